@@ -1,0 +1,1 @@
+"""Brain regions: names and zones, atlas assets, anatomy pack, jitted lookup."""

@@ -1,0 +1,1 @@
+"""Boxes in voxels of the working grid: geometry, coding, anchors, assignment, suppression."""

@@ -1,0 +1,176 @@
+"""One tree of frozen dataclasses is one experiment. `configs/*.py` each build one.
+
+Every field can be overridden on the command line by its dotted name, e.g. `--train.steps 500`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+Triple = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Detector network: space-to-depth stem, U-Net, feature fusion, region proposals, prototypes."""
+
+    widths: tuple[int, ...] = (16, 24, 32, 48)
+    """Channels of each U-Net level, finest first."""
+    encoder_convs: tuple[int, ...] = (0, 2, 2, 2)
+    """3x3x3 convolutions of each encoder level, after the stem or the pooling."""
+    decoder_convs: tuple[int, ...] = (0, 1, 1)
+    """3x3x3 convolutions of each decoder level, finest first."""
+    stem_kernel: Triple = (1, 3, 3)
+    """Kernel (z, y, x) of the first convolution, after space-to-depth (1, 2, 2)."""
+    use_fusion: bool = True
+    """Feature fusion module: the head sees P1..P3; otherwise P1 alone."""
+    fusion: Literal["sum", "concat"] = "sum"
+    """How the reduced decoder levels are fused."""
+    fusion_width: int = 16
+    """Channels that each decoder level is reduced to."""
+    head_width: int = 16
+    """Channels of the proposal head's 3x3x3 convolution."""
+    anchor_diameters_mm: tuple[float, ...] = (2.5, 4.0, 6.0, 10.0)
+    """Edge length of the cubic anchors at every cell."""
+    use_prototypes: bool = True
+    """Hard sample prototype learning during training."""
+    embedding_dim: int = 16
+    """Length of the embedding of one anchor."""
+    prototypes_per_class: int = 4
+    """Prototypes of each class (CMB, mimic)."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations; parameters and reductions stay float32."""
+
+    def __post_init__(self) -> None:
+        levels = len(self.widths)
+        if len(self.encoder_convs) != levels or len(self.decoder_convs) != levels - 1:
+            raise ValueError("encoder_convs needs one entry a level, decoder_convs one fewer")
+        if levels < 3:
+            raise ValueError("the detector needs at least three levels (P1..P3)")
+
+    @property
+    def total_stride(self) -> Triple:
+        """Working-grid voxels (z, y, x) per cell of the coarsest level."""
+        pooled = 2 ** (len(self.widths) - 1)
+        return (pooled, 2 * pooled, 2 * pooled)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Assignment of anchors and weights of the loss terms."""
+
+    positive_iou: float = 0.35
+    """An anchor at or above this IoU with a truth is positive; each truth's best anchor always is."""
+    negative_iou: float = 0.15
+    """An anchor below this IoU with every truth is negative; those between are ignored."""
+    focal_alpha: float = 0.5
+    """Weight of positives in the focal objectness loss."""
+    focal_gamma: float = 2.0
+    """Focusing exponent of the objectness loss."""
+    box_weight: float = 0.5
+    """Weight of the smooth-L1 box loss."""
+    concentration_weight: float = 0.2
+    """Weight of the concentration loss."""
+    prototype_gamma: float = 1.0
+    """Temperature on squared distances in the distance cross-entropy."""
+    prototype_pull: float = 0.05
+    """Weight of the pull towards the nearest own prototype."""
+    max_positives: int = 64
+    """Positive anchors a patch that enter the concentration loss."""
+    max_hard_negatives: int = 64
+    """Hard negatives mined a patch: the highest objectness, known mimics first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PhantomConfig:
+    """The simulated subjects that training makes for itself."""
+
+    train_subjects: int = 64
+    """Subjects simulated for training."""
+    validation_subjects: int = 8
+    """Subjects simulated for validation and the choice of the operating point."""
+    train_seed: int = 100_000
+    """Seed of the first training subject; subject i uses train_seed + i."""
+    validation_seed: int = 200_000
+    """Seed of the first validation subject."""
+    mean_cmbs: float = 25.0
+    """Mean microbleeds a training subject: denser than patients, so that few volumes teach much."""
+    protocols: tuple[str, ...] = ("iso05", "iso08")
+    """Acquisition protocols, taken in turn by subject; names as in cmb_jax.phantom.protocols."""
+    cache_dir: str | None = None
+    """Where prepared subjects are kept; default: the run's workdir."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Working grid, patches and augmentation."""
+
+    spacing_mm: tuple[float, float, float] = (1.0, 0.5, 0.5)
+    """Working grid (z, y, x) in mm."""
+    patch_shape: Triple = (48, 96, 96)
+    """Training patch (z, y, x) in voxels of the working grid."""
+    batch_size: int = 4
+    """Patches a step, over all devices and hosts."""
+    max_truths: int = 24
+    """True boxes a patch, padded."""
+    lesion_patch_fraction: float = 0.6
+    """Share of patches that hold a lesion; the rest are centred on a mimic or anywhere in the brain."""
+    phase_dropout: float = 0.15
+    """Probability that a patch's phase channel is zeroed."""
+    workers: int = 0
+    """Grain worker processes; 0 reads in the main process with threads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Optimiser, schedule, checkpoints, mesh."""
+
+    steps: int = 3000
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    ema_decay: float = 0.995
+    seed: int = 0
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    evaluate_every: int = 500
+    log_every: int = 20
+    mesh_data: int = 1
+    """Devices that share the batch."""
+    mesh_space: int = 1
+    """Devices that share the depth of each volume."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceConfig:
+    """Tiles, suppression, categories."""
+
+    tile_shape: Triple = (160, 384, 320)
+    """Largest tile (z, y, x) in voxels of the working grid, halo included; a multiple of the total stride."""
+    max_candidates: int = 1024
+    """Candidates kept before suppression."""
+    max_detections: int = 256
+    """Detections kept after suppression."""
+    nms_iou: float = 0.1
+    """Boxes that overlap a better one by more than this are suppressed."""
+    score_threshold: float = 0.5
+    """Operating point: the lowest score that is reported as kept; chosen on validation subjects."""
+    definite_threshold: float = 0.8
+    """From this score on a detection is called definite, below it possible."""
+    candidate_threshold: float = 0.05
+    """Candidates below this score are not listed at all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    name: str = "small"
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    phantom: PhantomConfig = dataclasses.field(default_factory=PhantomConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    inference: InferenceConfig = dataclasses.field(default_factory=InferenceConfig)

@@ -1,0 +1,1 @@
+"""Preparation to the working grid, patch sampling, augmentation, Grain pipeline."""

@@ -1,0 +1,1 @@
+"""From a volume to located detections: tiles, decoding, regions, outputs."""

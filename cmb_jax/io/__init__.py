@@ -1,0 +1,1 @@
+"""Volumes in and out: NIfTI, phase conventions, atomic files, detection tables."""

@@ -1,0 +1,55 @@
+"""The volume type that everything outside the network works on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NativeGrid:
+    """How a volume lay in its file, so that results can be written back voxel for voxel."""
+
+    shape: tuple[int, int, int]  # of the file's array, singleton fourth axis dropped
+    affine: np.ndarray  # (4, 4) float64, native voxel index (i, j, k) -> RAS mm
+    orientation: np.ndarray  # (3, 2) nibabel orientation transform, native -> RAS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Volume:
+    """One scalar image whose axes run to the Right, Anterior and Superior (closest canonical).
+
+    An oblique affine stays oblique: axes are permuted and flipped, never resampled.
+    """
+
+    data: np.ndarray  # (X, Y, Z) float32, finite
+    affine: np.ndarray  # (4, 4) float64, voxel index (x, y, z) -> RAS mm
+    native: NativeGrid
+    source: Path | None = None  # file it was read from
+    sha256: str | None = None  # of that file
+    warnings: tuple[str, ...] = ()  # one line each, for the user and for detections.json
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel edge lengths along (x, y, z) in mm."""
+        sx, sy, sz = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return (float(sx), float(sy), float(sz))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Array shape (X, Y, Z)."""
+        x, y, z = self.data.shape
+        return (x, y, z)
+
+    @classmethod
+    def from_array(cls, data: np.ndarray, affine: np.ndarray) -> Volume:
+        """A volume that was made here: `data` (X, Y, Z) already runs R, A, S and its native grid is its own."""
+        identity = np.array([[0, 1], [1, 1], [2, 1]], dtype=np.float64)
+        x, y, z = data.shape
+        return cls(
+            data=np.asarray(data, np.float32),
+            affine=np.asarray(affine, np.float64),
+            native=NativeGrid(shape=(x, y, z), affine=np.asarray(affine, np.float64), orientation=identity),
+        )

@@ -1,0 +1,1 @@
+"""Flax NNX modules: U-Net, fusion, region proposals, prototypes, detector, region net."""

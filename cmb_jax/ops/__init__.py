@@ -1,0 +1,1 @@
+"""Array operations on (B, Z, Y, X, C) tensors: convolution, norm, resampling."""

@@ -1,0 +1,1 @@
+"""Simulated subjects: susceptibility, field, signal, acquisition, lesions, mimics."""

@@ -1,0 +1,1 @@
+"""Susceptibility-weighted imaging: phase unwrapping, high-pass phase, phase mask, echo combination."""

@@ -1,0 +1,23 @@
+"""Settings that every test shares; they must stand before the first use of JAX."""
+
+import os
+
+# Eight simulated devices for the sharding tests; low optimisation because compiling dominates small tests.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+flags.FLAGS.mark_as_parsed()  # Grain reads absl flags
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
