@@ -15,7 +15,6 @@ import pytest
 from absl import flags
 
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags
-jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture
