@@ -1,0 +1,147 @@
+"""Network weights in files: safetensors, which holds arrays and text and can run nothing when it is read.
+
+A pure dict is what `flax.nnx.to_pure_dict` gives: nested dicts with string or integer keys and arrays as
+leaves. In the file every array has its path as its name, joined by dots (`encoder.0.kernel`).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from cmb_jax.errors import UserError
+
+PureDict = dict[Any, Any]
+
+
+def named_leaves(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every leaf of a nested dict.
+
+    Raises ValueError when a key holds a dot, because the file could then not be read back.
+    """
+    for key, value in state.items():
+        if "." in str(key):
+            raise ValueError(f"parameter key {key!r} holds a dot")
+        if isinstance(value, Mapping):
+            yield from named_leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def unflatten_state(flat: Mapping[str, np.ndarray]) -> PureDict:
+    """Flat dict of dotted names -> nested dict; parts that are whole numbers become integer keys."""
+    state: PureDict = {}
+    for name, value in flat.items():
+        *parents, last = (int(part) if part.isdigit() else part for part in name.split("."))
+        node = state
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return state
+
+
+def save_weights(
+    path: str | Path,
+    state: Mapping[Any, Any],
+    metadata: Mapping[str, str],
+    *,
+    dtype: Literal["float32", "float16"] = "float32",
+) -> None:
+    """Write a pure dict of arrays to `path`, atomically (a reader sees the old file or the new one).
+
+    Args:
+        path: file to write or replace; its folder must exist.
+        state: pure dict; floating arrays are stored as `dtype`, integers and booleans as they are.
+        metadata: text that travels with the weights (configuration, versions).
+        dtype: float16 halves the file; its relative rounding error is below 5e-4.
+
+    Raises:
+        UserError: the file cannot be written.
+        ValueError: a value is not finite, or too large for float16.
+    """
+    path = Path(path)
+    flat = {}
+    for name, leaf in sorted(named_leaves(state), key=lambda item: item[0]):
+        value = np.asarray(leaf)
+        if np.issubdtype(value.dtype, np.floating) or value.dtype.name == "bfloat16":
+            with np.errstate(over="ignore"):  # the line below names the parameter
+                value = value.astype(dtype)
+            if not np.isfinite(value).all():
+                raise ValueError(f"parameter {name} is not finite as {dtype}")
+        flat[name] = np.asarray(value, order="C")
+    blob = save(flat, metadata=dict(metadata))
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(blob)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # temporary files are private, weights need not be
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: weights cannot be written ({error.strerror or error})") from error
+
+
+def load_weights(
+    path: str | Path, expected: Mapping[Any, Any] | None = None
+) -> tuple[PureDict, dict[str, str]]:
+    """Read a file of `save_weights`: (pure dict of NumPy arrays, metadata).
+
+    Args:
+        path: a safetensors file.
+        expected: pure dict of the model that the weights are for (arrays or shapes, e.g. of
+            `nnx.eval_shape`); names and shapes must then agree exactly.
+
+    Floating arrays come back as float32 whatever they were stored as.
+
+    Raises:
+        UserError: the file is missing, is not safetensors, is truncated, or does not fit `expected`: the
+            first parameter (by name) that differs is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file; check the path")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+            flat = {name: _as_float32(file.get_tensor(name)) for name in sorted(file.keys())}
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path}: not a readable safetensors file ({error}); it is damaged, truncated or of another "
+            "kind: fetch it again or give other weights"
+        ) from error
+    if expected is not None:
+        _check_fit(path, flat, expected)
+    return unflatten_state(flat), metadata
+
+
+def _as_float32(value: np.ndarray) -> np.ndarray:
+    floating = np.issubdtype(value.dtype, np.floating) or value.dtype.name == "bfloat16"
+    return value.astype(np.float32) if floating else value
+
+
+def _check_fit(path: Path, flat: Mapping[str, np.ndarray], expected: Mapping[Any, Any]) -> None:
+    wanted = {name: tuple(leaf.shape) for name, leaf in named_leaves(expected)}
+    for name in sorted(wanted.keys() | flat.keys()):
+        if name not in flat:
+            problem = f"lack {name} {wanted[name]}"
+        elif name not in wanted:
+            problem = f"hold {name} {flat[name].shape}, which the model does not have"
+        elif flat[name].shape != wanted[name]:
+            problem = f"hold {name} as {flat[name].shape}, but the model has {wanted[name]}"
+        else:
+            continue
+        raise UserError(
+            f"{path}: weights of another configuration: they {problem}; "
+            "use the configuration that they were trained with, or other weights"
+        )
