@@ -1,0 +1,149 @@
+"""Training patches: where they are cut, how they are augmented, and the Grain pipeline.
+
+The position in the data is a pure function of the step, so a resumed run needs nothing but the step's number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+
+from cmb_jax.config import DataConfig
+from cmb_jax.data.subjects import PROPOSAL_STRIDE, StoredSubject
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchBatch:
+    """Patches as NumPy arrays. B patches, Z Y X voxels, M truths."""
+
+    image: np.ndarray  # (B, Z, Y, X, 2) float32
+    boxes: np.ndarray  # (B, M, 6) float32, voxels of the patch
+    boxes_valid: np.ndarray  # (B, M) bool
+    mimics: np.ndarray  # (B, Z, Y // 2, X // 2) uint8
+
+
+def _center_cell(stored: StoredSubject, boxes: np.ndarray, config: DataConfig, rng: np.random.Generator):
+    """Working-grid voxel (z, y, x) that the patch should hold, and how far it may lie from its middle."""
+    draw = rng.random()
+    stride = np.array(PROPOSAL_STRIDE)
+    if draw < config.lesion_patch_fraction and len(boxes):
+        box = boxes[rng.integers(len(boxes))]
+        return (box[:3] + box[3:]) / 2
+    # half of the rest looks at mimics, half anywhere in the brain
+    halfway = (1.0 + config.lesion_patch_fraction) / 2
+    points = stored.mimic_points() if draw < halfway else stored.brain_points()
+    if len(points) == 0:
+        points = stored.brain_points()
+    return (points[rng.integers(len(points))] + 0.5) * stride
+
+
+def cut_patch(stored: StoredSubject, config: DataConfig, rng: np.random.Generator):
+    """One patch with its boxes: (image, boxes, mimics), patch coordinates, before augmentation."""
+    image, boxes, mimics = stored.image(), stored.boxes(), stored.mimics()
+    shape = np.array(config.patch_shape)
+    stride = np.array(PROPOSAL_STRIDE)
+    center = _center_cell(stored, boxes, config, rng)
+    jitter = rng.uniform(-0.35, 0.35, 3) * shape
+    start = np.rint((center + jitter - shape / 2) / stride).astype(int) * stride
+    # stay inside where the volume is large enough; where it is not, pad with background
+    start = np.clip(start, np.minimum(0, np.array(image.shape[:3]) - shape), np.maximum(0, np.array(image.shape[:3]) - shape))
+    start = (start // stride) * stride
+
+    patch = _window(image, start, shape).astype(np.float32)
+    cells = _window(mimics, start // stride, shape // stride)
+    local = boxes - np.tile(start, 2).astype(np.float32)
+    overlaps = ((local[:, 3:] > 0) & (local[:, :3] < shape)).all(axis=1)
+    return patch, local[overlaps], cells
+
+
+def _window(array: np.ndarray, start: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """array[start : start + shape] along the first three axes, zero outside."""
+    low = np.maximum(start, 0)
+    high = np.minimum(start + shape, array.shape[:3])
+    inside = array[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    before, after = low - start, start + shape - high
+    if not (before.any() or after.any()):
+        return np.asarray(inside)
+    pad = [(a, b) for a, b in zip(before, after, strict=True)] + [(0, 0)] * (array.ndim - 3)
+    return np.pad(inside, pad)
+
+
+def flip(image: np.ndarray, boxes: np.ndarray, mimics: np.ndarray, axis: int):
+    """Mirror a patch and its boxes along axis 0, 1 or 2."""
+    size = image.shape[axis]
+    boxes = boxes.copy()
+    boxes[:, axis], boxes[:, axis + 3] = size - boxes[:, axis + 3], size - boxes[:, axis]
+    return np.flip(image, axis), boxes, np.flip(mimics, axis)
+
+
+def turn(image: np.ndarray, boxes: np.ndarray, mimics: np.ndarray):
+    """Swap y and x: the dipole field is symmetric about the main field along z, so that phase stays physical."""
+    return image.swapaxes(1, 2), boxes[:, [0, 2, 1, 3, 5, 4]], mimics.swapaxes(1, 2)
+
+
+def augment(image: np.ndarray, boxes: np.ndarray, mimics: np.ndarray, config: DataConfig, rng: np.random.Generator):
+    """Random mirror images, turn, contrast, phase scale, noise and loss of the phase."""
+    for axis in range(3):
+        if rng.random() < 0.5:
+            image, boxes, mimics = flip(image, boxes, mimics, axis)
+    if image.shape[1] == image.shape[2] and rng.random() < 0.5:
+        image, boxes, mimics = turn(image, boxes, mimics)
+    image = image.copy()
+    image[..., 0] = np.power(image[..., 0], rng.uniform(0.8, 1.25)) * rng.uniform(0.85, 1.15)
+    image[..., 1] *= rng.uniform(0.7, 1.4)
+    image[..., 0] += rng.normal(0.0, rng.uniform(0.0, 0.04), image.shape[:3]).astype(np.float32)
+    if rng.random() < config.phase_dropout:
+        image[..., 1] = 0.0
+    return image, boxes, mimics
+
+
+class SamplePatch(grain.transforms.RandomMap):
+    """Subject number -> augmented patch as a `PatchBatch` without the batch axis."""
+
+    def __init__(self, subjects: Sequence[StoredSubject], config: DataConfig):
+        self._subjects = tuple(subjects)
+        self._config = config
+
+    def random_map(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Cut, augment and pad to static shapes."""
+        config = self._config
+        image, boxes, mimics = cut_patch(self._subjects[int(element)], config, rng)
+        image, boxes, mimics = augment(image, boxes, mimics, config, rng)
+        # more lesions than places: keep those nearest to the middle, whose surroundings are whole
+        distance = np.abs((boxes[:, :3] + boxes[:, 3:]) / 2 - np.array(config.patch_shape) / 2).max(axis=1)
+        boxes = boxes[np.argsort(distance, kind="stable")[: config.max_truths]]
+        padded = np.zeros((config.max_truths, 6), np.float32)
+        padded[: len(boxes)] = boxes
+        return {
+            "image": np.ascontiguousarray(image, np.float32),
+            "boxes": padded,
+            "boxes_valid": np.arange(config.max_truths) < len(boxes),
+            "mimics": np.ascontiguousarray(mimics),
+        }
+
+
+def patch_batches(
+    subjects: Sequence[StoredSubject],
+    config: DataConfig,
+    *,
+    seed: int,
+    first_step: int = 0,
+    host: int = 0,
+    hosts: int = 1,
+) -> Iterator[PatchBatch]:
+    """Endless batches from `first_step` on; each of `hosts` gets its share of every global batch.
+
+    Random numbers are drawn before the hosts part, so that the global batch does not depend on their number.
+    """
+    dataset = grain.MapDataset.source(np.arange(len(subjects))).seed(seed).shuffle().repeat(None)
+    dataset = dataset.random_map(SamplePatch(subjects, config))[host::hosts]
+    dataset = dataset.batch(config.batch_size // hosts, drop_remainder=True).slice(slice(first_step, None))
+    iterator = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+    if config.workers:
+        iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+    for batch in iterator:
+        # workers hand out shared memory: copy before it goes
+        yield PatchBatch(**{name: np.array(array) for name, array in batch.items()})

@@ -1,0 +1,157 @@
+"""From images on the scanner's grid to the two channels that the network sees.
+
+This is the one place where axes are turned round: outside arrays are (X, Y, Z), the network's are (Z, Y, X, C).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmb_jax.io.volume import Volume
+from cmb_jax.swi import homodyne_phase
+
+# Brain tissue of the reference percentile becomes 1: stable against lesions, veins and bright rims alike.
+REFERENCE_PERCENTILE = 75.0
+MAX_SCALED_INTENSITY = 2.0
+MARGIN_MM = 8.0  # kept around the brain, so that lesions at its edge are seen with their surroundings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedVolume:
+    """The network's view of one scan, cut to the brain."""
+
+    image: np.ndarray  # (Z, Y, X, 2) float16: intensity over brain reference, phase over pi (0 without phase)
+    affine: np.ndarray  # (4, 4), working voxel index (x, y, z; integers are voxel centres) -> RAS mm
+    spacing_mm: tuple[float, float, float]  # (z, y, x)
+    has_phase: bool
+
+
+def brain_bounds(mask: np.ndarray, spacing_mm: tuple[float, float, float], margin_mm: float) -> np.ndarray:
+    """Smallest box around a mask (X, Y, Z), with a margin in mm, inside the array: (3, 2) half-open indices.
+
+    An empty mask gives the whole array.
+    """
+    bounds = np.array([[0, size] for size in mask.shape])
+    if not mask.any():
+        return bounds
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        filled = np.flatnonzero(mask.any(axis=others))
+        margin = int(np.ceil(margin_mm / spacing_mm[axis]))
+        bounds[axis] = max(0, filled[0] - margin), min(mask.shape[axis], filled[-1] + 1 + margin)
+    return bounds
+
+
+@jax.jit
+def _interpolate_axis(data: jax.Array, positions: jax.Array) -> jax.Array:
+    """Linear interpolation of (X, Y, Z) along its first axis at fractional indices (N,), ends held."""
+    positions = jnp.clip(positions, 0, data.shape[0] - 1)
+    low = jnp.floor(positions).astype(jnp.int32)
+    high = jnp.minimum(low + 1, data.shape[0] - 1)
+    weight = (positions - low)[:, None, None]
+    return data[low] * (1 - weight) + data[high] * weight
+
+
+def resample(data: np.ndarray, positions: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Separable linear resampling of (X, Y, Z) at fractional indices, one (N,) array for each axis."""
+    result = jnp.asarray(data, jnp.float32)
+    for axis, index in enumerate(positions):
+        if len(index) == result.shape[axis] and np.array_equal(index, np.arange(len(index))):
+            continue
+        moved = jnp.moveaxis(result, axis, 0)
+        result = jnp.moveaxis(_interpolate_axis(moved, jnp.asarray(index, jnp.float32)), 0, axis)
+    return np.asarray(result)
+
+
+def working_positions(size: int, native_spacing_mm: float, working_spacing_mm: float) -> np.ndarray:
+    """Fractional native indices of the working voxels that cover `size` native voxels.
+
+    Both grids share their outer edge, so no image is shifted by the resampling.
+    """
+    if abs(native_spacing_mm / working_spacing_mm - 1.0) < 1e-3:
+        return np.arange(size, dtype=np.float64)
+    count = max(1, round(size * native_spacing_mm / working_spacing_mm))
+    return -0.5 + (np.arange(count) + 0.5) * (working_spacing_mm / native_spacing_mm)
+
+
+def prepare(
+    swi: Volume,
+    phase_rad: np.ndarray | None,
+    brain_mask: np.ndarray,
+    *,
+    spacing_mm: tuple[float, float, float] = (1.0, 0.5, 0.5),
+) -> PreparedVolume:
+    """Crop to the brain, filter the phase, scale both channels and bring them to the working grid.
+
+    Args:
+      swi: susceptibility-weighted (or T2*-weighted magnitude) image, RAS axes.
+      phase_rad: (X, Y, Z) phase in radians on the same grid, paramagnetic positive, high-passed or not;
+        None gives a zero channel.
+      brain_mask: (X, Y, Z) bool on the same grid; empty means that the brain is unknown and all is used.
+      spacing_mm: working grid (z, y, x).
+
+    Returns:
+      The prepared volume; its affine keeps an oblique scan oblique.
+    """
+    native = swi.spacing_mm
+    bounds = brain_bounds(brain_mask, native, MARGIN_MM)
+    window = tuple(slice(low, high) for low, high in bounds)
+    positions = tuple(
+        working_positions(high - low, native[axis], spacing_mm[2 - axis])
+        for axis, (low, high) in enumerate(bounds)
+    )
+
+    inside = swi.data[brain_mask] if brain_mask.any() else swi.data[swi.data > 0]
+    reference = float(np.percentile(inside, REFERENCE_PERCENTILE)) if inside.size else 1.0
+    scaled = np.clip(swi.data[window] / max(reference, 1e-6), 0.0, MAX_SCALED_INTENSITY)
+    intensity = resample(scaled, positions)
+
+    if phase_rad is None:
+        phase = np.zeros_like(intensity)
+    else:
+        filtered = np.asarray(homodyne_phase(phase_rad, swi.data, native))
+        phase = resample(filtered[window], positions) / np.pi
+
+    image = np.stack([intensity, phase], axis=-1).transpose(2, 1, 0, 3)
+    origin = np.array([index[0] for index in positions]) + bounds[:, 0]
+    step = np.array([index[1] - index[0] if len(index) > 1 else 1.0 for index in positions])
+    to_native = np.eye(4)
+    to_native[:3, :3] = np.diag(step)
+    to_native[:3, 3] = origin
+    return PreparedVolume(
+        image=image.astype(np.float16),
+        affine=swi.affine @ to_native,
+        spacing_mm=spacing_mm,
+        has_phase=phase_rad is not None,
+    )
+
+
+def edge_coordinates(points_mm: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """RAS mm (N, 3) to edge coordinates (z, y, x) of the working grid, where voxel i spans [i, i + 1)."""
+    inverse = np.linalg.inv(affine)
+    index = points_mm @ inverse[:3, :3].T + inverse[:3, 3]
+    return index[:, ::-1] + 0.5
+
+
+def points_from_edges(centers_zyx: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Edge coordinates (N, 3) in (z, y, x) of the working grid to RAS mm (N, 3)."""
+    index = (centers_zyx - 0.5)[:, ::-1]
+    return index @ affine[:3, :3].T + affine[:3, 3]
+
+
+def boxes_of_lesions(
+    centers_mm: np.ndarray, diameters_mm: np.ndarray, prepared: PreparedVolume, smallest_mm: float = 2.0
+) -> np.ndarray:
+    """Cubic boxes (N, 6) in working voxels round lesions with RAS centres (N, 3) and diameters (N,) in mm.
+
+    Nothing is smaller than `smallest_mm`: the slice thickness hides what is thinner.
+    """
+    if len(centers_mm) == 0:
+        return np.zeros((0, 6), np.float32)
+    center = edge_coordinates(centers_mm, prepared.affine)
+    half = np.maximum(diameters_mm, smallest_mm)[:, None] / np.array(prepared.spacing_mm) / 2
+    return np.concatenate([center - half, center + half], axis=1).astype(np.float32)

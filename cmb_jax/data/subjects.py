@@ -1,0 +1,144 @@
+"""Prepared training subjects: simulated once, kept on disk as plain arrays that are memory-mapped."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from cmb_jax.anatomy.regions import region_of
+from cmb_jax.data.prepare import PreparedVolume, boxes_of_lesions, points_from_edges, prepare
+from cmb_jax.phantom import MimicKind, PhantomSubject
+
+# Part of every cache folder's name: raise it when the stored form changes.
+STORE_VERSION = 1
+POINTS_PER_KIND = 400
+BRAIN_POINTS = 2000
+PROPOSAL_STRIDE = (1, 2, 2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredSubject:
+    """One prepared subject on disk. Z Y X are voxels of the working grid."""
+
+    folder: Path
+
+    def image(self) -> np.ndarray:
+        """(Z, Y, X, 2) float16, memory-mapped."""
+        return np.load(self.folder / "image.npy", mmap_mode="r")
+
+    def boxes(self) -> np.ndarray:
+        """(M, 6) float32 boxes of the microbleeds."""
+        return np.load(self.folder / "boxes.npy")
+
+    def mimics(self) -> np.ndarray:
+        """(Z, Y // 2, X // 2) uint8 `MimicKind` codes on the proposal grid, memory-mapped."""
+        return np.load(self.folder / "mimics.npy", mmap_mode="r")
+
+    def mimic_points(self) -> np.ndarray:
+        """(P, 3) int32 proposal-grid cells that lie on mimics, every kind about equally often."""
+        return np.load(self.folder / "mimic_points.npy")
+
+    def brain_points(self) -> np.ndarray:
+        """(P, 3) int32 proposal-grid cells in the brain, drawn at random."""
+        return np.load(self.folder / "brain_points.npy")
+
+
+def _cells_of(labels: np.ndarray, labels_affine: np.ndarray, prepared: PreparedVolume) -> np.ndarray:
+    """Nearest label (X, Y, Z) at the centre of every proposal cell: (Z, Y // 2, X // 2).
+
+    Both grids have parallel axes, so that one index array an axis is enough.
+    """
+    cells = tuple(size // step for size, step in zip(prepared.image.shape[:3], PROPOSAL_STRIDE, strict=True))
+    inverse = np.linalg.inv(labels_affine)
+    index = []
+    for axis in range(3):
+        centers = np.zeros((cells[axis], 3))
+        centers[:, axis] = (np.arange(cells[axis]) + 0.5) * PROPOSAL_STRIDE[axis]
+        points = points_from_edges(centers, prepared.affine)
+        native = points @ inverse[:3, :3].T + inverse[:3, 3]
+        native_axis = 2 - axis
+        index.append(np.clip(np.rint(native[:, native_axis]), 0, labels.shape[native_axis] - 1).astype(int))
+    z, y, x = index
+    return labels.transpose(2, 1, 0)[np.ix_(z, y, x)]
+
+
+def _points_by_kind(mimics: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    points = []
+    for kind in MimicKind:
+        if kind == 0:
+            continue
+        cells = np.argwhere(mimics == kind)
+        if len(cells):
+            chosen = rng.choice(len(cells), min(POINTS_PER_KIND, len(cells)), replace=False)
+            points.append(cells[chosen])
+    return np.concatenate(points).astype(np.int32) if points else np.zeros((0, 3), np.int32)
+
+
+def prepare_phantom(
+    subject: PhantomSubject, spacing_mm: tuple[float, float, float]
+) -> PreparedVolume:
+    """The network's view of a simulated subject, with its true brain and its protocol's phase sign."""
+    brain = region_of(subject.region_code) > 0
+    phase = subject.phase.data * subject.protocol.phase_sign
+    return prepare(subject.swi, phase, brain, spacing_mm=spacing_mm)
+
+
+def store_subject(
+    subject: PhantomSubject, folder: Path, spacing_mm: tuple[float, float, float]
+) -> StoredSubject:
+    """Prepare a simulated subject and write it, whole or not at all."""
+    prepared = prepare_phantom(subject, spacing_mm)
+    rng = np.random.default_rng(subject.seed)
+    affine = subject.swi.affine
+    mimics = _cells_of(subject.mimic_labels.astype(np.uint8), affine, prepared)
+    brain = np.argwhere(region_of(_cells_of(subject.region_code, affine, prepared)) > 0)
+    microbleeds = subject.lesions.microbleeds()
+    arrays = {
+        "image": prepared.image,
+        "boxes": boxes_of_lesions(microbleeds.centers_mm, microbleeds.apparent_diameters_mm, prepared),
+        "mimics": mimics,
+        "mimic_points": _points_by_kind(mimics, rng),
+        "brain_points": rng.permutation(brain)[:BRAIN_POINTS].astype(np.int32),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    for name, array in arrays.items():
+        np.save(temporary / f"{name}.npy", array)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(temporary, folder)
+    return StoredSubject(folder=folder)
+
+
+def stored_subjects(
+    root: Path,
+    seeds: range,
+    simulate: Callable[[int, int], PhantomSubject],
+    spacing_mm: tuple[float, float, float],
+    what: str,
+) -> tuple[StoredSubject, ...]:
+    """The subjects of `seeds`, simulated where the cache does not hold them yet, with progress.
+
+    Args:
+      root: folder of this simulation's subjects; its name must tell the settings apart.
+      seeds: one seed a subject.
+      simulate: (index, seed) -> simulated subject.
+      spacing_mm: working grid (z, y, x).
+      what: shown beside the progress bar.
+    """
+    subjects = []
+    for index, seed in enumerate(tqdm(seeds, desc=f"{what} subjects", unit="subject")):
+        folder = root / f"seed-{seed}"
+        if (folder / "image.npy").exists():
+            subjects.append(StoredSubject(folder=folder))
+        else:
+            subjects.append(store_subject(simulate(index, seed), folder, spacing_mm))
+    return tuple(subjects)
+
+

@@ -1,0 +1,70 @@
+"""What a training run carries from step to step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from cmb_jax.config import Config, TrainConfig
+from cmb_jax.models.detector import Detector
+from cmb_jax.models.functional import params_of
+from cmb_jax.training.sharding import replicated
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """All that a checkpoint holds; the position in the data is the step's number."""
+
+    step: jax.Array  # () int32, steps done
+    params: Any  # pure dict of float32 arrays
+    ema: Any  # exponential moving average of params, used for evaluation
+    opt_state: Any
+    skipped_in_a_row: jax.Array  # () int32, steps left out because the loss or a gradient was not finite
+    skipped: jax.Array  # () int32, all of those
+
+
+def learning_rate(config: TrainConfig) -> optax.Schedule:
+    """Linear warm-up, then half a cosine down to a hundredth of the peak."""
+    warmup = min(config.warmup_steps, max(1, config.steps // 2))
+    return optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, warmup, max(config.steps, warmup + 1), config.learning_rate / 100
+    )
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """AdamW on clipped gradients; biases, norms and prototypes are not decayed."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config),
+            weight_decay=config.weight_decay,
+            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim >= 5, params),
+        ),
+    )
+
+
+def init_state(config: Config, mesh: Mesh) -> TrainState:
+    """A fresh state, born on the mesh."""
+    optimizer = make_optimizer(config.train)
+
+    def create() -> TrainState:
+        model = Detector(config.model, rngs=nnx.Rngs(config.train.seed))
+        params = params_of(model)
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(
+            step=zero,
+            params=params,
+            ema=jax.tree.map(jnp.copy, params),
+            opt_state=optimizer.init(params),
+            skipped_in_a_row=zero,
+            skipped=zero,
+        )
+
+    return jax.jit(create, out_shardings=replicated(mesh))()

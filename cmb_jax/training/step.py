@@ -1,0 +1,123 @@
+"""One optimisation step: pure, jitted once, the same on one device and on a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from cmb_jax.boxes.anchors import anchor_sizes
+from cmb_jax.boxes.types import Truths
+from cmb_jax.config import Config
+from cmb_jax.data.patches import PatchBatch
+from cmb_jax.losses.total import LossTerms, detection_loss
+from cmb_jax.models.detector import Detector
+from cmb_jax.models.functional import Template
+from cmb_jax.training.sharding import over_batch, over_batch_and_depth, replicated
+from cmb_jax.training.state import TrainState, make_optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeviceBatch:
+    """A batch on the mesh. B patches, Z Y X voxels, M truths."""
+
+    image: jax.Array  # (B, Z, Y, X, 2) float32
+    truths: Truths  # (B, M, 6)
+    mimics: jax.Array  # (B, Z, Y // 2, X // 2) uint8
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """What one step reports; all scalars, global over the mesh."""
+
+    terms: LossTerms
+    gradient_norm: jax.Array
+    finite: jax.Array  # () bool: the step was taken
+
+
+Step = Callable[[TrainState, DeviceBatch], tuple[TrainState, StepMetrics]]
+
+
+def loss_function(params, batch: DeviceBatch, template: Template[Detector], config: Config):
+    """Total loss of a batch and its terms."""
+    detector = template.bind(params)
+    sizes = anchor_sizes(config.model.anchor_diameters_mm, config.data.spacing_mm)
+    return detection_loss(detector, detector(batch.image), batch.truths, batch.mimics, sizes, config.loss)
+
+
+def train_step(
+    state: TrainState,
+    batch: DeviceBatch,
+    *,
+    template: Template[Detector],
+    optimizer: optax.GradientTransformation,
+    config: Config,
+) -> tuple[TrainState, StepMetrics]:
+    """Gradient, update, moving average. A step whose loss or gradient is not finite changes only the counters."""
+    gradient = jax.value_and_grad(loss_function, has_aux=True)
+    (loss, terms), grads = gradient(state.params, batch, template, config)
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    safe = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0.0), grads)
+    updates, opt_state = optimizer.update(safe, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # the average follows quickly at first, so that it is never dominated by the random start
+    decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
+
+    def choose(new, old):
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    new_state = TrainState(
+        step=state.step + 1,
+        params=choose(params, state.params),
+        ema=choose(ema, state.ema),
+        opt_state=choose(opt_state, state.opt_state),
+        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        skipped=state.skipped + jnp.where(finite, 0, 1),
+    )
+    return new_state, StepMetrics(terms=terms, gradient_norm=norm, finite=finite)
+
+
+def make_step(config: Config, mesh: Mesh) -> Step:
+    """The jitted step: state replicated and donated, batch over "data", depth over "space"."""
+    template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
+    optimizer = make_optimizer(config.train)
+
+    def step(state: TrainState, batch: DeviceBatch):
+        return train_step(state, batch, template=template, optimizer=optimizer, config=config)
+
+    everywhere = replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(everywhere, batch_shardings(mesh)),
+        out_shardings=(everywhere, everywhere),
+        donate_argnums=0,
+    )
+
+
+def batch_shardings(mesh: Mesh) -> DeviceBatch:
+    """Where each part of a batch lies."""
+    deep = over_batch_and_depth(mesh)
+    flat = over_batch(mesh)
+    return DeviceBatch(image=deep, truths=Truths(boxes=flat, valid=flat), mimics=deep)
+
+
+def put_batch(batch: PatchBatch, mesh: Mesh) -> DeviceBatch:
+    """This process's share of the global batch onto the mesh."""
+    where = batch_shardings(mesh)
+    place = jax.make_array_from_process_local_data
+    return DeviceBatch(
+        image=place(where.image, batch.image),
+        truths=Truths(
+            boxes=place(where.truths.boxes, batch.boxes), valid=place(where.truths.valid, batch.boxes_valid)
+        ),
+        mimics=place(where.mimics, batch.mimics),
+    )
