@@ -1,1 +1,28 @@
-"""Susceptibility-weighted imaging: phase unwrapping, high-pass phase, phase mask, echo combination."""
+"""Susceptibility-weighted imaging: phase unwrapping, high-pass phase, phase mask, echo combination.
+
+Pure functions on (X, Y, Z) arrays, jitted; the slice plane is (X, Y), spacing in mm, phase in radians.
+"""
+
+from cmb_jax.swi.filters import DEFAULT_WIDTH_MM, high_pass, homodyne_phase, low_pass
+from cmb_jax.swi.unwrap import laplacian_unwrap, wrap
+from cmb_jax.swi.weighting import (
+    SwiImage,
+    combine_echoes,
+    minimum_intensity_projection,
+    phase_mask,
+    susceptibility_weighted,
+)
+
+__all__ = [
+    "DEFAULT_WIDTH_MM",
+    "SwiImage",
+    "combine_echoes",
+    "high_pass",
+    "homodyne_phase",
+    "laplacian_unwrap",
+    "low_pass",
+    "minimum_intensity_projection",
+    "phase_mask",
+    "susceptibility_weighted",
+    "wrap",
+]
