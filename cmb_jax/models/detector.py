@@ -1,0 +1,96 @@
+"""The detector: space-to-depth stem, U-Net, feature fusion, region proposals, prototypes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cmb_jax.config import ModelConfig, Triple
+from cmb_jax.models.fusion import FeatureFusion
+from cmb_jax.models.prototypes import AnchorEmbedding, initial_prototypes
+from cmb_jax.models.rpn import ProposalHead
+from cmb_jax.models.types import ProposalMaps
+from cmb_jax.models.unet import UNet, dependence_radius
+from cmb_jax.ops.resample import space_to_depth
+
+IMAGE_CHANNELS = 2
+STEM_STRIDE: Triple = (1, 2, 2)  # slices are thick: the first reduction leaves z alone
+FUSED_LEVELS = 3  # P1..P3
+
+
+class Detector(nnx.Module):
+    """Find candidate microbleeds on a dense grid of anchors.
+
+    The four configurations of one code path: with `use_fusion` the head sees P1..P3, else P1 alone; with
+    `use_prototypes` there are anchor embeddings and prototypes for the concentration loss.
+
+    Args:
+        config: sizes and switches.
+        rngs: source of the initial parameters.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        inputs = IMAGE_CHANNELS * STEM_STRIDE[0] * STEM_STRIDE[1] * STEM_STRIDE[2]
+        self.unet = UNet(
+            inputs, config.widths, config.encoder_convs, config.decoder_convs, config.stem_kernel, rngs=rngs
+        )
+        levels = FUSED_LEVELS if config.use_fusion else 1
+        self.fusion = FeatureFusion(config.widths[:levels], config.fusion_width, config.fusion, rngs=rngs)
+        anchors = len(config.anchor_diameters_mm)
+        self.head = ProposalHead(self.fusion.outputs, config.head_width, anchors, rngs=rngs)
+        if config.use_prototypes:
+            self.embedding = AnchorEmbedding(config.head_width, anchors, config.embedding_dim, rngs=rngs)
+            self.prototypes = nnx.Param(
+                initial_prototypes(config.prototypes_per_class, config.embedding_dim, rngs.params())
+            )
+
+    def __call__(self, image: jax.Array) -> ProposalMaps:
+        """Propose boxes.
+
+        Args:
+            image: (B, Z, Y, X, 2) on the working grid: SWI scaled by brain percentiles, phase over pi
+                (paramagnetic positive, zero where there is none).
+
+        Returns:
+            Maps on the proposal grid (B, Z, Y / 2, X / 2, ...).
+
+        Raises:
+            ValueError: the image has not two channels, or its size is not a multiple of the total stride.
+        """
+        stride = self.config.total_stride
+        if image.ndim != 5 or image.shape[-1] != IMAGE_CHANNELS:
+            raise ValueError(f"the detector takes images of shape (B, Z, Y, X, 2), got {image.shape}")
+        if any(size % step for size, step in zip(image.shape[1:4], stride, strict=True)):
+            raise ValueError(
+                f"the detector takes images whose size (z, y, x) is a multiple of {stride}, "
+                f"got {image.shape[1:4]}: pad the image at its far ends"
+            )
+        cells = space_to_depth(image.astype(jnp.dtype(self.config.compute_dtype)), STEM_STRIDE)
+        levels = self.unet(cells)
+        return self.head(self.fusion(levels[: FUSED_LEVELS if self.config.use_fusion else 1]))
+
+    def embed(self, features: jax.Array, anchor_index: jax.Array) -> jax.Array:
+        """Embed anchors for the concentration loss: (..., C) features and (...,) anchor number to (..., E).
+
+        Raises:
+            ValueError: the configuration has no prototypes.
+        """
+        if not self.config.use_prototypes:
+            raise ValueError("this detector was configured without prototypes and has no embedding")
+        return self.embedding(features, anchor_index)
+
+
+def receptive_halo(config: ModelConfig) -> Triple:
+    """Working-grid voxels (z, y, x) around a block of proposals on which the block depends.
+
+    Rounded up to whole cells of the coarsest level, so that a window with this halo around an aligned core
+    gives the values of the whole volume in the core.
+    """
+    radius = dependence_radius(config.encoder_convs, config.decoder_convs, config.stem_kernel, head_convs=1)
+    z, y, x = (
+        -(-cells * stem // stride) * stride
+        for cells, stem, stride in zip(radius, STEM_STRIDE, config.total_stride, strict=True)
+    )
+    return (z, y, x)

@@ -1,0 +1,108 @@
+"""U-Net whose decoder adds laterals (Ronneberger et al. 2015; Lin et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+
+from cmb_jax.models.blocks import Conv, ConvBlock, conv_blocks
+from cmb_jax.ops.conv import Triple
+from cmb_jax.ops.resample import max_pool, upsample_nearest
+
+
+class UNet(nnx.Module):
+    """Encoder with (2, 2, 2) pooling; decoder that adds 1x1x1 laterals to the upsampled level below.
+
+    Args:
+        inputs: channels in.
+        widths: channels of each level, finest first.
+        encoder_convs: 3x3x3 blocks of each encoder level, after the stem or the pooling; at least one below
+            the first level.
+        decoder_convs: 3x3x3 blocks of each decoder level, finest first; one entry fewer.
+        stem_kernel: edges of the first block's kernel along z, y, x.
+        rngs: source of the initial parameters.
+
+    Raises:
+        ValueError: the numbers of blocks do not fit the widths.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        widths: Sequence[int],
+        encoder_convs: Sequence[int],
+        decoder_convs: Sequence[int],
+        stem_kernel: Triple = (3, 3, 3),
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        levels = len(widths)
+        if len(encoder_convs) != levels or len(decoder_convs) != levels - 1 or min(encoder_convs[1:]) < 1:
+            raise ValueError(
+                f"a U-Net of {levels} levels needs as many encoder_convs (1 or more below the first level) "
+                f"and one decoder_convs fewer, got {tuple(encoder_convs)} and {tuple(decoder_convs)}"
+            )
+        self.stem = ConvBlock(inputs, widths[0], stem_kernel, rngs=rngs)
+        above = (widths[0], *widths[:-1])
+        self.encoder = nnx.List(
+            [conv_blocks(n, i, o, rngs=rngs) for n, i, o in zip(encoder_convs, above, widths, strict=True)]
+        )
+        finer, coarser = widths[:-1], widths[1:]
+        self.laterals = nnx.List([Conv(width, width, rngs=rngs) for width in finer])
+        self.rises = nnx.List(
+            [Conv(i, o, use_bias=False, rngs=rngs) for i, o in zip(coarser, finer, strict=True)]
+        )
+        self.decoder = nnx.List(
+            [conv_blocks(n, w, w, rngs=rngs) for n, w in zip(decoder_convs, finer, strict=True)]
+        )
+
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
+        """Run encoder and decoder.
+
+        Args:
+            x: (B, Z, Y, X, inputs), sizes multiples of 2^(levels - 1).
+
+        Returns:
+            One map a level, finest first: (B, Z / 2^l, Y / 2^l, X / 2^l, widths[l]).
+        """
+        x = self.stem(x)
+        skips = []
+        for level, blocks in enumerate(self.encoder):
+            x = max_pool(x) if level else x
+            for block in blocks:
+                x = block(x)
+            skips.append(x)
+        maps = [x]
+        for level in reversed(range(len(self.decoder))):
+            # Channels are reduced before the voxels are repeated: the same sum for an eighth of the work.
+            x = jax.nn.relu(self.laterals[level](skips[level]) + upsample_nearest(self.rises[level](x)))
+            for block in self.decoder[level]:
+                x = block(x)
+            maps.append(x)
+        return maps[::-1]
+
+
+def dependence_radius(
+    encoder_convs: Sequence[int], decoder_convs: Sequence[int], stem_kernel: Triple, head_convs: int
+) -> Triple:
+    """Cells of the finest level, to each side along z, y, x, on which an aligned block of outputs depends.
+
+    "Aligned" means that the block starts and ends on cells of the coarsest level. Levels meet on aligned
+    blocks, so a radius of r cells becomes ceil(r / 2) one level down and 2 r one level up; each 3x3x3
+    convolution adds 1.
+
+    Args:
+        encoder_convs: as in `UNet`.
+        decoder_convs: as in `UNet`.
+        stem_kernel: as in `UNet`.
+        head_convs: 3x3x3 convolutions after the finest decoder level.
+    """
+    radius = head_convs
+    for count in decoder_convs:
+        radius = (radius + count + 1) // 2
+    for count in reversed(encoder_convs[1:]):
+        radius = 2 * (radius + count)
+    z, y, x = ((radius + encoder_convs[0]) + edge // 2 for edge in stem_kernel)
+    return (z, y, x)
