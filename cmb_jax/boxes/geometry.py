@@ -45,7 +45,13 @@ def safe_iou(intersection: jax.Array, volume_a: jax.Array, volume_b: jax.Array) 
 def pairwise_iou(a: jax.Array, b: jax.Array) -> jax.Array:
     """Intersection over union of every box of `a` (N, 6) with every box of `b` (M, 6): (N, M) in 0..1."""
     chex.assert_shape([a, b], (None, 6))
-    near = jnp.maximum(a[:, None, :3], b[None, :, :3])
-    far = jnp.minimum(a[:, None, 3:], b[None, :, 3:])
-    intersection = product_of_axes(jnp.maximum(far - near, 0))
-    return safe_iou(intersection, volume(a)[:, None], volume(b)[None, :])
+    # One axis at a time: no (N, M, 3) array, so that the whole expression becomes one loop over (N, M).
+    edge_z, edge_y, edge_x = (
+        jnp.maximum(
+            jnp.minimum(a[:, None, axis + 3], b[None, :, axis + 3])
+            - jnp.maximum(a[:, None, axis], b[None, :, axis]),
+            0,
+        )
+        for axis in range(3)
+    )
+    return safe_iou(edge_z * edge_y * edge_x, volume(a)[:, None], volume(b)[None, :])
