@@ -1,0 +1,162 @@
+"""Where a program is strong and weak: sensitivity by kind of lesion, false positives by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from scipy.spatial import cKDTree
+from scipy.stats import binomtest
+
+from cmb_jax.anatomy.regions import Region, Zone
+from cmb_jax.evaluation.bootstrap import Estimate
+from cmb_jax.evaluation.records import MimicMap, SubjectTruth
+
+# Edges of the size classes in mm, of the diameter as seen; 5 mm is the border of BOMBS (Cordonnier 2009).
+SIZE_EDGES_MM: tuple[float, ...] = (2.0, 3.0, 5.0, 10.0)
+# Edges of the contrast-to-noise classes.
+CNR_EDGES: tuple[float, ...] = (2.0, 5.0, 10.0, 20.0)
+MIMIC_REACH_MM = 2.0
+UNNAMED = "none"  # a false positive with no known mimic near it
+UNKNOWN = "unknown"  # the truth does not say
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LesionGroup:
+    """Sensitivity in one group of lesions."""
+
+    group: str
+    found: int
+    lesions: int
+    sensitivity: Estimate  # Wilson 95 % interval, lesions taken as independent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Breakdown:
+    """Sensitivity by one property."""
+
+    by: str  # zone, region, size_mm, cnr or protocol
+    groups: tuple[LesionGroup, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FalsePositiveGroup:
+    """False positives of one name."""
+
+    group: str
+    count: int
+    per_scan: float
+
+
+def class_names(edges: Sequence[float], unit: str = "") -> tuple[str, ...]:
+    """Names of the classes between edges, from below the first to above the last."""
+    last = f"{edges[-1]:g}{unit} and more"
+    middle = [f"{low:g} to {high:g}{unit}" for low, high in itertools.pairwise(edges)]
+    return (f"below {edges[0]:g}{unit}", *middle, last)
+
+
+def classify(values: np.ndarray, edges: Sequence[float], unit: str = "") -> tuple[str, ...]:
+    """The class name of each value; a value on an edge belongs to the class above."""
+    names = class_names(edges, unit)
+    return tuple(names[i] for i in np.searchsorted(edges, values, side="right"))
+
+
+def lesion_groups(truth: SubjectTruth) -> dict[str, tuple[str, ...]]:
+    """The group (M,) of each lesion by every property that the truth knows."""
+    count = len(truth.centers_mm)
+    groups: dict[str, tuple[str, ...]] = {}
+    if truth.zones is not None:
+        groups["zone"] = truth.zones
+    if truth.regions is not None:
+        groups["region"] = truth.regions
+    groups["size_mm"] = classify(truth.seen_diameters_mm, SIZE_EDGES_MM, " mm")
+    if truth.cnr is not None:
+        groups["cnr"] = classify(truth.cnr, CNR_EDGES)
+    if truth.protocol is not None:
+        groups["protocol"] = (truth.protocol,) * count
+    return groups
+
+
+_ORDER: dict[str, tuple[str, ...]] = {
+    "zone": tuple(zone.name.lower() for zone in Zone),
+    "region": tuple(region.name.lower() for region in Region),
+    "size_mm": class_names(SIZE_EDGES_MM, " mm"),
+    "cnr": class_names(CNR_EDGES),
+    "protocol": (),
+}
+
+
+def sensitivity_breakdowns(
+    subjects: Iterable[tuple[dict[str, tuple[str, ...]], np.ndarray]],
+) -> tuple[Breakdown, ...]:
+    """Sensitivity by zone, region, size, contrast and protocol, as far as the truth knows them.
+
+    Args:
+        subjects: for each scan its `lesion_groups` and which lesions were found, (M,) bool.
+    """
+    lesions: dict[str, Counter[str]] = {by: Counter() for by in _ORDER}
+    found: dict[str, Counter[str]] = {by: Counter() for by in _ORDER}
+    for groups, flags in subjects:
+        for by in _ORDER:
+            names = groups.get(by, (UNKNOWN,) * len(flags))
+            lesions[by].update(names)
+            found[by].update(name for name, flag in zip(names, flags, strict=True) if flag)
+    return tuple(
+        Breakdown(
+            by=by,
+            groups=tuple(
+                LesionGroup(
+                    group=group,
+                    found=found[by][group],
+                    lesions=lesions[by][group],
+                    sensitivity=wilson(found[by][group], lesions[by][group]),
+                )
+                for group in _ordered(by, lesions[by])
+            ),
+        )
+        for by in _ORDER
+        if set(lesions[by]) - {UNKNOWN}
+    )
+
+
+def _ordered(by: str, names: Iterable[str]) -> list[str]:
+    """Known names in the order of their enum or class, others after them by letter."""
+    order = _ORDER[by]
+    return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def wilson(successes: int, trials: int) -> Estimate:
+    """A proportion with its 95 % interval (Wilson 1927)."""
+    if not trials:
+        return Estimate(float("nan"))
+    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return Estimate(successes / trials, float(interval.low), float(interval.high))
+
+
+def name_by_mimic(points_mm: np.ndarray, mimics: MimicMap, reach_mm: float = MIMIC_REACH_MM) -> list[str]:
+    """The kind of the mimic whose voxel centre is nearest to each point, or `UNNAMED` beyond the reach.
+
+    Args:
+        points_mm: (N, 3) RAS mm.
+        mimics: of the same scan.
+        reach_mm: the largest distance that counts.
+    """
+    voxels = np.argwhere(mimics.codes > 0)
+    if not len(voxels) or not len(points_mm):
+        return [UNNAMED] * len(points_mm)
+    tree = cKDTree(voxels @ mimics.affine[:3, :3].T + mimics.affine[:3, 3])
+    distances, nearest = tree.query(points_mm)
+    codes = mimics.codes[tuple(voxels[nearest].T)]
+    return [
+        mimics.names.get(int(code), f"code {int(code)}") if distance <= reach_mm else UNNAMED
+        for code, distance in zip(codes, distances, strict=True)
+    ]
+
+
+def false_positive_groups(names: Iterable[str], scans: int) -> tuple[FalsePositiveGroup, ...]:
+    """Count the names of the false positives, the most frequent first."""
+    ranked = sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))
+    return tuple(FalsePositiveGroup(group=name, count=n, per_scan=n / scans) for name, n in ranked)

@@ -1,0 +1,280 @@
+"""Detections against truth: every rule side by side, with intervals and breakdowns."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from cmb_jax.errors import UserError
+from cmb_jax.evaluation.agreement import CountAgreement, count_agreement
+from cmb_jax.evaluation.bootstrap import Counts, Estimate, bootstrap_counts, bootstrap_froc
+from cmb_jax.evaluation.breakdown import (
+    Breakdown,
+    FalsePositiveGroup,
+    false_positive_groups,
+    lesion_groups,
+    name_by_mimic,
+    sensitivity_breakdowns,
+)
+from cmb_jax.evaluation.froc import FrocCurve, choose_threshold, collect_events, froc_curve
+from cmb_jax.evaluation.matching import HEADLINE, RULES, VALDO, Match, Rule, events, match, pairs_of
+from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.valdo import ValdoCase, valdo_case
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuleResult:
+    """All scans by one rule at the operating point, and the FROC curve where the rule has one."""
+
+    rule: Rule
+    tp: int
+    fp: int
+    fn: int
+    sensitivity: Estimate
+    fp_per_scan: Estimate
+    precision: Estimate
+    f1: Estimate
+    average_precision: Estimate | None = None
+    froc: tuple[Estimate, ...] = ()  # sensitivity at FROC_RATES
+    curve: FrocCurve | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValdoSummary:
+    """The challenge's own figures: medians over scans; scans where one is undefined are left out."""
+
+    median_f1: float
+    median_dice: float
+    median_count_difference: float
+    median_volume_difference_mm3: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubjectRow:
+    """One scan by the headline rule."""
+
+    subject: str
+    protocol: str | None
+    lesions: int
+    detections: int
+    tp: int
+    fp: int
+    fn: int
+    missing: bool  # no prediction was found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """Everything that an evaluation says."""
+
+    headline: str  # name of the rule of the breakdowns
+    threshold: float | None  # of the score; None: what the program itself kept
+    scans: int
+    scans_without_lesions: int
+    lesions: int
+    rules: tuple[RuleResult, ...]
+    valdo: ValdoSummary
+    breakdowns: tuple[Breakdown, ...]
+    false_positives_by_mimic: tuple[FalsePositiveGroup, ...]
+    false_positives_by_zone: tuple[FalsePositiveGroup, ...]
+    counts: CountAgreement
+    subjects: tuple[SubjectRow, ...]
+    bootstrap_samples: int
+    seed: int
+    warnings: tuple[str, ...] = ()
+
+    def by_rule(self, name: str) -> RuleResult:
+        """The result of a rule by its name."""
+        return next(result for result in self.rules if result.rule.name == name)
+
+    @property
+    def headline_result(self) -> RuleResult:
+        """The result of the headline rule."""
+        return self.by_rule(self.headline)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Scored:
+    """One scan by every rule; small, so that the volumes can be let go."""
+
+    row: SubjectRow
+    counts: dict[str, tuple[int, int, int]]  # rule name -> tp, fp, lesions
+    events: dict[str, tuple[np.ndarray, np.ndarray]]  # rule name -> see matching.events
+    valdo: ValdoCase
+    groups: dict[str, tuple[str, ...]]
+    found: np.ndarray  # (M,) bool, by the headline rule
+    mimics: list[str] | None  # names of the false positives; None: the truth knows no mimics
+    zones: list[str] | None  # zones of the false positives; None: the prediction has none
+
+
+def evaluate_records(
+    detections: Iterable[SubjectDetections],
+    truths: Iterable[SubjectTruth],
+    *,
+    rule: str = HEADLINE,
+    threshold: float | None = None,
+    bootstrap_samples: int = 2000,
+    seed: int = 0,
+    warnings: tuple[str, ...] = (),
+) -> EvaluationResult:
+    """Evaluate scans in memory, both sides in the same order.
+
+    Iterables may be generators: then one scan is held at a time.
+
+    Args:
+        detections: of S scans.
+        truths: of the same S scans.
+        rule: name of the headline rule: center3, center5, touch or box_iou.
+        threshold: operating point on the score; None takes what the program itself kept.
+        bootstrap_samples: resamples of the scans for the 95 % intervals; 0 for none.
+        seed: of the resampling.
+        warnings: lines to hand on.
+
+    Raises:
+        ValueError: no scans, or scans that do not correspond.
+        UserError: an unknown rule; voxels of prediction and truth on different grids.
+    """
+    headline = _pairing_rule(rule)
+    scored = [_score(d, t, headline, threshold) for d, t in zip(detections, truths, strict=True)]
+    if not scored:
+        raise ValueError("no scans to evaluate")
+    scans = len(scored)
+    rows = tuple(scan.row for scan in scored)
+    return EvaluationResult(
+        headline=rule,
+        threshold=threshold,
+        scans=scans,
+        scans_without_lesions=sum(row.lesions == 0 for row in rows),
+        lesions=sum(row.lesions for row in rows),
+        rules=tuple(_rule_result(r, scored, bootstrap_samples, seed) for r in RULES.values()),
+        valdo=_valdo_summary([scan.valdo for scan in scored]),
+        breakdowns=sensitivity_breakdowns((scan.groups, scan.found) for scan in scored),
+        false_positives_by_mimic=false_positive_groups(
+            (name for scan in scored for name in scan.mimics or ()), scans
+        ),
+        false_positives_by_zone=false_positive_groups(
+            (name for scan in scored for name in scan.zones or ()), scans
+        ),
+        counts=count_agreement(
+            np.array([row.detections for row in rows]), np.array([row.lesions for row in rows])
+        ),
+        subjects=rows,
+        bootstrap_samples=bootstrap_samples,
+        seed=seed,
+        warnings=warnings,
+    )
+
+
+def choose_operating_point(
+    detections: Sequence[SubjectDetections],
+    truths: Sequence[SubjectTruth],
+    *,
+    rule: str = HEADLINE,
+    max_fp_per_scan: float | None = None,
+    fallback: float = 0.5,
+) -> float:
+    """The threshold to report at, chosen on validation scans and never on test scans.
+
+    Without a limit: the best F1 of the pooled scans. With `max_fp_per_scan`: the highest sensitivity with
+    at most that many false positives a scan. See `froc.choose_threshold` for ties.
+
+    Args:
+        detections: of S scans; what a rule rejected is left out.
+        truths: of the same scans, in the same order.
+        rule: center3, center5, touch or box_iou.
+        max_fp_per_scan: the limit.
+        fallback: returned when there is no lesion or no detection to choose by.
+    """
+    pairing = _pairing_rule(rule)
+    scans = [
+        events(pairs_of(pairing, d.candidates(), t), d.candidates().scores)
+        for d, t in zip(detections, truths, strict=True)
+    ]
+    curve = froc_curve(collect_events(scans, [len(truth.centers_mm) for truth in truths]))
+    if not curve.lesions or not len(curve.thresholds):
+        return fallback
+    return choose_threshold(curve, max_fp_per_scan)
+
+
+def _pairing_rule(name: str) -> Rule:
+    """A rule that can head an evaluation: the challenge's own splits lesions anew and has no FROC curve."""
+    known = [rule for rule in RULES if rule != VALDO.name]
+    if name not in known:
+        raise UserError(f"{name!r} cannot be the headline rule: choose one of {', '.join(known)}")
+    return RULES[name]
+
+
+def _score(
+    detections: SubjectDetections, truth: SubjectTruth, headline: Rule, threshold: float | None
+) -> _Scored:
+    if detections.subject != truth.subject:
+        raise ValueError(f"detections of {detections.subject} stand against truth of {truth.subject}")
+    candidates = detections.candidates()
+    reported = detections.at(threshold)
+    valdo = valdo_case(reported, truth, limit_mm=VALDO.limit, connectivity=VALDO.connectivity)
+    matches: dict[str, Match] = {VALDO.name: valdo.match}
+    scan_events = {}
+    for rule in RULES.values():
+        if rule is VALDO:
+            continue
+        matches[rule.name] = match(pairs_of(rule, reported, truth))
+        scan_events[rule.name] = events(pairs_of(rule, candidates, truth), candidates.scores)
+    shown = matches[headline.name]
+    false = reported.select(shown.false_positive)
+    return _Scored(
+        row=SubjectRow(
+            subject=truth.subject,
+            protocol=truth.protocol,
+            lesions=len(truth.centers_mm),
+            detections=len(reported.centers_mm),
+            tp=shown.tp,
+            fp=shown.fp,
+            fn=shown.fn,
+            missing=detections.missing,
+        ),
+        counts={name: (m.tp, m.fp, len(m.found)) for name, m in matches.items()},
+        events=scan_events,
+        valdo=valdo,
+        groups=lesion_groups(truth),
+        found=shown.found,
+        mimics=None if truth.mimics is None else name_by_mimic(false.centers_mm, truth.mimics),
+        zones=None if false.zones is None else list(false.zones),
+    )
+
+
+def _rule_result(rule: Rule, scored: list[_Scored], samples: int, seed: int) -> RuleResult:
+    tp, fp, lesions = np.array([scan.counts[rule.name] for scan in scored]).T
+    metrics = bootstrap_counts(Counts(tp=tp, fp=fp, lesions=lesions), samples=samples, seed=seed)
+    result = RuleResult(
+        rule=rule,
+        tp=int(tp.sum()),
+        fp=int(fp.sum()),
+        fn=int((lesions - tp).sum()),
+        sensitivity=metrics["sensitivity"],
+        fp_per_scan=metrics["fp_per_scan"],
+        precision=metrics["precision"],
+        f1=metrics["f1"],
+    )
+    if rule is VALDO:
+        return result
+    joined = collect_events([scan.events[rule.name] for scan in scored], lesions)
+    *froc, precision = bootstrap_froc(joined, samples=samples, seed=seed)
+    return dataclasses.replace(
+        result, average_precision=precision, froc=tuple(froc), curve=froc_curve(joined)
+    )
+
+
+def _valdo_summary(cases: list[ValdoCase]) -> ValdoSummary:
+    def median(values: list[float]) -> float:
+        defined = [value for value in values if not math.isnan(value)]
+        return float(np.median(defined)) if defined else float("nan")
+
+    return ValdoSummary(
+        median_f1=median([case.f1 for case in cases]),
+        median_dice=median([case.dice for case in cases]),
+        median_count_difference=median([float(case.count_difference) for case in cases]),
+        median_volume_difference_mm3=median([case.volume_difference_mm3 for case in cases]),
+    )

@@ -1,0 +1,152 @@
+"""Free-response ROC: sensitivity against false positives a scan, over all thresholds.
+
+The denominator of the false positives is the number of scans, those without any microbleed counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+# False positives a scan at which the sensitivity is read (as in LUNA16: Setio et al. 2017).
+FROC_RATES: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrocEvents:
+    """Everything that happens in a set of S scans while the threshold falls. E events."""
+
+    scores: np.ndarray  # (E,) float, descending
+    true: np.ndarray  # (E,) bool: a lesion is found; otherwise a false positive appears
+    subject: np.ndarray  # (E,) int, index of the scan
+    lesions: np.ndarray  # (S,) int, true lesions of each scan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrocCurve:
+    """Counts at every distinct threshold, descending; a detection counts if its score >= threshold."""
+
+    thresholds: np.ndarray  # (P,)
+    tp: np.ndarray  # (P,) int, lesions found
+    fp: np.ndarray  # (P,) int
+    lesions: int
+    scans: int
+
+    @property
+    def sensitivity(self) -> np.ndarray:
+        """(P,) lesions found over lesions; NaN if there is none."""
+        return self.tp / self.lesions if self.lesions else np.full(len(self.tp), np.nan)
+
+    @property
+    def fp_per_scan(self) -> np.ndarray:
+        """(P,) false positives over scans."""
+        return self.fp / self.scans
+
+
+def collect_events(
+    events: Sequence[tuple[np.ndarray, np.ndarray]], lesions: Sequence[int] | np.ndarray
+) -> FrocEvents:
+    """Join the events of the scans, see `matching.events`.
+
+    Args:
+        events: a scan's (T,) scores of lesions found and (F,) scores of false positives.
+        lesions: true lesions of each scan.
+    """
+    if len(events) != len(lesions) or not len(lesions):
+        raise ValueError("one pair of events for every scan, and at least one scan")
+    scores = np.concatenate([part for pair in events for part in pair])
+    true = np.concatenate([np.full(len(part), i == 0) for pair in events for i, part in enumerate(pair)])
+    subject = np.concatenate([np.full(len(part), s) for s, pair in enumerate(events) for part in pair])
+    order = np.argsort(-scores, kind="stable")
+    return FrocEvents(
+        scores=scores[order],
+        true=true[order].astype(bool),
+        subject=subject[order].astype(int),
+        lesions=np.asarray(lesions, int),
+    )
+
+
+def last_of_ties(scores: np.ndarray) -> np.ndarray:
+    """Indices (P,) of the last event of every distinct score in descending scores (E,)."""
+    if not len(scores):
+        return np.zeros(0, int)
+    return np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+
+
+def froc_curve(events: FrocEvents) -> FrocCurve:
+    """The curve; detections of equal score enter together."""
+    ends = last_of_ties(events.scores)
+    return FrocCurve(
+        thresholds=events.scores[ends],
+        tp=np.cumsum(events.true)[ends],
+        fp=np.cumsum(~events.true)[ends],
+        lesions=int(events.lesions.sum()),
+        scans=len(events.lesions),
+    )
+
+
+def sensitivity_at(
+    fp_per_scan: np.ndarray, sensitivity: np.ndarray, rates: Sequence[float] = FROC_RATES
+) -> np.ndarray:
+    """Sensitivity (R,) at given false positives a scan, linear between the curve's points.
+
+    The curve starts at (0, 0) and stays at its last value beyond its end: the convention of CAMELYON16,
+    LUNA16 and MONAI, so that numbers can be compared with published ones.
+
+    Args:
+        fp_per_scan: (P,) rising.
+        sensitivity: (P,) rising.
+        rates: R false positives a scan.
+    """
+    return np.interp(rates, np.append(0.0, fp_per_scan), np.append(0.0, sensitivity))
+
+
+def average_precision(tp: np.ndarray, fp: np.ndarray, lesions: int) -> float:
+    """Area under the precision-recall curve as a sum of steps, sum (R_n - R_(n-1)) P_n, not interpolated.
+
+    Args:
+        tp: (P,) lesions found at falling thresholds.
+        fp: (P,) false positives.
+        lesions: true lesions; 0 gives NaN.
+    """
+    if not lesions:
+        return float("nan")
+    precision = tp / np.maximum(tp + fp, 1)
+    return float(np.sum(np.diff(tp, prepend=0) / lesions * precision))
+
+
+def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None) -> float:
+    """An operating point, to be chosen on validation scans and never on test scans.
+
+    Without a limit: the threshold with the best F1. With one: the highest sensitivity among those with
+    at most that many false positives a scan. Ties go to fewer false positives, then to the higher
+    threshold. The threshold is put halfway to the next lower score, so that rounding a score in a file
+    does not change what is kept.
+
+    Args:
+        curve: of the validation scans.
+        max_fp_per_scan: the limit.
+
+    Raises:
+        ValueError: there is no lesion or no detection to choose by.
+    """
+    if not curve.lesions or not len(curve.thresholds):
+        raise ValueError("an operating point needs validation scans with lesions and with detections")
+    if max_fp_per_scan is None:
+        merit = 2 * curve.tp / (curve.lesions + curve.tp + curve.fp)
+        possible = np.ones(len(merit), bool)
+    else:
+        merit = curve.tp.astype(float)
+        possible = curve.fp_per_scan <= max_fp_per_scan
+    if not possible.any():
+        return float(np.nextafter(curve.thresholds[0], np.inf))  # nothing is reported
+    order = np.lexsort((curve.fp, -merit, ~possible))
+    best = int(order[0])
+    chosen = float(curve.thresholds[best])
+    if best + 1 < len(curve.thresholds):
+        middle = 0.5 * (chosen + float(curve.thresholds[best + 1]))
+        if middle > curve.thresholds[best + 1]:
+            return middle
+    return chosen

@@ -1,0 +1,207 @@
+"""Which detection is which lesion: the matching rules, as pure functions of one subject. K x M pairs.
+
+Every rule first says which pairs may match (`Pairs`), then how pairs are chosen:
+
+* one to one (centre distance, box overlap): as many matches as possible, and among those the least total
+  cost; a second detection on one lesion is a false positive;
+* any (touch): a lesion is found if any detection touches it, a detection is a false positive if it touches
+  no lesion; two detections on one lesion are neither punished nor rewarded.
+
+The VALDO challenge's own rule is neither and lives in `evaluation.valdo`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+
+from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.volumes import boxes_in_frame, common_frame, covered_labels, overlap_labels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A matching rule by name."""
+
+    name: str
+    title: str  # for tables
+    criterion: Literal["centre", "touch", "box", "valdo"]
+    limit: float = 0.0  # centre and valdo: distance in mm, strictly below; box: IoU, at or above
+    one_to_one: bool = True
+    connectivity: int = 26  # of the components that voxel input is split into
+
+
+CENTER3 = Rule(name="center3", title="centre < 3 mm, one to one", criterion="centre", limit=3.0)
+CENTER5 = Rule(name="center5", title="centre < 5 mm, one to one", criterion="centre", limit=5.0)
+TOUCH = Rule(name="touch", title="any voxel touches", criterion="touch", one_to_one=False)
+BOX = Rule(name="box_iou", title="box IoU >= 0.1, one to one", criterion="box", limit=0.1)
+VALDO = Rule(
+    name="valdo",
+    title="VALDO 2021 (centroid < 5 mm, nearest)",
+    criterion="valdo",
+    limit=5.0,
+    one_to_one=False,
+    connectivity=6,
+)
+RULES: dict[str, Rule] = {rule.name: rule for rule in (CENTER3, CENTER5, TOUCH, BOX, VALDO)}
+HEADLINE = CENTER3.name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Which pairs of detection and lesion may match."""
+
+    allowed: np.ndarray  # (K, M) bool
+    cost: np.ndarray  # (K, M) float >= 0, finite; the smaller the better the pair
+    one_to_one: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Match:
+    """The outcome in one subject."""
+
+    lesion: np.ndarray  # (K,) int, index of the lesion that a detection was matched to, -1 if none
+    false_positive: np.ndarray  # (K,) bool
+    found: np.ndarray  # (M,) bool
+
+    @property
+    def tp(self) -> int:
+        """Lesions found."""
+        return int(self.found.sum())
+
+    @property
+    def fp(self) -> int:
+        """False positives."""
+        return int(self.false_positive.sum())
+
+    @property
+    def fn(self) -> int:
+        """Lesions missed."""
+        return int((~self.found).sum())
+
+
+def pairs_of(rule: Rule, detections: SubjectDetections, truth: SubjectTruth) -> Pairs:
+    """The pairs that a rule allows in one subject.
+
+    Where a side has no voxels, a detection is the sphere of its centre and diameter and its box is the cube
+    around that sphere; boxes lie along the axes of the image whenever either side has one.
+    """
+    if rule.criterion == "centre":
+        distance = center_distances(detections.centers_mm, truth.centers_mm)
+        return Pairs(allowed=distance < rule.limit, cost=distance, one_to_one=rule.one_to_one)
+    if rule.criterion == "box":
+        iou = box_overlaps(detections, truth)
+        return Pairs(allowed=iou >= rule.limit, cost=1.0 - iou, one_to_one=rule.one_to_one)
+    if rule.criterion == "touch":
+        distance = center_distances(detections.centers_mm, truth.centers_mm)
+        return Pairs(allowed=touching(detections, truth), cost=distance, one_to_one=rule.one_to_one)
+    raise ValueError(f"rule {rule.name!r} does not work on pairs")
+
+
+def center_distances(a_mm: np.ndarray, b_mm: np.ndarray) -> np.ndarray:
+    """Distances (K, M) in mm between points (K, 3) and (M, 3)."""
+    return cdist(np.asarray(a_mm, np.float64).reshape(-1, 3), np.asarray(b_mm, np.float64).reshape(-1, 3))
+
+
+def box_ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union (K, M) of boxes (K, 6) and (M, 6), (low, high) corners; 0 for empty unions."""
+    low = np.maximum(a[:, None, :3], b[None, :, :3])
+    high = np.minimum(a[:, None, 3:], b[None, :, 3:])
+    intersection = np.prod(np.clip(high - low, 0.0, None), axis=-1)
+    size_a = np.prod(np.clip(a[:, 3:] - a[:, :3], 0.0, None), axis=-1)
+    size_b = np.prod(np.clip(b[:, 3:] - b[:, :3], 0.0, None), axis=-1)
+    union = size_a[:, None] + size_b[None, :] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def box_overlaps(detections: SubjectDetections, truth: SubjectTruth) -> np.ndarray:
+    """IoU (K, M) of the boxes of one subject, see `pairs_of`."""
+    frame = common_frame(detections.volume, truth.volume)
+    return box_ious(
+        boxes_in_frame(detections.centers_mm, detections.diameters_mm, detections.volume, frame),
+        boxes_in_frame(truth.centers_mm, truth.seen_diameters_mm, truth.volume, frame),
+    )
+
+
+def touching(detections: SubjectDetections, truth: SubjectTruth) -> np.ndarray:
+    """Which pairs share a voxel, (K, M) bool; spheres that overlap where neither side has voxels."""
+    k, m = len(detections.centers_mm), len(truth.centers_mm)
+    if detections.volume is not None and truth.volume is not None:
+        common_frame(detections.volume, truth.volume)  # raises where the grids differ
+        return overlap_labels(detections.volume.labels, truth.volume.labels, k, m)
+    if truth.volume is not None:
+        return covered_labels(detections.centers_mm, detections.diameters_mm, truth.volume, m)
+    if detections.volume is not None:
+        return covered_labels(truth.centers_mm, truth.seen_diameters_mm, detections.volume, k).T
+    reach = 0.5 * (detections.diameters_mm[:, None] + truth.seen_diameters_mm[None, :])
+    return center_distances(detections.centers_mm, truth.centers_mm) <= reach
+
+
+def match(pairs: Pairs) -> Match:
+    """Choose the matches among the allowed pairs, see the head of this file."""
+    return _match_one_to_one(pairs) if pairs.one_to_one else _match_any(pairs)
+
+
+def _match_one_to_one(pairs: Pairs) -> Match:
+    k, m = pairs.allowed.shape
+    lesion = np.full(k, -1)
+    if k and m:
+        # One more match must always outweigh the costs of all others together.
+        bonus = 1.0 + pairs.cost[pairs.allowed].max(initial=0.0) * (min(k, m) + 1)
+        rows, columns = linear_sum_assignment(np.where(pairs.allowed, pairs.cost - bonus, 0.0))
+        chosen = pairs.allowed[rows, columns]
+        lesion[rows[chosen]] = columns[chosen]
+    found = np.zeros(m, bool)
+    found[lesion[lesion >= 0]] = True
+    return Match(lesion=lesion, false_positive=lesion < 0, found=found)
+
+
+def _match_any(pairs: Pairs) -> Match:
+    k, m = pairs.allowed.shape
+    lesion = np.full(k, -1)
+    if m:
+        nearest = np.where(pairs.allowed, pairs.cost, np.inf).argmin(axis=1)
+        lesion = np.where(pairs.allowed.any(axis=1), nearest, -1)
+    return Match(lesion=lesion, false_positive=lesion < 0, found=np.asarray(pairs.allowed.any(axis=0)))
+
+
+def events(pairs: Pairs, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores at which a lesion is found for the first time, and scores of the false positives.
+
+    With a falling threshold the number of matches of the best one-to-one matching never falls, and a new
+    detection raises it by one or not at all (the sets of detections that can be matched form a transversal
+    matroid: Edmonds & Fulkerson 1965). So one pass in the order of the scores, with augmenting paths (Kuhn
+    1955), gives exactly the counts that matching anew at every threshold would give.
+
+    Args:
+        pairs: of K detections and M lesions.
+        scores: (K,).
+
+    Returns:
+        (T,) scores of true positives, T <= M, and (F,) scores of false positives.
+    """
+    scores = np.asarray(scores, np.float64)
+    if not pairs.one_to_one:
+        best = np.where(pairs.allowed, scores[:, None], -np.inf).max(axis=0, initial=-np.inf)
+        return best[pairs.allowed.any(axis=0)], scores[~pairs.allowed.any(axis=1)]
+    owner = np.full(pairs.allowed.shape[1], -1)
+    true = np.zeros(len(scores), bool)
+    for detection in np.argsort(-scores, kind="stable"):
+        true[detection] = _augment(pairs.allowed, owner, int(detection), np.zeros(len(owner), bool))
+    return scores[true], scores[~true]
+
+
+def _augment(allowed: np.ndarray, owner: np.ndarray, detection: int, visited: np.ndarray) -> bool:
+    """Find a lesion for a detection, moving others to their second choice where that frees one."""
+    for lesion in np.flatnonzero(allowed[detection] & ~visited):
+        if visited[lesion]:
+            continue
+        visited[lesion] = True
+        if owner[lesion] < 0 or _augment(allowed, owner, int(owner[lesion]), visited):
+            owner[lesion] = detection
+            return True
+    return False

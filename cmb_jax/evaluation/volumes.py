@@ -1,0 +1,189 @@
+"""Voxels as lesions: components, centres, boxes, and which voxels a sphere covers."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from cmb_jax.errors import UserError
+from cmb_jax.evaluation.records import LabelledVolume
+
+# Corners of two grids may differ by this much of a voxel and still count as the same grid.
+_SAME_GRID_VOXELS = 0.05
+
+_ORDER_OF_CONNECTIVITY = {6: 1, 18: 2, 26: 3}
+
+
+def components(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, int]:
+    """Label the connected components of a mask (X, Y, Z): int32 labels 1..n, and n.
+
+    Args:
+        mask: bool.
+        connectivity: neighbours of a voxel: 6 (faces), 18 (edges too) or 26 (corners too).
+    """
+    structure = ndimage.generate_binary_structure(3, _ORDER_OF_CONNECTIVITY[connectivity])
+    labels, count = ndimage.label(mask, structure, output=np.int32)
+    return labels, int(count)
+
+
+def label_volume(
+    values: np.ndarray, affine: np.ndarray, *, threshold: float = 0.5, connectivity: int = 26
+) -> LabelledVolume:
+    """Lesions of a volume of labels, of a mask or of probabilities.
+
+    Whole numbers with more than one value above zero are instance ids and are kept as they are; anything
+    else is cut at `threshold` (>=) and split into connected components. A mask may hold any one value.
+
+    Args:
+        values: (X, Y, Z); what is not finite counts as 0.
+        affine: (4, 4), voxel index -> RAS mm.
+        threshold: of probabilities.
+        connectivity: 6, 18 or 26.
+    """
+    values = np.nan_to_num(np.asarray(values, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    affine = np.asarray(affine, np.float64)
+    distinct = np.unique(values[values > 0])
+    whole = bool(np.all(distinct == np.round(distinct)))
+    if whole and len(distinct) > 1:
+        labels = np.searchsorted(distinct, values).astype(np.int32) + 1
+        return LabelledVolume(labels=np.where(values > 0, labels, 0).astype(np.int32), affine=affine)
+    if whole:
+        labels, _ = components(values > 0, connectivity)
+        return LabelledVolume(labels=labels, affine=affine)
+    labels, _ = components(values >= threshold, connectivity)
+    return LabelledVolume(labels=labels, affine=affine, values=values)
+
+
+def count_labels(volume: LabelledVolume) -> int:
+    """The number n of lesions; labels are 1..n."""
+    return int(volume.labels.max(initial=0))
+
+
+def centers_index(labels: np.ndarray, count: int) -> np.ndarray:
+    """Centres of mass (n, 3) of labels 1..n, all voxels weighing the same, as voxel index."""
+    voxels = np.nonzero(labels)
+    owner = labels[voxels] - 1
+    size = np.bincount(owner, minlength=count)
+    sums = [np.bincount(owner, weights=axis, minlength=count) for axis in voxels]
+    return np.stack(sums, axis=-1).reshape(-1, 3) / np.maximum(size, 1)[:, None]
+
+
+def to_mm(points_index: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Points (n, 3) from voxel index to RAS mm."""
+    return points_index @ affine[:3, :3].T + affine[:3, 3]
+
+
+def to_index(points_mm: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Points (n, 3) from RAS mm to (fractional) voxel index."""
+    return np.linalg.solve(affine[:3, :3], (points_mm - affine[:3, 3]).T).T
+
+
+def centers_mm(volume: LabelledVolume) -> np.ndarray:
+    """Centres of mass (n, 3) of the lesions, RAS mm."""
+    return to_mm(centers_index(volume.labels, count_labels(volume)), volume.affine)
+
+
+def diameters_mm(volume: LabelledVolume) -> np.ndarray:
+    """Diameters (n,) in mm of the spheres that have the lesions' volumes."""
+    sizes = np.bincount(volume.labels[volume.labels > 0] - 1, minlength=count_labels(volume))
+    return np.cbrt(6.0 / np.pi * sizes * np.prod(volume.spacing_mm))
+
+
+def best_values(volume: LabelledVolume) -> np.ndarray:
+    """The highest stored value (n,) of every lesion: the score of a component of a probability map."""
+    count = count_labels(volume)
+    if volume.values is None:
+        return np.ones(count)
+    inside = volume.labels > 0
+    best = np.zeros(count)
+    np.maximum.at(best, volume.labels[inside] - 1, volume.values[inside])
+    return best
+
+
+def common_frame(a: LabelledVolume | None, b: LabelledVolume | None) -> np.ndarray | None:
+    """The grid (affine) that both sides lie on, None where neither has voxels.
+
+    Raises:
+        UserError: both have voxels, on different grids.
+    """
+    if a is None or b is None:
+        volume = a or b
+        return None if volume is None else volume.affine
+    if a.labels.shape != b.labels.shape:
+        raise UserError(
+            f"prediction and truth have different shapes, {a.labels.shape} and {b.labels.shape}: resample "
+            "the prediction to the truth's grid, or give it as detections.csv"
+        )
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in a.labels.shape])).reshape(3, -1).T
+    apart = np.abs(to_mm(corners, a.affine) - to_mm(corners, b.affine)).max()
+    if apart > _SAME_GRID_VOXELS * b.spacing_mm.min():
+        raise UserError(
+            f"prediction and truth have different affines (corners up to {apart:.2f} mm apart): copy the "
+            "scan's header to both, or give the prediction as detections.csv"
+        )
+    return b.affine
+
+
+def boxes_in_frame(
+    centers: np.ndarray, diameters: np.ndarray, volume: LabelledVolume | None, frame: np.ndarray | None
+) -> np.ndarray:
+    """Boxes (n, 6), low and high corner in mm along the axes of the image `frame` (RAS without one).
+
+    Args:
+        centers: (n, 3) RAS mm.
+        diameters: (n,) mm: without voxels the box is the cube with this edge.
+        volume: the lesions' voxels, or None.
+        frame: (4, 4) affine of the image, or None.
+    """
+    if volume is not None:
+        spacing = volume.spacing_mm
+        found = ndimage.find_objects(volume.labels, max_label=len(centers))
+        boxes = np.zeros((len(centers), 6))  # a label without voxels keeps an empty box
+        for row, slices in enumerate(found):
+            if slices is not None:
+                boxes[row, :3] = [part.start for part in slices]
+                boxes[row, 3:] = [part.stop for part in slices]
+        return boxes * np.tile(spacing, 2)
+    if frame is not None:
+        spacing = np.linalg.norm(frame[:3, :3], axis=0)
+        centers = (to_index(centers, frame) + 0.5) * spacing  # voxel i spans [i, i + 1)
+    half = 0.5 * np.asarray(diameters, np.float64)[:, None]
+    return np.concatenate([centers - half, centers + half], axis=1)
+
+
+def overlap_labels(a: np.ndarray, b: np.ndarray, count_a: int, count_b: int) -> np.ndarray:
+    """Which labels share a voxel: (count_a, count_b) bool for label volumes of one shape."""
+    both = (a > 0) & (b > 0)
+    shared = np.zeros((count_a, count_b), bool)
+    shared[a[both] - 1, b[both] - 1] = True
+    return shared
+
+
+def covered_labels(
+    centers: np.ndarray, diameters: np.ndarray, volume: LabelledVolume, count: int
+) -> np.ndarray:
+    """Which labels of a volume spheres touch: (n, count) bool.
+
+    A sphere covers the voxels whose centres lie in it, and the voxel that its own centre lies in.
+
+    Args:
+        centers: (n, 3) RAS mm.
+        diameters: (n,) mm.
+        volume: labels 1..count.
+        count: number of labels.
+    """
+    shape = np.array(volume.labels.shape)
+    touched = np.zeros((len(centers), count), bool)
+    # Rows of the inverse tell how many voxels of each axis a millimetre in the worst direction spans.
+    voxels_per_mm = np.linalg.norm(np.linalg.inv(volume.affine[:3, :3]), axis=1)
+    for row, (center, diameter) in enumerate(zip(to_index(centers, volume.affine), diameters, strict=True)):
+        reach = 0.5 * diameter * voxels_per_mm
+        low = np.clip(np.floor(center - reach), 0, shape).astype(int)
+        high = np.clip(np.ceil(center + reach) + 1, 0, shape).astype(int)
+        window = volume.labels[tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))]
+        inside = np.argwhere(window > 0)
+        steps = (inside + low - center) @ volume.affine[:3, :3].T
+        hit = np.linalg.norm(steps, axis=1) <= 0.5 * diameter
+        hit |= np.all(inside + low == np.floor(center + 0.5), axis=1)
+        touched[row, window[tuple(inside[hit].T)] - 1] = True
+    return touched
