@@ -1,0 +1,109 @@
+"""The self-contained HTML page of one subject."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import jinja2
+
+from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.report.content import DetectionRow, ReportContent
+from cmb_jax.report.overview import DRAWN_REGIONS, glass_brain, quality_mosaic, shown_zone, slabs
+from cmb_jax.report.slices import choose_windows
+from cmb_jax.report.summary import (
+    ZONES,
+    all_warnings,
+    count,
+    describe_pattern,
+    empty_explanation,
+    kept_rows,
+    location_text,
+    mars_table,
+    reason_counts,
+    reason_text,
+    region_title,
+    rejected_rows,
+    setting,
+)
+from cmb_jax.report.thumbnails import FIELD_OF_VIEW_MM, ThumbnailMaker
+
+MAX_DRAWN = 100
+"""Kept detections with pictures; further ones are listed without."""
+MAX_REJECTED_DRAWN = 24
+"""Rejected candidates with a thumbnail, the highest scores first."""
+
+
+@functools.cache
+def environment() -> jinja2.Environment:
+    """The templates; everything that is put into them is escaped, because file names may hold anything."""
+    env = jinja2.Environment(
+        loader=jinja2.PackageLoader("cmb_jax.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters["region_title"] = region_title
+    env.filters["reason_text"] = reason_text
+    return env
+
+
+def render_report(content: ReportContent, *, max_drawn: int = MAX_DRAWN) -> str:
+    """The page as one string: images inlined, no script, nothing fetched from anywhere.
+
+    Args:
+        content: the subject's result.
+        max_drawn: kept detections that get pictures (the highest scores first); all are listed.
+    """
+    windows = choose_windows(
+        content.swi.data, None if content.phase is None else content.phase.data, content.brain_mask
+    )
+    kept, rejected = kept_rows(content.rows), rejected_rows(content.rows)
+    drawn = sorted(sorted(kept, key=lambda row: (-row.score, row.id))[:max_drawn], key=lambda row: row.id)
+    maker = ThumbnailMaker(content, windows)
+    mars = mars_table(kept)
+    return (
+        environment()
+        .get_template("subject.html")
+        .render(
+            content=content,
+            trusted=content.regions_trusted,
+            kept=kept,
+            rejected=rejected,
+            counted=count(kept),
+            zone_counts=[(zone, count(row for row in kept if row.zone == zone)) for zone in ZONES],
+            pattern=describe_pattern(kept) if kept else "",
+            warnings=all_warnings(content),
+            empty=empty_explanation(content),
+            reasons=reason_counts(content.rows),
+            mars=mars,
+            show_unsided=any(line.unsided.total for line in mars),
+            detections=[maker.full(row) for row in drawn],
+            undrawn=[row for row in kept if row not in drawn],
+            rejected_pictures=[maker.brief(row) for row in rejected[:MAX_REJECTED_DRAWN]],
+            glass=glass_brain(content, kept),
+            slabs=slabs(content, kept, windows),
+            quality=quality_mosaic(content, windows),
+            drawn_regions=[region.name.lower() for region in DRAWN_REGIONS],
+            windows=windows,
+            field_of_view_mm=FIELD_OF_VIEW_MM,
+            threshold=setting(content, "score_threshold"),
+            definite_threshold=setting(content, "definite_threshold"),
+            location=functools.partial(location_text, trusted=content.regions_trusted),
+            zone_of=functools.partial(_zone_of, content),
+        )
+    )
+
+
+def _zone_of(content: ReportContent, row: DetectionRow) -> str:
+    return shown_zone(row, content)
+
+
+def write_report(content: ReportContent, path: Path) -> None:
+    """Render the page and put it at `path` in one step: a reader never sees half a file.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
+    atomic_write_text(path, render_report(content))

@@ -1,0 +1,181 @@
+"""Plane pictures of a volume in radiological display, in true aspect.
+
+All planes follow one rule: columns run against the plane's first array axis and rows against its second, because
+array axes run to the Right, Anterior and Superior. So the patient's right is on the left of axial and coronal
+pictures, sagittal pictures look to the left, and the top is anterior (axial) or superior.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+PlaneName = Literal["axial", "coronal", "sagittal"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plane:
+    """One anatomical plane: which array axes its columns and rows follow, and its edge letters."""
+
+    name: PlaneName
+    column_axis: int
+    row_axis: int
+    through_axis: int
+    left: str  # what lies at the picture's left edge
+    right: str
+    top: str
+    bottom: str
+
+
+AXIAL = Plane("axial", 0, 1, 2, "R", "L", "A", "P")
+CORONAL = Plane("coronal", 0, 2, 1, "R", "L", "S", "I")
+SAGITTAL = Plane("sagittal", 1, 2, 0, "A", "P", "S", "I")
+PLANES: tuple[Plane, ...] = (AXIAL, CORONAL, SAGITTAL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """Which part of a plane a picture shows: pixel edges <-> voxel indices of the plane's two array axes."""
+
+    plane: Plane
+    spacing_mm: tuple[float, float]  # voxel edge along the column and row axes
+    center: tuple[float, float]  # voxel index (column axis, row axis) at the picture's centre
+    width_px: int
+    height_px: int
+    mm_per_px: float
+
+    def to_px(self, column_index, row_index):
+        """Pixel edge coordinates (x, y) of voxel indices; scalars or arrays."""
+        x = self.width_px / 2 - (column_index - self.center[0]) * self.spacing_mm[0] / self.mm_per_px
+        y = self.height_px / 2 - (row_index - self.center[1]) * self.spacing_mm[1] / self.mm_per_px
+        return x, y
+
+    def grid_index(self) -> tuple[np.ndarray, np.ndarray]:
+        """Voxel indices at the pixel centres: along the column axis (width,) and the row axis (height,)."""
+        x = np.arange(self.width_px) + 0.5 - self.width_px / 2
+        y = np.arange(self.height_px) + 0.5 - self.height_px / 2
+        column = self.center[0] - x * self.mm_per_px / self.spacing_mm[0]
+        row = self.center[1] - y * self.mm_per_px / self.spacing_mm[1]
+        return column, row
+
+
+def centered_frame(
+    plane: Plane, spacing_mm: tuple[float, float, float], center_index: np.ndarray, field_of_view_mm: float, px: int
+) -> Frame:
+    """A square picture of `px` pixels around a voxel index (x, y, z)."""
+    return Frame(
+        plane=plane,
+        spacing_mm=(spacing_mm[plane.column_axis], spacing_mm[plane.row_axis]),
+        center=(float(center_index[plane.column_axis]), float(center_index[plane.row_axis])),
+        width_px=px,
+        height_px=px,
+        mm_per_px=field_of_view_mm / px,
+    )
+
+
+def fitted_frame(
+    plane: Plane,
+    spacing_mm: tuple[float, float, float],
+    bounds: tuple[tuple[int, int], ...],
+    mm_per_px: float,
+    margin_mm: float = 4.0,
+) -> Frame:
+    """A picture that holds the voxel box `bounds` ((start, stop) an axis) with a margin."""
+    axes = (plane.column_axis, plane.row_axis)
+    spacing = (spacing_mm[axes[0]], spacing_mm[axes[1]])
+    extent = [(bounds[a][1] - bounds[a][0]) * s + 2 * margin_mm for a, s in zip(axes, spacing, strict=True)]
+    return Frame(
+        plane=plane,
+        spacing_mm=spacing,
+        center=((bounds[axes[0]][0] + bounds[axes[0]][1] - 1) / 2, (bounds[axes[1]][0] + bounds[axes[1]][1] - 1) / 2),
+        width_px=max(1, round(extent[0] / mm_per_px)),
+        height_px=max(1, round(extent[1] / mm_per_px)),
+        mm_per_px=mm_per_px,
+    )
+
+
+def take_plane(data: np.ndarray, plane: Plane, index: float) -> np.ndarray:
+    """The array's slice (column axis, row axis) nearest to `index`, clipped to the array. No copy."""
+    last = data.shape[plane.through_axis] - 1
+    return np.take(data, int(np.clip(round(index), 0, last)), axis=plane.through_axis)
+
+
+def sample_plane(values: np.ndarray, frame: Frame, order: int = 1) -> np.ndarray:
+    """A slice (column axis, row axis) as a picture (height, width) float32; NaN where the slice has no voxel.
+
+    Only the needed part of the slice is touched. When the picture is coarser than the slice, the slice is smoothed
+    first so that nothing aliases. `order` is the spline's (1 for phase: higher orders ring at phase wraps).
+    """
+    column, row = frame.grid_index()
+    crop, offset = [], []
+    for positions, size in ((column, values.shape[0]), (row, values.shape[1])):
+        low = int(np.clip(np.floor(positions.min()) - 4, 0, size - 1))
+        high = int(np.clip(np.ceil(positions.max()) + 5, low + 1, size))
+        crop.append(slice(low, high))
+        offset.append(low)
+    part = values[crop[0], crop[1]].astype(np.float32)
+    sigma = [max(0.0, 0.5 * (frame.mm_per_px / s - 1.0)) for s in frame.spacing_mm]
+    if max(sigma) > 0.1:
+        part = ndimage.gaussian_filter(part, sigma, mode="nearest", truncate=2.0)
+    points = np.meshgrid(column - offset[0], row - offset[1], indexing="xy")
+    picture = ndimage.map_coordinates(part, points, order=order, mode="nearest")
+    inside = _within(column, values.shape[0])[None, :] & _within(row, values.shape[1])[:, None]
+    return np.where(inside, picture, np.nan).astype(np.float32)
+
+
+def _within(positions: np.ndarray, size: int) -> np.ndarray:
+    return (positions > -0.5) & (positions < size - 0.5)
+
+
+OUTSIDE_GREY = 38  # no data there: neither black nor anything that a tissue shows
+
+
+def to_grey(picture: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Grey values 0..255 of a picture in the window [low, high]; NaN becomes a flat dark grey."""
+    scaled = (np.nan_to_num(picture, nan=low) - low) / max(high - low, 1e-12)
+    grey = np.round(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
+    return np.where(np.isnan(picture), np.uint8(OUTSIDE_GREY), grey)
+
+
+def data_uri(grey: np.ndarray, quality: int = 88) -> str:
+    """A grey picture (height, width) uint8 as a JPEG data URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, format="JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Grey-value windows, the same for every picture of a report."""
+
+    swi: tuple[float, float]
+    phase: tuple[float, float]  # symmetric, radians
+
+
+def choose_windows(swi: np.ndarray, phase: np.ndarray | None, brain_mask: np.ndarray) -> Windows:
+    """Windows from the brain's values: SWI from its 0.5th to 99.5th percentile, phase +- the 99th of its size."""
+    step = (slice(None, None, 2), slice(None, None, 2), slice(None, None, 1))  # a quarter of the voxels is plenty
+    inside = brain_mask[step]
+    if not inside.any():
+        inside = np.ones_like(inside)
+    low, high = np.percentile(swi[step][inside], [0.5, 99.5])
+    half = 1.0
+    if phase is not None:
+        half = max(float(np.percentile(np.abs(phase[step][inside]), 99.0)), 1e-3)
+    return Windows(swi=(float(low), float(high)), phase=(-half, half))
+
+
+def mask_bounds(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Smallest box ((start, stop) an axis) that holds the mask; the whole array when the mask is empty."""
+    bounds = []
+    for axis in range(mask.ndim):
+        others = tuple(a for a in range(mask.ndim) if a != axis)
+        hits = np.flatnonzero(mask.any(axis=others))
+        bounds.append((int(hits[0]), int(hits[-1]) + 1) if hits.size else (0, mask.shape[axis]))
+    return tuple(bounds)
