@@ -147,9 +147,9 @@ class TrainConfig:
 class InferenceConfig:
     """Tiles, suppression, categories."""
 
-    tile_shape: Triple = (160, 384, 320)
+    tile_shape: Triple = (176, 448, 384)
     """Largest tile (z, y, x) in voxels of the working grid, halo included; a multiple of the total stride."""
-    max_candidates: int = 1024
+    max_candidates: int = 4096
     """Candidates kept before suppression."""
     max_detections: int = 256
     """Detections kept after suppression."""
@@ -159,7 +159,7 @@ class InferenceConfig:
     """Operating point: the lowest score that is reported as kept; chosen on validation subjects."""
     definite_threshold: float = 0.8
     """From this score on a detection is called definite, below it possible."""
-    candidate_threshold: float = 0.05
+    candidate_threshold: float = 0.1
     """Candidates below this score are not listed at all."""
 
 

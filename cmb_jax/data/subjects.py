@@ -81,12 +81,10 @@ def _points_by_kind(mimics: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate(points).astype(np.int32) if points else np.zeros((0, 3), np.int32)
 
 
-def prepare_phantom(
-    subject: PhantomSubject, spacing_mm: tuple[float, float, float]
-) -> PreparedVolume:
+def prepare_phantom(subject: PhantomSubject, spacing_mm: tuple[float, float, float]) -> PreparedVolume:
     """The network's view of a simulated subject, with its true brain and its protocol's phase sign."""
     brain = region_of(subject.region_code) > 0
-    phase = subject.phase.data * subject.protocol.phase_sign
+    phase = subject.phase.data * subject.phase_sign
     return prepare(subject.swi, phase, brain, spacing_mm=spacing_mm)
 
 
@@ -99,10 +97,11 @@ def store_subject(
     affine = subject.swi.affine
     mimics = _cells_of(subject.mimic_labels.astype(np.uint8), affine, prepared)
     brain = np.argwhere(region_of(_cells_of(subject.region_code, affine, prepared)) > 0)
-    microbleeds = subject.lesions.microbleeds()
+    lesions = subject.lesions
+    cmb = lesions.is_cmb
     arrays = {
         "image": prepared.image,
-        "boxes": boxes_of_lesions(microbleeds.centers_mm, microbleeds.apparent_diameters_mm, prepared),
+        "boxes": boxes_of_lesions(lesions.centre_mm[cmb], lesions.apparent_diameter_mm[cmb], prepared),
         "mimics": mimics,
         "mimic_points": _points_by_kind(mimics, rng),
         "brain_points": rng.permutation(brain)[:BRAIN_POINTS].astype(np.int32),

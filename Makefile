@@ -1,0 +1,42 @@
+# Everything runs in .venv inside this checkout; `make help` lists the targets.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: help demo test lint format clean
+
+help:
+	@echo "make demo    environment, detection on the bundled phantom, evaluation, a report to open"
+	@echo "make test    environment with the development requirements, then the tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make format  ruff's formatter and its safe fixes"
+	@echo "make clean   remove the environment and the demo's output"
+
+.venv/base: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "[setup] making .venv and installing the requirements (a few minutes the first time)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet -e .
+	@touch $@
+
+.venv/dev: .venv/base
+	@echo "[setup] installing the development requirements (PyTorch and MONAI as peers of the tests)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet -e '.[dev]'
+	@touch $@
+
+demo: .venv/base
+	@$(BIN)/cmb-jax demo --out demo_output --overwrite
+
+test: .venv/dev
+	@$(BIN)/python -m pytest
+
+lint: .venv/dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: .venv/dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv demo_output

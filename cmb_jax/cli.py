@@ -1,0 +1,178 @@
+"""The command line `cmb-jax`: one subcommand a task.
+
+Examples:
+  cmb-jax predict --swi swi.nii.gz --phase phase.nii.gz --out result
+  cmb-jax simulate --out phantoms --subjects 4 --seed 1
+  cmb-jax evaluate --pred results --truth phantoms --out metrics.json
+  cmb-jax swi --magnitude mag.nii.gz --phase phase.nii.gz --out swi
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+import cmb_jax
+from cmb_jax.commands.common import run_for_people
+
+
+def predict(
+    swi: Path,
+    out: Path,
+    phase: Path | None = None,
+    magnitude: Path | None = None,
+    phase_sign: Literal["auto", "+1", "-1"] = "auto",
+    phase_range: Literal["auto", "radians", "plus_minus_4096", "zero_4095", "zero_2pi"] = "auto",
+    weights: str = "small",
+    threshold: float | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Find, locate and report the microbleeds of one scan.
+
+    Writes detections.csv, detections.json, labels.nii.gz and report.html into a new folder.
+
+    Args:
+      swi: susceptibility-weighted or T2*-weighted image (NIfTI).
+      out: folder to make.
+      phase: phase image on the same grid.
+      magnitude: magnitude image on the same grid, for brain regions and the phase sign.
+      phase_sign: what the stored phase is multiplied with, so that veins are positive.
+      phase_range: how the phase is stored; auto tells it from the data.
+      weights: name of bundled weights, or a .safetensors file.
+      threshold: score from which a candidate is kept; default: the weights' operating point.
+      overwrite: replace the folder if it exists.
+    """
+    from cmb_jax.commands.predict import run
+
+    run(
+        swi=swi,
+        out=out,
+        phase=phase,
+        magnitude=magnitude,
+        phase_sign=phase_sign,
+        phase_range=phase_range,
+        weights=weights,
+        threshold=threshold,
+        overwrite=overwrite,
+    )
+
+
+def simulate(
+    out: Path, subjects: int = 1, seed: int = 0, protocol: str = "iso05", overwrite: bool = False
+) -> None:
+    """Simulate subjects with known microbleeds and mimics; the same seed gives the same bytes.
+
+    Args:
+      out: folder to make: a BIDS-like tree with the truth in derivatives/truth.
+      subjects: how many.
+      seed: of the first subject; the next ones count up.
+      protocol: acquisition protocol by name.
+      overwrite: replace the folder if it exists.
+    """
+    from cmb_jax.commands.simulate import run
+
+    run(out=out, subjects=subjects, seed=seed, protocol=protocol, overwrite=overwrite)
+
+
+def evaluate(
+    pred: Path,
+    truth: Path,
+    out: Path,
+    rule: Literal["center3", "center5", "touch", "box_iou", "valdo"] = "center3",
+    threshold: float | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Score predictions against truth: sensitivity, false positives, FROC, with intervals.
+
+    Args:
+      pred: folder with one folder (detections.csv) or one NIfTI a subject.
+      truth: a simulated tree, VALDO's Task2 folder, or a folder of label images.
+      out: JSON file to write.
+      rule: matching rule of the headline figures; all rules are in the file.
+      threshold: operating point; default: what the predictions say they keep.
+      overwrite: replace the file if it exists.
+    """
+    from cmb_jax.commands.evaluate import run
+
+    run(pred=pred, truth=truth, out=out, rule=rule, threshold=threshold, overwrite=overwrite)
+
+
+def swi(
+    magnitude: Path,
+    phase: Path,
+    out: Path,
+    te_ms: tuple[float, ...] = (),
+    echo: int | None = None,
+    phase_sign: Literal["auto", "+1", "-1"] = "auto",
+    overwrite: bool = False,
+) -> None:
+    """Make a susceptibility-weighted image from magnitude and phase (several echoes are combined).
+
+    Args:
+      magnitude: magnitude image, one or more echoes along the fourth axis.
+      phase: phase image, stored in any of the usual forms.
+      out: folder to make: swi, high-passed phase, minimum intensity projection.
+      te_ms: echo times in ms; needed to combine several echoes.
+      echo: use this echo alone, counted from 1.
+      phase_sign: what the stored phase is multiplied with, so that veins are positive.
+      overwrite: replace the folder if it exists.
+    """
+    from cmb_jax.inference.swi_command import run_swi
+
+    folder = run_swi(magnitude, phase, out, te_ms, echo, phase_sign, overwrite)
+    print(f"written: {folder}")
+
+
+def demo(out: Path = Path("demo_output"), overwrite: bool = False) -> None:
+    """Run detection on the bundled phantom, score it against its truth and write the report.
+
+    Args:
+      out: folder to make.
+      overwrite: replace the folder if it exists.
+    """
+    from cmb_jax.commands.demo import run
+
+    run(out=out, overwrite=overwrite)
+
+
+def weights_show(weights: str = "small") -> None:
+    """What weights are: configuration, operating point, training record, sha256.
+
+    Args:
+      weights: name of bundled weights, or a .safetensors file.
+    """
+    from cmb_jax.commands.weights import show
+
+    show(weights)
+
+
+COMMANDS = {
+    "predict": predict,
+    "simulate": simulate,
+    "evaluate": evaluate,
+    "swi": swi,
+    "demo": demo,
+    "weights": weights_show,
+}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        print(f"cmb-jax {cmb_jax.__version__} (research use only)")
+        return
+
+    def command() -> None:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="cmb-jax", description=__doc__, args=arguments or ["--help"]
+        )
+
+    run_for_people(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""What the commands share: errors for people, JAX's compilation cache."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from cmb_jax.errors import UserError
+
+USER_ERROR_CODE = 2
+
+
+def run_for_people(command: Callable[[], None]) -> None:
+    """Run a command; a `UserError` becomes one line on stderr and exit code 2, without a traceback."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR_CODE)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs, beside the other cached files."""
+    import jax
+
+    from cmb_jax.anatomy.assets import cache_dir
+
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    folder = cache_dir() / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a read-only home costs time, not results
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def existing_file(path: Path, role: str) -> Path:
+    """The path, if a file is there.
+
+    Raises:
+      UserError: nothing there, or a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: this is a folder; give the {role} file itself")
+    if not path.exists():
+        raise UserError(f"{path}: no such file; check the path of the {role}")
+    return path

@@ -1,0 +1,97 @@
+"""cmb-jax predict: images of one scan in, a folder of results out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from cmb_jax.commands.common import existing_file, use_compilation_cache
+from cmb_jax.errors import UserError
+from cmb_jax.inference.outputs import described_inputs, write_prediction
+from cmb_jax.inference.predict import PhaseSign, Prediction, load_detector
+from cmb_jax.io.nifti import read_volume
+from cmb_jax.io.phase import PhaseRange
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Refuse early what would fail after minutes of work.
+
+    Raises:
+      UserError: `out` exists, or nothing can be written there.
+    """
+    if out.exists() and not overwrite:
+        raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
+    parent = out.resolve().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{out}: cannot be written (no permission in {parent}); choose another --out")
+
+
+def summary(prediction: Prediction) -> str:
+    """What was found, in a sentence or two."""
+    kept = prediction.kept
+    rejected = len(prediction.rows) - len(kept)
+    definite = sum(row.category == "definite" for row in kept)
+    if not kept:
+        found = "No microbleed was kept."
+    else:
+        found = f"{len(kept)} microbleed{'s' * (len(kept) != 1)} kept ({definite} definite, {len(kept) - definite} possible)."
+        if prediction.region_map.trusted:
+            zones = {
+                zone: sum(row.zone == zone for row in kept) for zone in ("lobar", "deep", "infratentorial")
+            }
+            found += " " + ", ".join(f"{zone} {count}" for zone, count in zones.items()) + "."
+    return f"{found} {rejected} candidate{'s' * (rejected != 1)} rejected, each with its reason in detections.csv."
+
+
+def run(
+    *,
+    swi: Path,
+    out: Path,
+    phase: Path | None = None,
+    magnitude: Path | None = None,
+    phase_sign: PhaseSign = "auto",
+    phase_range: str = "auto",
+    weights: str = "small",
+    threshold: float | None = None,
+    overwrite: bool = False,
+) -> Prediction:
+    """Read, predict, write; progress on stderr, the summary on stdout.
+
+    Raises:
+      UserError: anything wrong with the files or the arguments.
+    """
+    tick = time.perf_counter()
+    check_output(out, overwrite)
+    if threshold is not None and not 0.0 <= threshold <= 1.0:
+        raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
+    swi_volume = read_volume(existing_file(swi, "SWI"))
+    phase_volume = None if phase is None else read_volume(existing_file(phase, "phase"))
+    magnitude_volume = None if magnitude is None else read_volume(existing_file(magnitude, "magnitude"))
+    use_compilation_cache()
+    detector = load_detector(weights)
+
+    def say(text: str) -> None:
+        print(f"[{time.perf_counter() - tick:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    prediction = detector.predict(
+        swi_volume,
+        phase_volume,
+        magnitude_volume,
+        phase_sign=phase_sign,
+        phase_range=None if phase_range == "auto" else PhaseRange[phase_range.upper()],
+        threshold=threshold,
+        progress=say,
+    )
+    say("writing the report")
+    inputs = described_inputs(swi=swi_volume, phase=phase_volume, magnitude=magnitude_volume)
+    subject = swi.name.removesuffix(".gz").removesuffix(".nii")
+    write_prediction(prediction, detector.bundle, out, inputs, subject=subject, overwrite=overwrite)
+    for line in prediction.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    print(summary(prediction))
+    print(f"Report: {out / 'report.html'} (research use only)")
+    return prediction

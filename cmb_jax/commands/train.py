@@ -1,0 +1,160 @@
+"""Train a detector from nothing on phantoms that it makes itself, or resume."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from cmb_jax.anatomy.assets import load_pack
+from cmb_jax.boxes.geometry import box_centers
+from cmb_jax.commands.common import run_for_people, use_compilation_cache
+from cmb_jax.config import Config
+from cmb_jax.config_io import config_from_json, config_to_json
+from cmb_jax.config_load import config_from_file, override
+from cmb_jax.data.subjects import STORE_VERSION, StoredSubject, stored_subjects
+from cmb_jax.errors import UserError
+from cmb_jax.evaluation.froc import FrocCurve, choose_threshold, collect_events, froc_curve, sensitivity_at
+from cmb_jax.evaluation.matching import CENTER3, events, pairs_of
+from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
+from cmb_jax.inference.bundle import save_bundle
+from cmb_jax.inference.proposals import ProposalFinder
+from cmb_jax.phantom import SubjectSettings, simulate_subject
+from cmb_jax.training.checkpoint import QUALITY
+from cmb_jax.training.loop import train
+
+FP_RATES = (0.5, 1.0, 2.0, 4.0)
+
+
+def phantom_subjects(config: Config, workdir: Path, which: str) -> tuple[StoredSubject, ...]:
+    """The training or validation subjects of a configuration, simulated where they are not cached yet."""
+    phantom = config.phantom
+    training = which == "training"
+    count = phantom.train_subjects if training else phantom.validation_subjects
+    first = phantom.train_seed if training else phantom.validation_seed
+    mean = phantom.mean_cmbs if training else None
+    settings = [SubjectSettings(protocol=name, mean_cmbs=mean) for name in phantom.protocols]
+    described = json.dumps(
+        [STORE_VERSION, config.data.spacing_mm, [dataclasses.asdict(one) for one in settings]]
+    )
+    root = Path(phantom.cache_dir) if phantom.cache_dir else workdir / "phantoms"
+    folder = root / f"{which}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
+    pack = None
+
+    def simulate(index: int, seed: int):
+        nonlocal pack
+        pack = load_pack() if pack is None else pack
+        return simulate_subject(pack, seed, settings[index % len(settings)])
+
+    return stored_subjects(folder, range(first, first + count), simulate, config.data.spacing_mm, which)
+
+
+def validation_curve(config: Config, params: Any, subjects: Sequence[StoredSubject]) -> FrocCurve:
+    """FROC (3 mm rule) on prepared subjects, in mm of each one's own working grid, without localization."""
+    finder = ProposalFinder(config, params)
+    spacing = np.array(config.data.spacing_mm)
+    happened, lesions = [], []
+    for stored in subjects:
+        name = stored.folder.name
+        detections = finder.find(stored.image())
+        keep = np.asarray(detections.valid)
+        centers = np.asarray(box_centers(detections.boxes))[keep] * spacing
+        found = SubjectDetections(
+            subject=name,
+            centers_mm=centers,
+            scores=np.asarray(detections.scores)[keep],
+            diameters_mm=np.ones(len(centers)),
+        )
+        boxes = stored.boxes()
+        truth = SubjectTruth(
+            subject=name,
+            centers_mm=(boxes[:, :3] + boxes[:, 3:]) / 2 * spacing,
+            diameters_mm=(boxes[:, 3] - boxes[:, 0]) * spacing[0],
+        )
+        happened.append(events(pairs_of(CENTER3, found, truth), found.scores))
+        lesions.append(len(boxes))
+    return froc_curve(collect_events(happened, lesions))
+
+
+def validate(config: Config, params: Any, subjects: Sequence[StoredSubject]) -> dict[str, float]:
+    """Sensitivity at some false positives a scan (3 mm rule) and their mean, on validation subjects."""
+    curve = validation_curve(config, params, subjects)
+    at = sensitivity_at(curve.fp_per_scan, curve.sensitivity, FP_RATES)
+    values = {f"sensitivity@{rate:g}": float(value) for rate, value in zip(FP_RATES, at, strict=True)}
+    return values | {QUALITY: float(np.mean(list(values.values())))}
+
+
+def with_operating_point(config: Config, params: Any, subjects: Sequence[StoredSubject]) -> Config:
+    """The configuration with the score threshold that is best on validation subjects (largest F1)."""
+    threshold = float(choose_threshold(validation_curve(config, params, subjects)))
+    inference = dataclasses.replace(
+        config.inference,
+        score_threshold=threshold,
+        # until scores are calibrated: definite is halfway between the operating point and certainty
+        definite_threshold=(1.0 + threshold) / 2,
+    )
+    return dataclasses.replace(config, inference=inference)
+
+
+def _remember(config: Config, workdir: Path) -> None:
+    """Keep the configuration in the run's folder; refuse to go on with another network."""
+    path = workdir / "config.json"
+    if path.exists():
+        before = config_from_json(path.read_text())
+        if before.model != config.model or before.data.spacing_mm != config.data.spacing_mm:
+            raise UserError(
+                f"{workdir}: this run was begun with another network; choose a new --workdir or the old settings"
+            )
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(config_to_json(config))
+    temporary.replace(path)
+
+
+def run(config: Config, workdir: Path) -> None:
+    """Simulate, train, choose the operating point, write `weights.safetensors`."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    _remember(config, workdir)
+    use_compilation_cache()
+    training = phantom_subjects(config, workdir, "training")
+    validation = phantom_subjects(config, workdir, "validation")
+
+    def evaluate(params: Any) -> Mapping[str, float]:
+        return validate(config, params, validation)
+
+    state = train(config, workdir, training, evaluate if validation else None)
+    final = with_operating_point(config, state.ema, validation) if validation else config
+    save_bundle(workdir / "weights.safetensors", state.ema, final)
+    print(f"weights: {workdir / 'weights.safetensors'} (operating point {final.inference.score_threshold:.3f})")
+
+
+def parse(arguments: Sequence[str], prog: str, text: str) -> tuple[Config, Path]:
+    """--config and --workdir, then dotted overrides of the configuration."""
+    parser = argparse.ArgumentParser(prog=prog, description=text, add_help=False)
+    parser.add_argument("--config", type=Path, required=not {"-h", "--help"} & set(arguments))
+    parser.add_argument("--workdir", type=Path, required=not {"-h", "--help"} & set(arguments))
+    known, rest = parser.parse_known_args(arguments)
+    if known.config is None:
+        parser.print_help()
+        print("\nSettings that can be overridden (defaults of the configuration tree):\n")
+    config = Config() if known.config is None else config_from_file(known.config)
+    return override(config, rest, prog), known.workdir
+
+
+def main() -> None:
+    """Entry point of train.py."""
+    flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
+    text = "Train a detector on phantoms; run again to resume."
+
+    def command() -> None:
+        config, workdir = parse(sys.argv[1:], "train.py", text)
+        run(config, workdir)
+
+    run_for_people(command)

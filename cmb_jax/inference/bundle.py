@@ -1,0 +1,72 @@
+"""Weights with what is needed to use them: configuration, operating point, training record."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from cmb_jax.config import Config
+from cmb_jax.config_io import config_from_json, config_to_json
+from cmb_jax.errors import UserError
+from cmb_jax.io.atomic import sha256_file
+from cmb_jax.io.weights import load_weights, save_weights
+from cmb_jax.models.detector import Detector
+from cmb_jax.models.functional import Template
+
+BUNDLED = Path(__file__).resolve().parent.parent / "weights"
+CONFIG_KEY = "config"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightsBundle:
+    """A detector's weights as read from a file."""
+
+    path: Path
+    sha256: str
+    config: Config
+    params: Any  # pure dict of arrays
+
+
+def bundled_names() -> tuple[str, ...]:
+    """Names of the detectors that come with the package."""
+    return tuple(sorted(path.stem for path in BUNDLED.glob("*.safetensors") if path.stem != "region"))
+
+
+def save_bundle(path: Path, params: Any, config: Config, dtype: str = "float32") -> None:
+    """Write weights with their configuration in the file's metadata, atomically.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    save_weights(path, params, {CONFIG_KEY: config_to_json(config)}, dtype="float16" if dtype == "float16" else "float32")
+
+
+def load_bundle(weights: str | Path) -> WeightsBundle:
+    """Read weights by bundled name or by path.
+
+    Raises:
+      UserError: no such name or file, a damaged file, weights that are not a detector's.
+    """
+    path = Path(weights)
+    if not path.exists() and path.name == str(weights) and path.suffix == "":
+        path = BUNDLED / f"{weights}.safetensors"
+        if not path.exists():
+            known = ", ".join(bundled_names()) or "none"
+            raise UserError(f"{weights}: no such weights; give a file or one of the bundled names: {known}")
+    _, metadata = load_weights(path)
+    if CONFIG_KEY not in metadata:
+        raise UserError(f"{path}: these are not weights of a detector (no configuration inside); give others")
+    try:
+        config = config_from_json(metadata[CONFIG_KEY])
+    except (ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{path}: the configuration inside does not fit this version of cmb-jax ({error}); "
+            "train anew or use the version that wrote it"
+        ) from error
+    shapes = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0))).shapes()
+    params, _ = load_weights(path, shapes)
+    return WeightsBundle(path=path, sha256=sha256_file(path), config=config, params=params)

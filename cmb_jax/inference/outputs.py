@@ -1,0 +1,133 @@
+"""The files that a prediction leaves behind, written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+import cmb_jax
+from cmb_jax.inference.bundle import WeightsBundle
+from cmb_jax.inference.predict import Prediction
+from cmb_jax.io.atomic import atomic_directory
+from cmb_jax.io.nifti import write_volume
+from cmb_jax.io.volume import Volume
+from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow, ReportContent
+from cmb_jax.report.html import write_report
+
+NOTICE = "Research use only; not a diagnosis."
+
+
+def detections_csv(rows: tuple[DetectionRow, ...]) -> str:
+    """The rows as CSV text with the fixed columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, DETECTION_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(row) for row in rows)
+    return text.getvalue()
+
+
+def instance_labels(prediction: Prediction) -> np.ndarray:
+    """Instance labels (X, Y, Z) uint16 of the kept detections on the scan's RAS grid.
+
+    Each is the ellipsoid in its box, at least the voxel at its centre; the label is the row's id. Better
+    scores lie on top.
+    """
+    swi = prediction.swi
+    labels = np.zeros(swi.shape, np.uint16)
+    inverse = np.linalg.inv(swi.affine)
+    for row, edges_mm in reversed(list(zip(prediction.rows, prediction.boxes_mm, strict=True))):
+        if row.status != "kept":
+            continue
+        center = inverse[:3, :3] @ np.array([row.x_mm, row.y_mm, row.z_mm]) + inverse[:3, 3]
+        radius = edges_mm / 2 / np.array(swi.spacing_mm)
+        low = np.maximum(np.floor(center - radius).astype(int), 0)
+        high = np.minimum(np.ceil(center + radius).astype(int) + 1, swi.shape)
+        axes = [
+            ((np.arange(a, b) - c) / r) ** 2 for a, b, c, r in zip(low, high, center, radius, strict=True)
+        ]
+        inside = axes[0][:, None, None] + axes[1][None, :, None] + axes[2][None, None, :] <= 1.0
+        window = labels[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+        window[inside] = row.id
+        middle = np.clip(np.rint(center).astype(int), 0, np.array(swi.shape) - 1)
+        labels[tuple(middle)] = row.id
+    return labels
+
+
+def summary_json(
+    prediction: Prediction, bundle: WeightsBundle, inputs: tuple[tuple[str, str, str], ...]
+) -> str:
+    """Rows with version, weights, settings, input hashes, processing steps and timings."""
+    return json.dumps(
+        {
+            "notice": NOTICE,
+            "version": cmb_jax.__version__,
+            "weights": {"name": bundle.path.name, "sha256": bundle.sha256},
+            "inputs": [{"role": role, "file": name, "sha256": digest} for role, name, digest in inputs],
+            "settings": dict(prediction.settings),
+            "steps": list(prediction.steps),
+            "warnings": list(prediction.warnings),
+            "regions_trusted": prediction.region_map.trusted,
+            "timings_s": dict(prediction.timings),
+            "coordinates": "i, j, k: native voxel indices from 0; x_mm, y_mm, z_mm: RAS mm",
+            "detections": [dataclasses.asdict(row) for row in prediction.rows],
+        },
+        indent=2,
+    )
+
+
+def described_inputs(**volumes: Volume | None) -> tuple[tuple[str, str, str], ...]:
+    """(role, file name, sha256) of the volumes that were read from files."""
+    return tuple(
+        (role, volume.source.name, volume.sha256 or "")
+        for role, volume in volumes.items()
+        if volume is not None and volume.source is not None
+    )
+
+
+def report_content(
+    prediction: Prediction, bundle: WeightsBundle, inputs: tuple[tuple[str, str, str], ...], subject: str
+) -> ReportContent:
+    """What the HTML report is made from."""
+    return ReportContent(
+        subject=subject,
+        rows=prediction.rows,
+        swi=prediction.swi,
+        phase=prediction.phase,
+        brain_mask=prediction.brain_mask,
+        region_code=prediction.region_code if prediction.region_map.trusted else None,
+        warnings=prediction.warnings,
+        settings=prediction.settings,
+        inputs=inputs,
+        weights_sha256=bundle.sha256,
+        version=cmb_jax.__version__,
+        steps=prediction.steps,
+        timings=prediction.timings,
+        partial_field_of_view=any("field of view" in line for line in prediction.region_map.messages),
+        regions_trusted=prediction.region_map.trusted,
+    )
+
+
+def write_prediction(
+    prediction: Prediction,
+    bundle: WeightsBundle,
+    out: Path,
+    inputs: tuple[tuple[str, str, str], ...],
+    *,
+    subject: str,
+    overwrite: bool = False,
+) -> None:
+    """Write detections.csv, detections.json, labels.nii.gz and report.html into the new folder `out`.
+
+    Raises:
+      UserError: the folder exists (and `overwrite` is not set) or cannot be written.
+    """
+    with atomic_directory(out, overwrite=overwrite) as folder:
+        (folder / "detections.csv").write_text(detections_csv(prediction.rows))
+        (folder / "detections.json").write_text(summary_json(prediction, bundle, inputs))
+        write_volume(folder / "labels.nii.gz", instance_labels(prediction), prediction.swi, dtype=np.uint16)
+        write_report(report_content(prediction, bundle, inputs, subject), folder / "report.html")

@@ -1,0 +1,149 @@
+"""From a prepared image to scored boxes: network on tiles, decoding, suppression."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cmb_jax.boxes.anchors import anchor_sizes
+from cmb_jax.boxes.coder import decode_boxes
+from cmb_jax.boxes.geometry import boxes_from_centers
+from cmb_jax.boxes.nms import nms_3d
+from cmb_jax.boxes.types import Detections
+from cmb_jax.config import Config
+from cmb_jax.inference.tiles import TilePlan, Window, pad_to, plan_tiles
+from cmb_jax.models.detector import Detector, receptive_halo
+from cmb_jax.models.functional import Template
+from cmb_jax.models.types import ProposalMaps
+
+STRIDE = (1, 2, 2)  # working voxels per cell of the proposal grid
+
+
+class ProposalFinder:
+    """The detector's network with its weights, compiled once for every window shape."""
+
+    def __init__(self, config: Config, params: Any):
+        self.config = config
+        self.params = jax.device_put(params)
+        self._template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
+        self._candidates = jax.jit(functools.partial(_window_candidates, self._maps, config))
+        self._select = jax.jit(functools.partial(_select, config))
+        self._whole = jax.jit(lambda params, image: self._maps(params, image).objectness)
+
+    def _maps(self, params: Any, image: jax.Array) -> ProposalMaps:
+        return self._template.bind(params)(image.astype(jnp.float32))
+
+    def plan(self, shape: tuple[int, int, int]) -> TilePlan:
+        """How a volume of `shape` (z, y, x) working voxels is cut."""
+        model = self.config.model
+        return plan_tiles(shape, self.config.inference.tile_shape, receptive_halo(model), model.total_stride)
+
+    def find(self, image: np.ndarray, progress: Callable[[int, int], None] | None = None) -> Detections:
+        """Boxes after suppression, best first.
+
+        Args:
+          image: (Z, Y, X, 2) prepared image.
+          progress: called with (windows done, windows in all).
+        """
+        plan = self.plan(image.shape[:3])
+        padded = pad_to(image, plan.padded_shape)
+        found = []
+        for number, window in enumerate(plan.windows):
+            found.append(
+                self._candidates(
+                    self.params,
+                    _cut(padded, window, plan)[None],
+                    jnp.array(window.start),
+                    jnp.array(window.core_low),
+                    jnp.array(window.core_high),
+                )
+            )
+            if progress is not None:
+                jax.block_until_ready(found[-1])
+                progress(number + 1, len(plan.windows))
+        boxes = jnp.concatenate([part.boxes for part in found])
+        scores = jnp.concatenate([part.scores for part in found])
+        valid = jnp.concatenate([part.valid for part in found])
+        return self._select(Detections(boxes=boxes, scores=scores, valid=valid))
+
+    def objectness(self, image: np.ndarray) -> np.ndarray:
+        """Objectness logits (Z, Y // 2, X // 2, A) of the padded volume, put together from the windows' cores."""
+        plan = self.plan(image.shape[:3])
+        padded = pad_to(image, plan.padded_shape)
+        cells = [size // step for size, step in zip(plan.padded_shape, STRIDE, strict=True)]
+        whole = np.zeros((*cells, len(self.config.model.anchor_diameters_mm)), np.float32)
+        for window in plan.windows:
+            part = np.asarray(self._whole(self.params, _cut(padded, window, plan)[None]))[0]
+            target, source = [], []
+            for axis, step in enumerate(STRIDE):
+                low, high, start = window.core_low[axis], window.core_high[axis], window.start[axis]
+                target.append(slice(low // step, high // step))
+                source.append(slice((low - start) // step, (high - start) // step))
+            whole[tuple(target)] = part[tuple(source)]
+        return whole
+
+
+def _cut(padded: np.ndarray, window: Window, plan: TilePlan) -> np.ndarray:
+    return padded[
+        tuple(
+            slice(start, start + size) for start, size in zip(window.start, plan.window_shape, strict=True)
+        )
+    ]
+
+
+def _window_candidates(
+    maps_of: Callable[[Any, jax.Array], ProposalMaps],
+    config: Config,
+    params: Any,
+    image: jax.Array,  # (1, Z, Y, X, 2)
+    start: jax.Array,  # (3,) int32 working voxels
+    core_low: jax.Array,  # (3,)
+    core_high: jax.Array,  # (3,)
+) -> Detections:
+    """The best candidates whose cells lie in the window's core, in coordinates of the padded volume."""
+    maps = maps_of(params, image)
+    logits = maps.objectness[0]
+    depth, height, width, anchors = logits.shape
+    inside = jnp.ones((), bool)
+    for axis, cells in enumerate((depth, height, width)):
+        first = start[axis] + jnp.arange(cells) * STRIDE[axis]
+        counts = (first >= core_low[axis]) & (first < core_high[axis])
+        inside = inside & counts.reshape([-1 if other == axis else 1 for other in range(3)])
+    masked = jnp.where(inside[..., None], logits, -jnp.inf).reshape(-1)
+    count = min(config.inference.max_candidates, masked.shape[0])
+    best, index = jax.lax.top_k(masked, count)
+
+    anchor = index % anchors
+    cell = index // anchors
+    position = jnp.stack([cell // (height * width), cell // width % height, cell % width], axis=-1)
+    center = (position + 0.5) * jnp.array(STRIDE, jnp.float32) + start
+    sizes = jnp.asarray(anchor_sizes(config.model.anchor_diameters_mm, config.data.spacing_mm))[anchor]
+    deltas = maps.deltas[0].reshape(-1, 6)[index]
+    return Detections(
+        boxes=decode_boxes(boxes_from_centers(center, sizes), deltas),
+        scores=jax.nn.sigmoid(best),
+        valid=jnp.isfinite(best) & (jax.nn.sigmoid(best) >= config.inference.candidate_threshold),
+    )
+
+
+def _select(config: Config, candidates: Detections) -> Detections:
+    """Suppression over the candidates of all windows."""
+    settings = config.inference
+    count = min(settings.max_candidates, candidates.scores.shape[0])
+    # a stable choice of the best, so that the order of the windows decides no tie between scores
+    ranked = jnp.where(candidates.valid, candidates.scores, -1.0)
+    scores, index = jax.lax.top_k(ranked, count)
+    kept = nms_3d(
+        candidates.boxes[index],
+        scores,
+        settings.nms_iou,
+        settings.max_detections,
+        valid=candidates.valid[index],
+    )
+    return Detections(boxes=kept.boxes, scores=kept.scores, valid=kept.valid)

@@ -1,0 +1,108 @@
+"""The training loop: evaluate, save, next batch, step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from cmb_jax.config import Config
+from cmb_jax.data.patches import patch_batches
+from cmb_jax.data.subjects import StoredSubject
+from cmb_jax.errors import UserError
+from cmb_jax.training.checkpoint import QUALITY, Checkpoints
+from cmb_jax.training.logs import TrainLog
+from cmb_jax.training.sharding import make_mesh
+from cmb_jax.training.state import TrainState, init_state
+from cmb_jax.training.step import StepMetrics, make_step, put_batch
+
+MAX_SKIPPED_IN_A_ROW = 10
+
+Evaluate = Callable[[Any], Mapping[str, float]]
+"""Parameters (pure dict) -> named values, `quality` among them: the larger, the better."""
+
+
+def train(
+    config: Config, workdir: Path, subjects: Sequence[StoredSubject], evaluate: Evaluate | None = None
+) -> TrainState:
+    """Train from the newest checkpoint in `workdir`, or from nothing.
+
+    Args:
+      config: the experiment.
+      workdir: checkpoints and logs go here.
+      subjects: prepared training subjects.
+      evaluate: called with the averaged parameters every `train.evaluate_every` steps and at the end.
+
+    Raises:
+      UserError: if ten steps in a row were not finite, or the mesh needs more devices than there are.
+    """
+    mesh = make_mesh(config.train.mesh_data, config.train.mesh_space)
+    step_function = make_step(config, mesh)
+    with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
+        state = init_state(config, mesh)
+        if checkpoints.latest_step() is not None:
+            state = checkpoints.restore(state, mesh)
+        first = int(state.step)
+        batches = patch_batches(
+            subjects,
+            config.data,
+            seed=config.train.seed,
+            first_step=first,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+        )
+        with TrainLog(workdir, config.train.steps, first) as log:
+            if first:
+                log.message(f"continuing from step {first}")
+            tick = time.perf_counter()
+            for step in range(first, config.train.steps + 1):
+                last = step == config.train.steps
+                quality = None
+                if evaluate is not None and step > first and (last or step % config.train.evaluate_every == 0):
+                    values = evaluate(state.ema)
+                    quality = values[QUALITY]
+                    log.scalars(step, {f"validation/{name}": value for name, value in values.items()})
+                    log.message(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in values.items()))
+                    tick = time.perf_counter()
+                if step > first and (last or quality is not None or step % config.train.checkpoint_every == 0):
+                    checkpoints.save(state, quality)
+                if last:
+                    break
+                batch = put_batch(next(batches), mesh)
+                state, metrics = step_function(state, batch)
+                log.advance()
+                if (step + 1) % config.train.log_every == 0:
+                    # reading a metric waits for the device, so it is done only now and then
+                    _log_step(log, metrics, state, config, time.perf_counter() - tick)
+                    tick = time.perf_counter()
+    return state
+
+
+def _log_step(
+    log: TrainLog, metrics: StepMetrics, state: TrainState, config: Config, seconds: float
+) -> None:
+    terms = metrics.terms
+    rate = config.train.log_every / seconds
+    log.scalars(
+        int(state.step),
+        {
+            "loss": float(terms.total),
+            "objectness": float(terms.objectness),
+            "box": float(terms.box),
+            "concentration": float(terms.concentration),
+            "positives": float(terms.positives),
+            "gradient_norm": float(metrics.gradient_norm),
+            "steps/s": rate,
+            "voxels/s": rate * config.data.batch_size * float(np.prod(config.data.patch_shape)),
+            "skipped": float(state.skipped),
+        },
+    )
+    if int(state.skipped_in_a_row) >= MAX_SKIPPED_IN_A_ROW:
+        raise UserError(
+            f"the loss was not finite for {int(state.skipped_in_a_row)} steps in a row (step {int(state.step)}): "
+            "lower train.learning_rate or look at the data"
+        )
