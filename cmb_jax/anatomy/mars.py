@@ -1,0 +1,148 @@
+"""MARS regions (Gregoire et al. 2009, Neurology 73:1759) for every voxel of the brain, from two atlases.
+
+Labels come from the JHU-MNI "Eve" atlas (Oishi et al. 2009, here called Mori after its file) and, for the
+deep nuclei, from the Melbourne subcortex atlas at 7 T (Tian et al. 2020).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from cmb_jax.anatomy.pack import Channel
+from cmb_jax.anatomy.regions import Region
+from cmb_jax.anatomy.shapes import Ellipsoid
+
+Axes = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+DEEP_WHITE_MATTER_MM = 10.0  # MARS: white matter that touches or lies within about 10 mm of these ventricles
+CINGULATE_BORDER_MM = -25.0  # y of the border between its frontal and its parietal part
+
+
+def _ids(*ranges: int | tuple[int, int]) -> tuple[int, ...]:
+    """Single labels and inclusive ranges of labels."""
+    return tuple(
+        label
+        for item in ranges
+        for label in ((item,) if isinstance(item, int) else range(item[0], item[1] + 1))
+    )
+
+
+MORI_REGIONS: dict[Region, tuple[int, ...]] = {
+    Region.BRAINSTEM: _ids((55, 64), 95, 96, (109, 112), (123, 128)),
+    Region.CEREBELLUM: _ids(53, 54, 97, 98),
+    Region.BASAL_GANGLIA: _ids((115, 118), 121, 122),
+    Region.THALAMUS: _ids(119, 120),
+    Region.INTERNAL_CAPSULE: _ids((65, 68), 107, 108),
+    Region.EXTERNAL_CAPSULE: _ids(91, 92),
+    Region.CORPUS_CALLOSUM: _ids((101, 106), 113, 114),
+    Region.DEEP_WHITE_MATTER: _ids((69, 90), 93, 94, 99, 100),
+    Region.FRONTAL: _ids((5, 12), (39, 42), 45, 46),
+    Region.PARIETAL: _ids(1, 2, (13, 16), 43, 44),
+    Region.TEMPORAL: _ids((21, 24), (31, 38), (49, 52)),
+    Region.OCCIPITAL: _ids((17, 20), (25, 30)),
+    Region.INSULA: _ids(47, 48),
+}
+MORI_CINGULATE = (3, 4)
+
+# Labels of the Melbourne atlas on the right; the left ones are 31 higher.
+MELBOURNE_LEFT_OFFSET = 31
+MELBOURNE_NUCLEI: dict[Channel, tuple[int, ...]] = {
+    Channel.CAUDATE: (7, 8, 24, 31),
+    Channel.PUTAMEN: (20, 21, 22, 23),
+    Channel.PALLIDUM: (27, 28),
+    Channel.THALAMUS: _ids(5, 6, (13, 19)),
+}
+MELBOURNE_REGIONS: dict[Region, tuple[int, ...]] = {
+    Region.BASAL_GANGLIA: _ids(7, 8, (20, 24), (27, 31)),  # with the nucleus accumbens
+    Region.THALAMUS: MELBOURNE_NUCLEI[Channel.THALAMUS],
+    Region.TEMPORAL: _ids((1, 4), (9, 12), 25, 26),  # hippocampus and amygdala
+}
+
+# Where the ventricles can be, right half (mm): CSF in here is ventricular, CSF elsewhere is not.
+_LATERAL_ENVELOPES = (
+    Ellipsoid((8, 22, 10), (14, 20, 15)),  # frontal horn
+    Ellipsoid((10, -4, 19), (15, 26, 11)),  # body, anterior part
+    Ellipsoid((17, -27, 18), (14, 16, 12)),  # body, posterior part
+    Ellipsoid((27, -46, 8), (13, 22, 15)),  # atrium and occipital horn
+    Ellipsoid((33, -22, -12), (9, 24, 11)),  # temporal horn
+)
+_THIRD_ENVELOPES = (Ellipsoid((0, -11, 0), (6, 16, 11)), Ellipsoid((0, -31, -8), (2.5, 7, 8)))
+_FOURTH_ENVELOPES = (Ellipsoid((0, -41, -32), (13, 9, 16)),)
+
+
+def label_regions(labels: np.ndarray, groups: dict[Region, tuple[int, ...]]) -> np.ndarray:
+    """Region of each atlas label, OUTSIDE where the atlas has none; any shape, uint8."""
+    table = np.zeros(256, np.uint8)
+    for region, members in groups.items():
+        table[list(members)] = region
+    return table[labels]
+
+
+def find_ventricles(csf: np.ndarray, axes: Axes) -> tuple[np.ndarray, np.ndarray]:
+    """CSF voxels of the lateral ventricles, and of all ventricles; (X, Y, Z) bool each.
+
+    `csf` (X, Y, Z) bool: CSF dominates. A voxel counts when it lies in an envelope drawn about the ventricle
+    and in one of the larger connected pieces there, so that cisterns and sulci at the rim stay out.
+    """
+    right: Axes = (np.abs(axes[0]), axes[1], axes[2])
+    lateral = _pieces(csf, right, _LATERAL_ENVELOPES, least_voxels=100)
+    others = _pieces(csf, right, _THIRD_ENVELOPES, least_voxels=30)
+    others |= _pieces(csf, right, _FOURTH_ENVELOPES, least_voxels=100)
+    return lateral, lateral | others
+
+
+def _pieces(csf: np.ndarray, axes: Axes, shapes: tuple[Ellipsoid, ...], least_voxels: int) -> np.ndarray:
+    """CSF inside any of the shapes, in connected pieces of at least so many voxels."""
+    envelope = np.minimum.reduce([shape.distance(axes) for shape in shapes]) <= 0.0
+    pieces, _ = ndimage.label(csf & envelope)
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return (sizes >= least_voxels)[pieces]
+
+
+def assign_regions(mori: np.ndarray, melbourne: np.ndarray, tissues: np.ndarray, axes: Axes) -> np.ndarray:
+    """MARS region of each voxel, (X, Y, Z) uint8.
+
+    Args:
+        mori, melbourne: (X, Y, Z) atlas labels on the pack's 1 mm grid.
+        tissues: (5, X, Y, Z) fractions.
+        axes: RAS coordinates in mm that broadcast to (X, Y, Z).
+    """
+    dominant = tissues.argmax(axis=0)
+    white = dominant == Channel.WHITE_MATTER
+    brain = white | (dominant == Channel.GREY_MATTER)
+    csf = dominant == Channel.CSF
+    lateral, ventricles = find_ventricles(csf, axes)
+
+    atlas = label_regions(mori, MORI_REGIONS)
+    cingulate = np.isin(mori, MORI_CINGULATE)
+    front = np.broadcast_to(axes[1] > CINGULATE_BORDER_MM, atlas.shape)
+    atlas[cingulate] = np.where(front, Region.FRONTAL, Region.PARIETAL)[cingulate]
+    both_sides = {
+        region: labels + tuple(label + MELBOURNE_LEFT_OFFSET for label in labels)
+        for region, labels in MELBOURNE_REGIONS.items()
+    }
+    nuclei = label_regions(melbourne, both_sides)
+    atlas = np.where(nuclei > 0, nuclei, atlas)
+
+    # White matter that neither atlas names takes the lobe whose label is nearest, unless it is deep.
+    region = _nearest(atlas, atlas > 0)
+    lobar = (atlas >= Region.FRONTAL) & (atlas <= Region.INSULA)
+    infratentorial = (region == Region.BRAINSTEM) | (region == Region.CEREBELLUM)
+    unnamed_white = white & (atlas == 0) & ~infratentorial
+    region = np.where(unnamed_white, _nearest(atlas, lobar), region)
+    near = ndimage.distance_transform_edt(~lateral) <= DEEP_WHITE_MATTER_MM
+    is_lobe = (region >= Region.FRONTAL) & (region <= Region.INSULA)
+    region[white & near & is_lobe] = Region.DEEP_WHITE_MATTER
+
+    region = np.where(brain, region, Region.OUTSIDE).astype(np.uint8)
+    region[csf] = Region.SULCAL_CSF
+    region[ventricles] = Region.VENTRICLE
+    return region
+
+
+def _nearest(labels: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Every voxel takes the label of the nearest voxel where `known` holds."""
+    indices = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    return labels[tuple(indices)]
