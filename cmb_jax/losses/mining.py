@@ -1,0 +1,53 @@
+"""Choice of the anchors that enter the concentration loss, in static shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mined:
+    """Chosen anchors of one patch: positives first, then hard negatives; S = max_positives + max_negatives."""
+
+    indices: jax.Array  # (S,) int32 into the patch's anchors
+    classes: jax.Array  # (S,) int32: 0 = CMB, 1 = mimic
+    valid: jax.Array  # (S,) bool
+
+
+def mine(
+    objectness: jax.Array, label: jax.Array, mimic: jax.Array, max_positives: int, max_negatives: int
+) -> Mined:
+    """Positives and the hardest negatives of one patch; map it over a batch with `jax.vmap`.
+
+    Negatives on known mimics come first, then all others; within both the highest objectness wins, and ties go
+    to the lower index. If there are more positives than fit, those of the highest objectness are taken.
+
+    Args:
+        objectness: (N,) logits; no gradient flows through the choice.
+        label: (N,) 1 positive, 0 negative, -1 ignored.
+        mimic: (N,) bool: the anchor's cell holds a known mimic.
+        max_positives: slots for positives.
+        max_negatives: slots for negatives.
+    """
+    score = jax.nn.sigmoid(lax.stop_gradient(objectness))  # in 0..1, so that + 1 puts all mimics first
+    score = jnp.where(jnp.isfinite(score), score, 0.0)
+    positive, positive_valid = _top(jnp.where(label == 1, score, -1.0), max_positives)
+    negative, negative_valid = _top(jnp.where(label == 0, score + mimic, -1.0), max_negatives)
+    return Mined(
+        indices=jnp.concatenate([positive, negative]),
+        classes=jnp.concatenate([jnp.zeros_like(positive), jnp.ones_like(negative)]),
+        valid=jnp.concatenate([positive_valid, negative_valid]),
+    )
+
+
+def _top(score: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
+    """Indices (slots,) of the largest scores and whether they are 0 or more; slots beyond N stay invalid."""
+    count = min(slots, score.shape[0])
+    best, indices = lax.top_k(score, count)
+    rest = (0, slots - count)
+    return jnp.pad(indices, rest), jnp.pad(best >= 0, rest)
