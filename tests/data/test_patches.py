@@ -1,0 +1,112 @@
+"""Patches: boxes stay on their lesions through cutting and augmentation; the order is a function of the step."""
+
+import numpy as np
+import pytest
+
+from cmb_jax.config import DataConfig
+from cmb_jax.data.patches import augment, cut_patch, flip, patch_batches, turn
+from cmb_jax.data.subjects import StoredSubject
+
+CONFIG = DataConfig(patch_shape=(16, 32, 32), batch_size=4, max_truths=5, workers=0)
+SHAPE = (40, 90, 80)
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory):
+    """Two stored subjects whose image is dark (value 5 in both channels) exactly inside the true boxes."""
+    made = []
+    for number in range(2):
+        rng = np.random.default_rng(number)
+        folder = tmp_path_factory.mktemp(f"subject{number}")
+        image = np.zeros((*SHAPE, 2), np.float16)
+        boxes = []
+        for _ in range(12):
+            low = np.array([rng.integers(0, n - 6) for n in SHAPE])
+            image[low[0] : low[0] + 3, low[1] : low[1] + 6, low[2] : low[2] + 6] = 5.0
+            boxes.append([*low, *(low + [3, 6, 6])])
+        np.save(folder / "image.npy", image)
+        np.save(folder / "boxes.npy", np.array(boxes, np.float32))
+        np.save(folder / "mimics.npy", (image[:, ::2, ::2, 0] > 0).astype(np.uint8))
+        np.save(folder / "mimic_points.npy", np.argwhere(image[:, ::2, ::2, 0] > 0).astype(np.int32))
+        np.save(folder / "brain_points.npy", rng.integers(0, 40, (50, 3)).astype(np.int32))
+        made.append(StoredSubject(folder=folder))
+    return tuple(made)
+
+
+def bright_voxels_are_in_boxes(image, boxes):
+    covered = np.zeros(image.shape[:3], bool)
+    for box in boxes:
+        z0, y0, x0, z1, y1, x1 = np.round(box).astype(int)
+        covered[max(z0, 0) : max(z1, 0), max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
+    return np.array_equal(covered, image[..., 0] > 2.0)
+
+
+def test_cut_patches_hold_their_boxes(subjects):
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        image, boxes, mimics = cut_patch(subjects[0], CONFIG, rng)
+        assert image.shape == (16, 32, 32, 2)
+        assert mimics.shape == (16, 16, 16)
+        assert bright_voxels_are_in_boxes(image, boxes)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_flips_move_boxes_with_the_image(subjects, axis):
+    image, boxes, mimics = cut_patch(subjects[0], CONFIG, np.random.default_rng(4))
+    flipped = flip(image, boxes, mimics, axis)
+    assert bright_voxels_are_in_boxes(flipped[0], flipped[1])
+    again = flip(*flipped, axis)
+    np.testing.assert_array_equal(again[0], image)
+    np.testing.assert_allclose(again[1], boxes)
+
+
+def test_turn_moves_boxes_with_the_image(subjects):
+    image, boxes, mimics = cut_patch(subjects[0], CONFIG, np.random.default_rng(5))
+    turned = turn(image, boxes, mimics)
+    assert bright_voxels_are_in_boxes(turned[0], turned[1])
+
+
+def test_augmentation_keeps_lesions_in_their_boxes(subjects):
+    rng = np.random.default_rng(6)
+    for _ in range(20):
+        image, boxes, mimics = cut_patch(subjects[1], CONFIG, rng)
+        image, boxes, mimics = augment(image, boxes, mimics, CONFIG, rng)
+        # noise is far below the lesions' 5, which no contrast change brings under 2
+        assert bright_voxels_are_in_boxes(image, boxes)
+
+
+def test_phase_is_dropped_as_often_as_asked(subjects):
+    rng = np.random.default_rng(7)
+    config = DataConfig(patch_shape=(16, 32, 32), phase_dropout=0.5, lesion_patch_fraction=1.0)
+    patch = (np.ones((16, 32, 32, 2), np.float32), np.zeros((0, 6), np.float32), np.zeros((16, 16, 16), np.uint8))
+    dropped = sum(not augment(*patch, config, rng)[0][..., 1].any() for _ in range(400))
+    assert 160 < dropped < 240  # binomial(400, 0.5): mean 200, four standard deviations are 40
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def test_resuming_at_a_step_gives_the_same_batches(subjects):
+    whole = take(patch_batches(subjects, CONFIG, seed=1), 6)
+    resumed = take(patch_batches(subjects, CONFIG, seed=1, first_step=3), 3)
+    for a, b in zip(whole[3:], resumed, strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.boxes, b.boxes)
+
+
+def test_the_global_batch_does_not_depend_on_the_number_of_hosts(subjects):
+    one = take(patch_batches(subjects, CONFIG, seed=2), 3)
+    shares = [take(patch_batches(subjects, CONFIG, seed=2, host=h, hosts=2), 3) for h in range(2)]
+    for step in range(3):
+        # host h has elements h, h + 2, ... of the global order
+        together = np.stack([shares[0][step].image, shares[1][step].image], axis=1).reshape(one[step].image.shape)
+        np.testing.assert_array_equal(together, one[step].image)
+
+
+def test_shapes_and_padding_are_static(subjects):
+    batch = next(patch_batches(subjects, CONFIG, seed=3))
+    assert batch.image.shape == (4, 16, 32, 32, 2)
+    assert batch.boxes.shape == (4, 5, 6)
+    assert batch.boxes_valid.dtype == bool
+    assert not batch.boxes[~batch.boxes_valid].any()

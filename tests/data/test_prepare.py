@@ -1,0 +1,118 @@
+"""Preparation: geometry is kept, scaling is by the brain, coordinates go there and back."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from cmb_jax.data.prepare import (
+    boxes_of_lesions,
+    brain_bounds,
+    edge_coordinates,
+    points_from_edges,
+    prepare,
+    resample,
+    working_positions,
+)
+from cmb_jax.io.volume import Volume
+
+
+def oblique_affine(spacing, angle=0.2):
+    rotation = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.diag(spacing)
+    affine[:3, 3] = [-30.0, 12.0, 5.0]
+    return affine
+
+
+def blob_volume(center_index, shape=(60, 64, 24), spacing=(0.8, 0.8, 2.0), sigma_mm=2.5):
+    axes = np.meshgrid(*[np.arange(n) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij")
+    distance = sum((a - c * s) ** 2 for a, c, s in zip(axes, center_index, spacing, strict=True))
+    return Volume.from_array(100.0 - 80.0 * np.exp(-distance / (2 * sigma_mm**2)), oblique_affine(spacing))
+
+
+def test_a_dark_blob_lies_at_its_own_ras_point_after_preparation():
+    volume = blob_volume((31.0, 28.0, 12.0))
+    mask = np.zeros(volume.shape, bool)
+    mask[8:55, 9:58, 2:22] = True
+    prepared = prepare(volume, None, mask)
+    darkness = np.clip(1.0 - prepared.image[..., 0].astype(np.float64), 0, None)
+    middle_zyx = np.array(ndimage.center_of_mass(darkness)) + 0.5
+    point = points_from_edges(middle_zyx[None], prepared.affine)[0]
+    expected = volume.affine[:3, :3] @ [31.0, 28.0, 12.0] + volume.affine[:3, 3]
+    np.testing.assert_allclose(point, expected, atol=0.1)
+
+
+def test_working_grid_has_the_asked_spacing_and_the_reference_tissue_becomes_one():
+    volume = blob_volume((31.0, 28.0, 12.0))
+    mask = np.ones(volume.shape, bool)
+    prepared = prepare(volume, None, mask, spacing_mm=(1.0, 0.5, 0.5))
+    steps = np.linalg.norm(prepared.affine[:3, :3], axis=0)
+    np.testing.assert_allclose(steps, [0.5, 0.5, 1.0], rtol=1e-6)
+    assert prepared.image.shape == (48, 102, 96, 2)
+    assert np.percentile(prepared.image[..., 0].astype(float), 75) == pytest.approx(1.0, abs=0.02)
+    assert not prepared.has_phase
+    assert not prepared.image[..., 1].any()
+
+
+def test_phase_channel_is_the_high_passed_phase_over_pi():
+    volume = blob_volume((31.0, 28.0, 12.0))
+    phase = np.zeros(volume.shape, np.float32)
+    phase[30:33, 27:30, 11:14] = 1.5
+    smooth_background = np.linspace(-0.4, 0.4, volume.shape[0])[:, None, None] * np.ones(volume.shape)
+    prepared = prepare(volume, (phase + smooth_background).astype(np.float32), np.ones(volume.shape, bool))
+    channel = prepared.image[..., 1].astype(np.float32)
+    peak = edge_coordinates(
+        (volume.affine[:3, :3] @ [31.0, 28.0, 12.0] + volume.affine[:3, 3])[None], prepared.affine
+    )[0]
+    z, y, x = np.floor(peak).astype(int)
+    assert channel[z, y, x] * np.pi == pytest.approx(1.5, abs=0.4)
+    # far from the blob the slow background is gone
+    assert np.abs(channel[4:10, 40:60, 20:30]).mean() * np.pi < 0.05
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_edge_coordinates_and_points_are_inverse(seed):
+    rng = np.random.default_rng(seed)
+    affine = oblique_affine(rng.uniform(0.3, 3.0, 3), rng.uniform(-1, 1))
+    edges = rng.uniform(-20, 200, (5, 3))
+    np.testing.assert_allclose(edge_coordinates(points_from_edges(edges, affine), affine), edges, atol=1e-9)
+
+
+def test_boxes_are_cubes_in_mm_round_the_centre():
+    volume = blob_volume((31.0, 28.0, 12.0))
+    prepared = prepare(volume, None, np.ones(volume.shape, bool))
+    center = (volume.affine[:3, :3] @ [31.0, 28.0, 12.0] + volume.affine[:3, 3])[None]
+    box = boxes_of_lesions(center, np.array([4.0]), prepared)[0]
+    np.testing.assert_allclose((box[3:] - box[:3]) * [1.0, 0.5, 0.5], 4.0, rtol=1e-5)
+    np.testing.assert_allclose((box[3:] + box[:3]) / 2, edge_coordinates(center, prepared.affine)[0], rtol=1e-4)
+    small = boxes_of_lesions(center, np.array([0.5]), prepared)[0]
+    np.testing.assert_allclose((small[3:] - small[:3]) * [1.0, 0.5, 0.5], 2.0, rtol=1e-5)
+    assert boxes_of_lesions(np.zeros((0, 3)), np.zeros(0), prepared).shape == (0, 6)
+
+
+def test_resampling_agrees_with_scipy(rng):
+    data = rng.normal(size=(7, 9, 5)).astype(np.float32)
+    positions = (np.linspace(-0.4, 6.4, 11), np.arange(9.0), np.linspace(0, 4, 9))
+    mesh = np.meshgrid(*positions, indexing="ij")
+    expected = ndimage.map_coordinates(data.astype(np.float64), mesh, order=1, mode="nearest")
+    np.testing.assert_allclose(resample(data, positions), expected, atol=1e-5)
+
+
+def test_working_positions_share_the_outer_edge():
+    index = working_positions(10, 2.0, 1.0)
+    assert len(index) == 20
+    # first voxel of 1 mm is centred 0.5 mm from the edge: 0.25 native voxels, i.e. index -0.25
+    assert index[0] == pytest.approx(-0.25)
+    assert index[-1] == pytest.approx(9.25)
+
+
+def test_bounds_hold_the_mask_with_margin_and_stay_inside():
+    mask = np.zeros((20, 30, 10), bool)
+    mask[5:8, 28, 0] = True
+    np.testing.assert_array_equal(brain_bounds(mask, (1.0, 2.0, 4.0), 4.0), [[1, 12], [26, 30], [0, 2]])
+    np.testing.assert_array_equal(brain_bounds(np.zeros((2, 3, 4), bool), (1, 1, 1), 4.0), [[0, 2], [0, 3], [0, 4]])

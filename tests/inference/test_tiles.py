@@ -1,0 +1,100 @@
+"""Tiling: cores partition the volume, and the network's result does not depend on the tile size."""
+
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmb_jax.config import Config, InferenceConfig, ModelConfig
+from cmb_jax.inference.proposals import ProposalFinder
+from cmb_jax.inference.tiles import plan_tiles
+from cmb_jax.models.detector import Detector
+from cmb_jax.models.functional import params_of
+
+TINY = ModelConfig(
+    widths=(4, 6, 8), encoder_convs=(0, 1, 1), decoder_convs=(0, 1), fusion_width=4, head_width=4, embedding_dim=4
+)
+
+
+@given(
+    size=st.tuples(*[st.integers(1, 400)] * 3),
+    tile=st.tuples(*[st.integers(10, 50)] * 3),
+    halo=st.integers(1, 3),
+)
+@settings(max_examples=200, deadline=None)
+def test_cores_partition_the_volume_and_keep_their_halo(size, tile, halo):
+    stride = (4, 8, 8)
+    reach = tuple(halo * s for s in stride)
+    tile = tuple(t * s for t, s in zip(tile, stride, strict=True))
+    plan = plan_tiles(size, tile, reach, stride)
+    counts = np.zeros([n // s for n, s in zip(plan.padded_shape, stride, strict=True)], int)
+    for window in plan.windows:
+        region = []
+        for axis in range(3):
+            start, end = window.start[axis], window.start[axis] + plan.window_shape[axis]
+            low, high = window.core_low[axis], window.core_high[axis]
+            assert start % stride[axis] == 0
+            assert low % stride[axis] == 0
+            assert 0 <= start <= low < high <= end <= plan.padded_shape[axis]
+            assert low - start >= reach[axis] or start == 0
+            assert end - high >= reach[axis] or end == plan.padded_shape[axis]
+            region.append(slice(low // stride[axis], high // stride[axis]))
+        counts[tuple(region)] += 1
+    assert (counts == 1).all()
+
+
+def test_a_tile_without_a_core_is_refused():
+    with pytest.raises(ValueError, match="leaves no core"):
+        plan_tiles((400, 400, 400), (40, 40, 40), (24, 24, 24), (8, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return params_of(Detector(TINY, rngs=nnx.Rngs(1)))
+
+
+def finder(params, tile):
+    config = Config(model=TINY, inference=InferenceConfig(tile_shape=tile, candidate_threshold=0.0))
+    return ProposalFinder(config, params)
+
+
+def test_logits_and_detections_do_not_depend_on_the_tile_size(params, rng):
+    image = rng.normal(size=(70, 150, 100, 2)).astype(np.float16)
+    whole, small = finder(params, (160, 320, 320)), finder(params, (60, 120, 88))
+    assert len(whole.plan(image.shape[:3]).windows) == 1
+    assert len(small.plan(image.shape[:3]).windows) > 4
+    np.testing.assert_allclose(small.objectness(image), whole.objectness(image), atol=1e-4)
+
+    one, many = whole.find(image), small.find(image)
+    assert int(one.valid.sum()) > 10
+    np.testing.assert_allclose(many.scores[:50], one.scores[:50], atol=1e-4)
+    # ties may change places, so boxes are compared as a set
+    distance = np.abs(np.asarray(one.boxes)[:50, None] - np.asarray(many.boxes)[None]).max(-1).min(1)
+    assert np.median(distance) < 1e-2
+
+
+def test_candidates_below_the_listing_threshold_are_not_valid(params, rng):
+    image = rng.normal(size=(16, 32, 32, 2)).astype(np.float16)
+    config = Config(model=TINY, inference=InferenceConfig(candidate_threshold=1.0))
+    assert not np.asarray(ProposalFinder(config, params).find(image).valid).any()
+
+
+def test_progress_counts_every_window(params, rng):
+    image = rng.normal(size=(70, 150, 100, 2)).astype(np.float16)
+    seen = []
+    small = finder(params, (60, 120, 88))
+    small.find(image, lambda done, of: seen.append((done, of)))
+    total = len(small.plan(image.shape[:3]).windows)
+    assert seen == [(n + 1, total) for n in range(total)]
+
+
+def test_found_boxes_do_not_move_with_the_volume_origin(params, rng):
+    """A pattern moved by one coarse cell is found moved by as much."""
+    pattern = rng.normal(size=(24, 48, 48, 2)).astype(np.float16)
+    a, b = np.zeros((2, 64, 128, 128, 2), np.float16)
+    a[16:40, 32:80, 32:80] = pattern
+    b[24:48, 48:96, 48:96] = pattern
+    first, second = (finder(params, (160, 320, 320)).objectness(x) for x in (a, b))
+    np.testing.assert_allclose(first[16:40, 16:40, 16:40], second[24:48, 24:48, 24:48], atol=1e-4)
+
