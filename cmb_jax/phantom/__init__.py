@@ -1,1 +1,30 @@
-"""Simulated subjects: susceptibility, field, signal, acquisition, lesions, mimics."""
+"""Simulated subjects: susceptibility, field, signal, acquisition, lesions, mimics.
+
+The chain of `simulate_subject`: a posed and warped head, tissue values, veins, calcifications and microbleeds,
+field, complex signal, k-space, coil and noise, SWI, truth. Everything between is pure JAX.
+"""
+
+from cmb_jax.phantom.field import field_from_susceptibility
+from cmb_jax.phantom.protocols import PROTOCOLS, Protocol
+from cmb_jax.phantom.simulate import simulate_subject
+from cmb_jax.phantom.types import (
+    CMB_KIND,
+    LesionRow,
+    LesionTable,
+    MimicKind,
+    PhantomSubject,
+    SubjectSettings,
+)
+
+__all__ = [
+    "CMB_KIND",
+    "PROTOCOLS",
+    "LesionRow",
+    "LesionTable",
+    "MimicKind",
+    "PhantomSubject",
+    "Protocol",
+    "SubjectSettings",
+    "field_from_susceptibility",
+    "simulate_subject",
+]
