@@ -45,7 +45,7 @@ class Volume:
 
     @classmethod
     def from_array(cls, data: np.ndarray, affine: np.ndarray) -> Volume:
-        """A volume that was made here: `data` (X, Y, Z) already runs R, A, S and its native grid is its own."""
+        """A volume that was made here: `data` (X, Y, Z) runs R, A, S and its native grid is its own."""
         identity = np.array([[0, 1], [1, 1], [2, 1]], dtype=np.float64)
         x, y, z = data.shape
         return cls(

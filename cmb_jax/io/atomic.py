@@ -1,0 +1,150 @@
+"""Files and folders that appear whole or not at all: written beside their place, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cmb_jax.errors import UserError
+
+_MARKER = ".cmb_jax_output"  # only folders that carry it are ever replaced
+_MARKER_TEXT = "Written by cmb-jax. --overwrite replaces this whole folder, files added by hand included.\n"
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    why = error.strerror or str(error)
+    return UserError(f"{path}: cannot be written ({why}); choose a place where you may write and have space")
+
+
+def _open_permissions(kind: int) -> int:
+    """The mode that a plain open() or mkdir() would give: `kind` (0o666 or 0o777) less the umask."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return kind & ~umask
+
+
+@contextlib.contextmanager
+def _made_parents(path: Path) -> Iterator[None]:
+    """Makes the missing parents of `path`; takes them away again if the body fails."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in missing:  # deepest first
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def atomic_write_bytes(path: Path, content: bytes, *, overwrite: bool = False) -> None:
+    """Writes a file whole or not at all; missing parent folders are made.
+
+    Raises:
+        UserError: the file exists and `overwrite` is false, or it cannot be written.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise UserError(f"{path}: exists already; choose another name or allow overwriting")
+        with _made_parents(path):
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            try:
+                with os.fdopen(handle, "wb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.chmod(name, _open_permissions(0o666))
+                os.replace(name, path)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def atomic_write_text(path: Path, content: str, *, overwrite: bool = False) -> None:
+    """Like `atomic_write_bytes`, UTF-8 with the line ends as given."""
+    atomic_write_bytes(path, content.encode("utf-8"), overwrite=overwrite)
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if not path.exists() and not path.is_symlink():
+        return
+    if not path.is_dir() or path.is_symlink():
+        raise UserError(f"{path}: exists and is not a folder; choose another name for the output folder")
+    if not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f"{path}: the output folder exists already; choose another or allow overwriting")
+    if not (path / _MARKER).is_file():
+        raise UserError(
+            f"{path}: was not written by cmb-jax, so it is not replaced; choose another output folder"
+        )
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder that appears under `path` only when the body has succeeded.
+
+    An empty folder may stand there already. With `overwrite`, a folder that an earlier run wrote is replaced
+    as a whole; any other folder with content is refused, so that no one's images are lost.
+
+    Args:
+        path: the folder to make; missing parents are made too.
+        overwrite: replace what an earlier run wrote.
+
+    Yields:
+        A temporary folder beside `path` to write into.
+
+    Raises:
+        UserError: the folder exists, or it cannot be written.
+    """
+    path = Path(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            _refuse_existing(path, overwrite)
+            stack.enter_context(_made_parents(path))
+            staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        stack.callback(shutil.rmtree, staging, ignore_errors=True)
+        folder = staging / "new"
+        folder.mkdir()
+        try:
+            yield folder
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _cannot_write(path, error) from error
+            raise
+        try:
+            (folder / _MARKER).write_text(_MARKER_TEXT, encoding="utf-8")
+            folder.chmod(_open_permissions(0o777))
+            _refuse_existing(path, overwrite)  # the body may have taken long
+            _swap(folder, path, staging / "old")
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+
+
+def _swap(new: Path, path: Path, aside: Path) -> None:
+    """Puts `new` at `path`; what stood there goes to `aside` first, and comes back if that fails."""
+    if path.exists():
+        os.rename(path, aside)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        if aside.exists():
+            os.rename(aside, path)
+        raise

@@ -1,0 +1,188 @@
+"""NIfTI in and out. Inside, axes run to the Right, Anterior and Superior; files keep their own grid."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
+
+from cmb_jax.errors import UserError
+from cmb_jax.io.atomic import atomic_write_bytes
+from cmb_jax.io.header import NiftiFile, open_nifti, world_affine
+from cmb_jax.io.volume import NativeGrid, Volume
+
+_RAS = axcodes2ornt("RAS")
+_SAME_AFFINE_MM = 0.01  # at the far corner; headers keep float32 and rounded quaternions
+_COMPRESSION = 4  # gzip level: a third of the time of 9 for a few per cent more bytes
+
+
+def read_volume(path: str | Path, *, complex_ok: bool = False) -> Volume:
+    """Reads one NIfTI image: 3D, or with further axes of length 1.
+
+    Args:
+        path: a .nii or .nii.gz file.
+        complex_ok: keep complex values (data is then complex64); otherwise they are refused.
+
+    Returns:
+        The volume, in RAS, scaled by slope and intercept, NaN and infinities replaced by 0, with warnings.
+
+    Raises:
+        UserError: see `cmb_jax.io.header.open_nifti`; also a 2D image, a series of volumes, colour or complex
+            values, nothing finite in it, or the same value everywhere.
+    """
+    file = open_nifti(Path(path))
+    volumes = int(np.prod(file.image.shape[3:]))
+    if volumes != 1:
+        raise UserError(
+            f"{path}: holds {volumes} volumes ({' x '.join(map(str, file.image.shape))}); give one 3D volume "
+            "or split the series first"
+        )
+    affine, warnings = world_affine(file)
+    return _to_volume(file, _decode(file, complex_ok), affine, warnings)
+
+
+def read_series(path: str | Path) -> list[Volume]:
+    """Reads the volumes of a 4D NIfTI image in their order; a 3D image gives one. Raises as `read_volume`."""
+    file = open_nifti(Path(path))
+    array = _decode(file, complex_ok=False)
+    affine, warnings = world_affine(file)
+    array = array.reshape(*array.shape[:3], -1)
+    return [_to_volume(file, array[..., echo], affine, warnings) for echo in range(array.shape[3])]
+
+
+def _decode(file: NiftiFile, complex_ok: bool) -> np.ndarray:
+    """The scaled array, float32 or complex64, at least 3D."""
+    path, image = file.path, file.image
+    dtype = image.get_data_dtype()
+    if len(image.shape) < 3 or min(image.shape[:3]) < 2:
+        raise UserError(
+            f"{path}: is not a volume but {' x '.join(map(str, image.shape))} voxels; give a 3D image, "
+            "stacked from all its slices"
+        )
+    if dtype.fields is not None:
+        raise UserError(f"{path}: holds colours, not intensities; give the original image")
+    if dtype.kind == "c" and not complex_ok:
+        raise UserError(f"{path}: holds complex values; give magnitude and phase as two images")
+    try:
+        return np.asarray(image.dataobj, np.complex64 if dtype.kind == "c" else np.float32)
+    except (OSError, ValueError, nib.spatialimages.HeaderDataError) as error:
+        raise UserError(f"{path}: its voxels cannot be decoded ({error}); convert it again") from error
+
+
+def _to_volume(file: NiftiFile, array: np.ndarray, affine: np.ndarray, warnings: list[str]) -> Volume:
+    """One volume (I, J, K [, 1...]) to RAS, with its voxels checked."""
+    path = file.path
+    native_shape = (int(array.shape[0]), int(array.shape[1]), int(array.shape[2]))
+    array = array.reshape(native_shape)
+    warnings = list(warnings)
+    finite = np.isfinite(array)
+    bad = array.size - int(np.count_nonzero(finite))
+    if bad == array.size:
+        raise UserError(f"{path}: no voxel holds a number (all NaN or infinite); export it again")
+    if bad:
+        array = np.where(finite, array, 0)
+        warnings.append(f"{path.name}: {bad} voxels were NaN or infinite and count as 0")
+    if np.all(array == array.flat[0]):
+        raise UserError(
+            f"{path}: every voxel is {array.flat[0]:g}, so there is nothing to see; export it again"
+        )
+    orientation = io_orientation(affine)
+    return Volume(
+        data=np.ascontiguousarray(apply_orientation(array, orientation)),
+        affine=affine @ inv_ornt_aff(orientation, native_shape),
+        native=NativeGrid(shape=native_shape, affine=affine, orientation=orientation),
+        source=path,
+        sha256=file.sha256,
+        warnings=tuple(warnings),
+    )
+
+
+def to_native(data_xyz: np.ndarray, native: NativeGrid) -> np.ndarray:
+    """An (X, Y, Z) array in RAS order back onto the file's own grid (I, J, K): axes permuted and flipped."""
+    return np.asarray(apply_orientation(data_xyz, ornt_transform(_RAS, native.orientation)))
+
+
+def native_index(points_xyz_index: np.ndarray, volume: Volume) -> np.ndarray:
+    """Voxel indices (..., 3) of `volume` (integer = voxel centre) as (i, j, k) of its file, float64."""
+    matrix = inv_ornt_aff(volume.native.orientation, volume.native.shape)
+    return np.asarray(points_xyz_index, np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def check_same_grid(a: Volume, b: Volume) -> None:
+    """Checks that two volumes lie voxel on voxel.
+
+    Raises:
+        UserError: their shapes differ, or their affines by more than 0.01 mm at any corner.
+    """
+    names = f"{a.source or 'first volume'} and {b.source or 'second volume'}"
+    todo = "give two images of one acquisition, or resample one onto the other first"
+    if a.shape != b.shape:
+        raise UserError(f"{names}: shapes differ ({a.shape} and {b.shape} in RAS); {todo}")
+    corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
+    corners[:, :3] *= np.array(a.shape) - 1
+    apart = np.linalg.norm(corners @ (a.affine - b.affine).T, axis=1).max()
+    if apart > _SAME_AFFINE_MM:
+        raise UserError(f"{names}: they lie up to {apart:.2f} mm apart in space; {todo}")
+
+
+def _storage_type(data: np.ndarray, dtype: np.dtype | type | None) -> np.dtype:
+    if dtype is not None:
+        return np.dtype(dtype)
+    if data.dtype.kind == "b":
+        return np.dtype(np.uint8)
+    if data.dtype.kind in "iu":
+        return np.dtype(np.int32) if data.dtype.itemsize > 4 else data.dtype
+    return np.dtype(np.float32)
+
+
+def write_volume(
+    path: str | Path,
+    data_xyz: np.ndarray,
+    like: Volume,
+    dtype: np.dtype | type | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes an array onto the native grid of `like`, voxel for voxel, whole or not at all.
+
+    The same array gives the same bytes. qform and sform both carry the native affine.
+
+    Args:
+        path: ends in .nii or .nii.gz.
+        data_xyz: (X, Y, Z) in RAS order, the shape of `like`.
+        like: the volume whose file's grid is used.
+        dtype: type in the file; by default float32, uint8 for booleans, integers as they are (64 bit to 32).
+        overwrite: replace an existing file.
+
+    Raises:
+        UserError: the file exists, or cannot be written.
+        ValueError: wrong shape or name, or values that do not fit the type.
+    """
+    path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"{path}: NIfTI names end in .nii or .nii.gz")
+    if data_xyz.shape != like.shape:
+        raise ValueError(f"{path}: data {data_xyz.shape} is not on the grid {like.shape}")
+    stored = _storage_type(data_xyz, dtype)
+    array = to_native(data_xyz, like.native)
+    if stored.kind in "iu":
+        limits = np.iinfo(stored)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise ValueError(f"{path}: values {array.min()} to {array.max()} do not fit {stored}")
+        array = np.rint(array) if array.dtype.kind == "f" else array
+    image = nib.Nifti1Image(array.astype(stored), None)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(like.native.affine, code=1)
+    image.set_qform(like.native.affine, code=1, strip_shears=True)
+    content = image.to_bytes()
+    if path.name.endswith(".gz"):
+        content = gzip.compress(content, _COMPRESSION, mtime=0)  # no time stamp: same bytes each run
+    atomic_write_bytes(path, content, overwrite=overwrite)
