@@ -1,1 +1,1 @@
-"""The self-contained HTML report."""
+"""Self-contained HTML pages: the report on one subject and the report on an evaluation."""

@@ -100,10 +100,10 @@ def _zone_of(content: ReportContent, row: DetectionRow) -> str:
     return shown_zone(row, content)
 
 
-def write_report(content: ReportContent, path: Path) -> None:
+def write_report(content: ReportContent, path: Path, *, overwrite: bool = False) -> None:
     """Render the page and put it at `path` in one step: a reader never sees half a file.
 
     Raises:
-        UserError: `path` cannot be written.
+        UserError: `path` exists and `overwrite` is false, or it cannot be written.
     """
-    atomic_write_text(path, render_report(content))
+    atomic_write_text(path, render_report(content), overwrite=overwrite)

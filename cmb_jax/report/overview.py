@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import ndimage
 
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, Zone, region_of
 from cmb_jax.report.content import DetectionRow, ReportContent
@@ -102,7 +103,11 @@ def slabs(content: ReportContent, rows: Sequence[DetectionRow], windows: Windows
     mask, data = content.brain_mask, content.swi.data
     bounds = mask_bounds(mask)
     frame = _axial_frame(content, bounds)
-    edges = np.linspace(bounds[2][0], bounds[2][1], min(SLABS, bounds[2][1] - bounds[2][0]) + 1).round().astype(int)
+    edges = (
+        np.linspace(bounds[2][0], bounds[2][1], min(SLABS, bounds[2][1] - bounds[2][0]) + 1)
+        .round()
+        .astype(int)
+    )
     indices = voxel_indices(content, rows)
     # A row just above or below the mask belongs to the outermost slab, not to none.
     slab_of_row = np.clip(np.searchsorted(edges, indices[:, 2] + 0.5, side="right") - 1, 0, len(edges) - 2)
@@ -119,7 +124,7 @@ def slabs(content: ReportContent, rows: Sequence[DetectionRow], windows: Windows
             r = (rows[i].diameter_mm / 2 + 2.5) / frame.mm_per_px
             ring = _dot(rows[i], content, x, y, r, style="ring")
             shapes += [Shape(ring.d, "halo"), ring]
-            labels.append(Label(x + r + 2, y - r, str(rows[i].id), "ring-text"))
+            labels.append(_number(rows[i].id, x, y, r, frame))
         thickness = (edges[n + 1] - edges[n]) * content.swi.spacing_mm[2]
         pictures.append(
             Picture(
@@ -146,7 +151,7 @@ def _z_mm(content: ReportContent, z: float) -> float:
 
 
 def _z_range(content: ReportContent, start: int, stop: int) -> str:
-    return f"S {_z_mm(content, start - 0.5):.0f} to {_z_mm(content, stop - 0.5):.0f} mm"
+    return f"z {_z_mm(content, start - 0.5):.0f} to {_z_mm(content, stop - 0.5):.0f} mm"
 
 
 def quality_mosaic(content: ReportContent, windows: Windows) -> tuple[Picture, ...]:
@@ -165,10 +170,10 @@ def quality_mosaic(content: ReportContent, windows: Windows) -> tuple[Picture, .
                 width=frame.width_px,
                 height=frame.height_px,
                 uri=data_uri(grey, quality=82),
-                alt=f"Axial SWI slice {z} with the outlines of brain mask and regions",
+                alt=f"Axial SWI slice at z {_z_mm(content, z):.0f} mm with the outlines of brain mask and regions",
                 shapes=(*_region_shapes(content, z, frame), _mask_shape(content.brain_mask[:, :, z], frame)),
                 labels=edge_labels(frame),
-                caption=f"Slice {z}, S {_z_mm(content, z):.0f} mm",
+                caption=f"z {_z_mm(content, z):.0f} mm",
             )
         )
     return tuple(pictures)
@@ -179,16 +184,34 @@ def _mask_shape(mask_slice: np.ndarray, frame: Frame) -> Shape:
     return Shape(outline(inside), "brain-outline")
 
 
+def _number(number: int, x: float, y: float, r: float, frame: Frame) -> Label:
+    """A candidate's number beside its ring, on the side where there is room."""
+    if x + r + 16 < frame.width_px:
+        return Label(x + r + 2, y - r + 3, str(number), "ring-text")
+    return Label(x - r - 2, y - r + 3, str(number), "ring-text end")
+
+
+def _without_sulci(region: np.ndarray) -> np.ndarray:
+    """Sulcal CSF given to the nearest region of the slice: else every sulcus would outline the lobes anew."""
+    sulcal = region == Region.SULCAL_CSF
+    named = ~sulcal & (region != Region.OUTSIDE)
+    if not sulcal.any() or not named.any():
+        return region
+    nearest = ndimage.distance_transform_edt(~named, return_distances=False, return_indices=True)
+    return np.where(sulcal, region[tuple(nearest)], region)
+
+
 def _region_shapes(content: ReportContent, z: int, frame: Frame) -> list[Shape]:
     if content.region_code is None:
         return []
-    region = region_of(content.region_code[:, :, z])
+    region = _without_sulci(region_of(content.region_code[:, :, z]))
     shapes = []
     for label in DRAWN_REGIONS:
         here = region == label
         if here.any():
             inside = np.nan_to_num(sample_plane(here, frame)) > 0.5
             name = label.name.lower()
-            shapes.append(Shape(outline(inside, tolerance_px=1.6), f"region r-{name}", title=region_title(name)))
+            shapes.append(
+                Shape(outline(inside, tolerance_px=1.6), f"region r-{name}", title=region_title(name))
+            )
     return [shape for shape in shapes if shape.d]
-

@@ -57,7 +57,9 @@ def crosshair(x: float, y: float, gap: float, arm: float) -> str:
 def glyph(zone: str, x: float, y: float, r: float) -> str:
     """The zone's symbol, so that colour is never the only sign: circle, diamond, triangle, else square."""
     if zone == "lobar":
-        return f"M{x - r:.1f} {y:.1f}a{r:.1f} {r:.1f} 0 1 0 {2 * r:.1f} 0a{r:.1f} {r:.1f} 0 1 0 {-2 * r:.1f} 0Z"
+        return (
+            f"M{x - r:.1f} {y:.1f}a{r:.1f} {r:.1f} 0 1 0 {2 * r:.1f} 0a{r:.1f} {r:.1f} 0 1 0 {-2 * r:.1f} 0Z"
+        )
     if zone == "deep":
         corners = [(0, -1.2), (1.2, 0), (0, 1.2), (-1.2, 0)]
     elif zone == "infratentorial":
@@ -94,7 +96,10 @@ def edge_labels(frame: Frame, vertical: bool = False) -> tuple[Label, ...]:
     plane, w, h = frame.plane, frame.width_px, frame.height_px
     labels = [Label(4, h / 2, plane.left, "edge start"), Label(w - 4, h / 2, plane.right, "edge end")]
     if vertical:
-        labels += [Label(w / 2, 10, plane.top, "edge middle"), Label(w / 2, h - 10, plane.bottom, "edge middle")]
+        labels += [
+            Label(w / 2, 10, plane.top, "edge middle"),
+            Label(w / 2, h - 10, plane.bottom, "edge middle"),
+        ]
     return tuple(labels)
 
 

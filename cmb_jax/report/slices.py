@@ -66,7 +66,11 @@ class Frame:
 
 
 def centered_frame(
-    plane: Plane, spacing_mm: tuple[float, float, float], center_index: np.ndarray, field_of_view_mm: float, px: int
+    plane: Plane,
+    spacing_mm: tuple[float, float, float],
+    center_index: np.ndarray,
+    field_of_view_mm: float,
+    px: int,
 ) -> Frame:
     """A square picture of `px` pixels around a voxel index (x, y, z)."""
     return Frame(
@@ -93,7 +97,10 @@ def fitted_frame(
     return Frame(
         plane=plane,
         spacing_mm=spacing,
-        center=((bounds[axes[0]][0] + bounds[axes[0]][1] - 1) / 2, (bounds[axes[1]][0] + bounds[axes[1]][1] - 1) / 2),
+        center=(
+            (bounds[axes[0]][0] + bounds[axes[0]][1] - 1) / 2,
+            (bounds[axes[1]][0] + bounds[axes[1]][1] - 1) / 2,
+        ),
         width_px=max(1, round(extent[0] / mm_per_px)),
         height_px=max(1, round(extent[1] / mm_per_px)),
         mm_per_px=mm_per_px,
@@ -159,15 +166,19 @@ class Windows:
 
 
 def choose_windows(swi: np.ndarray, phase: np.ndarray | None, brain_mask: np.ndarray) -> Windows:
-    """Windows from the brain's values: SWI from its 0.5th to 99.5th percentile, phase +- the 99th of its size."""
-    step = (slice(None, None, 2), slice(None, None, 2), slice(None, None, 1))  # a quarter of the voxels is plenty
+    """Windows from the brain's values: SWI from its 0.5th to 99.5th percentile, phase +- the 99.5th of its size."""
+    step = (
+        slice(None, None, 2),
+        slice(None, None, 2),
+        slice(None, None, 1),
+    )  # a quarter of the voxels is plenty
     inside = brain_mask[step]
     if not inside.any():
         inside = np.ones_like(inside)
     low, high = np.percentile(swi[step][inside], [0.5, 99.5])
     half = 1.0
     if phase is not None:
-        half = max(float(np.percentile(np.abs(phase[step][inside]), 99.0)), 1e-3)
+        half = max(float(np.percentile(np.abs(phase[step][inside]), 99.5)), 1e-3)
     return Windows(swi=(float(low), float(high)), phase=(-half, half))
 
 

@@ -119,7 +119,8 @@ def _pattern_words(rows: Sequence[DetectionRow]) -> str:
     pattern = pattern_of(rows)
     if pattern is not Pattern.MIXED:
         return pattern.value
-    return f"mixed ({' and '.join(_zones_of(rows))})"
+    *first, last = _zones_of(rows)
+    return f"mixed ({', '.join(first)} and {last})"
 
 
 def region_title(name: str) -> str:
@@ -201,7 +202,9 @@ def empty_explanation(content: ReportContent) -> tuple[str, ...]:
     if not rejected:
         lowest = setting(content, "candidate_threshold")
         above = f" above the listing threshold of {lowest}" if lowest else ""
-        sentences = [f"The detector proposed no candidate{above}, so there was nothing to reject.{operating_point}"]
+        sentences = [
+            f"The detector proposed no candidate{above}, so there was nothing to reject.{operating_point}"
+        ]
     else:
         reasons = ", ".join(f"{number} {reason}" for reason, number in reason_counts(rejected))
         noun = "candidate was" if len(rejected) == 1 else "candidates were"

@@ -1,0 +1,53 @@
+"""The self-contained HTML page of an evaluation."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.report.evaluation_content import EvaluationContent
+from cmb_jax.report.html import environment
+from cmb_jax.report.plots import count_plot, difference_plot, froc_plot
+
+
+def cell_text(value: str | float | int | None) -> str:
+    """A table cell for people: floats with up to three significant decimals, a dash for what is not known."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return str(value)
+
+
+def render_evaluation_report(content: EvaluationContent) -> str:
+    """The page as one string: drawings inlined, no script, nothing fetched from anywhere."""
+    plots = []
+    if content.subjects:
+        plots.append(count_plot(content.subjects))
+        if content.agreement is not None:
+            plots.append(difference_plot(content.subjects, content.agreement))
+    numeric = [
+        [all(not isinstance(row[n], str) for row in table.rows) for n in range(len(table.columns))]
+        for table in content.tables
+    ]
+    return (
+        environment()
+        .get_template("evaluation.html")
+        .render(
+            content=content,
+            froc=froc_plot(content.curves) if content.curves else None,
+            plots=plots,
+            tables=list(zip(content.tables, numeric, strict=True)),
+            cell_text=cell_text,
+        )
+    )
+
+
+def write_evaluation_report(path: Path, content: EvaluationContent, *, overwrite: bool = False) -> None:
+    """Render the page and put it at `path` in one step.
+
+    Raises:
+        UserError: `path` exists and `overwrite` is false, or it cannot be written.
+    """
+    atomic_write_text(path, render_evaluation_report(content), overwrite=overwrite)

@@ -1,0 +1,196 @@
+"""Line and scatter plots as drawings, so that they follow the page's colours and print crisply."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from cmb_jax.report.evaluation_content import CountAgreementText, FrocLine, SubjectLine
+from cmb_jax.report.shapes import Label, Picture, Shape, glyph
+
+WIDTH, HEIGHT = 560, 400
+LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 50
+FROC_TICKS: tuple[float, ...] = (0.125, 0.25, 0.5, 1, 2, 4, 8)
+_FRACTIONS = {0.125: "1/8", 0.25: "1/4", 0.5: "1/2"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axes:
+    """Data coordinates to drawing coordinates, with grid lines and ticks."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    log_x: bool = False
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        if self.log_x:
+            share = math.log(x / self.x[0]) / math.log(self.x[1] / self.x[0])
+        else:
+            share = (x - self.x[0]) / (self.x[1] - self.x[0])
+        up = (y - self.y[0]) / (self.y[1] - self.y[0])
+        return LEFT + share * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    def line(self, xs: Sequence[float], ys: Sequence[float]) -> str:
+        points = (self.at(x, y) for x, y in zip(xs, ys, strict=True))
+        return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+    def frame(
+        self, x_ticks: Sequence[float], y_ticks: Sequence[float], x_title: str, y_title: str
+    ) -> tuple[list[Shape], list[Label]]:
+        shapes, labels = [], []
+        for tick in x_ticks:
+            shapes.append(Shape(self.line([tick, tick], self.y), "grid"))
+            labels.append(Label(self.at(tick, 0)[0], HEIGHT - BOTTOM + 18, _tick_text(tick), "middle"))
+        for tick in y_ticks:
+            shapes.append(Shape(self.line(self.x, [tick, tick]), "grid"))
+            labels.append(Label(LEFT - 8, self.at(self.x[0], tick)[1] + 4, f"{tick:g}", "end"))
+        shapes.append(
+            Shape(self.line([self.x[0], self.x[0], self.x[1]], [self.y[1], self.y[0], self.y[0]]), "axis")
+        )
+        labels.append(Label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, x_title, "title middle"))
+        labels.append(Label(14, (TOP + HEIGHT - BOTTOM) / 2, y_title, "title middle turned"))
+        return shapes, labels
+
+
+def _tick_text(value: float) -> str:
+    return _FRACTIONS.get(value, f"{value:g}")
+
+
+def froc_plot(curves: Sequence[FrocLine]) -> Picture:
+    """Sensitivity against false positives a scan, from 1/8 to 8 on a logarithmic axis."""
+    axes = _Axes((FROC_TICKS[0], FROC_TICKS[-1]), (0.0, 1.0), log_x=True)
+    shapes, labels = axes.frame(
+        FROC_TICKS, np.linspace(0, 1, 6).tolist(), "False positives a scan", "Sensitivity"
+    )
+    for n, curve in enumerate(curves):
+        if curve.band_fp_per_scan is not None and curve.band_low is not None and curve.band_high is not None:
+            x, low = _clip_to(axes.x, curve.band_fp_per_scan, curve.band_low)
+            _, high = _clip_to(axes.x, curve.band_fp_per_scan, curve.band_high)
+            shapes.append(Shape(axes.line([*x, *x[::-1]], [*low, *high[::-1]]) + "Z", f"band s{n % 5}"))
+    for n, curve in enumerate(curves):
+        x, y = _clip_to(axes.x, curve.fp_per_scan, curve.sensitivity, step=True)
+        if len(x):
+            shapes.append(Shape(axes.line(x, y), f"curve s{n % 5}", title=curve.name))
+        if curve.operating_point is not None:
+            rate, sensitivity = curve.operating_point
+            px, py = axes.at(min(max(rate, axes.x[0]), axes.x[1]), sensitivity)
+            title = f"{curve.name}: sensitivity {sensitivity:.2f} at {rate:.2f} false positives a scan"
+            shapes.append(Shape(glyph("lobar", px, py, 5.5), f"point s{n % 5}", title=title))
+    return Picture(
+        width=WIDTH,
+        height=HEIGHT,
+        alt="FROC: " + "; ".join(_froc_words(curve) for curve in curves),
+        shapes=tuple(shapes),
+        labels=tuple(labels),
+        caption="FROC",
+    )
+
+
+def _froc_words(curve: FrocLine) -> str:
+    one = sensitivity_at(curve, 1.0)
+    return f"{curve.name}, sensitivity {one:.2f} at 1 false positive a scan"
+
+
+def sensitivity_at(curve: FrocLine, rate: float) -> float:
+    """The highest sensitivity at no more than `rate` false positives a scan; 0 where the curve has no such point."""
+    reached = np.asarray(curve.sensitivity)[np.asarray(curve.fp_per_scan) <= rate]
+    return float(reached.max()) if reached.size else 0.0
+
+
+def _clip_to(
+    limits: tuple[float, float], x: np.ndarray, y: np.ndarray, step: bool = False
+) -> tuple[list[float], list[float]]:
+    """The part of a curve within the limits of x.
+
+    Points left of the axis collapse onto its start. With `step` the curve is a staircase, as an FROC is (each
+    point needs its false positives in full), and goes on flat to the axis's end.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    known = np.isfinite(x) & np.isfinite(y)
+    x, y = x[known], y[known]
+    before, inside = x <= limits[0], (x > limits[0]) & (x <= limits[1])
+    start = [(limits[0], float(y[before][-1]))] if before.any() else []
+    points = start + list(zip(x[inside].tolist(), y[inside].tolist(), strict=True))
+    if step:
+        stairs: list[tuple[float, float]] = []
+        for px, py in points:
+            if stairs:
+                stairs.append((px, stairs[-1][1]))
+            stairs.append((px, py))
+        if stairs:
+            stairs.append((limits[1], stairs[-1][1]))
+        points = stairs
+    return [p[0] for p in points], [p[1] for p in points]
+
+
+def count_plot(subjects: Sequence[SubjectLine]) -> Picture:
+    """Detections against true lesions, one spot a scan; scans with the same numbers share a larger spot."""
+    pairs = Counter((s.lesions, s.detections) for s in subjects)
+    top = _round_up(max((max(pair) for pair in pairs), default=1))
+    axes = _Axes((0.0, top), (0.0, top))
+    ticks = _linear_ticks(0.0, top)
+    shapes, labels = axes.frame(ticks, ticks, "True microbleeds", "Reported microbleeds")
+    shapes.append(Shape(axes.line([0, top], [0, top]), "identity"))
+    for (lesions, detections), scans in sorted(pairs.items()):
+        x, y = axes.at(lesions, detections)
+        title = f"{scans} scan{'s' if scans > 1 else ''}: {lesions} true, {detections} reported"
+        shapes.append(Shape(glyph("lobar", x, y, 4.0 * math.sqrt(scans)), "spot", title=title))
+    return Picture(
+        width=WIDTH,
+        height=HEIGHT,
+        alt=f"Reported against true microbleeds of {len(subjects)} scans; the dashed line is agreement",
+        shapes=tuple(shapes),
+        labels=tuple(labels),
+        caption="Counts a scan; the dashed line is perfect agreement",
+    )
+
+
+def difference_plot(subjects: Sequence[SubjectLine], agreement: CountAgreementText) -> Picture:
+    """Bland-Altman plot of the counts: difference against mean, with bias and 95 % limits of agreement."""
+    pairs = Counter(((s.lesions + s.detections) / 2, s.detections - s.lesions) for s in subjects)
+    limits = [v for v in (agreement.limit_low, agreement.limit_high) if math.isfinite(v)]
+    half = _round_up(max([abs(d) for _, d in pairs] + [abs(v) for v in limits] + [1.0]))
+    right = _round_up(max((m for m, _ in pairs), default=1.0))
+    axes = _Axes((0.0, right), (-half, half))
+    shapes, labels = axes.frame(
+        _linear_ticks(0.0, right),
+        _linear_ticks(-half, half),
+        "Mean of true and reported",
+        "Reported minus true",
+    )
+    shapes.append(Shape(axes.line([0, right], [0, 0]), "axis"))
+    for value in (agreement.bias, *limits):
+        if math.isfinite(value):
+            shapes.append(Shape(axes.line([0, right], [value, value]), "identity", title=f"{value:.2f}"))
+    for (mean, difference), scans in sorted(pairs.items()):
+        x, y = axes.at(mean, difference)
+        title = f"{scans} scan{'s' if scans > 1 else ''}: difference {difference}"
+        shapes.append(Shape(glyph("lobar", x, y, 4.0 * math.sqrt(scans)), "spot", title=title))
+    return Picture(
+        width=WIDTH,
+        height=HEIGHT,
+        alt=f"Bland-Altman plot: bias {agreement.bias:.2f}, 95 % limits "
+        f"{agreement.limit_low:.2f} to {agreement.limit_high:.2f}",
+        shapes=tuple(shapes),
+        labels=tuple(labels),
+        caption="Bland-Altman; dashed: bias and 95 % limits of agreement",
+    )
+
+
+def _round_up(value: float) -> float:
+    """The next number with a round first digit, at least 1, with room above the value."""
+    value = max(value * 1.05, 1.0)
+    size = 10.0 ** math.floor(math.log10(value))
+    return next(size * m for m in (1, 2, 3, 4, 5, 6, 8, 10) if size * m >= value)
+
+
+def _linear_ticks(low: float, high: float) -> list[float]:
+    steps = (high - low) / 5
+    size = 10.0 ** math.floor(math.log10(steps))
+    step = max(1.0, next(size * m for m in (1, 2, 5, 10) if size * m >= steps))
+    first = math.ceil(low / step) * step
+    return [first + n * step for n in range(int((high - first) / step + 1e-9) + 1)]
