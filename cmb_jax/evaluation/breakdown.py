@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 from cmb_jax.anatomy.regions import Region, Zone
 from cmb_jax.evaluation.bootstrap import Estimate
-from cmb_jax.evaluation.records import MimicMap, SubjectTruth
+from cmb_jax.evaluation.records import MimicMap, SubjectDetections, SubjectTruth
 
 # Edges of the size classes in mm, of the diameter as seen; 5 mm is the border of BOMBS (Cordonnier 2009).
 SIZE_EDGES_MM: tuple[float, ...] = (2.0, 3.0, 5.0, 10.0)
@@ -49,6 +49,15 @@ class FalsePositiveGroup:
     group: str
     count: int
     per_scan: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlaceAgreement:
+    """Are the lesions that were found also named after the right place?"""
+
+    matched: int
+    zone: Estimate  # share with the true zone, Wilson 95 % interval
+    region: Estimate
 
 
 def class_names(edges: Sequence[float], unit: str = "") -> tuple[str, ...]:
@@ -120,6 +129,33 @@ def sensitivity_breakdowns(
         for by in _ORDER
         if set(lesions[by]) - {UNKNOWN}
     )
+
+
+def place_agreement(
+    detections: SubjectDetections, truth: SubjectTruth, lesion: np.ndarray
+) -> tuple[int, int, int] | None:
+    """Matches, and those with the true zone and with the true region; None if a side names no places.
+
+    Args:
+        detections: K.
+        truth: of the same scan.
+        lesion: (K,) index of the matched lesion, -1 for none.
+    """
+    if detections.zones is None or detections.regions is None or truth.zones is None or truth.regions is None:
+        return None
+    pairs = [(row, int(other)) for row, other in enumerate(lesion) if other >= 0]
+    zones = sum(detections.zones[row] == truth.zones[other] for row, other in pairs)
+    regions = sum(detections.regions[row] == truth.regions[other] for row, other in pairs)
+    return len(pairs), zones, regions
+
+
+def join_places(scans: Sequence[tuple[int, int, int] | None]) -> PlaceAgreement | None:
+    """Pool `place_agreement` over the scans that have one."""
+    known = [scan for scan in scans if scan is not None]
+    if not known:
+        return None
+    matched, zones, regions = (sum(column) for column in zip(*known, strict=True))
+    return PlaceAgreement(matched=matched, zone=wilson(zones, matched), region=wilson(regions, matched))
 
 
 def _ordered(by: str, names: Iterable[str]) -> list[str]:

@@ -9,91 +9,21 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.agreement import CountAgreement, count_agreement
-from cmb_jax.evaluation.bootstrap import Counts, Estimate, bootstrap_counts, bootstrap_froc
+from cmb_jax.evaluation.agreement import count_agreement
+from cmb_jax.evaluation.bootstrap import Counts, bootstrap_counts, bootstrap_froc
 from cmb_jax.evaluation.breakdown import (
-    Breakdown,
-    FalsePositiveGroup,
     false_positive_groups,
+    join_places,
     lesion_groups,
     name_by_mimic,
+    place_agreement,
     sensitivity_breakdowns,
 )
-from cmb_jax.evaluation.froc import FrocCurve, choose_threshold, collect_events, froc_curve
-from cmb_jax.evaluation.matching import HEADLINE, RULES, VALDO, Match, Rule, events, match, pairs_of
+from cmb_jax.evaluation.froc import choose_threshold, collect_events, froc_curve
+from cmb_jax.evaluation.matching import CENTER5, HEADLINE, RULES, VALDO, Match, Rule, events, match, pairs_of
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.result import EvaluationResult, RuleResult, SubjectRow, ValdoSummary
 from cmb_jax.evaluation.valdo import ValdoCase, valdo_case
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RuleResult:
-    """All scans by one rule at the operating point, and the FROC curve where the rule has one."""
-
-    rule: Rule
-    tp: int
-    fp: int
-    fn: int
-    sensitivity: Estimate
-    fp_per_scan: Estimate
-    precision: Estimate
-    f1: Estimate
-    average_precision: Estimate | None = None
-    froc: tuple[Estimate, ...] = ()  # sensitivity at FROC_RATES
-    curve: FrocCurve | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ValdoSummary:
-    """The challenge's own figures: medians over scans; scans where one is undefined are left out."""
-
-    median_f1: float
-    median_dice: float
-    median_count_difference: float
-    median_volume_difference_mm3: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SubjectRow:
-    """One scan by the headline rule."""
-
-    subject: str
-    protocol: str | None
-    lesions: int
-    detections: int
-    tp: int
-    fp: int
-    fn: int
-    missing: bool  # no prediction was found
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationResult:
-    """Everything that an evaluation says."""
-
-    headline: str  # name of the rule of the breakdowns
-    threshold: float | None  # of the score; None: what the program itself kept
-    scans: int
-    scans_without_lesions: int
-    lesions: int
-    rules: tuple[RuleResult, ...]
-    valdo: ValdoSummary
-    breakdowns: tuple[Breakdown, ...]
-    false_positives_by_mimic: tuple[FalsePositiveGroup, ...]
-    false_positives_by_zone: tuple[FalsePositiveGroup, ...]
-    counts: CountAgreement
-    subjects: tuple[SubjectRow, ...]
-    bootstrap_samples: int
-    seed: int
-    warnings: tuple[str, ...] = ()
-
-    def by_rule(self, name: str) -> RuleResult:
-        """The result of a rule by its name."""
-        return next(result for result in self.rules if result.rule.name == name)
-
-    @property
-    def headline_result(self) -> RuleResult:
-        """The result of the headline rule."""
-        return self.by_rule(self.headline)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,9 +35,10 @@ class _Scored:
     events: dict[str, tuple[np.ndarray, np.ndarray]]  # rule name -> see matching.events
     valdo: ValdoCase
     groups: dict[str, tuple[str, ...]]
-    found: np.ndarray  # (M,) bool, by the headline rule
+    found: np.ndarray  # (M,) bool, by the rule of the breakdowns
     mimics: list[str] | None  # names of the false positives; None: the truth knows no mimics
     zones: list[str] | None  # zones of the false positives; None: the prediction has none
+    places: tuple[int, int, int] | None  # see breakdown.place_agreement
 
 
 def evaluate_records(
@@ -127,7 +58,8 @@ def evaluate_records(
     Args:
         detections: of S scans.
         truths: of the same S scans.
-        rule: name of the headline rule: center3, center5, touch or box_iou.
+        rule: name of the headline rule, a key of `matching.RULES`. The challenge's rule splits lesions anew,
+            so that breakdowns are by center5 then.
         threshold: operating point on the score; None takes what the program itself kept.
         bootstrap_samples: resamples of the scans for the 95 % intervals; 0 for none.
         seed: of the resampling.
@@ -137,14 +69,15 @@ def evaluate_records(
         ValueError: no scans, or scans that do not correspond.
         UserError: an unknown rule; voxels of prediction and truth on different grids.
     """
-    headline = _pairing_rule(rule)
-    scored = [_score(d, t, headline, threshold) for d, t in zip(detections, truths, strict=True)]
+    shown = CENTER5 if rule == VALDO.name else _pairing_rule(rule)
+    scored = [_score(d, t, shown, threshold) for d, t in zip(detections, truths, strict=True)]
     if not scored:
         raise ValueError("no scans to evaluate")
     scans = len(scored)
     rows = tuple(scan.row for scan in scored)
     return EvaluationResult(
         headline=rule,
+        breakdown_rule=shown.name,
         threshold=threshold,
         scans=scans,
         scans_without_lesions=sum(row.lesions == 0 for row in rows),
@@ -161,6 +94,7 @@ def evaluate_records(
         counts=count_agreement(
             np.array([row.detections for row in rows]), np.array([row.lesions for row in rows])
         ),
+        places=join_places([scan.places for scan in scored]),
         subjects=rows,
         bootstrap_samples=bootstrap_samples,
         seed=seed,
@@ -189,26 +123,25 @@ def choose_operating_point(
         fallback: returned when there is no lesion or no detection to choose by.
     """
     pairing = _pairing_rule(rule)
+    candidates = [found.candidates() for found in detections]
     scans = [
-        events(pairs_of(pairing, d.candidates(), t), d.candidates().scores)
-        for d, t in zip(detections, truths, strict=True)
+        events(pairs_of(pairing, found, truth), found.scores)
+        for found, truth in zip(candidates, truths, strict=True)
     ]
     curve = froc_curve(collect_events(scans, [len(truth.centers_mm) for truth in truths]))
-    if not curve.lesions or not len(curve.thresholds):
-        return fallback
-    return choose_threshold(curve, max_fp_per_scan)
+    return choose_threshold(curve, max_fp_per_scan, fallback)
 
 
 def _pairing_rule(name: str) -> Rule:
-    """A rule that can head an evaluation: the challenge's own splits lesions anew and has no FROC curve."""
+    """A rule on pairs of the record's rows, which has a FROC curve: any but the challenge's own."""
     known = [rule for rule in RULES if rule != VALDO.name]
     if name not in known:
-        raise UserError(f"{name!r} cannot be the headline rule: choose one of {', '.join(known)}")
+        raise UserError(f"no FROC curve and no breakdowns by rule {name!r}: choose one of {', '.join(known)}")
     return RULES[name]
 
 
 def _score(
-    detections: SubjectDetections, truth: SubjectTruth, headline: Rule, threshold: float | None
+    detections: SubjectDetections, truth: SubjectTruth, breakdown_rule: Rule, threshold: float | None
 ) -> _Scored:
     if detections.subject != truth.subject:
         raise ValueError(f"detections of {detections.subject} stand against truth of {truth.subject}")
@@ -222,7 +155,7 @@ def _score(
             continue
         matches[rule.name] = match(pairs_of(rule, reported, truth))
         scan_events[rule.name] = events(pairs_of(rule, candidates, truth), candidates.scores)
-    shown = matches[headline.name]
+    shown = matches[breakdown_rule.name]
     false = reported.select(shown.false_positive)
     return _Scored(
         row=SubjectRow(
@@ -242,6 +175,7 @@ def _score(
         found=shown.found,
         mimics=None if truth.mimics is None else name_by_mimic(false.centers_mm, truth.mimics),
         zones=None if false.zones is None else list(false.zones),
+        places=place_agreement(reported, truth, shown.lesion),
     )
 
 

@@ -117,7 +117,7 @@ def average_precision(tp: np.ndarray, fp: np.ndarray, lesions: int) -> float:
     return float(np.sum(np.diff(tp, prepend=0) / lesions * precision))
 
 
-def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None) -> float:
+def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None, fallback: float = 0.5) -> float:
     """An operating point, to be chosen on validation scans and never on test scans.
 
     Without a limit: the threshold with the best F1. With one: the highest sensitivity among those with
@@ -128,12 +128,10 @@ def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None) -> 
     Args:
         curve: of the validation scans.
         max_fp_per_scan: the limit.
-
-    Raises:
-        ValueError: there is no lesion or no detection to choose by.
+        fallback: returned when there is no lesion or no detection to choose by.
     """
     if not curve.lesions or not len(curve.thresholds):
-        raise ValueError("an operating point needs validation scans with lesions and with detections")
+        return fallback
     if max_fp_per_scan is None:
         merit = 2 * curve.tp / (curve.lesions + curve.tp + curve.fp)
         possible = np.ones(len(merit), bool)

@@ -120,7 +120,7 @@ def box_ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def box_overlaps(detections: SubjectDetections, truth: SubjectTruth) -> np.ndarray:
     """IoU (K, M) of the boxes of one subject, see `pairs_of`."""
-    frame = common_frame(detections.volume, truth.volume)
+    frame = common_frame(detections.volume, truth.volume, truth.subject)
     return box_ious(
         boxes_in_frame(detections.centers_mm, detections.diameters_mm, detections.volume, frame),
         boxes_in_frame(truth.centers_mm, truth.seen_diameters_mm, truth.volume, frame),
@@ -131,7 +131,7 @@ def touching(detections: SubjectDetections, truth: SubjectTruth) -> np.ndarray:
     """Which pairs share a voxel, (K, M) bool; spheres that overlap where neither side has voxels."""
     k, m = len(detections.centers_mm), len(truth.centers_mm)
     if detections.volume is not None and truth.volume is not None:
-        common_frame(detections.volume, truth.volume)  # raises where the grids differ
+        common_frame(detections.volume, truth.volume, truth.subject)  # raises where the grids differ
         return overlap_labels(detections.volume.labels, truth.volume.labels, k, m)
     if truth.volume is not None:
         return covered_labels(detections.centers_mm, detections.diameters_mm, truth.volume, m)

@@ -77,7 +77,7 @@ def valdo_case(
     Raises:
         UserError: both sides have voxels, on different grids.
     """
-    frame = common_frame(detections.volume, truth.volume)
+    frame = common_frame(detections.volume, truth.volume, truth.subject)
     if detections.volume is None or truth.volume is None or frame is None:
         predicted_mm = _elements_mm(detections.volume, detections.centers_mm, connectivity)
         reference_mm = _elements_mm(truth.volume, truth.centers_mm, connectivity)

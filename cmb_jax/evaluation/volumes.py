@@ -8,8 +8,9 @@ from scipy import ndimage
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.records import LabelledVolume
 
-# Corners of two grids may differ by this much of a voxel and still count as the same grid.
-_SAME_GRID_VOXELS = 0.05
+# Below half a voxel at every corner, resampling to the nearest voxel changes nothing: headers that were
+# copied from a registered image often differ by a little.
+_SAME_GRID_VOXELS = 0.5
 
 _ORDER_OF_CONNECTIVITY = {6: 1, 18: 2, 26: 3}
 
@@ -100,7 +101,7 @@ def best_values(volume: LabelledVolume) -> np.ndarray:
     return best
 
 
-def common_frame(a: LabelledVolume | None, b: LabelledVolume | None) -> np.ndarray | None:
+def common_frame(a: LabelledVolume | None, b: LabelledVolume | None, subject: str) -> np.ndarray | None:
     """The grid (affine) that both sides lie on, None where neither has voxels.
 
     Raises:
@@ -111,15 +112,15 @@ def common_frame(a: LabelledVolume | None, b: LabelledVolume | None) -> np.ndarr
         return None if volume is None else volume.affine
     if a.labels.shape != b.labels.shape:
         raise UserError(
-            f"prediction and truth have different shapes, {a.labels.shape} and {b.labels.shape}: resample "
-            "the prediction to the truth's grid, or give it as detections.csv"
+            f"{subject}: prediction and truth have different shapes, {a.labels.shape} and {b.labels.shape}: "
+            "resample the prediction to the truth's grid, or give it as detections.csv"
         )
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in a.labels.shape])).reshape(3, -1).T
     apart = np.abs(to_mm(corners, a.affine) - to_mm(corners, b.affine)).max()
     if apart > _SAME_GRID_VOXELS * b.spacing_mm.min():
         raise UserError(
-            f"prediction and truth have different affines (corners up to {apart:.2f} mm apart): copy the "
-            "scan's header to both, or give the prediction as detections.csv"
+            f"{subject}: prediction and truth have different affines (up to {apart:.2f} mm apart): copy "
+            "the scan's header to both, or give the prediction as detections.csv"
         )
     return b.affine
 

@@ -39,9 +39,7 @@ def detections_at(points, scores=None, diameter=4.0, **more):
 
 def truth_at(points, diameter=4.0, **more):
     points = np.asarray(points, float).reshape(-1, 3)
-    return SubjectTruth(
-        subject="s", centers_mm=points, diameters_mm=np.full(len(points), diameter), **more
-    )
+    return SubjectTruth(subject="s", centers_mm=points, diameters_mm=np.full(len(points), diameter), **more)
 
 
 def matched(rule, detections, truth):
@@ -80,9 +78,7 @@ def test_one_to_one_equals_brute_force(k, m, seed):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    k=st.integers(0, 12), m=st.integers(0, 8), one_to_one=st.booleans(), seed=st.integers(0, 10_000)
-)
+@given(k=st.integers(0, 12), m=st.integers(0, 8), one_to_one=st.booleans(), seed=st.integers(0, 10_000))
 def test_events_equal_matching_anew_at_every_threshold(k, m, one_to_one, seed):
     rng = np.random.default_rng(seed)
     pairs = Pairs(allowed=rng.random((k, m)) < 0.3, cost=rng.random((k, m)), one_to_one=one_to_one)
