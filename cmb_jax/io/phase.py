@@ -1,17 +1,23 @@
-"""Stored phase to radians with paramagnetic positive: ranges told apart, sign found or given."""
+"""Stored phase to radians: the ways of storing it told apart by their range; its sign is in phase_sign.py."""
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import math
 
 import numpy as np
 
 from cmb_jax.errors import UserError
-from cmb_jax.io.nifti import check_same_grid
-from cmb_jax.io.phase_sign import SignDecision, decide_phase_sign
-from cmb_jax.io.volume import Volume
+from cmb_jax.io.phase_sign import SignDecision, decide_phase_sign, field_direction
+
+__all__ = [
+    "PhaseRange",
+    "SignDecision",
+    "decide_phase_sign",
+    "detect_phase_range",
+    "field_direction",
+    "phase_to_radians",
+]
 
 _TOLERANCE = 0.01  # relative; stored extremes are rounded
 _TINY_RADIANS = 0.05  # high-passed phase in radians reaches further than this
@@ -84,66 +90,3 @@ def phase_to_radians(data: np.ndarray, phase_range: PhaseRange) -> np.ndarray:
     wrapped = data - 2 * math.pi * np.ceil((data - math.pi) / (2 * math.pi))
     bound = np.float32(np.nextafter(np.float32(math.pi), np.float32(0)))  # float32(pi) lies above pi
     return np.clip(wrapped.astype(np.float32), -bound, bound)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PreparedPhase:
-    """Phase as the rest of the program wants it, and how it was read."""
-
-    phase_rad: (
-        np.ndarray
-    )  # (X, Y, Z) float32 radians in (-pi, pi], paramagnetic positive, not yet high-passed
-    range: PhaseRange
-    decision: SignDecision
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """One line each for the user and the records."""
-        return (f"phase read as {self.range.value}", self.decision.reason)
-
-
-def fixed_sign(phase_sign: str) -> SignDecision | None:
-    """The decision that the user took: "+1" or "-1"; None for "auto".
-
-    Raises:
-        UserError: anything else.
-    """
-    if phase_sign == "auto":
-        return None
-    if phase_sign not in ("+1", "-1"):
-        raise UserError(f"phase sign {phase_sign!r} is unknown; use auto, +1 or -1")
-    return SignDecision(sign=int(phase_sign), confident=True, reason=f"phase sign {phase_sign} as given")
-
-
-def field_direction(affine: np.ndarray) -> tuple[float, float, float]:
-    """Unit vector of the main field (RAS z: supine, head first) in the array axes of an affine (4, 4)."""
-    columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    x, y, z = columns[2] / np.linalg.norm(columns[2])
-    return float(x), float(y), float(z)
-
-
-def prepare_phase(
-    phase: Volume, reference: Volume, phase_range: PhaseRange | None = None, phase_sign: str = "auto"
-) -> PreparedPhase:
-    """Reads stored phase: range and sign found from the data unless given.
-
-    Args:
-        phase: phase as stored.
-        reference: magnitude or SWI on the same grid.
-        phase_range: the range; None: told from the extremes.
-        phase_sign: "auto", "+1" or "-1": the sign of paramagnetic phase as stored.
-
-    Raises:
-        UserError: the grids differ, the values fit no range, or the sign is none of these.
-    """
-    decision = fixed_sign(phase_sign)
-    check_same_grid(reference, phase)
-    try:
-        found = detect_phase_range(phase.data) if phase_range is None else phase_range
-    except UserError as error:
-        raise UserError(f"{phase.source or 'phase'}: {error}") from None
-    radians = phase_to_radians(phase.data, found)
-    if decision is None:
-        direction = field_direction(reference.affine)
-        decision = decide_phase_sign(radians, reference.data, reference.spacing_mm, direction)
-    return PreparedPhase(phase_rad=decision.sign * radians, range=found, decision=decision)

@@ -68,7 +68,7 @@ def decide_phase_sign(
     weights = np.where(head, np.minimum(magnitude / np.maximum(smooth, np.finfo(np.float32).tiny), 1.0), 0.0)
     votes = _block_correlations(measured, expected, weights)
     if len(votes) < _MIN_VOTES:
-        return SignDecision(sign=1, confident=False, reason="phase sign: too little tissue to tell; took +1")
+        return SignDecision(sign=1, confident=False, reason="too little tissue to tell, so +1 was taken")
     mean, spread = float(votes.mean()), float(votes.std(ddof=1))
     t = mean / max(spread / len(votes) ** 0.5, 1e-6)
     share = float(np.mean(votes > 0))
@@ -78,12 +78,15 @@ def decide_phase_sign(
     )
     if abs(t) >= _MIN_T and abs(mean) >= _MIN_R and max(share, 1 - share) >= _MIN_SHARE:
         sign = 1 if mean > 0 else -1
-        return SignDecision(
-            sign=sign, confident=True, reason=f"phase sign {sign:+d} found from the data ({found})"
-        )
-    return SignDecision(
-        sign=1, confident=False, reason=f"phase sign: the data do not tell, took +1; check it ({found})"
-    )
+        return SignDecision(sign=sign, confident=True, reason=found)
+    return SignDecision(sign=1, confident=False, reason=f"the data do not tell, so +1 was taken: {found}")
+
+
+def field_direction(affine: np.ndarray) -> tuple[float, float, float]:
+    """Unit vector of the main field (RAS z: supine, head first) in the array axes of an affine (4, 4)."""
+    columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    x, y, z = columns[2] / np.linalg.norm(columns[2])
+    return float(x), float(y), float(z)
 
 
 def _field_of_dark_structures(

@@ -6,6 +6,7 @@ Pure functions on (X, Y, Z) arrays, jitted; the slice plane is (X, Y), spacing i
 from cmb_jax.swi.filters import DEFAULT_WIDTH_MM, high_pass, homodyne_phase, low_pass
 from cmb_jax.swi.unwrap import laplacian_unwrap, wrap
 from cmb_jax.swi.weighting import (
+    PHASE_MASK_POWER,
     SwiImage,
     combine_echoes,
     minimum_intensity_projection,
@@ -15,6 +16,7 @@ from cmb_jax.swi.weighting import (
 
 __all__ = [
     "DEFAULT_WIDTH_MM",
+    "PHASE_MASK_POWER",
     "SwiImage",
     "combine_echoes",
     "high_pass",

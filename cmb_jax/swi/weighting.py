@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from cmb_jax.swi.filters import DEFAULT_WIDTH_MM, homodyne_phase
 
+PHASE_MASK_POWER = 4
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ def susceptibility_weighted(
     phase_rad: jax.Array,
     spacing_mm: Sequence[float] | jax.Array,
     sign: int | jax.Array = 1,
-    power: int = 4,
+    power: int = PHASE_MASK_POWER,
     width_mm: float = DEFAULT_WIDTH_MM,
 ) -> SwiImage:
     """Magnitude times the phase mask to the fourth power (Haacke et al., Magn Reson Med 52:612, 2004).
