@@ -1,7 +1,7 @@
 """Simulated subjects: susceptibility, field, signal, acquisition, lesions, mimics.
 
-The chain of `simulate_subject`: a posed and warped head, tissue values, veins, calcifications and microbleeds,
-field, complex signal, k-space, coil and noise, SWI, truth. Everything between is pure JAX.
+The chain of `simulate_subject`: a posed and warped head, tissue values, veins, calcifications and
+microbleeds, field, complex signal, k-space, coil and noise, SWI, truth. All of it is jitted JAX.
 """
 
 from cmb_jax.phantom.field import field_from_susceptibility

@@ -84,8 +84,8 @@ def _zone_weights(head: HeadMaps) -> jax.Array:
 def _far_apart(points: jax.Array, wanted: jax.Array, gap_mm: jax.Array, taken: jax.Array, usable: jax.Array):
     """Accept candidates in turn: (slots, 3) points and (slots,) bool.
 
-    A candidate is taken while fewer than `wanted` are, if it is usable and keeps its own gap_mm from all those
-    before it and 7 mm from `taken` (T, 3).
+    A candidate is taken while fewer than `wanted` are, if it is usable and keeps its own gap_mm from all
+    those before it and 7 mm from `taken` (T, 3).
     """
 
     def step(state, candidate):

@@ -11,7 +11,7 @@ import numpy as np
 
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import Region
-from cmb_jax.phantom.geometry import Grid, PackedAnatomy, Pose, sample_pack, to_pack
+from cmb_jax.phantom.geometry import Grid, PackedAnatomy, Pose, sample_pack, widen_lattice
 
 PLANNING_SPACING_MM = 2.0
 
@@ -29,15 +29,18 @@ class HeadMaps:
 @functools.partial(jax.jit, static_argnames=("lattice", "grid"))
 def head_maps(anatomy: PackedAnatomy, pose: Pose, *, lattice: Grid, grid: Grid) -> HeadMaps:
     """Sample the posed pack on the planning grid."""
+    displacement, wx = widen_lattice(pose.displacement, lattice, grid)
     axes = [jnp.asarray(grid.axis_mm(a), jnp.float32) for a in range(3)]
+    y, z = (a.reshape(-1) for a in jnp.meshgrid(axes[1], axes[2], indexing="ij"))
 
-    def plane(x: jax.Array):
-        y, z = (a.reshape(-1) for a in jnp.meshgrid(axes[1], axes[2], indexing="ij"))
-        points = to_pack(pose, lattice, jnp.stack([jnp.full_like(y, x), y, z], axis=1))
+    def plane(part: tuple[jax.Array, jax.Array]):
+        x, weights = part
+        moved = jnp.tensordot(weights, displacement, axes=1).reshape(-1, 3)
+        points = jnp.stack([jnp.full_like(y, x), y, z], axis=1) @ pose.linear.T + pose.offset + moved
         channels, code = sample_pack(anatomy, points)
         return channels, (code % 16).astype(jnp.int32), points
 
-    channels, region, points = jax.lax.map(plane, axes[0])
+    channels, region, points = jax.lax.map(plane, (axes[0], wx))
     return HeadMaps(
         channels.reshape(*grid.shape, -1), region.reshape(grid.shape), points.reshape(*grid.shape, 3)
     )
@@ -68,14 +71,11 @@ def interpolate(volume: jax.Array, grid: Grid, points_mm: jax.Array) -> jax.Arra
     index = (points_mm - jnp.asarray(grid.origin_mm)) / jnp.asarray(grid.spacing_mm)
     index = jnp.clip(index, 0.0, jnp.asarray(grid.shape) - 1.0)
     low = jnp.minimum(jnp.floor(index).astype(jnp.int32), jnp.asarray(grid.shape) - 2)
-    fraction = index - low
-    total = jnp.zeros((points_mm.shape[0], volume.shape[-1]))
-    for corner in np.ndindex(2, 2, 2):
-        picked = jnp.asarray(corner, jnp.int32)
-        weight = jnp.prod(jnp.where(picked == 1, fraction, 1 - fraction), axis=1)
-        at = low + picked
-        total = total + weight[:, None] * volume[at[:, 0], at[:, 1], at[:, 2]]
-    return total
+    fraction = (index - low)[:, None]
+    corners = jnp.asarray(list(np.ndindex(2, 2, 2)), jnp.int32)
+    weight = jnp.prod(jnp.where(corners == 1, fraction, 1 - fraction), axis=-1)
+    at = low[:, None] + corners
+    return jnp.einsum("pk,pkc->pc", weight, volume[at[..., 0], at[..., 1], at[..., 2]])
 
 
 def gradient(volume: jax.Array) -> jax.Array:

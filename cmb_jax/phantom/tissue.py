@@ -34,7 +34,7 @@ NUCLEI = (
 CHI_AIR = 9.4  # ppm against tissue
 TEXTURE_SPACING_MM = 3.0
 
-# One column a tissue: grey, white, CSF, soft, air, then NUCLEI. Signal is relative, TR and flip angle included.
+# One column a tissue: grey, white, CSF, soft, air, then NUCLEI. Signal: relative, TR and flip angle included.
 _CHI_PPM = np.array([0.020, -0.030, 0.019, 0.0, CHI_AIR, 0.044, 0.038, 0.131, 0.020, 0.100, 0.111, 0.152])
 _R2_STAR = np.array([17.0, 21.0, 3.0, 30.0, 0.0, 24.0, 25.0, 40.0, 21.0, 34.0, 38.0, 34.0])
 _SIGNAL = np.array([0.80, 0.72, 0.66, 0.0, 0.0, 0.77, 0.77, 0.74, 0.75, 0.74, 0.74, 0.77])
@@ -74,6 +74,7 @@ def texture_lattice(extent_mm: tuple[float, float, float]) -> Grid:
     return Grid((x, y, z), (TEXTURE_SPACING_MM,) * 3, (ox, oy, oz))
 
 
+@functools.partial(jax.jit, static_argnames=("lattice",))
 def draw_tissue(key: jax.Array, b0_t: jax.Array, lattice: Grid) -> TissueValues:
     """A subject's values; R2* grows in proportion to the field."""
     k_chi, k_r2, k_signal, k_lesion, k_fine, k_coarse, k_iron = jax.random.split(key, 7)

@@ -47,7 +47,7 @@ def _unit(vectors: jax.Array) -> jax.Array:
 
 
 def _walk(key, start, direction, pull, pull_weight, noise, room, grid, steps):
-    """Walks (W, steps, 3) that bend towards `pull` (X, Y, Z, 3), and where they are inside `room`, (W, steps)."""
+    """Walks (W, steps, 3) that bend towards `pull` (X, Y, Z, 3), and where they are in `room`, (W, steps)."""
 
     def step(state, k):
         point, heading, alive = state
