@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -21,9 +22,21 @@ from cmb_jax.evaluation.breakdown import (
 )
 from cmb_jax.evaluation.froc import choose_threshold, collect_events, froc_curve
 from cmb_jax.evaluation.matching import CENTER5, HEADLINE, RULES, VALDO, Match, Rule, events, match, pairs_of
+from cmb_jax.evaluation.metrics import write_metrics
+from cmb_jax.evaluation.present import format_table
+from cmb_jax.evaluation.read import find_predictions, find_truth, listed
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 from cmb_jax.evaluation.result import EvaluationResult, RuleResult, SubjectRow, ValdoSummary
 from cmb_jax.evaluation.valdo import ValdoCase, valdo_case
+
+__all__ = [
+    "EvaluationResult",
+    "choose_operating_point",
+    "evaluate",
+    "evaluate_records",
+    "format_table",
+    "write_metrics",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +52,50 @@ class _Scored:
     mimics: list[str] | None  # names of the false positives; None: the truth knows no mimics
     zones: list[str] | None  # zones of the false positives; None: the prediction has none
     places: tuple[int, int, int] | None  # see breakdown.place_agreement
+
+
+def evaluate(
+    pred_dir: Path | str,
+    truth_dir: Path | str,
+    rule: str = HEADLINE,
+    threshold: float | None = None,
+    *,
+    bootstrap_samples: int = 2000,
+    seed: int = 0,
+) -> EvaluationResult:
+    """Evaluate a folder of predictions against a folder of truth.
+
+    Every scan with a truth counts: one without a prediction counts as empty, with a warning.
+
+    Args:
+        pred_dir: DIR/SUBJECT/detections.csv, DIR/SUBJECT/*.nii.gz or DIR/SUBJECT*.nii.gz (instance labels,
+            masks or probabilities); of a single scan also the folder of its detections.csv.
+        truth_dir: a simulated tree, VALDO's Task2 folder, or a folder of label images.
+        rule: name of the headline rule, a key of `matching.RULES`; all rules are computed.
+        threshold: of the score; None takes what the prediction keeps (probability maps: 0.5).
+        bootstrap_samples: resamples of the scans for the 95 % intervals; 0 for none.
+        seed: of the resampling.
+
+    Raises:
+        UserError: folders or files that are missing, empty, unreadable or do not fit each other.
+    """
+    truths = find_truth(Path(truth_dir))
+    predictions = find_predictions(Path(pred_dir), [source.subject for source in truths])
+    missing = [source.subject for source in predictions if source.path is None]
+    warnings = (
+        (f"no prediction for {len(missing)} of {len(truths)} scans, counted as empty: {listed(missing)}",)
+        if missing
+        else ()
+    )
+    return evaluate_records(
+        (source.read(threshold) for source in predictions),
+        (source.read() for source in truths),
+        rule=rule,
+        threshold=threshold,
+        bootstrap_samples=bootstrap_samples,
+        seed=seed,
+        warnings=warnings,
+    )
 
 
 def evaluate_records(

@@ -39,6 +39,12 @@ class FrocCurve:
         """(P,) lesions found over lesions; NaN if there is none."""
         return self.tp / self.lesions if self.lesions else np.full(len(self.tp), np.nan)
 
+    def corners(self) -> np.ndarray:
+        """Indices of the points that draw the curve: before and after every rise, and the last one."""
+        rises = np.flatnonzero(np.diff(self.tp, prepend=0))
+        last = np.arange(len(self.tp))[-1:]
+        return np.unique(np.concatenate([rises, np.maximum(rises - 1, 0), last]))
+
     @property
     def fp_per_scan(self) -> np.ndarray:
         """(P,) false positives over scans."""

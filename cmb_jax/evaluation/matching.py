@@ -41,7 +41,7 @@ TOUCH = Rule(name="touch", title="any voxel touches", criterion="touch", one_to_
 BOX = Rule(name="box_iou", title="box IoU >= 0.1, one to one", criterion="box", limit=0.1)
 VALDO = Rule(
     name="valdo",
-    title="VALDO 2021 (centroid < 5 mm, nearest)",
+    title="VALDO 2021, centroid < 5 mm",
     criterion="valdo",
     limit=5.0,
     one_to_one=False,

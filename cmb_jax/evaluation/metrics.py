@@ -1,0 +1,107 @@
+"""An evaluation for programs: one JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from cmb_jax import __version__
+from cmb_jax.evaluation.bootstrap import Estimate
+from cmb_jax.evaluation.froc import FROC_RATES, FrocCurve
+from cmb_jax.evaluation.present import NOTICE, operating_point_text
+from cmb_jax.evaluation.result import EvaluationResult, RuleResult
+from cmb_jax.io.atomic import atomic_write_text
+
+
+def metrics(result: EvaluationResult) -> dict[str, Any]:
+    """The evaluation as JSON values; what is undefined is None, an estimate is {value, low, high}."""
+    content = {
+        "notice": NOTICE,
+        "version": __version__,
+        "headline_rule": result.headline,
+        "breakdown_rule": result.breakdown_rule,
+        "threshold": result.threshold,
+        "operating_point": operating_point_text(result),
+        "false_positive_denominator": "all scans, those without microbleeds counted",
+        "scans": result.scans,
+        "scans_without_lesions": result.scans_without_lesions,
+        "scans_without_prediction": [row.subject for row in result.subjects if row.missing],
+        "lesions": result.lesions,
+        "intervals": {
+            "method": "percentile bootstrap over scans",
+            "confidence": 0.95,
+            "samples": result.bootstrap_samples,
+            "seed": result.seed,
+        },
+        "rules": {each.rule.name: _rule(each) for each in result.rules},
+        "valdo_2021": dataclasses.asdict(result.valdo),
+        "breakdowns": {
+            breakdown.by: [dataclasses.asdict(group) for group in breakdown.groups]
+            for breakdown in result.breakdowns
+        },
+        "false_positives_by_mimic": [dataclasses.asdict(group) for group in result.false_positives_by_mimic],
+        "false_positives_by_zone": [dataclasses.asdict(group) for group in result.false_positives_by_zone],
+        "count_agreement": dataclasses.asdict(result.counts),
+        "place_agreement": None if result.places is None else dataclasses.asdict(result.places),
+        "subjects": [dataclasses.asdict(row) for row in result.subjects],
+        "warnings": list(result.warnings),
+    }
+    return _defined(content)
+
+
+def write_metrics(result: EvaluationResult, path: Path | str, *, overwrite: bool = False) -> None:
+    """Write metrics.json, whole or not at all.
+
+    Raises:
+        UserError: the file exists and `overwrite` is not set, or it cannot be written.
+    """
+    text = json.dumps(metrics(result), indent=2, allow_nan=False) + "\n"
+    atomic_write_text(Path(path), text, overwrite=overwrite)
+
+
+def _rule(each: RuleResult) -> dict[str, Any]:
+    rule = each.rule
+    return {
+        "title": rule.title,
+        "limit": rule.limit,
+        "one_to_one": rule.one_to_one,
+        "connectivity": rule.connectivity,
+        "tp": each.tp,
+        "fp": each.fp,
+        "fn": each.fn,
+        "sensitivity": _estimate(each.sensitivity),
+        "fp_per_scan": _estimate(each.fp_per_scan),
+        "precision": _estimate(each.precision),
+        "f1": _estimate(each.f1),
+        "average_precision": None if each.average_precision is None else _estimate(each.average_precision),
+        "froc": [
+            {"fp_per_scan": rate, "sensitivity": _estimate(point)}
+            for rate, point in zip(FROC_RATES, each.froc, strict=False)
+        ],
+        "curve": None if each.curve is None else _curve(each.curve),
+    }
+
+
+def _estimate(estimate: Estimate) -> dict[str, float]:
+    return dataclasses.asdict(estimate)
+
+
+def _curve(curve: FrocCurve) -> dict[str, list[float]]:
+    corners = curve.corners()
+    return {
+        "threshold": curve.thresholds[corners].tolist(),
+        "fp_per_scan": curve.fp_per_scan[corners].tolist(),
+        "sensitivity": curve.sensitivity[corners].tolist(),
+    }
+
+
+def _defined(value: Any) -> Any:
+    """NaN, which JSON does not know, becomes None."""
+    if isinstance(value, dict):
+        return {key: _defined(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_defined(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,315 @@
+"""An evaluation for people: the same tables as text and for the HTML page."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+
+import numpy as np
+
+from cmb_jax import __version__
+from cmb_jax.evaluation.bootstrap import Estimate
+from cmb_jax.evaluation.breakdown import MIMIC_REACH_MM, UNNAMED, FalsePositiveGroup
+from cmb_jax.evaluation.froc import FROC_RATES
+from cmb_jax.evaluation.matching import RULES
+from cmb_jax.evaluation.result import EvaluationResult, RuleResult
+from cmb_jax.report.evaluation_content import (
+    CountAgreementText,
+    EvaluationContent,
+    FrocLine,
+    Headline,
+    SubjectLine,
+    Table,
+)
+
+NOTICE = "Research use only."
+_NOTE_WIDTH = 100
+
+_BREAKDOWN_TITLES = {
+    "zone": "Sensitivity by zone",
+    "region": "Sensitivity by region",
+    "size_mm": "Sensitivity by diameter as seen",
+    "cnr": "Sensitivity by contrast-to-noise ratio",
+    "protocol": "Sensitivity by protocol",
+}
+
+
+def estimate_text(estimate: Estimate | None, digits: int = 3) -> str:
+    """Value and interval, as in `0.923 [0.881, 0.954]`; a dash where it is undefined."""
+    if estimate is None or math.isnan(estimate.value):
+        return "-"
+    text = f"{estimate.value:.{digits}f}"
+    if math.isnan(estimate.low):
+        return text
+    return f"{text} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def operating_point_text(result: EvaluationResult) -> str:
+    """What counts as reported."""
+    if result.threshold is None:
+        return "what the prediction keeps (tables: status kept; probability maps: >= 0.5)"
+    return f"score >= {result.threshold:g}"
+
+
+def summary_text(result: EvaluationResult) -> str:
+    """How many scans and lesions, in one line."""
+    lacking = sum(row.missing for row in result.subjects)
+    missing = f"; {lacking} without a prediction, counted as empty" if lacking else ""
+    return (
+        f"{result.scans} scans, {result.scans_without_lesions} of them without microbleeds, "
+        f"{result.lesions} microbleeds{missing}"
+    )
+
+
+def tables(result: EvaluationResult) -> tuple[Table, ...]:
+    """All tables but that of the scans."""
+    return (
+        _found_table(result),
+        _precision_table(result),
+        _froc_table(result),
+        *_breakdown_tables(result),
+        *_false_positive_tables(result),
+        _count_table(result),
+        _valdo_table(result),
+    )
+
+
+def _interval_note(result: EvaluationResult) -> str:
+    if not result.bootstrap_samples:
+        return ""
+    return (
+        f" In brackets: 95 % interval of {result.bootstrap_samples} bootstrap resamples of the scans; "
+        "where every scan gave the same, it has no width, which is no certainty."
+    )
+
+
+def _found_table(result: EvaluationResult) -> Table:
+    return Table(
+        title="Found, by every matching rule",
+        columns=("rule", "connectivity", "TP", "FP", "FN", "sensitivity", "FP a scan"),
+        rows=tuple(
+            (
+                _title(result, each),
+                each.rule.connectivity,
+                each.tp,
+                each.fp,
+                each.fn,
+                estimate_text(each.sensitivity),
+                estimate_text(each.fp_per_scan, 2),
+            )
+            for each in result.rules
+        ),
+        note=(
+            f"* headline. Operating point: {operating_point_text(result)}. FP a scan: over all "
+            f"{result.scans} scans, those without microbleeds counted. Connectivity: of the components of "
+            "masks; instance labels and tables are taken as they are, but the challenge's rule splits "
+            "labels anew." + _interval_note(result)
+        ),
+    )
+
+
+def _precision_table(result: EvaluationResult) -> Table:
+    return Table(
+        title="Precision, by every matching rule",
+        columns=("rule", "precision", "F1", "average precision"),
+        rows=tuple(
+            (
+                _title(result, each),
+                estimate_text(each.precision),
+                estimate_text(each.f1),
+                estimate_text(each.average_precision),
+            )
+            for each in result.rules
+        ),
+        note="Precision and F1 at the operating point; average precision over all thresholds.",
+    )
+
+
+def _title(result: EvaluationResult, each: RuleResult) -> str:
+    return each.rule.title + (" *" if each.rule.name == result.headline else "")
+
+
+def _froc_table(result: EvaluationResult) -> Table:
+    curves = [each for each in result.rules if each.froc]
+    return Table(
+        title="Sensitivity at false positives a scan (FROC)",
+        columns=("FP a scan", *(each.rule.name for each in curves)),
+        rows=tuple(
+            (f"{rate:g}", *(estimate_text(each.froc[row]) for each in curves))
+            for row, rate in enumerate(FROC_RATES)
+        ),
+        note="Linear between the curve's points, constant beyond its end; rejected detections are left out.",
+    )
+
+
+def _breakdown_tables(result: EvaluationResult) -> list[Table]:
+    note = f"By the rule {RULES[result.breakdown_rule].title}; Wilson 95 % intervals, lesions as independent."
+    return [
+        Table(
+            title=_BREAKDOWN_TITLES[breakdown.by],
+            columns=("group", "found", "lesions", "sensitivity"),
+            rows=tuple(
+                (group.group, group.found, group.lesions, estimate_text(group.sensitivity))
+                for group in breakdown.groups
+            ),
+            note=note,
+        )
+        for breakdown in result.breakdowns
+    ]
+
+
+def _false_positive_tables(result: EvaluationResult) -> list[Table]:
+    def table(title: str, groups: tuple[FalsePositiveGroup, ...], note: str) -> Table:
+        return Table(
+            title=title,
+            columns=("group", "false positives", "a scan"),
+            rows=tuple((group.group, group.count, f"{group.per_scan:.2f}") for group in groups),
+            note=note,
+        )
+
+    found = []
+    if result.false_positives_by_mimic:
+        note = f"The labelled mimic nearest to the centre, within {MIMIC_REACH_MM:g} mm; {UNNAMED}: there is none."
+        found.append(table("False positives by mimic", result.false_positives_by_mimic, note))
+    if result.false_positives_by_zone:
+        note = "The zone that the prediction gives."
+        found.append(table("False positives by zone", result.false_positives_by_zone, note))
+    return found
+
+
+def _count_table(result: EvaluationResult) -> Table:
+    counts = result.counts
+    rows: list[tuple[str, str]] = [
+        ("ICC(2,1) of the counts", _number(counts.icc)),
+        (
+            "predicted - true a scan: mean [95 % limits of agreement]",
+            f"{_number(counts.bias)} [{_number(counts.limit_low)}, {_number(counts.limit_high)}]",
+        ),
+    ]
+    if result.places is not None:
+        rows += [
+            (f"right zone, of {result.places.matched} matches", estimate_text(result.places.zone)),
+            (f"right region, of {result.places.matched} matches", estimate_text(result.places.region)),
+        ]
+    return Table(title="Agreement", columns=("measure", "value"), rows=tuple(rows))
+
+
+def _valdo_table(result: EvaluationResult) -> Table:
+    valdo = result.valdo
+    return Table(
+        title="VALDO 2021 figures",
+        columns=("median over scans of", "value"),
+        rows=(
+            ("F1 (scans with microbleeds)", _number(valdo.median_f1)),
+            ("Dice of the matches (scans with microbleeds)", _number(valdo.median_dice)),
+            ("count difference", _number(valdo.median_count_difference)),
+            ("volume difference, mm3", _number(valdo.median_volume_difference_mm3)),
+        ),
+        note=(
+            "6-connected, centroids less than 5 mm apart. Dice and volume need voxels on both sides. "
+            "A table's rows stand for themselves."
+        ),
+    )
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def format_table(result: EvaluationResult) -> str:
+    """All tables as text."""
+    lines = [f"Evaluation. {NOTICE}", summary_text(result)]
+    lines += [f"warning: {warning}" for warning in result.warnings]
+    for table in tables(result):
+        lines += ["", *_text_lines(table)]
+    return "\n".join(lines) + "\n"
+
+
+def _text_lines(table: Table) -> list[str]:
+    cells = [table.columns, *([str(cell) for cell in row] for row in table.rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(table.columns))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+    ruler = "-" * max(len(line) for line in lines)
+    return [table.title, ruler, lines[0], ruler, *lines[1:], *textwrap.wrap(table.note, _NOTE_WIDTH)]
+
+
+def _interval(estimate: Estimate, digits: int) -> str:
+    if math.isnan(estimate.low):
+        return ""
+    return f"95 % interval {estimate.low:.{digits}f} to {estimate.high:.{digits}f}"
+
+
+def _curves(shown: RuleResult, with_band: bool) -> tuple[FrocLine, ...]:
+    if shown.curve is None or not shown.curve.lesions:
+        return ()
+    return (
+        FrocLine(
+            name=shown.rule.title,
+            fp_per_scan=shown.curve.fp_per_scan,
+            sensitivity=shown.curve.sensitivity,
+            band_fp_per_scan=np.array(FROC_RATES) if with_band else None,
+            band_low=np.array([point.low for point in shown.froc]) if with_band else None,
+            band_high=np.array([point.high for point in shown.froc]) if with_band else None,
+            operating_point=(shown.fp_per_scan.value, shown.sensitivity.value),
+        ),
+    )
+
+
+def report_content(
+    result: EvaluationResult,
+    *,
+    title: str,
+    settings: tuple[tuple[str, str], ...] = (),
+    weights_sha256: str = "",
+    steps: tuple[str, ...] = (),
+    timings: tuple[tuple[str, float], ...] = (),
+) -> EvaluationContent:
+    """The evaluation as the HTML page shows it, see `report.evaluation_html.write_evaluation_report`."""
+    main = result.headline_result
+    shown = result.by_rule(result.breakdown_rule)
+    return EvaluationContent(
+        title=title,
+        subtitle=f"{main.rule.title}; {operating_point_text(result)}; {summary_text(result)}",
+        headlines=tuple(
+            Headline(
+                label=label, value=estimate_text(Estimate(each.value), digits), note=_interval(each, digits)
+            )
+            for label, each, digits in (
+                ("Sensitivity", main.sensitivity, 3),
+                ("False positives a scan", main.fp_per_scan, 2),
+                ("Precision", main.precision, 3),
+                ("F1", main.f1, 3),
+            )
+        ),
+        tables=tables(result),
+        curves=_curves(shown, result.bootstrap_samples > 0),
+        curve_note=f"{shown.rule.title}; false positives over all {result.scans} scans. Band: 95 % interval.",
+        subjects=tuple(
+            SubjectLine(
+                subject=row.subject,
+                group=row.protocol or "",
+                lesions=row.lesions,
+                detections=row.detections,
+                tp=row.tp,
+                fp=row.fp,
+                fn=row.fn,
+                note="no prediction found" if row.missing else "",
+            )
+            for row in result.subjects
+        ),
+        agreement=CountAgreementText(
+            icc=result.counts.icc,
+            bias=result.counts.bias,
+            limit_low=result.counts.limit_low,
+            limit_high=result.counts.limit_high,
+        ),
+        warnings=result.warnings,
+        settings=settings,
+        weights_sha256=weights_sha256,
+        version=__version__,
+        steps=steps,
+        timings=timings,
+    )

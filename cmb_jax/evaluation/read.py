@@ -1,0 +1,344 @@
+"""Predictions and truth from folders, whoever wrote them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+
+from cmb_jax.errors import UserError
+from cmb_jax.evaluation.records import (
+    CANDIDATE,
+    KEPT,
+    REJECTED,
+    LabelledVolume,
+    MimicMap,
+    SubjectDetections,
+    SubjectTruth,
+)
+from cmb_jax.evaluation.tables import read_columns
+from cmb_jax.evaluation.volumes import best_values, centers_mm, diameters_mm, label_volume
+from cmb_jax.io.header import open_nifti, world_affine
+from cmb_jax.phantom.types import MimicKind
+
+# The reason that a detection below the operating point is rejected with: it still counts in the FROC curve.
+LOW_SCORE_REASON = "score below the operating point"
+# Components of masks and probability maps, except under the challenge's rule.
+CONNECTIVITY = 26
+
+_BIDS_SUBJECT = re.compile(r"^(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)(?=[_.]|$)")
+_NIFTI = (".nii", ".nii.gz")
+_TRUTH_LAYOUTS = (
+    "DIR/derivatives/truth/sub-*/anat/*_desc-lesions.tsv (written by cmb-jax simulate), "
+    "DIR/sub-*/sub-*_CMB.nii.gz (VALDO), or label images DIR/SUBJECT.nii.gz"
+)
+_PREDICTION_LAYOUTS = "DIR/SUBJECT/detections.csv, DIR/SUBJECT/*.nii.gz or DIR/SUBJECT*.nii.gz"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TruthSource:
+    """One scan's truth on disk; nothing is read before `read` is called."""
+
+    subject: str
+    read: Callable[[], SubjectTruth]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictionSource:
+    """One scan's prediction on disk, `path` None if there is none."""
+
+    subject: str
+    path: Path | None
+
+    def read(self, threshold: float | None = None) -> SubjectDetections:
+        """The detections.
+
+        Args:
+            threshold: where probability maps are cut; None is 0.5. Tables are not cut here.
+        """
+        if self.path is None:
+            return SubjectDetections(
+                subject=self.subject,
+                centers_mm=np.zeros((0, 3)),
+                scores=np.zeros(0),
+                diameters_mm=np.zeros(0),
+                missing=True,
+            )
+        if self.path.suffix == ".csv":
+            return read_detections_csv(self.path, self.subject)
+        return read_detections_volume(self.path, self.subject, 0.5 if threshold is None else threshold)
+
+
+def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A NIfTI image of labels or probabilities with axes to Right, Anterior, Superior.
+
+    Returns:
+        (X, Y, Z) float32 with 0 where the file holds no number, and the affine (4, 4) to RAS mm. An image
+        without any label is fine: that scan has no lesion.
+
+    Raises:
+        UserError: not a readable NIfTI volume.
+    """
+    file = open_nifti(path)
+    affine, _ = world_affine(file)
+    try:
+        array = np.asarray(file.image.dataobj)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: its voxels cannot be decoded ({error}); convert it again") from error
+    if array.ndim < 3 or np.prod(array.shape[3:]) != 1 or array.dtype.kind not in "iufb":
+        raise UserError(f"{path}: is no volume of labels but {array.dtype} {array.shape}; give one 3D image")
+    array = np.nan_to_num(np.asarray(array, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    if array.min(initial=0.0) < 0:
+        raise UserError(f"{path}: holds negative values; give labels, a mask or probabilities")
+    array = array.reshape(array.shape[:3])
+    orientation = io_orientation(affine)
+    canonical = np.ascontiguousarray(apply_orientation(array, orientation))
+    return canonical, affine @ inv_ornt_aff(orientation, array.shape)
+
+
+def read_detections_volume(path: Path, subject: str, threshold: float = 0.5) -> SubjectDetections:
+    """Detections from instance labels, a mask or a probability map.
+
+    The score of a detection is the highest probability in it, 1 for labels and masks.
+
+    Raises:
+        UserError: see `read_labels`.
+    """
+    volume = label_volume(*read_labels(path), threshold=threshold, connectivity=CONNECTIVITY)
+    return SubjectDetections(
+        subject=subject,
+        centers_mm=centers_mm(volume),
+        scores=best_values(volume),
+        diameters_mm=diameters_mm(volume),
+        volume=volume,
+    )
+
+
+def read_detections_csv(path: Path, subject: str) -> SubjectDetections:
+    """Detections from a table with the columns of detections.csv.
+
+    Needed: x_mm, y_mm, z_mm (RAS), diameter_mm, score, status; used where present: zone, region, reason.
+
+    Raises:
+        UserError: missing file or columns, or a value that is no number, names file, line and column.
+    """
+    table = read_columns(path, required=("x_mm", "y_mm", "z_mm", "diameter_mm", "score", "status"))
+    status = []
+    reasons = table.text("reason") if table.has("reason") else ("",) * len(table)
+    for line, (value, reason) in enumerate(zip(table.text("status"), reasons, strict=True), start=2):
+        if value not in (KEPT, REJECTED):
+            raise UserError(f"{path}: line {line}: status is {value!r}; write kept or rejected")
+        status.append(CANDIDATE if value == REJECTED and reason == LOW_SCORE_REASON else value)
+    return SubjectDetections(
+        subject=subject,
+        centers_mm=np.stack([table.numbers(name) for name in ("x_mm", "y_mm", "z_mm")], axis=-1),
+        scores=table.numbers("score"),
+        diameters_mm=table.numbers("diameter_mm", minimum=0.0),
+        status=tuple(status),
+        zones=table.text("zone") if table.has("zone") else None,
+        regions=table.text("region") if table.has("region") else None,
+    )
+
+
+def read_truth_volume(path: Path, subject: str) -> SubjectTruth:
+    """Truth from instance labels, a mask or a rater mean (cut at 0.5, >=).
+
+    Raises:
+        UserError: see `read_labels`.
+    """
+    volume = label_volume(*read_labels(path), connectivity=CONNECTIVITY)
+    return SubjectTruth(
+        subject=subject, centers_mm=centers_mm(volume), diameters_mm=diameters_mm(volume), volume=volume
+    )
+
+
+def read_simulated_truth(anat: Path, subject: str, protocol: str | None = None) -> SubjectTruth:
+    """Truth of one simulated subject.
+
+    Args:
+        anat: its folder in the tree of derivatives: lesion table, microbleed and mimic labels.
+        subject: its name, sub-*.
+        protocol: acquisition protocol, if known.
+
+    Raises:
+        UserError: a file is missing or does not fit the others.
+    """
+    path = anat / f"{subject}_desc-lesions.tsv"
+    table = read_columns(
+        path,
+        required=(
+            "id",
+            "kind",
+            "x_mm",
+            "y_mm",
+            "z_mm",
+            "diameter_mm",
+            "apparent_diameter_mm",
+            "region",
+            "zone",
+            "cnr",
+        ),
+        delimiter="\t",
+    )
+    rows = np.flatnonzero(np.array(table.text("kind")) == "cmb")
+    labels_path = anat / f"{subject}_desc-cmb_dseg.nii.gz"
+    values, affine = read_labels(labels_path)
+    ids = table.numbers("id")[rows].astype(int)
+    unknown = np.setdiff1d(np.unique(values[values > 0]), ids)
+    if len(unknown):
+        raise UserError(f"{labels_path}: label {unknown[0]:g} has no row in {path.name}; simulate it again")
+    row_of_label = np.zeros(int(ids.max(initial=0)) + 1, np.int32)
+    row_of_label[ids] = np.arange(1, len(ids) + 1)
+    codes, mimics_affine = read_labels(anat / f"{subject}_desc-mimics_dseg.nii.gz")
+    return SubjectTruth(
+        subject=subject,
+        centers_mm=np.stack([table.numbers(name)[rows] for name in ("x_mm", "y_mm", "z_mm")], axis=-1),
+        diameters_mm=table.numbers("diameter_mm")[rows],
+        apparent_diameters_mm=table.numbers("apparent_diameter_mm")[rows],
+        regions=tuple(table.text("region")[row] for row in rows),
+        zones=tuple(table.text("zone")[row] for row in rows),
+        cnr=table.numbers("cnr")[rows],
+        protocol=protocol,
+        volume=LabelledVolume(labels=row_of_label[values.astype(np.int32)], affine=affine),
+        mimics=MimicMap(codes=codes.astype(np.uint8), affine=mimics_affine, names=MIMIC_NAMES),
+    )
+
+
+MIMIC_NAMES: dict[int, str] = {int(kind): kind.name.lower() for kind in MimicKind}
+
+
+def find_truth(folder: Path) -> list[TruthSource]:
+    """The scans with truth in a folder, in order of their names.
+
+    Raises:
+        UserError: the folder is missing or empty, holds no known layout, or one scan twice.
+    """
+    _check_folder(folder, _TRUTH_LAYOUTS)
+    for root in (folder / "derivatives" / "truth", folder):
+        if any(root.glob("sub-*/anat/*_desc-lesions.tsv")):
+            return _simulated_sources(root, folder)
+    valdo = sorted(path for path in folder.glob("*/*_CMB.nii*") if _is_nifti(path))
+    if valdo:
+        return _volume_sources({path: path.parent.name for path in valdo})
+    images = sorted(path for path in folder.iterdir() if _is_nifti(path))
+    if images:
+        return _volume_sources({path: _subject_of_file(path) for path in images})
+    raise UserError(f"{folder}: no truth found; expected {_TRUTH_LAYOUTS}")
+
+
+def find_predictions(folder: Path, subjects: Sequence[str]) -> list[PredictionSource]:
+    """The prediction for every scan that has a truth; `path` is None where there is none.
+
+    Args:
+        folder: see `_PREDICTION_LAYOUTS`; of a single scan it may be the folder of detections.csv itself.
+        subjects: names of the scans.
+
+    Raises:
+        UserError: the folder is missing or empty, holds two predictions for one scan, or one for a scan
+            that has no truth.
+    """
+    _check_folder(folder, _PREDICTION_LAYOUTS)
+    if (folder / "detections.csv").is_file() and len(subjects) == 1:
+        return [PredictionSource(subject=subjects[0], path=folder / "detections.csv")]
+    found: dict[str, list[Path]] = {}
+    for entry in sorted(folder.iterdir()):
+        path = _prediction_in(entry)
+        if path is not None:
+            name = entry.name if entry.is_dir() else _stem(entry)
+            found.setdefault(_longest_match(name, subjects) or name, []).append(path)
+    extra = [name for name in found if name not in subjects]
+    if extra:
+        raise UserError(f"{folder}: predictions without a truth: {listed(extra)}; remove or rename them")
+    if not found:
+        raise UserError(f"{folder}: no predictions found; expected {_PREDICTION_LAYOUTS}")
+    for name, paths in found.items():
+        if len(paths) > 1:
+            names = listed(path.name for path in paths)
+            raise UserError(f"{folder}: several predictions for {name}: {names}; keep one")
+    return [PredictionSource(subject=name, path=found.get(name, [None])[0]) for name in subjects]
+
+
+def _prediction_in(entry: Path) -> Path | None:
+    """The file that holds the prediction of a folder or file; None if it is something else."""
+    if entry.name.startswith("."):
+        return None
+    if not entry.is_dir():
+        return entry if _is_nifti(entry) else None
+    if (entry / "detections.csv").is_file():
+        return entry / "detections.csv"
+    images = sorted(path for path in entry.iterdir() if _is_nifti(path) and not path.name.startswith("."))
+    if len(images) > 1:
+        raise UserError(
+            f"{entry}: holds {len(images)} images and no detections.csv; leave the prediction alone in it"
+        )
+    return images[0] if images else None
+
+
+def _longest_match(name: str, subjects: Sequence[str]) -> str | None:
+    """The subject that a name stands for: itself, or itself and a suffix behind _ or a dot."""
+    fitting = [s for s in subjects if name == s or (name.startswith(s) and name[len(s)] in "_.")]
+    return max(fitting, key=len, default=None)
+
+
+def _simulated_sources(root: Path, folder: Path) -> list[TruthSource]:
+    protocols = _protocols(folder)
+    return [
+        TruthSource(
+            subject=path.name,
+            read=partial(read_simulated_truth, path / "anat", path.name, protocols.get(path.name)),
+        )
+        for path in sorted(root.glob("sub-*"))
+        if path.is_dir()
+    ]
+
+
+def _protocols(folder: Path) -> dict[str, str]:
+    """Protocol of each subject, from participants.tsv at the root of a simulated tree."""
+    for root in (folder, folder.parent.parent):
+        path = root / "participants.tsv"
+        if path.is_file():
+            table = read_columns(path, required=("participant_id",), delimiter="\t")
+            if table.has("protocol"):
+                return dict(zip(table.text("participant_id"), table.text("protocol"), strict=True))
+    return {}
+
+
+def _volume_sources(subjects: dict[Path, str]) -> list[TruthSource]:
+    sources: dict[str, TruthSource] = {}
+    for path, name in subjects.items():
+        if name in sources:
+            raise UserError(f"{path.parent}: two truth images for {name}; keep the one with the microbleeds")
+        sources[name] = TruthSource(subject=name, read=partial(read_truth_volume, path, name))
+    return list(sources.values())
+
+
+def _subject_of_file(path: Path) -> str:
+    named = _BIDS_SUBJECT.match(path.name)
+    return named.group(1) if named else _stem(path)
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.is_file() and path.name.endswith(_NIFTI)
+
+
+def _check_folder(folder: Path, expected: str) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected {expected}")
+    if not any(folder.iterdir()):
+        raise UserError(f"{folder}: the folder is empty; expected {expected}")
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """The first names of a list, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

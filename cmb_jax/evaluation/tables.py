@@ -1,0 +1,79 @@
+"""Tables from CSV and TSV files, with errors that name file, line and column."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cmb_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextTable:
+    """A table whose first line names the columns."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def has(self, column: str) -> bool:
+        """Whether there is such a column."""
+        return column in self.columns
+
+    def text(self, column: str) -> tuple[str, ...]:
+        """A column as it is written."""
+        index = self.columns.index(column)
+        return tuple(row[index] for row in self.rows)
+
+    def numbers(self, column: str, minimum: float = -math.inf) -> np.ndarray:
+        """A column (n,) as float64.
+
+        Raises:
+            UserError: a value is no finite number, or is below the minimum.
+        """
+        values = np.zeros(len(self.rows))
+        for row, text in enumerate(self.text(column)):
+            try:
+                values[row] = float(text)
+            except ValueError:
+                values[row] = math.nan
+            if not math.isfinite(values[row]) or values[row] < minimum:
+                wanted = "a number" if minimum == -math.inf else f"a number from {minimum:g} on"
+                raise UserError(f"{self.path}: line {row + 2}: {column} is {text!r}, but it must be {wanted}")
+        return values
+
+
+def read_columns(path: Path, *, required: Sequence[str], delimiter: str = ",") -> TextTable:
+    """Read a table; empty lines are skipped only at its end.
+
+    Raises:
+        UserError: missing or unreadable file, no header line, missing columns, or a line that is too short
+            or too long.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a table ({error.__class__.__name__})") from error
+    lines = list(csv.reader(text.rstrip("\r\n").splitlines(), delimiter=delimiter))
+    if not lines:
+        raise UserError(f"{path}: is empty; its first line must name the columns {', '.join(required)}")
+    columns = tuple(name.strip() for name in lines[0])
+    missing = [name for name in required if name not in columns]
+    if missing:
+        raise UserError(f"{path}: no column {', '.join(missing)}; the first line must name the columns")
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(columns):
+            raise UserError(f"{path}: line {number} has {len(line)} values for {len(columns)} columns")
+    return TextTable(
+        path=path, columns=columns, rows=tuple(tuple(value.strip() for value in line) for line in lines[1:])
+    )
