@@ -48,7 +48,7 @@ def glass_brain(content: ReportContent, rows: Sequence[DetectionRow]) -> tuple[P
     step = tuple(max(1, round(1.5 / s)) for s in content.swi.spacing_mm)
     coarse = tuple(slice(None, None, n) for n in step)
     mask = content.brain_mask[coarse]
-    spacing = tuple(s * n for s, n in zip(content.swi.spacing_mm, step, strict=True))
+    sx, sy, sz = (s * n for s, n in zip(content.swi.spacing_mm, step, strict=True))
     bounds = mask_bounds(mask)
     layers = [("glass-brain", mask)]
     if content.region_code is not None and content.regions_trusted:
@@ -62,10 +62,10 @@ def glass_brain(content: ReportContent, rows: Sequence[DetectionRow]) -> tuple[P
     indices = voxel_indices(content, rows) / np.array(step)
     pictures = []
     for plane in PLANES:
-        frame = fitted_frame(plane, spacing, bounds, GLASS_MM_PER_PX)
+        frame = fitted_frame(plane, (sx, sy, sz), bounds, GLASS_MM_PER_PX)
         shapes = []
         for style, layer in layers:
-            seen = sample_plane(layer.any(axis=plane.through_axis), frame)
+            seen = sample_plane(np.any(layer, axis=plane.through_axis), frame)
             shapes.append(Shape(outline(np.nan_to_num(seen) > 0.5, smooth_px=2.5, tolerance_px=2.5), style))
         labels = list(edge_labels(frame, vertical=True))
         for row, index in zip(rows, indices, strict=True):
@@ -87,10 +87,11 @@ def glass_brain(content: ReportContent, rows: Sequence[DetectionRow]) -> tuple[P
 
 def _dot(row: DetectionRow, content: ReportContent, x: float, y: float, r: float, style: str) -> Shape:
     zone = shown_zone(row, content)
+    place = location_text(row, content.regions_trusted)
     return Shape(
         glyph(zone, x, y, r),
         f"{style} z-{zone} {row.category}",
-        title=f"{row.id}: {row.category}, {location_text(row, content.regions_trusted)}, score {row.score:.2f}",
+        title=f"{row.id}: {row.category}, {place}, score {row.score:.2f}",
         href=f"#candidate-{row.id}",
     )
 
@@ -125,16 +126,17 @@ def slabs(content: ReportContent, rows: Sequence[DetectionRow], windows: Windows
             ring = _dot(rows[i], content, x, y, r, style="ring")
             shapes += [Shape(ring.d, "halo"), ring]
             labels.append(_number(rows[i].id, x, y, r, frame))
+        height = _z_range(content, edges[n], edges[n + 1])
         thickness = (edges[n + 1] - edges[n]) * content.swi.spacing_mm[2]
         pictures.append(
             Picture(
                 width=frame.width_px,
                 height=frame.height_px,
                 uri=data_uri(to_grey(sample_plane(lowest, frame), *windows.swi), quality=82),
-                alt=f"Minimum intensity projection, {_z_range(content, edges[n], edges[n + 1])}, {len(mine)} reported",
+                alt=f"Minimum intensity projection, {height}, {len(mine)} reported",
                 shapes=tuple(shapes),
                 labels=tuple(labels),
-                caption=f"{_z_range(content, edges[n], edges[n + 1])} ({thickness:.0f} mm)",
+                caption=f"{height} ({thickness:.0f} mm)",
             )
         )
     return tuple(pictures)
@@ -170,7 +172,7 @@ def quality_mosaic(content: ReportContent, windows: Windows) -> tuple[Picture, .
                 width=frame.width_px,
                 height=frame.height_px,
                 uri=data_uri(grey, quality=82),
-                alt=f"Axial SWI slice at z {_z_mm(content, z):.0f} mm with the outlines of brain mask and regions",
+                alt=f"Axial SWI at z {_z_mm(content, z):.0f} mm with outlines of brain mask and regions",
                 shapes=(*_region_shapes(content, z, frame), _mask_shape(content.brain_mask[:, :, z], frame)),
                 labels=edge_labels(frame),
                 caption=f"z {_z_mm(content, z):.0f} mm",

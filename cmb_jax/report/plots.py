@@ -96,7 +96,7 @@ def _froc_words(curve: FrocLine) -> str:
 
 
 def sensitivity_at(curve: FrocLine, rate: float) -> float:
-    """The highest sensitivity at no more than `rate` false positives a scan; 0 where the curve has no such point."""
+    """The highest sensitivity at no more than `rate` false positives a scan; 0 without such a point."""
     reached = np.asarray(curve.sensitivity)[np.asarray(curve.fp_per_scan) <= rate]
     return float(reached.max()) if reached.size else 0.0
 

@@ -1,4 +1,4 @@
-"""Vector drawings that lie over the pictures: markers, outlines, letters. Coordinates are picture pixels (x, y)."""
+"""Vector drawings over the pictures: markers, outlines, letters. Coordinates are picture pixels (x, y)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def glyph(zone: str, x: float, y: float, r: float) -> str:
 
 
 def outline(mask: np.ndarray, smooth_px: float = 0.8, tolerance_px: float = 1.2) -> str:
-    """The borders of a picture-sized mask (height, width) as closed curves, thinned to about the tolerance."""
+    """The borders of a picture-sized mask (height, width) as closed curves, thinned to the tolerance."""
     if not mask.any():
         return ""
     padded = ndimage.gaussian_filter(np.pad(mask.astype(np.float32), 2), smooth_px)

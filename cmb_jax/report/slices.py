@@ -1,8 +1,8 @@
 """Plane pictures of a volume in radiological display, in true aspect.
 
-All planes follow one rule: columns run against the plane's first array axis and rows against its second, because
-array axes run to the Right, Anterior and Superior. So the patient's right is on the left of axial and coronal
-pictures, sagittal pictures look to the left, and the top is anterior (axial) or superior.
+All planes follow one rule: columns run against the plane's first array axis and rows against its second,
+because array axes run to the Right, Anterior and Superior. So the patient's right is on the left of axial and
+coronal pictures, sagittal pictures have the face on the left, and the top is anterior (axial) or superior.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def take_plane(data: np.ndarray, plane: Plane, index: float) -> np.ndarray:
 def sample_plane(values: np.ndarray, frame: Frame, order: int = 1) -> np.ndarray:
     """A slice (column axis, row axis) as a picture (height, width) float32; NaN where the slice has no voxel.
 
-    Only the needed part of the slice is touched. When the picture is coarser than the slice, the slice is smoothed
-    first so that nothing aliases. `order` is the spline's (1 for phase: higher orders ring at phase wraps).
+    Only the needed part of the slice is touched. When the picture is coarser than the slice, the slice is
+    smoothed first so that nothing aliases. `order` is the spline's (1 for phase: higher ones ring at wraps).
     """
     column, row = frame.grid_index()
     crop, offset = [], []
@@ -166,12 +166,8 @@ class Windows:
 
 
 def choose_windows(swi: np.ndarray, phase: np.ndarray | None, brain_mask: np.ndarray) -> Windows:
-    """Windows from the brain's values: SWI from its 0.5th to 99.5th percentile, phase +- the 99.5th of its size."""
-    step = (
-        slice(None, None, 2),
-        slice(None, None, 2),
-        slice(None, None, 1),
-    )  # a quarter of the voxels is plenty
+    """Windows from the brain: SWI its 0.5th to 99.5th percentile, phase +- the 99.5th of its size."""
+    step = (slice(None, None, 2), slice(None, None, 2))  # a quarter of the voxels is plenty
     inside = brain_mask[step]
     if not inside.any():
         inside = np.ones_like(inside)

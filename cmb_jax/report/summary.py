@@ -176,7 +176,7 @@ def reason_text(reason: str) -> str:
     """A reason for people: codes such as IN_VENTRICLE become words, sentences stay as they are."""
     if not reason:
         return "no reason recorded"
-    return reason if " " in reason else reason.replace("_", " ").lower()
+    return reason if " " in reason else reason.replace("_", " ").lower().replace("csf", "CSF")
 
 
 def reason_counts(rows: Iterable[DetectionRow]) -> tuple[tuple[str, int], ...]:
@@ -210,7 +210,8 @@ def empty_explanation(content: ReportContent) -> tuple[str, ...]:
         noun = "candidate was" if len(rejected) == 1 else "candidates were"
         sentences = [
             f"{len(rejected)} {noun} examined and rejected: {reasons}.{operating_point}",
-            f"The highest score among them was {rejected[0].score:.2f}; all are listed under Rejected candidates.",
+            f"The highest score among them was {rejected[0].score:.2f}. "
+            "All of them are listed under Rejected candidates.",
         ]
     sentences.append("An empty list does not prove that there are no microbleeds.")
     return tuple(sentences)
@@ -225,7 +226,7 @@ def all_warnings(content: ReportContent) -> tuple[str, ...]:
         )
     if not content.regions_trusted:
         standing.append(
-            "The region map is not trusted for this scan: zones, regions, sides and the pattern are not reported."
+            "The region map is not trusted for this scan: zones, regions, sides and pattern are not reported."
         )
     if content.phase is None:
         standing.append(

@@ -102,7 +102,7 @@ class ThumbnailMaker:
             width=frame.width_px,
             height=frame.height_px,
             uri=data_uri(to_grey(picture, *self._windows.swi)),
-            alt=f"Whole axial SWI slice through candidate {row.id}; the square is the thumbnails' field of view",
+            alt=f"Axial SWI slice through candidate {row.id}; the square is the thumbnails' field of view",
             shapes=(Shape(box, "halo"), Shape(box, "mark")),
             labels=edge_labels(frame),
         )
