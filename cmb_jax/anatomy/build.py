@@ -54,7 +54,7 @@ def build_pack(sources: Sources, *, name: str, progress: bool = True) -> Anatomy
         head_t1 = resample(sources.head_t1)
         brain_t1 = resample(sources.brain_t1)
         step("intracranial space")
-        cranium = intracranial_mask(brain_t1, head_t1)
+        cranium = intracranial_mask(brain_t1, head_t1, axes)
         step("tissues")
         priors = np.stack([resample(sources.tissues, channel=channel, order=3) for channel in range(3)])
         brain = sharpen_tissues(priors, brain_t1)
@@ -72,7 +72,7 @@ def build_pack(sources: Sources, *, name: str, progress: bool = True) -> Anatomy
         inside = tissues[: Channel.WHITE_MATTER + 1].sum(axis=0)
         channels[Channel.VESSEL_PRIOR] = np.clip(resample(sources.vessels), 0.0, 1.0)
         channels[Channel.LESION_PRIOR] = np.clip(resample(sources.lesions), 0.0, 1.0) * inside
-        t1 = np.where(cranium > 0.5, brain_t1, head_t1)
+        t1 = np.where((cranium > 0.5) & (brain_t1 > head_t1 - 0.2), brain_t1, head_t1)
         channels[Channel.T1] = t1 / np.percentile(t1[inside > 0.5], 99.5)
         step("regions")
         region = assign_regions(resample_labels(sources.mori), melbourne, tissues, axes)

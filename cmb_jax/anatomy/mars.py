@@ -15,8 +15,10 @@ from cmb_jax.anatomy.shapes import Ellipsoid
 
 Axes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-DEEP_WHITE_MATTER_MM = 10.0  # MARS: white matter that touches or lies within about 10 mm of these ventricles
+DEEP_WHITE_MATTER_MM = 10.0  # MARS: white matter that touches or lies within about 10 mm of the ventricles
 CINGULATE_BORDER_MM = -25.0  # y of the border between its frontal and its parietal part
+_LOBE_BLUR_MM = 2.5  # sigma of the vote that smooths the borders between lobes
+_LOBES = (Region.FRONTAL, Region.PARIETAL, Region.TEMPORAL, Region.OCCIPITAL)
 
 
 def _ids(*ranges: int | tuple[int, int]) -> tuple[int, ...]:
@@ -44,6 +46,8 @@ MORI_REGIONS: dict[Region, tuple[int, ...]] = {
     Region.INSULA: _ids(47, 48),
 }
 MORI_CINGULATE = (3, 4)
+MORI_MEDIAL_PARIETO_OCCIPITAL = (17, 18)  # one label for cuneus and precuneus
+MORI_MIDDLE_PEDUNCLE = (97, 98)
 
 # Labels of the Melbourne atlas on the right; the left ones are 31 higher.
 MELBOURNE_LEFT_OFFSET = 31
@@ -65,8 +69,8 @@ _LATERAL_ENVELOPES = (
     Ellipsoid((10, -4, 19), (15, 26, 11)),  # body, anterior part
     Ellipsoid((17, -27, 18), (14, 16, 12)),  # body, posterior part
     Ellipsoid((27, -46, 8), (13, 22, 15)),  # atrium and occipital horn
-    Ellipsoid((33, -22, -12), (9, 24, 11)),  # temporal horn
 )
+_TEMPORAL_HORN_ENVELOPES = (Ellipsoid((33, -22, -12), (9, 24, 11)),)
 _THIRD_ENVELOPES = (Ellipsoid((0, -11, 0), (6, 16, 11)), Ellipsoid((0, -31, -8), (2.5, 7, 8)))
 _FOURTH_ENVELOPES = (Ellipsoid((0, -41, -32), (13, 9, 16)),)
 
@@ -80,14 +84,15 @@ def label_regions(labels: np.ndarray, groups: dict[Region, tuple[int, ...]]) -> 
 
 
 def find_ventricles(csf: np.ndarray, axes: Axes) -> tuple[np.ndarray, np.ndarray]:
-    """CSF voxels of the lateral ventricles, and of all ventricles; (X, Y, Z) bool each.
+    """CSF voxels of the lateral ventricles less their temporal horns, and of all ventricles; bool (X, Y, Z).
 
     `csf` (X, Y, Z) bool: CSF dominates. A voxel counts when it lies in an envelope drawn about the ventricle
     and in one of the larger connected pieces there, so that cisterns and sulci at the rim stay out.
     """
     right: Axes = (np.abs(axes[0]), axes[1], axes[2])
     lateral = _pieces(csf, right, _LATERAL_ENVELOPES, least_voxels=100)
-    others = _pieces(csf, right, _THIRD_ENVELOPES, least_voxels=30)
+    others = _pieces(csf, right, _TEMPORAL_HORN_ENVELOPES, least_voxels=20)
+    others |= _pieces(csf, right, _THIRD_ENVELOPES, least_voxels=30)
     others |= _pieces(csf, right, _FOURTH_ENVELOPES, least_voxels=100)
     return lateral, lateral | others
 
@@ -101,11 +106,36 @@ def _pieces(csf: np.ndarray, axes: Axes, shapes: tuple[Ellipsoid, ...], least_vo
     return (sizes >= least_voxels)[pieces]
 
 
+def atlas_regions(mori: np.ndarray, melbourne: np.ndarray, axes: Axes) -> np.ndarray:
+    """MARS region of each voxel that one of the two atlases names, OUTSIDE elsewhere; (X, Y, Z) uint8."""
+    x, y, z = axes
+    atlas = label_regions(mori, MORI_REGIONS)
+    cingulate = np.isin(mori, MORI_CINGULATE)
+    frontal = np.broadcast_to(y > CINGULATE_BORDER_MM, atlas.shape)
+    atlas[cingulate] = np.where(frontal, Region.FRONTAL, Region.PARIETAL)[cingulate]
+    # The parieto-occipital sulcus: from (y, z) = (-57, 8) mm up and back to (-82, 42) mm.
+    before_sulcus = np.broadcast_to(y > -57.0 - (z - 8.0) * 25.0 / 34.0, atlas.shape)
+    atlas[np.isin(mori, MORI_MEDIAL_PARIETO_OCCIPITAL) & before_sulcus] = Region.PARIETAL
+    # The peduncle's fibres that cross the pons are pons.
+    in_pons = np.broadcast_to((np.abs(x) < 16.0) & (y > -38.0), atlas.shape)
+    atlas[np.isin(mori, MORI_MIDDLE_PEDUNCLE) & in_pons] = Region.BRAINSTEM
+    both_sides = {
+        region: labels + tuple(label + MELBOURNE_LEFT_OFFSET for label in labels)
+        for region, labels in MELBOURNE_REGIONS.items()
+    }
+    nuclei = label_regions(melbourne, both_sides)
+    return np.where(nuclei > 0, nuclei, atlas)
+
+
 def assign_regions(mori: np.ndarray, melbourne: np.ndarray, tissues: np.ndarray, axes: Axes) -> np.ndarray:
     """MARS region of each voxel, (X, Y, Z) uint8.
 
+    Brain that neither atlas names takes the nearest label; white matter among it takes the nearest lobe, and
+    what lies within 10 mm of the lateral ventricles' horns, body and atrium becomes deep white matter.
+    The temporal horns do not count: white matter about them is temporal.
+
     Args:
-        mori, melbourne: (X, Y, Z) atlas labels on the pack's 1 mm grid.
+        mori, melbourne: (X, Y, Z) atlas labels, isotropic voxels.
         tissues: (5, X, Y, Z) fractions.
         axes: RAS coordinates in mm that broadcast to (X, Y, Z).
     """
@@ -115,31 +145,42 @@ def assign_regions(mori: np.ndarray, melbourne: np.ndarray, tissues: np.ndarray,
     csf = dominant == Channel.CSF
     lateral, ventricles = find_ventricles(csf, axes)
 
-    atlas = label_regions(mori, MORI_REGIONS)
-    cingulate = np.isin(mori, MORI_CINGULATE)
-    front = np.broadcast_to(axes[1] > CINGULATE_BORDER_MM, atlas.shape)
-    atlas[cingulate] = np.where(front, Region.FRONTAL, Region.PARIETAL)[cingulate]
-    both_sides = {
-        region: labels + tuple(label + MELBOURNE_LEFT_OFFSET for label in labels)
-        for region, labels in MELBOURNE_REGIONS.items()
-    }
-    nuclei = label_regions(melbourne, both_sides)
-    atlas = np.where(nuclei > 0, nuclei, atlas)
-
-    # White matter that neither atlas names takes the lobe whose label is nearest, unless it is deep.
-    region = _nearest(atlas, atlas > 0)
-    lobar = (atlas >= Region.FRONTAL) & (atlas <= Region.INSULA)
-    infratentorial = (region == Region.BRAINSTEM) | (region == Region.CEREBELLUM)
-    unnamed_white = white & (atlas == 0) & ~infratentorial
-    region = np.where(unnamed_white, _nearest(atlas, lobar), region)
-    near = ndimage.distance_transform_edt(~lateral) <= DEEP_WHITE_MATTER_MM
-    is_lobe = (region >= Region.FRONTAL) & (region <= Region.INSULA)
-    region[white & near & is_lobe] = Region.DEEP_WHITE_MATTER
+    atlas = atlas_regions(mori, melbourne, axes)
+    unnamed = atlas == 0
+    region = _nearest(atlas, ~unnamed)
+    lobe = _nearest(atlas, _is_lobar(atlas))
+    region = np.where(white & unnamed & ~_is_infratentorial(region), lobe, region)
+    # Hypothalamus and basal forebrain go with the nearest deep nuclei, not with the midbrain or a lobe.
+    x, y, z = axes
+    diencephalon = (np.abs(x) < 16.0) & (y > -16.0) & (y < 8.0) & (z > -16.0) & (z < 4.0)
+    nucleus = _nearest(atlas, (atlas == Region.BASAL_GANGLIA) | (atlas == Region.THALAMUS))
+    region = np.where(unnamed & diencephalon, nucleus, region)
+    spacing_mm = float(x.flat[1] - x.flat[0])  # isotropic
+    region = _smooth_lobes(region, brain, _LOBE_BLUR_MM / spacing_mm)
+    near = spacing_mm * ndimage.distance_transform_edt(~lateral) <= DEEP_WHITE_MATTER_MM
+    region[white & near & _is_lobar(region)] = Region.DEEP_WHITE_MATTER
 
     region = np.where(brain, region, Region.OUTSIDE).astype(np.uint8)
     region[csf] = Region.SULCAL_CSF
     region[ventricles] = Region.VENTRICLE
     return region
+
+
+def _is_lobar(region: np.ndarray) -> np.ndarray:
+    return (region >= Region.FRONTAL) & (region <= Region.INSULA)
+
+
+def _is_infratentorial(region: np.ndarray) -> np.ndarray:
+    return (region == Region.BRAINSTEM) | (region == Region.CEREBELLUM)
+
+
+def _smooth_lobes(region: np.ndarray, brain: np.ndarray, sigma: float) -> np.ndarray:
+    """Give each voxel of the four lobes to the lobe that most of its neighbourhood belongs to."""
+    votes = np.stack(
+        [ndimage.gaussian_filter(((region == lobe) & brain).astype(np.float32), sigma) for lobe in _LOBES]
+    )
+    winner = np.array(_LOBES, np.uint8)[votes.argmax(axis=0)]
+    return np.where(np.isin(region, _LOBES) & brain, winner, region)
 
 
 def _nearest(labels: np.ndarray, known: np.ndarray) -> np.ndarray:

