@@ -1,0 +1,239 @@
+"""NIfTI in any orientation, and back onto the native grid voxel for voxel."""
+
+import gzip
+import itertools
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cmb_jax.errors import UserError
+from cmb_jax.io.multi_echo import read_echoes
+from cmb_jax.io.nifti import check_same_grid, native_index, read_volume, to_native, write_volume
+from cmb_jax.io.volume import Volume
+
+ORIENTATIONS = [
+    (axes, signs)
+    for axes in itertools.permutations(range(3))
+    for signs in itertools.product((1.0, -1.0), repeat=3)
+]
+
+
+def affine_of(axes, signs, angle=0.0, spacing=(0.6, 0.7, 1.9)):
+    """Native axis i runs along world axis axes[i]; all of it turned by `angle` about a skew axis."""
+    turn = nib.eulerangles.euler2mat(angle, 0.6 * angle, -0.4 * angle)
+    affine = np.eye(4)
+    for native, (world, sign) in enumerate(zip(axes, signs, strict=True)):
+        affine[:3, native] = sign * spacing[native] * turn[:, world]
+    affine[:3, 3] = (-31.0, 17.5, 4.25)
+    return affine
+
+
+def save(path, data, affine, codes=(1, 1), **header):
+    image = nib.Nifti1Image(data, None)
+    image.set_sform(affine, code=codes[0])
+    image.set_qform(affine, code=codes[1], strip_shears=True)
+    image.header.set_xyzt_units("mm")
+    for name, value in header.items():
+        image.header[name] = value
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize(("axes", "signs"), ORIENTATIONS)
+def test_every_orientation_there_and_back(tmp_path, rng, axes, signs):
+    native = rng.normal(size=(4, 5, 3)).astype(np.float32)
+    affine = affine_of(axes, signs, angle=0.2)
+    path = save(tmp_path / "a.nii.gz", native, affine)
+
+    volume = read_volume(path)
+
+    # each RAS axis points, more than anywhere else, along its own world axis
+    directions = volume.affine[:3, :3]
+    assert np.argmax(np.abs(directions), axis=0).tolist() == [0, 1, 2]
+    assert (np.diag(directions) > 0).all()
+    # the same world point has the same value, whichever way it is asked for
+    for index in itertools.product(*map(range, native.shape)):
+        world = affine @ [*index, 1.0]
+        here = np.linalg.solve(volume.affine, world)[:3]
+        np.testing.assert_allclose(here, np.rint(here), atol=1e-5)
+        x, y, z = np.rint(here).astype(int)
+        assert volume.data[x, y, z] == native[index]
+        np.testing.assert_allclose(native_index([x, y, z], volume), index, atol=1e-9)
+    np.testing.assert_array_equal(to_native(volume.data, volume.native), native)
+
+    write_volume(tmp_path / "b.nii", volume.data, volume)
+    written = nib.load(tmp_path / "b.nii")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), native)
+    np.testing.assert_allclose(written.affine, affine, atol=1e-5)
+    np.testing.assert_allclose(written.get_qform(), affine, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    orientation=st.sampled_from(ORIENTATIONS),
+    angle=st.floats(-0.5, 0.5),
+    points=st.lists(st.tuples(*[st.floats(-3, 9)] * 3), min_size=1, max_size=4),
+)
+def test_native_index_keeps_the_world_point(tmp_path, orientation, angle, points):
+    data = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    volume = read_volume(save(tmp_path / "a.nii", data, affine_of(*orientation, angle=angle)))
+    there = native_index(np.array(points), volume)
+    ones = np.ones((len(points), 1))
+    np.testing.assert_allclose(
+        np.hstack([there, ones]) @ volume.native.affine.T,
+        np.hstack([points, ones]) @ volume.affine.T,
+        atol=1e-6,
+    )
+
+
+def test_oblique_affine_is_kept_and_spacing_follows(tmp_path, rng):
+    affine = affine_of((0, 1, 2), (1, 1, 1), angle=0.3)
+    volume = read_volume(save(tmp_path / "a.nii.gz", rng.normal(size=(4, 4, 4)).astype(np.float32), affine))
+    np.testing.assert_allclose(volume.affine, affine, atol=1e-5)
+    np.testing.assert_allclose(volume.spacing_mm, (0.6, 0.7, 1.9), rtol=1e-5)
+    assert volume.warnings == ()
+
+
+def test_slope_and_intercept(tmp_path):
+    stored = np.arange(27, dtype=np.int16).reshape(3, 3, 3)
+    image = nib.Nifti1Image(stored, np.eye(4))
+    image.header.set_slope_inter(2.0, -4096.0)
+    # nibabel rescales on saving; the raw integers belong into the file as they are
+    path = tmp_path / "a.nii"
+    image.to_filename(path)
+    raw = bytearray(path.read_bytes())
+    raw[112:120] = np.array([2.0, -4096.0], "<f4").tobytes()
+    raw[352 : 352 + 54] = stored.tobytes(order="F")
+    path.write_bytes(bytes(raw))
+    np.testing.assert_array_equal(read_volume(path).data, 2.0 * stored - 4096.0)
+
+
+def test_fourth_axis_of_length_one_and_big_endian(tmp_path):
+    data = np.arange(24, dtype=">i2").reshape(2, 3, 4, 1)
+    header = nib.Nifti1Header(endianness=">")
+    header.set_data_dtype(">i2")
+    nib.save(nib.Nifti1Image(data, np.eye(4), header), tmp_path / "a.nii.gz")
+    volume = read_volume(tmp_path / "a.nii.gz")
+    assert volume.native.shape == (2, 3, 4)
+    np.testing.assert_array_equal(volume.data, data[..., 0])
+
+
+def test_nifti2_and_content_decides_not_the_name(tmp_path, rng):
+    data = rng.normal(size=(3, 4, 5)).astype(np.float32)
+    nib.save(nib.Nifti2Image(data, np.eye(4)), tmp_path / "a.nii")
+    (tmp_path / "b.nii").write_bytes(gzip.compress((tmp_path / "a.nii").read_bytes()))
+    np.testing.assert_array_equal(read_volume(tmp_path / "b.nii").data, data)
+
+
+def test_gzip_in_several_members(tmp_path, rng):
+    data = rng.normal(size=(9, 9, 9)).astype(np.float32)
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "a.nii")
+    raw = (tmp_path / "a.nii").read_bytes()
+    cuts = [0, 100, 400, 2000, len(raw)]
+    members = b"".join(gzip.compress(raw[a:b]) for a, b in itertools.pairwise(cuts))
+    (tmp_path / "b.nii.gz").write_bytes(members)
+    np.testing.assert_array_equal(read_volume(tmp_path / "b.nii.gz").data, data)
+
+
+def test_nan_is_replaced_with_a_warning(tmp_path, rng):
+    data = rng.normal(size=(4, 4, 4)).astype(np.float32)
+    data[0, 0, 0], data[1, 2, 3] = np.nan, np.inf
+    volume = read_volume(save(tmp_path / "a.nii", data, np.eye(4)))
+    assert np.isfinite(volume.data).all()
+    assert volume.data[0, 0, 0] == volume.data[1, 2, 3] == 0
+    assert any("2 voxels were NaN" in line for line in volume.warnings)
+
+
+def test_no_world_transform_gives_a_warning(tmp_path, rng):
+    data = rng.normal(size=(4, 4, 4)).astype(np.float32)
+    volume = read_volume(save(tmp_path / "a.nii", data, np.diag([0.5, 0.5, 2, 1]), codes=(0, 0)))
+    assert any("neither qform nor sform" in line for line in volume.warnings)
+    np.testing.assert_allclose(volume.spacing_mm, (0.5, 0.5, 2.0))
+
+
+def test_qform_against_sform(tmp_path, rng):
+    image = nib.Nifti1Image(rng.normal(size=(11, 11, 11)).astype(np.float32), None)
+    image.set_sform(np.diag([-1.0, 1, 1, 1]), code=1)
+    image.set_qform(np.eye(4), code=1)
+    nib.save(image, tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
+    (warning,) = volume.warnings
+    # the far x face lies at -10 mm by the sform and at +10 mm by the qform
+    assert "disagree by up to 20.0 mm" in warning
+    assert "left against right" in warning
+    assert "sform was used" in warning
+    assert volume.native.affine[0, 0] == -1
+
+
+def test_agreeing_forms_give_no_warning(tmp_path, rng):
+    data = rng.normal(size=(200, 4, 4)).astype(np.float32)
+    assert read_volume(save(tmp_path / "a.nii", data, affine_of((0, 1, 2), (1, 1, 1), 0.3))).warnings == ()
+
+
+def test_metres_become_millimetres(tmp_path, rng):
+    path = save(
+        tmp_path / "a.nii", rng.normal(size=(3, 3, 3)).astype(np.float32), np.diag([1e-3, 1e-3, 2e-3, 1])
+    )
+    image = nib.load(path)
+    image.header.set_xyzt_units("meter")
+    nib.save(image, tmp_path / "b.nii")
+    volume = read_volume(tmp_path / "b.nii")
+    np.testing.assert_allclose(volume.spacing_mm, (1, 1, 2), rtol=1e-5)
+    assert any("meter" in line for line in volume.warnings)
+
+
+def test_complex_only_when_asked_for(tmp_path, rng):
+    data = (rng.normal(size=(3, 3, 3)) + 1j).astype(np.complex64)
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(UserError, match="complex"):
+        read_volume(tmp_path / "a.nii")
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.nii", complex_ok=True).data, data)
+
+
+def test_echoes_from_one_file_and_from_several(tmp_path, rng):
+    data = rng.normal(size=(3, 4, 5, 3)).astype(np.float32)
+    affine = affine_of((1, 0, 2), (-1, 1, 1))
+    one = read_echoes(save(tmp_path / "all.nii.gz", data, affine))
+    several = read_echoes([save(tmp_path / f"{e}.nii", data[..., e], affine) for e in range(3)])
+    for echo in range(3):
+        np.testing.assert_array_equal(one[echo].data, several[echo].data)
+        np.testing.assert_array_equal(to_native(one[echo].data, one[echo].native), data[..., echo])
+    with pytest.raises(UserError, match="no echo"):
+        read_echoes([])
+
+
+def test_check_same_grid(rng):
+    data = rng.normal(size=(4, 5, 6)).astype(np.float32)
+    a = Volume.from_array(data, np.eye(4))
+    check_same_grid(a, Volume.from_array(data, np.eye(4)))
+    with pytest.raises(UserError, match="shapes differ"):
+        check_same_grid(a, Volume.from_array(data[:3], np.eye(4)))
+    moved = np.eye(4)
+    moved[0, 3] = 0.5
+    with pytest.raises(UserError, match=r"0\.50 mm apart"):
+        check_same_grid(a, Volume.from_array(data, moved))
+
+
+def test_write_types_and_same_bytes(tmp_path, rng):
+    like = Volume.from_array(np.zeros((3, 4, 5), np.float32), np.eye(4))
+    labels = rng.integers(0, 300, size=like.shape)
+    write_volume(tmp_path / "a.nii.gz", labels, like, dtype=np.uint16)
+    write_volume(tmp_path / "b.nii.gz", labels, like, dtype=np.uint16)
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+    assert nib.load(tmp_path / "a.nii.gz").get_data_dtype() == np.uint16
+    write_volume(tmp_path / "c.nii.gz", labels > 100, like)
+    assert nib.load(tmp_path / "c.nii.gz").get_data_dtype() == np.uint8
+    with pytest.raises(ValueError, match="do not fit"):
+        write_volume(tmp_path / "d.nii.gz", labels, like, dtype=np.uint8)
+    with pytest.raises(ValueError, match="not on the grid"):
+        write_volume(tmp_path / "d.nii.gz", labels[:2], like)
+    with pytest.raises(ValueError, match=r"\.nii"):
+        write_volume(tmp_path / "d.img", labels, like)
+    with pytest.raises(UserError, match="exists already"):
+        write_volume(tmp_path / "a.nii.gz", labels, like)
+    write_volume(tmp_path / "a.nii.gz", labels.astype(np.float64), like, overwrite=True)
+    assert nib.load(tmp_path / "a.nii.gz").get_data_dtype() == np.float32
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
