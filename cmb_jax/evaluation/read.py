@@ -21,10 +21,10 @@ from cmb_jax.evaluation.records import (
     SubjectDetections,
     SubjectTruth,
 )
+from cmb_jax.evaluation.simulated import MIMIC_NAMES, rows_of_ids
 from cmb_jax.evaluation.tables import read_columns
 from cmb_jax.evaluation.volumes import best_values, centers_mm, diameters_mm, label_volume
 from cmb_jax.io.header import open_nifti, world_affine
-from cmb_jax.phantom.types import MimicKind
 
 # The reason that a detection below the operating point is rejected with: it still counts in the FROC curve.
 LOW_SCORE_REASON = "score below the operating point"
@@ -192,8 +192,6 @@ def read_simulated_truth(anat: Path, subject: str, protocol: str | None = None) 
     unknown = np.setdiff1d(np.unique(values[values > 0]), ids)
     if len(unknown):
         raise UserError(f"{labels_path}: label {unknown[0]:g} has no row in {path.name}; simulate it again")
-    row_of_label = np.zeros(int(ids.max(initial=0)) + 1, np.int32)
-    row_of_label[ids] = np.arange(1, len(ids) + 1)
     codes, mimics_affine = read_labels(anat / f"{subject}_desc-mimics_dseg.nii.gz")
     return SubjectTruth(
         subject=subject,
@@ -204,12 +202,9 @@ def read_simulated_truth(anat: Path, subject: str, protocol: str | None = None) 
         zones=tuple(table.text("zone")[row] for row in rows),
         cnr=table.numbers("cnr")[rows],
         protocol=protocol,
-        volume=LabelledVolume(labels=row_of_label[values.astype(np.int32)], affine=affine),
+        volume=LabelledVolume(labels=rows_of_ids(values, ids), affine=affine),
         mimics=MimicMap(codes=codes.astype(np.uint8), affine=mimics_affine, names=MIMIC_NAMES),
     )
-
-
-MIMIC_NAMES: dict[int, str] = {int(kind): kind.name.lower() for kind in MimicKind}
 
 
 def find_truth(folder: Path) -> list[TruthSource]:

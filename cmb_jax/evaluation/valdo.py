@@ -21,8 +21,6 @@ from cmb_jax.evaluation.matching import Match, center_distances
 from cmb_jax.evaluation.records import LabelledVolume, SubjectDetections, SubjectTruth
 from cmb_jax.evaluation.volumes import centers_index, common_frame, components
 
-VALDO_THRESHOLD = 0.5
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValdoCase:
@@ -66,7 +64,8 @@ def valdo_case(
     """Score one scan.
 
     Voxels on a side are split anew into elements with the rule's own connectivity; a side without voxels
-    (a table of detections) takes its rows as elements, and then Dice and volumes are unknown.
+    (a table of detections) takes its rows as elements, and then Dice and volumes are unknown. A scan without
+    a prediction is scored as an empty one (the organisers fill in differences of 100 000 for their ranking).
 
     Args:
         detections: those that are reported.
@@ -77,10 +76,12 @@ def valdo_case(
     Raises:
         UserError: both sides have voxels, on different grids.
     """
-    frame = common_frame(detections.volume, truth.volume, truth.subject)
-    if detections.volume is None or truth.volume is None or frame is None:
-        predicted_mm = _elements_mm(detections.volume, detections.centers_mm, connectivity)
-        reference_mm = _elements_mm(truth.volume, truth.centers_mm, connectivity)
+    common_frame(detections.volume, truth.volume, truth.subject)  # raises where the grids differ
+    seen = detections.volume or _empty_like(truth.volume, len(detections.centers_mm))
+    true = truth.volume or _empty_like(detections.volume, len(truth.centers_mm))
+    if seen is None or true is None:
+        predicted_mm = _elements_mm(seen, detections.centers_mm, connectivity)
+        reference_mm = _elements_mm(true, truth.centers_mm, connectivity)
         found = match_nearest(center_distances(predicted_mm, reference_mm), limit_mm)
         return ValdoCase(
             match=found,
@@ -89,22 +90,21 @@ def valdo_case(
             count_difference=abs(len(predicted_mm) - len(reference_mm)),
             volume_difference_mm3=float("nan"),
         )
-    spacing = truth.volume.spacing_mm
-    predicted, n_predicted = components(detections.volume.labels > 0, connectivity)
-    reference, n_reference = components(truth.volume.labels > 0, connectivity)
+    spacing = true.spacing_mm
+    predicted, n_predicted = components(seen.labels > 0, connectivity)
+    reference, n_reference = components(true.labels > 0, connectivity)
     found = match_nearest(
         center_distances(
             centers_index(predicted, n_predicted) * spacing, centers_index(reference, n_reference) * spacing
         ),
         limit_mm,
     )
-    volumes = [soft_volume_mm3(side) for side in (detections.volume, truth.volume)]
     return ValdoCase(
         match=found,
         f1=f1_score(found.tp, found.fp, n_reference),
         dice=_mean_dice(predicted, reference, found),
         count_difference=abs(n_predicted - n_reference),
-        volume_difference_mm3=abs(volumes[0] - volumes[1]),
+        volume_difference_mm3=abs(soft_volume_mm3(seen) - soft_volume_mm3(true)),
     )
 
 
@@ -113,6 +113,13 @@ def soft_volume_mm3(volume: LabelledVolume) -> float:
     inside = volume.labels > 0
     total = inside.sum() if volume.values is None else volume.values[inside].sum(dtype=np.float64)
     return float(total * np.prod(volume.spacing_mm))
+
+
+def _empty_like(other: LabelledVolume | None, rows: int) -> LabelledVolume | None:
+    """A side without voxels that has no lesion either is an empty image; with lesions it is a mere table."""
+    if other is None or rows:
+        return None
+    return LabelledVolume(labels=np.zeros_like(other.labels), affine=other.affine)
 
 
 def _elements_mm(volume: LabelledVolume | None, centers_mm: np.ndarray, connectivity: int) -> np.ndarray:

@@ -135,6 +135,18 @@ def test_defaults_of_the_organisers_program():
     assert case(blocks((5, 4, 4)), blocks((4, 4, 4)), limit_mm=0.1, connectivity=26).f1 == 0.0
 
 
+def test_an_empty_table_is_an_empty_image():
+    volume = label_volume(blocks((4, 4, 4)), np.eye(4))
+    truth = SubjectTruth(
+        subject="s", centers_mm=centers_mm(volume), diameters_mm=diameters_mm(volume), volume=volume
+    )
+    none = SubjectDetections(
+        subject="s", centers_mm=np.zeros((0, 3)), scores=np.zeros(0), diameters_mm=np.zeros(0)
+    )
+    result = valdo_case(none, truth)
+    assert (result.f1, result.dice, result.volume_difference_mm3) == (0.0, 0.0, 8.0)
+
+
 def test_tables_stand_for_themselves():
     detections = SubjectDetections(
         subject="s", centers_mm=np.array([[1.0, 0, 0]]), scores=np.ones(1), diameters_mm=np.ones(1)
