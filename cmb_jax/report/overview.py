@@ -122,7 +122,7 @@ def slabs(content: ReportContent, rows: Sequence[DetectionRow], windows: Windows
         shapes, labels = [], list(edge_labels(frame))
         for i in mine:
             x, y = frame.to_px(indices[i, 0], indices[i, 1])
-            r = (rows[i].diameter_mm / 2 + 2.5) / frame.mm_per_px
+            r = (rows[i].diameter_mm / 2 + 3.0) / frame.mm_per_px
             ring = _dot(rows[i], content, x, y, r, style="ring")
             shapes += [Shape(ring.d, "halo"), ring]
             labels.append(_number(rows[i].id, x, y, r, frame))

@@ -45,12 +45,12 @@ class Picture:
     caption: str = ""
 
 
-def crosshair(x: float, y: float, gap: float, arm: float) -> str:
-    """Four arms that leave a gap of radius `gap` around the point."""
-    end = gap + arm
+def crosshair(x: float, y: float, gap: tuple[float, float], arm: float) -> str:
+    """Four arms that leave a gap of `gap` (x, y) on each side of the point."""
+    gap_x, gap_y = gap
     return (
-        f"M{x - end:.1f} {y:.1f}H{x - gap:.1f}M{x + gap:.1f} {y:.1f}H{x + end:.1f}"
-        f"M{x:.1f} {y - end:.1f}V{y - gap:.1f}M{x:.1f} {y + gap:.1f}V{y + end:.1f}"
+        f"M{x - gap_x - arm:.1f} {y:.1f}H{x - gap_x:.1f}M{x + gap_x:.1f} {y:.1f}H{x + gap_x + arm:.1f}"
+        f"M{x:.1f} {y - gap_y - arm:.1f}V{y - gap_y:.1f}M{x:.1f} {y + gap_y:.1f}V{y + gap_y + arm:.1f}"
     )
 
 

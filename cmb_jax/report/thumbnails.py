@@ -78,9 +78,8 @@ class ThumbnailMaker:
             data, window, order = self._content.phase.data, self._windows.phase, 1
         picture = sample_plane(take_plane(data, plane, center[plane.through_axis]), frame, order)
         x, y = frame.to_px(center[plane.column_axis], center[plane.row_axis])
-        # The gap grows with the lesion, so that the arms never cover it.
-        gap = (max(row.diameter_mm / 2, 1.0) + 1.2) / frame.mm_per_px
-        marker = crosshair(x, y, gap, arm=3.0 / frame.mm_per_px)
+        gap_x, gap_y = (self._gap_mm(row, spacing) / frame.mm_per_px for spacing in frame.spacing_mm)
+        marker = crosshair(x, y, (gap_x, gap_y), arm=3.0 / frame.mm_per_px)
         bar, bar_text = scale_bar(frame, 5.0)
         return Picture(
             width=frame.width_px,
@@ -90,6 +89,11 @@ class ThumbnailMaker:
             shapes=(Shape(marker, "halo"), Shape(marker, f"mark {row.category}"), bar),
             labels=(*edge_labels(frame), bar_text),
         )
+
+    @staticmethod
+    def _gap_mm(row: DetectionRow, spacing_mm: float) -> float:
+        """Half the marker's gap: clear of the lesion, which thick slices stretch, yet in the picture."""
+        return min(max(row.diameter_mm / 2, 1.0) + 0.7 + spacing_mm, 0.42 * FIELD_OF_VIEW_MM)
 
     def _context(self, row: DetectionRow) -> Picture:
         center = self.center_index(row)

@@ -211,3 +211,21 @@ def test_quality_mosaic_shows_mask_and_regions(content):
         occipital = next(path_points(s.d) for s in picture.shapes if s.style == "region r-occipital")
         assert frontal[:, 1].mean() < occipital[:, 1].mean()
     assert len(quality_mosaic(dataclasses.replace(content, region_code=None), windows)) == 9
+
+
+@pytest.mark.parametrize("diameter_mm", [0.5, 4.0, 10.0])
+def test_the_marker_leaves_room_for_thick_slices_and_stays_in_the_picture(content, make_row, diameter_mm):
+    # Slices of 5 mm stretch a lesion upwards, so the vertical gap of the coronal picture is wider.
+    row = make_row(diameter_mm=diameter_mm)
+    windows = Windows(swi=(0.0, 500.0), phase=(-1.0, 1.0))
+    axial, coronal, _ = ThumbnailMaker(content, windows).full(row).swi
+
+    def gaps(picture):
+        moves = picture.shapes[0].d.split("M")
+        right = float(moves[2].split()[0]) - picture.width / 2
+        below = float(moves[4].split("V")[0].split()[1]) - picture.height / 2
+        return right / 8, below / 8  # 8 pixels a millimetre
+
+    assert gaps(axial)[0] == pytest.approx(gaps(axial)[1], abs=0.02)
+    assert diameter_mm / 2 + 2.0 < gaps(axial)[0] < 10.0
+    assert gaps(axial)[0] < gaps(coronal)[1] < 10.0
