@@ -70,7 +70,7 @@ def block(request, monkeypatch):
 
 @pytest.mark.parametrize("max_output", [COUNT, 4])
 def test_equals_the_textbook_loop(block, max_output):
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(st.lists(candidate, min_size=COUNT, max_size=COUNT), thresholds)
     def check(rows, threshold):
         boxes, scores, valid = unpack(rows)
@@ -89,15 +89,15 @@ def random_candidates(rng, count, spread):
     return boxes, rng.permutation(count).astype(np.float32) / count
 
 
-@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.7])
+@pytest.mark.parametrize("threshold", [0.05, 0.3])
 def test_many_blocks_equal_monai(rng, threshold):
     from monai.data.box_utils import non_max_suppression
 
-    boxes, scores = random_candidates(rng, 1200, 4)
-    result = kept_indices(nms_3d(boxes, scores, threshold, 1200))
+    boxes, scores = random_candidates(rng, 600, 3)
+    result = kept_indices(nms_3d(boxes, scores, threshold, 600))
     monai = non_max_suppression(torch.tensor(boxes), torch.tensor(scores), threshold)
     assert result == monai.tolist()
-    assert len(result) < 1200
+    assert len(result) < 600
 
 
 def test_chain_keeps_the_far_end():
@@ -228,7 +228,7 @@ def slow_clustering(boxes, scores, views, num_views, valid, threshold, max_outpu
 
 @pytest.mark.parametrize("max_output", [COUNT, 3])
 def test_clustering_equals_the_slow_reference(block, max_output):
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(st.lists(candidate, min_size=COUNT, max_size=COUNT), thresholds, st.integers(0, 1000))
     def check(rows, threshold, seed):
         boxes, scores, valid = unpack(rows)
