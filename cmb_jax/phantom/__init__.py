@@ -7,6 +7,7 @@ microbleeds, field, complex signal, k-space, coil and noise, SWI, truth. All of 
 from cmb_jax.phantom.field import field_from_susceptibility
 from cmb_jax.phantom.protocols import PROTOCOLS, Protocol
 from cmb_jax.phantom.simulate import simulate_subject
+from cmb_jax.phantom.tree import simulate_tree, write_subject
 from cmb_jax.phantom.types import (
     CMB_KIND,
     LesionRow,
@@ -27,4 +28,6 @@ __all__ = [
     "SubjectSettings",
     "field_from_susceptibility",
     "simulate_subject",
+    "simulate_tree",
+    "write_subject",
 ]

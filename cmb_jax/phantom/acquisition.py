@@ -47,7 +47,7 @@ def crop_k_space(image: jax.Array, matrix: tuple[int, int, int]) -> jax.Array:
     return image
 
 
-def receive_profile(key: jax.Array, shape: tuple[int, int, int], phase_sign: int) -> jax.Array:
+def receive_profile(key: jax.Array, shape: tuple[int, ...], phase_sign: int) -> jax.Array:
     """Smooth coil sensitivity with its phase, complex64 (X, Y, Z); mean magnitude about 1."""
     k_size, k_phase = jax.random.split(key)
     axes = [jnp.linspace(-1.0, 1.0, n, dtype=jnp.float32) for n in shape]
@@ -62,7 +62,7 @@ def receive_profile(key: jax.Array, shape: tuple[int, int, int], phase_sign: int
     return jax.lax.complex(gain * jnp.cos(angle), phase_sign * gain * jnp.sin(angle))
 
 
-@functools.partial(jax.jit, static_argnames=("matrix", "discarded", "phase_sign"), donate_argnums=(2,))
+@functools.partial(jax.jit, static_argnames=("matrix", "discarded", "phase_sign"))
 def acquire(
     signal: jax.Array,
     r2_star: jax.Array,

@@ -90,7 +90,7 @@ def _slabs(size: int, largest: int = 8) -> int:
     return next(n for n in range(1, size + 1) if size % n == 0 and size // n <= largest)
 
 
-@functools.partial(jax.jit, static_argnames=("grid",), donate_argnums=(0,))
+@functools.partial(jax.jit, static_argnames=("grid",))
 def _add_bodies(
     maps: TissueMaps,
     veins: Veins,

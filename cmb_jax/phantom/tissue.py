@@ -81,7 +81,7 @@ def draw_tissue(key: jax.Array, b0_t: jax.Array, lattice: Grid) -> TissueValues:
 
     def vary(k: jax.Array, values: np.ndarray, spread: np.ndarray) -> jax.Array:
         draw = jnp.clip(jax.random.normal(k, values.shape), -2.0, 2.0)
-        return values.astype(np.float32) * (1.0 + spread.astype(np.float32) * draw)
+        return jnp.asarray(values, jnp.float32) * (1.0 + jnp.asarray(spread, jnp.float32) * draw)
 
     iron = 1.0 + 0.2 * jnp.clip(jax.random.normal(k_iron), -2.0, 2.0)  # with age, in all nuclei alike
     rise = jnp.concatenate([jnp.ones(5), jnp.full(len(NUCLEI), iron)])

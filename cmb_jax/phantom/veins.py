@@ -46,19 +46,34 @@ def _unit(vectors: jax.Array) -> jax.Array:
     return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
 
 
-def _walk(key, start, direction, pull, pull_weight, noise, room, grid, steps):
-    """Walks (W, steps, 3) that bend towards `pull` (X, Y, Z, 3), and where they are in `room`, (W, steps)."""
+def _walk(
+    key: jax.Array,
+    start: jax.Array,
+    direction: jax.Array,
+    pull: jax.Array,
+    noise: float,
+    room: jax.Array,
+    *,
+    grid: Grid,
+    steps: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Walks (W, steps, 3) from `start` (W, 3), and where each has been in `room` all along, (W, steps).
 
-    def step(state, k):
-        point, heading, alive = state
-        towards = _unit(interpolate(pull, grid, point))
-        heading = _unit(heading + pull_weight * towards + noise * jax.random.normal(k, point.shape))
+    `pull` (X, Y, Z, 3) bends them, by its own length; `noise` (a step) makes them wander smoothly.
+    """
+    k_noise, k_first = jax.random.split(key)
+
+    def step(state: tuple[jax.Array, ...], k: jax.Array):
+        point, heading, drift, alive = state
+        drift = 0.85 * drift + noise * jax.random.normal(k, point.shape)
+        heading = _unit(heading + interpolate(pull, grid, point) + drift)
         point = point + STEP_MM * heading
-        alive = alive & (interpolate(room[..., None], grid, point)[:, 0] > 0.4)
-        return (point, heading, alive), (point, alive)
+        alive = alive & (interpolate(room[..., None], grid, point)[:, 0] > 0.5)
+        return (point, heading, drift, alive), (point, alive)
 
-    first = (start, _unit(direction), jnp.ones(start.shape[0], bool))
-    _, (points, alive) = jax.lax.scan(step, first, jax.random.split(key, steps))
+    drift = noise * jax.random.normal(k_first, start.shape)
+    first = (start, _unit(direction), drift, jnp.ones(start.shape[0], bool))
+    _, (points, alive) = jax.lax.scan(step, first, jax.random.split(k_noise, steps))
     return jnp.swapaxes(points, 0, 1), jnp.swapaxes(alive, 0, 1)
 
 
@@ -78,32 +93,42 @@ def _assemble(key, points, alive, active, radius_range, chi_blood, kind) -> Vein
 
 
 def _medullary(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array) -> Veins:
+    """From the walls of the lateral ventricles outwards through the white matter."""
     keys = jax.random.split(key, 5)
     lateral = (head.region == Region.VENTRICLE) & (jnp.abs(head.pack_mm[..., 0]) > 4)
     near = blur(lateral.astype(jnp.float32), 1.2)
     far = blur(lateral.astype(jnp.float32), 6.0)
     white = head.channels[..., Channel.WHITE_MATTER]
-    upper = (head.pack_mm[..., 2] > 0) & ~in_regions(head.region, Region.BRAINSTEM, Region.CEREBELLUM)
+    below = in_regions(head.region, Region.BRAINSTEM, Region.CEREBELLUM)
+    upper = (head.pack_mm[..., 2] > 0) & ~below
     start = draw_voxels(keys[0], near * (1 - near) * white * upper, grid, MEDULLARY_SLOTS)
-    outward = gradient(-jnp.log(far + 1e-5))
-    room = white * ~in_regions(head.region, Region.BRAINSTEM, Region.CEREBELLUM, Region.CORPUS_CALLOSUM)
-    heading = interpolate(outward, grid, start) + 0.01 * jax.random.normal(keys[1], start.shape)
-    points, alive = _walk(keys[2], start, heading, outward, 0.12, 0.08, room, grid, MEDULLARY_STEPS)
-    active = jnp.arange(MEDULLARY_SLOTS) < jax.random.randint(keys[3], (), 70, MEDULLARY_SLOTS)
-    return _assemble(keys[4], points, alive, active, (0.2, 0.45), chi_blood, MimicKind.MEDULLARY_VEIN)
+    outward = _unit(gradient(-jnp.log(far + 1e-5)))
+    nuclei = in_regions(head.region, Region.THALAMUS, Region.BASAL_GANGLIA)
+    room = blur(((white + near > 0.5) & ~below & ~nuclei).astype(jnp.float32), 0.7) * 1.4
+    heading = interpolate(outward, grid, start)
+    points, alive = _walk(
+        keys[1], start, heading, 0.08 * outward, 0.02, room, grid=grid, steps=MEDULLARY_STEPS
+    )
+    length = jax.random.randint(keys[2], (MEDULLARY_SLOTS, 1), MEDULLARY_STEPS // 3, MEDULLARY_STEPS)
+    alive = alive & (jnp.arange(MEDULLARY_STEPS) < length)
+    active = jnp.arange(MEDULLARY_SLOTS) < jax.random.randint(keys[3], (), 90, MEDULLARY_SLOTS)
+    return _assemble(keys[4], points, alive, active, (0.22, 0.5), chi_blood, MimicKind.MEDULLARY_VEIN)
 
 
 def _pial(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array) -> Veins:
+    """Through the sulci and over the brain's surface."""
     keys = jax.random.split(key, 5)
     sulcal = in_regions(head.region, Region.SULCAL_CSF) * head.channels[..., Channel.CSF]
-    depth = blur(sulcal, 0.8)
+    depth = blur(sulcal, 1.0)
     grey = blur(head.channels[..., Channel.GREY_MATTER], 1.0)
     start = draw_voxels(keys[0], sulcal * jnp.clip(grey - 0.05, 0.0, 0.5), grid, PIAL_SLOTS)
     heading = jax.random.normal(keys[1], start.shape)
-    room = blur(sulcal, 1.0) * 2.2
-    points, alive = _walk(keys[2], start, heading, gradient(depth), 0.22, 0.18, room, grid, PIAL_STEPS)
-    active = jnp.arange(PIAL_SLOTS) < jax.random.randint(keys[3], (), 160, PIAL_SLOTS)
-    return _assemble(keys[4], points, alive, active, (0.25, 0.95), chi_blood, MimicKind.PIAL_VEIN)
+    # Off the axis of the sulcus the walk is bent back; along it nothing acts.
+    pull = gradient(depth) * 1.2
+    room = depth * 4.0
+    points, alive = _walk(keys[2], start, heading, pull, 0.035, room, grid=grid, steps=PIAL_STEPS)
+    active = jnp.arange(PIAL_SLOTS) < jax.random.randint(keys[3], (), 200, PIAL_SLOTS)
+    return _assemble(keys[4], points, alive, active, (0.25, 0.9), chi_blood, MimicKind.PIAL_VEIN)
 
 
 def _course_points() -> tuple[np.ndarray, np.ndarray]:
@@ -126,12 +151,12 @@ def _deep(key: jax.Array, pose: Pose, lattice: Grid, chi_blood: jax.Array) -> Ve
     t = jnp.linspace(0.0, 1.0, _DEEP_POINTS)
     waves = jnp.stack([jnp.sin(jnp.pi * n * t) for n in (1, 2, 3, 5)])
     bend = jax.random.normal(k_bend, (count, 3, 4)) * jnp.array([1.2, 0.8, 0.6, 0.3])
-    points = courses + jnp.einsum("cak,kt->cta", bend, waves)
-    points = from_pack(pose, lattice, points.reshape(-1, 3))
-    radius = radii * jnp.exp(0.15 * jax.random.normal(k_radius, (count,)))
-    radius = jnp.minimum(jnp.repeat(radius, _DEEP_POINTS), MAX_RADIUS_MM)
+    bent = jnp.asarray(courses) + jnp.einsum("cak,kt->cta", bend, waves)
+    points = from_pack(pose, lattice, bent.reshape(-1, 3))
+    sizes = jnp.asarray(radii) * jnp.exp(0.15 * jax.random.normal(k_radius, (count,)))
+    radius = jnp.minimum(jnp.repeat(sizes, _DEEP_POINTS), MAX_RADIUS_MM)
     kind = jnp.full(radius.shape, int(MimicKind.DEEP_VEIN), jnp.int32)
-    return Veins(points, radius, jnp.full(radius.shape, 1.0) * chi_blood, kind)
+    return Veins(points, radius, jnp.full(radius.shape, chi_blood), kind)
 
 
 @functools.partial(jax.jit, static_argnames=("lattice", "grid"))
