@@ -132,11 +132,12 @@ def _elements_mm(volume: LabelledVolume | None, centers_mm: np.ndarray, connecti
 def _mean_dice(predicted: np.ndarray, reference: np.ndarray, found: Match) -> float:
     if not len(found.found):
         return float("nan")
-    pairs = [(row + 1, lesion + 1) for row, lesion in enumerate(found.lesion) if lesion >= 0]
-    if not pairs:
+    rows = np.flatnonzero(found.lesion >= 0)
+    if not len(rows):
         return 0.0
-    return float(np.mean([_dice(predicted == p, reference == r) for p, r in pairs]))
-
-
-def _dice(a: np.ndarray, b: np.ndarray) -> float:
-    return 2.0 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+    both = (predicted > 0) & (reference > 0)
+    shared = np.zeros((len(found.lesion) + 1, len(found.found) + 1), int)
+    np.add.at(shared, (predicted[both], reference[both]), 1)
+    size_predicted, size_reference = np.bincount(predicted.ravel()), np.bincount(reference.ravel())
+    p, r = rows + 1, found.lesion[rows] + 1
+    return float(np.mean(2.0 * shared[p, r] / (size_predicted[p] + size_reference[r])))

@@ -43,13 +43,15 @@ def label_volume(
     """
     values = np.nan_to_num(np.asarray(values, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     affine = np.asarray(affine, np.float64)
-    distinct = np.unique(values[values > 0])
+    inside = values > 0
+    distinct, rank = np.unique(values[inside], return_inverse=True)
     whole = bool(np.all(distinct == np.round(distinct)))
     if whole and len(distinct) > 1:
-        labels = np.searchsorted(distinct, values).astype(np.int32) + 1
-        return LabelledVolume(labels=np.where(values > 0, labels, 0).astype(np.int32), affine=affine)
+        labels = np.zeros(values.shape, np.int32)
+        labels[inside] = rank + 1
+        return LabelledVolume(labels=labels, affine=affine)
     if whole:
-        labels, _ = components(values > 0, connectivity)
+        labels, _ = components(inside, connectivity)
         return LabelledVolume(labels=labels, affine=affine)
     labels, _ = components(values >= threshold, connectivity)
     return LabelledVolume(labels=labels, affine=affine, values=values)
