@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from cmb_jax.anatomy.regions import NUM_REGIONS
@@ -21,8 +22,8 @@ _BLOCK: Triple = (2, 2, 2)
 class RegionNetConfig:
     """Sizes of the region network; levels as in `UNet`, the finest at twice the input's voxel size."""
 
-    widths: tuple[int, ...] = (24, 32, 48, 64)
-    encoder_convs: tuple[int, ...] = (1, 2, 2, 2)
+    widths: tuple[int, ...] = (16, 24, 32, 48)
+    encoder_convs: tuple[int, ...] = (0, 1, 2, 2)
     decoder_convs: tuple[int, ...] = (1, 1, 1)
 
     @property
@@ -35,6 +36,9 @@ class RegionNetConfig:
 class RegionNet(nnx.Module):
     """U-Net between a space-to-depth stem and a depth-to-space output: no convolution runs on the full grid.
 
+    The U-Net also sees where each voxel lies in the grid (Liu et al. 2018, CoordConv): regions are as much a
+    matter of place as of contrast, and the grid is centred on the head.
+
     Args:
         rngs: source of the initial parameters.
         config: sizes.
@@ -44,7 +48,7 @@ class RegionNet(nnx.Module):
         self.config = config or RegionNetConfig()
         block = _BLOCK[0] * _BLOCK[1] * _BLOCK[2]
         self.unet = UNet(
-            block, self.config.widths, self.config.encoder_convs, self.config.decoder_convs, rngs=rngs
+            block + 3, self.config.widths, self.config.encoder_convs, self.config.decoder_convs, rngs=rngs
         )
         self.output = Conv(self.config.widths[0], block * REGION_OUTPUTS, rngs=rngs)
 
@@ -62,5 +66,9 @@ class RegionNet(nnx.Module):
                 f"the region network takes images whose size (z, y, x) is a multiple of {stride}, "
                 f"got {image.shape[1:4]}: pad the image"
             )
-        finest = self.unet(space_to_depth(image, _BLOCK))[0]
+        blocks = space_to_depth(image, _BLOCK)
+        axes = [jnp.linspace(-1, 1, size, dtype=image.dtype) for size in blocks.shape[1:4]]
+        place = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
+        place = jnp.broadcast_to(place, (*blocks.shape[:4], 3))
+        finest = self.unet(jnp.concatenate([blocks, place], axis=-1))[0]
         return depth_to_space(self.output(finest), _BLOCK)

@@ -1,0 +1,273 @@
+"""Training of the region network: `python -m cmb_jax.training.regions --steps N --out FILE`.
+
+Samples are made by the jitted step itself (`cmb_jax.data.region_samples`), so that nothing is read or sent
+while it runs. The file holds the averaged weights and is rewritten every few minutes; the record beside it
+says how they came about. Research use only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+from flax import nnx
+from tqdm import tqdm
+
+from cmb_jax.anatomy.assets import load_pack
+from cmb_jax.anatomy.regions import NUM_REGIONS, Side
+from cmb_jax.anatomy.synthetic import synthetic_pack
+from cmb_jax.data.region_samples import RegionSample, RegionSource, build_source, make_sample
+from cmb_jax.errors import UserError
+from cmb_jax.io.atomic import atomic_write_text, sha256_file
+from cmb_jax.io.weights import load_weights, save_weights
+from cmb_jax.models.functional import Template, params_of
+from cmb_jax.models.region_net import RegionNet
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionTraining:
+    """Train the region network on samples drawn from an anatomy pack. Research use only."""
+
+    out: Path
+    """Weights file (safetensors); a training record is written beside it as .json."""
+    steps: int = 600
+    """Optimiser steps."""
+    batch_size: int = 1
+    """Samples a step."""
+    learning_rate: float = 3e-3
+    """Peak of the warm-up and cosine schedule."""
+    warmup_steps: int = 40
+    """Steps of linear warm-up."""
+    weight_decay: float = 1e-4
+    """AdamW's weight decay."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient."""
+    ema_decay: float = 0.97
+    """Decay of the averaged weights, which are the ones that are saved."""
+    dice_weight: float = 0.5
+    """Weight of the soft Dice loss beside the cross-entropy."""
+    side_weight: float = 0.3
+    """Weight of the side loss."""
+    seed: int = 0
+    """Seed of the initial weights; samples use a key folded from it and the step."""
+    save_every: int = 50
+    """Steps between two savings of the weights."""
+    resume: Path | None = None
+    """Weights to start from instead of random ones."""
+    pack: Literal["mni2009c", "synthetic"] = "mni2009c"
+    """Anatomy to draw from; the synthetic one needs no files and is for tests."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegionTrainState:
+    """What a training step hands on."""
+
+    params: Any  # pure dict
+    ema: Any  # pure dict, averaged over steps
+    optimiser: Any
+    step: jax.Array  # () int32
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegionLoss:
+    """Terms of the loss, each a mean over the batch."""
+
+    total: jax.Array
+    cross_entropy: jax.Array
+    dice: jax.Array
+    side: jax.Array
+
+
+def region_loss(logits: jax.Array, batch: RegionSample, dice_weight: float, side_weight: float) -> RegionLoss:
+    """Cross-entropy and soft Dice over regions, binary cross-entropy of the side where there is one.
+
+    The Dice loss (Milletari et al. 2016, V-Net) is 1 - the mean over regions of
+    2 sum(p t) / (sum(p) + sum(t)), summed over the whole batch, so that a region that is missing from one
+    sample does not count as a failure.
+
+    Args:
+        logits: (B, Z, Y, X, 17): 16 regions, then the side (positive = right).
+        batch: sample arrays with a leading batch axis.
+        dice_weight: of the Dice term in the total.
+        side_weight: of the side term in the total.
+    """
+    regions, side_logit = logits[..., :NUM_REGIONS], logits[..., NUM_REGIONS]
+    log_probability = jax.nn.log_softmax(regions)
+    target = jax.nn.one_hot(batch.region, NUM_REGIONS)
+    cross_entropy = -jnp.mean(jnp.sum(log_probability * target, axis=-1))
+    probability = jnp.exp(log_probability)
+    space = (0, 1, 2, 3)
+    overlap = 2 * jnp.sum(probability * target, axis=space)
+    size = jnp.sum(probability, axis=space) + jnp.sum(target, axis=space)
+    dice = 1 - jnp.mean((overlap + 1.0) / (size + 1.0))
+    sided = batch.side != Side.NONE
+    side_each = optax.sigmoid_binary_cross_entropy(side_logit, (batch.side == Side.RIGHT).astype(jnp.float32))
+    side = jnp.sum(side_each * sided) / jnp.maximum(jnp.sum(sided), 1)
+    total = cross_entropy + dice_weight * dice + side_weight * side
+    return RegionLoss(total=total, cross_entropy=cross_entropy, dice=dice, side=side)
+
+
+def make_optimiser(config: RegionTraining) -> optax.GradientTransformation:
+    """AdamW with clipping, linear warm-up and cosine decay to a hundredth of the peak."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0,
+        config.learning_rate,
+        min(config.warmup_steps, max(config.steps - 1, 1)),
+        max(config.steps, 2),
+        config.learning_rate / 100,
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(schedule, weight_decay=config.weight_decay),
+    )
+
+
+def init_region_state(config: RegionTraining) -> RegionTrainState:
+    """Fresh weights, or those of `config.resume`; raises UserError when they do not fit."""
+    params = params_of(RegionNet(nnx.Rngs(config.seed)))
+    if config.resume is not None:
+        params = jax.tree.map(jnp.asarray, load_weights(config.resume, expected=params)[0])
+    return RegionTrainState(
+        params=params,
+        ema=params,
+        optimiser=make_optimiser(config).init(params),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def make_region_step(config: RegionTraining):
+    """Jitted `(state, source) -> (state, RegionLoss)`: draws a batch, one optimiser step, one average."""
+    template = Template.of(lambda: RegionNet(nnx.Rngs(0)))
+    optimiser = make_optimiser(config)
+
+    def step(state: RegionTrainState, source: RegionSource) -> tuple[RegionTrainState, RegionLoss]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        # lax.map, not vmap: one sample at a time keeps the memory of the warps small.
+        batch = jax.lax.map(lambda k: make_sample(source, k), jax.random.split(key, config.batch_size))
+
+        # Neighbours teach nearly the same: the loss looks at a quarter of the voxels, other ones each step.
+        offset = jax.random.randint(jax.random.fold_in(key, 1), (2,), 0, 2)
+
+        def thin(array: jax.Array) -> jax.Array:
+            for axis in (1, 2):
+                pairs = array.reshape(*array.shape[:axis], -1, 2, *array.shape[axis + 1 :])
+                array = jax.lax.dynamic_index_in_dim(pairs, offset[axis - 1], axis + 1, keepdims=False)
+            return array
+
+        targets = jax.tree.map(thin, batch)
+
+        def loss_of(params: Any) -> tuple[jax.Array, RegionLoss]:
+            logits = thin(template.bind(params)(batch.image[..., None]))
+            loss = region_loss(logits, targets, config.dice_weight, config.side_weight)
+            return loss.total, loss
+
+        gradient, loss = jax.grad(loss_of, has_aux=True)(state.params)
+        updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # Early on the plain mean: an average that remembers the random start would be of no use.
+        decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+        new = RegionTrainState(params=params, ema=ema, optimiser=optimiser_state, step=state.step + 1)
+        return new, loss
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def train_regions(config: RegionTraining) -> RegionTrainState:
+    """Train and save; the weights file and its record are rewritten every `save_every` steps.
+
+    Raises:
+        UserError: the folder of `out` is missing, or the loss is not finite.
+    """
+    if not config.out.parent.is_dir():
+        raise UserError(f"{config.out.parent}: no such folder; make it, or give another --out")
+    pack = synthetic_pack() if config.pack == "synthetic" else load_pack(config.pack)
+    source = build_source(pack)
+    # Donation needs buffers of their own: `ema` starts as the very arrays of `params`.
+    state = jax.tree.map(jnp.copy, init_region_state(config))
+    step_function = make_region_step(config)
+    start = time.monotonic()
+    mean: dict[str, float] = {}
+    with tqdm(total=config.steps, desc="Region network", unit="step", mininterval=5.0) as bar:
+        for step in range(1, config.steps + 1):
+            state, loss = step_function(state, source)
+            if step % 10 == 0 or step == config.steps:
+                for field in dataclasses.fields(loss):
+                    value = float(getattr(loss, field.name))
+                    mean[field.name] = 0.8 * mean.get(field.name, value) + 0.2 * value
+                if not mean["total"] < float("inf"):
+                    raise UserError(
+                        f"training stopped at step {step}: the loss is not finite; lower --learning-rate"
+                    )
+                bar.set_postfix({name: f"{value:.3f}" for name, value in mean.items()})
+            bar.update()
+            if step % config.save_every == 0 or step == config.steps:
+                _save(config, state, mean, time.monotonic() - start)
+    return state
+
+
+def _save(config: RegionTraining, state: RegionTrainState, loss: dict[str, float], seconds: float) -> None:
+    metadata = {"model": "RegionNet", "step": str(int(state.step)), "use": "research use only"}
+    save_weights(config.out, state.ema, metadata, dtype="float16")
+    settings = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in dataclasses.asdict(config).items()
+        if key not in ("out", "resume")
+    }
+    record = {
+        "use": "research use only",
+        "command": "python -m cmb_jax.training.regions "
+        + " ".join(f"--{key.replace('_', '-')} {value}" for key, value in settings.items()),
+        "resumed_from": config.resume.name if config.resume else None,
+        "data": f"samples drawn from the anatomy pack {config.pack}, random contrast and shape",
+        "step": int(state.step),
+        "samples": int(state.step) * config.batch_size,
+        "hours": round(seconds / 3600, 3),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "git_commit": _git_commit(),
+        "settings": settings,
+        "loss": {name: round(value, 4) for name, value in loss.items()},
+        "sha256": sha256_file(config.out),
+    }
+    atomic_write_text(config.out.with_suffix(".json"), json.dumps(record, indent=2) + "\n", overwrite=True)
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that holds the package, or None outside of one."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def main() -> int:
+    """Command line; errors for people end with exit code 2."""
+    try:
+        train_regions(tyro.cli(RegionTraining))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
