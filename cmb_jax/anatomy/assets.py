@@ -27,7 +27,7 @@ from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes, sha256_file
 
-PACK_VERSION = 4  # raise when anything about the building changes: old cached packs are then left aside
+PACK_VERSION = 5  # raise when anything about the building changes: old cached packs are then left aside
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,7 +72,9 @@ def build_pack(sources: Sources, *, name: str, progress: bool = True) -> Anatomy
         inside = tissues[: Channel.WHITE_MATTER + 1].sum(axis=0)
         channels[Channel.VESSEL_PRIOR] = np.clip(resample(sources.vessels), 0.0, 1.0)
         channels[Channel.LESION_PRIOR] = np.clip(resample(sources.lesions), 0.0, 1.0) * inside
-        t1 = np.where((cranium > 0.5) & (brain_t1 > head_t1 - 0.2), brain_t1, head_t1)
+        # The skull-stripped T1 has more contrast; its rim, where it fades out, comes from the whole head's.
+        core = ndimage.binary_erosion(cranium > 0.5, iterations=3)
+        t1 = np.where(core, brain_t1, head_t1)
         channels[Channel.T1] = t1 / np.percentile(t1[inside > 0.5], 99.5)
         step("regions")
         region = assign_regions(resample_labels(sources.mori), melbourne, tissues, axes)
@@ -131,7 +133,7 @@ def _paint_nuclei(
 def _steps(progress: bool) -> Iterator:
     """A progress bar with one tick a named step."""
     with tqdm(
-        total=7, desc="Building anatomy", disable=not progress, bar_format="{l_bar}{bar}| {elapsed}"
+        total=8, desc="Building anatomy", disable=not progress, bar_format="{l_bar}{bar}| {elapsed}"
     ) as bar:
         started = False
 

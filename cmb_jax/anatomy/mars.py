@@ -70,6 +70,7 @@ _LATERAL_ENVELOPES = (
     Ellipsoid((17, -27, 18), (14, 16, 12)),  # body, posterior part
     Ellipsoid((27, -46, 8), (13, 22, 15)),  # atrium and occipital horn
 )
+_FISSURE = Ellipsoid((0, 38, 10), (3, 18, 34))  # between the hemispheres, before the genu: not ventricle
 _TEMPORAL_HORN_ENVELOPES = (Ellipsoid((33, -22, -12), (9, 24, 11)),)
 _THIRD_ENVELOPES = (Ellipsoid((0, -11, 0), (6, 16, 11)), Ellipsoid((0, -31, -8), (2.5, 7, 8)))
 _FOURTH_ENVELOPES = (Ellipsoid((0, -41, -32), (13, 9, 16)),)
@@ -90,7 +91,7 @@ def find_ventricles(csf: np.ndarray, axes: Axes) -> tuple[np.ndarray, np.ndarray
     and in one of the larger connected pieces there, so that cisterns and sulci at the rim stay out.
     """
     right: Axes = (np.abs(axes[0]), axes[1], axes[2])
-    lateral = _pieces(csf, right, _LATERAL_ENVELOPES, least_voxels=100)
+    lateral = _pieces(csf & (_FISSURE.distance(axes) > 0), right, _LATERAL_ENVELOPES, least_voxels=100)
     others = _pieces(csf, right, _TEMPORAL_HORN_ENVELOPES, least_voxels=20)
     others |= _pieces(csf, right, _THIRD_ENVELOPES, least_voxels=30)
     others |= _pieces(csf, right, _FOURTH_ENVELOPES, least_voxels=100)
