@@ -6,8 +6,6 @@ leaves. In the file every array has its path as its name, joined by dots (`encod
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from cmb_jax.errors import UserError
+from cmb_jax.io.atomic import atomic_write_bytes
 
 PureDict = dict[Any, Any]
 
@@ -57,7 +56,7 @@ def save_weights(
     """Write a pure dict of arrays to `path`, atomically (a reader sees the old file or the new one).
 
     Args:
-        path: file to write or replace; its folder must exist.
+        path: file to write or replace; folders that are missing are made.
         state: pure dict; floating arrays are stored as `dtype`, integers and booleans as they are.
         metadata: text that travels with the weights (configuration, versions).
         dtype: float16 halves the file; its relative rounding error is below 5e-4.
@@ -77,19 +76,7 @@ def save_weights(
                 raise ValueError(f"parameter {name} is not finite as {dtype}")
         flat[name] = np.asarray(value, order="C")
     blob = save(flat, metadata=dict(metadata))
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(blob)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # temporary files are private, weights need not be
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: weights cannot be written ({error.strerror or error})") from error
+    atomic_write_bytes(path, blob, overwrite=True)
 
 
 def load_weights(

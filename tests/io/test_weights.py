@@ -81,9 +81,16 @@ def test_values_that_cannot_be_stored_name_the_parameter(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_unwritable_folder(tmp_path, state):
-    with pytest.raises(UserError, match="cannot be written"):
-        save_weights(tmp_path / "missing" / "w", state, {})
+def test_folder_that_is_a_file(tmp_path, state):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError):
+        save_weights(tmp_path / "file" / "w", state, {})
+
+
+def test_replaces_an_older_file(tmp_path):
+    for value in (1.0, 2.0):
+        save_weights(tmp_path / "w", {"a": np.array([value], np.float32)}, {})
+    np.testing.assert_array_equal(load_weights(tmp_path / "w")[0]["a"], [2.0])
 
 
 def one_line(error):

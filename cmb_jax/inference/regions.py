@@ -1,0 +1,165 @@
+"""Brain regions of any SWI, T2*-weighted or magnitude volume, and whether they can be believed.
+
+The network labels a 2 mm grid along the volume's own axes (`cmb_jax.data.region_grid`). Where the field of
+view is too small to tell where in the brain it lies, an intensity threshold gives a brain mask and the map is
+not trusted: zones must then not be reported.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from scipy import ndimage
+
+from cmb_jax.anatomy.regions import NUM_REGIONS, Region, RegionMap, Side, encode, region_of
+from cmb_jax.data.region_grid import (
+    GRID_SHAPE,
+    field_of_view,
+    foreground_centre,
+    grid_affine,
+    normalise,
+    to_grid,
+)
+from cmb_jax.inference.region_checks import clean_labels, intensity_mask, trust_messages
+from cmb_jax.io.volume import Volume
+from cmb_jax.io.weights import load_weights
+from cmb_jax.models.functional import Template
+from cmb_jax.models.region_net import RegionNet
+
+BUNDLED_WEIGHTS = Path(__file__).parent.parent / "weights" / "region.safetensors"
+
+_SMALLEST_VIEW_MM = 60.0  # below this along any axis a volume does not show where in the brain it lies
+_RECENTRE_MM = 3.0  # a second pass is worth its time from this shift on
+
+# (Z, Y, X) image, weights -> region, region without OUTSIDE, side logit
+_Labeller = Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array, jax.Array]]
+
+
+def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
+    """Label the regions and sides of a brain.
+
+    The volume is resampled to the 2 mm grid, centred on the head's foreground and then, where that lies
+    elsewhere, on the brain that the first pass found. Each pass averages the volume and its mirror image.
+
+    Args:
+        volume: magnitude, T2*-weighted or SWI; any orientation and spacing.
+        weights: file of region weights; default: those that come with the package.
+
+    Returns:
+        Region codes on the 2 mm grid, whose affine is in RAS mm. `trusted` is False, with the reasons in
+        `messages`, when the field of view is small or cuts the brain, or when volumes are implausible. In a
+        small field of view all tissue is labelled deep white matter without side: a placeholder that says
+        "brain" and no more.
+
+    Raises:
+        UserError: the weights file is missing, damaged or of another network.
+    """
+    centre = foreground_centre(volume.data, volume.affine)
+    extent = np.array(volume.shape) * volume.spacing_mm
+    if extent.min() < _SMALLEST_VIEW_MM:
+        size = " x ".join(f"{edge:.0f}" for edge in extent)
+        return _by_intensity(
+            volume,
+            (np.array(volume.shape) - 1) / 2,
+            f"The field of view is small ({size} mm): where in the brain it lies cannot be told.",
+        )
+    params, _ = load_weights(weights or BUNDLED_WEIGHTS, expected=_template().shapes())
+    region, side, view = _label(volume, centre, params)
+    found = np.argwhere(region != Region.OUTSIDE)
+    if len(found):
+        middle = (found.min(axis=0) + found.max(axis=0)) / 2
+        shift = (middle - (np.array(GRID_SHAPE) - 1) / 2)[::-1]  # (x, y, z) in grid voxels
+        to_volume = np.linalg.inv(volume.affine) @ grid_affine(volume.affine, centre)
+        shift_voxels = to_volume[:3, :3] @ shift
+        if np.linalg.norm(shift_voxels * volume.spacing_mm) > _RECENTRE_MM:
+            centre = centre + shift_voxels
+            region, side, view = _label(volume, centre, params)
+    messages = trust_messages(region, side, view)
+    if not (region != Region.OUTSIDE).any():
+        return _by_intensity(volume, centre, "No brain was recognised.")
+    return RegionMap(
+        code=np.ascontiguousarray(encode(region, side).transpose(2, 1, 0)),
+        affine=grid_affine(volume.affine, centre),
+        trusted=not messages,
+        messages=messages,
+    )
+
+
+def brain_mask_on(volume: Volume, region_map: RegionMap) -> np.ndarray:
+    """(X, Y, Z) bool on the volume's grid: the space inside the skull, CSF included."""
+    return region_of(region_code_on(volume, region_map)) != Region.OUTSIDE
+
+
+def region_code_on(volume: Volume, region_map: RegionMap) -> np.ndarray:
+    """(X, Y, Z) uint8 region codes on the volume's grid, by nearest neighbour; 0 beyond the map."""
+    to_map = np.linalg.inv(region_map.affine) @ volume.affine
+    matrix, offset = to_map[:3, :3], to_map[:3, 3]
+    if np.allclose(matrix, np.diag(np.diag(matrix)), atol=1e-6):
+        x, y, z = (
+            _nearest(matrix[a, a] * np.arange(volume.shape[a]) + offset[a], region_map.code.shape[a])
+            for a in range(3)
+        )
+        padded = np.pad(region_map.code, ((0, 1),) * 3)
+        return padded[np.ix_(x, y, z)]
+    return ndimage.affine_transform(
+        region_map.code, matrix, offset, output_shape=volume.shape, order=0, mode="grid-constant"
+    )
+
+
+def _nearest(position: np.ndarray, length: int) -> np.ndarray:
+    """Nearest index of each position; `length` (the padding) beyond the ends."""
+    index = np.floor(position + 0.5).astype(np.int64)
+    return np.where((index >= 0) & (index < length), index, length)
+
+
+def _by_intensity(volume: Volume, centre: np.ndarray, message: str) -> RegionMap:
+    """An untrusted map whose mask is by intensity; its label is a placeholder."""
+    view = field_of_view(volume.shape, volume.affine, centre)
+    mask = intensity_mask(to_grid(volume.data, volume.affine, centre), view)
+    region = np.where(mask, Region.DEEP_WHITE_MATTER, Region.OUTSIDE)
+    messages = (message, "The brain mask is by intensity alone.")
+    return RegionMap(
+        code=np.ascontiguousarray(encode(region, np.full_like(region, Side.NONE)).transpose(2, 1, 0)),
+        affine=grid_affine(volume.affine, centre),
+        trusted=False,
+        messages=messages if mask.any() else (*messages, "The volume shows no tissue."),
+    )
+
+
+def _label(volume: Volume, centre: np.ndarray, params: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cleaned region and side and the field of view, (Z, Y, X) on the grid around `centre`."""
+    view = field_of_view(volume.shape, volume.affine, centre)
+    image = to_grid(volume.data, volume.affine, centre)
+    region, inner, side_logit = (np.asarray(a) for a in _labeller()(image, params))
+    region, side = clean_labels(region, inner, side_logit, view)
+    return region, side, view
+
+
+@functools.cache
+def _template() -> Template[RegionNet]:
+    return Template.of(lambda: RegionNet(nnx.Rngs(0)))
+
+
+@functools.cache
+def _labeller() -> _Labeller:
+    template = _template()
+
+    @jax.jit
+    def label(image: jax.Array, params: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        model = template.bind(params)
+        image = normalise(image)[None, ..., None]
+        logits = model(image)[0]
+        mirrored = model(image[:, :, :, ::-1])[0, :, :, ::-1]
+        regions = logits[..., :NUM_REGIONS] + mirrored[..., :NUM_REGIONS]
+        side = logits[..., NUM_REGIONS] - mirrored[..., NUM_REGIONS]
+        inner = jnp.argmax(regions[..., 1:], axis=-1) + 1
+        return jnp.argmax(regions, axis=-1), inner, side
+
+    return label
