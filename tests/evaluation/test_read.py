@@ -16,6 +16,7 @@ from cmb_jax.evaluation.read import (
 )
 from cmb_jax.evaluation.simulated import phantom_truth
 from cmb_jax.io.volume import Volume
+from cmb_jax.phantom.tree import write_subject
 from cmb_jax.phantom.types import CMB_KIND, LesionTable, MimicKind, PhantomSubject
 from cmb_jax.report.content import DETECTION_COLUMNS
 
@@ -305,12 +306,11 @@ def test_images_that_are_no_labels(tmp_path):
 
 def test_phantom_in_memory_is_what_is_read_from_its_files(tmp_path):
     voxels = [(4, 5, 3), (15, 6, 4)]
-    write_simulated(tmp_path, "sub-0001", voxels, [(20, 10, 5)])
     labels = np.zeros(SHAPE, np.uint16)
     for number, voxel in enumerate(voxels, start=1):
         labels[voxel] = number
     n = len(voxels)
-    image = Volume.from_array(np.zeros(SHAPE), AFFINE)
+    image = Volume.from_array(np.ones(SHAPE), AFFINE)
     table = LesionTable(
         id=np.array([1, 2, 99]),
         kind=np.array([CMB_KIND, CMB_KIND, int(MimicKind.CALCIFICATION_PIAL)]),
@@ -338,7 +338,9 @@ def test_phantom_in_memory_is_what_is_read_from_its_files(tmp_path):
         snr=20.0,
         phase_sign=1,
     )
+    write_subject(phantom, tmp_path, "sub-0001")
     memory, files = phantom_truth(phantom, "sub-0001"), find_truth(tmp_path)[0].read()
+    assert memory.protocol == "iso05"
     for name in ("subject", "regions", "zones"):
         assert getattr(memory, name) == getattr(files, name)
     for name in ("centers_mm", "diameters_mm", "apparent_diameters_mm", "cnr"):
