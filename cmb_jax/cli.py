@@ -10,8 +10,9 @@ Examples:
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -149,7 +150,7 @@ def weights_show(weights: str = "small") -> None:
     show(weights)
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict,
     "simulate": simulate,
     "evaluate": evaluate,

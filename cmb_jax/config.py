@@ -86,14 +86,18 @@ class LossConfig:
 class PhantomConfig:
     """The simulated subjects that training makes for itself."""
 
-    train_subjects: int = 64
+    train_subjects: int = 48
     """Subjects simulated for training."""
-    validation_subjects: int = 8
+    validation_subjects: int = 6
     """Subjects simulated for validation and the choice of the operating point."""
     train_seed: int = 100_000
     """Seed of the first training subject; subject i uses train_seed + i."""
     validation_seed: int = 200_000
     """Seed of the first validation subject."""
+    test_subjects: int = 24
+    """Subjects simulated by eval.py, patient-like in their number of microbleeds."""
+    test_seed: int = 900_000
+    """Seed of the first test subject; nothing is trained, tuned or chosen on these."""
     mean_cmbs: float = 25.0
     """Mean microbleeds a training subject: denser than patients, so that few volumes teach much."""
     protocols: tuple[str, ...] = ("iso05", "iso08")

@@ -28,12 +28,14 @@ def config_from_file(path: Path) -> Config:
         spec.loader.exec_module(module)
         config = module.get_config()
     except (ValueError, TypeError, SyntaxError, AttributeError, ImportError) as error:
-        raise UserError(f"{path}: this configuration cannot be used ({error}); see configs/small.py") from error
+        raise UserError(
+            f"{path}: this configuration cannot be used ({error}); see configs/small.py"
+        ) from error
     if not isinstance(config, Config):
         raise UserError(f"{path}: get_config() must return a cmb_jax.config.Config")
     return config
 
 
 def override(config: Config, arguments: Sequence[str], prog: str) -> Config:
-    """The configuration with dotted overrides, e.g. `--train.steps 500`; help and types from the dataclasses."""
+    """The configuration with dotted overrides, e.g. `--train.steps 500`; help comes from the dataclasses."""
     return tyro.cli(Config, default=config, args=list(arguments), prog=prog)

@@ -50,11 +50,7 @@ NUM_REGIONS = len(Region)
 
 # Zone of every region label, indexed by the label.
 ZONE_OF_REGION: np.ndarray = np.array(
-    [Zone.NONE]
-    + [Zone.INFRATENTORIAL] * 2
-    + [Zone.DEEP] * 6
-    + [Zone.LOBAR] * 5
-    + [Zone.NONE] * 2,
+    [Zone.NONE] + [Zone.INFRATENTORIAL] * 2 + [Zone.DEEP] * 6 + [Zone.LOBAR] * 5 + [Zone.NONE] * 2,
     dtype=np.int32,
 )
 

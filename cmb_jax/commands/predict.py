@@ -38,13 +38,15 @@ def summary(prediction: Prediction) -> str:
     if not kept:
         found = "No microbleed was kept."
     else:
-        found = f"{len(kept)} microbleed{'s' * (len(kept) != 1)} kept ({definite} definite, {len(kept) - definite} possible)."
+        noun = "microbleed" if len(kept) == 1 else "microbleeds"
+        found = f"{len(kept)} {noun} kept ({definite} definite, {len(kept) - definite} possible)."
         if prediction.region_map.trusted:
             zones = {
                 zone: sum(row.zone == zone for row in kept) for zone in ("lobar", "deep", "infratentorial")
             }
             found += " " + ", ".join(f"{zone} {count}" for zone, count in zones.items()) + "."
-    return f"{found} {rejected} candidate{'s' * (rejected != 1)} rejected, each with its reason in detections.csv."
+    noun = "candidate" if rejected == 1 else "candidates"
+    return f"{found} {rejected} {noun} rejected, each with its reason in detections.csv."
 
 
 def run(

@@ -111,7 +111,8 @@ def _remember(config: Config, workdir: Path) -> None:
         before = config_from_json(path.read_text())
         if before.model != config.model or before.data.spacing_mm != config.data.spacing_mm:
             raise UserError(
-                f"{workdir}: this run was begun with another network; choose a new --workdir or the old settings"
+                f"{workdir}: this run was begun with another network; "
+                "choose a new --workdir or the old settings"
             )
     temporary = path.with_suffix(".tmp")
     temporary.write_text(config_to_json(config))
@@ -132,7 +133,9 @@ def run(config: Config, workdir: Path) -> None:
     state = train(config, workdir, training, evaluate if validation else None)
     final = with_operating_point(config, state.ema, validation) if validation else config
     save_bundle(workdir / "weights.safetensors", state.ema, final)
-    print(f"weights: {workdir / 'weights.safetensors'} (operating point {final.inference.score_threshold:.3f})")
+    print(
+        f"weights: {workdir / 'weights.safetensors'} (operating point {final.inference.score_threshold:.3f})"
+    )
 
 
 def parse(arguments: Sequence[str], prog: str, text: str) -> tuple[Config, Path]:

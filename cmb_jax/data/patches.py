@@ -49,7 +49,11 @@ def cut_patch(stored: StoredSubject, config: DataConfig, rng: np.random.Generato
     jitter = rng.uniform(-0.35, 0.35, 3) * shape
     start = np.rint((center + jitter - shape / 2) / stride).astype(int) * stride
     # stay inside where the volume is large enough; where it is not, pad with background
-    start = np.clip(start, np.minimum(0, np.array(image.shape[:3]) - shape), np.maximum(0, np.array(image.shape[:3]) - shape))
+    start = np.clip(
+        start,
+        np.minimum(0, np.array(image.shape[:3]) - shape),
+        np.maximum(0, np.array(image.shape[:3]) - shape),
+    )
     start = (start // stride) * stride
 
     patch = _window(image, start, shape).astype(np.float32)
@@ -80,11 +84,13 @@ def flip(image: np.ndarray, boxes: np.ndarray, mimics: np.ndarray, axis: int):
 
 
 def turn(image: np.ndarray, boxes: np.ndarray, mimics: np.ndarray):
-    """Swap y and x: the dipole field is symmetric about the main field along z, so that phase stays physical."""
+    """Swap y and x: the dipole field is symmetric about the main field along z, so phase stays physical."""
     return image.swapaxes(1, 2), boxes[:, [0, 2, 1, 3, 5, 4]], mimics.swapaxes(1, 2)
 
 
-def augment(image: np.ndarray, boxes: np.ndarray, mimics: np.ndarray, config: DataConfig, rng: np.random.Generator):
+def augment(
+    image: np.ndarray, boxes: np.ndarray, mimics: np.ndarray, config: DataConfig, rng: np.random.Generator
+):
     """Random mirror images, turn, contrast, phase scale, noise and loss of the phase."""
     for axis in range(3):
         if rng.random() < 0.5:

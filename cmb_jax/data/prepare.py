@@ -1,6 +1,6 @@
 """From images on the scanner's grid to the two channels that the network sees.
 
-This is the one place where axes are turned round: outside arrays are (X, Y, Z), the network's are (Z, Y, X, C).
+This is the one place where axes are turned round: outside arrays are (X, Y, Z), the network's (Z, Y, X, C).
 """
 
 from __future__ import annotations

@@ -139,5 +139,3 @@ def stored_subjects(
         else:
             subjects.append(store_subject(simulate(index, seed), folder, spacing_mm))
     return tuple(subjects)
-
-

@@ -42,7 +42,12 @@ def save_bundle(path: Path, params: Any, config: Config, dtype: str = "float32")
     Raises:
       UserError: the file cannot be written.
     """
-    save_weights(path, params, {CONFIG_KEY: config_to_json(config)}, dtype="float16" if dtype == "float16" else "float32")
+    save_weights(
+        path,
+        params,
+        {CONFIG_KEY: config_to_json(config)},
+        dtype="float16" if dtype == "float16" else "float32",
+    )
 
 
 def load_bundle(weights: str | Path) -> WeightsBundle:

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 
-from cmb_jax.anatomy.lookup import REASON_TEXT, anatomical_lookup
+from cmb_jax.anatomy.lookup import REASON_TEXT, RejectReason, anatomical_lookup
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
 from cmb_jax.boxes.geometry import box_centers, box_sizes
 from cmb_jax.boxes.types import Detections
@@ -26,6 +27,8 @@ from cmb_jax.io.volume import Volume
 from cmb_jax.report.content import DetectionRow
 
 PhaseSign = Literal["auto", "+1", "-1"]
+# The region map is right to about half of its 2 mm voxels: the sphere that votes is larger by that much.
+MAP_ERROR_MM = 1.0
 LOW_SCORE = "score below the operating point"
 
 
@@ -156,7 +159,9 @@ class CmbDetector:
             if choice.warning:
                 warnings.append(choice.warning)
         else:
-            warnings.append("no phase was given: calcifications cannot be told from microbleeds by their sign")
+            warnings.append(
+                "no phase was given: calcifications cannot be told from microbleeds by their sign"
+            )
 
         say("finding brain regions")
         with clock("regions"):
@@ -179,11 +184,8 @@ class CmbDetector:
 
         say("searching for microbleeds")
         with clock("detection"):
-            detections = self._finder.find(prepared.image, lambda done, of: say(f"searched tile {done} of {of}"))
-            detections = Detections(
-                boxes=np.asarray(detections.boxes),
-                scores=np.asarray(detections.scores),
-                valid=np.asarray(detections.valid),
+            detections = self._finder.find(
+                prepared.image, lambda done, of: say(f"searched tile {done} of {of}")
             )
         steps.append(f"network on tiles, suppression at IoU {self.config.inference.nms_iou:g}")
 
@@ -211,10 +213,10 @@ class CmbDetector:
         inference = self.config.inference
         return (
             ("weights", self.bundle.path.stem),
-            ("score threshold", f"{threshold:.3f}"),
-            ("definite from score", f"{inference.definite_threshold:.3f}"),
-            ("listed from score", f"{inference.candidate_threshold:.3f}"),
-            ("suppression IoU", f"{inference.nms_iou:g}"),
+            ("score_threshold", f"{threshold:.3f}"),
+            ("definite_threshold", f"{inference.definite_threshold:.3f}"),
+            ("candidate_threshold", f"{inference.candidate_threshold:.3f}"),
+            ("nms_iou", f"{inference.nms_iou:g}"),
         )
 
     def _locate(
@@ -226,8 +228,8 @@ class CmbDetector:
         mask: np.ndarray,
         threshold: float,
     ) -> tuple[tuple[DetectionRow, ...], np.ndarray]:
-        keep = detections.valid
-        boxes, scores = detections.boxes[keep], detections.scores[keep]
+        keep = np.asarray(detections.valid)
+        boxes, scores = np.asarray(detections.boxes)[keep], np.asarray(detections.scores)[keep]
         centers = points_from_edges(np.asarray(box_centers(boxes)), prepared.affine)
         edges_mm = (np.asarray(box_sizes(boxes)) * np.array(prepared.spacing_mm))[:, ::-1]
         diameters = np.cbrt(edges_mm.prod(axis=1))
@@ -240,7 +242,10 @@ class CmbDetector:
         else:
             code, affine = np.where(mask, np.uint8(Region.FRONTAL), np.uint8(0)), swi.affine
         located = anatomical_lookup(
-            centers.astype(np.float32), diameters.astype(np.float32), code, np.linalg.inv(affine)
+            jnp.asarray(centers, jnp.float32),
+            jnp.asarray(diameters + 2 * MAP_ERROR_MM, jnp.float32),
+            jnp.asarray(code),
+            jnp.asarray(np.linalg.inv(affine), jnp.float32),
         )
         native = native_index(
             (np.linalg.inv(swi.affine) @ np.c_[centers, np.ones(len(centers))].T).T[:, :3], swi
@@ -249,7 +254,7 @@ class CmbDetector:
         for n in range(len(boxes)):
             reason = ""
             if not bool(located.keep[n]):
-                reason = REASON_TEXT[int(located.reason[n])]
+                reason = REASON_TEXT[RejectReason(int(located.reason[n]))]
             elif scores[n] < threshold:
                 reason = LOW_SCORE
             named = region_map.trusted and bool(located.keep[n])
@@ -267,7 +272,9 @@ class CmbDetector:
                     diameter_mm=round(float(diameters[n]), 2),
                     volume_mm3=round(float(np.pi / 6 * edges_mm[n].prod()), 2),
                     score=round(float(scores[n]), 4),
-                    category="definite" if scores[n] >= self.config.inference.definite_threshold else "possible",
+                    category="definite"
+                    if scores[n] >= self.config.inference.definite_threshold
+                    else "possible",
                     zone=Zone(int(located.zone[n])).name.lower() if named else "none",  # type: ignore[arg-type]
                     region=Region(int(located.region[n])).name.lower() if named else "none",
                     side=Side(int(located.side[n])).name.lower() if named else "none",  # type: ignore[arg-type]

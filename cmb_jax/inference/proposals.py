@@ -73,7 +73,7 @@ class ProposalFinder:
         return self._select(Detections(boxes=boxes, scores=scores, valid=valid))
 
     def objectness(self, image: np.ndarray) -> np.ndarray:
-        """Objectness logits (Z, Y // 2, X // 2, A) of the padded volume, put together from the windows' cores."""
+        """Objectness logits (Z, Y // 2, X // 2, A) of the padded volume, joined from the windows' cores."""
         plan = self.plan(image.shape[:3])
         padded = pad_to(image, plan.padded_shape)
         cells = [size // step for size, step in zip(plan.padded_shape, STRIDE, strict=True)]
@@ -91,9 +91,7 @@ class ProposalFinder:
 
 def _cut(padded: np.ndarray, window: Window, plan: TilePlan) -> np.ndarray:
     return padded[
-        tuple(
-            slice(start, start + size) for start, size in zip(window.start, plan.window_shape, strict=True)
-        )
+        tuple(slice(start, start + size) for start, size in zip(window.start, plan.window_shape, strict=True))
     ]
 
 

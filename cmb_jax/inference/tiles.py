@@ -44,7 +44,9 @@ def _axis_windows(size: int, window: int, halo: int, stride: int) -> list[tuple[
     core = window - 2 * halo
     count = -(-(size - 2 * halo) // core)
     # windows spread evenly on the stride's lattice; the first and last touch the volume's faces
-    starts = [min(round_up(round(i * (size - window) / (count - 1)), stride), size - window) for i in range(count)]
+    starts = [
+        min(round_up(round(i * (size - window) / (count - 1)), stride), size - window) for i in range(count)
+    ]
     edges = [0]
     for left, right in itertools.pairwise(starts):
         # the cut lies between the right's first exact voxel and the left's last one
@@ -77,9 +79,7 @@ def plan_tiles(shape: Triple, tile_shape: Triple, halo: Triple, stride: Triple) 
         window_shape.append(window)
         axes.append(_axis_windows(whole, window, reach, step))
     windows = tuple(
-        Window(
-            start=(z[0], y[0], x[0]), core_low=(z[1], y[1], x[1]), core_high=(z[2], y[2], x[2])
-        )
+        Window(start=(z[0], y[0], x[0]), core_low=(z[1], y[1], x[1]), core_high=(z[2], y[2], x[2]))
         for z, y, x in itertools.product(*axes)
     )
     return TilePlan(

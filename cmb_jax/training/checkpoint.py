@@ -47,7 +47,7 @@ class Checkpoints:
         return self._manager.best_step()
 
     def save(self, state: TrainState, quality: float | None) -> None:
-        """Start saving; returns as soon as the arrays are copied. `quality` is what validation found, if it ran."""
+        """Start saving; returns once the arrays are copied. `quality` is what validation found, if it ran."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return

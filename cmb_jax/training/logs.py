@@ -22,7 +22,12 @@ class TrainLog:
                 self._columns = next(csv.reader(file), [])
         self._writer = SummaryWriter(str(folder / "tensorboard"))
         self._bar = tqdm(
-            total=total_steps, initial=first_step, desc="training", unit="step", file=sys.stderr, mininterval=2.0
+            total=total_steps,
+            initial=first_step,
+            desc="training",
+            unit="step",
+            file=sys.stderr,
+            mininterval=2.0,
         )
 
     def __enter__(self) -> TrainLog:

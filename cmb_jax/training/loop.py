@@ -62,13 +62,19 @@ def train(
             for step in range(first, config.train.steps + 1):
                 last = step == config.train.steps
                 quality = None
-                if evaluate is not None and step > first and (last or step % config.train.evaluate_every == 0):
+                if (
+                    evaluate is not None
+                    and step > first
+                    and (last or step % config.train.evaluate_every == 0)
+                ):
                     values = evaluate(state.ema)
                     quality = values[QUALITY]
                     log.scalars(step, {f"validation/{name}": value for name, value in values.items()})
                     log.message(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in values.items()))
                     tick = time.perf_counter()
-                if step > first and (last or quality is not None or step % config.train.checkpoint_every == 0):
+                if step > first and (
+                    last or quality is not None or step % config.train.checkpoint_every == 0
+                ):
                     checkpoints.save(state, quality)
                 if last:
                     break
@@ -82,9 +88,7 @@ def train(
     return state
 
 
-def _log_step(
-    log: TrainLog, metrics: StepMetrics, state: TrainState, config: Config, seconds: float
-) -> None:
+def _log_step(log: TrainLog, metrics: StepMetrics, state: TrainState, config: Config, seconds: float) -> None:
     terms = metrics.terms
     rate = config.train.log_every / seconds
     log.scalars(
@@ -103,6 +107,6 @@ def _log_step(
     )
     if int(state.skipped_in_a_row) >= MAX_SKIPPED_IN_A_ROW:
         raise UserError(
-            f"the loss was not finite for {int(state.skipped_in_a_row)} steps in a row (step {int(state.step)}): "
-            "lower train.learning_rate or look at the data"
+            f"the loss was not finite for {int(state.skipped_in_a_row)} steps in a row "
+            f"(step {int(state.step)}): lower train.learning_rate or look at the data"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     config: Config,
 ) -> tuple[TrainState, StepMetrics]:
-    """Gradient, update, moving average. A step whose loss or gradient is not finite changes only the counters."""
+    """Gradient, update, moving average; what is not finite changes only the counters."""
     gradient = jax.value_and_grad(loss_function, has_aux=True)
     (loss, terms), grads = gradient(state.params, batch, template, config)
     norm = optax.tree.norm(grads)
@@ -103,11 +104,12 @@ def make_step(config: Config, mesh: Mesh) -> Step:
     )
 
 
-def batch_shardings(mesh: Mesh) -> DeviceBatch:
-    """Where each part of a batch lies."""
+def batch_shardings(mesh: Mesh) -> Any:
+    """Where each part of a batch lies: a `DeviceBatch` of shardings."""
     deep = over_batch_and_depth(mesh)
     flat = over_batch(mesh)
-    return DeviceBatch(image=deep, truths=Truths(boxes=flat, valid=flat), mimics=deep)
+    structure = jax.tree.structure(DeviceBatch(image=0, truths=Truths(boxes=0, valid=0), mimics=0))  # type: ignore[arg-type]
+    return jax.tree.unflatten(structure, (deep, flat, flat, deep))
 
 
 def put_batch(batch: PatchBatch, mesh: Mesh) -> DeviceBatch:

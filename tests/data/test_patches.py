@@ -1,4 +1,4 @@
-"""Patches: boxes stay on their lesions through cutting and augmentation; the order is a function of the step."""
+"""Patches: boxes stay on their lesions; the order of the data is a function of the step."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def subjects(tmp_path_factory):
         for _ in range(12):
             low = np.array([rng.integers(0, n - 6) for n in SHAPE])
             image[low[0] : low[0] + 3, low[1] : low[1] + 6, low[2] : low[2] + 6] = 5.0
-            boxes.append([*low, *(low + [3, 6, 6])])
+            boxes.append(np.concatenate([low, low + np.array([3, 6, 6])]))
         np.save(folder / "image.npy", image)
         np.save(folder / "boxes.npy", np.array(boxes, np.float32))
         np.save(folder / "mimics.npy", (image[:, ::2, ::2, 0] > 0).astype(np.uint8))
@@ -78,7 +78,11 @@ def test_augmentation_keeps_lesions_in_their_boxes(subjects):
 def test_phase_is_dropped_as_often_as_asked(subjects):
     rng = np.random.default_rng(7)
     config = DataConfig(patch_shape=(16, 32, 32), phase_dropout=0.5, lesion_patch_fraction=1.0)
-    patch = (np.ones((16, 32, 32, 2), np.float32), np.zeros((0, 6), np.float32), np.zeros((16, 16, 16), np.uint8))
+    patch = (
+        np.ones((16, 32, 32, 2), np.float32),
+        np.zeros((0, 6), np.float32),
+        np.zeros((16, 16, 16), np.uint8),
+    )
     dropped = sum(not augment(*patch, config, rng)[0][..., 1].any() for _ in range(400))
     assert 160 < dropped < 240  # binomial(400, 0.5): mean 200, four standard deviations are 40
 
@@ -100,7 +104,9 @@ def test_the_global_batch_does_not_depend_on_the_number_of_hosts(subjects):
     shares = [take(patch_batches(subjects, CONFIG, seed=2, host=h, hosts=2), 3) for h in range(2)]
     for step in range(3):
         # host h has elements h, h + 2, ... of the global order
-        together = np.stack([shares[0][step].image, shares[1][step].image], axis=1).reshape(one[step].image.shape)
+        together = np.stack([shares[0][step].image, shares[1][step].image], axis=1).reshape(
+            one[step].image.shape
+        )
         np.testing.assert_array_equal(together, one[step].image)
 
 

@@ -19,9 +19,7 @@ from cmb_jax.io.volume import Volume
 
 
 def oblique_affine(spacing, angle=0.2):
-    rotation = np.array(
-        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
-    )
+    rotation = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     affine = np.eye(4)
     affine[:3, :3] = rotation @ np.diag(spacing)
     affine[:3, 3] = [-30.0, 12.0, 5.0]
@@ -89,7 +87,9 @@ def test_boxes_are_cubes_in_mm_round_the_centre():
     center = (volume.affine[:3, :3] @ [31.0, 28.0, 12.0] + volume.affine[:3, 3])[None]
     box = boxes_of_lesions(center, np.array([4.0]), prepared)[0]
     np.testing.assert_allclose((box[3:] - box[:3]) * [1.0, 0.5, 0.5], 4.0, rtol=1e-5)
-    np.testing.assert_allclose((box[3:] + box[:3]) / 2, edge_coordinates(center, prepared.affine)[0], rtol=1e-4)
+    np.testing.assert_allclose(
+        (box[3:] + box[:3]) / 2, edge_coordinates(center, prepared.affine)[0], rtol=1e-4
+    )
     small = boxes_of_lesions(center, np.array([0.5]), prepared)[0]
     np.testing.assert_allclose((small[3:] - small[:3]) * [1.0, 0.5, 0.5], 2.0, rtol=1e-5)
     assert boxes_of_lesions(np.zeros((0, 3)), np.zeros(0), prepared).shape == (0, 6)
@@ -115,4 +115,6 @@ def test_bounds_hold_the_mask_with_margin_and_stay_inside():
     mask = np.zeros((20, 30, 10), bool)
     mask[5:8, 28, 0] = True
     np.testing.assert_array_equal(brain_bounds(mask, (1.0, 2.0, 4.0), 4.0), [[1, 12], [26, 30], [0, 2]])
-    np.testing.assert_array_equal(brain_bounds(np.zeros((2, 3, 4), bool), (1, 1, 1), 4.0), [[0, 2], [0, 3], [0, 4]])
+    np.testing.assert_array_equal(
+        brain_bounds(np.zeros((2, 3, 4), bool), (1, 1, 1), 4.0), [[0, 2], [0, 3], [0, 4]]
+    )

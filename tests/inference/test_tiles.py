@@ -13,7 +13,12 @@ from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
 
 TINY = ModelConfig(
-    widths=(4, 6, 8), encoder_convs=(0, 1, 1), decoder_convs=(0, 1), fusion_width=4, head_width=4, embedding_dim=4
+    widths=(4, 6, 8),
+    encoder_convs=(0, 1, 1),
+    decoder_convs=(0, 1),
+    fusion_width=4,
+    head_width=4,
+    embedding_dim=4,
 )
 
 
@@ -97,4 +102,3 @@ def test_found_boxes_do_not_move_with_the_volume_origin(params, rng):
     b[24:48, 48:96, 48:96] = pattern
     first, second = (finder(params, (160, 320, 320)).objectness(x) for x in (a, b))
     np.testing.assert_allclose(first[16:40, 16:40, 16:40], second[24:48, 24:48, 24:48], atol=1e-4)
-

@@ -43,13 +43,14 @@ def subjects(tmp_path_factory):
     rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("subject")
     shape = (32, 64, 64)
-    image = rng.normal(0, 0.05, (*shape, 2)) + [1.0, 0.0]
+    image = rng.normal(0, 0.05, (*shape, 2)) + np.array([1.0, 0.0])
     z, y, x = np.meshgrid(*[np.arange(n) + 0.5 for n in shape], indexing="ij")
     boxes = []
     for center in rng.uniform([5, 10, 10], [27, 54, 54], (6, 3)):
         distance = np.sqrt((z - center[0]) ** 2 + ((y - center[1]) / 2) ** 2 + ((x - center[2]) / 2) ** 2)
         image[distance < 1.5] = [0.1, 0.6]
-        boxes.append([*(center - [1.5, 3, 3]), *(center + [1.5, 3, 3])])
+        half = np.array([1.5, 3, 3])
+        boxes.append(np.concatenate([center - half, center + half]))
     np.save(folder / "image.npy", image.astype(np.float16))
     np.save(folder / "boxes.npy", np.array(boxes, np.float32))
     np.save(folder / "mimics.npy", np.zeros((32, 32, 32), np.uint8))
@@ -104,7 +105,11 @@ def test_logs_and_checkpoints_are_kept(subjects, tmp_path):
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows if row["loss"]] == [2, 4, 6]
-    assert [row[f"validation/{QUALITY}"] for row in rows if row[f"validation/{QUALITY}"]] == ["0.9", "0.1", "0.2"]
+    assert [row[f"validation/{QUALITY}"] for row in rows if row[f"validation/{QUALITY}"]] == [
+        "0.9",
+        "0.1",
+        "0.2",
+    ]
     assert list((tmp_path / "tensorboard").iterdir())
     with Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
         assert checkpoints.latest_step() == 6
@@ -149,12 +154,14 @@ def test_a_mesh_gives_the_same_step(subjects, data, space):
         step, state = make_step(CONFIG, mesh), init_state(CONFIG, mesh)
         for batch in two:
             state, metrics = step(state, put_batch(batch, mesh))
-        results.append((jax.tree.map(np.asarray, state.params), float(metrics.terms.total), float(metrics.gradient_norm)))
+        results.append(
+            (jax.tree.map(np.asarray, state.params), float(metrics.terms.total), float(metrics.gradient_norm))
+        )
     (params, loss, norm), (mesh_params, mesh_loss, mesh_norm) = results
     assert mesh_loss == pytest.approx(loss, rel=1e-5)
     assert mesh_norm == pytest.approx(norm, rel=1e-4)
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(mesh_params), strict=True):
-        # Adam divides by the gradient's own size, so that rounding of tiny gradients is seen in the parameters
+        # Adam divides by the gradient's size, so that rounding of tiny gradients shows in the parameters
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
