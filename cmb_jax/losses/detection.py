@@ -24,7 +24,7 @@ def focal_loss(
     positive = targets.astype(bool)
     margin = jnp.where(positive, logits, -logits)  # log-odds of the right answer
     cross_entropy = jax.nn.softplus(-margin)
-    # 1 - p(right) = sigmoid(-margin), and its logarithm is -(margin + cross_entropy): no power of a small number.
+    # log(1 - p(right)) = -(margin + cross_entropy): no power of a number that may round to 0.
     focus = jnp.exp(-gamma * (margin + cross_entropy))
     return jnp.where(valid, jnp.where(positive, alpha, 1.0 - alpha) * focus * cross_entropy, 0.0)
 

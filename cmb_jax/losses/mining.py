@@ -12,7 +12,7 @@ from jax import lax
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mined:
-    """Chosen anchors of one patch: positives first, then hard negatives; S = max_positives + max_negatives."""
+    """Chosen anchors of one patch: positives, then hard negatives; S = both maxima together."""
 
     indices: jax.Array  # (S,) int32 into the patch's anchors
     classes: jax.Array  # (S,) int32: 0 = CMB, 1 = mimic
@@ -24,8 +24,8 @@ def mine(
 ) -> Mined:
     """Positives and the hardest negatives of one patch; map it over a batch with `jax.vmap`.
 
-    Negatives on known mimics come first, then all others; within both the highest objectness wins, and ties go
-    to the lower index. If there are more positives than fit, those of the highest objectness are taken.
+    Negatives on known mimics come first, then all others; within both the highest objectness wins, and ties
+    go to the lower index. If there are more positives than fit, those of the highest objectness are taken.
 
     Args:
         objectness: (N,) logits; no gradient flows through the choice.

@@ -14,14 +14,14 @@ _HE_UNIFORM = nnx.initializers.variance_scaling(2.0, "fan_in", "uniform")
 
 
 class Conv(nnx.Module):
-    """3-D convolution with bias; parameters are float32, the arithmetic is of the input's type.
+    """3-D convolution; parameters are float32, the arithmetic is of the input's type.
 
     Args:
         inputs: channels in.
         outputs: channels out.
         kernel: edges along z, y, x, each 1 or 3.
-        use_bias: add a bias; pointless before a norm.
-        bias: the bias to start from.
+        use_bias: add a bias.
+        bias: the bias to start from; drawn at random, as small as the outputs, where None.
         rngs: source of the initial kernel.
     """
 
@@ -32,11 +32,16 @@ class Conv(nnx.Module):
         kernel: Triple = (1, 1, 1),
         *,
         use_bias: bool = True,
-        bias: float = 0.0,
+        bias: float | None = 0.0,
         rngs: nnx.Rngs,
     ) -> None:
         self.kernel = nnx.Param(_HE_UNIFORM(rngs.params(), (*kernel, inputs, outputs), jnp.float32))
-        self.bias = nnx.Param(jnp.full((outputs,), bias, jnp.float32)) if use_bias else None
+        if bias is None:
+            bound = (kernel[0] * kernel[1] * kernel[2] * inputs) ** -0.5
+            start = jax.random.uniform(rngs.params(), (outputs,), jnp.float32, -bound, bound)
+        else:
+            start = jnp.full((outputs,), bias, jnp.float32)
+        self.bias = nnx.Param(start) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (B, Z, Y, X, inputs) to (B, Z, Y, X, outputs)."""
@@ -57,15 +62,35 @@ class Norm(nnx.Module):
 
 
 class ConvBlock(nnx.Module):
-    """Convolution, norm, ReLU."""
+    """Convolution, norm, ReLU.
 
-    def __init__(self, inputs: int, outputs: int, kernel: Triple = (3, 3, 3), *, rngs: nnx.Rngs) -> None:
-        self.conv = Conv(inputs, outputs, kernel, use_bias=False, rngs=rngs)
-        self.norm = Norm(outputs)
+    The bias before the norm matters, because a norm at each voxel takes away the length of the voxel's
+    vector: compared with the bias, strong and weak signals stay different.
+
+    Args:
+        inputs: channels in.
+        outputs: channels out.
+        kernel: edges along z, y, x.
+        use_norm: without a norm the block is cheaper on fine grids and keeps absolute intensities.
+        rngs: source of the initial parameters.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: Triple = (3, 3, 3),
+        *,
+        use_norm: bool = True,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.conv = Conv(inputs, outputs, kernel, bias=None, rngs=rngs)
+        self.norm = Norm(outputs) if use_norm else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (B, Z, Y, X, inputs) to (B, Z, Y, X, outputs)."""
-        return jax.nn.relu(self.norm(self.conv(x)))
+        y = self.conv(x)
+        return jax.nn.relu(y if self.norm is None else self.norm(y))
 
 
 def conv_blocks(count: int, inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.List:

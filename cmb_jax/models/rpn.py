@@ -26,7 +26,7 @@ class ProposalHead(nnx.Module):
     """
 
     def __init__(self, inputs: int, width: int, anchors: int, *, rngs: nnx.Rngs) -> None:
-        self.block = ConvBlock(inputs, width, rngs=rngs)
+        self.block = ConvBlock(inputs, width, use_norm=False, rngs=rngs)
         self.objectness = Conv(width, anchors, bias=-math.log((1 - PRIOR) / PRIOR), rngs=rngs)
         self.deltas = Conv(width, 6 * anchors, rngs=rngs)
         # Small, so that the first boxes are the anchors and the first scores the prior.
@@ -36,9 +36,13 @@ class ProposalHead(nnx.Module):
     def __call__(self, x: jax.Array) -> ProposalMaps:
         """Map (B, Z, Y, X, inputs) to the maps of `ProposalMaps`; logits and box codes are float32."""
         features = self.block(x)
-        deltas = self.deltas(features).astype(jnp.float32)
         return ProposalMaps(
             features=features,
             objectness=self.objectness(features).astype(jnp.float32),
-            deltas=deltas.reshape(*deltas.shape[:-1], -1, 6),
+            deltas=self.box_codes(features),
         )
+
+    def box_codes(self, features: jax.Array) -> jax.Array:
+        """Box codes (B, Z, Y, X, A, 6) float32 of cells with features (B, Z, Y, X, C)."""
+        deltas = self.deltas(features).astype(jnp.float32)
+        return deltas.reshape(*deltas.shape[:-1], -1, 6)

@@ -44,7 +44,7 @@ class UNet(nnx.Module):
                 f"a U-Net of {levels} levels needs as many encoder_convs (1 or more below the first level) "
                 f"and one decoder_convs fewer, got {tuple(encoder_convs)} and {tuple(decoder_convs)}"
             )
-        self.stem = ConvBlock(inputs, widths[0], stem_kernel, rngs=rngs)
+        self.stem = ConvBlock(inputs, widths[0], stem_kernel, use_norm=False, rngs=rngs)
         above = (widths[0], *widths[:-1])
         self.encoder = nnx.List(
             [conv_blocks(n, i, o, rngs=rngs) for n, i, o in zip(encoder_convs, above, widths, strict=True)]

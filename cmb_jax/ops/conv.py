@@ -14,9 +14,13 @@ from jax import lax
 Triple = tuple[int, int, int]
 
 _LAYOUT = ("NDHWC", "DHWIO", "NDHWC")
-# Rows of the matrix products that sum the kernel gradient: enough to keep the product busy, few enough for
-# the gathered columns to stay in the cache.
-_ROWS = 8192
+# Voxels that one 2-D convolution call works on: a few MB, so that what it writes is still in the cache when
+# the three depth taps are summed. Larger volumes go through in slabs of planes.
+_SLAB_VOXELS = 2**17
+# A slab has at least so many planes: its two planes of margin are computed twice.
+_SLAB_PLANES = 16
+# Rows of the matrix products that sum the kernel gradient: the gathered columns stay in the cache.
+_ROWS = 5000
 
 
 def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1)) -> jax.Array:
@@ -41,74 +45,104 @@ def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1)) -> jax.
         raise ValueError(f"conv3d takes kernel edges of 1 or 3, got {kernel.shape[:3]}")
     if x.dtype != kernel.dtype:
         raise ValueError(f"conv3d needs one type for input and kernel, got {x.dtype} and {kernel.dtype}")
-    if strides != (1, 1, 1):
+    if strides != (1, 1, 1) or x.dtype == jnp.bfloat16:
         return _plain(x, kernel, strides)
-    if kernel.shape[:3] == (1, 1, 1):
-        return jnp.dot(x, kernel[0, 0, 0])
-    if x.dtype == jnp.bfloat16:
-        return _plain(x, kernel)
     return _conv(x, kernel)
 
 
 @jax.custom_vjp
 def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.platform_dependent(x, kernel, cpu=_by_planes, default=_plain)
+    return _forward(x, kernel)
 
 
-def _conv_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv(x, kernel), (x, kernel)
+def _forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    if kernel.shape[:3] == (1, 1, 1):
+        return jnp.dot(x, kernel[0, 0, 0])
+    return lax.platform_dependent(x, kernel, cpu=_by_volumes, default=_plain)
 
 
-def _conv_backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _forward_saved(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _forward(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     # With stride 1 and odd kernels the gradient towards the input is a convolution with the mirrored kernel.
-    mirrored = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
-    towards_input = lax.platform_dependent(g, mirrored, cpu=_by_planes, default=_plain)
+    towards_input = _forward(g, kernel[::-1, ::-1, ::-1].swapaxes(3, 4))
     edges: Triple = (kernel.shape[0], kernel.shape[1], kernel.shape[2])
+    on_cpu = _gradient_by_planes if edges == (1, 1, 1) else _gradient_by_slabs
     towards_kernel = lax.platform_dependent(
         x,
         g,
-        cpu=lambda x, g: _kernel_gradient_by_products(x, g, edges),
-        default=lambda x, g: _kernel_gradient_plain(x, g, edges),
+        cpu=lambda x, g: on_cpu(x, g, edges),
+        default=lambda x, g: _gradient_plain(x, g, edges),
     )
     return towards_input, towards_kernel
 
 
-_conv.defvjp(_conv_forward, _conv_backward)
+_conv.defvjp(_forward_saved, _backward)
 
 
 def _plain(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1)) -> jax.Array:
-    padding = [(edge // 2, edge // 2) for edge in kernel.shape[:3]]
-    if strides != (1, 1, 1):
-        return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=_LAYOUT)
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_LAYOUT)
+    return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=_LAYOUT)
 
 
-def _kernel_gradient_plain(x: jax.Array, g: jax.Array, edges: Triple) -> jax.Array:
+def _gradient_plain(x: jax.Array, g: jax.Array, edges: Triple) -> jax.Array:
     kernel = jax.ShapeDtypeStruct((*edges, x.shape[-1], g.shape[-1]), x.dtype)
     (gradient,) = jax.linear_transpose(lambda k: _plain(x, k), kernel)(g)
     return gradient
 
 
-def _by_planes(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Sum over the kernel's depth of 2-D convolutions, all planes of all volumes as one batch."""
-    batch, depth, height, width, channels = x.shape
-    taps = kernel.shape[0]
-    padded = _pad(x, (taps // 2, 0, 0))
-    out = sum(
-        lax.conv_general_dilated(
-            padded[:, tap : tap + depth].reshape(batch * depth, height, width, channels),
-            kernel[tap],
-            (1, 1),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        for tap in range(taps)
+def _by_volumes(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.map(lambda volume: _one_volume(volume, kernel), x)
+
+
+def _one_volume(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolution of one volume (Z, Y, X, C), in slabs of planes if it is large."""
+    depth, height, width, _ = x.shape
+    margin = kernel.shape[0] // 2
+    planes = max(_SLAB_PLANES, _SLAB_VOXELS // (height * width))
+    if depth <= planes:
+        return _planes(jnp.pad(x, ((margin, margin), (0, 0), (0, 0), (0, 0))) if margin else x, kernel)
+    slabs = -(-depth // planes)
+    padded = jnp.pad(x, ((margin, margin), (0, 0), (0, 0), (0, 0)))
+
+    def slab(i: jax.Array, out: jax.Array) -> jax.Array:
+        # The last slab starts early enough to end with the volume, and writes some planes twice.
+        first = jnp.minimum(i * planes, depth - planes)
+        source = lax.dynamic_slice_in_dim(padded, first, planes + 2 * margin)
+        return lax.dynamic_update_slice_in_dim(out, _planes(source, kernel), first, 0)
+
+    return lax.fori_loop(0, slabs, slab, jnp.zeros((depth, height, width, kernel.shape[-1]), x.dtype))
+
+
+def _planes(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolve planes (Z + kz - 1, Y, X, C) to (Z, Y, X, O).
+
+    One 2-D convolution gives every plane's contribution to the kz planes that it touches; contributions of
+    neighbouring planes are then summed.
+    """
+    kz, ky, kx, inputs, outputs = kernel.shape
+    flat = kernel.transpose(1, 2, 3, 0, 4).reshape(ky, kx, inputs, kz * outputs)
+    taps = lax.conv_general_dilated(x, flat, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    depth = x.shape[0] - kz + 1
+    out = taps[:depth, ..., :outputs]
+    for tap in range(1, kz):
+        out = out + taps[tap : tap + depth, ..., tap * outputs : (tap + 1) * outputs]
+    return out
+
+
+def _gradient_by_planes(x: jax.Array, g: jax.Array, edges: Triple) -> jax.Array:
+    """Gradient of a 1x1x1 kernel: one product a plane; a single long one is many times slower."""
+    batch, depth, height, width, inputs = x.shape
+    shape = (batch * depth, height * width)
+    products = lax.dot_general(
+        x.reshape(*shape, inputs), g.reshape(*shape, g.shape[-1]), (((1,), (1,)), ((0,), (0,)))
     )
-    return jnp.asarray(out).reshape(batch, depth, height, width, kernel.shape[-1])
+    return products.sum(axis=0).reshape(*edges, inputs, g.shape[-1])
 
 
-def _kernel_gradient_by_products(x: jax.Array, g: jax.Array, edges: Triple) -> jax.Array:
+def _gradient_by_slabs(x: jax.Array, g: jax.Array, edges: Triple) -> jax.Array:
     """Sum over slabs of planes of (x shifted along kx)^T @ (g shifted along kz and ky).
 
     Sharing the shifts between both operands copies each value 3 and 9 times; the usual 27-fold columns of x
@@ -117,10 +151,8 @@ def _kernel_gradient_by_products(x: jax.Array, g: jax.Array, edges: Triple) -> j
     batch, depth, height, width, inputs = x.shape
     outputs = g.shape[-1]
     kz, ky, kx = edges
-    planes = max(
-        p for p in range(1, depth + 1) if depth % p == 0 and (p == 1 or p * batch * height * width <= _ROWS)
-    )
-    rows = batch * planes * height * width
+    plane = batch * height * width
+    planes = max(p for p in range(1, depth + 1) if depth % p == 0 and (p == 1 or p * plane <= _ROWS))
     x = _pad(x, (0, 0, kx // 2))
     g = _pad(g, (kz // 2, ky // 2, 0))
 
@@ -128,7 +160,7 @@ def _kernel_gradient_by_products(x: jax.Array, g: jax.Array, edges: Triple) -> j
         xs = lax.dynamic_slice_in_dim(x, first, planes, axis=1)
         gs = lax.dynamic_slice_in_dim(g, first, planes + kz - 1, axis=1)
         left = jnp.concatenate([xs[:, :, :, c : c + width] for c in range(kx)], axis=-1)
-        # Output plane z meets input plane z + tap - kz//2, so tap runs backwards through the padded gradient.
+        # Output plane z meets input plane z + tap - kz // 2: taps run backwards through the padded gradient.
         right = jnp.concatenate(
             [
                 gs[:, kz - 1 - a : kz - 1 - a + planes, ky - 1 - b : ky - 1 - b + height]
@@ -137,6 +169,7 @@ def _kernel_gradient_by_products(x: jax.Array, g: jax.Array, edges: Triple) -> j
             ],
             axis=-1,
         )
+        rows = planes * plane
         product = lax.dot_general(
             left.reshape(rows, kx * inputs), right.reshape(rows, kz * ky * outputs), (((0,), (0,)), ((), ()))
         )

@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 Triple = tuple[int, int, int]
 
@@ -24,12 +25,52 @@ def max_pool(x: jax.Array, factors: Triple = (2, 2, 2)) -> jax.Array:
         ValueError: a size is not a multiple of its factor.
     """
     _blocks(x, factors)  # refuses sizes that do not fit
+    return _max_pool(x, factors)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool(x: jax.Array, factors: Triple) -> jax.Array:
+    return _largest(x, factors)[0]
+
+
+def _largest(x: jax.Array, factors: Triple) -> tuple[jax.Array, jax.Array]:
+    """Largest value of each block and its int8 number in the block; of equal ones the first."""
+    number = jnp.zeros(x.shape, jnp.int8)
+    weight = 1
     for axis, factor in enumerate(factors, start=1):
-        parts = [jax.lax.slice_in_dim(x, part, None, factor, axis) for part in range(factor)]
-        # A choice between two and not `max`: the gradient of max compares each input with the result once
-        # more, and a compiler that recomputes one of them in another rounding finds none equal (0 / 0).
-        x = functools.reduce(lambda a, b: jnp.where(a >= b, a, b), parts)
-    return x
+        best, which = (lax.slice_in_dim(array, 0, None, factor, axis) for array in (x, number))
+        for part in range(1, factor):
+            value, before = (lax.slice_in_dim(array, part, None, factor, axis) for array in (x, number))
+            better = value > best
+            best = jnp.where(better, value, best)
+            which = jnp.where(better, before + jnp.int8(part * weight), which)
+        x, number = best, which
+        weight *= factor
+    return x, number
+
+
+def _max_pool_forward(x: jax.Array, factors: Triple) -> tuple[jax.Array, jax.Array]:
+    return _largest(x, factors)
+
+
+def _max_pool_backward(factors: Triple, number: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    """Hand the gradient to the chosen voxel.
+
+    The choice is kept and not found again by comparing values: a compiler that recomputes one of them in
+    another rounding would find none equal. It is also faster on CPU than differentiating the maximum.
+    """
+    own = jnp.int8(0)
+    weight = 1
+    for axis, factor in enumerate(factors):
+        size = g.shape[1 + axis] * factor
+        place = jnp.arange(size, dtype=jnp.int32) % factor * weight
+        own = own + place.astype(jnp.int8).reshape([-1 if i == axis else 1 for i in range(3)] + [1])
+        weight *= factor
+    chosen = upsample_nearest(number, factors) == own
+    return (jnp.where(chosen, upsample_nearest(g, factors), 0),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def upsample_nearest(x: jax.Array, factors: Triple = (2, 2, 2)) -> jax.Array:
