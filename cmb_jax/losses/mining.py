@@ -1,4 +1,4 @@
-"""Choice of the anchors that enter the concentration loss, in static shapes."""
+"""Choice of the anchors that enter the box and concentration losses, in static shapes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+# Flags are counted in rows: a running sum over rows is far cheaper than one over all flags.
+_ROW = 64
 
 
 @jax.tree_util.register_dataclass
@@ -43,6 +46,32 @@ def mine(
         classes=jnp.concatenate([jnp.zeros_like(positive), jnp.ones_like(negative)]),
         valid=jnp.concatenate([positive_valid, negative_valid]),
     )
+
+
+def spread(flags: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
+    """Indices of the set flags in rising order; if they are more than the slots, an even choice of them.
+
+    Args:
+        flags: (N,) bool.
+        slots: length of the result.
+
+    Returns:
+        indices: (slots,) int32, 0 where not valid.
+        valid: (slots,) bool.
+    """
+    padded = jnp.pad(flags, (0, -flags.shape[0] % _ROW)).reshape(-1, _ROW)
+    counts = padded.sum(axis=1, dtype=jnp.int32)
+    ends = jnp.cumsum(counts)
+    found = ends[-1]
+    slot = jnp.arange(slots, dtype=jnp.int32)
+    # slot * found / slots without leaving 32 bits
+    even = slot * (found // slots) + slot * (found % slots) // slots
+    rank = jnp.where(found > slots, even, slot)
+    row = jnp.minimum(jnp.searchsorted(ends, rank, side="right"), ends.shape[0] - 1)
+    before = rank - (ends[row] - counts[row])
+    place = jnp.argmax(jnp.cumsum(padded[row], axis=1) == before[:, None] + 1, axis=1)
+    valid = slot < found
+    return jnp.where(valid, row * _ROW + place, 0).astype(jnp.int32), valid
 
 
 def _top(score: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:

@@ -8,16 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmb_jax.boxes.anchors import lattice_anchors
-from cmb_jax.boxes.assignment import Assignment, assign_lattice
+from cmb_jax.boxes.anchors import axis_centers
+from cmb_jax.boxes.assignment import assign_lattice
 from cmb_jax.boxes.coder import encode_boxes
+from cmb_jax.boxes.geometry import boxes_from_centers
 from cmb_jax.boxes.types import Truths
 from cmb_jax.config import LossConfig
 from cmb_jax.losses.detection import focal_loss, smooth_l1
-from cmb_jax.losses.mining import mine
+from cmb_jax.losses.mining import mine, spread
 from cmb_jax.losses.prototype import concentration_loss
 from cmb_jax.models.detector import STEM_STRIDE, Detector
 from cmb_jax.models.types import ProposalMaps
+
+# Positive anchors a patch in the box loss: a lesion has 1 to 50, a large one up to 280. Should there ever be
+# more, an even choice of them is taken.
+MAX_BOX_ANCHORS = 2048
 
 
 @jax.tree_util.register_dataclass
@@ -25,8 +30,8 @@ from cmb_jax.models.types import ProposalMaps
 class LossTerms:
     """Terms of the loss before their weights, and counts; all scalars over the global batch."""
 
-    objectness: jax.Array  # focal loss a positive anchor
-    box: jax.Array  # smooth L1 of the six box targets a positive anchor
+    objectness: jax.Array  # focal loss of all anchors, a positive one
+    box: jax.Array  # smooth L1 of the six box targets, a positive anchor
     concentration: jax.Array  # a mined anchor; 0 without prototypes
     total: jax.Array
     positives: jax.Array  # int32
@@ -59,12 +64,17 @@ def detection_loss(
     Returns:
         The total () and its terms.
     """
-    grid = maps.objectness.shape[1:4]
+    batch, *grid, anchors = maps.objectness.shape
     # Padded boxes may hold anything; a unit box keeps their codes, which nothing uses, finite.
     boxes = jnp.where(truths.valid[..., None], truths.boxes, jnp.asarray([0, 0, 0, 1, 1, 1], jnp.float32))
     assignment = jax.vmap(
         lambda truth: assign_lattice(
-            truth, grid, STEM_STRIDE, sizes, config.positive_iou, config.negative_iou
+            truth,
+            (grid[0], grid[1], grid[2]),
+            STEM_STRIDE,
+            sizes,
+            config.positive_iou,
+            config.negative_iou,
         )
     )(Truths(boxes=boxes, valid=truths.valid))
     label = assignment.label
@@ -73,15 +83,40 @@ def detection_loss(
 
     positive = label == 1
     positives = positive.sum(dtype=jnp.int32)
-    per_positive = 1.0 / jnp.maximum(positives, 1)
     elements = focal_loss(maps.objectness, positive, label >= 0, config.focal_alpha, config.focal_gamma)
-    objectness = elements.sum() * per_positive
-    box = _box_errors(maps, assignment, boxes, positive, sizes).sum() * per_positive
-    total = objectness + config.box_weight * box
+    objectness = elements.sum() / jnp.maximum(positives, 1)
+
+    label = label.reshape(batch, -1)
+    chosen, chosen_valid = jax.vmap(lambda flags: spread(flags, MAX_BOX_ANCHORS))(label == 1)
+    matched = jnp.take_along_axis(assignment.matched_index.reshape(batch, -1), chosen, axis=1)
+    own = jnp.take_along_axis(boxes, matched[..., None], axis=1)
+    target = encode_boxes(_anchors_at(chosen, grid, sizes), own)
+
     concentration, hard_negatives = jnp.float32(0), jnp.int32(0)
-    if detector.config.use_prototypes:
-        concentration, hard_negatives = _concentration(detector, maps, label, mimics, config)
-        total = total + config.concentration_weight * concentration
+    if not detector.config.use_prototypes:
+        codes = detector.box_codes(_cells(maps, chosen), chosen % anchors)
+    else:
+        on_mimic = jnp.broadcast_to((mimics != 0)[..., None], maps.objectness.shape)
+        mined = jax.vmap(lambda o, c, m: mine(o, c, m, config.max_positives, config.max_hard_negatives))(
+            maps.objectness.reshape(batch, -1), label, on_mimic.reshape(batch, -1)
+        )
+        # One gather for both losses: its gradient is a scatter into the largest map of the network.
+        cells = _cells(maps, jnp.concatenate([chosen, mined.indices], axis=1))
+        codes = detector.box_codes(cells[:, :MAX_BOX_ANCHORS], chosen % anchors)
+        embeddings = detector.embed(cells[:, MAX_BOX_ANCHORS:], mined.indices % anchors)
+        samples = concentration_loss(
+            embeddings.reshape(-1, embeddings.shape[-1]),
+            mined.classes.reshape(-1),
+            mined.valid.reshape(-1),
+            detector.prototypes[...],
+            config.prototype_gamma,
+            config.prototype_pull,
+        )
+        concentration = samples.sum() / jnp.maximum(mined.valid.sum(), 1)
+        hard_negatives = (mined.valid & (mined.classes == 1)).sum(dtype=jnp.int32)
+    errors = jnp.where(chosen_valid[..., None], smooth_l1(codes, target), 0.0)
+    box = errors.sum() / jnp.maximum(chosen_valid.sum(), 1)
+    total = objectness + config.box_weight * box + config.concentration_weight * concentration
     return total, LossTerms(
         objectness=objectness,
         box=box,
@@ -92,41 +127,18 @@ def detection_loss(
     )
 
 
-def _box_errors(
-    maps: ProposalMaps,
-    assignment: Assignment,
-    boxes: jax.Array,
-    positive: jax.Array,
-    sizes: jax.Array | np.ndarray,
-) -> jax.Array:
-    """Smooth L1 of the box code of every anchor, 0 where it is not positive: (B, Z, Y, X, A, 6)."""
-    batch, *grid, anchors_a_cell = positive.shape
-    anchors = lattice_anchors((grid[0], grid[1], grid[2]), STEM_STRIDE, sizes)  # (Z, Y, X, A, 6)
-    matched = assignment.matched_index.reshape(batch, -1, 1)
-    own = jnp.take_along_axis(boxes, matched, axis=1).reshape(batch, *grid, anchors_a_cell, 6)
-    target = encode_boxes(anchors[None], own)
-    return jnp.where(positive[..., None], smooth_l1(maps.deltas, target), 0.0)
+def _cells(maps: ProposalMaps, anchor: jax.Array) -> jax.Array:
+    """Features (B, S, C) of the cells of anchors (B, S)."""
+    features = maps.features.reshape(anchor.shape[0], -1, maps.features.shape[-1])
+    return jnp.take_along_axis(features, (anchor // maps.objectness.shape[-1])[..., None], axis=1)
 
 
-def _concentration(
-    detector: Detector, maps: ProposalMaps, label: jax.Array, mimics: jax.Array, config: LossConfig
-) -> tuple[jax.Array, jax.Array]:
-    """Mean concentration loss over all mined anchors of the batch, and the number of hard negatives."""
-    batch, anchors = label.shape[0], label.shape[-1]
-    on_mimic = jnp.broadcast_to((mimics != 0)[..., None], label.shape)
-    mined = jax.vmap(lambda o, c, m: mine(o, c, m, config.max_positives, config.max_hard_negatives))(
-        maps.objectness.reshape(batch, -1), label.reshape(batch, -1), on_mimic.reshape(batch, -1)
-    )
-    features = maps.features.reshape(batch, -1, maps.features.shape[-1])
-    cells = jnp.take_along_axis(features, (mined.indices // anchors)[..., None], axis=1)
-    embeddings = detector.embed(cells, mined.indices % anchors)  # (B, S, E)
-    samples = concentration_loss(
-        embeddings.reshape(-1, embeddings.shape[-1]),
-        mined.classes.reshape(-1),
-        mined.valid.reshape(-1),
-        detector.prototypes[...],
-        config.prototype_gamma,
-        config.prototype_pull,
-    )
-    mean = samples.sum() / jnp.maximum(mined.valid.sum(), 1)
-    return mean, (mined.valid & (mined.classes == 1)).sum(dtype=jnp.int32)
+def _anchors_at(anchor: jax.Array, grid: list[int], sizes: jax.Array | np.ndarray) -> jax.Array:
+    """Anchor boxes (..., 6) of flat anchor numbers (...,) on a grid of cells."""
+    size = jnp.asarray(sizes)
+    cell = jnp.unravel_index(anchor // size.shape[0], tuple(grid))
+    centers = [
+        axis_centers(cells, stride)[index]
+        for cells, stride, index in zip(grid, STEM_STRIDE, cell, strict=True)
+    ]
+    return boxes_from_centers(jnp.stack(centers, axis=-1), size[anchor % size.shape[0]])

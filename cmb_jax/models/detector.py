@@ -81,6 +81,16 @@ class Detector(nnx.Module):
             raise ValueError("this detector was configured without prototypes and has no embedding")
         return self.embedding(features, anchor_index)
 
+    def box_codes(self, features: jax.Array, anchor_index: jax.Array) -> jax.Array:
+        """Box codes (..., 6) of single anchors: (..., C) features and (...,) anchor number.
+
+        The same numbers as in `ProposalMaps.deltas`, for the few anchors whose codes training looks at.
+        """
+        cells = features.reshape(1, 1, 1, -1, features.shape[-1])
+        codes = self.head.box_codes(cells)[0, 0, 0]  # (cells, A, 6)
+        own = jnp.take_along_axis(codes, anchor_index.reshape(-1, 1, 1), axis=1)
+        return own.reshape(*anchor_index.shape, 6)
+
 
 def receptive_halo(config: ModelConfig) -> Triple:
     """Working-grid voxels (z, y, x) around a block of proposals on which the block depends.
