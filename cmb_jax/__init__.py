@@ -3,4 +3,23 @@
 Research use only; not a medical device.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cmb_jax.inference.predict import load_detector
+    from cmb_jax.io.nifti import read_volume
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "load_detector", "read_volume"]
+
+# Imported when first asked for, so that `import cmb_jax` does not wait for JAX.
+_HOMES = {"load_detector": "cmb_jax.inference.predict", "read_volume": "cmb_jax.io.nifti"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'cmb_jax' has no attribute {name!r}")

@@ -86,9 +86,9 @@ class LossConfig:
 class PhantomConfig:
     """The simulated subjects that training makes for itself."""
 
-    train_subjects: int = 48
+    train_subjects: int = 80
     """Subjects simulated for training."""
-    validation_subjects: int = 6
+    validation_subjects: int = 8
     """Subjects simulated for validation and the choice of the operating point."""
     train_seed: int = 100_000
     """Seed of the first training subject; subject i uses train_seed + i."""
