@@ -82,7 +82,8 @@ def train(
                 state, metrics = step_function(state, batch)
                 log.advance()
                 if (step + 1) % config.train.log_every == 0:
-                    # reading a metric waits for the device, so it is done only now and then
+                    # waiting for the device is done only now and then, and before the clock is read
+                    jax.block_until_ready(metrics)
                     _log_step(log, metrics, state, config, time.perf_counter() - tick)
                     tick = time.perf_counter()
     return state

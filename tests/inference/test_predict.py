@@ -1,0 +1,198 @@
+"""The pipeline from volumes to files, with a network that was made to fire on dark, paramagnetic spots."""
+
+import csv
+import json
+
+import jax
+import nibabel as nib
+import numpy as np
+import pytest
+from flax import nnx
+
+from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode
+from cmb_jax.config import Config, InferenceConfig, ModelConfig
+from cmb_jax.errors import UserError
+from cmb_jax.inference.bundle import load_bundle, save_bundle
+from cmb_jax.inference.outputs import described_inputs, instance_labels, write_prediction
+from cmb_jax.inference.predict import LOW_SCORE, CmbDetector, load_detector
+from cmb_jax.io.nifti import read_volume
+from cmb_jax.models.detector import Detector
+from cmb_jax.models.functional import params_of
+from cmb_jax.report.content import DETECTION_COLUMNS
+
+TINY = Config(
+    name="tiny",
+    model=ModelConfig(
+        widths=(4, 6, 8),
+        encoder_convs=(0, 1, 1),
+        decoder_convs=(0, 1),
+        fusion_width=4,
+        head_width=4,
+        embedding_dim=4,
+    ),
+    inference=InferenceConfig(
+        score_threshold=0.5, definite_threshold=0.6, candidate_threshold=0.3, max_detections=40
+    ),
+)
+SHAPE = (56, 64, 26)
+SPACING = (0.9, 0.9, 2.0)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """Random weights whose objectness is spread about one half, so that some candidates are kept."""
+    params = params_of(Detector(TINY.model, rngs=nnx.Rngs(3)))
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf * 0 if "objectness" in str(path) and leaf.ndim == 1 else leaf, params
+    )
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_bundle(path, params, TINY)
+    return load_bundle(path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """SWI and phase on a left-posterior-superior grid."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("scan")
+    affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1.0])
+    affine[:3, 3] = [25.0, 28.0, -20.0]
+    swi = 100 + rng.normal(0, 5, SHAPE)
+    phase = rng.normal(0, 0.1, SHAPE)
+    for _ in range(12):
+        i, j, k = (rng.integers(4, n - 4) for n in SHAPE)
+        swi[i - 1 : i + 2, j - 1 : j + 2, k] = 10
+        phase[i - 1 : i + 2, j - 1 : j + 2, k] = 1.2
+    paths = []
+    for name, data in (("swi", swi), ("phase", np.clip(phase, -3.1, 3.1))):
+        image = nib.Nifti1Image(data.astype(np.float32), affine)
+        image.set_qform(affine, 1)
+        image.set_sform(affine, 1)
+        nib.save(image, folder / f"{name}.nii.gz")
+        paths.append(folder / f"{name}.nii.gz")
+    return tuple(paths)
+
+
+@pytest.fixture(scope="module")
+def region_map(files):
+    """Lobar tissue on the left, cerebellum on the right, CSF in the lowest slices, nothing at one face."""
+    volume = read_volume(files[0])
+    region = np.full(volume.shape, int(Region.FRONTAL))
+    side = np.full(volume.shape, int(Side.LEFT))
+    right = volume.shape[0] // 2
+    region[right:] = Region.CEREBELLUM
+    side[right:] = Side.RIGHT
+    region[:, :, :6] = Region.SULCAL_CSF
+    region[:, -10:] = Region.OUTSIDE
+    return RegionMap(code=encode(region, side), affine=volume.affine)
+
+
+@pytest.fixture(scope="module")
+def prediction(bundle, files, region_map):
+    swi, phase = (read_volume(path) for path in files)
+    return CmbDetector(bundle).predict(swi, phase, phase_sign="+1", region_map=region_map)
+
+
+def test_rows_agree_with_the_region_map(prediction, region_map):
+    assert {row.status for row in prediction.rows} == {"kept", "rejected"}
+    inverse = np.linalg.inv(region_map.affine)
+    for row in prediction.kept:
+        x = (inverse[:3, :3] @ [row.x_mm, row.y_mm, row.z_mm] + inverse[:3, 3])[0]
+        expected = "left" if x < region_map.code.shape[0] // 2 else "right"
+        if abs(x - region_map.code.shape[0] // 2) * SPACING[0] > row.diameter_mm / 2 + 2:
+            assert row.side == expected
+            assert row.zone == ("lobar" if expected == "left" else "infratentorial")
+        assert row.score >= TINY.inference.score_threshold
+        assert (row.category == "definite") == (row.score >= TINY.inference.definite_threshold)
+    for row in prediction.rows:
+        if row.status == "rejected":
+            assert row.reason
+            assert row.reason != LOW_SCORE or row.score < TINY.inference.score_threshold
+
+
+def test_native_indices_and_millimetres_are_the_same_place(prediction, files):
+    affine = nib.load(files[0]).affine
+    for row in prediction.rows:
+        exact = np.linalg.inv(affine) @ [row.x_mm, row.y_mm, row.z_mm, 1.0]
+        np.testing.assert_allclose(exact[:3], [row.i, row.j, row.k], atol=0.52)
+
+
+def test_a_threshold_moves_rows_from_kept_to_rejected(bundle, files, region_map):
+    swi, phase = (read_volume(path) for path in files)
+    none = CmbDetector(bundle).predict(swi, phase, phase_sign="+1", region_map=region_map, threshold=1.0)
+    assert not none.kept
+    assert LOW_SCORE in {row.reason for row in none.rows}
+
+
+def test_without_phase_it_runs_and_says_so(bundle, files, region_map):
+    prediction = CmbDetector(bundle).predict(read_volume(files[0]), region_map=region_map)
+    assert any("no phase" in line for line in prediction.warnings)
+    assert prediction.phase is None
+
+
+def test_an_untrusted_map_gives_no_places(bundle, files, region_map):
+    untrusted = RegionMap(
+        code=region_map.code,
+        affine=region_map.affine,
+        trusted=False,
+        messages=("the field of view is partial",),
+    )
+    prediction = CmbDetector(bundle).predict(read_volume(files[0]), region_map=untrusted)
+    assert {row.zone for row in prediction.rows} == {"none"}
+    assert "the field of view is partial" in prediction.warnings
+
+
+def test_files_are_complete_and_on_the_native_grid(prediction, bundle, files, tmp_path):
+    out = tmp_path / "result"
+    inputs = described_inputs(swi=read_volume(files[0]))
+    write_prediction(prediction, bundle, out, inputs, subject="scan")
+    assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) == [
+        "detections.csv",
+        "detections.json",
+        "labels.nii.gz",
+        "report.html",
+    ]
+    with (out / "detections.csv").open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert tuple(reader.fieldnames) == DETECTION_COLUMNS
+    assert len(rows) == len(prediction.rows)
+
+    labels, native = nib.load(out / "labels.nii.gz"), nib.load(files[0])
+    assert labels.shape == native.shape
+    np.testing.assert_allclose(labels.affine, native.affine, atol=1e-5)
+    data = np.asarray(labels.dataobj)
+    kept = {int(row["id"]) for row in rows if row["status"] == "kept"}
+    assert set(np.unique(data)) - {0} <= kept
+    # at most a few lie wholly under better ones
+    assert len(set(np.unique(data)) - {0}) >= 0.8 * len(kept)
+
+    summary = json.loads((out / "detections.json").read_text())
+    assert summary["weights"]["sha256"] == bundle.sha256
+    assert summary["inputs"][0]["file"] == "swi.nii.gz"
+    assert len(summary["inputs"][0]["sha256"]) == 64
+    assert len(summary["detections"]) == len(rows)
+
+    with pytest.raises(UserError, match="exists"):
+        write_prediction(prediction, bundle, out, inputs, subject="scan")
+
+
+def test_instance_labels_have_the_volume_of_their_ellipsoids(prediction):
+    labels = instance_labels(prediction)
+    voxel = np.prod(SPACING)
+    lone = [row for row in prediction.kept if row.diameter_mm > 5]
+    for row in lone:
+        others = [o for o in prediction.kept if o.id != row.id]
+        place = np.array([row.x_mm, row.y_mm, row.z_mm])
+        if any(np.linalg.norm(place - [o.x_mm, o.y_mm, o.z_mm]) < 12 for o in others):
+            continue
+        assert (labels == row.id).sum() * voxel == pytest.approx(row.volume_mm3, rel=0.5)
+
+
+def test_weights_of_another_kind_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no such weights"):
+        load_detector("does-not-exist")
+    text = tmp_path / "text.safetensors"
+    text.write_text("not weights")
+    with pytest.raises(UserError, match="safetensors"):
+        load_detector(text)

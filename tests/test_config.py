@@ -1,0 +1,93 @@
+"""The configuration tree: JSON there and back, files, overrides, clear refusals."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from cmb_jax.config import Config, ModelConfig
+from cmb_jax.config_io import config_from_json, config_to_json
+from cmb_jax.config_load import config_from_file, override
+from cmb_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_file_builds_and_survives_json(path):
+    config = config_from_file(path)
+    assert config_from_json(config_to_json(config)) == config
+
+
+def test_json_with_unknown_or_missing_fields_is_refused():
+    values = json.loads(config_to_json(Config()))
+    values["model"]["colour"] = 1
+    with pytest.raises(ValueError, match="colour"):
+        config_from_json(json.dumps(values))
+    del values["model"]["colour"], values["train"]["steps"]
+    with pytest.raises(ValueError, match="steps"):
+        config_from_json(json.dumps(values))
+
+
+def test_dotted_overrides_keep_types():
+    config = override(
+        Config(),
+        [
+            "--train.steps",
+            "7",
+            "--model.widths",
+            "8",
+            "12",
+            "16",
+            "--data.spacing-mm",
+            "1",
+            "1",
+            "1",
+            "--model.encoder-convs",
+            "0",
+            "1",
+            "1",
+            "--model.decoder-convs",
+            "0",
+            "1",
+        ],
+        "train.py",
+    )
+    assert config.train.steps == 7
+    assert config.model.widths == (8, 12, 16)
+    assert config.data.spacing_mm == (1.0, 1.0, 1.0)
+    assert (
+        dataclasses.replace(
+            config.model,
+            widths=ModelConfig().widths,
+            encoder_convs=ModelConfig().encoder_convs,
+            decoder_convs=ModelConfig().decoder_convs,
+        )
+        == ModelConfig()
+    )
+
+
+def test_levels_must_agree():
+    with pytest.raises(ValueError, match="one entry a level"):
+        ModelConfig(widths=(8, 16, 32), encoder_convs=(1, 1))
+    with pytest.raises(ValueError, match="at least three"):
+        ModelConfig(widths=(8, 16), encoder_convs=(1, 1), decoder_convs=(1,))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "cannot be used"),
+        ("def get_config(:", "cannot be used"),
+        ("def get_config(): return 3", "must return"),
+    ],
+)
+def test_bad_config_files_are_refused_in_one_line(tmp_path, text, message):
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        config_from_file(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no such"):
+        config_from_file(tmp_path / "missing.py")
