@@ -1,0 +1,110 @@
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from cmb_jax.anatomy.synthetic import synthetic_pack
+from cmb_jax.errors import UserError
+from cmb_jax.phantom import SubjectSettings, simulate_subject, simulate_tree
+
+OPTIONS = {"protocol": "thick3", "progress": False, "mean_cmbs": 8.0, "simulation_spacing_mm": 2.0}
+
+
+@pytest.fixture(scope="module")
+def pack():
+    return synthetic_pack()
+
+
+@pytest.fixture(scope="module")
+def tree(pack, tmp_path_factory):
+    root = tmp_path_factory.mktemp("trees") / "first"
+    simulate_tree(root, 2, 40, pack=pack, **OPTIONS)
+    return root
+
+
+def _files(root):
+    return sorted(
+        str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and p.name != ".cmb_jax_output"
+    )
+
+
+def test_layout(tree):
+    expected = [".bidsignore", "dataset_description.json", "participants.tsv"]
+    expected += [
+        f"derivatives/truth/{name}" for name in ("dataset_description.json", "desc-mimics_dseg.json")
+    ]
+    for sub in ("sub-0001", "sub-0002"):
+        truth = f"derivatives/truth/{sub}/anat/{sub}_desc-"
+        expected += [f"{truth}{kind}_dseg.nii.gz" for kind in ("cmb", "mimics", "regions")]
+        expected.append(f"{truth}lesions.tsv")
+        for kind in ("part-mag_T2starw", "part-phase_T2starw", "swi"):
+            expected += [f"{sub}/anat/{sub}_{kind}.nii.gz", f"{sub}/anat/{sub}_{kind}.json"]
+    assert _files(tree) == sorted(expected)
+    assert json.loads((tree / "dataset_description.json").read_text())["DatasetType"] == "raw"
+    people = (tree / "participants.tsv").read_text().splitlines()
+    assert [line.split("\t")[:2] for line in people[1:]] == [["sub-0001", "40"], ["sub-0002", "41"]]
+
+
+def test_content_is_that_of_the_subject(tree, pack):
+    settings = SubjectSettings(protocol="thick3", mean_cmbs=8.0, simulation_spacing_mm=2.0)
+    subject = simulate_subject(pack, 41, settings)
+    images, truth = tree / "sub-0002/anat", tree / "derivatives/truth/sub-0002/anat"
+    for name, expected in (
+        ("swi", subject.swi),
+        ("part-mag_T2starw", subject.magnitude),
+        ("part-phase_T2starw", subject.phase),
+    ):
+        image = nib.load(images / f"sub-0002_{name}.nii.gz")
+        np.testing.assert_allclose(image.affine, expected.affine, atol=1e-4)
+        assert image.get_data_dtype() == np.int16
+        assert int(image.header["sform_code"]) == int(image.header["qform_code"]) == 1
+        step = expected.data.max() / 8192
+        np.testing.assert_allclose(image.get_fdata(), expected.data, atol=step)
+    for name, array in (
+        ("cmb", subject.cmb_labels),
+        ("mimics", subject.mimic_labels),
+        ("regions", subject.region_code),
+    ):
+        stored = np.asarray(nib.load(truth / f"sub-0002_desc-{name}_dseg.nii.gz").dataobj)
+        assert stored.dtype == array.dtype
+        np.testing.assert_array_equal(stored, array)
+    lines = (truth / "sub-0002_desc-lesions.tsv").read_text().splitlines()
+    assert lines[0] == (
+        "id\tkind\tx_mm\ty_mm\tz_mm\tdiameter_mm\tapparent_diameter_mm\tchi_ppm\tregion\tside\tzone\tcnr"
+    )
+    assert len(lines) == len(subject.lesions) + 1
+    for line, row in zip(lines[1:], subject.lesions.rows(), strict=True):
+        cells = line.split("\t")
+        assert cells[:2] == [str(row.id), row.kind]
+        np.testing.assert_allclose([float(c) for c in cells[2:5]], [row.x_mm, row.y_mm, row.z_mm], atol=1e-3)
+        assert cells[8:11] == [row.region, row.side, row.zone]
+    sidecar = json.loads((images / "sub-0002_part-phase_T2starw.json").read_text())
+    assert sidecar["Units"] == "rad"
+    assert sidecar["EchoTime"] == pytest.approx(subject.te_ms / 1000, abs=1e-6)
+    assert sidecar["MagneticFieldStrength"] == subject.b0_t
+
+
+def test_same_seed_gives_the_same_bytes(tree, pack, tmp_path):
+    simulate_tree(tmp_path / "again", 1, 40, pack=pack, **OPTIONS)
+    one = [f for f in _files(tmp_path / "again") if f != "participants.tsv"]
+    assert len(one) > 10
+    for name in one:
+        assert (tmp_path / "again" / name).read_bytes() == (tree / name).read_bytes(), name
+
+
+def test_an_existing_folder_is_left_alone(tree, pack):
+    before = _files(tree)
+    with pytest.raises(UserError, match="exists"):
+        simulate_tree(tree, 1, 1, pack=pack, **OPTIONS)
+    assert _files(tree) == before
+
+
+def test_bad_settings_leave_nothing_behind(pack, tmp_path):
+    with pytest.raises(UserError, match="number of subjects is 0"):
+        simulate_tree(tmp_path / "a", 0, 1, pack=pack)
+    with pytest.raises(UserError, match="choose one of: iso05"):
+        simulate_tree(tmp_path / "b", 1, 1, protocol="none", pack=pack)
+    with pytest.raises(UserError, match="seed is"):
+        simulate_tree(tmp_path / "c", 1, -5, pack=pack, progress=False)
+    assert list(tmp_path.iterdir()) == []
