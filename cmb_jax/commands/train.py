@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 
+import cmb_jax
 from cmb_jax.anatomy.assets import load_pack
 from cmb_jax.boxes.geometry import box_centers
 from cmb_jax.commands.common import run_for_people, use_compilation_cache
@@ -27,6 +31,7 @@ from cmb_jax.evaluation.matching import CENTER3, events, pairs_of
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.inference.proposals import ProposalFinder
+from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.phantom import SubjectSettings, simulate_subject
 from cmb_jax.training.checkpoint import QUALITY
 from cmb_jax.training.loop import train
@@ -119,6 +124,34 @@ def _remember(config: Config, workdir: Path) -> None:
     temporary.replace(path)
 
 
+def training_record(
+    config: Config, steps: int, hours: float, quality: Mapping[str, float], weights: Path
+) -> dict[str, Any]:
+    """How the weights came about, for the file beside them; `hours` is of the last start of the run."""
+    phantom = config.phantom
+    last = phantom.train_seed + phantom.train_subjects - 1
+    return {
+        "use": "research use only; trained on simulated subjects, never on patients",
+        "name": config.name,
+        "date": datetime.date.today().isoformat(),
+        "version": cmb_jax.__version__,
+        "jax": jax.__version__,
+        "steps": steps,
+        "patches": steps * config.data.batch_size,
+        "hours": round(hours, 2),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "training_data": f"{phantom.train_subjects} simulated subjects, seeds {phantom.train_seed} to {last}",
+        "validation_data": (
+            f"{phantom.validation_subjects} simulated subjects, seeds from {phantom.validation_seed}, "
+            "without localization; the operating point is the threshold with the best F1 on them"
+        ),
+        "protocols": list(phantom.protocols),
+        "validation": {name: round(value, 4) for name, value in quality.items()},
+        "score_threshold": config.inference.score_threshold,
+        "sha256": sha256_file(weights),
+    }
+
+
 def run(config: Config, workdir: Path) -> None:
     """Simulate, train, choose the operating point, write `weights.safetensors`."""
     workdir.mkdir(parents=True, exist_ok=True)
@@ -130,9 +163,14 @@ def run(config: Config, workdir: Path) -> None:
     def evaluate(params: Any) -> Mapping[str, float]:
         return validate(config, params, validation)
 
+    tick = time.perf_counter()
     state = train(config, workdir, training, evaluate if validation else None)
+    hours = (time.perf_counter() - tick) / 3600
     final = with_operating_point(config, state.ema, validation) if validation else config
     save_bundle(workdir / "weights.safetensors", state.ema, final)
+    quality = evaluate(state.ema) if validation else {}
+    record = training_record(final, int(state.step), hours, quality, workdir / "weights.safetensors")
+    atomic_write_text(workdir / "weights.json", json.dumps(record, indent=2) + "\n", overwrite=True)
     print(
         f"weights: {workdir / 'weights.safetensors'} (operating point {final.inference.score_threshold:.3f})"
     )
