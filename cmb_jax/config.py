@@ -86,7 +86,7 @@ class LossConfig:
 class PhantomConfig:
     """The simulated subjects that training makes for itself."""
 
-    train_subjects: int = 80
+    train_subjects: int = 64
     """Subjects simulated for training."""
     validation_subjects: int = 8
     """Subjects simulated for validation and the choice of the operating point."""
@@ -130,7 +130,7 @@ class DataConfig:
 class TrainConfig:
     """Optimiser, schedule, checkpoints, mesh."""
 
-    steps: int = 3000
+    steps: int = 4000
     learning_rate: float = 2e-3
     warmup_steps: int = 100
     weight_decay: float = 1e-4
@@ -139,7 +139,7 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
-    evaluate_every: int = 500
+    evaluate_every: int = 1000
     log_every: int = 20
     mesh_data: int = 1
     """Devices that share the batch."""
