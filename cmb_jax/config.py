@@ -17,7 +17,7 @@ class ModelConfig:
 
     widths: tuple[int, ...] = (16, 24, 32, 48)
     """Channels of each U-Net level, finest first."""
-    encoder_convs: tuple[int, ...] = (0, 2, 2, 2)
+    encoder_convs: tuple[int, ...] = (0, 1, 2, 2)
     """3x3x3 convolutions of each encoder level, after the stem or the pooling."""
     decoder_convs: tuple[int, ...] = (0, 1, 1)
     """3x3x3 convolutions of each decoder level, finest first."""

@@ -1,4 +1,4 @@
-"""The small detector: 7.7 GFLOP a 64x128x128 patch, trained from nothing on phantoms that it makes itself.
+"""The small detector: 7.4 GFLOP a 64x128x128 patch, trained from nothing on phantoms that it makes itself.
 
 python train.py --config configs/small.py --workdir runs/small
 """
