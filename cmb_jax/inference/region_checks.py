@@ -11,7 +11,7 @@ from scipy import ndimage
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, Side, Zone
 from cmb_jax.data.region_grid import GRID_MM
 
-BRAIN_CM3 = (700.0, 2200.0)  # intracranial volumes of adults, with room to spare
+BRAIN_CM3 = (700.0, 2400.0)  # intracranial volumes of adults, with room to spare
 SMALLEST_ZONE_CM3 = {Zone.LOBAR: 300.0, Zone.DEEP: 40.0, Zone.INFRATENTORIAL: 50.0}
 SIDE_SHARE = (0.4, 0.6)  # of the brain that may lie on the right
 LARGEST_CUT_CM2 = 40.0  # some millimetres of the vertex or of the cerebellum may be missing
