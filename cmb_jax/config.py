@@ -130,7 +130,7 @@ class DataConfig:
 class TrainConfig:
     """Optimiser, schedule, checkpoints, mesh."""
 
-    steps: int = 4000
+    steps: int = 3200
     learning_rate: float = 2e-3
     warmup_steps: int = 100
     weight_decay: float = 1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -15,6 +16,10 @@ from cmb_jax.training.state import TrainState
 QUALITY = "quality"  # the metric that decides which checkpoint is best; larger is better
 
 
+def _quality(metrics: Mapping[str, float]) -> float:
+    return metrics[QUALITY]
+
+
 class Checkpoints:
     """Saves and restores `TrainState`; use as a context manager, so that pending saves finish."""
 
@@ -22,10 +27,12 @@ class Checkpoints:
         folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             enable_async_checkpointing=True,
+            best_fn=_quality,  # without it metrics are not stored
+            best_mode="max",
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(keep),
-                    policies.BestN(get_metric_fn=lambda metrics: metrics[QUALITY], n=1),
+                    policies.BestN(get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False),
                 ]
             ),
         )
