@@ -30,7 +30,6 @@ def run(*, out: Path, overwrite: bool = False) -> None:
         predict(
             swi=images / f"{SUBJECT}_swi.nii.gz",
             phase=images / f"{SUBJECT}_part-phase_T2starw.nii.gz",
-            magnitude=images / f"{SUBJECT}_part-mag_T2starw.nii.gz",
             out=folder / SUBJECT,
         )
         result = evaluate(folder, BUNDLED)
