@@ -52,6 +52,14 @@ class RegionSource:
     brain_mm: jax.Array  # (2,) lowest and highest z of the brain
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContrastVariety:
+    """How far the contrasts of the samples range: probabilities, static under jit."""
+
+    arbitrary: float = 0.25  # of intensities drawn freely for every material; otherwise about T2*-weighted
+    bright_csf: float = 0.5  # of fluid brighter than or like brain in T2*-weighted contrast
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegionSample:
@@ -125,14 +133,16 @@ def _materials(pack: AnatomyPack) -> list[np.ndarray]:
     ]
 
 
-def make_sample(source: RegionSource, key: jax.Array) -> RegionSample:
+def make_sample(
+    source: RegionSource, key: jax.Array, variety: ContrastVariety = ContrastVariety()
+) -> RegionSample:
     """Draw one sample: shape, contrast, artefacts and field of view; deterministic in `key`."""
     shape_key, contrast_key, artefact_key, view_key, flip_key = jax.random.split(key, 5)
     head_points, in_view = _head_points(view_key, source.brain_mm)
     points = _deform(shape_key, head_points, source)
     code = _sample_nearest(source.code, points / CODE_MM)
     code = jnp.where(in_view, code, 0)
-    weights = _material_weights(contrast_key)
+    weights = _material_weights(contrast_key, variety)
     # One term at a time fuses into a single pass; a contraction of uint8 would be slow on a CPU.
     signal = sum(source.materials[m] * (weights[m] / 255) for m in range(NUM_MATERIALS))
     image = _sample_linear(jnp.asarray(signal)[None], points / MATERIAL_MM)[0]
@@ -253,12 +263,12 @@ def _sample_nearest(volume: jax.Array, points: jax.Array) -> jax.Array:
     return jnp.where(inside, volume.reshape(-1)[jnp.where(inside, index, 0)], 0)
 
 
-def _material_weights(key: jax.Array) -> jax.Array:
-    """(NUM_MATERIALS,) intensities: around T2*-weighted contrast, or (a quarter) arbitrary."""
+def _material_weights(key: jax.Array, variety: ContrastVariety) -> jax.Array:
+    """(NUM_MATERIALS,) intensities: around T2*-weighted contrast, or arbitrary."""
     keys = jax.random.split(key, 10)
     white = _uniform(keys[0], 0.5, 0.9)
     cortex = white * _uniform(keys[1], 0.85, 1.3)
-    bright = jax.random.bernoulli(keys[2])
+    bright = jax.random.bernoulli(keys[2], variety.bright_csf)
     csf = jnp.where(bright, _uniform(keys[3], 0.85, 1.4), _uniform(keys[3], 0.1, 0.55))
     csf_pair = csf * _uniform(keys[4], 0.8, 1.15, (2,))
     soft = _uniform(keys[5], 0.0, 1.0, (2,)) * jnp.asarray([0.35, 1.2])
@@ -268,7 +278,7 @@ def _material_weights(key: jax.Array) -> jax.Array:
     free = _uniform(keys[8], 0.0, 1.0, (NUM_MATERIALS,))
     near_cortex = free[0] + 0.4 * (free[6 : 6 + len(NUCLEI)] - 0.5)
     arbitrary = jnp.concatenate([free[:6], near_cortex, extra])
-    return jnp.where(jax.random.bernoulli(keys[9], 0.75), t2star, arbitrary)
+    return jnp.where(jax.random.bernoulli(keys[9], 1 - variety.arbitrary), t2star, arbitrary)
 
 
 def _artefacts(key: jax.Array, image: jax.Array, code: jax.Array, in_view: jax.Array) -> jax.Array:

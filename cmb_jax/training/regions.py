@@ -26,7 +26,13 @@ from tqdm import tqdm
 from cmb_jax.anatomy.assets import load_pack
 from cmb_jax.anatomy.regions import NUM_REGIONS, Side
 from cmb_jax.anatomy.synthetic import synthetic_pack
-from cmb_jax.data.region_samples import RegionSample, RegionSource, build_source, make_sample
+from cmb_jax.data.region_samples import (
+    ContrastVariety,
+    RegionSample,
+    RegionSource,
+    build_source,
+    make_sample,
+)
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.io.weights import load_weights, save_weights
@@ -58,6 +64,10 @@ class RegionTraining:
     """Weight of the soft Dice loss beside the cross-entropy."""
     side_weight: float = 0.3
     """Weight of the side loss."""
+    arbitrary_contrast: float = 0.25
+    """Share of samples of arbitrary contrast; the others are about T2*-weighted."""
+    bright_csf: float = 0.5
+    """Share of the T2*-weighted samples whose fluid is bright."""
     seed: int = 0
     """Seed of the initial weights; samples use a key folded from it and the step."""
     save_every: int = 50
@@ -155,7 +165,10 @@ def make_region_step(config: RegionTraining):
     def step(state: RegionTrainState, source: RegionSource) -> tuple[RegionTrainState, RegionLoss]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         # lax.map, not vmap: one sample at a time keeps the memory of the warps small.
-        batch = jax.lax.map(lambda k: make_sample(source, k), jax.random.split(key, config.batch_size))
+        variety = ContrastVariety(arbitrary=config.arbitrary_contrast, bright_csf=config.bright_csf)
+        batch = jax.lax.map(
+            lambda k: make_sample(source, k, variety), jax.random.split(key, config.batch_size)
+        )
 
         # Neighbours teach nearly the same: the loss looks at a quarter of the voxels, other ones each step.
         offset = jax.random.randint(jax.random.fold_in(key, 1), (2,), 0, 2)
