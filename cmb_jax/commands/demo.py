@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from cmb_jax.commands.predict import check_output
+from cmb_jax.commands.predict import check_output, summary
 from cmb_jax.commands.predict import run as predict
 from cmb_jax.evaluation.evaluate import evaluate
 from cmb_jax.evaluation.metrics import write_metrics
@@ -27,12 +27,14 @@ def run(*, out: Path, overwrite: bool = False) -> None:
     images = BUNDLED / SUBJECT / "anat"
     print("A simulated subject with known microbleeds and mimics (no patient data).", file=sys.stderr)
     with atomic_directory(out, overwrite=overwrite) as folder:
-        predict(
+        prediction = predict(
             swi=images / f"{SUBJECT}_swi.nii.gz",
             phase=images / f"{SUBJECT}_part-phase_T2starw.nii.gz",
             out=folder / SUBJECT,
+            announce=False,
         )
-        result = evaluate(folder, BUNDLED)
+        print(summary(prediction))
+        result = evaluate(folder, BUNDLED, bootstrap_samples=0)  # one scan gives no interval
         write_metrics(result, folder / "metrics.json")
         print(format_table(result))
         shutil.copy(folder / SUBJECT / "report.html", folder / "report.html")

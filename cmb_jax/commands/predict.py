@@ -60,8 +60,9 @@ def run(
     weights: str = "small",
     threshold: float | None = None,
     overwrite: bool = False,
+    announce: bool = True,
 ) -> Prediction:
-    """Read, predict, write; progress on stderr, the summary on stdout.
+    """Read, predict, write; progress on stderr, the summary and the report's place on stdout (`announce`).
 
     Raises:
       UserError: anything wrong with the files or the arguments.
@@ -94,6 +95,7 @@ def run(
     write_prediction(prediction, detector.bundle, out, inputs, subject=subject, overwrite=overwrite)
     for line in prediction.warnings:
         print(f"warning: {line}", file=sys.stderr)
-    print(summary(prediction))
-    print(f"Report: {out / 'report.html'} (research use only)")
+    if announce:
+        print(summary(prediction))
+        print(f"Report: {out / 'report.html'} (research use only)")
     return prediction
