@@ -3,12 +3,14 @@
 Veins, iron-rich nuclei and microbleeds are dark and paramagnetic. Taken as a susceptibility map, thin dark
 structures predict a field pattern (the dipole kernel); the measured high-passed phase follows that pattern
 with the sign that is sought. The pattern matters: veins across the main field have the opposite phase inside,
-so darkness and phase alone correlate poorly.
+so darkness and phase alone correlate poorly. Ordinary contrast between tissues is regressed out first: white
+matter is darker than grey but diamagnetic, and would vote the wrong way.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -20,12 +22,12 @@ from cmb_jax.swi import high_pass, homodyne_phase, low_pass
 _HIGH_PASS_MM = 4.0  # veins and microbleeds are thinner; slow fields and filter edges are gone
 _CLOSING_MM = 5.0  # dark structures thinner than this count
 _DARKNESS = 0.1  # least darkness against the surroundings that counts ...
-_DARK_SHARE = 95.0  # ... and only this percentile on: grey against white matter would vote the wrong way
+_DARK_SHARE = 95.0  # ... and only this percentile on
 _COARSE_MM = 1.0  # grid of the brain mask
 _RIM_MM = 4.0  # as thick as the skin and bone that bridge brain and scalp in a mask, and as the rim left out
 _BLOCKS = (4, 4, 4)  # blocks an axis of the box about the brain; each gives one vote
 _MIN_VOTES = 8
-_MIN_T, _MIN_SHARE, _MIN_R = 3.5, 0.6, 0.02  # simulations without veins reach |t| 2.3, |r| 0.02
+_MIN_T, _MIN_SHARE, _MIN_R = 3.5, 0.65, 0.06  # simulations without veins reach |r| 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,20 +59,22 @@ def decide_phase_sign(
         The decision; not confident where too little tissue, too few veins or calcifications leave it open.
     """
     magnitude = np.asarray(magnitude_or_swi, np.float32)
-    smooth = np.asarray(low_pass(jnp.asarray(magnitude), spacing_mm, 12.0))
     inside = _inside_of_brain(magnitude, spacing_mm)
-    field = _field_of_dark_structures(magnitude, inside, spacing_mm, b0_direction)
-    expected = np.asarray(
-        high_pass(jnp.asarray(field), spacing_mm, jnp.asarray(inside, jnp.float32), _HIGH_PASS_MM)
-    )
+    if not inside.any():
+        return SignDecision(sign=1, confident=False, reason="no brain was found, so +1 was taken")
+    smooth = np.maximum(low_pass(jnp.asarray(magnitude), spacing_mm, 12.0), np.finfo(np.float32).tiny)
+    darkest, contrast = _darkness(magnitude, smooth, inside, spacing_mm)
+
+    def expected(susceptibility: np.ndarray) -> np.ndarray:
+        field = _field(susceptibility, spacing_mm, b0_direction)
+        brain = jnp.asarray(inside, jnp.float32)
+        return np.asarray(high_pass(jnp.asarray(field), spacing_mm, brain, _HIGH_PASS_MM))
+
     measured = np.asarray(
         homodyne_phase(jnp.asarray(phase_rad, jnp.float32), jnp.asarray(magnitude), spacing_mm, _HIGH_PASS_MM)
     )
-    # phase noise is the inverse of the signal
-    weights = np.where(
-        inside, np.minimum(magnitude / np.maximum(smooth, np.finfo(np.float32).tiny), 1.0), 0.0
-    )
-    votes = _block_correlations(measured, expected, weights)
+    weights = np.where(inside, np.minimum(magnitude / smooth, 1.0), 0.0)  # phase noise is 1 / signal
+    votes = _block_correlations(measured, expected(darkest), expected(contrast), weights)
     if len(votes) < _MIN_VOTES:
         return SignDecision(sign=1, confident=False, reason="too little tissue to tell, so +1 was taken")
     mean, spread = float(votes.mean()), float(votes.std(ddof=1))
@@ -117,49 +121,53 @@ def _inside_of_brain(magnitude: np.ndarray, spacing_mm: Sequence[float]) -> np.n
     return inside[tuple(slice(length) for length in magnitude.shape)]
 
 
-def _field_of_dark_structures(
-    magnitude: np.ndarray, inside: np.ndarray, spacing_mm: Sequence[float], b0_direction: Sequence[float]
-) -> np.ndarray:
-    """The field pattern (arbitrary unit) if darkness were susceptibility."""
+def _darkness(
+    magnitude: np.ndarray, smooth: np.ndarray, inside: np.ndarray, spacing_mm: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """How dark the darkest thin structures are, and the ordinary contrast between tissues, both (X, Y, Z)."""
     odd = [max(1, int(_CLOSING_MM / spacing) // 2 * 2 + 1) for spacing in spacing_mm]
-    size = [min(length, width) for length, width in zip(odd, (99, 99, 3), strict=True)]
-    closed = ndimage.grey_closing(magnitude, size)
+    closed = ndimage.grey_closing(magnitude, (odd[0], odd[1], min(odd[2], 3)))
     dark = np.where(inside, (closed - magnitude) / np.maximum(closed, np.finfo(np.float32).tiny), 0.0)
-    if not inside.any():
-        return np.zeros_like(magnitude)
-    dark = np.clip(dark - max(_DARKNESS, float(np.percentile(dark[inside], _DARK_SHARE))), 0.0, 0.5)
-    axes = [fft.fftfreq(length, spacing) for length, spacing in zip(dark.shape, spacing_mm, strict=True)]
-    axes[2] = fft.rfftfreq(dark.shape[2], spacing_mm[2])
+    threshold = max(_DARKNESS, float(np.percentile(dark[inside], _DARK_SHARE)))
+    contrast = np.where(inside, np.clip(1.0 - magnitude / smooth, -threshold, threshold), 0.0)
+    return np.clip(dark - threshold, 0.0, 0.5), contrast
+
+
+def _field(
+    susceptibility: np.ndarray, spacing_mm: Sequence[float], b0_direction: Sequence[float]
+) -> np.ndarray:
+    """The field (X, Y, Z) of a susceptibility map: the dipole kernel in k-space, periodic."""
+    shape = susceptibility.shape
+    axes = [fft.fftfreq(length, spacing) for length, spacing in zip(shape, spacing_mm, strict=True)]
+    axes[2] = fft.rfftfreq(shape[2], spacing_mm[2])
     kx, ky, kz = np.meshgrid(*[axis.astype(np.float32) for axis in axes], indexing="ij", sparse=True)
     square = kx**2 + ky**2 + kz**2
     along = kx * b0_direction[0] + ky * b0_direction[1] + kz * b0_direction[2]
     square[0, 0, 0] = 1.0
     dipole = 1.0 / 3.0 - along**2 / square
     dipole[0, 0, 0] = 0.0
-    spectrum = fft.rfftn(dark.astype(np.float32)) * dipole.astype(np.float32)
-    return np.asarray(fft.irfftn(spectrum, s=dark.shape), np.float32)
+    spectrum = fft.rfftn(susceptibility.astype(np.float32)) * dipole.astype(np.float32)
+    return np.asarray(fft.irfftn(spectrum, s=shape), np.float32)
 
 
-def _block_correlations(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted correlation of a and b in each block that is at least half full."""
-    votes = []
-    used = np.nonzero(weights)
-    if not used[0].size:
-        return np.zeros(0)
-    spans = [np.arange(axis.min(), axis.max() + 1) for axis in used]
+def _block_correlations(
+    measured: np.ndarray, expected: np.ndarray, nuisance: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Weighted partial correlation, the nuisance held fixed, in each block that is at least half full."""
+    spans = [np.arange(axis.min(), axis.max() + 1) for axis in np.nonzero(weights)]
     cuts = [np.array_split(span, count) for span, count in zip(spans, _BLOCKS, strict=True)]
-    for xs in cuts[0]:
-        for ys in cuts[1]:
-            for zs in cuts[2]:
-                if not (len(xs) and len(ys) and len(zs)):
-                    continue
-                block = (slice(xs[0], xs[-1] + 1), slice(ys[0], ys[-1] + 1), slice(zs[0], zs[-1] + 1))
-                w = weights[block]
-                if np.mean(w > 0) < 0.5:
-                    continue
-                p = a[block] - np.average(a[block], weights=w)
-                q = b[block] - np.average(b[block], weights=w)
-                norm = np.sqrt(np.sum(w * p * p) * np.sum(w * q * q))
-                if norm > 0:
-                    votes.append(float(np.sum(w * p * q) / norm))
+    votes = []
+    for xs, ys, zs in itertools.product(*cuts):
+        if not (len(xs) and len(ys) and len(zs)):
+            continue
+        block = (slice(xs[0], xs[-1] + 1), slice(ys[0], ys[-1] + 1), slice(zs[0], zs[-1] + 1))
+        w = weights[block]
+        if np.mean(w > 0) < 0.5:
+            continue
+        a, b, c = (x[block] - np.average(x[block], weights=w) for x in (measured, expected, nuisance))
+        power = max(float(np.sum(w * c * c)), float(np.finfo(np.float32).tiny))
+        a, b = (x - c * (np.sum(w * x * c) / power) for x in (a, b))
+        norm = np.sqrt(np.sum(w * a * a) * np.sum(w * b * b))
+        if norm > 0:
+            votes.append(float(np.sum(w * a * b) / norm))
     return np.array(votes)

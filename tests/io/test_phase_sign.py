@@ -1,12 +1,14 @@
 """The paramagnetic sign is read from veins of every direction, or else not claimed."""
 
+import functools
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from cmb_jax.io.phase import decide_phase_sign, field_direction
 
-SHAPE, SPACING = (96, 96, 64), (0.6, 0.6, 0.6)
+SHAPE, SPACING = (72, 72, 48), (0.7, 0.7, 0.7)
 
 
 def cylinder_field(grid, centre, direction, radius, chi, b0):
@@ -25,6 +27,7 @@ def cylinder_field(grid, centre, direction, radius, chi, b0):
     return np.where(inside, chi / 6 * (3 * cos_theta**2 - 1), outside_field), inside
 
 
+@functools.cache
 def head(seed, chi, b0=(0.0, 0.0, 1.0), veins=25, snr=20.0):
     """Magnitude and phase at 3 T and 20 ms of bright tissue with dark cylinders in every direction."""
     rng = np.random.default_rng(seed)
@@ -58,15 +61,14 @@ def test_veins_decide(seed, stored_sign):
 
 
 def test_oblique_slices():
-    direction = np.array([0.0, 0.8, 0.6])
+    direction = (0.0, 0.8, 0.6)
     magnitude, phase = head(2, chi=0.2, b0=direction)
-    decision = decide_phase_sign(-phase, magnitude, SPACING, tuple(direction))
+    decision = decide_phase_sign(-phase, magnitude, SPACING, direction)
     assert (decision.sign, decision.confident) == (-1, True)
 
 
-@pytest.mark.parametrize("seed", [3, 4])
-def test_no_claim_without_evidence(seed):
-    magnitude, phase = head(seed, chi=0.0)  # dark lines, but no susceptibility
+def test_no_claim_without_evidence():
+    magnitude, phase = head(3, chi=0.0)  # dark lines, but no susceptibility
     decision = decide_phase_sign(phase, magnitude, SPACING)
     assert not decision.confident
     assert decision.sign == 1
