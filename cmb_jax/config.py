@@ -163,7 +163,7 @@ class InferenceConfig:
     """Operating point: the lowest score that is reported as kept; chosen on validation subjects."""
     definite_threshold: float = 0.8
     """From this score on a detection is called definite, below it possible."""
-    candidate_threshold: float = 0.1
+    candidate_threshold: float = 0.05
     """Candidates below this score are not listed at all."""
 
 

@@ -32,7 +32,7 @@ from cmb_jax.phantom.stamps import draw_balls, draw_tubes, stamp_half_width
 from cmb_jax.phantom.tissue import CHI_AIR, TissueMaps, draw_tissue, texture_lattice, tissue_maps
 from cmb_jax.phantom.types import LesionTable, PhantomSubject, SubjectSettings
 from cmb_jax.phantom.veins import MAX_RADIUS_MM, Veins, draw_veins
-from cmb_jax.phantom.visibility import MIN_CNR, contrast_to_noise
+from cmb_jax.phantom.visibility import MIN_CNR, MIN_SURROUNDINGS, visibility
 from cmb_jax.swi import susceptibility_weighted
 
 _PADDING = 1.2  # of the field's grid: what wraps round is smooth and far away
@@ -192,9 +192,9 @@ def simulate_subject(pack: AnatomyPack, seed: int, settings: SubjectSettings | N
     """A simulated scan with its truth; the same pack, seed and settings give the same arrays.
 
     The image axes are those of the head (right, anterior, superior) up to a few degrees; the affine turns
-    them so that the scanner's field points to +z. A microbleed whose contrast-to-noise ratio on the finished
-    SWI is below `MIN_CNR` is not counted as a truth: row and label are left out. Raises UserError for
-    settings that make no sense.
+    them so that the scanner's field points to +z. A microbleed that cannot be seen on the finished SWI, by
+    its contrast-to-noise ratio (`MIN_CNR`) or because it lies in signal loss (`MIN_SURROUNDINGS`), is not
+    counted as a truth: row and label are left out. Raises UserError for settings that make no sense.
     """
     settings = settings or SubjectSettings()
     protocol = check_settings(settings)
@@ -301,12 +301,15 @@ def _finish(
     provisional = jnp.where(bleeds.valid, 1, 0)
     occupied = instance_labels(bleeds, bleed_mm, provisional, grid=grid)
     tissue = _solid(code) & (occupied == 0)
-    cnr = [
-        np.asarray(contrast_to_noise(image.swi, tissue, sigma, b.centre_mm, d, grid=grid))
+    seen = [
+        visibility(image.swi, tissue, sigma, b.centre_mm, d, grid=grid)
         for b, d in ((bleeds, bleed_mm), (calcifications, lime_mm))
     ]
+    cnr = [np.asarray(each.cnr) for each in seen]
+    typical = float(np.median(np.asarray(image.swi)[np.asarray(tissue)]))
+    clear = np.asarray(seen[0].surroundings) >= MIN_SURROUNDINGS * typical
     inside = [np.asarray(b.valid) & _inside(np.asarray(b.centre_mm), grid) for b in (bleeds, calcifications)]
-    keep = inside[0] & (cnr[0] >= MIN_CNR)
+    keep = inside[0] & clear & (cnr[0] >= MIN_CNR)
     ids = np.where(keep, np.cumsum(keep), 0)
     labels = instance_labels(bleeds, bleed_mm, jnp.asarray(ids), grid=grid)
     mimics = mimic_labels(mimics, veins, calcifications, lime_mm, grid=grid)

@@ -1,7 +1,8 @@
-"""Contrast-to-noise ratio of lesions on the simulated SWI."""
+"""Whether a lesion can be seen on the simulated SWI."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -13,12 +14,25 @@ from cmb_jax.phantom.geometry import Grid
 MIN_CNR = 3.0
 """A microbleed below this is no truth: nobody could see it. Its row and label are left out."""
 
+MIN_SURROUNDINGS = 0.4
+"""Nor is one whose surroundings are darker than this share of the brain's median: there, near air-filled
+cavities, the signal is lost, and a dark spot in the dark is nobody's microbleed."""
+
 _RING_MM = (1.0, 3.5)  # beyond the apparent radius
 _WINDOW_MM = 9.0
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Visibility:
+    """How well each of N lesions shows."""
+
+    cnr: jax.Array  # (N,) |surroundings - core| over the noise of one channel
+    surroundings: jax.Array  # (N,) mean SWI around it
+
+
 @functools.partial(jax.jit, static_argnames=("grid",))
-def contrast_to_noise(
+def visibility(
     swi: jax.Array,
     tissue: jax.Array,
     sigma: jax.Array,
@@ -26,8 +40,8 @@ def contrast_to_noise(
     apparent_mm: jax.Array,
     *,
     grid: Grid,
-) -> jax.Array:
-    """|mean of the surrounding tissue - mean of the core| over the noise of one channel, (N,).
+) -> Visibility:
+    """Contrast-to-noise ratio and surroundings of lesions.
 
     Core: voxels within half the apparent radius, the nearest voxel at least. Surroundings: `tissue` (brain
     without CSF and lesions) 1 to 3.5 mm beyond the apparent radius, or all of that shell where none is left.
@@ -39,7 +53,7 @@ def contrast_to_noise(
     ]
     steps = jnp.stack(jnp.meshgrid(*(jnp.arange(n) for n in size), indexing="ij"), axis=-1)
 
-    def one(centre: jax.Array, diameter: jax.Array) -> jax.Array:
+    def one(centre: jax.Array, diameter: jax.Array) -> Visibility:
         position = (centre - jnp.asarray(grid.origin_mm)) / spacing
         start = jnp.round(position).astype(jnp.int32) - jnp.asarray(size) // 2
         start = jnp.clip(start, 0, jnp.asarray(grid.shape) - jnp.asarray(size))
@@ -54,6 +68,6 @@ def contrast_to_noise(
         def mean(mask: jax.Array) -> jax.Array:
             return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1)
 
-        return jnp.abs(mean(ring) - mean(core)) / sigma
+        return Visibility(cnr=jnp.abs(mean(ring) - mean(core)) / sigma, surroundings=mean(ring))
 
     return jax.lax.map(lambda pair: one(*pair), (centre_mm, apparent_mm))

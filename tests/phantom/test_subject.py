@@ -151,3 +151,21 @@ def test_bad_protocols_are_refused(change):
         check_protocol(protocol)
     with pytest.raises(UserError, match=next(iter(change))):
         check_protocol(dataclasses.replace(PROTOCOLS["iso05"], **change))
+
+
+def test_truths_can_be_seen(subject):
+    """Every microbleed that counts is darker than a neighbourhood that has signal."""
+    lesions = subject.lesions
+    rows = lesions.is_cmb
+    assert (lesions.cnr[rows] >= MIN_CNR).all()
+    swi = subject.swi.data
+    tissue = np.isin(region_of(subject.region_code), [r for r in Region if 1 <= r <= 13])
+    typical = np.median(swi[tissue])
+    free = tissue & (subject.cmb_labels == 0)
+    grid = np.stack(np.meshgrid(*[np.arange(n) for n in swi.shape], indexing="ij"), axis=-1)
+    points = grid @ subject.swi.affine[:3, :3].T + subject.swi.affine[:3, 3]
+    for place, diameter in zip(lesions.centre_mm[rows], lesions.apparent_diameter_mm[rows], strict=True):
+        distance = np.linalg.norm(points - place, axis=-1) - diameter / 2
+        shell = free & (distance >= 1.0) & (distance <= 3.5)
+        assert shell.any()
+        assert swi[shell].mean() > 0.35 * typical
