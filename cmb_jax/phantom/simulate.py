@@ -32,7 +32,7 @@ from cmb_jax.phantom.stamps import draw_balls, draw_tubes, stamp_half_width
 from cmb_jax.phantom.tissue import CHI_AIR, TissueMaps, draw_tissue, texture_lattice, tissue_maps
 from cmb_jax.phantom.types import LesionTable, PhantomSubject, SubjectSettings
 from cmb_jax.phantom.veins import MAX_RADIUS_MM, Veins, draw_veins
-from cmb_jax.phantom.visibility import MIN_CNR, MIN_SURROUNDINGS, visibility
+from cmb_jax.phantom.visibility import MIN_CNR, MIN_DISTINCTNESS, MIN_SURROUNDINGS, visibility
 from cmb_jax.swi import susceptibility_weighted
 
 _PADDING = 1.2  # of the field's grid: what wraps round is smooth and far away
@@ -193,8 +193,9 @@ def simulate_subject(pack: AnatomyPack, seed: int, settings: SubjectSettings | N
 
     The image axes are those of the head (right, anterior, superior) up to a few degrees; the affine turns
     them so that the scanner's field points to +z. A microbleed that cannot be seen on the finished SWI, by
-    its contrast-to-noise ratio (`MIN_CNR`) or because it lies in signal loss (`MIN_SURROUNDINGS`), is not
-    counted as a truth: row and label are left out. Raises UserError for settings that make no sense.
+    its contrast-to-noise ratio or because it lies in signal loss or among artefacts (`MIN_CNR`,
+    `MIN_SURROUNDINGS`, `MIN_DISTINCTNESS` of `phantom.visibility`), is not counted as a truth: row and label
+    are left out. Raises UserError for settings that make no sense.
     """
     settings = settings or SubjectSettings()
     protocol = check_settings(settings)
@@ -308,6 +309,7 @@ def _finish(
     cnr = [np.asarray(each.cnr) for each in seen]
     typical = float(np.median(np.asarray(image.swi)[np.asarray(tissue)]))
     clear = np.asarray(seen[0].surroundings) >= MIN_SURROUNDINGS * typical
+    clear &= np.asarray(seen[0].distinctness) >= MIN_DISTINCTNESS
     inside = [np.asarray(b.valid) & _inside(np.asarray(b.centre_mm), grid) for b in (bleeds, calcifications)]
     keep = inside[0] & clear & (cnr[0] >= MIN_CNR)
     ids = np.where(keep, np.cumsum(keep), 0)

@@ -18,6 +18,10 @@ MIN_SURROUNDINGS = 0.4
 """Nor is one whose surroundings are darker than this share of the brain's median: there, near air-filled
 cavities, the signal is lost, and a dark spot in the dark is nobody's microbleed."""
 
+MIN_DISTINCTNESS = 2.0
+"""Nor one whose contrast is less than this many standard deviations of its surroundings: between the rings
+of an air-tissue artefact a dark spot is one of many."""
+
 _RING_MM = (1.0, 3.5)  # beyond the apparent radius
 _WINDOW_MM = 9.0
 
@@ -29,6 +33,7 @@ class Visibility:
 
     cnr: jax.Array  # (N,) |surroundings - core| over the noise of one channel
     surroundings: jax.Array  # (N,) mean SWI around it
+    distinctness: jax.Array  # (N,) |surroundings - core| over the standard deviation of the surroundings
 
 
 @functools.partial(jax.jit, static_argnames=("grid",))
@@ -65,9 +70,11 @@ def visibility(
         ring = shell & solid
         ring = jnp.where(jnp.any(ring), ring, shell)
 
-        def mean(mask: jax.Array) -> jax.Array:
-            return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1)
-
-        return Visibility(cnr=jnp.abs(mean(ring) - mean(core)) / sigma, surroundings=mean(ring))
+        level = jnp.sum(values * ring) / jnp.maximum(jnp.sum(ring), 1)
+        contrast = jnp.abs(level - jnp.sum(values * core) / jnp.maximum(jnp.sum(core), 1))
+        spread = jnp.sqrt(jnp.sum((values - level) ** 2 * ring) / jnp.maximum(jnp.sum(ring), 1))
+        return Visibility(
+            cnr=contrast / sigma, surroundings=level, distinctness=contrast / jnp.maximum(spread, 1e-6)
+        )
 
     return jax.lax.map(lambda pair: one(*pair), (centre_mm, apparent_mm))
