@@ -26,7 +26,7 @@ def predict(
     phase: Path | None = None,
     magnitude: Path | None = None,
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
-    phase_range: Literal["auto", "radians", "plus_minus_4096", "zero_4095", "zero_2pi"] = "auto",
+    phase_range: Literal["auto", "radians", "pm4096", "0-4095", "0-2pi", "symmetric"] = "auto",
     weights: str = "small",
     threshold: float | None = None,
     overwrite: bool = False,
@@ -39,9 +39,10 @@ def predict(
       swi: susceptibility-weighted or T2*-weighted image (NIfTI).
       out: folder to make.
       phase: phase image on the same grid.
-      magnitude: magnitude image on the same grid, for brain regions and the phase sign.
+      magnitude: magnitude image on the same grid, for the brain regions.
       phase_sign: what the stored phase is multiplied with, so that veins are positive.
-      phase_range: how the phase is stored; auto tells it from the data.
+      phase_range: how the phase is stored (pm4096: +-4096; symmetric: its largest value is pi); auto
+        tells it from the data.
       weights: name of bundled weights, or a .safetensors file.
       threshold: score from which a candidate is kept; default: the weights' operating point.
       overwrite: replace the folder if it exists.
@@ -108,6 +109,7 @@ def swi(
     te_ms: tuple[float, ...] = (),
     echo: int | None = None,
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
+    phase_range: Literal["auto", "radians", "pm4096", "0-4095", "0-2pi", "symmetric"] = "auto",
     overwrite: bool = False,
 ) -> None:
     """Make a susceptibility-weighted image from magnitude and phase (several echoes are combined).
@@ -119,11 +121,14 @@ def swi(
       te_ms: echo times in ms; needed to combine several echoes.
       echo: use this echo alone, counted from 1.
       phase_sign: what the stored phase is multiplied with, so that veins are positive.
+      phase_range: how the phase is stored; auto tells it from the data.
       overwrite: replace the folder if it exists.
     """
     from cmb_jax.inference.swi_command import run_swi
+    from cmb_jax.io.phase import PhaseRange
 
-    folder = run_swi(magnitude, phase, out, te_ms, echo, phase_sign, overwrite)
+    stored = None if phase_range == "auto" else PhaseRange(phase_range)
+    folder = run_swi(magnitude, phase, out, te_ms, echo, phase_sign, overwrite, stored)
     print(f"written: {folder}")
 
 

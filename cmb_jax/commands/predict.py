@@ -85,7 +85,7 @@ def run(
         phase_volume,
         magnitude_volume,
         phase_sign=phase_sign,
-        phase_range=None if phase_range == "auto" else PhaseRange[phase_range.upper()],
+        phase_range=None if phase_range == "auto" else PhaseRange(phase_range),
         threshold=threshold,
         progress=say,
     )

@@ -18,11 +18,13 @@ from cmb_jax.boxes.geometry import box_centers, box_sizes
 from cmb_jax.boxes.types import Detections
 from cmb_jax.config import Config
 from cmb_jax.data.prepare import PreparedVolume, points_from_edges, prepare
+from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.inference.regions import brain_mask_on, predict_regions, region_code_on
 from cmb_jax.io.nifti import check_same_grid, native_index
-from cmb_jax.io.phase import PhaseRange, decide_phase_sign, detect_phase_range, phase_to_radians
+from cmb_jax.io.phase import PhaseRange, detect_phase_range, phase_to_radians
+from cmb_jax.io.phase_sign import decide_phase_sign, field_direction
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.content import DetectionRow
 
@@ -81,22 +83,26 @@ def read_phase(
 
     Args:
       phase: as stored; radians, +-4096, 0..4095 or 0..2 pi.
-      reference: SWI or magnitude on the same grid, in which veins are dark.
+      reference: SWI on the same grid, in which veins are darker than on the magnitude.
       sign: +1 or -1 multiplies the phase; "auto" lets veins and deep nuclei decide.
       stored: the storage range, if it must not be found from the data.
     """
-    found = detect_phase_range(phase.data) if stored is None else stored
+    try:
+        found = detect_phase_range(phase.data) if stored is None else stored
+    except UserError as error:
+        raise UserError(f"{phase.source or 'phase'}: {error}") from error
     radians = phase_to_radians(phase.data, found)
     warning = None
     if sign == "auto":
-        decision = decide_phase_sign(radians, reference.data, reference.spacing_mm)
+        decision = decide_phase_sign(
+            radians, reference.data, reference.spacing_mm, b0_direction=field_direction(reference.affine)
+        )
         factor, why = decision.sign, decision.reason
         if not decision.confident:
             warning = f"the sign of the phase could not be decided with confidence ({why}); give --phase-sign"
     else:
         factor, why = int(sign), "as asked"
-    range_text = found.name.lower().replace("_", " ")
-    sentence = f"phase read as {range_text}, sign {factor:+d} ({why})"
+    sentence = f"phase read as {found.value}, sign {factor:+d} ({why})"
     return PhaseChoice(radians=radians * factor, sentence=sentence, warning=warning)
 
 
@@ -126,7 +132,7 @@ class CmbDetector:
           swi: susceptibility-weighted or T2*-weighted image, RAS axes (see `cmb_jax.io.read_volume`).
           phase: phase image on the same grid, in any of the storage forms; without it the detector works
             on the intensity alone.
-          magnitude: magnitude image on the same grid; used for the brain regions and the phase sign.
+          magnitude: magnitude image on the same grid; used for the brain regions.
           phase_sign: "auto", "+1" or "-1" (what the stored phase is multiplied with, so that
             paramagnetic is positive).
           phase_range: storage range of the phase; default: found from the data.
@@ -153,7 +159,7 @@ class CmbDetector:
         if phase is not None:
             say("reading the phase")
             with clock("phase"):
-                choice = read_phase(phase, anatomy, phase_sign, phase_range)
+                choice = read_phase(phase, swi, phase_sign, phase_range)
             radians = choice.radians
             steps.append(choice.sentence)
             if choice.warning:
