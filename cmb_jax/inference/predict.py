@@ -31,6 +31,8 @@ from cmb_jax.report.content import DetectionRow
 PhaseSign = Literal["auto", "+1", "-1"]
 # The region map is right to about half of its 2 mm voxels: the sphere that votes is larger by that much.
 MAP_ERROR_MM = 1.0
+# Candidates under the operating point that are listed, the best of them: more would bury the report.
+LISTED_BELOW_THRESHOLD = 40
 LOW_SCORE = "score below the operating point"
 
 
@@ -235,6 +237,9 @@ class CmbDetector:
         threshold: float,
     ) -> tuple[tuple[DetectionRow, ...], np.ndarray]:
         keep = np.asarray(detections.valid)
+        # best first: what the operating point leaves out is listed as far as a reader may want to look
+        above = int((np.asarray(detections.scores)[keep] >= threshold).sum())
+        keep = keep & (np.cumsum(keep) <= above + LISTED_BELOW_THRESHOLD)
         boxes, scores = np.asarray(detections.boxes)[keep], np.asarray(detections.scores)[keep]
         centers = points_from_edges(np.asarray(box_centers(boxes)), prepared.affine)
         edges_mm = (np.asarray(box_sizes(boxes)) * np.array(prepared.spacing_mm))[:, ::-1]
