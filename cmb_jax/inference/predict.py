@@ -241,8 +241,8 @@ class CmbDetector:
         above = int((np.asarray(detections.scores)[keep] >= threshold).sum())
         keep = keep & (np.cumsum(keep) <= above + LISTED_BELOW_THRESHOLD)
         boxes, scores = np.asarray(detections.boxes)[keep], np.asarray(detections.scores)[keep]
-        centers = points_from_edges(np.asarray(box_centers(boxes)), prepared.affine)
-        edges_mm = (np.asarray(box_sizes(boxes)) * np.array(prepared.spacing_mm))[:, ::-1]
+        centers = points_from_edges(np.asarray(box_centers(jnp.asarray(boxes))), prepared.affine)
+        edges_mm = (np.asarray(box_sizes(jnp.asarray(boxes))) * np.array(prepared.spacing_mm))[:, ::-1]
         diameters = np.cbrt(edges_mm.prod(axis=1))
         if len(boxes) == 0:
             return (), np.zeros((0, 3))
