@@ -42,6 +42,8 @@ def train(
     """
     mesh = make_mesh(config.train.mesh_data, config.train.mesh_space)
     step_function = make_step(config, mesh)
+    # Simulated devices share one pool of threads: two steps under way at once may wait for each other for ever.
+    simulated = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
         state = init_state(config, mesh)
         if checkpoints.latest_step() is not None:
@@ -80,6 +82,8 @@ def train(
                     break
                 batch = put_batch(next(batches), mesh)
                 state, metrics = step_function(state, batch)
+                if simulated:
+                    jax.block_until_ready(metrics)
                 log.advance()
                 if (step + 1) % config.train.log_every == 0:
                     # waiting for the device is done only now and then, and before the clock is read
