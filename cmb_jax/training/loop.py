@@ -42,7 +42,7 @@ def train(
     """
     mesh = make_mesh(config.train.mesh_data, config.train.mesh_space)
     step_function = make_step(config, mesh)
-    # Simulated devices share one pool of threads: two steps under way at once may wait for each other for ever.
+    # Simulated devices share one pool of threads: two steps at once may wait for each other for ever.
     simulated = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
         state = init_state(config, mesh)
