@@ -10,11 +10,16 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A simulated device holds a thread while it waits for the others. XLA's pools are as large as this says; as
+# large as the number of devices, any other work in them leaves one device without a thread, for ever.
+os.environ.setdefault("NPROC", "32")
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
 
+jax.config.update("jax_cpu_enable_async_dispatch", False)  # one program at a time on the simulated devices
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags
 
 
