@@ -11,7 +11,9 @@ help:
 	@echo "make format  ruff's formatter and its safe fixes"
 	@echo "make clean   remove the environment and the demo's output"
 
-.venv/base: requirements.txt pyproject.toml
+KERNEL := $(filter-out %.py %.so,$(wildcard cmb_jax/ops/cpu/*.*))
+
+.venv/base: requirements.txt pyproject.toml setup.py $(KERNEL)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "[setup] making .venv and installing the requirements (a few minutes the first time)"
 	@$(PYTHON) -m venv .venv

@@ -1,0 +1,1 @@
+"""The CPU kernel: C++ sources, and finding what was built from them."""

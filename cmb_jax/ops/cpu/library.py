@@ -1,0 +1,64 @@
+"""Finding the compiled convolution kernel and handing it to XLA.
+
+It is built when the package is installed, if a C++ compiler is there. Two environment variables are for tests
+and for finding faults: CMB_JAX_CPU_KERNEL=off leaves the kernel out, CMB_JAX_CPU_ISA=avx512 | avx2 | portable
+asks for one instruction set (one that the processor lacks counts as no kernel).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+from pathlib import Path
+
+import jax
+
+CONVOLUTION = "cmb_jax_conv3d"
+KERNEL_GRADIENT = "cmb_jax_conv3d_kernel_gradient"
+TARGETS = (CONVOLUTION, KERNEL_GRADIENT)
+
+_log = logging.getLogger(__name__)
+
+
+def available() -> bool:
+    """Whether XLA can call the kernel in this process; says once in the log why it cannot."""
+    return instruction_set() != "none"
+
+
+@functools.cache
+def instruction_set() -> str:
+    """The instructions that the kernel uses: "avx512", "avx2", "portable", or "none" without a kernel."""
+    if os.environ.get("CMB_JAX_CPU_KERNEL", "").lower() in ("off", "0", "no"):
+        return _without("CMB_JAX_CPU_KERNEL is off")
+    built = sorted(Path(__file__).parent.glob("_conv3d*.so"))
+    if not built:
+        return _without("it was not built (no C++ compiler when the package was installed?)")
+    return load(built[0])
+
+
+def load(path: Path) -> str:
+    """Register the kernel of the library at `path`; its instruction set, or "none" and a line in the log."""
+    try:
+        shared = ctypes.CDLL(str(path))
+        name_of = shared.cmb_jax_instruction_set
+        name_of.restype = ctypes.c_char_p
+        name = name_of().decode()
+        if name == "none":
+            return _without(
+                "the processor has no AVX2, or not the instructions that CMB_JAX_CPU_ISA asks for"
+            )
+        for target in TARGETS:
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(shared, target)), platform="cpu")
+    # what a damaged, foreign or outdated library raises depends on the loader and on XLA
+    except Exception as error:
+        return _without(
+            f"{path.name} cannot be used ({str(error).splitlines()[0]}): install the package again"
+        )
+    return name
+
+
+def _without(reason: str) -> str:
+    _log.warning("convolutions on CPU run about 3 times slower without the compiled kernel: %s", reason)
+    return "none"

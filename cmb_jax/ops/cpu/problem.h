@@ -1,0 +1,70 @@
+// Sizes of one convolution and the memory that its kernels work in; nothing here depends on the processor.
+#ifndef CMB_JAX_PROBLEM_H_
+#define CMB_JAX_PROBLEM_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+namespace cmb_jax {
+
+// One axis of a "SAME" convolution: output o looks at inputs o * stride - before + [0, kernel).
+struct Axis {
+  int64_t input = 0, output = 0, kernel = 1, stride = 1, before = 0;
+
+  Axis() = default;
+  Axis(int64_t input_size, int64_t kernel_size, int64_t step)
+      : input(input_size), output((input_size + step - 1) / step), kernel(kernel_size), stride(step) {
+    const int64_t padding = (output - 1) * stride + kernel - input;
+    before = padding > 0 ? padding / 2 : 0;
+  }
+  int64_t First(int64_t out) const { return out * stride - before; }
+  // Inputs that `count` neighbouring outputs look at.
+  int64_t Span(int64_t count) const { return (count - 1) * stride + kernel; }
+};
+
+// x (batch, z.input, y.input, x.input, inputs) * kernel (z, y, x, inputs, outputs).
+struct Problem {
+  int64_t batch = 0, inputs = 0, outputs = 0;
+  Axis z, y, x;
+
+  int64_t Inner() const { return x.kernel * inputs; }  // contiguous inputs of one output along a row
+  int64_t Taps() const { return z.kernel * y.kernel; }  // rows that one output looks at
+  int64_t KernelSize() const { return Taps() * Inner() * outputs; }
+};
+
+// Aligned memory that grows and is kept for the next call of the same thread.
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(data_); }
+
+  float* Get(int64_t count) {
+    if (count > size_) {
+      std::free(data_);
+      size_ = 0;
+      const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64;
+      data_ = static_cast<float*>(std::aligned_alloc(64, bytes));
+      if (data_ == nullptr) throw std::bad_alloc();
+      size_ = count;
+    }
+    return data_;
+  }
+
+ private:
+  float* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// Output rows that share one window of input rows, so that the window stays in the second-level cache.
+inline int64_t RowsPerChunk(const Problem& p, int64_t floats_a_row, int64_t planes, int64_t budget) {
+  const int64_t fit = budget / std::max<int64_t>(1, planes * p.y.stride * floats_a_row) - p.y.kernel;
+  return std::clamp<int64_t>(fit, std::min<int64_t>(4, p.y.output), p.y.output);
+}
+
+}  // namespace cmb_jax
+
+#endif  // CMB_JAX_PROBLEM_H_
