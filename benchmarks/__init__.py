@@ -1,0 +1,1 @@
+"""Peers that the package is timed against; the package itself never imports this folder."""
