@@ -1,0 +1,82 @@
+"""Run the CPU kernel on random shapes under AddressSanitizer: python tools/fuzz_conv.py [COUNT].
+
+Needs gcc on Linux. Builds the kernel with the sanitizer in a temporary folder and starts itself again with
+the sanitizer's run time loaded first. Ends with exit code 0 and a count, or with the sanitizer's report.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jaxlib
+import numpy as np
+
+SOURCES = Path(__file__).parents[1] / "cmb_jax/ops/cpu"
+EDGES = [(3, 3, 3), (1, 3, 3), (3, 1, 1), (3, 3, 1), (1, 1, 3), (1, 1, 1)]
+STRIDES = [(1, 1, 1), (1, 2, 2), (2, 2, 2), (3, 1, 2)]
+
+
+def build(folder):
+    library = Path(folder) / "_conv3d.so"
+    flags = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared", "-fsanitize=address,undefined"]
+    include = Path(jaxlib.__file__).parent / "include"
+    subprocess.run(["g++", *flags, "-isystem", include, SOURCES / "conv3d.cc", "-o", library], check=True)
+    return library
+
+
+def restart(library, count):
+    # the C++ library too: the sanitizer looks for what throws exceptions when it starts
+    names = ("libasan.so", "libstdc++.so")
+    found = [
+        subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+        for name in names
+    ]
+    settings = {
+        "LD_PRELOAD": " ".join(done.stdout.strip() for done in found),
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
+    command = [sys.executable, __file__, str(count), str(library)]
+    return subprocess.run(command, env={**os.environ, **settings}).returncode
+
+
+def fuzz(library_path, count):
+    import jax
+    import jax.numpy as jnp
+
+    from cmb_jax.ops import conv
+    from cmb_jax.ops.cpu import library
+
+    name = library.load(Path(library_path))
+    library.instruction_set = lambda: name
+    rng = np.random.default_rng(0)
+    plain = {strides: jax.jit(lambda x, k, s=strides: conv._plain(x, k, s)) for strides in STRIDES}
+    worst = 0.0
+    for number, edges, strides in zip(
+        range(count), itertools.cycle(EDGES), itertools.cycle(STRIDES), strict=False
+    ):
+        sizes = [int(rng.choice([1, 1, 2, 3, rng.integers(1, high)])) for high in (9, 12, 70)]
+        inputs, outputs = (int(rng.choice([1, 2, 3, 8, 16, 24, rng.integers(1, 130)])) for _ in range(2))
+        x = jnp.asarray(rng.normal(size=(int(rng.integers(0, 3)), *sizes, inputs)), jnp.float32)
+        kernel = jnp.asarray(rng.normal(size=(*edges, inputs, outputs)), jnp.float32)
+        value, pull = jax.vjp(lambda x, k, s=strides: conv.conv3d(x, k, s), x, kernel)
+        jax.block_until_ready(pull(jnp.ones_like(value)))
+        if x.size and number % 10 == 0:
+            difference = jnp.abs(value - plain[strides](x, kernel)).max() / (jnp.abs(value).max() + 1e-6)
+            worst = max(worst, float(difference))
+        if number % 100 == 0:
+            print(f"{number} of {count}", flush=True)
+    print(
+        f"{count} shapes with {name}: no error; largest relative difference to XLA's convolution {worst:.1e}"
+    )
+
+
+if __name__ == "__main__":
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 500
+    if len(sys.argv) > 2:
+        fuzz(sys.argv[2], count)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            sys.exit(restart(build(folder), count))
