@@ -155,6 +155,27 @@ def weights_show(weights: str = "small") -> None:
     show(weights)
 
 
+def benchmark(
+    case: tuple[str, ...] = (),
+    json: Path | None = None,
+    repeats: int = 9,
+    scaling: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Time this package against PyTorch, MONAI and NumPy on the same cores (source checkout only).
+
+    Args:
+      case: names of cases, such as train-small; default: all.
+      json: file for the rows with facts about the machine.
+      repeats: of each side of a case; they take turns.
+      scaling: also measure time and memory against volume size and number of candidates.
+      overwrite: replace the file if it exists.
+    """
+    from cmb_jax.commands.benchmark import run
+
+    run(case=case, json=json, repeats=repeats, scaling=scaling, overwrite=overwrite)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict,
     "simulate": simulate,
@@ -162,6 +183,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "swi": swi,
     "demo": demo,
     "weights": weights_show,
+    "benchmark": benchmark,
 }
 
 

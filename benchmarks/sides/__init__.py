@@ -1,0 +1,1 @@
+"""One module for each side of each case, with `prepare(options, device) -> Prepared`."""

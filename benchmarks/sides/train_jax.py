@@ -1,0 +1,43 @@
+"""A training step of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import inputs
+from benchmarks.cases import Prepared
+from benchmarks.flops import training_gflop
+from benchmarks.sides.on_jax import convolution_note, device_peak_mb
+from cmb_jax.training.sharding import make_mesh
+from cmb_jax.training.state import init_state
+from cmb_jax.training.step import StepMetrics, make_step, put_batch
+
+__all__ = ["device_peak_mb", "prepare"]
+
+
+def prepare(options: dict[str, Any], device: str) -> Prepared:
+    """The jitted step on one device; the state goes on from run to run."""
+    config = inputs.train_config(options)
+    mesh = make_mesh()
+    state = init_state(config, mesh)
+    params = jax.tree.map(jnp.asarray, inputs.parameters(config.model))
+    state = dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))
+    batch = put_batch(inputs.patches(config), mesh)
+    step = make_step(config, mesh)
+
+    def run() -> StepMetrics:
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+        return metrics
+
+    return Prepared(
+        run=run,
+        result=lambda metrics: float(metrics.terms.total),
+        gflop=training_gflop(params, config.data.patch_shape, config.data.batch_size),
+        note=convolution_note(device),
+    )
