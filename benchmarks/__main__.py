@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 from benchmarks import machine, scaling
 from benchmarks.cases import CASES, PEAK, Case, Device
 from benchmarks.table import Row, rows_table
-from benchmarks.turns import measure
+from benchmarks.turns import measure, without_gpu
 from cmb_jax.commands.common import run_for_people
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
@@ -33,18 +35,30 @@ def check_output(path: Path | None, overwrite: bool) -> None:
     """Before anything is measured: the file can be written.
 
     Raises:
-        UserError: it is there already, or a folder.
+        UserError: it is there already, or is a folder, or its folder cannot be written to.
     """
     if path is not None and path.is_dir():
         raise UserError(f"{path}: this is a folder; give the name of a JSON file")
     if path is not None and path.exists() and not overwrite:
         raise UserError(f"{path}: exists already; choose another name or give --overwrite")
+    if path is not None:
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise UserError(f"{path}: {folder} is no folder that may be written to; choose another place")
 
 
 def run(
-    cases: Sequence[Case], repeats: int, with_scaling: bool, path: Path | None, overwrite: bool
+    cases: Sequence[Case],
+    repeats: int,
+    with_scaling: bool = False,
+    path: Path | None = None,
+    overwrite: bool = False,
+    keep_memory: bool = False,
 ) -> list[Row]:
     """Measure, print, write.
+
+    Returns:
+        All rows, those of the scaling at the end.
 
     Raises:
         UserError: see `check_output`; fewer than one repeat.
@@ -58,13 +72,17 @@ def run(
     rows = []
     for case in cases:
         print(f"{case.name}: {case.about} ...", file=sys.stderr, flush=True)
+        case = dataclasses.replace(case, keep_memory=keep_memory)
         rows.append(Row.of(measure(case, repeats, device), peak))
+    if device == "cpu":
+        rows += [Row.of(without_gpu(case), None) for case in cases if case.gpu]
     print(rows_table(rows, peak), flush=True)
     curves = []
     if with_scaling:
         for sweep in scaling.SWEEPS:
             print(f"scaling of {sweep.name} ...", file=sys.stderr, flush=True)
-            curves.append(scaling.measure_sweep(sweep, min(repeats, scaling.MOST_REPEATS), device))
+            fewer = min(repeats, scaling.MOST_REPEATS)
+            curves.append(scaling.measure_sweep(sweep, fewer, device, keep_memory))
             print(scaling.curve_table(curves[-1]), flush=True)
     if path is not None:
         content = {
@@ -77,7 +95,7 @@ def run(
         }
         atomic_write_text(path, json.dumps(content, indent=2) + "\n", overwrite=overwrite)
         print(f"written: {path}")
-    return rows
+    return rows + [row for curve in curves for row in curve.rows]
 
 
 def _peak(repeats: int, device: Device) -> float | None:
@@ -95,11 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--keep-memory", action=argparse.BooleanOptionalAction, default=False)
     given = parser.parse_args(arguments)
     failed: list[str] = []
 
     def command() -> None:
-        rows = run(chosen(given.case), given.repeats, given.scaling, given.json, given.overwrite)
+        rows = run(
+            chosen(given.case), given.repeats, given.scaling, given.json, given.overwrite, given.keep_memory
+        )
         failed.extend(line for row in rows for line in row.failures())
 
     run_for_people(command)

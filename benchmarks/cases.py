@@ -36,6 +36,7 @@ class Case:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON, read by both sides
     gpu: bool = True  # whether both sides can use one
     convolves: bool = False  # whether convolutions are counted and held against the peak
+    keep_memory: bool = False  # whether both sides' allocator keeps freed memory (`turns.KEEP_MEMORY`)
 
 
 TRAIN = ("benchmarks.sides.train_jax", "benchmarks.sides.train_torch")

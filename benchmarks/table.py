@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ class Row:
             "about": measured.case.about,
             "against": measured.case.other_name,
             "device": measured.device,
+            "keep_memory": measured.case.keep_memory,
             "ours_s": measured.ours.median_s,
             "other_s": measured.other.median_s,
             "ratio": measured.ratio,
@@ -104,9 +106,9 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def time_cell(side: SideResult) -> str:
-    """Median with spread, or why there is none."""
+    """Median with spread, or why there is none; a failure is told in full at the end of the command."""
     if side.median_s is None:
-        return side.note
+        return f"unmeasured: {textwrap.shorten(side.note, 60, placeholder=' ...')}"
     return f"{seconds(side.median_s)} ({seconds(min(side.seconds))} to {seconds(max(side.seconds))})"
 
 

@@ -20,7 +20,14 @@ from typing import Any
 from benchmarks.cases import Case, Device, Side
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_INSTALLED = "not installed: pip install 'cmb-jax[bench]'"
+NO_GPU = "no GPU that both sides can use"
+# For glibc: large blocks come from the heap instead of from mapped pages, and the heap is never cut. Memory
+# that was freed is used again without a page fault.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
 # Thread pools spin for a few milliseconds after their last work: let them sleep before the other's turn.
 PAUSE_S = 0.05
 
@@ -73,7 +80,7 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", request],
             cwd=ROOT,
-            env=_environment(device),
+            env=_environment(device, case.keep_memory),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.messages,
@@ -126,7 +133,7 @@ class Worker:
         lines = self.messages.read().strip().splitlines()
         if code < 0:
             return f"failed: ended by signal {-code}" + (" (out of memory?)" if code == -9 else "")
-        return f"failed: {lines[-1].strip() if lines else f'ended with code {code}'}"
+        return f"failed: ended with code {code}" + (f": {lines[-1].strip()}" if lines else "")
 
 
 def measure(case: Case, repeats: int, device: Device = "cpu") -> Measured:
@@ -152,7 +159,7 @@ def measure(case: Case, repeats: int, device: Device = "cpu") -> Measured:
                 stop(side, str(error))
                 continue
             if "missing" in ready[side]:
-                stop(side, NOT_INSTALLED)
+                stop(side, f"{ready[side]['missing']} is not installed: pip install 'cmb-jax[bench]'")
         for _ in range(repeats):
             for side in tuple(workers):
                 time.sleep(PAUSE_S)
@@ -189,8 +196,14 @@ def _result(seconds: list[float], ready: dict[str, Any], end: dict[str, Any]) ->
     )
 
 
-def _environment(device: Device) -> dict[str, str]:
+def without_gpu(case: Case) -> Measured:
+    """What stands for a GPU run where there is no GPU."""
+    side = SideResult(note=NO_GPU)
+    return Measured(case=case, device="gpu", ours=side, other=side)
+
+
+def _environment(device: Device, keep_memory: bool) -> dict[str, str]:
     """For a CPU run no GPU is visible; on a GPU JAX leaves the other process its share."""
     hidden = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return {**os.environ, **(hidden if device == "cpu" else shared)}
+    return {**os.environ, **(hidden if device == "cpu" else shared), **(KEEP_MEMORY if keep_memory else {})}

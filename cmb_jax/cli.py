@@ -161,6 +161,7 @@ def benchmark(
     repeats: int = 9,
     scaling: bool = False,
     overwrite: bool = False,
+    keep_memory: bool = False,
 ) -> None:
     """Time this package against PyTorch, MONAI and NumPy on the same cores (source checkout only).
 
@@ -170,10 +171,18 @@ def benchmark(
       repeats: of each side of a case; they take turns.
       scaling: also measure time and memory against volume size and number of candidates.
       overwrite: replace the file if it exists.
+      keep_memory: let both sides' allocator (glibc) keep what is freed, which saves page faults.
     """
     from cmb_jax.commands.benchmark import run
 
-    run(case=case, json=json, repeats=repeats, scaling=scaling, overwrite=overwrite)
+    run(
+        case=case,
+        json=json,
+        repeats=repeats,
+        scaling=scaling,
+        overwrite=overwrite,
+        keep_memory=keep_memory,
+    )
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

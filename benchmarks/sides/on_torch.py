@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,8 @@ import torch._dynamo
 import torch._inductor.compile_fx  # counted among the imports, not in the memory of the case
 
 from benchmarks.inputs import cores
+
+TRIALS = 5
 
 
 def device_peak_mb() -> float | None:
@@ -37,24 +40,24 @@ def finish() -> None:
 def faster(
     function: Callable[..., Any], use: Callable[[Callable[..., Any]], Any]
 ) -> tuple[Callable[..., Any], str]:
-    """The function as it is or compiled, whichever is faster in `use`, and which that was."""
-    eager_s = _best_of_three(function, use)
+    """The function as it is or compiled, whichever is faster in `use`, and which that was.
+
+    They take turns, so that other load on the machine does not choose between them.
+    """
     compiled = torch.compile(function, dynamic=False)
     try:
-        compiled_s = _best_of_three(compiled, use)
+        use(compiled)
     except Exception as error:  # no compiler, an operation that it cannot lower: the eager form will do
         return function, f"eager (torch.compile: {type(error).__name__})"
-    if compiled_s < eager_s:
+    use(function)
+    best = [math.inf, math.inf]
+    for _ in range(TRIALS):
+        for index, form in enumerate((function, compiled)):
+            start = time.perf_counter()
+            use(form)
+            finish()
+            best[index] = min(best[index], time.perf_counter() - start)
+    if best[1] < best[0]:
         return compiled, "torch.compile"
     torch._dynamo.reset()
     return function, "eager (torch.compile was slower)"
-
-
-def _best_of_three(function: Callable[..., Any], use: Callable[[Callable[..., Any]], Any]) -> float:
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        use(function)
-        finish()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])

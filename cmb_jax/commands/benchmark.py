@@ -12,7 +12,15 @@ from cmb_jax.errors import UserError
 CHECKOUT = Path(cmb_jax.__file__).resolve().parent.parent
 
 
-def run(*, case: tuple[str, ...], json: Path | None, repeats: int, scaling: bool, overwrite: bool) -> None:
+def run(
+    *,
+    case: tuple[str, ...],
+    json: Path | None,
+    repeats: int,
+    scaling: bool,
+    overwrite: bool,
+    keep_memory: bool,
+) -> None:
     """Run the comparison in a process of its own; its exit code becomes ours.
 
     Raises:
@@ -28,6 +36,7 @@ def run(*, case: tuple[str, ...], json: Path | None, repeats: int, scaling: bool
     options += ["--json", str(json.absolute())] if json is not None else []
     options += ["--scaling"] if scaling else []
     options += ["--overwrite"] if overwrite else []
+    options += ["--keep-memory"] if keep_memory else []
     sys.stdout.flush()
     code = subprocess.run(
         [sys.executable, "-m", "benchmarks", *options], cwd=CHECKOUT, check=False
