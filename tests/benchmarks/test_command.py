@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -154,5 +153,4 @@ def test_froc_against_monai(tmp_path):
     assert row["ours_s"] > 0
     assert row["other_s"] > 0
     assert row["ratio"] == pytest.approx(row["ours_s"] / row["other_s"])
-    assert row["ours_result"] == pytest.approx(row["other_result"], abs=0.01)
-    assert Path(path).stat().st_size > 0
+    assert row["ours_result"] == pytest.approx(row["other_result"], rel=1e-6)
