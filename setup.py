@@ -1,4 +1,4 @@
-"""Builds the CPU convolution kernel, if there is a C++ compiler; the package works without."""
+"""Builds the CPU kernels, if there is a C++ compiler; the package works without."""
 
 from pathlib import Path
 
@@ -19,15 +19,15 @@ class BuildKernel(build_ext):
             ext.include_dirs.append(str(Path(jaxlib.__file__).parent / "include"))
             super().build_extension(ext)
         except Exception as error:
-            self.warn(f"the CPU convolution kernel was not built ({error}); a slower form in JAX is used")
+            self.warn(f"the CPU kernels were not built ({error}); a slower form in JAX is used")
 
 
 setup(
     cmdclass={"build_ext": BuildKernel},
     ext_modules=[
         Extension(
-            "cmb_jax.ops.cpu._conv3d",
-            sources=[str(FOLDER / "conv3d.cc")],
+            "cmb_jax.ops.cpu._kernels",
+            sources=[str(path) for path in sorted(FOLDER.glob("*.cc"))],
             depends=[str(path) for path in sorted(FOLDER.glob("*.[hi]*"))],
             language="c++",
             extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"],

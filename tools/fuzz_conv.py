@@ -20,7 +20,7 @@ STRIDES = [(1, 1, 1), (1, 2, 2), (2, 2, 2), (3, 1, 2)]
 
 
 def build(folder):
-    library = Path(folder) / "_conv3d.so"
+    library = Path(folder) / "_kernels.so"
     flags = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared", "-fsanitize=address,undefined"]
     include = Path(jaxlib.__file__).parent / "include"
     subprocess.run(["g++", *flags, "-isystem", include, SOURCES / "conv3d.cc", "-o", library], check=True)
@@ -52,7 +52,7 @@ def fuzz(library_path, count):
     name = library.load(Path(library_path))
     library.instruction_set = lambda: name
     rng = np.random.default_rng(0)
-    plain = {strides: jax.jit(lambda x, k, s=strides: conv._plain(x, k, s)) for strides in STRIDES}
+    plain = {strides: jax.jit(lambda x, k, s=strides: conv._bare(x, k, s)) for strides in STRIDES}
     worst = 0.0
     for number, edges, strides in zip(
         range(count), itertools.cycle(EDGES), itertools.cycle(STRIDES), strict=False
@@ -61,7 +61,7 @@ def fuzz(library_path, count):
         inputs, outputs = (int(rng.choice([1, 2, 3, 8, 16, 24, rng.integers(1, 130)])) for _ in range(2))
         x = jnp.asarray(rng.normal(size=(int(rng.integers(0, 3)), *sizes, inputs)), jnp.float32)
         kernel = jnp.asarray(rng.normal(size=(*edges, inputs, outputs)), jnp.float32)
-        value, pull = jax.vjp(lambda x, k, s=strides: conv.conv3d(x, k, s), x, kernel)
+        value, pull = jax.vjp(lambda x, k, s=strides: conv.conv3d(x, k, strides=s), x, kernel)
         jax.block_until_ready(pull(jnp.ones_like(value)))
         if x.size and number % 10 == 0:
             difference = jnp.abs(value - plain[strides](x, kernel)).max() / (jnp.abs(value).max() + 1e-6)

@@ -43,10 +43,16 @@ class Conv(nnx.Module):
             start = jnp.full((outputs,), bias, jnp.float32)
         self.bias = nnx.Param(start) if use_bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map (B, Z, Y, X, inputs) to (B, Z, Y, X, outputs)."""
-        y = conv3d(x, self.kernel[...].astype(x.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+    def __call__(self, x: jax.Array, coarse: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
+        """Map (B, Z, Y, X, inputs) to (B, Z, Y, X, outputs).
+
+        Args:
+            x: the input.
+            coarse: (B, Z / 2, Y / 2, X / 2, outputs), whose voxels are repeated and added.
+            relu: raise what is negative to 0.
+        """
+        bias = None if self.bias is None else self.bias[...].astype(x.dtype)
+        return conv3d(x, self.kernel[...].astype(x.dtype), bias, coarse, relu=relu)
 
 
 class Norm(nnx.Module):
@@ -56,9 +62,9 @@ class Norm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map (..., C) to (..., C)."""
-        return channel_norm(x, self.scale[...], self.bias[...])
+    def __call__(self, x: jax.Array, *, relu: bool = False) -> jax.Array:
+        """Map (..., C) to (..., C), raised to 0 if asked for."""
+        return channel_norm(x, self.scale[...], self.bias[...], relu=relu)
 
 
 class ConvBlock(nnx.Module):
@@ -89,8 +95,9 @@ class ConvBlock(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (B, Z, Y, X, inputs) to (B, Z, Y, X, outputs)."""
-        y = self.conv(x)
-        return jax.nn.relu(y if self.norm is None else self.norm(y))
+        if self.norm is None:
+            return self.conv(x, relu=True)
+        return self.norm(self.conv(x), relu=True)
 
 
 def conv_blocks(count: int, inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.List:

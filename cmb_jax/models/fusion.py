@@ -32,13 +32,13 @@ class FeatureFusion(nnx.Module):
 
     def __call__(self, levels: Sequence[jax.Array]) -> jax.Array:
         """Map one (B, Z / 2^l, Y / 2^l, X / 2^l, widths[l]) a level to (B, Z, Y, X, outputs)."""
-        reduced = [reduce(level) for reduce, level in zip(self.reduce, levels, strict=True)]
         if self.mode == "sum":
             # From coarse to fine, so that only one map of the finest grid is made.
-            fused = reduced[-1]
-            for level in reduced[-2::-1]:
-                fused = level + upsample_nearest(fused)
+            fused = self.reduce[-1](levels[-1])
+            for reduce, level in zip(self.reduce[-2::-1], levels[-2::-1], strict=True):
+                fused = reduce(level, fused)
             return fused
+        reduced = [reduce(level) for reduce, level in zip(self.reduce, levels, strict=True)]
         return jnp.concatenate(
             [reduced[0]]
             + [upsample_nearest(level, (2**i, 2**i, 2**i)) for i, level in enumerate(reduced[1:], start=1)],

@@ -9,7 +9,7 @@ from flax import nnx
 
 from cmb_jax.models.blocks import Conv, ConvBlock, conv_blocks
 from cmb_jax.ops.conv import Triple
-from cmb_jax.ops.resample import max_pool, upsample_nearest
+from cmb_jax.ops.resample import max_pool
 
 
 class UNet(nnx.Module):
@@ -77,7 +77,7 @@ class UNet(nnx.Module):
         maps = [x]
         for level in reversed(range(len(self.decoder))):
             # Channels are reduced before the voxels are repeated: the same sum for an eighth of the work.
-            x = jax.nn.relu(self.laterals[level](skips[level]) + upsample_nearest(self.rises[level](x)))
+            x = self.laterals[level](skips[level], self.rises[level](x), relu=True)
             for block in self.decoder[level]:
                 x = block(x)
             maps.append(x)

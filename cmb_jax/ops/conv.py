@@ -16,14 +16,27 @@ from jax import lax
 
 from cmb_jax.ops import conv_portable
 from cmb_jax.ops.cpu import library
+from cmb_jax.ops.cpu.calls import like, vary_together
+from cmb_jax.ops.resample import sum_blocks, upsample_nearest
 
 Triple = tuple[int, int, int]
 
 _LAYOUT = ("NDHWC", "DHWIO", "NDHWC")
 
 
-def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1)) -> jax.Array:
+def conv3d(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    coarse: jax.Array | None = None,
+    *,
+    strides: Triple = (1, 1, 1),
+    relu: bool = False,
+) -> jax.Array:
     """Convolve with zero padding that keeps the shape ("SAME"), divided by the strides.
+
+    What usually follows is part of the operation, so that on CPU the result is written once: a bias, a coarser
+    map whose voxels are repeated and added, ReLU, in this order.
 
     Differentiable once in reverse mode (`custom_vjp`). To export a CPU program, pass
     `jax.export.DisabledSafetyCheck.custom_call(name)` for each of `ops.cpu.library.TARGETS`.
@@ -31,15 +44,28 @@ def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1)) -> jax.
     Args:
         x: (B, Z, Y, X, C_in). float32 on CPU takes the compiled kernel; other types the plain convolution.
         kernel: (kz, ky, kx, C_in, C_out) of x's type, each of kz, ky, kx 1 or 3.
+        bias: (C_out,) of x's type.
+        coarse: map of half the result's size along z, y and x, (B, Z' / 2, Y' / 2, X' / 2, C_out), of x's type.
         strides: steps along z, y, x.
+        relu: raise what is negative to 0.
 
     Returns:
-        (B, ceil(Z / sz), ceil(Y / sy), ceil(X / sx), C_out), of x's type.
+        (B, Z', Y', X', C_out) = (B, ceil(Z / sz), ceil(Y / sy), ceil(X / sx), C_out), of x's type.
 
     Raises:
-        ValueError: x and kernel do not fit each other, a kernel edge is neither 1 nor 3, or a stride is less
-            than 1.
+        ValueError: shapes or types do not fit each other, a kernel edge is neither 1 nor 3, or a stride is
+            less than 1.
     """
+    _check(x, kernel, bias, coarse, strides)
+    x, kernel, bias, coarse = vary_together(x, kernel, bias, coarse)
+    if x.dtype != jnp.float32 or 0 in x.shape or 0 in kernel.shape:
+        return _plain(x, kernel, bias, coarse, strides, relu)
+    return _conv(x, kernel, bias, coarse, tuple(strides), relu)
+
+
+def _check(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, coarse: jax.Array | None, strides: Triple
+) -> None:
     if x.ndim != 5 or kernel.ndim != 5 or x.shape[-1] != kernel.shape[3]:
         raise ValueError(
             f"conv3d cannot apply a kernel of shape {kernel.shape} to an input of shape {x.shape}"
@@ -48,104 +74,152 @@ def conv3d(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1)) -> jax.
         raise ValueError(f"conv3d takes kernel edges of 1 or 3, got {kernel.shape[:3]}")
     if len(strides) != 3 or any(step < 1 for step in strides):
         raise ValueError(f"conv3d takes three strides of 1 or more, got {strides}")
-    if x.dtype != kernel.dtype:
-        raise ValueError(f"conv3d needs one type for input and kernel, got {x.dtype} and {kernel.dtype}")
-    x, kernel = _vary_together(x, kernel)
-    if x.dtype != jnp.float32 or 0 in x.shape or 0 in kernel.shape:
-        return _plain(x, kernel, strides)
-    return _conv(x, kernel, tuple(strides))
+    types = [str(array.dtype) for array in (x, kernel, bias, coarse) if array is not None]
+    if len(set(types)) > 1:
+        raise ValueError(f"conv3d needs one type for input, kernel, bias and coarse map, got {types}")
+    outputs = kernel.shape[4]
+    if bias is not None and bias.shape != (outputs,):
+        raise ValueError(f"conv3d takes a bias of shape ({outputs},), got {bias.shape}")
+    grid = _output_grid(x, strides)
+    if coarse is not None and (
+        any(size % 2 for size in grid) or coarse.shape != (x.shape[0], *(n // 2 for n in grid), outputs)
+    ):
+        raise ValueError(
+            f"conv3d cannot add a coarse map of shape {coarse.shape} to a result of {(*grid, outputs)}"
+        )
 
 
-def _vary_together(*arrays: jax.Array) -> list[jax.Array]:
-    """Under `shard_map`, mark all arrays as varying over the mesh axes that any of them varies over.
-
-    The kernel's gradient is then summed over those axes by the transpose of this mark.
-    """
-    varying = [frozenset(jax.typeof(array).manual_axis_type.varying) for array in arrays]
-    missing = [tuple(frozenset().union(*varying) - own) for own in varying]
-    return [
-        lax.pcast(array, names, to="varying") if names else array
-        for array, names in zip(arrays, missing, strict=True)
-    ]
+def _output_grid(x: jax.Array, strides: Triple) -> Triple:
+    z, y, x_size = (-(-n // step) for n, step in zip(x.shape[1:4], strides, strict=True))
+    return (z, y, x_size)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x: jax.Array, kernel: jax.Array, strides: Triple) -> jax.Array:
-    if kernel.shape[:3] == strides == (1, 1, 1):
-        return jnp.dot(x, kernel[0, 0, 0])
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    coarse: jax.Array | None,
+    strides: Triple,
+    relu: bool,
+) -> jax.Array:
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(_forward_on_cpu, strides=strides),
-        default=functools.partial(_plain, strides=strides),
+        bias,
+        coarse,
+        cpu=functools.partial(_forward_on_cpu, strides=strides, relu=relu),
+        default=functools.partial(_plain, strides=strides, relu=relu),
     )
 
 
-def _conv_saved(x: jax.Array, kernel: jax.Array, strides: Triple):
-    return _conv(x, kernel, strides), (x, kernel)
+def _conv_saved(x, kernel, bias, coarse, strides: Triple, relu: bool):
+    y = _conv(x, kernel, bias, coarse, strides, relu)
+    # what no gradient depends on is kept by its type alone
+    return y, (x, kernel, bias is None, coarse is None, y if relu else None)
 
 
-def _conv_backward(strides: Triple, saved: tuple[jax.Array, jax.Array], g: jax.Array):
-    x, kernel = saved
-    return lax.platform_dependent(
+def _conv_backward(strides: Triple, relu: bool, saved, g: jax.Array):
+    x, kernel, no_bias, no_coarse, y = saved
+    towards_x, towards_kernel, towards_bias, towards_coarse = lax.platform_dependent(
         x,
         kernel,
+        y,
         g,
-        cpu=functools.partial(_backward_on_cpu, strides=strides),
-        default=functools.partial(_backward_plain, strides=strides),
+        cpu=functools.partial(_backward_on_cpu, strides=strides, coarse=not no_coarse),
+        default=functools.partial(_backward_plain, strides=strides, coarse=not no_coarse),
     )
+    return towards_x, towards_kernel, None if no_bias else towards_bias, towards_coarse
 
 
 _conv.defvjp(_conv_saved, _conv_backward)
 
 
-def _plain(x: jax.Array, kernel: jax.Array, strides: Triple) -> jax.Array:
+def _finish(y: jax.Array, bias: jax.Array | None, coarse: jax.Array | None, relu: bool) -> jax.Array:
+    y = y if bias is None else y + bias
+    y = y if coarse is None else y + upsample_nearest(coarse)
+    return jax.nn.relu(y) if relu else y
+
+
+def _bare(x: jax.Array, kernel: jax.Array, strides: Triple) -> jax.Array:
+    if kernel.shape[:3] == strides == (1, 1, 1):
+        return jnp.dot(x, kernel[0, 0, 0])
     return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=_LAYOUT)
 
 
-def _backward_plain(x: jax.Array, kernel: jax.Array, g: jax.Array, strides: Triple):
-    (towards_input,) = jax.linear_transpose(lambda x: _plain(x, kernel, strides), x)(g)
-    (towards_kernel,) = jax.linear_transpose(lambda kernel: _plain(x, kernel, strides), kernel)(g)
-    return towards_input, towards_kernel
+def _plain(x, kernel, bias, coarse, strides: Triple, relu: bool) -> jax.Array:
+    return _finish(_bare(x, kernel, strides), bias, coarse, relu)
 
 
-def _forward_on_cpu(x: jax.Array, kernel: jax.Array, strides: Triple) -> jax.Array:
+def _after_convolution(g: jax.Array, y: jax.Array | None, coarse: bool):
+    """Gradients towards the convolution's own result, the bias and the coarse map (None without one)."""
+    g = g if y is None else jnp.where(y > 0, g, 0)
+    return g, g.sum(axis=(0, 1, 2, 3)), sum_blocks(g) if coarse else None
+
+
+def _backward_plain(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool):
+    g, towards_bias, towards_coarse = _after_convolution(g, y, coarse)
+    (towards_x,) = jax.linear_transpose(lambda x: _bare(x, kernel, strides), x)(g)
+    (towards_kernel,) = jax.linear_transpose(lambda kernel: _bare(x, kernel, strides), kernel)(g)
+    return towards_x, towards_kernel, towards_bias, towards_coarse
+
+
+def _forward_on_cpu(x, kernel, bias, coarse, strides: Triple, relu: bool) -> jax.Array:
     if library.available():
-        return _call(x, kernel, strides, mirrored=False)
-    return conv_portable.convolve(x, kernel) if strides == (1, 1, 1) else _plain(x, kernel, strides)
+        return _call(x, kernel, bias=bias, coarse=coarse, strides=strides, relu=relu)
+    if strides != (1, 1, 1) or kernel.shape[:3] == (1, 1, 1):
+        return _plain(x, kernel, bias, coarse, strides, relu)
+    return _finish(conv_portable.convolve(x, kernel), bias, coarse, relu)
 
 
-def _backward_on_cpu(x: jax.Array, kernel: jax.Array, g: jax.Array, strides: Triple):
+def _backward_on_cpu(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool):
     edges: Triple = (kernel.shape[0], kernel.shape[1], kernel.shape[2])
-    if library.available():
-        result = _like(x, kernel.shape)
-        call = jax.ffi.ffi_call(library.KERNEL_GRADIENT, result, vmap_method="sequential")
-        towards_kernel = call(x, g, strides=np.array(strides, np.int64))
-        spread = _spread(g, x.shape, edges, strides)
-        return _call(spread, kernel, (1, 1, 1), mirrored=True), towards_kernel
+    if not library.available():
+        if strides != (1, 1, 1) or edges == (1, 1, 1):
+            return _backward_plain(x, kernel, y, g, strides, coarse)
+        g, towards_bias, towards_coarse = _after_convolution(g, y, coarse)
+        # With stride 1 and odd kernels the gradient towards the input is a convolution with the mirrored kernel.
+        towards_x = conv_portable.convolve(g, kernel[::-1, ::-1, ::-1].swapaxes(3, 4))
+        return towards_x, conv_portable.kernel_gradient(x, g, edges), towards_bias, towards_coarse
+    gate = _nothing(g) if y is None else y
+    results = (like(x, kernel.shape), like(x, kernel.shape[4:]))
+    call = jax.ffi.ffi_call(library.KERNEL_GRADIENT, results, vmap_method="sequential")
+    towards_kernel, towards_bias = call(x, g, gate, strides=np.array(strides, np.int64))
+    towards_coarse = None
+    if coarse:
+        batch, *grid, outputs = g.shape
+        halved = like(x, (batch, *(size // 2 for size in grid), outputs))
+        towards_coarse = jax.ffi.ffi_call(library.BLOCK_SUM, halved, vmap_method="sequential")(g, gate)
     if strides != (1, 1, 1):
-        return _backward_plain(x, kernel, g, strides)
-    # With stride 1 and odd kernels the gradient towards the input is a convolution with the mirrored kernel.
-    towards_input = conv_portable.convolve(g, kernel[::-1, ::-1, ::-1].swapaxes(3, 4))
-    return towards_input, conv_portable.kernel_gradient(x, g, edges)
+        g = _spread(g if y is None else jnp.where(y > 0, g, 0), x.shape, edges, strides)
+        gate = _nothing(g)
+    return _call(g, kernel, gate=gate, mirrored=True), towards_kernel, towards_bias, towards_coarse
 
 
-def _call(x: jax.Array, kernel: jax.Array, strides: Triple, *, mirrored: bool) -> jax.Array:
-    size = [-(-n // step) for n, step in zip(x.shape[1:4], strides, strict=True)]
+def _call(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    gate: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    coarse: jax.Array | None = None,
+    strides: Triple = (1, 1, 1),
+    mirrored: bool = False,
+    relu: bool = False,
+) -> jax.Array:
+    """The compiled kernel; x counts where the gate is positive."""
     outputs = kernel.shape[3 if mirrored else 4]
-    result = _like(x, (x.shape[0], *size, outputs))
+    result = like(x, (x.shape[0], *_output_grid(x, strides), outputs))
     call = jax.ffi.ffi_call(library.CONVOLUTION, result, vmap_method="sequential")
-    return call(x, kernel, strides=np.array(strides, np.int64), mirrored=mirrored)
-
-
-def _like(x: jax.Array, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """What a call returns: under `shard_map` it varies over the mesh axes that x varies over."""
-    kind = jax.typeof(x)
-    if not kind.manual_axis_type.varying:
-        return jax.ShapeDtypeStruct(shape, x.dtype)
-    return jax.ShapeDtypeStruct(
-        shape, x.dtype, sharding=kind.sharding, manual_axis_type=kind.manual_axis_type
+    gate, bias, coarse = (_nothing(x) if array is None else array for array in (gate, bias, coarse))
+    return call(
+        x, gate, kernel, bias, coarse, strides=np.array(strides, np.int64), mirrored=mirrored, relu=relu
     )
+
+
+def _nothing(x: jax.Array) -> jax.Array:
+    """An array without elements, which stands for one that is left out; it varies over a mesh as x does."""
+    return lax.slice_in_dim(x, 0, 0, axis=0)
 
 
 def _spread(g: jax.Array, shape: tuple[int, ...], edges: Triple, strides: Triple) -> jax.Array:

@@ -82,6 +82,15 @@ def upsample_nearest(x: jax.Array, factors: Triple = (2, 2, 2)) -> jax.Array:
     return blocks.reshape(batch, z * fz, y * fy, x_size * fx, channels)
 
 
+def sum_blocks(x: jax.Array, factors: Triple = (2, 2, 2)) -> jax.Array:
+    """Sum each block of voxels, the transpose of `upsample_nearest`: (B, Z, Y, X, C) -> (B, Z / fz, ...).
+
+    Raises:
+        ValueError: a size is not a multiple of its factor.
+    """
+    return _blocks(x, factors).sum(axis=(2, 4, 6))
+
+
 def space_to_depth(x: jax.Array, factors: Triple) -> jax.Array:
     """Move each block of voxels into the channels; within a block the order is z, y, x, channel.
 

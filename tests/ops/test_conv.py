@@ -60,7 +60,7 @@ def sample(rng, shape, outputs, edges):
 def check(rng, shape, outputs, edges, strides):
     """Value and both gradients against sums in float64."""
     x, kernel = sample(rng, shape, outputs, edges)
-    value, pull = jax.vjp(lambda x, kernel: conv3d(x, kernel, strides), x, kernel)
+    value, pull = jax.vjp(lambda x, kernel: conv3d(x, kernel, strides=strides), x, kernel)
     close(value, direct(x, kernel, strides))
     g = jnp.asarray(rng.normal(size=value.shape), jnp.float32)
     towards_input, towards_kernel = pull(g)
@@ -101,10 +101,61 @@ def test_rows_longer_than_a_tile_and_chunks_of_rows(rng, channels):
     check(rng, (1, 4, 40, 67, channels[0]), channels[1], (3, 3, 3), (1, 1, 1))
 
 
+def finished(x, kernel, bias, coarse, relu, strides=(1, 1, 1)):
+    """Convolution, bias, repeated coarse map, ReLU, in float64."""
+    y = direct(x, kernel, strides) + np.asarray(bias, np.float64)
+    if coarse is not None:
+        y = y + np.asarray(coarse, np.float64).repeat(2, 1).repeat(2, 2).repeat(2, 3)
+    return np.maximum(y, 0) if relu else y
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("with_coarse", [False, True])
+@pytest.mark.parametrize("channels", [(3, 4), (16, 16), (8, 24), (5, 70), (16, 100)])
+@pytest.mark.parametrize("edges", [(1, 1, 1), (3, 3, 3), (1, 3, 1)])
+def test_bias_coarse_map_and_relu(rng, edges, channels, with_coarse, relu):
+    x, kernel = sample(rng, (2, 4, 6, 34, channels[0]), channels[1], edges)
+    bias = jnp.asarray(rng.normal(size=channels[1]), jnp.float32)
+    shape = (2, 2, 3, 17, channels[1])
+    coarse = jnp.asarray(rng.normal(size=shape), jnp.float32) if with_coarse else None
+    want = finished(x, kernel, bias, coarse, relu)
+    value, pull = jax.vjp(lambda *arrays: conv3d(*arrays, relu=relu), x, kernel, bias, coarse)
+    close(value, want)
+    g = rng.normal(size=want.shape)
+    # not where the sign of the value is a matter of rounding
+    g[np.abs(want) < 1e-4 * np.abs(want).max()] = 0
+    towards_x, towards_kernel, towards_bias, towards_coarse = pull(jnp.asarray(g, jnp.float32))
+    g = np.asarray(jnp.asarray(g, jnp.float32), np.float64) * (want > 0 if relu else 1)
+    close(towards_kernel, direct_kernel_gradient(x, g, edges))
+    close(towards_bias, g.sum(axis=(0, 1, 2, 3)))
+    if with_coarse:
+        close(towards_coarse, g.reshape(2, 2, 2, 3, 2, 17, 2, -1).sum(axis=(2, 4, 6)))
+    step = rng.normal(size=x.shape)
+    moved = (g * direct(step, kernel)).sum()
+    size = np.linalg.norm(g) * np.linalg.norm(direct(step, kernel))
+    assert abs(moved - (np.asarray(towards_x, np.float64) * step).sum()) < 1e-5 * size
+
+
+def test_relu_after_strides(rng):
+    x, kernel = sample(rng, (1, 5, 6, 7, 3), 4, (3, 3, 3))
+    bias = jnp.asarray(rng.normal(size=4), jnp.float32)
+    want = finished(x, kernel, bias, None, True, (1, 2, 2))
+    value, pull = jax.vjp(lambda x: conv3d(x, kernel, bias, strides=(1, 2, 2), relu=True), x)
+    close(value, want)
+    step = rng.normal(size=x.shape)
+    moved = ((want > 0) * direct(step, kernel, (1, 2, 2))).sum()
+    assert (np.asarray(pull(jnp.ones_like(value))[0]) * step).sum() == pytest.approx(moved, rel=1e-4)
+
+
+def test_what_is_not_a_number_stays_so(rng):
+    x, kernel = sample(rng, (1, 4, 4, 4, 2), 3, (1, 1, 1))
+    assert jnp.isnan(conv3d(x.at[0, 1, 2, 3, 0].set(jnp.nan), kernel, relu=True)[0, 1, 2, 3]).all()
+
+
 @pytest.mark.parametrize("setting", [{"CMB_JAX_CPU_ISA": "avx2"}, {"CMB_JAX_CPU_KERNEL": "off"}])
 def test_other_instruction_sets_and_no_kernel(setting):
     """The same tests in a process that is told to use something else than the best kernel."""
-    tests = "value_and_gradients or any_shape or rows_longer"
+    tests = "value_and_gradients or any_shape or rows_longer or coarse or relu"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", tests, __file__]
     done = subprocess.run(command, env={**os.environ, **setting}, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -136,7 +187,7 @@ def test_a_missing_kernel_is_one_line_in_the_log():
 
 
 def test_a_library_for_another_machine_is_left_alone(tmp_path, caplog):
-    foreign = tmp_path / "_conv3d.so"
+    foreign = tmp_path / "_kernels.so"
     foreign.write_bytes(b"\x7fELF" + bytes(200))
     assert library.load(foreign) == "none"
     assert "install the package again" in caplog.text
@@ -147,19 +198,26 @@ def test_the_kernel_refuses_what_does_not_fit(rng):
         pytest.skip("no compiled kernel on this machine")
     x, kernel = sample(rng, (1, 4, 4, 4, 2), 3, (3, 3, 3))
 
-    def call(x, kernel, shape, strides=(1, 1, 1)):
-        result = jax.ShapeDtypeStruct(shape, jnp.float32)
-        options = {"strides": np.array(strides, np.int64), "mirrored": False}
-        return jax.ffi.ffi_call(library.CONVOLUTION, result)(x, kernel, **options)
+    nothing = jnp.zeros((0,))
 
-    for arguments in [
-        (x, kernel, (1, 4, 4, 5, 3)),
-        (x, kernel[..., :1, :], (1, 4, 4, 4, 3)),
-        (x, kernel, (1, 4, 4, 4, 3), (0, 1, 1)),
-        (x[0], kernel, (1, 4, 4, 4, 3)),
+    def call(x, kernel, shape, strides=(1, 1, 1), gate=nothing, bias=nothing, coarse=nothing):
+        result = jax.ShapeDtypeStruct(shape, jnp.float32)
+        options = {"strides": np.array(strides, np.int64), "mirrored": False, "relu": False}
+        return jax.ffi.ffi_call(library.CONVOLUTION, result)(x, gate, kernel, bias, coarse, **options)
+
+    right = {"x": x, "kernel": kernel, "shape": (1, 4, 4, 4, 3)}
+    close(call(**right), direct(x, kernel))
+    for wrong in [
+        {"shape": (1, 4, 4, 5, 3)},
+        {"kernel": kernel[..., :1, :]},
+        {"strides": (0, 1, 1)},
+        {"x": x[0]},
+        {"gate": jnp.ones((1, 4, 4, 4, 1))},
+        {"bias": jnp.ones((2,))},
+        {"coarse": jnp.ones((1, 2, 2, 1, 3))},
     ]:
         with pytest.raises(Exception, match="cmb_jax conv3d"):
-            jax.block_until_ready(call(*arguments))
+            jax.block_until_ready(call(**{**right, **wrong}))
 
 
 @pytest.mark.parametrize("edges", [(3, 3, 3), (1, 3, 3)])
@@ -187,7 +245,7 @@ def test_bfloat16_goes_to_the_plain_convolution(rng):
 
 
 def test_an_empty_batch():
-    assert conv3d(jnp.zeros((0, 4, 5, 6, 2)), jnp.ones((3, 3, 3, 2, 4)), (1, 2, 2)).shape == (0, 4, 3, 3, 4)
+    assert conv3d(jnp.zeros((0, 4, 5, 6, 2)), jnp.ones((3, 3, 3, 2, 4)), strides=(1, 2, 2)).shape == (0, 4, 3, 3, 4)
 
 
 def test_vmap_and_remat(rng):
@@ -227,7 +285,7 @@ def test_export_for_all_platforms(rng):
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_lowered_programs(rng, platform, strides):
     x, kernel = sample(rng, (1, 4, 4, 4, 2), 3, (3, 3, 3))
-    step = jax.jit(jax.value_and_grad(lambda x, k: jnp.square(conv3d(x, k, strides)).sum(), argnums=(0, 1)))
+    step = jax.jit(jax.value_and_grad(lambda x, k: jnp.square(conv3d(x, k, strides=strides)).sum(), argnums=(0, 1)))
     text = step.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
     ours = sum(text.count(f"custom_call @{name}(") for name in library.TARGETS)
     # forward, towards the input, towards the kernel
@@ -246,8 +304,12 @@ def test_shapes_that_do_not_fit_are_refused():
         conv3d(x, jnp.zeros((5, 3, 3, 2, 4)))
     with pytest.raises(ValueError, match="one type"):
         conv3d(x, jnp.zeros((3, 3, 3, 2, 4), jnp.bfloat16))
+    with pytest.raises(ValueError, match="bias"):
+        conv3d(x, jnp.zeros((3, 3, 3, 2, 4)), jnp.zeros((3,)))
+    with pytest.raises(ValueError, match="coarse"):
+        conv3d(x, jnp.zeros((3, 3, 3, 2, 4)), coarse=jnp.zeros((1, 2, 2, 1, 4)))
     with pytest.raises(ValueError, match="strides"):
-        conv3d(x, jnp.zeros((3, 3, 3, 2, 4)), (0, 1, 1))
+        conv3d(x, jnp.zeros((3, 3, 3, 2, 4)), strides=(0, 1, 1))
 
 
 def test_plain_convolution_agrees(rng):

@@ -2,8 +2,10 @@
 // edges 1 or 3, any strides and channels. The instruction set is chosen when the program runs.
 #include <cstring>
 #include <exception>
+#include <limits>
 #include <utility>
 
+#include "instruction_sets.h"
 #include "parallel.h"
 #include "problem.h"
 
@@ -13,18 +15,6 @@ namespace cmb_jax {
 
 constexpr int64_t kWindowFloats = 64 * 1024;  // of the window of input rows: half of a small second-level cache
 constexpr int64_t kLineFloats = 6 * 1024;     // of what the kernel gradient streams: most of a first-level cache
-
-// Functions compiled between these two may use instructions that are checked for before they are called.
-#if defined(__clang__)
-#define CMB_TARGET_BEGIN_(text) _Pragma(#text)
-#define CMB_TARGET_BEGIN(set) \
-  CMB_TARGET_BEGIN_(clang attribute push(__attribute__((target(set))), apply_to = function))
-#define CMB_TARGET_END _Pragma("clang attribute pop")
-#else
-#define CMB_TARGET_BEGIN_(text) _Pragma(#text)
-#define CMB_TARGET_BEGIN(set) _Pragma("GCC push_options") CMB_TARGET_BEGIN_(GCC target(set))
-#define CMB_TARGET_END _Pragma("GCC pop_options")
-#endif
 
 #if defined(__x86_64__)
 
@@ -62,35 +52,27 @@ namespace portable {
 
 namespace {
 
-using ForwardKernel = void (*)(ffi::ThreadPool&, const Problem&, const float*, const float*, bool, float*);
-using GradientKernel = void (*)(ffi::ThreadPool&, const Problem&, const float*, const float*, float*);
-
 struct Kernels {
-  const char* name = "none";
   int lanes = 0;
-  ForwardKernel forward = nullptr;
-  GradientKernel gradient = nullptr;
+#if defined(__x86_64__)
+  decltype(&avx2::Forward) forward = nullptr;
+  decltype(&avx2::KernelGradient) gradient = nullptr;
+#else
+  decltype(&portable::Forward) forward = nullptr;
+  decltype(&portable::KernelGradient) gradient = nullptr;
+#endif
 };
 
-// The widest set of this processor, or a narrower one that is asked for by name.
-Kernels Select(const char* wish) {
-  const bool any = wish == nullptr || *wish == '\0';
+Kernels Select() {
+  switch (Chosen()) {
 #if defined(__x86_64__)
-  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                    __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-  if (wide && (any || std::strcmp(wish, "avx512") == 0)) return {"avx512", 16, avx512::Forward, avx512::KernelGradient};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (any || std::strcmp(wish, "avx2") == 0)) {
-    return {"avx2", 8, avx2::Forward, avx2::KernelGradient};
-  }
+    case InstructionSet::kAvx512: return {16, avx512::Forward, avx512::KernelGradient};
+    case InstructionSet::kAvx2: return {8, avx2::Forward, avx2::KernelGradient};
 #else
-  if (any || std::strcmp(wish, "portable") == 0) return {"portable", 4, portable::Forward, portable::KernelGradient};
+    case InstructionSet::kPortable: return {4, portable::Forward, portable::KernelGradient};
 #endif
-  return {};
-}
-
-const Kernels& Chosen() {
-  static const Kernels kernels = Select(std::getenv("CMB_JAX_CPU_ISA"));
-  return kernels;
+    default: return {};
+  }
 }
 
 using Buffer = ffi::Buffer<ffi::F32>;
@@ -100,8 +82,9 @@ using Dimensions = ffi::Span<const int64_t>;
 ffi::Error Refuse(const char* what) { return ffi::Error(ffi::ErrorCode::kInvalidArgument, what); }
 
 // The problem of an input, a kernel (kz, ky, kx, inputs, outputs) and an output; an error if they do not fit.
-ffi::Error Check(Dimensions x, Dimensions kernel, Dimensions y, Dimensions strides, bool mirrored, Problem* p) {
-  if (Chosen().forward == nullptr) return Refuse("cmb_jax conv3d: this processor lacks AVX2");
+ffi::Error Check(const Kernels& kernels, Dimensions x, Dimensions kernel, Dimensions y, Dimensions strides,
+                 bool mirrored, Problem* p) {
+  if (kernels.forward == nullptr) return Refuse("cmb_jax conv3d: this processor lacks AVX2");
   if (x.size() != 5 || kernel.size() != 5 || y.size() != 5) return Refuse("cmb_jax conv3d: arrays need 5 axes");
   if (strides.size() != 3) return Refuse("cmb_jax conv3d: three strides are needed");
   for (int axis = 0; axis < 3; ++axis) {
@@ -120,36 +103,57 @@ ffi::Error Check(Dimensions x, Dimensions kernel, Dimensions y, Dimensions strid
     return Refuse("cmb_jax conv3d: the shapes do not fit each other");
   }
   // A block table holds 64 blocks of at least 4 lanes.
-  if (p->outputs > 64 * 3 * Chosen().lanes) return Refuse("cmb_jax conv3d: too many output channels");
+  if (p->outputs > 64 * 3 * kernels.lanes) return Refuse("cmb_jax conv3d: too many output channels");
   return ffi::Error::Success();
 }
 
 bool Empty(const Problem& p) { return p.batch == 0 || p.z.output == 0 || p.y.output == 0 || p.x.output == 0; }
 
-ffi::Error ForwardCall(ffi::ThreadPool pool, Buffer x, Buffer kernel, Result y, Dimensions strides, bool mirrored) {
+// An argument that may be left out, as an array without elements; null then.
+const float* Optional(const Buffer& buffer) { return buffer.element_count() == 0 ? nullptr : buffer.typed_data(); }
+
+bool Fits(const Buffer& buffer, int64_t count) {
+  return buffer.element_count() == 0 || static_cast<int64_t>(buffer.element_count()) == count;
+}
+
+ffi::Error ForwardCall(ffi::ThreadPool pool, Buffer x, Buffer gate, Buffer kernel, Buffer bias, Buffer coarse, Result y,
+                       Dimensions strides, bool mirrored, bool relu) {
+  const Kernels kernels = Select();
   Problem p;
-  ffi::Error fits = Check(x.dimensions(), kernel.dimensions(), y->dimensions(), strides, mirrored, &p);
+  ffi::Error fits = Check(kernels, x.dimensions(), kernel.dimensions(), y->dimensions(), strides, mirrored, &p);
   if (fits.failure()) return fits;
   if (Empty(p) || p.outputs == 0) return ffi::Error::Success();
+  if (!Fits(gate, static_cast<int64_t>(x.element_count()))) return Refuse("cmb_jax conv3d: the gate does not fit");
+  if (!Fits(bias, p.outputs)) return Refuse("cmb_jax conv3d: the bias does not fit");
+  const bool even = p.z.output % 2 == 0 && p.y.output % 2 == 0 && p.x.output % 2 == 0;
+  if (coarse.element_count() != 0 && (!even || coarse.element_count() * 8 != y->element_count())) {
+    return Refuse("cmb_jax conv3d: the coarse image does not fit");
+  }
+  const Finish finish = {Optional(bias), Optional(coarse), relu};
   try {
-    Chosen().forward(pool, p, x.typed_data(), kernel.typed_data(), mirrored, y->typed_data());
+    kernels.forward(pool, p, x.typed_data(), Optional(gate), kernel.typed_data(), mirrored, finish, y->typed_data());
   } catch (const std::exception& error) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, error.what());
   }
   return ffi::Error::Success();
 }
 
-ffi::Error GradientCall(ffi::ThreadPool pool, Buffer x, Buffer g, Result kernel, Dimensions strides) {
+ffi::Error GradientCall(ffi::ThreadPool pool, Buffer x, Buffer g, Buffer gate, Result kernel, Result bias,
+                        Dimensions strides) {
+  const Kernels kernels = Select();
   Problem p;
-  ffi::Error fits = Check(x.dimensions(), kernel->dimensions(), g.dimensions(), strides, false, &p);
+  ffi::Error fits = Check(kernels, x.dimensions(), kernel->dimensions(), g.dimensions(), strides, false, &p);
   if (fits.failure()) return fits;
-  if (p.KernelSize() == 0) return ffi::Error::Success();
-  if (Empty(p)) {
-    std::memset(kernel->typed_data(), 0, p.KernelSize() * sizeof(float));
+  if (!Fits(gate, static_cast<int64_t>(g.element_count()))) return Refuse("cmb_jax conv3d: the gate does not fit");
+  if (static_cast<int64_t>(bias->element_count()) != p.outputs) return Refuse("cmb_jax conv3d: the bias does not fit");
+  if (p.KernelSize() == 0 || Empty(p)) {
+    if (p.KernelSize() > 0) std::memset(kernel->typed_data(), 0, p.KernelSize() * sizeof(float));
+    if (p.outputs > 0) std::memset(bias->typed_data(), 0, p.outputs * sizeof(float));
     return ffi::Error::Success();
   }
   try {
-    Chosen().gradient(pool, p, x.typed_data(), g.typed_data(), kernel->typed_data());
+    kernels.gradient(pool, p, x.typed_data(), g.typed_data(), Optional(gate), kernel->typed_data(),
+                     bias->typed_data());
   } catch (const std::exception& error) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, error.what());
   }
@@ -165,20 +169,26 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cmb_jax_conv3d, cmb_jax::ForwardCall,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()  // image
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // where it counts: empty, or of its shape
                                   .Arg<ffi::Buffer<ffi::F32>>()  // kernel
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // bias: empty, or one number an output
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // coarse image to repeat and add, or empty
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<ffi::Span<const int64_t>>("strides")
-                                  .Attr<bool>("mirrored"));
+                                  .Attr<bool>("mirrored")
+                                  .Attr<bool>("relu"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cmb_jax_conv3d_kernel_gradient, cmb_jax::GradientCall,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()  // image
                                   .Arg<ffi::Buffer<ffi::F32>>()  // gradient towards the output
-                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // where it counts: empty, or of its shape
+                                  .Ret<ffi::Buffer<ffi::F32>>()  // towards the kernel
+                                  .Ret<ffi::Buffer<ffi::F32>>()  // towards the bias
                                   .Attr<ffi::Span<const int64_t>>("strides"));
 
 // The instruction set in use: "avx512", "avx2", "portable", or "none" where there is no kernel for the processor.
-extern "C" const char* cmb_jax_instruction_set() { return cmb_jax::Chosen().name; }
+extern "C" const char* cmb_jax_instruction_set() { return cmb_jax::Name(cmb_jax::Chosen()); }
 
 #pragma GCC visibility pop

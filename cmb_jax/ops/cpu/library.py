@@ -1,7 +1,7 @@
-"""Finding the compiled convolution kernel and handing it to XLA.
+"""Finding the compiled kernels and handing them to XLA.
 
-It is built when the package is installed, if a C++ compiler is there. Two environment variables are for tests
-and for finding faults: CMB_JAX_CPU_KERNEL=off leaves the kernel out, CMB_JAX_CPU_ISA=avx512 | avx2 | portable
+They are built when the package is installed, if a C++ compiler is there. Two environment variables are for tests
+and for finding faults: CMB_JAX_CPU_KERNEL=off leaves them out, CMB_JAX_CPU_ISA=avx512 | avx2 | portable
 asks for one instruction set (one that the processor lacks counts as no kernel).
 """
 
@@ -17,29 +17,32 @@ import jax
 
 CONVOLUTION = "cmb_jax_conv3d"
 KERNEL_GRADIENT = "cmb_jax_conv3d_kernel_gradient"
-TARGETS = (CONVOLUTION, KERNEL_GRADIENT)
+BLOCK_SUM = "cmb_jax_block_sum"
+CHANNEL_NORM = "cmb_jax_channel_norm"
+CHANNEL_NORM_GRADIENT = "cmb_jax_channel_norm_gradient"
+TARGETS = (CONVOLUTION, KERNEL_GRADIENT, BLOCK_SUM, CHANNEL_NORM, CHANNEL_NORM_GRADIENT)
 
 _log = logging.getLogger(__name__)
 
 
 def available() -> bool:
-    """Whether XLA can call the kernel in this process; says once in the log why it cannot."""
+    """Whether XLA can call the kernels in this process; says once in the log why it cannot."""
     return instruction_set() != "none"
 
 
 @functools.cache
 def instruction_set() -> str:
-    """The instructions that the kernel uses: "avx512", "avx2", "portable", or "none" without a kernel."""
+    """The instructions that the kernels use: "avx512", "avx2", "portable", or "none" without kernels."""
     if os.environ.get("CMB_JAX_CPU_KERNEL", "").lower() in ("off", "0", "no"):
         return _without("CMB_JAX_CPU_KERNEL is off")
-    built = sorted(Path(__file__).parent.glob("_conv3d*.so"))
+    built = sorted(Path(__file__).parent.glob("_kernels*.so"))
     if not built:
         return _without("it was not built (no C++ compiler when the package was installed?)")
     return load(built[0])
 
 
 def load(path: Path) -> str:
-    """Register the kernel of the library at `path`; its instruction set, or "none" and a line in the log."""
+    """Register the kernels of the library at `path`; its instruction set, or "none" and a line in the log."""
     try:
         shared = ctypes.CDLL(str(path))
         name_of = shared.cmb_jax_instruction_set

@@ -34,6 +34,13 @@ struct Problem {
   int64_t KernelSize() const { return Taps() * Inner() * outputs; }
 };
 
+// What is added to each output before the sum, and what is done after it.
+struct Finish {
+  const float* bias = nullptr;    // (outputs), or null
+  const float* coarse = nullptr;  // (batch, z / 2, y / 2, x / 2, outputs), each repeated for 2 x 2 x 2 voxels, or null
+  bool relu = false;
+};
+
 // Aligned memory that grows and is kept for the next call of the same thread.
 class Scratch {
  public:
