@@ -37,6 +37,7 @@ def assign_lattice(
     sizes: jax.Array | np.ndarray,
     positive_iou: float | jax.Array,
     negative_iou: float | jax.Array,
+    count: jax.Array | None = None,
 ) -> Assignment:
     """Labels every anchor of one patch. Map it over a batch with `jax.vmap`.
 
@@ -53,6 +54,8 @@ def assign_lattice(
       sizes: (A, 3) edge lengths of the anchors, voxels.
       positive_iou: an IoU at or above it makes a positive.
       negative_iou: an IoU below it with every truth makes a negative.
+      count: () int32: truths from this index on are all padding, and no time is spent on them; all are looked
+        at where None. Under `jax.vmap` let one count serve the whole batch.
     """
     chex.assert_shape(truths.boxes, (None, 6))
     chex.assert_shape(truths.valid, (truths.boxes.shape[0],))
@@ -64,7 +67,8 @@ def assign_lattice(
         _axis_overlap(boxes[:, axis], boxes[:, axis + 3], sizes[:, axis], grid_shape[axis], stride[axis])
         for axis in range(3)
     ]
-    best_iou, matched = _best_truth(overlaps, volume(boxes), anchor_volume)
+    count = jnp.int32(boxes.shape[0]) if count is None else count
+    best_iou, matched = _best_truth(overlaps, volume(boxes), anchor_volume, count)
     label = jnp.where(best_iou >= positive_iou, 1, jnp.where(best_iou < negative_iou, 0, -1)).astype(jnp.int8)
     forced = _forced_anchors(overlaps, volume(boxes), anchor_volume)  # (M,) flat index, or the anchor count
     label = label.reshape(-1).at[forced].set(1, mode="drop")
@@ -83,24 +87,23 @@ def _axis_overlap(near: jax.Array, far: jax.Array, sizes: jax.Array, cells: int,
 
 
 def _best_truth(
-    overlaps: list[jax.Array], truth_volume: jax.Array, anchor_volume: jax.Array
+    overlaps: list[jax.Array], truth_volume: jax.Array, anchor_volume: jax.Array, count: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Highest IoU of every anchor over all truths and the truth's index, both (Z, Y, X, A)."""
+    """Highest IoU of every anchor over the first truths and the truth's index, both (Z, Y, X, A)."""
     z, y, x = (overlap.shape[-1] for overlap in overlaps)
     anchors = anchor_volume.shape[0]
 
-    def step(carry, truth):
+    def step(number, carry):
         best, index = carry
-        number, oz, oy, ox, size = truth
+        oz, oy, ox = (lax.dynamic_index_in_dim(overlap, number, keepdims=False) for overlap in overlaps)
         # Anchors lead and x is innermost here, so that the processor's vector units run along x.
         inter = oz[:, :, None, None] * oy[:, None, :, None] * ox[:, None, None, :]
-        iou = safe_iou(inter, anchor_volume[:, None, None, None], size)
+        iou = safe_iou(inter, anchor_volume[:, None, None, None], truth_volume[number])
         better = iou > best
-        return (jnp.where(better, iou, best), jnp.where(better, number, index)), None
+        return (jnp.where(better, iou, best), jnp.where(better, number, index))
 
     start = (jnp.zeros((anchors, z, y, x), jnp.float32), jnp.zeros((anchors, z, y, x), jnp.int32))
-    numbers = jnp.arange(truth_volume.shape[0], dtype=jnp.int32)
-    (best, index), _ = lax.scan(step, start, (numbers, *overlaps, truth_volume))
+    best, index = lax.fori_loop(0, count, step, start)
     return jnp.moveaxis(best, 0, -1), jnp.moveaxis(index, 0, -1)
 
 

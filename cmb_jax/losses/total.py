@@ -67,6 +67,9 @@ def detection_loss(
     batch, *grid, anchors = maps.objectness.shape
     # Padded boxes may hold anything; a unit box keeps their codes, which nothing uses, finite.
     boxes = jnp.where(truths.valid[..., None], truths.boxes, jnp.asarray([0, 0, 0, 1, 1, 1], jnp.float32))
+    # Patches hold few lesions: the loop over them ends with the fullest patch of the batch.
+    slots = jnp.arange(truths.valid.shape[1], dtype=jnp.int32)
+    count = jnp.max(jnp.where(truths.valid, slots + 1, 0), initial=0)
     assignment = jax.vmap(
         lambda truth: assign_lattice(
             truth,
@@ -75,6 +78,7 @@ def detection_loss(
             sizes,
             config.positive_iou,
             config.negative_iou,
+            count,
         )
     )(Truths(boxes=boxes, valid=truths.valid))
     label = assignment.label

@@ -104,6 +104,16 @@ def test_identical_truths_each_keep_a_positive():
     assert set(matched) == set(range(6))
 
 
+def test_truths_behind_the_count_are_padding():
+    box = [1.0, 2, 2, 3, 6, 6]
+    for given in (2, 3, 8):
+        counted = assign_lattice(
+            make_truths([box, [0, 0, 0, 2, 3, 3]], 8), GRID, STRIDE, SIZES, 0.35, 0.15, jnp.int32(given)
+        )
+        whole = assign_lattice(make_truths([box, [0, 0, 0, 2, 3, 3]], 8), GRID, STRIDE, SIZES, 0.35, 0.15)
+        jax.tree.map(np.testing.assert_array_equal, counted, whole)
+
+
 def test_maps_over_a_batch(rng):
     near = rng.uniform(0, 8, (3, 4, 3))
     boxes = np.concatenate([near, near + rng.uniform(1, 5, (3, 4, 3))], axis=-1).astype(np.float32)
