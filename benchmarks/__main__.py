@@ -53,7 +53,7 @@ def run(
     with_scaling: bool = False,
     path: Path | None = None,
     overwrite: bool = False,
-    keep_memory: bool = False,
+    keep_memory: bool | None = None,
 ) -> list[Row]:
     """Measure, print, write.
 
@@ -72,7 +72,8 @@ def run(
     rows = []
     for case in cases:
         print(f"{case.name}: {case.about} ...", file=sys.stderr, flush=True)
-        case = dataclasses.replace(case, keep_memory=keep_memory)
+        if keep_memory is not None:
+            case = dataclasses.replace(case, keep_memory=keep_memory)
         rows.append(Row.of(measure(case, repeats, device), peak))
     if device == "cpu":
         rows += [Row.of(without_gpu(case), None) for case in cases if case.gpu]
@@ -82,7 +83,7 @@ def run(
         for sweep in scaling.SWEEPS:
             print(f"scaling of {sweep.name} ...", file=sys.stderr, flush=True)
             fewer = min(repeats, scaling.MOST_REPEATS)
-            curves.append(scaling.measure_sweep(sweep, fewer, device, keep_memory))
+            curves.append(scaling.measure_sweep(sweep, fewer, device))
             print(scaling.curve_table(curves[-1]), flush=True)
     if path is not None:
         content = {
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--keep-memory", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--keep-memory", action=argparse.BooleanOptionalAction)
     given = parser.parse_args(arguments)
     failed: list[str] = []
 

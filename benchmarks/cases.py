@@ -36,7 +36,7 @@ class Case:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON, read by both sides
     gpu: bool = True  # whether both sides can use one
     convolves: bool = False  # whether convolutions are counted and held against the peak
-    keep_memory: bool = False  # whether both sides' allocator keeps freed memory (`turns.KEEP_MEMORY`)
+    keep_memory: bool = False  # both sides call `keep_freed_memory` first, as our training commands do
 
 
 TRAIN = ("benchmarks.sides.train_jax", "benchmarks.sides.train_torch")
@@ -66,6 +66,7 @@ CASES: dict[str, Case] = {
             "PyTorch",
             "a training step: loss, gradient, AdamW, moving average; batch 4 of 48 x 96 x 96",
             options={"model": "small", "batch": 4, "patch": PATCH},
+            keep_memory=True,
             convolves=True,
         ),
         _case(
@@ -74,6 +75,7 @@ CASES: dict[str, Case] = {
             "PyTorch",
             "the same with twice the channels; batch 2 of 48 x 96 x 96",
             options={"model": "base", "batch": 2, "patch": PATCH},
+            keep_memory=True,
             convolves=True,
         ),
         _case(

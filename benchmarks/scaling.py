@@ -86,10 +86,9 @@ def _counts() -> Sweep:
 SWEEPS = (_volumes(), _counts())
 
 
-def measure_sweep(sweep: Sweep, repeats: int, device: Device, keep_memory: bool = False) -> Curve:
+def measure_sweep(sweep: Sweep, repeats: int, device: Device) -> Curve:
     """Measure every size in turn."""
-    cases = (dataclasses.replace(case, keep_memory=keep_memory) for _, case in sweep.cases)
-    rows = tuple(Row.of(measure(case, repeats, device), None) for case in cases)
+    rows = tuple(Row.of(measure(case, repeats, device), None) for _, case in sweep.cases)
     return Curve(sweep=sweep, rows=rows)
 
 

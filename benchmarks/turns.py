@@ -21,13 +21,6 @@ from benchmarks.cases import Case, Device, Side
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = "no GPU that both sides can use"
-# For glibc: large blocks come from the heap instead of from mapped pages, and the heap is never cut. Memory
-# that was freed is used again without a page fault.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "MALLOC_TOP_PAD_": str(2**26),
-}
 # Thread pools spin for a few milliseconds after their last work: let them sleep before the other's turn.
 PAUSE_S = 0.05
 
@@ -75,12 +68,19 @@ class Worker:
 
     def __init__(self, case: Case, side: Side, device: Device) -> None:
         module = case.ours if side == "ours" else case.other
-        request = json.dumps({"module": module, "options": dict(case.options), "device": device})
+        request = json.dumps(
+            {
+                "module": module,
+                "options": dict(case.options),
+                "device": device,
+                "keep_memory": case.keep_memory,
+            }
+        )
         self.messages = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed in `close`
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", request],
             cwd=ROOT,
-            env=_environment(device, case.keep_memory),
+            env=_environment(device),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.messages,
@@ -202,8 +202,8 @@ def without_gpu(case: Case) -> Measured:
     return Measured(case=case, device="gpu", ours=side, other=side)
 
 
-def _environment(device: Device, keep_memory: bool) -> dict[str, str]:
+def _environment(device: Device) -> dict[str, str]:
     """For a CPU run no GPU is visible; on a GPU JAX leaves the other process its share."""
     hidden = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return {**os.environ, **(hidden if device == "cpu" else shared), **(KEEP_MEMORY if keep_memory else {})}
+    return {**os.environ, **(hidden if device == "cpu" else shared)}

@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks import memory
 from benchmarks.cases import Prepared
+from cmb_jax.training.memory import keep_freed_memory
 
 OPTIONAL = ("torch", "monai")
 # A repeat lasts at least this long: the work of short cases is done several times in it.
@@ -41,6 +42,8 @@ def main() -> int:
 
 def serve(request: dict[str, Any], commands: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Prepare, warm up, then answer every "run" with its seconds; at the end what memory it took."""
+    if request["keep_memory"]:
+        keep_freed_memory()
     try:
         module = importlib.import_module(request["module"])
     except ModuleNotFoundError as error:

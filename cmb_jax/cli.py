@@ -161,7 +161,7 @@ def benchmark(
     repeats: int = 9,
     scaling: bool = False,
     overwrite: bool = False,
-    keep_memory: bool = False,
+    keep_memory: bool | None = None,
 ) -> None:
     """Time this package against PyTorch, MONAI and NumPy on the same cores (source checkout only).
 
@@ -171,7 +171,7 @@ def benchmark(
       repeats: of each side of a case; they take turns.
       scaling: also measure time and memory against volume size and number of candidates.
       overwrite: replace the file if it exists.
-      keep_memory: let both sides' allocator (glibc) keep what is freed, which saves page faults.
+      keep_memory: whether both sides' allocator keeps freed memory; default: in training, as train.py does.
     """
     from cmb_jax.commands.benchmark import run
 

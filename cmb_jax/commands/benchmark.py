@@ -19,7 +19,7 @@ def run(
     repeats: int,
     scaling: bool,
     overwrite: bool,
-    keep_memory: bool,
+    keep_memory: bool | None,
 ) -> None:
     """Run the comparison in a process of its own; its exit code becomes ours.
 
@@ -36,7 +36,8 @@ def run(
     options += ["--json", str(json.absolute())] if json is not None else []
     options += ["--scaling"] if scaling else []
     options += ["--overwrite"] if overwrite else []
-    options += ["--keep-memory"] if keep_memory else []
+    if keep_memory is not None:
+        options += ["--keep-memory" if keep_memory else "--no-keep-memory"]
     sys.stdout.flush()
     code = subprocess.run(
         [sys.executable, "-m", "benchmarks", *options], cwd=CHECKOUT, check=False

@@ -1,8 +1,7 @@
-"""What the commands share: errors for people, memory that is used again, JAX's compilation cache."""
+"""What the commands share: errors for people, JAX's compilation cache."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from collections.abc import Callable
@@ -15,7 +14,6 @@ USER_ERROR_CODE = 2
 
 def run_for_people(command: Callable[[], None]) -> None:
     """Run a command; a `UserError` becomes one line on stderr and exit code 2, without a traceback."""
-    keep_freed_memory()
     try:
         command()
     except UserError as error:
@@ -24,25 +22,6 @@ def run_for_people(command: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
-
-
-def keep_freed_memory() -> bool:
-    """Let this process use freed memory again instead of handing it back to the system at once.
-
-    XLA asks for its working memory anew at each call, some hundred MB, and glibc's allocator maps so large a
-    piece afresh each time: writing to new pages then costs a third of a training step on two cores. The price
-    is that the process stays as large as it has once been. Call it before the first computation, as the
-    allocator's arenas, one a thread, have to be one.
-
-    Returns:
-      Whether the allocator took the settings; False where it is not glibc's.
-    """
-    arena_max, mmap_max, trim_threshold = -8, -4, -1  # names of the settings in malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    return all([mallopt(arena_max, 1), mallopt(mmap_max, 0), mallopt(trim_threshold, -1)])
 
 
 def use_compilation_cache() -> None:

@@ -35,6 +35,7 @@ from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.phantom import SubjectSettings, simulate_subject
 from cmb_jax.training.checkpoint import QUALITY
 from cmb_jax.training.loop import train
+from cmb_jax.training.memory import keep_freed_memory
 
 FP_RATES = (0.5, 1.0, 2.0, 4.0)
 OPERATING_FP_RATE = 2.0
@@ -198,6 +199,7 @@ def parse(arguments: Sequence[str], prog: str, text: str) -> tuple[Config, Path]
 
 def main() -> None:
     """Entry point of train.py."""
+    keep_freed_memory()
     flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
     text = "Train a detector on phantoms; run again to resume."
 

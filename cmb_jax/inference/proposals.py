@@ -20,7 +20,6 @@ from cmb_jax.config import Config
 from cmb_jax.inference.tiles import TilePlan, Window, pad_to, plan_tiles
 from cmb_jax.models.detector import Detector, receptive_halo
 from cmb_jax.models.functional import Template
-from cmb_jax.models.types import ProposalMaps
 
 STRIDE = (1, 2, 2)  # working voxels per cell of the proposal grid
 
@@ -32,12 +31,9 @@ class ProposalFinder:
         self.config = config
         self.params = jax.device_put(params)
         self._template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
-        self._candidates = jax.jit(functools.partial(_window_candidates, self._maps, config))
+        self._candidates = jax.jit(functools.partial(_window_candidates, self._template, config))
         self._select = jax.jit(functools.partial(_select, config))
-        self._whole = jax.jit(lambda params, image: self._maps(params, image).objectness)
-
-    def _maps(self, params: Any, image: jax.Array) -> ProposalMaps:
-        return self._template.bind(params)(image.astype(jnp.float32))
+        self._whole = jax.jit(lambda params, image: self._template.bind(params)(image).objectness)
 
     def plan(self, shape: tuple[int, int, int]) -> TilePlan:
         """How a volume of `shape` (z, y, x) working voxels is cut."""
@@ -58,7 +54,7 @@ class ProposalFinder:
             found.append(
                 self._candidates(
                     self.params,
-                    _cut(padded, window, plan)[None],
+                    _cut(padded, window, plan)[None].astype(np.float32),
                     jnp.array(window.start),
                     jnp.array(window.core_low),
                     jnp.array(window.core_high),
@@ -79,7 +75,9 @@ class ProposalFinder:
         cells = [size // step for size, step in zip(plan.padded_shape, STRIDE, strict=True)]
         whole = np.zeros((*cells, len(self.config.model.anchor_diameters_mm)), np.float32)
         for window in plan.windows:
-            part = np.asarray(self._whole(self.params, _cut(padded, window, plan)[None]))[0]
+            part = np.asarray(self._whole(self.params, _cut(padded, window, plan)[None].astype(np.float32)))[
+                0
+            ]
             target, source = [], []
             for axis, step in enumerate(STRIDE):
                 low, high, start = window.core_low[axis], window.core_high[axis], window.start[axis]
@@ -96,7 +94,7 @@ def _cut(padded: np.ndarray, window: Window, plan: TilePlan) -> np.ndarray:
 
 
 def _window_candidates(
-    maps_of: Callable[[Any, jax.Array], ProposalMaps],
+    template: Template[Detector],
     config: Config,
     params: Any,
     image: jax.Array,  # (1, Z, Y, X, 2)
@@ -105,7 +103,8 @@ def _window_candidates(
     core_high: jax.Array,  # (3,)
 ) -> Detections:
     """The best candidates whose cells lie in the window's core, in coordinates of the padded volume."""
-    maps = maps_of(params, image)
+    detector = template.bind(params)
+    maps = detector(image)
     logits = maps.objectness[0]
     depth, height, width, anchors = logits.shape
     inside = jnp.ones((), bool)
@@ -122,9 +121,10 @@ def _window_candidates(
     position = jnp.stack([cell // (height * width), cell // width % height, cell % width], axis=-1)
     center = (position + 0.5) * jnp.array(STRIDE, jnp.float32) + start
     sizes = jnp.asarray(anchor_sizes(config.model.anchor_diameters_mm, config.data.spacing_mm))[anchor]
-    deltas = maps.deltas[0].reshape(-1, 6)[index]
+    # Box codes of the candidates alone: the dense map of them would be the largest array of all.
+    codes = detector.box_codes(maps.features[0].reshape(-1, maps.features.shape[-1])[cell], anchor)
     return Detections(
-        boxes=decode_boxes(boxes_from_centers(center, sizes), deltas),
+        boxes=decode_boxes(boxes_from_centers(center, sizes), codes),
         scores=jax.nn.sigmoid(best),
         valid=jnp.isfinite(best) & (jax.nn.sigmoid(best) >= config.inference.candidate_threshold),
     )

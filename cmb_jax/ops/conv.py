@@ -35,8 +35,8 @@ def conv3d(
 ) -> jax.Array:
     """Convolve with zero padding that keeps the shape ("SAME"), divided by the strides.
 
-    What usually follows is part of the operation, so that on CPU the result is written once: a bias, a coarser
-    map whose voxels are repeated and added, ReLU, in this order.
+    What usually follows is part of the operation, so that on CPU the result is written once: a bias, a
+    coarser map whose voxels are repeated and added, ReLU, in this order.
 
     Differentiable once in reverse mode (`custom_vjp`). To export a CPU program, pass
     `jax.export.DisabledSafetyCheck.custom_call(name)` for each of `ops.cpu.library.TARGETS`.
@@ -45,7 +45,7 @@ def conv3d(
         x: (B, Z, Y, X, C_in). float32 on CPU takes the compiled kernel; other types the plain convolution.
         kernel: (kz, ky, kx, C_in, C_out) of x's type, each of kz, ky, kx 1 or 3.
         bias: (C_out,) of x's type.
-        coarse: map of half the result's size along z, y and x, (B, Z' / 2, Y' / 2, X' / 2, C_out), of x's type.
+        coarse: map of half the result's size, (B, Z' / 2, Y' / 2, X' / 2, C_out), of x's type.
         strides: steps along z, y, x.
         relu: raise what is negative to 0.
 
@@ -58,7 +58,7 @@ def conv3d(
     """
     _check(x, kernel, bias, coarse, strides)
     x, kernel, bias, coarse = vary_together(x, kernel, bias, coarse)
-    if x.dtype != jnp.float32 or 0 in x.shape or 0 in kernel.shape:
+    if x.dtype != np.float32 or 0 in x.shape or 0 in kernel.shape:
         return _plain(x, kernel, bias, coarse, strides, relu)
     return _conv(x, kernel, bias, coarse, tuple(strides), relu)
 
@@ -178,7 +178,7 @@ def _backward_on_cpu(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool):
         if strides != (1, 1, 1) or edges == (1, 1, 1):
             return _backward_plain(x, kernel, y, g, strides, coarse)
         g, towards_bias, towards_coarse = _after_convolution(g, y, coarse)
-        # With stride 1 and odd kernels the gradient towards the input is a convolution with the mirrored kernel.
+        # With stride 1 the gradient towards the input is a convolution with the mirrored kernel.
         towards_x = conv_portable.convolve(g, kernel[::-1, ::-1, ::-1].swapaxes(3, 4))
         return towards_x, conv_portable.kernel_gradient(x, g, edges), towards_bias, towards_coarse
     gate = _nothing(g) if y is None else y

@@ -34,7 +34,7 @@ def channel_norm(
         (..., C), of x's type.
     """
     x, scale, bias = vary_together(x, scale, bias)
-    if x.dtype != jnp.float32 or x.shape[-1] < LEAST_CHANNELS or x.size == 0:
+    if x.dtype != np.float32 or x.shape[-1] < LEAST_CHANNELS or x.size == 0:
         return _plain(x, scale, bias, epsilon=epsilon, relu=relu)
     return _norm(x, scale, bias, epsilon, relu)
 

@@ -38,6 +38,7 @@ from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.io.weights import load_weights, save_weights
 from cmb_jax.models.functional import Template, params_of
 from cmb_jax.models.region_net import RegionNet
+from cmb_jax.training.memory import keep_freed_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,6 +275,7 @@ def _git_commit() -> str | None:
 
 def main() -> int:
     """Command line; errors for people end with exit code 2."""
+    keep_freed_memory()
     try:
         train_regions(tyro.cli(RegionTraining))
     except UserError as error:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from jax import lax
 
 from benchmarks.torch_detector import TorchDetector, channels_last
 from benchmarks.torch_loss import assign, spread
@@ -21,7 +20,6 @@ from cmb_jax.boxes.types import Truths
 from cmb_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from cmb_jax.data.patches import PatchBatch
 from cmb_jax.losses import mining
-from cmb_jax.models import blocks
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template
 from cmb_jax.training import state as jax_state
@@ -90,14 +88,7 @@ def precision(dtype, monkeypatch):
         return
     with jax.enable_x64(True), monkeypatch.context() as patch:
         patch.setattr(jnp, "float32", jnp.float64)
-        patch.setattr(blocks, "conv3d", plain_conv)
         yield
-
-
-def plain_conv(x, kernel):
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
-    )
 
 
 def both(dtype, model=MODEL):

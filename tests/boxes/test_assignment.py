@@ -106,9 +106,9 @@ def test_identical_truths_each_keep_a_positive():
 
 def test_truths_behind_the_count_are_padding():
     box = [1.0, 2, 2, 3, 6, 6]
-    for given in (2, 3, 8):
+    for count in (2, 3, 8):
         counted = assign_lattice(
-            make_truths([box, [0, 0, 0, 2, 3, 3]], 8), GRID, STRIDE, SIZES, 0.35, 0.15, jnp.int32(given)
+            make_truths([box, [0, 0, 0, 2, 3, 3]], 8), GRID, STRIDE, SIZES, 0.35, 0.15, jnp.int32(count)
         )
         whole = assign_lattice(make_truths([box, [0, 0, 0, 2, 3, 3]], 8), GRID, STRIDE, SIZES, 0.35, 0.15)
         jax.tree.map(np.testing.assert_array_equal, counted, whole)

@@ -245,7 +245,13 @@ def test_bfloat16_goes_to_the_plain_convolution(rng):
 
 
 def test_an_empty_batch():
-    assert conv3d(jnp.zeros((0, 4, 5, 6, 2)), jnp.ones((3, 3, 3, 2, 4)), strides=(1, 2, 2)).shape == (0, 4, 3, 3, 4)
+    assert conv3d(jnp.zeros((0, 4, 5, 6, 2)), jnp.ones((3, 3, 3, 2, 4)), strides=(1, 2, 2)).shape == (
+        0,
+        4,
+        3,
+        3,
+        4,
+    )
 
 
 def test_vmap_and_remat(rng):
@@ -285,7 +291,9 @@ def test_export_for_all_platforms(rng):
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_lowered_programs(rng, platform, strides):
     x, kernel = sample(rng, (1, 4, 4, 4, 2), 3, (3, 3, 3))
-    step = jax.jit(jax.value_and_grad(lambda x, k: jnp.square(conv3d(x, k, strides=strides)).sum(), argnums=(0, 1)))
+    step = jax.jit(
+        jax.value_and_grad(lambda x, k: jnp.square(conv3d(x, k, strides=strides)).sum(), argnums=(0, 1))
+    )
     text = step.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
     ours = sum(text.count(f"custom_call @{name}(") for name in library.TARGETS)
     # forward, towards the input, towards the kernel

@@ -24,7 +24,9 @@ def test_equals_torch_layer_norm_and_its_gradient(rng, grid, channels, relu):
     ours, back = jax.vjp(lambda *a: channel_norm(*a, relu=relu), *map(jnp.asarray, (x, scale, bias)))
     np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-5, atol=1e-5)
     for mine, peer in zip(back(jnp.asarray(g)), peers, strict=True):
-        np.testing.assert_allclose(mine, peer.grad.numpy(), rtol=1e-4, atol=1e-5 * float(peer.grad.abs().max()))
+        np.testing.assert_allclose(
+            mine, peer.grad.numpy(), rtol=1e-4, atol=1e-5 * float(peer.grad.abs().max())
+        )
 
 
 def test_a_voxel_depends_on_no_other(rng):

@@ -14,7 +14,9 @@ def vary_together(*arrays: jax.Array | None) -> list[Any]:
 
     The kernel's gradient is then summed over those axes by the transpose of this mark.
     """
-    varying = [frozenset() if a is None else frozenset(jax.typeof(a).manual_axis_type.varying) for a in arrays]
+    varying = [
+        frozenset() if a is None else frozenset(jax.typeof(a).manual_axis_type.varying) for a in arrays
+    ]
     every = frozenset().union(*varying)
     return [
         lax.pcast(array, tuple(every - own), to="varying") if array is not None and every - own else array
@@ -28,6 +30,4 @@ def like(x: jax.Array, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
     if not kind.manual_axis_type.varying:
         return jax.ShapeDtypeStruct(shape, x.dtype)
     anywhere = NamedSharding(kind.sharding.mesh, PartitionSpec())
-    return jax.ShapeDtypeStruct(
-        shape, x.dtype, sharding=anywhere, manual_axis_type=kind.manual_axis_type
-    )
+    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=anywhere, manual_axis_type=kind.manual_axis_type)

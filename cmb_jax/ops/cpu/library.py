@@ -1,7 +1,7 @@
 """Finding the compiled kernels and handing them to XLA.
 
-They are built when the package is installed, if a C++ compiler is there. Two environment variables are for tests
-and for finding faults: CMB_JAX_CPU_KERNEL=off leaves them out, CMB_JAX_CPU_ISA=avx512 | avx2 | portable
+They are built when the package is installed, if a C++ compiler is there. Two environment variables are for
+tests and for finding faults: CMB_JAX_CPU_KERNEL=off leaves them out, CMB_JAX_CPU_ISA=avx512 | avx2 | portable
 asks for one instruction set (one that the processor lacks counts as no kernel).
 """
 
