@@ -20,6 +20,7 @@ from cmb_jax.config import Config
 from cmb_jax.inference.tiles import TilePlan, Window, pad_to, plan_tiles
 from cmb_jax.models.detector import Detector, receptive_halo
 from cmb_jax.models.functional import Template
+from cmb_jax.models.slabs import context_of, map_slabs, slab_maps, slab_planes
 
 STRIDE = (1, 2, 2)  # working voxels per cell of the proposal grid
 
@@ -48,13 +49,13 @@ class ProposalFinder:
           progress: called with (windows done, windows in all).
         """
         plan = self.plan(image.shape[:3])
-        padded = pad_to(image, plan.padded_shape)
+        padded = pad_to(np.asarray(image, np.float32), plan.padded_shape)
         found = []
         for number, window in enumerate(plan.windows):
             found.append(
                 self._candidates(
                     self.params,
-                    _cut(padded, window, plan)[None].astype(np.float32),
+                    _cut(padded, window, plan)[None],
                     jnp.array(window.start),
                     jnp.array(window.core_low),
                     jnp.array(window.core_high),
@@ -71,13 +72,11 @@ class ProposalFinder:
     def objectness(self, image: np.ndarray) -> np.ndarray:
         """Objectness logits (Z, Y // 2, X // 2, A) of the padded volume, joined from the windows' cores."""
         plan = self.plan(image.shape[:3])
-        padded = pad_to(image, plan.padded_shape)
+        padded = pad_to(np.asarray(image, np.float32), plan.padded_shape)
         cells = [size // step for size, step in zip(plan.padded_shape, STRIDE, strict=True)]
         whole = np.zeros((*cells, len(self.config.model.anchor_diameters_mm)), np.float32)
         for window in plan.windows:
-            part = np.asarray(self._whole(self.params, _cut(padded, window, plan)[None].astype(np.float32)))[
-                0
-            ]
+            part = np.asarray(self._whole(self.params, _cut(padded, window, plan)[None]))[0]
             target, source = [], []
             for axis, step in enumerate(STRIDE):
                 low, high, start = window.core_low[axis], window.core_high[axis], window.start[axis]
@@ -104,8 +103,36 @@ def _window_candidates(
 ) -> Detections:
     """The best candidates whose cells lie in the window's core, in coordinates of the padded volume."""
     detector = template.bind(params)
-    maps = detector(image)
-    logits = maps.objectness[0]
+    depth = image.shape[1]
+    context = context_of(detector, image)
+
+    def of_slab(first: jax.Array) -> Detections:
+        plane, features, objectness = slab_maps(detector, image, context, first)
+        # Only the slab's own planes count: those around it are another slab's.
+        low = core_low.at[0].max(start[0] + first)
+        high = core_high.at[0].min(start[0] + first + slab_planes(depth))
+        return _candidates(config, detector, features[0], objectness[0], start.at[0].add(plane), low, high)
+
+    slabs = map_slabs(of_slab, depth)
+    # Slabs follow each other as their anchors do: ties go to the lower anchor, as in one list of all.
+    found: Detections = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), slabs)
+    count = min(config.inference.max_candidates, found.scores.shape[0])
+    logits, index = jax.lax.top_k(found.scores, count)
+    scores = jax.nn.sigmoid(logits)
+    valid = jnp.isfinite(logits) & (scores >= config.inference.candidate_threshold)
+    return Detections(boxes=found.boxes[index], scores=scores, valid=valid)
+
+
+def _candidates(
+    config: Config,
+    detector: Detector,
+    features: jax.Array,  # (Z, Y, X, C)
+    logits: jax.Array,  # (Z, Y, X, A)
+    start: jax.Array,  # (3,) working voxels of the first cell
+    core_low: jax.Array,
+    core_high: jax.Array,
+) -> Detections:
+    """The best anchors of one slab inside the core; their scores are logits still."""
     depth, height, width, anchors = logits.shape
     inside = jnp.ones((), bool)
     for axis, cells in enumerate((depth, height, width)):
@@ -122,11 +149,11 @@ def _window_candidates(
     center = (position + 0.5) * jnp.array(STRIDE, jnp.float32) + start
     sizes = jnp.asarray(anchor_sizes(config.model.anchor_diameters_mm, config.data.spacing_mm))[anchor]
     # Box codes of the candidates alone: the dense map of them would be the largest array of all.
-    codes = detector.box_codes(maps.features[0].reshape(-1, maps.features.shape[-1])[cell], anchor)
+    codes = detector.box_codes(features.reshape(-1, features.shape[-1])[cell], anchor)
     return Detections(
         boxes=decode_boxes(boxes_from_centers(center, sizes), codes),
-        scores=jax.nn.sigmoid(best),
-        valid=jnp.isfinite(best) & (jax.nn.sigmoid(best) >= config.inference.candidate_threshold),
+        scores=best,
+        valid=jnp.isfinite(best),
     )
 
 

@@ -90,6 +90,6 @@ def plan_tiles(shape: Triple, tile_shape: Triple, halo: Triple, stride: Triple) 
 
 
 def pad_to(image: np.ndarray, shape: Triple) -> np.ndarray:
-    """Zeros appended at the far faces of (Z, Y, X, C) until its first axes have `shape`."""
+    """Zeros appended at the far faces of (Z, Y, X, C) until its first axes have `shape`; none if they do."""
     widths = [(0, target - size) for target, size in zip(shape, image.shape[:3], strict=True)]
-    return np.pad(image, [*widths, (0, 0)])
+    return np.pad(image, [*widths, (0, 0)]) if any(far for _, far in widths) else image

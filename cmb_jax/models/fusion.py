@@ -32,15 +32,21 @@ class FeatureFusion(nnx.Module):
 
     def __call__(self, levels: Sequence[jax.Array]) -> jax.Array:
         """Map one (B, Z / 2^l, Y / 2^l, X / 2^l, widths[l]) a level to (B, Z, Y, X, outputs)."""
-        if self.mode == "sum":
-            # From coarse to fine, so that only one map of the finest grid is made.
-            fused = self.reduce[-1](levels[-1])
-            for reduce, level in zip(self.reduce[-2::-1], levels[-2::-1], strict=True):
-                fused = reduce(level, fused)
-            return fused
-        reduced = [reduce(level) for reduce, level in zip(self.reduce, levels, strict=True)]
-        return jnp.concatenate(
-            [reduced[0]]
-            + [upsample_nearest(level, (2**i, 2**i, 2**i)) for i, level in enumerate(reduced[1:], start=1)],
-            axis=-1,
-        )
+        return self.fine(levels[0], self.below(levels[1:]))
+
+    def below(self, levels: Sequence[jax.Array]) -> jax.Array | None:
+        """What the levels below the finest give, on the grid of the first of them; None without any."""
+        fused = None
+        for reduce, level in zip(self.reduce[:0:-1], levels[::-1], strict=True):
+            fused = self._join(reduce, level, fused)
+        return fused
+
+    def fine(self, level: jax.Array, below: jax.Array | None) -> jax.Array:
+        """The fused map from the finest level and from what `below` gave."""
+        return self._join(self.reduce[0], level, below)
+
+    def _join(self, reduce: Conv, level: jax.Array, coarse: jax.Array | None) -> jax.Array:
+        # From coarse to fine, so that only one map of each grid is made.
+        if self.mode == "sum" or coarse is None:
+            return reduce(level, coarse)
+        return jnp.concatenate([reduce(level), upsample_nearest(coarse)], axis=-1)

@@ -67,21 +67,43 @@ class UNet(nnx.Module):
         Returns:
             One map a level, finest first: (B, Z / 2^l, Y / 2^l, X / 2^l, widths[l]).
         """
+        skip = self.fine(x)
+        below = self.below(max_pool(skip))
+        return [self.merge(0, skip, below[0]), *below]
+
+    def fine(self, x: jax.Array) -> jax.Array:
+        """Stem and encoder of the finest level: (B, Z, Y, X, inputs) to (B, Z, Y, X, widths[0])."""
         x = self.stem(x)
+        for block in self.encoder[0]:
+            x = block(x)
+        return x
+
+    def below(self, x: jax.Array) -> list[jax.Array]:
+        """Maps of all levels but the finest, from what the finest hands down, pooled."""
         skips = []
-        for level, blocks in enumerate(self.encoder):
+        for level, blocks in enumerate(self.encoder[1:]):
             x = max_pool(x) if level else x
             for block in blocks:
                 x = block(x)
             skips.append(x)
         maps = [x]
-        for level in reversed(range(len(self.decoder))):
-            # Channels are reduced before the voxels are repeated: the same sum for an eighth of the work.
-            x = self.laterals[level](skips[level], self.rises[level](x), relu=True)
-            for block in self.decoder[level]:
-                x = block(x)
-            maps.append(x)
+        for level in reversed(range(1, len(self.decoder))):
+            maps.append(self.merge(level, skips[level - 1], maps[-1]))
         return maps[::-1]
+
+    def merge(self, level: int, skip: jax.Array, below: jax.Array) -> jax.Array:
+        """The decoder's map of a level from the encoder's and from the decoder's map one level below."""
+        return self.refine(level, skip, self.rises[level](below))
+
+    def refine(self, level: int, skip: jax.Array, risen: jax.Array) -> jax.Array:
+        """As `merge`, from a map below whose channels are reduced already.
+
+        Channels are reduced before the voxels are repeated: the same sum for an eighth of the work.
+        """
+        x = self.laterals[level](skip, risen, relu=True)
+        for block in self.decoder[level]:
+            x = block(x)
+        return x
 
 
 def dependence_radius(
