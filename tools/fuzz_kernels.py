@@ -1,6 +1,6 @@
-"""Run the CPU kernel on random shapes under AddressSanitizer: python tools/fuzz_conv.py [COUNT].
+"""Run the CPU kernels on random shapes under AddressSanitizer: python tools/fuzz_kernels.py [COUNT].
 
-Needs gcc on Linux. Builds the kernel with the sanitizer in a temporary folder and starts itself again with
+Needs gcc on Linux. Builds the kernels with the sanitizer in a temporary folder and starts itself again with
 the sanitizer's run time loaded first. Ends with exit code 0 and a count, or with the sanitizer's report.
 """
 
@@ -23,7 +23,9 @@ def build(folder):
     library = Path(folder) / "_kernels.so"
     flags = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared", "-fsanitize=address,undefined"]
     include = Path(jaxlib.__file__).parent / "include"
-    subprocess.run(["g++", *flags, "-isystem", include, SOURCES / "conv3d.cc", "-o", library], check=True)
+    subprocess.run(
+        ["g++", *flags, "-isystem", include, *sorted(SOURCES.glob("*.cc")), "-o", library], check=True
+    )
     return library
 
 
@@ -48,6 +50,8 @@ def fuzz(library_path, count):
 
     from cmb_jax.ops import conv
     from cmb_jax.ops.cpu import library
+    from cmb_jax.ops.norm import channel_norm
+    from cmb_jax.ops.resample import upsample_nearest
 
     name = library.load(Path(library_path))
     library.instruction_set = lambda: name
@@ -57,14 +61,25 @@ def fuzz(library_path, count):
     for number, edges, strides in zip(
         range(count), itertools.cycle(EDGES), itertools.cycle(STRIDES), strict=False
     ):
-        sizes = [int(rng.choice([1, 1, 2, 3, rng.integers(1, high)])) for high in (9, 12, 70)]
+        sizes = [int(rng.choice([1, 2, 2, 3, rng.integers(1, high)])) for high in (9, 12, 70)]
         inputs, outputs = (int(rng.choice([1, 2, 3, 8, 16, 24, rng.integers(1, 130)])) for _ in range(2))
         x = jnp.asarray(rng.normal(size=(int(rng.integers(0, 3)), *sizes, inputs)), jnp.float32)
         kernel = jnp.asarray(rng.normal(size=(*edges, inputs, outputs)), jnp.float32)
-        value, pull = jax.vjp(lambda x, k, s=strides: conv.conv3d(x, k, strides=s), x, kernel)
+        bias = jnp.asarray(rng.normal(size=outputs), jnp.float32)
+        grid = [-(-size // step) for size, step in zip(sizes, strides, strict=True)]
+        even = all(size % 2 == 0 for size in grid)
+        shape = (x.shape[0], *(size // 2 for size in grid), outputs)
+        coarse = jnp.asarray(rng.normal(size=shape), jnp.float32) if even else None
+        options = {"strides": strides, "relu": bool(rng.integers(2))}
+        value, pull = jax.vjp(lambda *a, o=options: conv.conv3d(*a, **o), x, kernel, bias, coarse)
         jax.block_until_ready(pull(jnp.ones_like(value)))
+        scale = jnp.ones(outputs)
+        normal, pull = jax.vjp(lambda *a, o=options: channel_norm(*a, relu=o["relu"]), value, scale, bias)
+        jax.block_until_ready(pull(jnp.ones_like(normal)))
         if x.size and number % 10 == 0:
-            difference = jnp.abs(value - plain[strides](x, kernel)).max() / (jnp.abs(value).max() + 1e-6)
+            want = plain[strides](x, kernel) + bias + (0 if coarse is None else upsample_nearest(coarse))
+            want = jnp.maximum(want, 0) if options["relu"] else want
+            difference = jnp.abs(value - want).max() / (jnp.abs(want).max() + 1e-6)
             worst = max(worst, float(difference))
         if number % 100 == 0:
             print(f"{number} of {count}", flush=True)
