@@ -1,0 +1,95 @@
+"""The grid of an image from its header alone, so that thousands of scans can be indexed in minutes."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
+
+from cmb_jax.errors import UserError
+from cmb_jax.io.header import NiftiFile, world_affine
+
+_READ_ERRORS = (
+    nib.spatialimages.HeaderDataError,
+    nib.filebasedimages.ImageFileError,
+    ValueError,
+    KeyError,
+    OverflowError,
+    EOFError,
+    zlib.error,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """How a 3D image lies in its file and in the world."""
+
+    shape: tuple[int, int, int]  # (I, J, K) of the file's array
+    affine: np.ndarray  # (4, 4) float64, (i, j, k) from 0 -> RAS mm
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def orientation(self) -> str:
+        """Where the file's axes run to, such as RAS or LPS."""
+        return "".join(str(code) for code in aff2axcodes(self.affine))
+
+    def to_ras(self) -> Grid:
+        """The same grid with its axes turned to Right, Anterior, Superior, as `read_volume` gives it."""
+        turn = io_orientation(self.affine)
+        x, y, z = (self.shape[int(np.flatnonzero(turn[:, 0] == axis)[0])] for axis in range(3))
+        affine = self.affine @ inv_ornt_aff(turn, self.shape)
+        return Grid(shape=(x, y, z), affine=affine, warnings=self.warnings)
+
+    def to_mm(self, index: np.ndarray) -> np.ndarray:
+        """Voxel indices (n, 3) from 0, integers at voxel centres, to RAS mm (n, 3)."""
+        return index @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def to_index(self, points_mm: np.ndarray) -> np.ndarray:
+        """RAS mm (n, 3) to fractional voxel indices (n, 3) from 0."""
+        return np.linalg.solve(self.affine[:3, :3], (points_mm - self.affine[:3, 3]).T).T
+
+    def inside(self, index: np.ndarray) -> np.ndarray:
+        """Which voxel indices (n, 3) lie in the volume, (n,) bool; a voxel reaches half a step each way."""
+        return np.all((index >= -0.5) & (index <= np.array(self.shape) - 0.5), axis=-1)
+
+    def apart_voxels(self, other: Grid) -> float:
+        """How far the corners of two grids of one shape lie apart, in this grid's smallest voxel edge."""
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape])).reshape(3, -1).T
+        apart = np.linalg.norm(self.to_mm(corners) - other.to_mm(corners), axis=1).max()
+        return float(apart / np.linalg.norm(self.affine[:3, :3], axis=0).min())
+
+
+def turn_to_ras(array: np.ndarray, grid: Grid) -> np.ndarray:
+    """An array (I, J, K) of a file with its axes turned to Right, Anterior, Superior."""
+    return np.ascontiguousarray(apply_orientation(array, io_orientation(grid.affine)))
+
+
+def _shape_3d(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(shape) < 3 or np.prod(shape[3:]) != 1 or min(shape) < 1:
+        raise UserError(f"{path}: is no 3D image but {' x '.join(map(str, shape))} voxels; give one volume")
+    i, j, k = shape[:3]
+    return (i, j, k)
+
+
+def read_grid(path: Path) -> Grid:
+    """Shape and affine of a 3D NIfTI image; voxels are not read.
+
+    Raises:
+        UserError: missing or unreadable file, no NIfTI image, not 3D, or a singular affine.
+    """
+    try:
+        image = nib.load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; check the name") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); copy it again") from error
+    except _READ_ERRORS as error:
+        raise UserError(f"{path}: is not a readable NIfTI image ({' '.join(str(error).split())})") from error
+    if not isinstance(image, nib.Nifti1Image):
+        raise UserError(f"{path}: is not a NIfTI image, whatever its name says")
+    affine, warnings = world_affine(NiftiFile(image=image, path=path, sha256=""))
+    return Grid(shape=_shape_3d(path, image.shape), affine=affine, warnings=tuple(warnings))

@@ -1,0 +1,190 @@
+"""Truth of any kind as lesions: the one place where voxel conventions, masks and millimetres meet."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from cmb_jax.datasets.grid import Grid, read_grid, turn_to_ras
+from cmb_jax.datasets.types import Case, Convention, MaskTruth, PointTruth
+from cmb_jax.errors import UserError
+from cmb_jax.io.header import open_nifti
+
+DEFAULT_DIAMETER_MM = 3.0
+"""Of a lesion that is only a point: in the middle of what microbleeds measure, 2 to 5 mm as a rule."""
+
+CONNECTIVITY = 26
+_ORDER_OF_CONNECTIVITY = {6: 1, 18: 2, 26: 3}
+_SAME_GRID_VOXELS = 0.5  # headers that were copied or rounded differ by less
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lesions:
+    """The lesions of one case."""
+
+    centers_mm: np.ndarray  # (n, 3) float64, RAS mm
+    diameters_mm: np.ndarray  # (n,) float64
+    measured: bool  # False: every diameter is the default
+    boxes: np.ndarray  # (n, 6) float64, (z0, y0, x0, z1, y1, x1) half-open, voxels of `grid`
+    grid: Grid  # of the reference image, axes turned to Right, Anterior, Superior
+    counted: str  # how, for people: points, labels, or components with threshold and connectivity
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.centers_mm)
+
+
+def lesions_of(
+    case: Case,
+    root: Path,
+    *,
+    connectivity: int = CONNECTIVITY,
+    default_diameter_mm: float = DEFAULT_DIAMETER_MM,
+) -> Lesions:
+    """Turn a case's truth into lesions.
+
+    A lesion of a mask has the centre of mass of its voxels (all weighing the same), the diameter of the
+    sphere of its volume, and the box that holds its voxels. One that is a point has a cube of its diameter.
+
+    Args:
+        case: with a truth.
+        root: of the data set.
+        connectivity: neighbours of a voxel in a mask: 6 (faces), 18 (edges too) or 26 (corners too).
+        default_diameter_mm: where none was measured.
+
+    Raises:
+        UserError: a file is missing or unreadable, mask and image lie on different grids, a mask holds
+            values that it must not, or a centre lies outside the volume.
+        ValueError: the case has no truth, or no such connectivity.
+    """
+    if connectivity not in _ORDER_OF_CONNECTIVITY:
+        raise ValueError(f"connectivity {connectivity}: must be 6, 18 or 26")
+    reference = Path(root) / case.images[case.reference]
+    if isinstance(case.truth, PointTruth):
+        return _from_points(case.truth, read_grid(reference), default_diameter_mm)
+    if isinstance(case.truth, MaskTruth):
+        return _from_mask(case.truth, Path(root) / case.truth.path, reference, connectivity)
+    raise ValueError(f"{case.case_id}: has no truth")
+
+
+def voxel_index(points: np.ndarray, convention: Convention, grid: Grid) -> np.ndarray:
+    """Points (n, 3) of a convention as voxel indices (i, j, k) from 0 of a file's own grid, fractional."""
+    points = np.asarray(points, np.float64).reshape(-1, 3)
+    if convention == "voxel-1":
+        return points - 1.0
+    if convention == "slice-column-row-1":
+        return points[:, [1, 2, 0]] - 1.0
+    return grid.to_index(points)
+
+
+def _from_points(truth: PointTruth, grid: Grid, default_diameter_mm: float) -> Lesions:
+    points = np.array(truth.points, np.float64).reshape(-1, 3)
+    index = voxel_index(points, truth.convention, grid)
+    outside = ~grid.inside(index)
+    if outside.any():
+        raise UserError(_outside(truth, points, outside, grid))
+    centers = grid.to_mm(index)
+    if truth.diameters_mm is None:
+        diameters = np.full(len(points), default_diameter_mm)
+    else:
+        diameters = np.array(truth.diameters_mm, np.float64)
+    turned = grid.to_ras()
+    middle = turned.to_index(centers)[:, ::-1] + 0.5  # voxel i spans [i, i + 1)
+    spacing = np.linalg.norm(turned.affine[:3, :3], axis=0)[::-1]
+    half = 0.5 * diameters[:, None] / spacing
+    return Lesions(
+        centers_mm=centers,
+        diameters_mm=diameters,
+        measured=truth.diameters_mm is not None,
+        boxes=np.concatenate([middle - half, middle + half], axis=1),
+        grid=turned,
+        counted="points",
+    )
+
+
+def _outside(truth: PointTruth, points: np.ndarray, outside: np.ndarray, grid: Grid) -> str:
+    """What is wrong with points outside the volume, and which other reading would put them all inside."""
+    shown = ", ".join(f"{value:g}" for value in points[outside][0])
+    size = " x ".join(map(str, grid.shape))
+    text = f"{int(outside.sum())} of {len(points)} centres lie outside the {size} voxels, such as ({shown})"
+    if truth.convention == "ras-mm":
+        mirrored = points * np.array([-1.0, -1.0, 1.0])
+        if grid.inside(grid.to_index(mirrored)).all():
+            return f"{text}; all lie inside with x and y negated, so the table seems to be in LPS: convert it"
+        if grid.inside(points).all():
+            return f"{text}; all lie inside when read as voxels: give x_mm, y_mm, z_mm in RAS mm"
+    elif grid.inside(voxel_index(points + 1.0, truth.convention, grid)).all():
+        return f"{text}; all lie inside when read 0-based, but this set counts from 1: add 1 to the table"
+    return f"{text}; correct the table or the image"
+
+
+def _from_mask(truth: MaskTruth, path: Path, reference: Path, connectivity: int) -> Lesions:
+    values, grid, notes = _read_mask(path)
+    image = read_grid(reference).to_ras()
+    turned = grid.to_ras()
+    if turned.shape != image.shape:
+        raise UserError(
+            f"{path}: mask and {reference.name} have different shapes, {turned.shape} and {image.shape}"
+        )
+    apart = image.apart_voxels(turned)
+    if apart > _SAME_GRID_VOXELS:
+        raise UserError(
+            f"{path}: mask and {reference.name} lie up to {apart:.1f} voxels apart; copy the right header"
+        )
+    labels, count, counted = _label(turn_to_ras(values, grid), truth, path, connectivity)
+    objects = ndimage.find_objects(labels, max_label=count)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    found = np.nonzero(labels)
+    sums = [np.bincount(labels[found] - 1, weights=axis, minlength=count) for axis in found]
+    index = np.stack(sums, axis=-1).reshape(-1, 3) / sizes[:, None]
+    boxes = [
+        [*(part.start for part in where[::-1]), *(part.stop for part in where[::-1])] for where in objects
+    ]
+    return Lesions(
+        centers_mm=image.to_mm(index),
+        diameters_mm=np.cbrt(6.0 / np.pi * sizes * abs(np.linalg.det(image.affine[:3, :3]))),
+        measured=True,
+        boxes=np.array(boxes, np.float64).reshape(-1, 6),
+        grid=image,
+        counted=counted,
+        notes=notes,
+    )
+
+
+def _read_mask(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
+    """The stored values (I, J, K) float32, NaN and infinities as 0, and their grid."""
+    grid = read_grid(path)
+    try:
+        values = np.asarray(open_nifti(path).image.dataobj)
+    except (OSError, ValueError, nib.spatialimages.HeaderDataError) as error:
+        raise UserError(f"{path}: its voxels cannot be decoded ({error}); convert it again") from error
+    if values.dtype.kind not in "iufb":
+        raise UserError(f"{path}: holds {values.dtype} values; give labels, a mask or probabilities")
+    values = np.asarray(values, np.float32).reshape(grid.shape)
+    bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+    notes = (f"{bad} voxels of the mask are NaN or infinite and count as 0",) if bad else ()
+    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0), grid, notes
+
+
+def _label(
+    values: np.ndarray, truth: MaskTruth, path: Path, connectivity: int
+) -> tuple[np.ndarray, int, str]:
+    """Labels 1..n without gaps, n, and how they were counted."""
+    if values.min(initial=0.0) < 0:
+        raise UserError(f"{path}: holds negative values; give labels, a mask or probabilities")
+    largest = float(values.max(initial=0.0))
+    distinct = np.unique(values[values > 0])
+    whole = bool(np.all(distinct == np.round(distinct)))
+    if largest > 1 and (truth.soft or not whole):
+        raise UserError(f"{path}: a soft mask must lie in 0 to 1, but its largest value is {largest:g}")
+    if whole and len(distinct) > 1:  # instance labels
+        labels = np.searchsorted(distinct, values).astype(np.int32) + 1
+        return np.where(values > 0, labels, 0), len(distinct), "labels"
+    inside = values >= (truth.threshold if largest <= 1 else largest)
+    structure = ndimage.generate_binary_structure(3, _ORDER_OF_CONNECTIVITY[connectivity])
+    labels, count = ndimage.label(inside & (values > 0), structure, output=np.int32)
+    return labels, int(count), f"components of values >= {truth.threshold:g}, {connectivity}-connected"

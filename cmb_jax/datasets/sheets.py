@@ -1,0 +1,121 @@
+"""Tables from Excel and CSV files as plain rows. Values only: no formula, macro or link is run."""
+
+from __future__ import annotations
+
+import csv
+import math
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from xml.etree.ElementTree import ParseError
+
+import openpyxl
+from openpyxl.utils.exceptions import InvalidFileException
+
+from cmb_jax.errors import UserError
+
+Cell = str | float | None
+Row = tuple[Cell, ...]
+
+_MAX_ROWS, _MAX_COLUMNS = 100_000, 1000
+_MAX_UNPACKED = 2**28  # a workbook is a zip file, and a small one may unpack to anything
+_WORKBOOK_ERRORS = (
+    zipfile.BadZipFile,
+    InvalidFileException,
+    ParseError,
+    zlib.error,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    EOFError,
+    NotImplementedError,
+)
+
+
+def read_sheet(path: Path) -> list[Row]:
+    """The rows of the first sheet of an .xlsx file, cells as text (trimmed), number or None (blank).
+
+    Raises:
+        UserError: missing, not a readable .xlsx file, or far larger than any table of lesions.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > _MAX_UNPACKED:
+            raise UserError(f"{path}: unpacks to {unpacked / 1e6:.0f} MB; no table of lesions is that large")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # styles and extensions that are of no interest here
+            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+            try:
+                sheet = book.worksheets[0]
+                cells = sheet.iter_rows(max_row=_MAX_ROWS + 1, max_col=_MAX_COLUMNS + 1, values_only=True)
+                rows = [tuple(_cell(value) for value in row) for row in cells]
+            finally:
+                book.close()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except _WORKBOOK_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: is not a readable Excel workbook ({reason}); save it as .xlsx") from error
+    if len(rows) > _MAX_ROWS or any(cell is not None for row in rows for cell in row[_MAX_COLUMNS:]):
+        raise UserError(f"{path}: has more than {_MAX_ROWS} rows or {_MAX_COLUMNS} columns")
+    return rows
+
+
+def _cell(value: object) -> Cell:
+    if value is None or isinstance(value, bool):
+        return None if value is None else str(value)
+    if isinstance(value, int | float):
+        return float(value)
+    return str(value).strip() or None  # the tables fill unused cells with blanks
+
+
+def number(value: Cell, path: Path, row: int, name: str) -> float:
+    """A cell as a finite number.
+
+    Raises:
+        UserError: it holds none; file, row (from 1) and column are named.
+    """
+    try:
+        result = math.nan if value is None else float(value)
+    except ValueError:
+        result = math.nan
+    if not math.isfinite(result):
+        shown = "blank" if value is None else repr(value)
+        raise UserError(f"{path}: row {row}: {name} is {shown}, but it must be a number")
+    return result
+
+
+def read_csv(path: Path, required: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of a CSV file (comma or semicolon) by the names in its first line, in small letters.
+
+    Raises:
+        UserError: missing or unreadable file, no header line, missing columns, or a line of another length.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a table ({type(error).__name__})") from error
+    lines = text.rstrip().splitlines()
+    if not lines:
+        raise UserError(f"{path}: is empty; its first line must name the columns {', '.join(required)}")
+    delimiter = ";" if lines[0].count(";") > lines[0].count(",") else ","
+    try:
+        header, *rows = csv.reader(lines, delimiter=delimiter)
+    except csv.Error as error:
+        raise UserError(f"{path}: cannot be read as a table ({error})") from error
+    columns = [name.strip().casefold() for name in header]
+    missing = [name for name in required if name not in columns]
+    if missing:
+        raise UserError(f"{path}: no column {', '.join(missing)}; the first line must name the columns")
+    for line, row in enumerate(rows, start=2):
+        if len(row) != len(columns):
+            raise UserError(f"{path}: line {line} has {len(row)} values for {len(columns)} columns")
+    return [dict(zip(columns, (value.strip() for value in row), strict=True)) for row in rows]
