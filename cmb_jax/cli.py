@@ -5,6 +5,7 @@ Examples:
   cmb-jax simulate --out phantoms --subjects 4 --seed 1
   cmb-jax evaluate --pred results --truth phantoms --out metrics.json
   cmb-jax swi --magnitude mag.nii.gz --phase phase.nii.gz --out swi
+  cmb-jax data check valdo/Task2 --out sheet.png
 """
 
 from __future__ import annotations
@@ -185,6 +186,10 @@ def benchmark(
     )
 
 
+def data() -> None:
+    """Look into a data set (VALDO, CSIRO, Dou, Yonsei, own folders): `data check`, `data index`."""
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict,
     "simulate": simulate,
@@ -192,6 +197,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "swi": swi,
     "demo": demo,
     "weights": weights_show,
+    "data": data,
     "benchmark": benchmark,
 }
 
@@ -204,6 +210,13 @@ def main() -> None:
         return
 
     def command() -> None:
+        if arguments[:1] == ["data"]:
+            from cmb_jax.commands.data import COMMANDS as DATA_COMMANDS
+
+            tyro.extras.subcommand_cli_from_dict(
+                DATA_COMMANDS, prog="cmb-jax data", args=arguments[1:] or ["--help"]
+            )
+            return
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="cmb-jax", description=__doc__, args=arguments or ["--help"]
         )

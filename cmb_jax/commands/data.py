@@ -1,0 +1,139 @@
+"""`cmb-jax data`: what a data set holds, and its index."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from tqdm import tqdm
+
+from cmb_jax.commands.predict import check_output
+from cmb_jax.datasets.darkness import median
+from cmb_jax.datasets.find import find, nothing_usable
+from cmb_jax.datasets.index_file import write_index
+from cmb_jax.datasets.inspection import Inspection, inspect
+from cmb_jax.datasets.lesions import DEFAULT_DIAMETER_MM, Lesions
+from cmb_jax.datasets.types import Case, Kind
+from cmb_jax.errors import UserError
+from cmb_jax.io.volume import Volume
+from cmb_jax.report.lesion_sheet import LesionSheet, check_suffix
+
+_LISTED = 200
+
+
+def check(
+    path: tyro.conf.Positional[Path],
+    kind: Kind | None = None,
+    out: Path | None = None,
+    connectivity: Literal[6, 18, 26] = 26,
+    overwrite: bool = False,
+) -> None:
+    """Say what a data set holds, what is missing or wrong, and how many lesions it has.
+
+    Every image is read. Exit code 0 as long as one case can be used; what cannot is listed at the end.
+
+    Args:
+      path: folder of the data set.
+      kind: its layout; default: guessed.
+      out: .png or .html to write: a contact sheet of lesions.
+      connectivity: neighbours of a voxel when lesions of masks are counted.
+      overwrite: replace the contact sheet if it exists.
+    """
+    if out is not None:
+        check_suffix(out)
+        check_output(out, overwrite)
+    index = find(path, kind)
+    sheet = LesionSheet(f"{index.kind}: {path.name}")
+
+    def draw(case: Case, volume: Volume, lesions: Lesions) -> None:
+        sheet.add(case.case_id, volume, lesions.centers_mm, lesions.diameters_mm)
+
+    inspection = inspect(
+        index, path, connectivity=connectivity, on_case=draw if out else None, progress=_progress
+    )
+    _refuse_if_empty(inspection, path)
+    if out is not None:
+        sheet.write(out, overwrite=overwrite)
+    print(summary(inspection))
+    if out is not None:
+        print(f"written: {out}")
+
+
+def index(
+    path: tyro.conf.Positional[Path], out: Path, kind: Kind | None = None, overwrite: bool = False
+) -> None:
+    """Write the index of a data set: cases, patients, images by role and truth, ready to be split.
+
+    Headers, tables and masks are read, images are not: run `cmb-jax data check` first.
+
+    Args:
+      path: folder of the data set.
+      out: JSON file to write; paths in it are relative to the data set's folder.
+      kind: its layout; default: guessed.
+      overwrite: replace the file if it exists.
+    """
+    check_output(out, overwrite)
+    inspection = inspect(find(path, kind), path, read_images=False, progress=_progress)
+    _refuse_if_empty(inspection, path)
+    write_index(out, inspection.index, path, overwrite=overwrite)
+    print(summary(inspection))
+    print(f"written: {out}")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"check": check, "index": index}
+
+
+def _progress(cases: Iterable[Case]) -> Iterable[Case]:
+    return tqdm(cases, desc="reading", unit="case", leave=False, disable=not sys.stderr.isatty())
+
+
+def _refuse_if_empty(inspection: Inspection, path: Path) -> None:
+    if not inspection.index.cases:
+        raise UserError(nothing_usable(path, inspection.index))
+
+
+def summary(inspection: Inspection) -> str:
+    """What was found, for people: counts by cohort, lesions with how they were counted, problems."""
+    index = inspection.index
+    roles = Counter(role for case in index.cases for role in case.images)
+    lines = [
+        f"{index.kind}: {len(index.cases)} cases of {len(index.patients)} patients",
+        "images: " + ", ".join(f"{role} {count}" for role, count in roles.most_common()),
+    ]
+    for cohort in sorted({case.cohort for case in index.cases}):
+        cases = [case for case in index.cases if case.cohort == cohort]
+        counts = [inspection.lesions[case.case_id] for case in cases if case.case_id in inspection.lesions]
+        lines.append(
+            f"  {cohort}: {len(cases)} cases, {len(counts)} with truth, "
+            f"{sum(count > 0 for count in counts)} with lesions, {sum(counts)} lesions"
+        )
+    how = "; ".join(inspection.counted) or "no truth"
+    most = max(inspection.lesions.values(), default=0)
+    lines.append(f"lesions: {inspection.total} ({how}); at most {most} in a case")
+    if inspection.default_diameters:
+        lines.append(
+            f"diameters: {inspection.default_diameters} not measured, {DEFAULT_DIAMETER_MM:g} mm is taken"
+        )
+    if len(inspection.contrast):
+        lines.append(
+            f"the image is {median(inspection.contrast):.1f} local standard deviations darker at the centres "
+            "(median)"
+        )
+    return "\n".join([*lines, *_problem_lines(inspection)])
+
+
+def _problem_lines(inspection: Inspection) -> list[str]:
+    lines = []
+    for level, title in (("skipped", "skipped"), ("left out", "left out"), ("note", "to be known")):
+        found = [problem for problem in inspection.index.problems if problem.level == level]
+        if not found:
+            continue
+        lines.append(f"{title} ({len(found)}):")
+        lines += [f"  {problem.where}: {problem.what}" for problem in found[:_LISTED]]
+        if len(found) > _LISTED:
+            lines.append(f"  and {len(found) - _LISTED} more")
+    return lines
