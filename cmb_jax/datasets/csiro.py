@@ -14,6 +14,7 @@ for synthetic ones what was added, so that all scans of a patient, real or not, 
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from cmb_jax.datasets.listing import check_root, child, distinct, is_nifti, one_each, relative, stem, visible
@@ -30,7 +31,15 @@ TABLES = {
 REAL, ADDED_TO_REAL = "rCMB_DefiniteSubject", "sCMB_DefiniteSubject"
 
 Triplet = tuple[float, float, float]
-Triplets = dict[str, list[Triplet]]  # by file name without suffix, in small letters; repeats as they stand
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """One of the tables; keys are file names without suffix, in small letters."""
+
+    path: Path
+    triplets: dict[str, list[Triplet]]  # repeats as they stand; rows of one file put together
+    unreadable: dict[str, str]  # rows that are no triplets, and why
 
 
 def find(root: Path) -> DatasetIndex:
@@ -41,7 +50,7 @@ def find(root: Path) -> DatasetIndex:
     """
     root = check_root(root)
     top = top_folder(root)
-    tables: dict[str, Triplets | None] = {}
+    tables: dict[str, Table | None] = {}
     for folder_name, table in TABLES.items():
         path = child(top, table) if table else None
         tables[folder_name] = read_table(path) if path is not None else None
@@ -70,25 +79,33 @@ def top_folder(root: Path) -> Path:
     return root
 
 
-def read_table(path: Path) -> Triplets:
-    """Triplets of each scan; rows of one file are put together.
+def read_table(path: Path) -> Table:
+    """Triplets of each scan.
 
     Raises:
-        UserError: no workbook, no column of file names followed by triplets, or half a triplet.
+        UserError: no workbook, or no column of file names followed by triplets.
     """
     rows = read_sheet(path)
     header = rows[0] if rows else ()
     named = [str(cell).casefold() if cell is not None else "" for cell in header]
-    if len(named) < 4 or "file name" not in named[0] or "location" not in named[1]:
+    if len(named) < 2 or "file name" not in named[0] or "location" not in named[1]:
         raise UserError(
             f"{path}: lacks the expected columns: the first row must start with 'NIFTI File Name' and "
             "'Location CMB # 1', and triplets x, y, z must follow"
         )
-    result: Triplets = {}
+    table = Table(path=path, triplets={}, unreadable={})
     for line, row in enumerate(rows[1:], start=2):
-        if row and row[0] is not None:
-            result.setdefault(stem(str(row[0])).casefold(), []).extend(_triplets(row, path, line))
-    return result
+        if not row:
+            continue
+        if row[0] is None:
+            table.unreadable[f"row {line}"] = f"{path}: row {line} has centres, but no file name"
+            continue
+        key = stem(str(row[0])).casefold()
+        try:
+            table.triplets.setdefault(key, []).extend(_triplets(row, path, line))
+        except UserError as error:
+            table.unreadable[key] = str(error)
+    return table
 
 
 def _triplets(row: Row, path: Path, line: int) -> list[Triplet]:
@@ -106,21 +123,30 @@ def _triplets(row: Row, path: Path, line: int) -> list[Triplet]:
 
 
 def _cases(
-    folder: Path, name: str, root: Path, tables: dict[str, Triplets | None]
+    folder: Path, name: str, root: Path, tables: dict[str, Table | None]
 ) -> tuple[list[Case], list[Problem]]:
     scans, problems = one_each((path for path in visible(folder) if is_nifti(path)), root, "images")
     table = tables[name]
     if TABLES[name] and table is None:
         what = f"{TABLES[name]} is missing, so the truth of its {len(scans)} scans is unknown"
         return [], [*problems, Problem(where=name, what=what)]
+    if name == ADDED_TO_REAL and tables[REAL] is None:
+        what = f"{TABLES[REAL]} is missing, so the real microbleeds in its {len(scans)} scans are unknown"
+        return [], [*problems, Problem(where=name, what=what)]
     cases = []
     for key, path in scans.items():
-        if table is not None and key not in table:
+        if table is not None and key in table.unreadable:
+            continue
+        if table is not None and key not in table.triplets:
             problems.append(Problem(where=stem(path.name), what=f"has no row in {TABLES[name]}"))
             continue
-        stated = table[key] if table is not None else []
+        stated = table.triplets[key] if table is not None else []
         source_scan = key.partition("_rscmb")[0]
-        real = (tables[REAL] or {}).get(source_scan, []) if name == ADDED_TO_REAL else []
+        real_table = tables[REAL] if name == ADDED_TO_REAL else None
+        if real_table is not None and source_scan in real_table.unreadable:
+            problems.append(Problem(where=stem(path.name), what=real_table.unreadable[source_scan]))
+            continue
+        real = real_table.triplets.get(source_scan, []) if real_table is not None else []
         points = tuple(dict.fromkeys([*stated, *real]))
         notes = []
         if len(set(stated)) < len(stated):
@@ -140,6 +166,9 @@ def _cases(
                 notes=tuple(notes),
             )
         )
-    for key in sorted((table or {}).keys() - scans.keys()):
+    if table is None:
+        return cases, problems
+    problems += [Problem(where=key, what=what) for key, what in table.unreadable.items()]
+    for key in sorted(table.triplets.keys() - scans.keys() - table.unreadable.keys()):
         problems.append(Problem(where=key, what=f"is in {TABLES[name]}, but {name} has no such image"))
     return cases, problems

@@ -49,7 +49,7 @@ def find(root: Path) -> DatasetIndex:
         case_id, what = case_and_word(path, root)
         if what is not None:
             found.setdefault(case_id, {}).setdefault(what, []).append(path)
-        elif is_nifti(path):
+        elif is_nifti(path) and "mimics" not in path.name.casefold():
             text = "its name ends in no known word (swi, phase, mask, ...); see the documentation"
             problems.append(Problem(where=relative(path, root), what=text, level="left out"))
     cases = []
@@ -72,8 +72,8 @@ def case_and_word(path: Path, root: Path) -> tuple[str, str | None]:
     what: str | None
     if table:
         what = "points" if word in _POINT_WORDS else None
-    elif word in _MASK_WORDS:
-        what = "mask"
+    elif word in _MASK_WORDS:  # a simulated tree also labels what only looks like a microbleed
+        what = None if "mimics" in before.casefold() else "mask"
     else:
         what = _ROLE_WORDS.get(word)
     part = re.search(r"(^|_)part-(mag|phase)(?=_|$)", before, re.IGNORECASE)

@@ -22,7 +22,7 @@ _MAT_ERRORS = (
     KeyError,
     IndexError,
     OverflowError,
-    EOFError,
+    OSError,
     MemoryError,
     struct.error,
     zlib.error,
@@ -49,8 +49,6 @@ def read_mat(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: is {size / 1e6:.0f} MB long; no table of lesions is that large")
     try:
         found = scipy_io.loadmat(str(path), variable_names=list(names), appendmat=False)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except _MAT_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: is not a readable MATLAB file ({reason})") from error

@@ -38,6 +38,8 @@ _WORKBOOK_ERRORS = (
 def read_sheet(path: Path) -> list[Row]:
     """The rows of the first sheet of an .xlsx file, cells as text (trimmed), number or None (blank).
 
+    Rows end at their last cell that is not blank.
+
     Raises:
         UserError: missing, not a readable .xlsx file, or far larger than any table of lesions.
     """
@@ -51,8 +53,9 @@ def read_sheet(path: Path) -> list[Row]:
             book = openpyxl.load_workbook(path, read_only=True, data_only=True)
             try:
                 sheet = book.worksheets[0]
-                cells = sheet.iter_rows(max_row=_MAX_ROWS + 1, max_col=_MAX_COLUMNS + 1, values_only=True)
-                rows = [tuple(_cell(value) for value in row) for row in cells]
+                wide = min(sheet.max_column or _MAX_COLUMNS, _MAX_COLUMNS) + 1
+                cells = sheet.iter_rows(max_row=_MAX_ROWS + 1, max_col=wide, values_only=True)
+                rows = [_row(row) for row in cells]
             finally:
                 book.close()
     except FileNotFoundError:
@@ -62,9 +65,17 @@ def read_sheet(path: Path) -> list[Row]:
     except _WORKBOOK_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: is not a readable Excel workbook ({reason}); save it as .xlsx") from error
-    if len(rows) > _MAX_ROWS or any(cell is not None for row in rows for cell in row[_MAX_COLUMNS:]):
+    if len(rows) > _MAX_ROWS or any(len(row) > _MAX_COLUMNS for row in rows):
         raise UserError(f"{path}: has more than {_MAX_ROWS} rows or {_MAX_COLUMNS} columns")
     return rows
+
+
+def _row(values: tuple[object, ...]) -> Row:
+    """Cells up to the last that is not blank."""
+    cells = [_cell(value) for value in values]
+    while cells and cells[-1] is None:
+        cells.pop()
+    return tuple(cells)
 
 
 def _cell(value: object) -> Cell:
