@@ -1,0 +1,190 @@
+"""Lesions put into complex data that a scanner has measured: their field, dephasing and signal loss.
+
+Frame: *array mm*, the voxel index times the spacing, axes as the array's (voxel 0 at the origin). What a body
+does is a complex factor on each voxel and echo,
+
+    M = mean over the voxel of  (1 - d f) exp(-TE R2* f) exp(i s 2 pi gamma B0 TE dB),
+
+f the part of the point that the body fills, dB its relative field in ppm, s the sign of the data. Near the
+body dB is the phantom's dipole convolution on a grid finer than the voxel, and the mean is taken of complex
+values there, so that spins that point apart cancel. Further out dB is the field of the body's dipole moment,
+(chi / 3) (a / r)^3 (3 cos^2 - 1) for a ball of radius a, at the voxel's centre; that has no edge anywhere in
+the volume, and nothing wraps round.
+
+The mean is over the voxel's box. Cropping k-space as the phantom does would ring through the volume, and at
+the wrong wavelength where a scanner has interpolated what it acquired.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmb_jax.phantom.field import convolve_dipole
+from cmb_jax.phantom.geometry import Grid
+from cmb_jax.phantom.implant_plan import Implants, PatchPlan, plan_patches, three, turns
+from cmb_jax.phantom.stamps import draw_balls, draw_tubes
+
+_BLEND = (
+    0.5,
+    0.75,
+)  # shares of a patch's half width: convolved field up to the first, dipole from the second
+
+
+def _along(body: Implants, count: int) -> jax.Array:
+    """(count, 3) evenly spaced points of one body's axis, relative to its centre."""
+    share = jnp.linspace(-0.5, 0.5, count) if count > 1 else jnp.zeros(1)
+    return share[:, None] * (body.length_mm * body.direction)
+
+
+def _pole_field(body: Implants, grid: Grid, at_mm: jax.Array, b: jax.Array, poles: int) -> jax.Array:
+    """Field in ppm on a grid of one body at `at_mm` (3,) taken as dipoles; within a radius it stays finite.
+
+    The moment over 4 pi: chi a^3 / 3 for a ball, chi (a^2 L / 4 + a^3 / 3) for a tube with round ends.
+    """
+    a = body.radius_mm
+    strength = body.chi_ppm * (a**2 * body.length_mm / 4 + a**3 / 3) / poles
+    axes = [jnp.asarray(grid.axis_mm(axis), jnp.float32) for axis in range(3)]
+
+    def add(field: jax.Array, point: jax.Array) -> tuple[jax.Array, None]:
+        x, y, z = (axis - p for axis, p in zip(axes, point, strict=True))
+        x, y = x[:, None, None], y[:, None]
+        square = jnp.maximum(x**2 + y**2 + z**2, a**2)
+        along = b[0] * x + b[1] * y + b[2] * z
+        return field + strength * (3 * along**2 / square - 1) * square**-1.5, None
+
+    return jax.lax.scan(add, jnp.zeros(grid.shape, jnp.float32), at_mm + _along(body, poles))[0]
+
+
+def _window(grid: Grid, half_mm: tuple[float, ...], inner: float, outer: float) -> jax.Array:
+    """1 up to `inner` of the half widths from the middle of a patch, 0 from `outer`, smooth between."""
+    result = jnp.ones((), jnp.float32)
+    for axis in range(3):
+        t = np.clip((np.abs(grid.axis_mm(axis)) / half_mm[axis] - inner) / (outer - inner), 0.0, 1.0)
+        line = [1, 1, 1]
+        line[axis] = len(t)
+        result = result * jnp.asarray(1 - t**2 * (3 - 2 * t), jnp.float32).reshape(line)
+    return result
+
+
+def _patch(body: Implants, offset_mm: jax.Array, radians: jax.Array, te_s, b, plan: PatchPlan) -> jax.Array:
+    """M over the factor of the dipoles alone, (E, *plan.voxels) complex64, 1 at the patch's faces.
+
+    offset_mm (3,): the body's centre from that of the middle voxel. radians (E,) a ppm, te_s (E,).
+    """
+    fine = plan.grid
+    points, one = offset_mm + _along(body, plan.steps), jnp.ones(plan.steps)
+    empty = jnp.zeros(fine.shape, jnp.float32)
+    if plan.steps == 1:
+        filled = draw_balls(empty, fine, points, body.radius_mm * jnp.ones((1, 3)), one, plan.stamp)
+    else:
+        filled = draw_tubes(empty, fine, points, body.radius_mm * one, one, plan.stamp)
+    field = convolve_dipole(body.chi_ppm * filled, b, spacing_mm=fine.spacing_mm, padded=plan.padded)
+    half = three([n * h / 2 for n, h in zip(fine.shape, fine.spacing_mm, strict=True)])
+    near = _window(fine, half, *_BLEND)
+    field = near * field + (1 - near) * _pole_field(body, fine, offset_mm, b, plan.poles)
+
+    spacing = three([h * f for h, f in zip(fine.spacing_mm, plan.factors, strict=True)])
+    origin = three([-(n // 2) * h for n, h in zip(plan.voxels, spacing, strict=True)])
+    coarse = Grid(plan.voxels, spacing, origin)
+    poles = _pole_field(body, coarse, offset_mm, b, plan.poles)
+    fade = _window(coarse, half, _BLEND[1], 1.0)
+    blocks = [n for pair in zip(plan.voxels, plan.factors, strict=True) for n in pair]
+
+    def echo(each: tuple[jax.Array, jax.Array]) -> jax.Array:
+        radian, te = each
+        size = (1 - body.signal_drop * filled) * jnp.exp(-te * body.r2_star * filled)
+        value = size * jnp.exp(1j * radian * field)
+        mean = jnp.mean(value.reshape(blocks), axis=(1, 3, 5))
+        return 1 + fade * (mean * jnp.exp(-1j * radian * poles) - 1)
+
+    return jax.lax.map(echo, (radians, te_s)).astype(jnp.complex64)
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "shape"))
+def implant_effect(
+    bodies: Implants,
+    te_ms: jax.Array,
+    b0_t: jax.Array,
+    phase_sign: jax.Array,
+    b0_direction: jax.Array,
+    *,
+    plan: PatchPlan,
+    shape: tuple[int, int, int],
+) -> tuple[jax.Array, jax.Array]:
+    """What bodies do to complex data: S becomes S gain exp(i shift).
+
+    Args:
+        bodies: N of them, centres anywhere in the volume.
+        te_ms: (E,) echo times.
+        b0_t: () field strength in tesla.
+        phase_sign: () +1: paramagnetic phase is positive in the data; -1: negative.
+        b0_direction: (3,) unit vector in array axes.
+        plan: of `plan_patches` for these bodies and the data's spacing.
+        shape: of the data.
+
+    Returns:
+        gain (E, *shape), 1 away from the bodies, and shift (E, *shape) in radians, both float32. The shift is
+        meant modulo a turn.
+    """
+    spacing = three([h * f for h, f in zip(plan.grid.spacing_mm, plan.factors, strict=True)])
+    volume = Grid(shape, spacing, (0.0, 0.0, 0.0))
+    radians = phase_sign * turns(te_ms, b0_t)
+    middle = jnp.round(bodies.centre_mm / jnp.asarray(spacing))
+
+    def far(field: jax.Array, body: Implants) -> tuple[jax.Array, None]:
+        return field + _pole_field(body, volume, body.centre_mm, b0_direction, plan.poles), None
+
+    field, _ = jax.lax.scan(far, jnp.zeros(shape, jnp.float32), bodies)
+    margin = [(0, 0), *((v // 2, v // 2) for v in plan.voxels)]
+    count = te_ms.shape[0]
+    gain = jnp.pad(jnp.ones((count, *shape), jnp.float32), margin)
+    shift = jnp.pad(radians[:, None, None, None] * field, margin)
+
+    def near(state: tuple[jax.Array, jax.Array], each: tuple[Implants, jax.Array]):
+        gain, shift = state
+        body, index = each
+        offset = body.centre_mm - index * jnp.asarray(spacing)
+        factor = _patch(body, offset, radians, te_ms / 1000.0, b0_direction, plan)
+        x, y, z = index.astype(jnp.int32)  # of the patch's corner in the padded volume
+        start, size = (jnp.int32(0), x, y, z), (count, *plan.voxels)
+        window = jax.lax.dynamic_slice(gain, start, size) * jnp.abs(factor)
+        gain = jax.lax.dynamic_update_slice(gain, window, start)
+        window = jax.lax.dynamic_slice(shift, start, size) + jnp.angle(factor)
+        return (gain, jax.lax.dynamic_update_slice(shift, window, start)), None
+
+    (gain, shift), _ = jax.lax.scan(near, (gain, shift), (bodies, middle))
+    inside = tuple(slice(low, low + n) for (low, _), n in zip(margin, (count, *shape), strict=True))
+    return gain[inside], shift[inside]
+
+
+def effect_of_groups(
+    groups: Sequence[Implants],
+    te_ms: Sequence[float],
+    b0_t: float,
+    phase_sign: int,
+    b0_direction: Sequence[float],
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+) -> tuple[np.ndarray, np.ndarray]:
+    """`implant_effect` of groups of bodies, each of one shape and similar size: gain and shift together.
+
+    te_ms (E,); b0_direction (3,) of any length, array axes. Returns (E, *shape) float32 twice, as above.
+    """
+    direction = np.asarray(b0_direction, np.float64)
+    b = jnp.asarray(direction / np.linalg.norm(direction), jnp.float32)
+    gain = np.ones((len(te_ms), *shape), np.float32)
+    shift = np.zeros_like(gain)
+    times = jnp.asarray(te_ms, jnp.float32)
+    for group in groups:
+        plan = plan_patches(group, spacing_mm, max(te_ms), b0_t)
+        each = implant_effect(
+            group, times, jnp.float32(b0_t), jnp.float32(phase_sign), b, plan=plan, shape=shape
+        )
+        gain *= np.asarray(each[0])
+        shift += np.asarray(each[1])
+    return gain, shift
