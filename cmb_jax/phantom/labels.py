@@ -24,7 +24,7 @@ _IRON_CHANNELS = (
     Channel.DENTATE,
 )
 _AIR_REACH_MM = 7.0
-_MIN_TUBE_LABEL_MM = 0.6  # radius: a thinner vein still darkens the voxel it runs through
+MIN_TUBE_LABEL_MM = 0.6  # radius: a thinner vein still darkens the voxel it runs through
 
 
 def _near_air(head: HeadMaps, planning: Grid) -> jax.Array:
@@ -81,7 +81,7 @@ def mimic_labels(
 ) -> jax.Array:
     """Veins and calcifications (apparent size) written over the mimics of the tissue, uint8 (X, Y, Z)."""
     in_plane = max(grid.spacing_mm[:2]) / 2
-    radius = jnp.maximum(veins.radius_mm, max(_MIN_TUBE_LABEL_MM, in_plane))
+    radius = jnp.maximum(veins.radius_mm, max(MIN_TUBE_LABEL_MM, in_plane))
     radii = jnp.stack([radius, radius, jnp.full_like(radius, grid.spacing_mm[2] / 2)], axis=1)
     kind = jnp.where(veins.chi_ppm > 0, veins.kind, 0)
     half = stamp_half_width(MAX_RADIUS_MM, (grid.spacing_mm[0], grid.spacing_mm[1], 1e3))

@@ -54,7 +54,8 @@ def _write_tsv(path: Path, columns: tuple[str, ...], rows: list[tuple[str, ...]]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _lesion_line(row: LesionRow) -> tuple[str, ...]:
+def lesion_line(row: LesionRow) -> tuple[str, ...]:
+    """The cells of one line of the truth table, with the decimals that it is written with."""
     named = zip(row._fields, row, strict=True)
     return tuple(f"{v:.{_DECIMALS[n]}f}" if n in _DECIMALS else str(v) for n, v in named)
 
@@ -96,7 +97,7 @@ def write_subject(subject: PhantomSubject, root: Path, name: str) -> None:
     _write_image(truth / f"{name}_desc-cmb_dseg.nii.gz", subject.cmb_labels, affine)
     _write_image(truth / f"{name}_desc-mimics_dseg.nii.gz", subject.mimic_labels, affine)
     _write_image(truth / f"{name}_desc-regions_dseg.nii.gz", subject.region_code, affine)
-    rows = [_lesion_line(row) for row in subject.lesions.rows()]
+    rows = [lesion_line(row) for row in subject.lesions.rows()]
     _write_tsv(truth / f"{name}_desc-lesions.tsv", LesionRow._fields, rows)
 
 

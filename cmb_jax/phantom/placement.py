@@ -1,0 +1,197 @@
+"""Which bodies are implanted, and where: drawn from a seed, or as a table says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
+
+from cmb_jax.errors import UserError
+from cmb_jax.phantom.implant import Implants
+from cmb_jax.phantom.lesions import MAX_APPARENT_MM, MAX_CHI_PPM, blooming
+from cmb_jax.phantom.types import CMB_KIND, FOCAL_MIMICS, MimicKind
+
+EDGE_MM = 2.0  # between a drawn body's apparent border and the faces of the field of view
+GAP_MM = 2.0  # between the apparent borders of two drawn bodies
+MIN_DIAMETER_MM = 0.5
+VEIN_KINDS = (MimicKind.MEDULLARY_VEIN, MimicKind.PIAL_VEIN, MimicKind.DEEP_VEIN)
+KINDS: dict[str, int] = {"cmb": CMB_KIND} | {
+    kind.name.lower(): int(kind) for kind in (*FOCAL_MIMICS, *VEIN_KINDS)
+}
+_VEIN_LENGTH_MM = 6.0
+_VEIN_RADIUS_MM = (0.22, 0.5)  # as the phantom's medullary veins
+_SIZE_STEP = 1.5  # bodies whose radii differ by less share a grid
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lesions:
+    """N bodies, microbleeds first."""
+
+    kind: np.ndarray  # (N,) int, CMB_KIND or a MimicKind
+    centre_mm: np.ndarray  # (N, 3) array mm: voxel index times spacing; NaN where not placed yet
+    direction: np.ndarray  # (N, 3) unit vectors, array axes
+    length_mm: np.ndarray  # (N,) of a vein's axis, 0 for the others
+    radius_mm: np.ndarray  # (N,)
+    chi_ppm: np.ndarray  # (N,)
+    r2_star: np.ndarray  # (N,) added, 1/s at the field strength of the data
+    signal_drop: np.ndarray  # (N,)
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.kind)
+
+    def apparent_mm(self, te_ms: float, b0_t: float) -> np.ndarray:
+        """(N,) diameters with blooming at an echo time, as in the phantom's truth; veins do not bloom."""
+        true = 2 * self.radius_mm
+        bloomed = true * np.asarray(
+            blooming(jnp.float32(te_ms), jnp.float32(b0_t), jnp.asarray(self.chi_ppm))
+        )
+        bloomed = np.maximum(true, np.minimum(bloomed, MAX_APPARENT_MM))
+        return np.where(self.length_mm > 0, true, bloomed)
+
+    def groups(self) -> list[np.ndarray]:
+        """Indices of bodies of one shape and similar size, which share static shapes."""
+        step = np.floor(np.log(self.radius_mm) / np.log(_SIZE_STEP)).astype(int)
+        keys = np.stack([self.length_mm > 0, step], axis=1)
+        return [np.flatnonzero((keys == key).all(axis=1)) for key in np.unique(keys, axis=0)]
+
+    def implants(self, rows: np.ndarray) -> Implants:
+        """Some of them on the device."""
+        columns = {f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(Implants)}
+        return Implants(**{name: jnp.asarray(value, jnp.float32) for name, value in columns.items()})
+
+
+def joined(parts: list[Lesions]) -> Lesions:
+    """One after the other, microbleeds moved to the front."""
+    columns = {
+        f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(Lesions)
+    }
+    order = np.argsort(columns["kind"] != CMB_KIND, kind="stable")
+    return Lesions(**{name: value[order] for name, value in columns.items()})
+
+
+def _log_uniform(rng: np.random.Generator, limits: tuple[float, float], count: int) -> np.ndarray:
+    return np.exp(rng.uniform(float(np.log(limits[0])), float(np.log(limits[1])), count))
+
+
+def make_lesions(
+    rng: np.random.Generator,
+    kind: np.ndarray,
+    diameter_mm: np.ndarray,
+    b0_t: float,
+    centre_mm: np.ndarray | None = None,
+    chi_ppm: np.ndarray | None = None,
+) -> Lesions:
+    """Bodies with properties drawn as the phantom draws them.
+
+    Args:
+        rng: source of every draw; the same state gives the same bodies.
+        kind: (N,) values of `KINDS`.
+        diameter_mm: (N,), NaN: drawn for veins.
+        b0_t: R2* of iron and of blood rises with it.
+        centre_mm: (N, 3) array mm; None: not placed yet.
+        chi_ppm: (N,), NaN where it is to be drawn.
+    """
+    n = len(kind)
+    vein, stone = np.isin(kind, VEIN_KINDS), np.isin(kind, FOCAL_MIMICS)
+    iron = np.clip(0.9 * np.exp(0.5 * rng.normal(size=n)), 0.3, MAX_CHI_PPM)
+    lime, blood = -rng.uniform(1.0, 3.0, n), rng.uniform(0.15, 0.4, n)
+    drawn = np.where(vein, blood, np.where(stone, lime, iron))
+    r2_star = np.where(vein, 25.0, rng.uniform(50.0, 200.0, n)) * (b0_t / 3.0)  # a vein's: over tissue's 20
+    wide = 2 * _log_uniform(rng, _VEIN_RADIUS_MM, n)
+    direction = rng.normal(size=(n, 3))
+    given = np.full(n, np.nan) if chi_ppm is None else chi_ppm
+    return Lesions(
+        kind=np.asarray(kind, int),
+        centre_mm=np.full((n, 3), np.nan) if centre_mm is None else centre_mm,
+        direction=direction / np.linalg.norm(direction, axis=1, keepdims=True),
+        length_mm=np.where(vein, _VEIN_LENGTH_MM, 0.0),
+        radius_mm=np.where(np.isnan(diameter_mm), wide, diameter_mm) / 2,
+        chi_ppm=np.where(np.isnan(given), drawn, given),
+        r2_star=np.where(stone, 150.0, r2_star),
+        signal_drop=np.where(stone, 0.75, 0.0),
+    )
+
+
+def random_lesions(
+    rng: np.random.Generator, count: int, mimics: int, diameters_mm: tuple[float, float], b0_t: float
+) -> Lesions:
+    """`count` microbleeds, `mimics` calcifications and vein segments in turn; diameters log-uniform."""
+    turn = (MimicKind.CALCIFICATION_PARENCHYMAL, MimicKind.MEDULLARY_VEIN)
+    kind = np.array([CMB_KIND] * count + [turn[i % 2] for i in range(mimics)], int)
+    diameter = _log_uniform(rng, diameters_mm, len(kind))
+    return make_lesions(rng, kind, np.where(np.isin(kind, VEIN_KINDS), np.nan, diameter), b0_t)
+
+
+def depth_mm(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    """(X, Y, Z) from each voxel's centre to the border of the mask; beyond the volume nothing is mask."""
+    half = np.array(spacing_mm).min() / 2  # distances run between voxel centres, the border lies between
+    padded = ndimage.distance_transform_edt(np.pad(mask, 1), spacing_mm)
+    return np.maximum(padded[1:-1, 1:-1, 1:-1] - half, 0.0)
+
+
+def place(
+    rng: np.random.Generator,
+    lesions: Lesions,
+    apparent_mm: np.ndarray,
+    mask: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    centres: np.ndarray | None = None,
+    taken: Lesions | None = None,
+    taken_mm: np.ndarray | None = None,
+) -> Lesions:
+    """The lesions at random places: apparent extent within the mask, apart from each other.
+
+    Args:
+        rng: source of every draw.
+        lesions: N without places.
+        apparent_mm: (N,) apparent diameters.
+        mask: (X, Y, Z) bool, brain.
+        spacing_mm: of the voxels.
+        centres: (X, Y, Z) bool, where centres may lie (solid tissue); None: anywhere in the mask.
+        taken: lesions that have their place, and `taken_mm` their apparent diameters.
+
+    Raises:
+        UserError: they do not fit; says how large one may be, or how many found room.
+    """
+    spacing = np.array(spacing_mm)
+    depth = depth_mm(mask, spacing_mm)
+    allowed = depth if centres is None else np.where(centres, depth, 0.0)
+    points = np.argwhere(allowed > 0) * spacing
+    allowed, edge = allowed[allowed > 0], _edge_mm(mask.shape, spacing)[allowed > 0]
+    extent = np.maximum(apparent_mm, lesions.length_mm) / 2
+    jitter = np.linalg.norm(spacing) / 2  # a centre lies anywhere in its voxel
+    room = np.minimum(allowed, edge - EDGE_MM) - jitter
+    most = 2 * max(float(room.max(initial=0.0)), 0.0)
+    if len(lesions) and 2 * extent.max() > most:
+        raise UserError(
+            f"a lesion that looks {2 * extent.max():.1f} mm across (blooming included) finds no room; "
+            f"here at most {most:.1f} mm fit, {EDGE_MM:g} mm from the edges: give smaller --diameters-mm "
+            "or another mask"
+        )
+    clear = np.full(len(points), np.inf)  # to the nearest border of a body that has its place
+    if taken is not None and taken_mm is not None:
+        for point, diameter in zip(taken.centre_mm, taken_mm, strict=True):
+            clear = np.minimum(clear, np.linalg.norm(points - point, axis=1) - diameter / 2)
+    centre = np.zeros((len(lesions), 3))
+    for done, row in enumerate(np.argsort(-extent, kind="stable")):  # the largest have the least choice
+        choice = np.flatnonzero((room >= extent[row]) & (clear >= extent[row] + GAP_MM + jitter))
+        if not len(choice):
+            raise UserError(
+                f"only {done} of {len(lesions)} lesions found room in the mask, {GAP_MM:g} mm apart; "
+                f"give --count and --mimics of at most {done} together, or smaller --diameters-mm"
+            )
+        centre[row] = points[rng.choice(choice)] + rng.uniform(-0.5, 0.5, 3) * spacing
+        clear = np.minimum(clear, np.linalg.norm(points - centre[row], axis=1) - extent[row])
+    return dataclasses.replace(lesions, centre_mm=centre)
+
+
+def _edge_mm(shape: tuple[int, ...], spacing: np.ndarray) -> np.ndarray:
+    """(X, Y, Z) from each voxel's centre to the nearest face of the volume."""
+    lines = [
+        np.minimum(np.arange(n) + 0.5, n - 0.5 - np.arange(n)) * h
+        for n, h in zip(shape, spacing, strict=True)
+    ]
+    return np.minimum(np.minimum(lines[0][:, None, None], lines[1][:, None]), lines[2])
