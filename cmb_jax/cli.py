@@ -5,6 +5,7 @@ Examples:
   cmb-jax simulate --out phantoms --subjects 4 --seed 1
   cmb-jax evaluate --pred results --truth phantoms --out metrics.json
   cmb-jax swi --magnitude mag.nii.gz --phase phase.nii.gz --out swi
+  cmb-jax implant --magnitude mag.nii.gz --phase phase.nii.gz --te-ms 20 --b0-t 3 --out implanted
   cmb-jax data check valdo/Task2 --out sheet.png
 """
 
@@ -19,6 +20,7 @@ import tyro
 
 import cmb_jax
 from cmb_jax.commands.common import run_for_people
+from cmb_jax.commands.implant_arguments import implant
 
 
 def predict(
@@ -195,6 +197,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "simulate": simulate,
     "evaluate": evaluate,
     "swi": swi,
+    "implant": implant,
     "demo": demo,
     "weights": weights_show,
     "data": data,

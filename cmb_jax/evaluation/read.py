@@ -35,6 +35,7 @@ _BIDS_SUBJECT = re.compile(r"^(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)(?=[_.]|$)
 _NIFTI = (".nii", ".nii.gz")
 _TRUTH_LAYOUTS = (
     "DIR/derivatives/truth/sub-*/anat/*_desc-lesions.tsv (written by cmb-jax simulate), "
+    "DIR/truth.csv or DIR/SUBJECT/truth.csv (cmb-jax implant), "
     "DIR/sub-*/sub-*_CMB.nii.gz (VALDO), or label images DIR/SUBJECT.nii.gz"
 )
 _PREDICTION_LAYOUTS = "DIR/SUBJECT/detections.csv, DIR/SUBJECT/*.nii.gz or DIR/SUBJECT*.nii.gz"
@@ -168,38 +169,55 @@ def read_simulated_truth(anat: Path, subject: str, protocol: str | None = None) 
     Raises:
         UserError: a file is missing or does not fit the others.
     """
-    path = anat / f"{subject}_desc-lesions.tsv"
-    table = read_columns(
-        path,
-        required=(
-            "id",
-            "kind",
-            "x_mm",
-            "y_mm",
-            "z_mm",
-            "diameter_mm",
-            "apparent_diameter_mm",
-            "region",
-            "zone",
-            "cnr",
-        ),
+    return _lesion_truth(
+        anat / f"{subject}_desc-lesions.tsv",
+        anat / f"{subject}_desc-cmb_dseg.nii.gz",
+        anat / f"{subject}_desc-mimics_dseg.nii.gz",
+        subject,
+        protocol,
         delimiter="\t",
     )
+
+
+def read_implanted_truth(folder: Path, subject: str) -> SubjectTruth:
+    """Truth that `cmb-jax implant` wrote into a folder: the microbleeds that it put there, and no others.
+
+    Raises:
+        UserError: a file is missing or does not fit the others.
+    """
+    return _lesion_truth(
+        folder / "truth.csv", folder / "labels.nii.gz", folder / "mimics.nii.gz", subject, delimiter=","
+    )
+
+
+def _lesion_truth(
+    path: Path,
+    labels_path: Path,
+    mimics_path: Path,
+    subject: str,
+    protocol: str | None = None,
+    *,
+    delimiter: str,
+) -> SubjectTruth:
+    """Truth from the phantom's lesion table and its two label images."""
+    required = ("id", "kind", "x_mm", "y_mm", "z_mm", "diameter_mm", "apparent_diameter_mm", "region", "zone")
+    table = read_columns(path, required=(*required, "cnr"), delimiter=delimiter)
     rows = np.flatnonzero(np.array(table.text("kind")) == "cmb")
-    labels_path = anat / f"{subject}_desc-cmb_dseg.nii.gz"
     values, affine = read_labels(labels_path)
     ids = table.numbers("id")[rows].astype(int)
     unknown = np.setdiff1d(np.unique(values[values > 0]), ids)
     if len(unknown):
         raise UserError(f"{labels_path}: label {unknown[0]:g} has no row in {path.name}; simulate it again")
-    codes, mimics_affine = read_labels(anat / f"{subject}_desc-mimics_dseg.nii.gz")
+    codes, mimics_affine = read_labels(mimics_path)
+    zones = tuple(table.text("zone")[row] for row in rows)
+    placed = "unknown" not in zones  # implanted where the brain's regions could not be told
     return SubjectTruth(
         subject=subject,
         centers_mm=np.stack([table.numbers(name)[rows] for name in ("x_mm", "y_mm", "z_mm")], axis=-1),
         diameters_mm=table.numbers("diameter_mm")[rows],
         apparent_diameters_mm=table.numbers("apparent_diameter_mm")[rows],
-        regions=tuple(table.text("region")[row] for row in rows),
-        zones=tuple(table.text("zone")[row] for row in rows),
+        regions=tuple(table.text("region")[row] for row in rows) if placed else None,
+        zones=zones if placed else None,
         cnr=table.numbers("cnr")[rows],
         protocol=protocol,
         volume=LabelledVolume(labels=rows_of_ids(values, ids), affine=affine),
@@ -217,6 +235,13 @@ def find_truth(folder: Path) -> list[TruthSource]:
     for root in (folder / "derivatives" / "truth", folder):
         if any(root.glob("sub-*/anat/*_desc-lesions.tsv")):
             return _simulated_sources(root, folder)
+    implanted = [folder] if (folder / "truth.csv").is_file() else []
+    implanted = implanted or sorted(path.parent for path in folder.glob("*/truth.csv"))
+    if implanted:
+        return [
+            TruthSource(subject=path.name, read=partial(read_implanted_truth, path, path.name))
+            for path in (each.resolve() for each in implanted)
+        ]
     valdo = sorted(path for path in folder.glob("*/*_CMB.nii*") if _is_nifti(path))
     if valdo:
         return _volume_sources({path: path.parent.name for path in valdo})

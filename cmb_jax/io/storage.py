@@ -1,0 +1,105 @@
+"""Changed voxels back into the form in which a file stores them: type, slope, header, range of the phase."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from pathlib import Path
+
+import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+
+from cmb_jax.io.atomic import atomic_write_bytes
+from cmb_jax.io.header import NiftiFile
+from cmb_jax.io.phase import PhaseRange
+
+_COMPRESSION = 4
+_WRAPPED = 1.01  # peaks of wrapped radians over pi, rounding included
+
+
+def scaled_magnitude(file: NiftiFile, gain: np.ndarray) -> np.ndarray:
+    """The stored numbers of a magnitude image times `gain`.
+
+    Args:
+        file: the magnitude as read.
+        gain: (I, J, K, E) on the file's own grid; E is 1 for a 3D file.
+
+    Returns:
+        Array of the file's shape and type, without slope and intercept; what `gain` 1 leaves is bit for bit
+        the input.
+    """
+    raw, values = _values(file)
+    return _stored(file, raw, values * gain.reshape(raw.shape))
+
+
+def shifted_phase(file: NiftiFile, shift: np.ndarray, phase_range: PhaseRange) -> np.ndarray:
+    """The stored numbers of a phase image with `shift` added and wrapped into the range that they are in.
+
+    Args:
+        file: the phase as read.
+        shift: (I, J, K, E) radians on the file's own grid.
+        phase_range: how the file stores phase. Radians beyond +-pi (unwrapped) are not wrapped.
+
+    Returns:
+        Array of the file's shape and type, without slope and intercept.
+    """
+    raw, values = _values(file)
+    peak = float(np.abs(values[np.isfinite(values)]).max())
+    low, period = {
+        PhaseRange.RADIANS: (-math.pi, 2 * math.pi if peak <= _WRAPPED * math.pi else math.inf),
+        PhaseRange.PLUS_MINUS_4096: (-4096.0, 8192.0),
+        PhaseRange.ZERO_4095: (0.0, 4096.0),
+        PhaseRange.ZERO_2PI: (0.0, 2 * math.pi),
+        PhaseRange.SYMMETRIC: (-peak, 2 * peak),
+    }[phase_range]
+    unit = 1.0 if phase_range in (PhaseRange.RADIANS, PhaseRange.ZERO_2PI) else period / (2 * math.pi)
+    changed = values + unit * shift.reshape(raw.shape)
+    if bool(np.all(values == np.rint(values))):
+        changed = np.rint(changed)  # integers stay integers, also in a file of floats
+    # what was at the upper end and has not changed stays there
+    if math.isfinite(period):
+        turned = changed - period * np.floor((changed - low) / period)
+        changed = np.where(changed == values, changed, turned)
+    return _stored(file, raw, changed)
+
+
+def write_stored(path: Path, raw: np.ndarray, like: NiftiFile) -> None:
+    """Writes stored numbers under the header of `like`: type, slope, both transforms. Same input, same bytes.
+
+    Raises:
+        UserError: the file exists or cannot be written.
+    """
+    header = like.image.header.copy()
+    image = type(like.image)(raw, None, header)
+    # told explicitly, or the writer would choose a scale of its own
+    image.header.set_slope_inter(*_scale(like))
+    content = image.to_bytes()
+    atomic_write_bytes(path, gzip.compress(content, _COMPRESSION, mtime=0))
+
+
+def _proxy(file: NiftiFile) -> ArrayProxy:
+    proxy = file.image.dataobj
+    assert isinstance(proxy, ArrayProxy)  # as every image that was read from a file
+    return proxy
+
+
+def _scale(file: NiftiFile) -> tuple[float, float]:
+    proxy = _proxy(file)
+    return float(proxy.slope), float(proxy.inter)
+
+
+def _values(file: NiftiFile) -> tuple[np.ndarray, np.ndarray]:
+    raw = np.asarray(_proxy(file).get_unscaled())
+    slope, inter = _scale(file)
+    return raw, raw.astype(np.float64) * slope + inter
+
+
+def _stored(file: NiftiFile, raw: np.ndarray, values: np.ndarray) -> np.ndarray:
+    slope, inter = _scale(file)
+    same = values == raw.astype(np.float64) * slope + inter
+    numbers = (values - inter) / slope
+    if raw.dtype.kind in "iu":
+        limits = np.iinfo(raw.dtype)
+        numbers = np.clip(np.rint(numbers), limits.min, limits.max)
+    same |= ~np.isfinite(numbers)
+    return np.where(same, raw, np.where(same, 0, numbers).astype(raw.dtype))
