@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 from cmb_jax.datasets import csiro, dou, folder, valdo, yonsei
 from cmb_jax.datasets.listing import check_root, child, is_nifti, stem, visible, walk
-from cmb_jax.datasets.types import KINDS, DatasetIndex, Kind
+from cmb_jax.datasets.types import KINDS, Case, DatasetIndex, Kind, MaskTruth, Problem
 from cmb_jax.errors import UserError
 
 READERS: dict[Kind, Callable[[Path], DatasetIndex]] = {
@@ -31,10 +32,31 @@ def find(root: Path, kind: Kind | None = None) -> DatasetIndex:
             depends on is bad, or no case can be used: then the first reason is given.
     """
     root = check_root(root)
-    index = READERS[kind or guess_kind(root)](root)
+    try:
+        index = _writable(READERS[kind or guess_kind(root)](root))
+    except OSError as error:
+        raise UserError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from error
     if not index.cases:
         raise UserError(nothing_usable(root, index))
     return index
+
+
+def _writable(index: DatasetIndex) -> DatasetIndex:
+    """The index without cases whose names cannot be written down: undecodable bytes, line ends."""
+    bad = [case for case in index.cases if not _names(case).isprintable()]
+    problems = [
+        Problem(
+            where=ascii(case.case_id), what=f"rename its files, the names cannot be written: {_names(case)!a}"
+        )
+        for case in bad
+    ]
+    kept = tuple(case for case in index.cases if case not in bad)
+    return dataclasses.replace(index, cases=kept, problems=(*index.problems, *problems))
+
+
+def _names(case: Case) -> str:
+    truth = case.truth.path if isinstance(case.truth, MaskTruth) else case.truth.source if case.truth else ""
+    return " ".join([case.case_id, case.patient_id, *case.images.values(), truth])
 
 
 def nothing_usable(root: Path, index: DatasetIndex) -> str:

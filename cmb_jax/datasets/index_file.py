@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -161,9 +162,9 @@ def _truth_from_json(entry: dict[str, Any] | None) -> MaskTruth | PointTruth | N
         )
     if entry["convention"] not in CONVENTIONS:
         raise ValueError(f"convention is {entry['convention']!r}")
-    points = []
-    for x, y, z in entry["points"]:
-        points.append((float(x), float(y), float(z)))
+    points = [(float(x), float(y), float(z)) for x, y, z in entry["points"]]
+    if not all(math.isfinite(value) for point in points for value in point):
+        raise ValueError("a centre is not finite")
     diameters = entry.get("diameters_mm")
     if diameters is not None and len(diameters) != len(points):
         raise ValueError(f"{len(diameters)} diameters for {len(points)} points")

@@ -31,7 +31,7 @@ _WORKBOOK_ERRORS = (
     AttributeError,
     IndexError,
     EOFError,
-    NotImplementedError,
+    RuntimeError,  # an encrypted part; NotImplementedError is one too
 )
 
 

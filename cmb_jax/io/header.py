@@ -149,7 +149,11 @@ def world_affine(file: NiftiFile) -> tuple[np.ndarray, list[str]]:
     header, path = file.image.header, file.path
     warnings = []
     affine = np.array(file.image.affine, np.float64)
-    unit = header.get_xyzt_units()[0]
+    try:
+        unit = header.get_xyzt_units()[0]
+    except KeyError:
+        unit = "unknown"
+        warnings.append(f"{path.name}: its unit of length is no known one; mm is taken")
     if _MM_PER_UNIT[unit] != 1.0:
         affine[:3] *= _MM_PER_UNIT[unit]
         warnings.append(f"{path.name}: lengths are stored in {unit}s and were converted to mm")

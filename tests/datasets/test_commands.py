@@ -181,7 +181,7 @@ SKIPPED = {
     "cen is 1 x 2": lambda p: dou_with(p, cen=np.ones((1, 2))),
     "cen holds no plain numbers": lambda p: dou_with(p, cen=np.array([{"a": 1}], object)),
     "MATLAB file of version 7.3": dou_73,
-    "not a readable MATLAB file (": dou_text,
+    "not a readable MATLAB file of version 5 to 7 (it has no header)": dou_text,
     "01.mat: is not a readable MATLAB file": dou_truncated,
     "all lie inside when read 0-based": lambda p: dou_with(p, cen=np.array([[0, 3, 3], [5, 5, 5]])),
     "1 of 1 centres lie outside the 24 x 28 x 14 voxels, such as (60, 3, 3); correct": lambda p: dou_with(
@@ -235,6 +235,15 @@ def test_an_image_that_is_gone_or_damaged(run, tmp_path):
     code, out, _ = run("check", tmp_path)
     assert code == 0
     assert "01: nii/01.nii: is not a readable NIfTI image" in out
+
+
+def test_a_name_that_cannot_be_written(run, tmp_path):
+    trees.folder(tmp_path)
+    trees.save(tmp_path / "two\nlines_swi.nii", trees.brain())
+    code, out, _ = run("check", tmp_path)
+    assert code == 0
+    assert "rename its files" in out
+    assert r"two\nlines" in out
 
 
 # nothing that can be used: one line

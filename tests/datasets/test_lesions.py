@@ -183,6 +183,17 @@ def shifted():
     return matrix
 
 
+def test_a_unit_of_length_that_is_none_is_taken_as_mm(tmp_path):
+    path = trees.save(tmp_path / "swi.nii", trees.brain())
+    content = bytearray(path.read_bytes())
+    content[123] = 7  # xyzt_units
+    path.write_bytes(content)
+    grid = read_grid(path)
+    np.testing.assert_array_equal(grid.affine, trees.LPS)
+    assert "unit of length" in grid.warnings[0]
+    assert "unit of length" in read_volume(path).warnings[0]
+
+
 def test_half_a_voxel_beyond_the_last_centre_is_still_inside():
     grid = Grid(shape=(4, 5, 6), affine=np.eye(4))
     edge = np.array([[-0.5, 0, 0], [3.5, 4.5, 5.5], [-0.51, 0, 0], [0, 0, 5.51]])
