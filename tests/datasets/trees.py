@@ -114,3 +114,13 @@ def folder(root):
 
 
 MAKERS = {"csiro": csiro, "dou": dou, "yonsei": yonsei, "folder": folder}
+
+
+def refused(result, match):
+    """Checks what a command gave: exit code 2 and one line."""
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert match in err
