@@ -82,7 +82,7 @@ def _numbers(value: object, scale: float = 1.0) -> tuple[float, ...] | None:
     items: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
     if not items or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in items):
         return None
-    return tuple(float(v) * scale for v in items)
+    return tuple(round(float(v) * scale, 6) for v in items)
 
 
 def read_lesions(

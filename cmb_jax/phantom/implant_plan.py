@@ -14,7 +14,9 @@ from cmb_jax.phantom.protocols import GAMMA_BAR_MHZ_PER_T
 from cmb_jax.phantom.stamps import stamp_half_width
 
 _FINE_PER_RADIUS = 8  # fine voxels a radius of the smallest body on a patch
-_PADDING = 2.0  # of the patch, for the convolution
+_FINE_PER_TUBE = 3  # the same for tubes, whose length would make such a grid too large
+_PADDING = 1.4  # of the patch for the convolution, least
+_PERIOD = 14.0  # radii of the largest body between its periodic images, least
 _REACH = (3.0, 6.0)  # half width of a patch in radii: least, most
 _FLAT_RAD = 0.2  # a voxel across which the phase changes by less needs no finer grid
 _TUBE_STEP_MM = 0.2
@@ -62,19 +64,20 @@ def plan_patches(
     pole = turns(te_ms, b0_t) * np.abs(np.asarray(bodies.chi_ppm)) * (2 / 3)
     flat = (3 * pole * radius**3 * max(spacing_mm) / _FLAT_RAD) ** 0.25
     reach = float(np.max(np.clip(flat, _REACH[0] * radius, _REACH[1] * radius))) + length / 2
-    fine = float(radius.min()) / _FINE_PER_RADIUS
+    fine = float(radius.min()) / (_FINE_PER_TUBE if length else _FINE_PER_RADIUS)
     voxels = [2 * max(1, math.ceil(reach / h)) + 1 for h in spacing_mm]
     factors = [max(2, math.ceil(h / fine)) for h in spacing_mm]
     shape = [v * f for v, f in zip(voxels, factors, strict=True)]
     step = [h / f for h, f in zip(spacing_mm, factors, strict=True)]
     origin = [-(n - 1) / 2 * h for n, h in zip(shape, step, strict=True)]
+    period = _PERIOD * float(radius.max())
     grid = Grid(three(shape), three(step), three(origin))
     steps = 1 if length == 0 else 1 + math.ceil(length / min(_TUBE_STEP_MM, float(radius.min()) / 2))
     return PatchPlan(
         voxels=three(voxels),
         factors=three(factors),
         grid=grid,
-        padded=three([smooth_size(n * _PADDING) for n in shape]),
+        padded=three([smooth_size(max(n * _PADDING, period / h)) for n, h in zip(shape, step, strict=True)]),
         stamp=stamp_half_width(float(radius.max()), grid.spacing_mm),
         steps=steps,
         poles=1 if length == 0 else _TUBE_POLES,
