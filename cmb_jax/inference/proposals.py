@@ -21,6 +21,7 @@ from cmb_jax.inference.tiles import TilePlan, Window, pad_to, plan_tiles
 from cmb_jax.models.detector import Detector, receptive_halo
 from cmb_jax.models.functional import Template
 from cmb_jax.models.slabs import context_of, map_slabs, slab_maps, slab_planes
+from cmb_jax.ops.top import top_k
 
 STRIDE = (1, 2, 2)  # working voxels per cell of the proposal grid
 
@@ -141,7 +142,7 @@ def _candidates(
         inside = inside & counts.reshape([-1 if other == axis else 1 for other in range(3)])
     masked = jnp.where(inside[..., None], logits, -jnp.inf).reshape(-1)
     count = min(config.inference.max_candidates, masked.shape[0])
-    best, index = jax.lax.top_k(masked, count)
+    best, index = top_k(masked, count)
 
     anchor = index % anchors
     cell = index // anchors

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cmb_jax.ops.top import top_k
+
 # Flags are counted in rows: a running sum over rows is far cheaper than one over all flags.
 _ROW = 64
 
@@ -77,6 +79,6 @@ def spread(flags: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
 def _top(score: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
     """Indices (slots,) of the largest scores and whether they are 0 or more; slots beyond N stay invalid."""
     count = min(slots, score.shape[0])
-    best, indices = lax.top_k(score, count)
+    best, indices = top_k(score, count)
     rest = (0, slots - count)
     return jnp.pad(indices, rest), jnp.pad(best >= 0, rest)
