@@ -59,7 +59,7 @@ def run_swi(
 ) -> Path:
     """Makes a susceptibility-weighted image (Haacke et al. 2004) and writes it on the native grid.
 
-    The folder then holds swi.nii.gz, phase.nii.gz (high-passed, radians, paramagnetic positive), minip.nii.gz
+    The folder then holds swi.nii.gz, phase.nii.gz (high-passed, radians within +-pi, paramagnetic positive), minip.nii.gz
     (sliding minimum over about 8 mm along the superior axis) and swi.json (how it was made).
 
     Args:
@@ -92,7 +92,9 @@ def run_swi(
         swi = combined * phase_mask(filtered) ** PHASE_MASK_POWER
         slab = max(1, round(_SLAB_MM / like.spacing_mm[2]))
         write_volume(folder / "swi.nii.gz", np.asarray(swi), like)
-        write_volume(folder / "phase.nii.gz", np.asarray(filtered), like)
+        # combined echoes may pass pi a little; as everywhere, the range of stored phase says its unit
+        stored = np.clip(np.asarray(filtered), -np.pi, np.pi)
+        write_volume(folder / "phase.nii.gz", stored, like)
         projection = minimum_intensity_projection(swi, min(slab, like.shape[2]))
         write_volume(folder / "minip.nii.gz", np.asarray(projection), like)
         record = {
