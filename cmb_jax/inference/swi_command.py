@@ -59,8 +59,8 @@ def run_swi(
 ) -> Path:
     """Makes a susceptibility-weighted image (Haacke et al. 2004) and writes it on the native grid.
 
-    The folder then holds swi.nii.gz, phase.nii.gz (high-passed, radians within +-pi, paramagnetic positive), minip.nii.gz
-    (sliding minimum over about 8 mm along the superior axis) and swi.json (how it was made).
+    The folder then holds swi.nii.gz, phase.nii.gz (high-passed, radians within +-pi, paramagnetic positive),
+    minip.nii.gz (sliding minimum over about 8 mm along the superior axis) and swi.json (how it was made).
 
     Args:
         magnitude: 3D image, or 4D with one volume an echo.
