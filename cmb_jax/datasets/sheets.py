@@ -31,7 +31,7 @@ _WORKBOOK_ERRORS = (
     AttributeError,
     IndexError,
     EOFError,
-    RuntimeError,  # an encrypted part; NotImplementedError is one too
+    RuntimeError,  # zipfile: an encrypted part, or a kind of compression that it cannot read
 )
 
 

@@ -112,7 +112,9 @@ def _window_candidates(
         # Only the slab's own planes count: those around it are another slab's.
         low = core_low.at[0].max(start[0] + first)
         high = core_high.at[0].min(start[0] + first + slab_planes(depth))
-        return _candidates(config, detector, features[0], objectness[0], start.at[0].add(plane), low, high)
+        return _slab_candidates(
+            config, detector, features[0], objectness[0], start.at[0].add(plane), low, high
+        )
 
     slabs = map_slabs(of_slab, depth)
     # Slabs follow each other as their anchors do: ties go to the lower anchor, as in one list of all.
@@ -124,7 +126,7 @@ def _window_candidates(
     return Detections(boxes=found.boxes[index], scores=scores, valid=valid)
 
 
-def _candidates(
+def _slab_candidates(
     config: Config,
     detector: Detector,
     features: jax.Array,  # (Z, Y, X, C)

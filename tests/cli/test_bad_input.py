@@ -15,18 +15,10 @@ from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.io.weights import save_weights
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
+from tests.tiny import TINY_MODEL
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
-TINY = Config(
-    model=ModelConfig(
-        widths=(4, 6, 8),
-        encoder_convs=(0, 1, 1),
-        decoder_convs=(0, 1),
-        fusion_width=4,
-        head_width=4,
-        embedding_dim=4,
-    )
-)
+TINY = Config(model=TINY_MODEL)
 
 
 def save(path, data, affine=AFFINE):

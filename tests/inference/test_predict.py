@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode
-from cmb_jax.config import Config, InferenceConfig, ModelConfig
+from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import load_bundle, save_bundle
 from cmb_jax.inference.outputs import described_inputs, instance_labels, write_prediction
@@ -19,17 +19,11 @@ from cmb_jax.io.nifti import read_volume
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
 from cmb_jax.report.content import DETECTION_COLUMNS
+from tests.tiny import TINY_MODEL
 
 TINY = Config(
     name="tiny",
-    model=ModelConfig(
-        widths=(4, 6, 8),
-        encoder_convs=(0, 1, 1),
-        decoder_convs=(0, 1),
-        fusion_width=4,
-        head_width=4,
-        embedding_dim=4,
-    ),
+    model=TINY_MODEL,
     inference=InferenceConfig(
         score_threshold=0.5, definite_threshold=0.6, candidate_threshold=0.3, max_detections=40
     ),

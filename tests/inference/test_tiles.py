@@ -6,20 +6,12 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmb_jax.config import Config, InferenceConfig, ModelConfig
+from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.inference.tiles import plan_tiles
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
-
-TINY = ModelConfig(
-    widths=(4, 6, 8),
-    encoder_convs=(0, 1, 1),
-    decoder_convs=(0, 1),
-    fusion_width=4,
-    head_width=4,
-    embedding_dim=4,
-)
+from tests.tiny import TINY_MODEL
 
 
 @given(
@@ -56,11 +48,11 @@ def test_a_tile_without_a_core_is_refused():
 
 @pytest.fixture(scope="module")
 def params():
-    return params_of(Detector(TINY, rngs=nnx.Rngs(1)))
+    return params_of(Detector(TINY_MODEL, rngs=nnx.Rngs(1)))
 
 
 def finder(params, tile):
-    config = Config(model=TINY, inference=InferenceConfig(tile_shape=tile, candidate_threshold=0.0))
+    config = Config(model=TINY_MODEL, inference=InferenceConfig(tile_shape=tile, candidate_threshold=0.0))
     return ProposalFinder(config, params)
 
 
@@ -81,7 +73,7 @@ def test_logits_and_detections_do_not_depend_on_the_tile_size(params, rng):
 
 def test_candidates_below_the_listing_threshold_are_not_valid(params, rng):
     image = rng.normal(size=(16, 32, 32, 2)).astype(np.float16)
-    config = Config(model=TINY, inference=InferenceConfig(candidate_threshold=1.0))
+    config = Config(model=TINY_MODEL, inference=InferenceConfig(candidate_threshold=1.0))
     assert not np.asarray(ProposalFinder(config, params).find(image).valid).any()
 
 

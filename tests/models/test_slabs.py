@@ -8,18 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cmb_jax.config import ModelConfig
 from cmb_jax.models import slabs
 from cmb_jax.models.detector import Detector
+from tests.tiny import TINY_MODEL
 
-TINY = ModelConfig(
-    widths=(4, 6, 8),
-    encoder_convs=(0, 1, 1),
-    decoder_convs=(0, 1),
-    fusion_width=4,
-    head_width=4,
-    embedding_dim=4,
-)
 VARIANTS = {
     "default": {},
     "concatenated": {"fusion": "concat"},
@@ -33,7 +25,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_slab_equals_the_whole(rng, monkeypatch, variant, depth):
     monkeypatch.setattr(slabs, "MOST_PLANES", 4)
-    detector = Detector(dataclasses.replace(TINY, **VARIANTS[variant]), rngs=nnx.Rngs(3))
+    detector = Detector(dataclasses.replace(TINY_MODEL, **VARIANTS[variant]), rngs=nnx.Rngs(3))
     image = jnp.asarray(rng.normal(size=(2, depth, 16, 8, 2)), jnp.float32)
     whole = detector(image)
     context = slabs.context_of(detector, image)
@@ -54,9 +46,8 @@ def test_slabs_cover_the_depth_once():
         np.testing.assert_array_equal(covered, np.arange(depth))
 
 
-def test_memory_does_not_grow_with_the_depth():
-    """Beyond image, context and what is stacked, a volume of twice the depth takes no more."""
-    detector = Detector(TINY, rngs=nnx.Rngs(3))
+def test_a_deep_volume_takes_less_than_half_the_memory_of_the_whole():
+    detector = Detector(TINY_MODEL, rngs=nnx.Rngs(3))
 
     def most_likely(image):
         context = slabs.context_of(detector, image)
