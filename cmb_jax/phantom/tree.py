@@ -90,7 +90,7 @@ def store_phase(phase_rad: np.ndarray, storage: str) -> tuple[np.ndarray, float]
     elif storage == "pm4096":
         stored, slope = np.clip(np.rint(turn * 4096), -4096, 4095), 1.0
     else:
-        stored, slope = np.clip(np.rint((turn + 1) / 2 * 4095), 0, 4095), 1.0
+        stored, slope = np.clip(np.rint((turn + 1) * 2048), 0, 4095), 1.0
     return stored.astype(np.int16), slope
 
 
