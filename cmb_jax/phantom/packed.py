@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
+from cmb_jax.anatomy.lattice import Lattice
 from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack, Channel
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.phantom.geometry import linear_at
@@ -64,9 +65,8 @@ def pack_anatomy(pack: AnatomyPack) -> PackedAnatomy:
 
     to_index = np.linalg.inv(pack.affine)[:3]
     coarse_origin, coarse_points = _coarse(pack.code.shape, spacing, pack.affine)
-    to_mni = _displacement(pack, "to_mni", coarse_points)
-    mni_points = coarse_points  # the MNI head is about as large as any
-    from_mni = _displacement(pack, "from_mni", mni_points)
+    to_mni = _displacement(pack.to_mni, coarse_points)
+    from_mni = _displacement(pack.from_mni, coarse_points)  # the MNI head lies within the same lattice
 
     fractions = pack.fractions
     lateral = region_of(pack.code) == Region.VENTRICLE
@@ -88,11 +88,7 @@ def pack_anatomy(pack: AnatomyPack) -> PackedAnatomy:
     put(Extra.CSF_NEAR, near * sulcal)
     put(Extra.AIR_NEAR, ndimage.gaussian_filter(air, _AIR_REACH_MM / spacing))
     put(Extra.PIAL, 4.0 * near * grey * sulcal)
-    index = np.indices(pack.code.shape, dtype=np.float32)
-    along = np.tensordot(pack.affine[1, :3].astype(np.float32), index, axes=1) + np.float32(pack.affine[1, 3])
-    along += ndimage.zoom(to_mni[..., 1], np.array(along.shape) / to_mni.shape[:3], order=1)[
-        : along.shape[0], : along.shape[1], : along.shape[2]
-    ]
+    along = _mni_y(pack)
     put(Extra.VENOUS, 1.0 / (1.0 + np.exp((along + 25.0) / 4.0)))
 
     data = np.concatenate([fractions, extra], axis=-1)
@@ -114,6 +110,14 @@ def window(anatomy: PackedAnatomy, middle_mm: jax.Array, voxels: tuple[int, int,
     return dataclasses.replace(anatomy, words=words, to_index=to_index)
 
 
+def _mni_y(pack: AnatomyPack) -> np.ndarray:
+    """MNI y in mm of every voxel, (X, Y, Z)."""
+    if pack.to_mni is not None:
+        return pack.to_mni.map_grid(pack.code.shape, pack.affine)[1]
+    y = pack.affine[1, 3] + pack.affine[1, 1] * np.arange(pack.code.shape[1], dtype=np.float32)
+    return np.broadcast_to(y[None, :, None], pack.code.shape)
+
+
 def _coarse(shape: tuple[int, ...], spacing: float, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Origin (3,) and points (x, y, z, 3) in pack mm of the coarse lattice over a pack's grid."""
     origin = affine[:3, 3] + np.minimum(affine[:3, :3] @ (np.array(shape) - 1), 0)
@@ -122,10 +126,9 @@ def _coarse(shape: tuple[int, ...], spacing: float, affine: np.ndarray) -> tuple
     return origin, np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
 
-def _displacement(pack: AnatomyPack, name: str, points_mm: np.ndarray) -> np.ndarray:
-    """A pack's displacement lattice at points (..., 3); zero where it has none: the pack is in MNI space."""
-    lattice = getattr(pack, name, None)
-    return np.zeros_like(points_mm) if lattice is None else lattice.at(points_mm)
+def _displacement(lattice: Lattice | None, points_mm: np.ndarray) -> np.ndarray:
+    """Of points (..., 3) by a pack's lattice; zero where there is none: the pack is in MNI space."""
+    return np.zeros_like(points_mm) if lattice is None else lattice.map_points(points_mm) - points_mm
 
 
 def _resample(values: np.ndarray, points_mm: np.ndarray, to_index: np.ndarray) -> np.ndarray:
