@@ -46,10 +46,17 @@ def window(image: np.ndarray) -> tuple[float, float]:
     return 0.0, float(np.percentile(image[image > 0.1 * image.max()], 98))
 
 
-def show(axes: plt.Axes, image: np.ndarray, spacing: tuple[float, float], limits: tuple[float, float]) -> None:
+def show(
+    axes: plt.Axes, image: np.ndarray, spacing: tuple[float, float], limits: tuple[float, float]
+) -> None:
     """A slice (X, Y), anterior up, the patient's right on the left."""
     axes.imshow(
-        image[::-1].T, cmap="gray", origin="lower", vmin=limits[0], vmax=limits[1], aspect=spacing[1] / spacing[0]
+        image[::-1].T,
+        cmap="gray",
+        origin="lower",
+        vmin=limits[0],
+        vmax=limits[1],
+        aspect=spacing[1] / spacing[0],
     )
     axes.set_xticks([])
     axes.set_yticks([])
@@ -81,7 +88,9 @@ def protocols_picture(subjects: list[PhantomSubject], path: Path) -> None:
     plt.close(figure)
 
 
-def _example(subjects: list[PhantomSubject], kind: MimicKind | None) -> tuple[PhantomSubject, np.ndarray] | None:
+def _example(
+    subjects: list[PhantomSubject], kind: MimicKind | None
+) -> tuple[PhantomSubject, np.ndarray] | None:
     """A subject with SWI and the voxel at which a kind (None: a microbleed) shows best."""
     best, found = np.inf, None
     for subject in subjects:

@@ -76,7 +76,7 @@ def crop(image: np.ndarray, matrix: Triple) -> np.ndarray:
 
 
 def weighted(image: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """SWI and homodyne-filtered phase of a complex (X, Y, Z) image, as `cmb_jax.swi.susceptibility_weighted`."""
+    """SWI and filtered phase of a complex (X, Y, Z) image, as `cmb_jax.swi.susceptibility_weighted`."""
     sizes = [fast(n + MARGIN) for n in image.shape[:2]]
     windows = []
     for size, step in zip(sizes, spacing_mm, strict=False):

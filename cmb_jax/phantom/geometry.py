@@ -1,4 +1,4 @@
-"""Grids and lattices of the *image* frame: mm along the array's axes, zero in the middle of the field of view."""
+"""Grids and lattices of the *image* frame: mm along the array's axes, zero in the middle of the field."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def _in_tissue(
 
 
 def _make_visible(
-    radius: jax.Array, chi: jax.Array, floor_mm: jax.Array, te_ms: jax.Array, b0_t: jax.Array
+    radius: jax.Array, chi: jax.Array, floor_mm: jax.Array | float, te_ms: jax.Array, b0_t: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Strengthen what would stay under floor_mm across, weaken what would grow over 10 mm: radius and chi.
 
@@ -130,11 +130,11 @@ def _make_visible(
 class LesionDraw:
     """What the settings say of the microbleeds, as numbers."""
 
-    mean_cmbs: jax.Array | float  # () of a Poisson draw
-    patient_like: jax.Array | bool  # (): counts as in patients instead
+    mean_cmbs: jax.Array  # () of a Poisson draw
+    patient_like: jax.Array  # (): counts as in patients instead
     diameters_mm: jax.Array  # (2,) smallest and largest true diameter
-    exact: jax.Array | bool  # (): diameters uniform in the logarithm within that range, none made visible
-    gap_mm: jax.Array | float  # () between apparent borders, negative: they may overlap
+    exact: jax.Array  # (): diameters uniform in the logarithm within that range, none made visible
+    gap_mm: jax.Array  # () between apparent borders, negative: they may overlap
 
 
 def _sizes(
@@ -151,7 +151,7 @@ def _sizes(
     seen, stronger = _make_visible(radius, chi, tier.min_apparent_mm, te_ms, b0_t)
     radius, chi = jnp.where(draw.exact, radius, seen), jnp.where(draw.exact, chi, stronger)
 
-    faint = (jax.random.uniform(keys[3], shape) < tier.faint_share) & ~jnp.asarray(draw.exact)
+    faint = (jax.random.uniform(keys[3], shape) < tier.faint_share) & ~draw.exact
     small = jax.random.uniform(keys[4], shape, minval=_FAINT_DIAMETERS_MM[0], maxval=_FAINT_DIAMETERS_MM[1])
     weak = jax.random.uniform(keys[5], shape, minval=_FAINT_CHI_PPM[0], maxval=_FAINT_CHI_PPM[1])
     return jnp.where(faint, small / 2, radius), jnp.where(faint, weak, chi)

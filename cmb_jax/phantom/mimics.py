@@ -51,7 +51,9 @@ def draw_calcifications(
 ) -> Bodies:
     """Calcifications of a subject: MAX_PER_KIND slots of each of CALCIFICATIONS; diamagnetic."""
     keys = jax.random.split(key, 6)
-    count = jnp.minimum(jax.random.poisson(keys[0], jnp.array(_MEANS) * tier.calcifications), jnp.array(_CAPS))
+    count = jnp.minimum(
+        jax.random.poisson(keys[0], jnp.array(_MEANS) * tier.calcifications), jnp.array(_CAPS)
+    )
     weights = _weights(head)
     count = jnp.where(jnp.sum(weights, axis=(1, 2, 3)) > 0, count, 0)
     valid = (jnp.arange(MAX_PER_KIND) < count[:, None]).reshape(-1)

@@ -95,12 +95,21 @@ def pack_anatomy(pack: AnatomyPack) -> PackedAnatomy:
     words = np.ascontiguousarray(data).view("<u4").reshape(*pack.code.shape, WORDS)
     drawn = brain[np.random.default_rng(0).integers(len(brain), size=BRAIN_POINTS)]
     drawn_mm = drawn @ pack.affine[:3, :3].T + pack.affine[:3, 3]
-    single = [to_index, centre, coarse_origin, ventricle[..., None], to_mni, coarse_origin, from_mni, drawn_mm]
+    single = [
+        to_index,
+        centre,
+        coarse_origin,
+        ventricle[..., None],
+        to_mni,
+        coarse_origin,
+        from_mni,
+        drawn_mm,
+    ]
     return PackedAnatomy(jnp.asarray(words), *(jnp.asarray(part, jnp.float32) for part in single))
 
 
 def window(anatomy: PackedAnatomy, middle_mm: jax.Array, voxels: tuple[int, int, int]) -> PackedAnatomy:
-    """The part of a head of so many voxels about a pack point (3,); at the pack's edge it is moved inwards."""
+    """The part of a head of so many voxels about a pack point (3,), moved inwards at the pack's edge."""
     size = jnp.minimum(jnp.asarray(voxels), jnp.asarray(anatomy.words.shape[:3]))
     middle = jnp.round(_index(anatomy, middle_mm[None])[0]).astype(jnp.int32)
     start = jnp.clip(middle - size // 2, 0, jnp.asarray(anatomy.words.shape[:3]) - size)
@@ -149,9 +158,7 @@ def _fit(pack: AnatomyPack) -> AnatomyPack:
     affine = pack.affine.copy()
     affine[:3, 3] += pack.affine[:3, :3] @ wanted
     window = np.ix_(*index)
-    return dataclasses.replace(
-        pack, fractions=pack.fractions[window], code=pack.code[window], affine=affine
-    )
+    return dataclasses.replace(pack, fractions=pack.fractions[window], code=pack.code[window], affine=affine)
 
 
 def unpack(words: jax.Array) -> jax.Array:

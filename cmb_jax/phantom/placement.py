@@ -9,9 +9,9 @@ import numpy as np
 from scipy import ndimage
 
 from cmb_jax.errors import UserError
-from cmb_jax.phantom.implant import Implants
 from cmb_jax.phantom.bodies import MAX_APPARENT_MM, MAX_CHI_PPM, blooming
-from cmb_jax.phantom.types import CMB_KIND, CALCIFICATIONS, MimicKind
+from cmb_jax.phantom.implant import Implants
+from cmb_jax.phantom.types import CALCIFICATIONS, CMB_KIND, MimicKind
 
 EDGE_MM = 2.0  # between a drawn body's apparent border and the faces of the field of view
 GAP_MM = 2.0  # between the apparent borders of two drawn bodies

@@ -11,7 +11,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from cmb_jax.phantom.geometry import Grid, grid_points, interpolate_lattice, linear_at, rotation_matrix, smooth_noise
+from cmb_jax.phantom.geometry import (
+    Grid,
+    grid_points,
+    interpolate_lattice,
+    linear_at,
+    rotation_matrix,
+    smooth_noise,
+)
 from cmb_jax.phantom.packed import COARSE_MM, PackedAnatomy
 
 SQUARINGS = 6

@@ -26,10 +26,8 @@ class TissueMaps:
     sinus: jax.Array  # fraction of the venous blood of sinuses
 
 
-def for_each_plane(
-    pose: Pose, function: Callable[[jax.Array], Any], *, lattice: Grid, grid: Grid
-) -> Any:
-    """function of the pack points (Y * Z, 3) of every x plane of a grid; results stacked to (X, Y * Z, ...)."""
+def for_each_plane(pose: Pose, function: Callable[[jax.Array], Any], *, lattice: Grid, grid: Grid) -> Any:
+    """function(pack points (Y * Z, 3)) of every x plane of a grid, stacked to (X, Y * Z, ...)."""
     displacement, wx = widen_lattice(pose.displacement, lattice, grid)
     x_mm, y_mm, z_mm = (jnp.asarray(grid.axis_mm(a), jnp.float32) for a in range(3))
     y, z = (a.reshape(-1) for a in jnp.meshgrid(y_mm, z_mm, indexing="ij"))

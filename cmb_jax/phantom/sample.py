@@ -54,7 +54,9 @@ class Plan:
     whole_head: bool = True  # air lies all round; otherwise soft tissue does
 
     @classmethod
-    def of(cls, protocol: Protocol, spacing_mm: float, part_mm: tuple[float, float, float] | None = None) -> Plan:
+    def of(
+        cls, protocol: Protocol, spacing_mm: float, part_mm: tuple[float, float, float] | None = None
+    ) -> Plan:
         """The plan of a protocol whose field is computed on voxels of `spacing_mm` in plane.
 
         part_mm: field of view of a part of the head instead, whole multiples of the protocol's spacing.
@@ -197,9 +199,7 @@ def sample_at(
     )
     k_lime, k_cavernoma = jax.random.split(k_focal)
     lime = draw_calcifications(k_lime, anatomy, pose, head, tier, lattice=lattice, grid=planning)
-    cavernoma, spaces = draw_cavernoma(
-        k_cavernoma, anatomy, pose, head, tier, lattice=lattice, grid=planning
-    )
+    cavernoma, spaces = draw_cavernoma(k_cavernoma, anatomy, pose, head, tier, lattice=lattice, grid=planning)
     focal = join(lime, cavernoma)
     bleeds = draw_microbleeds(
         k_bleeds, anatomy, pose, head, focal, atrophy, scan.te_ms, scan.b0_t, ranges.lesions, tier,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import jax
 import numpy as np
 
@@ -86,7 +85,10 @@ def lesion_table(sample: Sample) -> LesionTable:
         (sample.bleeds, sample.counts, sample.bleed_mm, sample.bleed_seen.cnr),
         (sample.focal, sample.focal.valid, sample.focal_mm, sample.focal_seen.cnr),
     )
-    parts = [_columns(bodies, keep, size, cnr, world) for bodies, keep, size, cnr in groups]
+    parts = [
+        _columns(bodies, np.asarray(keep), np.asarray(size), np.asarray(cnr), world)
+        for bodies, keep, size, cnr in groups
+    ]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return LesionTable(id=np.arange(1, len(columns["kind"]) + 1, dtype=np.int32), **columns)
 

@@ -80,12 +80,12 @@ def get_tier(name: str) -> Tier:
 def check_settings(settings: SubjectSettings) -> tuple[Protocol, Tier]:
     """Protocol, with the settings' own ranges put in, and tier; UserError where a setting is impossible."""
     protocol, tier = get_protocol(settings.protocol), get_tier(settings.tier)
-    own = {
-        "te_ms": settings.te_ms,
-        "snr": settings.snr,
-        "b0_t": None if settings.b0_t is None else (settings.b0_t,),
-    }
-    protocol = dataclasses.replace(protocol, **{name: value for name, value in own.items() if value})
+    protocol = dataclasses.replace(
+        protocol,
+        te_ms=settings.te_ms or protocol.te_ms,
+        snr=settings.snr or protocol.snr,
+        b0_t=protocol.b0_t if settings.b0_t is None else (settings.b0_t,),
+    )
     check_protocol(protocol)
     if settings.mean_cmbs is not None and not 0 <= settings.mean_cmbs <= 80:
         raise UserError(

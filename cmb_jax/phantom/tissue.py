@@ -93,7 +93,8 @@ def draw_tissue(
     texture = fine * jnp.array([0.006, 0.012, 0.1]) + coarse * jnp.array([0.008, 0.02, 0.05])
     load = tier.hyperintensity * jax.random.uniform(keys[3])
     void = jax.random.uniform(keys[4]) < tier.artery_void
-    artery = jnp.where(void, jax.random.uniform(keys[5], maxval=0.4), jax.random.uniform(keys[5], minval=1.0, maxval=1.4))  # fmt: skip
+    bright = jax.random.uniform(keys[5])
+    artery = jnp.where(void, 0.4 * bright, 1.0 + 0.4 * bright)
     return TissueValues(
         vary(keys[6], _CHI_PPM, _CHI_SPREAD) * rise,
         vary(keys[7], _R2_STAR, _R2_SPREAD) * (b0_t / 3.0) * rise,

@@ -81,8 +81,8 @@ class CohortMember:
 def store_phase(phase_rad: np.ndarray, storage: str) -> tuple[np.ndarray, float]:
     """Phase in [-pi, pi] as int16 in a storage form, and the header's slope.
 
-    `storage`: "radians" (pi / 8192 a step), "pm4096" (-4096 to 4095 for -pi to pi, as Siemens after rescaling)
-    or "0-4095" (as stored by Siemens before it).
+    `storage`: "radians" (pi / 8192 a step), "pm4096" (-4096 to 4095 for -pi to pi) or
+    "0-4095" (for the same).
     """
     turn = phase_rad / np.pi
     if storage == "radians":
@@ -215,7 +215,7 @@ def write_cohort(
     pack_of: Callable[[str], AnatomyPack],
     progress: bool = True,
 ) -> None:
-    """Simulate members into an existing folder, with what belongs to the whole tree. The same bytes each time."""
+    """Simulate members into an existing folder, with what belongs to the whole tree."""
     participants = []
     for member in tqdm(members, desc="simulating", unit="subject", disable=not progress):
         subject = simulate_subject(pack_of(member.anatomy), member.seed, member.settings)

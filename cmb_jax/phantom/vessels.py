@@ -14,7 +14,17 @@ from cmb_jax.phantom.planning import HeadMaps, blur, draw_voxels, gradient, in_r
 from cmb_jax.phantom.pose import Pose, from_pack
 from cmb_jax.phantom.tiers import Tier
 from cmb_jax.phantom.types import MimicKind
-from cmb_jax.phantom.walks import STEP_MM, Terrain, Vessels, Walks, as_vessels, branch, concatenate, grow, unit
+from cmb_jax.phantom.walks import (
+    STEP_MM,
+    Terrain,
+    Vessels,
+    Walks,
+    as_vessels,
+    branch,
+    concatenate,
+    grow,
+    unit,
+)
 
 MEDULLARY_ROOTS, MEDULLARY_STEPS = 240, 84
 MEDULLARY_BRANCHES, MEDULLARY_BRANCH_STEPS = 240, 36
@@ -45,10 +55,8 @@ _ARTERIES: tuple[tuple[_Course, float], ...] = (
 _LONGEST_COURSE = 220  # steps
 
 
-def _medullary(
-    key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array, tier: Tier
-) -> Vessels:
-    """From the walls of the lateral ventricles through the white matter to the cortex, where blood comes from."""
+def _medullary(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array, tier: Tier) -> Vessels:
+    """From the walls of the lateral ventricles through the white matter to the cortex."""
     keys = jax.random.split(key, 8)
     lateral = (head.region == Region.VENTRICLE) & (jnp.abs(head.mni_mm[..., 0]) > 4)
     near = blur(lateral.astype(jnp.float32), 1.2)
@@ -188,6 +196,10 @@ def draw_vessels(
         deep, constant(deep, chi_blood), constant(deep, 0.95), MimicKind.DEEP_VEIN, towards_root=False
     )
     arterial = as_vessels(
-        arteries, constant(arteries, 0.0), constant(arteries, artery_signal), MimicKind.ARTERY, towards_root=False
+        arteries,
+        constant(arteries, 0.0),
+        constant(arteries, artery_signal),
+        MimicKind.ARTERY,
+        towards_root=False,
     )  # fmt: skip
     return thin, concatenate((pial, deep_veins, arterial))

@@ -1,8 +1,8 @@
 """Training batches simulated on the devices that train: a function of a key, with static shapes.
 
 A patch is a small field of view about a random point of the brain, simulated like a whole head (chi, field,
-signal, k-space, SWI) with a rim that is cut off afterwards. Beyond the rim lies soft tissue: there is no field
-of distant air, and vessels that start outside do not come in.
+signal, k-space, SWI) with a rim that is cut off afterwards. Beyond the rim lies soft tissue: there is no
+field of distant air, and vessels that start outside do not come in.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def for_patches(ranges: Ranges, plan: PatchPlan) -> Ranges:
 
 def _linear_weights(native_index: np.ndarray, count: int) -> jax.Array:
     """(P, count) weights of linear interpolation at fractional indices (P,)."""
-    return jnp.maximum(0.0, 1.0 - jnp.abs(jnp.asarray(native_index, jnp.float32)[:, None] - jnp.arange(count)))
+    return jnp.maximum(
+        0.0, 1.0 - jnp.abs(jnp.asarray(native_index, jnp.float32)[:, None] - jnp.arange(count))
+    )
 
 
 def _native_index(plan: PatchPlan, axis: int, step: int = 1) -> np.ndarray:

@@ -77,7 +77,9 @@ def test_noise_matches_the_asked_ratio_and_signs_mirror(scan):
     residual = np.asarray(noisy.magnitude) * np.exp(1j * np.asarray(noisy.phase))
     residual = residual - np.asarray(clean.magnitude) * np.exp(1j * np.asarray(clean.phase))
     np.testing.assert_allclose(residual.real.std(), float(noisy.sigma), rtol=0.03)
-    np.testing.assert_allclose(np.asarray(clean.magnitude)[brain].mean() / float(noisy.sigma), 20.0, rtol=0.02)
+    np.testing.assert_allclose(
+        np.asarray(clean.magnitude)[brain].mean() / float(noisy.sigma), 20.0, rtol=0.02
+    )
     mirrored, _ = scan(1e6, -1.0)
     wrapped = np.angle(np.exp(1j * (np.asarray(mirrored.phase) + np.asarray(clean.phase))))
     assert np.abs(wrapped[brain]).max() < 1e-3

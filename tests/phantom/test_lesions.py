@@ -19,8 +19,12 @@ TE, B0 = jnp.float32(20), jnp.float32(3)
 
 @pytest.fixture(scope="module")
 def head(anatomy, plan, half):
-    pose = jax.jit(lambda a: random_pose(jax.random.key(5), a, half, a.centre_mm, lattice=plan.lattice))(anatomy)
-    maps = jax.jit(lambda a, p: head_maps(a, p, half, lattice=plan.lattice, grid=plan.planning))(anatomy, pose)
+    pose = jax.jit(lambda a: random_pose(jax.random.key(5), a, half, a.centre_mm, lattice=plan.lattice))(
+        anatomy
+    )
+    maps = jax.jit(lambda a, p: head_maps(a, p, half, lattice=plan.lattice, grid=plan.planning))(
+        anatomy, pose
+    )
     return pose, maps
 
 

@@ -25,7 +25,9 @@ def test_sampling_matches_scipy(coarse, rng):
     points = index @ coarse.affine[:3, :3].T + coarse.affine[:3, 3]
     channels, code = sample(anatomy, jnp.asarray(points, jnp.float32))
     for channel in range(coarse.fractions.shape[-1]):
-        expected = ndimage.map_coordinates(coarse.fractions[..., channel].astype(float), index.T, order=1) / 255
+        expected = (
+            ndimage.map_coordinates(coarse.fractions[..., channel].astype(float), index.T, order=1) / 255
+        )
         np.testing.assert_allclose(np.asarray(channels)[:, channel], expected, atol=2e-4)
     sure = np.abs(index - np.floor(index) - 0.5).min(axis=1) > 1e-3
     nearest = coarse.code[tuple(np.rint(index).astype(int).T)]

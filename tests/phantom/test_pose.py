@@ -11,7 +11,9 @@ from cmb_jax.phantom.pose import from_pack, random_pose, to_pack
 EXTENT = (192.0, 240.0, 162.0)
 LATTICE = lattice_for(EXTENT)
 move = jax.jit(to_pack, static_argnums=1)
-draw = jax.jit(lambda key, anatomy, atrophy: random_pose(key, anatomy, atrophy, anatomy.centre_mm, lattice=LATTICE))
+draw = jax.jit(
+    lambda key, anatomy, atrophy: random_pose(key, anatomy, atrophy, anatomy.centre_mm, lattice=LATTICE)
+)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -23,7 +23,9 @@ def single(keys, anatomy, ranges, plan):
 
 
 def _images(sample):
-    return {name: np.asarray(getattr(sample, name)) for name in ("swi", "magnitude", "labels", "mimics", "code")}
+    return {
+        name: np.asarray(getattr(sample, name)) for name in ("swi", "magnitude", "labels", "mimics", "code")
+    }
 
 
 def _assert_same(found, expected):

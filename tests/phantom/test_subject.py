@@ -59,7 +59,9 @@ def test_every_label_is_centred_on_its_table_entry(subject):
         assert np.abs(voxels.mean(axis=0) - centres[i]).max() <= 0.5 + 1e-3
         extent = np.ptp(voxels, axis=0) * subject.swi.spacing_mm
         assert (extent <= 1.5 * table.apparent_diameter_mm[i] + 1e-3).all()
-        near = subject.region_code[tuple(slice(max(0, k - 1), k + 2) for k in np.rint(centres[i]).astype(int))]
+        near = subject.region_code[
+            tuple(slice(max(0, k - 1), k + 2) for k in np.rint(centres[i]).astype(int))
+        ]
         assert table.region[i] in region_of(near)
     np.testing.assert_array_equal(ZONE_OF_REGION[table.region], table.zone)
     assert (table.kind[bleeds] == CMB_KIND).all()
@@ -103,7 +105,7 @@ def test_lesions_are_darker_and_veins_paramagnetic(subject):
 
 
 def test_the_affine_turns_the_slices_to_the_field(subject):
-    """Slices of this protocol are oblique: the rotation takes the field's direction to +z and is a rotation."""
+    """Slices of this protocol are oblique; the affine holds a rotation by no more than its tilt."""
     axes = subject.swi.affine[:3, :3] / np.linalg.norm(subject.swi.affine[:3, :3], axis=0)
     np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-5)
     assert np.linalg.det(axes) == pytest.approx(1.0, abs=1e-5)

@@ -32,7 +32,11 @@ def test_tissues_take_their_values(pack, volume):
     chi, r2_star = made.values[..., 0], made.values[..., 1]
     region = region_of(pack.code)
     pure = pack.fractions >= 250
-    white = pure[..., Channel.WHITE_MATTER] & (region > Region.OUTSIDE) & (pack.fractions[..., Channel.LESION_PRIOR] < 50)
+    white = (
+        pure[..., Channel.WHITE_MATTER]
+        & (region > Region.OUTSIDE)
+        & (pack.fractions[..., Channel.LESION_PRIOR] < 50)
+    )
     for tissue, mask in ((0, pure[..., Channel.GREY_MATTER] & (region == Region.CEREBELLUM)), (1, white)):
         assert chi[mask].mean() == pytest.approx(float(values.chi_ppm[tissue]), abs=0.01)
         assert r2_star[mask].mean() == pytest.approx(float(values.r2_star[tissue]), rel=0.1)

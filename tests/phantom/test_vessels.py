@@ -66,8 +66,12 @@ def test_branches_start_on_their_mothers_and_are_thinner():
 
 @pytest.fixture(scope="module")
 def drawn(anatomy, plan, hard, half):
-    pose = jax.jit(lambda a: random_pose(jax.random.key(1), a, half, a.centre_mm, lattice=plan.lattice))(anatomy)
-    head = jax.jit(lambda a, p: head_maps(a, p, half, lattice=plan.lattice, grid=plan.planning))(anatomy, pose)
+    pose = jax.jit(lambda a: random_pose(jax.random.key(1), a, half, a.centre_mm, lattice=plan.lattice))(
+        anatomy
+    )
+    head = jax.jit(lambda a, p: head_maps(a, p, half, lattice=plan.lattice, grid=plan.planning))(
+        anatomy, pose
+    )
     draw = jax.jit(
         lambda key: draw_vessels(
             key, anatomy, pose, head, jnp.float32(0.3), jnp.float32(0.2), hard,
