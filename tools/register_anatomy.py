@@ -25,13 +25,15 @@ from cmb_jax.anatomy.subject import place_scan
 
 WARPS = Path(__file__).resolve().parent.parent / "cmb_jax" / "anatomy" / "warps"
 SPACING_MM = 4
-IMAGES = "-m NCC 4x4x4 -i placed.nii.gz mni.nii.gz"
+METRIC = "-m NCC 4x4x4"
 RIGID = (
-    "-a -dof 6 -m NCC 4x4x4 -i scan.nii.gz mni.nii.gz -ia-image-centers -search 200 20 20 -n 80x40x0"
+    f"-a -dof 6 {METRIC} -ia-image-centers -search 200 20 20 -n 80x40x0 -i scan.nii.gz mni.nii.gz"
     " -o rigid.mat"
 )
-AFFINE_STEP = f"-a -dof 12 {IMAGES} -ia-identity -n 60x40x0 -o affine.mat"
-DEFORMABLE = f"{IMAGES} -it affine.mat -s 2.5vox 1.0vox -n 100x60x20 -o warp.nii.gz"
+AFFINE_STEP = f"-a -dof 12 {METRIC} -ia-identity -n 60x40x0 -i placed.nii.gz mni.nii.gz -o affine.mat"
+DEFORMABLE = (
+    f"{METRIC} -n 100x60x20 -s 2.5vox 1.0vox -i placed.nii.gz mni.nii.gz -it affine.mat -o warp.nii.gz"
+)
 
 
 def greedy(folder: Path, command: str) -> None:

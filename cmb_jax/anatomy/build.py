@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,7 @@ from cmb_jax.anatomy.atlas_maps import AFFINE, SHAPE, AtlasMaps, Sources, read_m
 from cmb_jax.anatomy.mars import MELBOURNE_LEFT_OFFSET, MELBOURNE_NUCLEI, assign_regions
 from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack, Channel
 from cmb_jax.anatomy.shapes import NUM_TISSUES, Ellipsoid, encode_sides, paint, quantise, soften, voxel_axes
-from cmb_jax.anatomy.subject import Placement, even_out, place_scan
+from cmb_jax.anatomy.subject import Placement, even_out, place_scan, smooth_cranium
 from cmb_jax.anatomy.tissues import BRAIN_THRESHOLD, head_air, sharpen_tissues
 
 Axes = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -55,6 +56,7 @@ def build_subject_pack(
         template = read_maps(sources, resample(sources.head_t1), resample(sources.brain_t1))
         mni_mm = placement.to_mni.map_grid(SHAPE, AFFINE)
         maps = template.carried(mni_mm)
+        maps = dataclasses.replace(maps, cranium=smooth_cranium(maps.cranium))
         step("T1")
         t1 = even_out(place_scan(scan, placement.pack_to_scan), maps.tissues, maps.cranium)
         step("tissues")

@@ -18,7 +18,7 @@ _WHITE_MATTER_T1 = 0.97  # what the ICBM template has
 _SURE = 0.9  # prior above which a voxel counts as one tissue
 _FIELD_MM = 25.0  # sigma of the receive field's smoothness: coarser than any structure of the brain
 _FIELD_STEP = 4  # voxels: the field is found on every fourth
-_FIELD_ROUNDS = 3
+_FIELD_ROUNDS = 4
 _OUTLIER = 0.3  # log intensity: a voxel further from its tissue's is something else
 
 
@@ -52,6 +52,12 @@ def place_scan(scan: nib.Nifti1Image, pack_to_scan: np.ndarray) -> np.ndarray:
     return np.maximum(placed, 0.0)  # splines overshoot
 
 
+def smooth_cranium(carried: np.ndarray) -> np.ndarray:
+    """The template's intracranial fraction (X, Y, Z) after carrying, without the pits of its rim."""
+    mask = ndimage.binary_fill_holes(ndimage.binary_closing(carried > 0.5, iterations=2))
+    return np.clip(ndimage.gaussian_filter(mask.astype(np.float32), 0.5), 0.0, 1.0)
+
+
 def even_out(t1: np.ndarray, tissues: np.ndarray, cranium: np.ndarray) -> np.ndarray:
     """The scan without the receive coil's shading, white matter at 0.97; (X, Y, Z) float32.
 
@@ -68,15 +74,16 @@ def even_out(t1: np.ndarray, tissues: np.ndarray, cranium: np.ndarray) -> np.nda
     log_t1 = np.log(np.maximum(t1[coarse], 1e-3 * t1.max()))
     sure = [(tissues[(tissue, *coarse)] > _SURE) & (cranium[coarse] > _SURE) for tissue in (0, 1)]
     field = np.zeros_like(log_t1)
-    for _ in range(_FIELD_ROUNDS):
+    sigma = _FIELD_MM / _FIELD_STEP
+    for _ in range(_FIELD_ROUNDS):  # each finds what the smoothing of those before left over
         weight, total = np.zeros_like(log_t1), np.zeros_like(log_t1)
         for mask in sure:
-            residual = log_t1 - np.median((log_t1 - field)[mask])
-            kept = mask & (np.abs(residual - field) < _OUTLIER)
+            rest = log_t1 - field
+            rest -= np.median(rest[mask])
+            kept = mask & (np.abs(rest) < _OUTLIER)
             weight += kept
-            total += np.where(kept, residual, 0.0)
-        sigma = _FIELD_MM / _FIELD_STEP
-        field = ndimage.gaussian_filter(total, sigma) / (ndimage.gaussian_filter(weight, sigma) + 1e-6)
+            total += np.where(kept, rest, 0.0)
+        field += ndimage.gaussian_filter(total, sigma) / (ndimage.gaussian_filter(weight, sigma) + 1e-6)
     wide = ndimage.affine_transform(
         field, np.full(3, 1.0 / _FIELD_STEP), output_shape=t1.shape, order=1, mode="nearest"
     )

