@@ -15,6 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy import ndimage
 from tqdm import tqdm
 
 from cmb_jax.anatomy.regions import region_of, side_of
@@ -91,21 +92,19 @@ def protocols_picture(subjects: list[PhantomSubject], path: Path) -> None:
 def _example(
     subjects: list[PhantomSubject], kind: MimicKind | None
 ) -> tuple[PhantomSubject, np.ndarray] | None:
-    """A subject with SWI and the voxel at which a kind (None: a microbleed) shows best."""
-    best, found = np.inf, None
+    """A subject with filtered phase and a typical voxel of a kind (None: a microbleed), away from air."""
+    most, found = 0, None
     for subject in subjects:
-        if subject.phase is None or subject.protocol == "thick3":
+        if subject.phase is None or PROTOCOLS[subject.protocol].phase == "raw":
             continue
-        mask = subject.cmb_labels > 0 if kind is None else subject.mimic_labels == kind
-        mask = mask & (region_of(subject.region_code) > 0)
-        if not mask.any():
-            continue
-        at = np.argwhere(mask)
-        values = subject.swi.data[mask] / np.median(subject.swi.data[region_of(subject.region_code) > 0])
-        order = np.argsort(values)
-        pick = order[len(order) // 10]  # dark, not the darkest
-        if values[pick] < best:
-            best, found = values[pick], (subject, at[pick])
+        brain = region_of(subject.region_code) > 0
+        if kind not in (MimicKind.AIR_TISSUE_BORDER, MimicKind.SINUS):
+            near_air = ndimage.binary_dilation(subject.mimic_labels == MimicKind.AIR_TISSUE_BORDER, iterations=12)
+            brain &= ~near_air
+        mask = brain & (subject.cmb_labels > 0 if kind is None else subject.mimic_labels == kind)
+        if mask.sum() > most:
+            at = np.argwhere(mask)
+            most, found = len(at), (subject, at[np.argsort(subject.swi.data[mask])[len(at) // 3]])
     return found
 
 

@@ -12,7 +12,9 @@ from cmb_jax.phantom.types import MimicKind
 
 SPOT_MM = 5.0  # edge of the cube in which a spot is the darkest voxel
 SURROUNDINGS_MM = 9.0  # edge of the cube that it is compared with
-DARKER = 0.75  # a spot is darker than this share of its surroundings
+DARKER = 0.7  # a spot is darker than this share of its surroundings
+CLEARER = 5.0  # and stands out by so many standard deviations of the texture and noise of the brain
+_SMOOTHING_MM = 0.5  # sigma, against noise
 NAMED_MM = 2.0  # a mimic's label within this distance gives the spot its name
 _KEEP_OFF_MM = 4.0  # from microbleeds
 
@@ -27,8 +29,9 @@ def mimic_candidates(
     """Dark spots on mimics, by kind; `MimicKind.NONE` counts those on nothing that is labelled.
 
     A spot is a voxel of the brain, sulci included, that is the darkest within a cube of `SPOT_MM`, has less
-    than `DARKER` of the mean signal of the brain in the cube of `SURROUNDINGS_MM` around that one, and lies
-    more than 4 mm from every microbleed. All arrays (X, Y, Z) on one grid.
+    than `DARKER` of the mean signal of the brain in the cube of `SURROUNDINGS_MM` around that one, stands out
+    by `CLEARER` standard deviations (robust: median absolute deviation from the local mean), and lies more
+    than 4 mm from every microbleed. All arrays (X, Y, Z) on one grid.
     """
     spacing = np.array(spacing_mm)
 
@@ -37,14 +40,16 @@ def mimic_candidates(
 
     brain = (region_of(region_code) > Region.OUTSIDE) & (region_of(region_code) != Region.VENTRICLE)
     image = swi.astype(np.float32)
-    smooth = ndimage.gaussian_filter(image, 0.4 / spacing)
+    smooth = ndimage.gaussian_filter(image, _SMOOTHING_MM / spacing)
     darkest = smooth == ndimage.minimum_filter(smooth, voxels(SPOT_MM))
     near, far = voxels(SPOT_MM), voxels(SURROUNDINGS_MM)
     weight = brain.astype(np.float32)
     total = [ndimage.uniform_filter(image * weight, n) * np.prod(n) for n in (far, near)]
     count = [ndimage.uniform_filter(weight, n) * np.prod(n) for n in (far, near)]
     around = (total[0] - total[1]) / np.maximum(count[0] - count[1], 1.0)
-    spot = darkest & brain & (smooth < DARKER * around) & (count[0] - count[1] > 0.3 * np.prod(far))
+    spread = 1.4826 * np.median(np.abs(smooth - around)[brain]) if brain.any() else 0.0
+    dark = (smooth < DARKER * around) & (around - smooth > CLEARER * spread)
+    spot = darkest & brain & dark & (count[0] - count[1] > 0.3 * np.prod(far))
     index = np.argwhere(spot)
     if (cmb_labels > 0).any():
         away = ndimage.distance_transform_edt(cmb_labels == 0, sampling=spacing_mm)

@@ -21,7 +21,7 @@ KINDS: dict[str, int] = {"cmb": CMB_KIND} | {
     kind.name.lower(): int(kind) for kind in (*CALCIFICATIONS, *VEIN_KINDS)
 }
 _VEIN_LENGTH_MM = 6.0
-_VEIN_RADIUS_MM = (0.22, 0.5)  # as the phantom's medullary veins
+_VEIN_RADIUS_MM = (0.2, 0.5)  # medullary and small pial veins
 _SIZE_STEP = 1.5  # bodies whose radii differ by less share a grid
 
 

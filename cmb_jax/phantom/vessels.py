@@ -30,7 +30,7 @@ MEDULLARY_ROOTS, MEDULLARY_STEPS = 240, 84
 MEDULLARY_BRANCHES, MEDULLARY_BRANCH_STEPS = 240, 36
 PIAL_ROOTS, PIAL_STEPS = 320, 110
 PIAL_BRANCHES, PIAL_BRANCH_STEPS = 480, 56
-MAX_THIN_MM = 0.55  # radius of a medullary vein
+MIN_THIN_MM, MAX_THIN_MM = 0.15, 0.4  # radius of a medullary vein where it is widest
 MAX_RADIUS_MM = 1.4
 
 _Course = tuple[tuple[float, float, float], ...]
@@ -70,7 +70,7 @@ def _medullary(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array,
     nuclei = in_regions(head.region, Region.THALAMUS, Region.BASAL_GANGLIA)
     room = blur(((white + near > 0.5) & ~below & ~nuclei).astype(jnp.float32), 0.7) * 1.4
     terrain = Terrain(0.08 * outward, room)
-    radius = _log_uniform(keys[1], MEDULLARY_ROOTS, 0.24, MAX_THIN_MM)
+    radius = _log_uniform(keys[1], MEDULLARY_ROOTS, MIN_THIN_MM, MAX_THIN_MM)
     length = jax.random.randint(keys[2], (MEDULLARY_ROOTS,), MEDULLARY_STEPS // 3, MEDULLARY_STEPS + 1)
     share = tier.vein_density * jax.random.uniform(keys[3], minval=0.4)
     used = (jnp.arange(MEDULLARY_ROOTS) < share * MEDULLARY_ROOTS) & (jnp.sum(weight) > 0)
