@@ -35,7 +35,7 @@ NUM_CHANNELS = len(Channel)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnatomyPack:
-    """One brain on a 1 mm grid, axes to Right, Anterior, Superior, in a frame close to MNI152NLin2009cAsym.
+    """One brain on an isotropic grid, axes to Right, Anterior, Superior, in or near the frame of MNI space.
 
     `to_mni` and `from_mni` lead from points of the pack (RAS mm) to points of MNI152NLin2009cAsym (RAS mm)
     and back; None where the two frames are the same (mni2009c) or nothing is to be told apart (synthetic).
