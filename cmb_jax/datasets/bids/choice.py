@@ -195,14 +195,10 @@ def _with_phase(one: Series) -> _Option:
         order = sorted(range(len(times)), key=lambda index: times[index] or 0.0)
         magnitudes = tuple(magnitudes[index] for index in order)
         phases = tuple(phases[index] for index in order)
-    return _Option(
-        kind=ChoiceKind.MAGNITUDE_AND_PHASE, magnitudes=magnitudes, phases=phases, notes=notes
-    )
+    return _Option(kind=ChoiceKind.MAGNITUDE_AND_PHASE, magnitudes=magnitudes, phases=phases, notes=notes)
 
 
-def _times(
-    magnitudes: tuple[Candidate, ...], phases: tuple[Candidate, ...]
-) -> tuple[float | None, ...]:
+def _times(magnitudes: tuple[Candidate, ...], phases: tuple[Candidate, ...]) -> tuple[float | None, ...]:
     """Echo times in ms, from the magnitude's sidecar or else its phase's."""
     return tuple(
         magnitude.facts.echo_time_ms or phase.facts.echo_time_ms

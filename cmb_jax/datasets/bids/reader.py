@@ -1,8 +1,8 @@
 """BIDS data sets with microbleeds marked in derivatives.
 
-    sub-01/ses-2/anat/sub-01_ses-2_swi.nii.gz                                           see docs/bids.md
-    derivatives/truth/sub-0001/anat/sub-0001_desc-cmb_dseg.nii.gz                       cmb-jax simulate
-    derivatives/manual/sub-01/ses-2/anat/sub-01_ses-2_label-cmb_mask.nii.gz             marked by people
+sub-01/ses-2/anat/sub-01_ses-2_swi.nii.gz                                           see docs/bids.md
+derivatives/truth/sub-0001/anat/sub-0001_desc-cmb_dseg.nii.gz                       cmb-jax simulate
+derivatives/manual/sub-01/ses-2/anat/sub-01_ses-2_label-cmb_mask.nii.gz             marked by people
 """
 
 from __future__ import annotations
