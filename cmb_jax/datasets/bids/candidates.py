@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from cmb_jax.datasets.bids.layout import BidsFile, Scan
+from cmb_jax.datasets.bids.layout import CONTRASTS, NOT_READ, OLD_PHASE, BidsFile, Scan
 from cmb_jax.datasets.bids.names import BidsName
 from cmb_jax.datasets.bids.sidecar import ImageFacts, read_facts
 from cmb_jax.datasets.grid import Grid, read_grid
@@ -15,18 +15,7 @@ from cmb_jax.errors import UserError
 
 Part = Literal["swi", "mag", "phase"]
 
-CONTRASTS = ("MEGRE", "GRE", "T2starw", "swi")
-"""Suffixes that are read, in any case of letters; magnitude and phase are taken from the first one here."""
-
-_NOT_READ = {
-    "minip": "a projection, not the image itself",
-    "mip": "a projection, not the image itself",
-    "t2starmap": "a map, not an image",
-    "r2starmap": "a map, not an image",
-    "chimap": "a map, not an image",
-    "t2star": "this suffix is used for maps too; name a T2*-weighted image T2starw",
-}
-_CONTRAST_OF = {contrast.casefold(): contrast for contrast in CONTRASTS}
+_CONTRAST_OF = {contrast.casefold(): contrast for contrast in CONTRASTS} | {OLD_PHASE: "GRE"}
 _SAME_GRID_VOXELS = 0.01  # as good as the same header: the detector resamples none onto the other
 
 
@@ -35,7 +24,7 @@ class Candidate:
     """An image whose header can be read."""
 
     file: BidsFile
-    contrast: str  # one of CONTRASTS
+    contrast: str  # one of CONTRASTS, GRE for the old suffix phase
     part: Part
     grid: Grid
     facts: ImageFacts
@@ -72,7 +61,7 @@ class Series:
 
 
 def read_candidates(scan: Scan, root: Path) -> tuple[tuple[Candidate, ...], tuple[NotTaken, ...]]:
-    """Open the headers and sidecars of a scan's susceptibility images; other contrasts are passed over.
+    """Open the headers and sidecars of a scan's images.
 
     Args:
         scan: of the layout.
@@ -85,12 +74,10 @@ def read_candidates(scan: Scan, root: Path) -> tuple[tuple[Candidate, ...], tupl
     left = []
     for file in scan.files:
         suffix = file.name.suffix.casefold()
-        if suffix in _NOT_READ:
-            left.append(NotTaken(file=file, why=_NOT_READ[suffix]))
+        if suffix in NOT_READ:
+            left.append(NotTaken(file=file, why=NOT_READ[suffix]))
             continue
-        contrast = "GRE" if suffix == "phase" else _CONTRAST_OF.get(suffix)  # phase: before BIDS 1.5
-        if contrast is None:
-            continue
+        contrast = _CONTRAST_OF[suffix]
         try:
             part = _part(file.name)
             grid = _grid(file.path)
@@ -108,7 +95,7 @@ def read_candidates(scan: Scan, root: Path) -> tuple[tuple[Candidate, ...], tupl
 
 def _part(name: BidsName) -> Part:
     stated = (name.get("part") or "").casefold()
-    if name.suffix.casefold() == "phase" or stated in ("phase", "pha"):
+    if name.suffix.casefold() == OLD_PHASE or stated in ("phase", "pha"):
         return "phase"
     if stated in ("mag", "magnitude"):
         return "mag"

@@ -7,15 +7,8 @@ import enum
 from collections.abc import Iterator
 from pathlib import Path
 
-from cmb_jax.datasets.bids.candidates import (
-    CONTRASTS,
-    Candidate,
-    NotTaken,
-    Series,
-    read_candidates,
-    series_of,
-)
-from cmb_jax.datasets.bids.layout import Scan
+from cmb_jax.datasets.bids.candidates import Candidate, NotTaken, Series, read_candidates, series_of
+from cmb_jax.datasets.bids.layout import CONTRASTS, Scan
 from cmb_jax.errors import UserError
 
 
@@ -105,7 +98,7 @@ class Choice:
         return (*(() if self.swi is None else (self.swi,)), *self.magnitudes, *self.phases)
 
 
-def choose(scan: Scan, root: Path, acquisition: str | None = None) -> Choice:
+def choose(scan: Scan, root: Path) -> Choice:
     """Choose the images of a scan.
 
     SWI with phase goes before magnitude and phase (from which SWI is made), these before SWI alone, and that
@@ -115,18 +108,14 @@ def choose(scan: Scan, root: Path, acquisition: str | None = None) -> Choice:
     Args:
         scan: of the layout.
         root: of the data set.
-        acquisition: label of acq- that images must have; None takes any.
 
     Raises:
         UserError: nothing can be taken; says why.
     """
-    if acquisition is not None:
-        files = tuple(file for file in scan.files if file.name.get("acq") == acquisition)
-        scan = dataclasses.replace(scan, files=files)
     candidates, left = read_candidates(scan, root)
     options = sorted(_options(series_of(candidates)), key=lambda option: option.key)
     if not options:
-        raise UserError(_nothing(candidates, left, acquisition))
+        raise UserError(_nothing(candidates, left))
     best, *others = options
     why = best.kind.value
     rivals = [other for other in others if other.kind is best.kind]
@@ -243,11 +232,8 @@ def _homeless(image: Candidate) -> str:
     return "another echo, or one without a phase on the same grid, than those that are used"
 
 
-def _nothing(candidates: tuple[Candidate, ...], left: tuple[NotTaken, ...], acquisition: str | None) -> str:
+def _nothing(candidates: tuple[Candidate, ...], left: tuple[NotTaken, ...]) -> str:
     if candidates:
         return "has phase, but neither SWI nor magnitude; add one of them"
-    if left:
-        more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-        return f"no image can be used: {left[0].file.relative}: {left[0].why}{more}"
-    named = "" if acquisition is None else f" with acq-{acquisition}"
-    return f"no SWI or T2*-weighted image{named} in anat or swi"
+    more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+    return f"no image can be used: {left[0].file.relative}: {left[0].why}{more}"

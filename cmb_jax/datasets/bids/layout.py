@@ -16,6 +16,24 @@ from cmb_jax.errors import UserError
 DATATYPES = ("anat", "swi")
 """Folders that are searched; swi is that of the proposal BEP004, in which many data sets are laid out."""
 
+CONTRASTS = ("MEGRE", "GRE", "T2starw", "swi")
+"""Suffixes that are read, in any case of letters."""
+
+NOT_READ = {
+    "minip": "a projection, not the image itself",
+    "mip": "a projection, not the image itself",
+    "t2starmap": "a map, not an image",
+    "r2starmap": "a map, not an image",
+    "chimap": "a map, not an image",
+    "t2star": "this suffix is used for maps too; name a T2*-weighted image T2starw",
+}
+"""Other suffixes of susceptibility imaging, in small letters, and why they are not read."""
+
+OLD_PHASE = "phase"
+"""Suffix of a phase image before part-phase came, with BIDS 1.5."""
+
+_SUFFIXES = {contrast.casefold() for contrast in CONTRASTS} | NOT_READ.keys() | {OLD_PHASE}
+
 _SUBJECT = re.compile(r"sub-([0-9A-Za-z+]+)")
 _SESSION = re.compile(r"ses-([0-9A-Za-z+]+)")
 
@@ -31,7 +49,7 @@ class BidsFile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scan:
-    """The images of one participant, session and run: what one result is made from."""
+    """The susceptibility images of one participant, session and run: what one result is made from."""
 
     participant: str  # label, without sub-
     session: str | None = None
@@ -49,6 +67,13 @@ class Scan:
         """For people and file names: sub-01_ses-2_run-1."""
         return join_entities(self.entities)
 
+    def of_acquisition(self, label: str | None) -> Scan:
+        """The scan with only the images of that acq-, all of them for None."""
+        if label is None:
+            return self
+        files = tuple(file for file in self.files if file.name.get("acq") == label)
+        return dataclasses.replace(self, files=files)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BidsLayout:
@@ -60,7 +85,7 @@ class BidsLayout:
     problems: tuple[Problem, ...] = ()
 
     def scans(self, participant: str) -> tuple[Scan, ...]:
-        """The scans of a participant, in order of session and run; images of any contrast are among them.
+        """The scans of a participant with susceptibility images, in order of session and run.
 
         Images without a run go with those of the session's only run; where it has several, or none, they are
         a scan of their own.
@@ -141,13 +166,15 @@ def _participants_table(root: Path) -> tuple[list[str], list[Problem]]:
 
 
 def _files(folder: Path, root: Path, participant: str, session: str | None) -> Iterator[BidsFile]:
-    """Images in the folders of a participant or session whose names say that they belong there."""
+    """Susceptibility images in the folders of a participant or session, whose names say that they belong."""
     for datatype in DATATYPES:
         if not (folder / datatype).is_dir():
             continue
         for path in visible(folder / datatype):
             name = parse_name(path.name) if is_nifti(path) else None
-            if name and name.get("sub") == participant and name.get("ses") == session:
+            if name is None or name.suffix.casefold() not in _SUFFIXES:
+                continue
+            if name.get("sub") == participant and name.get("ses") == session:
                 yield BidsFile(path=path, relative=relative(path, root), name=name)
 
 

@@ -37,7 +37,9 @@ def find(root: Path) -> DatasetIndex:
         scans = layout.scans(participant)
         truths = list(_truths(root, participant))
         if not scans:
-            problems.append(Problem(where=f"sub-{participant}", what="no images in anat or swi"))
+            problems.append(
+                Problem(where=f"sub-{participant}", what="no susceptibility images in anat or swi")
+            )
         for scan in scans:
             try:
                 cases.append(_case(scan, scans, truths, root))
@@ -52,7 +54,7 @@ def _truths(root: Path, participant: str) -> Iterator[tuple[Path, BidsName]]:
     derivatives = root / "derivatives"
     for data_set in visible(derivatives) if derivatives.is_dir() else ():
         folder = data_set / f"sub-{participant}"
-        if not folder.is_dir() or _is_result(data_set):
+        if not folder.is_dir() or is_result(data_set):
             continue
         for path in walk(folder):
             name = parse_name(path.name) if is_nifti(path) else None
@@ -62,7 +64,8 @@ def _truths(root: Path, participant: str) -> Iterator[tuple[Path, BidsName]]:
                 yield path, name
 
 
-def _is_result(data_set: Path) -> bool:
+def is_result(data_set: Path) -> bool:
+    """Whether a folder's dataset_description.json says that `cmb-jax bids` wrote it."""
     try:
         content = json.loads((data_set / "dataset_description.json").read_text(encoding="utf-8-sig"))
         return any(entry["Name"] == RESULTS_OF for entry in content["GeneratedBy"])
