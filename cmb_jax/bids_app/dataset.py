@@ -31,7 +31,6 @@ _IGNORED = """*_desc-cmb_detections.tsv
 *_desc-made_swi.nii.gz
 *_desc-made_swi.json
 group_desc-cmb_counts.*
-logs/
 """
 
 _README = f"""# Cerebral microbleeds found by cmb-jax {cmb_jax.__version__}
@@ -45,7 +44,7 @@ Research use only; not a diagnosis. What stands here was found by a program and 
 - `*_desc-cmb_report.html`: the same as a page.
 - `*_desc-made_swi.nii.gz`: the susceptibility-weighted image, where it was made from magnitude and phase.
 - `{GROUP_TABLE}`: one line a scan, with the scans that failed (`cmb-jax bids DIR OUT group`).
-- `logs/`: why scans failed.
+- `log/`: why scans failed.
 """
 
 
@@ -120,7 +119,7 @@ def finished_results(out: Path, participant: str) -> list[tuple[BidsName, Result
 
 def failure_log(out: Path, scan: Scan) -> Path:
     """Where it stands why a scan failed."""
-    return out / "logs" / f"{scan.name}.json"
+    return out / "log" / f"{scan.name}.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -142,7 +141,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object, whole or not at all, over an older one."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     atomic_write_text(path, text, overwrite=True)
 
 

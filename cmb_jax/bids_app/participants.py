@@ -12,15 +12,13 @@ from cmb_jax.bids_app.dataset import failure_log, result_files, write_json
 from cmb_jax.bids_app.result import Making, what_changed, write_result
 from cmb_jax.bids_app.scan_images import PhaseOptions, ScanImages, read_scan_images, taken_images
 from cmb_jax.datasets.bids.choice import Choice, choose
-from cmb_jax.datasets.bids.layout import BidsLayout, Scan
+from cmb_jax.datasets.bids.layout import NO_IMAGES, BidsLayout, Scan
 from cmb_jax.datasets.bids.names import label_of
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.predict import Prediction
 
 Say = Callable[[str], None]
-
-NO_IMAGES = "no susceptibility images in anat or swi"
 
 
 class Status(enum.Enum):
@@ -100,7 +98,7 @@ def run_participants(
     """Find microbleeds in the selected scans and write the derivatives.
 
     A scan that an earlier run has finished is left as it is, unless `overwrite` is set. A scan that fails
-    leaves its reason in logs/.
+    leaves its reason in log/.
 
     Args:
         layout: of the source data set.

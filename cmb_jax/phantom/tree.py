@@ -126,6 +126,8 @@ def _write_tree_files(root: Path, participants: list[tuple[str, ...]]) -> None:
         {"LabelMap": {str(int(kind)): kind.name.lower() for kind in MimicKind}},
     )
     (root / ".bidsignore").write_text("*_swi.nii.gz\n*_swi.json\n", encoding="utf-8")
+    ignored = root / "derivatives" / "truth" / ".bidsignore"
+    ignored.write_text("*_desc-lesions.tsv\n", encoding="utf-8")
     columns = ("participant_id", "seed", "protocol", "te_ms", "b0_t", "snr", "phase_sign", "cmbs")
     _write_tsv(root / "participants.tsv", columns, participants)
 

@@ -16,6 +16,9 @@ from cmb_jax.errors import UserError
 DATATYPES = ("anat", "swi")
 """Folders that are searched; swi is that of the proposal BEP004, in which many data sets are laid out."""
 
+NO_IMAGES = "no susceptibility images in anat or swi"
+"""What is said of a participant without scans."""
+
 CONTRASTS = ("MEGRE", "GRE", "T2starw", "swi")
 """Suffixes that are read, in any case of letters."""
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cmb_jax.datasets.bids.choice import Choice, ChoiceKind, choose
-from cmb_jax.datasets.bids.layout import Scan, read_layout
+from cmb_jax.datasets.bids.layout import NO_IMAGES, Scan, read_layout
 from cmb_jax.datasets.bids.names import BidsName, parse_name
 from cmb_jax.datasets.listing import distinct, is_nifti, relative, visible, walk
 from cmb_jax.datasets.types import Case, DatasetIndex, MaskTruth, Problem, Role
@@ -37,9 +37,7 @@ def find(root: Path) -> DatasetIndex:
         scans = layout.scans(participant)
         truths = list(_truths(root, participant))
         if not scans:
-            problems.append(
-                Problem(where=f"sub-{participant}", what="no susceptibility images in anat or swi")
-            )
+            problems.append(Problem(where=f"sub-{participant}", what=NO_IMAGES))
         for scan in scans:
             try:
                 cases.append(_case(scan, scans, truths, root))

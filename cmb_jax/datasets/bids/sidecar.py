@@ -70,10 +70,12 @@ def _facts(content: Mapping[str, Any], where: str, notes: list[str]) -> ImageFac
         notes.append(f"{where}: ParamagneticPhaseSign is {_shown(sign)}, but it must be 1 or -1; not used")
         sign = None
     manufacturer = content.get("Manufacturer")
+    if not isinstance(manufacturer, str) or not manufacturer.isprintable() or len(manufacturer) > 64:
+        manufacturer = None
     return ImageFacts(
         echo_time_ms=None if echo_time_s is None else round(1000.0 * echo_time_s, 6),
         field_strength_t=field,
-        manufacturer=manufacturer.strip() if isinstance(manufacturer, str) else None,
+        manufacturer=manufacturer and manufacturer.strip(),
         paramagnetic_sign=None if sign is None else int(sign),
         notes=tuple(notes),
     )
