@@ -31,6 +31,7 @@ _IGNORED = """*_desc-cmb_detections.tsv
 *_desc-made_swi.nii.gz
 *_desc-made_swi.json
 group_desc-cmb_counts.*
+logs/
 """
 
 _README = f"""# Cerebral microbleeds found by cmb-jax {cmb_jax.__version__}
@@ -44,7 +45,7 @@ Research use only; not a diagnosis. What stands here was found by a program and 
 - `*_desc-cmb_report.html`: the same as a page.
 - `*_desc-made_swi.nii.gz`: the susceptibility-weighted image, where it was made from magnitude and phase.
 - `{GROUP_TABLE}`: one line a scan, with the scans that failed (`cmb-jax bids DIR OUT group`).
-- `log/`: why scans failed.
+- `logs/`: why scans failed.
 """
 
 
@@ -119,7 +120,7 @@ def finished_results(out: Path, participant: str) -> list[tuple[BidsName, Result
 
 def failure_log(out: Path, scan: Scan) -> Path:
     """Where it stands why a scan failed."""
-    return out / "log" / f"{scan.name}.json"
+    return out / "logs" / f"{scan.name}.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:

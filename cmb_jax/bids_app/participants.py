@@ -98,7 +98,7 @@ def run_participants(
     """Find microbleeds in the selected scans and write the derivatives.
 
     A scan that an earlier run has finished is left as it is, unless `overwrite` is set. A scan that fails
-    leaves its reason in log/.
+    leaves its reason in logs/.
 
     Args:
         layout: of the source data set.

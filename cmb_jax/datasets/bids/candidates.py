@@ -82,7 +82,8 @@ def read_candidates(scan: Scan, root: Path) -> tuple[tuple[Candidate, ...], tupl
             part = _part(file.name)
             grid = _grid(file.path)
         except UserError as error:
-            left.append(NotTaken(file=file, why=str(error).removeprefix(f"{file.path}: ")))
+            why = str(error).removeprefix(f"{file.path}: ").replace(str(file.path), file.path.name)
+            left.append(NotTaken(file=file, why=why))
             continue
         key = (contrast, part, file.name.without("part"))
         if key in taken:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cmb_jax.datasets.bids.candidates import Candidate, NotTaken, Series, read_candidates, series_of
-from cmb_jax.datasets.bids.layout import CONTRASTS, Scan
+from cmb_jax.datasets.bids.layout import CONTRASTS, NOT_READ, Scan
 from cmb_jax.errors import UserError
 
 
@@ -47,6 +47,15 @@ class _Option:
         return len(self.magnitudes) if self.kind is ChoiceKind.MAGNITUDE_AND_PHASE else 1
 
     @property
+    def strangers(self) -> int:
+        """Entities in which the SWI and its phase differ: a phase of another acquisition may not fit."""
+        if self.swi is None or not self.phases:
+            return 0
+        return len(
+            set(self.swi.file.name.without("part")) ^ set(self.phases[0].file.name.without("part", "echo"))
+        )
+
+    @property
     def contrast(self) -> int:
         return CONTRASTS.index(self.reference.contrast)
 
@@ -55,11 +64,12 @@ class _Option:
         return round(self.reference.grid.voxel_mm3, 4)
 
     @property
-    def key(self) -> tuple[int, int, int, float, str]:
+    def key(self) -> tuple[int, int, int, int, float, str]:
         """Sorts the best first."""
         return (
             _RANK[self.kind],
             -self.echoes,
+            self.strangers,
             self.contrast,
             self.voxel_mm3,
             self.reference.file.relative,
@@ -102,8 +112,9 @@ def choose(scan: Scan, root: Path) -> Choice:
     """Choose the images of a scan.
 
     SWI with phase goes before magnitude and phase (from which SWI is made), these before SWI alone, and that
-    before a T2*-weighted magnitude alone. Among equals, more echoes go before fewer, MEGRE before GRE before
-    T2starw, finer voxels before coarser, and then the first by name.
+    before a T2*-weighted magnitude alone. Among equals, more echoes go before fewer, a SWI with a phase of
+    its own name before others, MEGRE before GRE before T2starw, finer voxels before coarser, and then the
+    first by name.
 
     Args:
         scan: of the layout.
@@ -120,7 +131,7 @@ def choose(scan: Scan, root: Path) -> Choice:
     why = best.kind.value
     rivals = [other for other in others if other.kind is best.kind]
     if rivals:
-        why += f"; {_advantage(best, rivals[0])} {rivals[0].reference.file.relative}"
+        why += f"; before {rivals[0].reference.file.relative}: {_advantage(best, rivals[0])}"
     notes = dict.fromkeys(note for image in best.images for note in image.facts.notes)
     return Choice(
         scan=scan,
@@ -203,12 +214,14 @@ def _echo_time(image: Candidate) -> tuple[float, int]:
 def _advantage(best: _Option, other: _Option) -> str:
     """In what an option goes before another of its kind."""
     if best.echoes != other.echoes:
-        return f"{best.echoes} echoes go before the {other.echoes} of"
+        return f"{best.echoes} echoes against {other.echoes}"
+    if best.strangers != other.strangers:
+        return "its name is more like that of the phase"
     if best.contrast != other.contrast:
-        return f"{best.reference.contrast} goes before"
+        return f"{best.reference.contrast} goes before {other.reference.contrast}"
     if best.voxel_mm3 != other.voxel_mm3:
-        return "finer voxels than"
-    return "the first by name of equals (choose another with --acq), before"
+        return "finer voxels"
+    return "the first by name of equals"
 
 
 def _left(candidates: tuple[Candidate, ...], best: _Option, others: list[_Option]) -> Iterator[NotTaken]:
@@ -220,7 +233,7 @@ def _left(candidates: tuple[Candidate, ...], best: _Option, others: list[_Option
         if home is None:
             why = _homeless(image)
         elif home.kind is best.kind:
-            why = f"{_advantage(best, home)} it: {best.reference.file.relative}"
+            why = f"{best.reference.file.relative} goes before it: {_advantage(best, home)}"
         else:
             why = f"{best.kind.value} goes before {home.kind.value}"
         yield NotTaken(file=image.file, why=why)
@@ -236,4 +249,5 @@ def _nothing(candidates: tuple[Candidate, ...], left: tuple[NotTaken, ...]) -> s
     if candidates:
         return "has phase, but neither SWI nor magnitude; add one of them"
     more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-    return f"no image can be used: {left[0].file.relative}: {left[0].why}{more}"
+    telling = next((image for image in left if image.why not in NOT_READ.values()), left[0])
+    return f"no image can be used: {telling.file.relative}: {telling.why}{more}"
