@@ -190,5 +190,6 @@ def choice_lines(choice: Choice) -> list[str]:
 def _without_paths(text: str, root: Path, out: Path) -> str:
     """A message without the folders of this machine: reasons are kept, and may be passed on."""
     for folder in (out, root):
-        text = text.replace(f"{folder}/", "")
+        if folder != Path("."):
+            text = text.replace(f"{folder}/", "")
     return text

@@ -113,7 +113,7 @@ def _report(outcomes: list[Outcome], data: Path, out: Path) -> None:
     if not counts[Status.DONE] and not counts[Status.SKIPPED]:
         more = f" (and {len(outcomes) - 1} more)" if len(outcomes) > 1 else ""
         first = (failed or outcomes)[0]
-        raise UserError(f"{data}: no scan could be used: {first.name}: {first.reason}{more}")
+        raise UserError(f"{data}: nothing was done: {first.name}: {first.reason}{more}")
     print(", ".join(f"{counts[status]} {status.value}" for status in Status if counts[status]))
     for outcome in failed:
         print(f"{outcome.name}: {outcome.status.value}: {outcome.reason}")

@@ -265,7 +265,7 @@ def test_nothing_that_can_be_used(bids, tmp_path):
     assert (code, stdout) == (2, "")
     assert (
         stderr.splitlines()[-1]
-        == f"error: {root}: no scan could be used: sub-01: no susceptibility images in anat or swi"
+        == f"error: {root}: nothing was done: sub-01: no susceptibility images in anat or swi"
     )
 
 
