@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from cmb_jax.datasets.bids.layout import CONTRASTS, NOT_READ, OLD_PHASE, BidsFile, Scan
+from cmb_jax.datasets.bids.layout import CONTRASTS, NOT_READ, OLD_PHASE, BidsFile, Scan, natural
 from cmb_jax.datasets.bids.names import BidsName
 from cmb_jax.datasets.bids.sidecar import ImageFacts, read_facts
 from cmb_jax.datasets.grid import Grid, read_grid
@@ -28,6 +28,11 @@ class Candidate:
     part: Part
     grid: Grid
     facts: ImageFacts
+
+    @property
+    def echo(self) -> tuple[int, str]:
+        """Sorts echoes by their numbers."""
+        return natural(self.file.name.get("echo") or "")
 
     def same_grid(self, other: Candidate) -> bool:
         """Whether both lie voxel on voxel."""
@@ -114,7 +119,7 @@ def _grid(path: Path) -> Grid:
 def series_of(candidates: Iterable[Candidate]) -> tuple[Series, ...]:
     """The acquisitions among the candidates, echoes in the order of their numbers."""
     found: dict[tuple[str, tuple[tuple[str, str], ...]], Series] = {}
-    for image in sorted(candidates, key=lambda image: int(image.file.name.get("echo") or 0)):
+    for image in sorted(candidates, key=lambda image: image.echo):
         key = (image.contrast, image.file.name.without("part", "echo"))
         series = found.setdefault(
             key, Series(contrast=key[0], entities=key[1], swi=None, magnitudes={}, phases={})

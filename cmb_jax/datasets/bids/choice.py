@@ -25,74 +25,24 @@ _RANK = {kind: rank for rank, kind in enumerate(ChoiceKind)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Option:
-    """Images that would make a result together."""
+class ImageSet:
+    """Images that make a result together."""
 
     kind: ChoiceKind
     swi: Candidate | None = None
-    magnitudes: tuple[Candidate, ...] = ()
-    phases: tuple[Candidate, ...] = ()
-    notes: tuple[str, ...] = ()
+    magnitudes: tuple[Candidate, ...] = ()  # echoes in the order of their times, all on one grid
+    phases: tuple[Candidate, ...] = ()  # the same echoes, or the one of the SWI
+    notes: tuple[str, ...] = ()  # what is wrong with them, and what was done about it
 
     @property
     def images(self) -> tuple[Candidate, ...]:
+        """All of them."""
         return (*(() if self.swi is None else (self.swi,)), *self.magnitudes, *self.phases)
 
     @property
     def reference(self) -> Candidate:
+        """The image whose grid and name the result has."""
         return self.images[0]
-
-    @property
-    def echoes(self) -> int:
-        return len(self.magnitudes) if self.kind is ChoiceKind.MAGNITUDE_AND_PHASE else 1
-
-    @property
-    def strangers(self) -> int:
-        """Entities in which the SWI and its phase differ: a phase of another acquisition may not fit."""
-        if self.swi is None or not self.phases:
-            return 0
-        return len(
-            set(self.swi.file.name.without("part")) ^ set(self.phases[0].file.name.without("part", "echo"))
-        )
-
-    @property
-    def contrast(self) -> int:
-        return CONTRASTS.index(self.reference.contrast)
-
-    @property
-    def voxel_mm3(self) -> float:
-        return round(self.reference.grid.voxel_mm3, 4)
-
-    @property
-    def key(self) -> tuple[int, int, int, int, float, str]:
-        """Sorts the best first."""
-        return (
-            _RANK[self.kind],
-            -self.echoes,
-            self.strangers,
-            self.contrast,
-            self.voxel_mm3,
-            self.reference.file.relative,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What is taken of a scan."""
-
-    scan: Scan
-    kind: ChoiceKind
-    swi: Candidate | None
-    magnitudes: tuple[Candidate, ...]  # echoes in the order of their times, all on one grid
-    phases: tuple[Candidate, ...]  # the same echoes, or the one of the SWI
-    why: str
-    left: tuple[NotTaken, ...]
-    notes: tuple[str, ...] = ()  # what is wrong with the sidecars of what is taken, and what was done
-
-    @property
-    def reference(self) -> Candidate:
-        """The image whose grid the result has."""
-        return self.swi if self.swi is not None else self.magnitudes[-1]
 
     @property
     def te_ms(self) -> tuple[float, ...]:
@@ -103,9 +53,33 @@ class Choice:
         return tuple(te for te in known if te is not None) if None not in known else ()
 
     @property
-    def images(self) -> tuple[Candidate, ...]:
-        """All that is taken."""
-        return (*(() if self.swi is None else (self.swi,)), *self.magnitudes, *self.phases)
+    def order(self) -> tuple[int, int, int, int, float, str]:
+        """Sorts the best first; what each number is stands in `_advantage`."""
+        return (
+            _RANK[self.kind],
+            -len(self.magnitudes) if self.kind is ChoiceKind.MAGNITUDE_AND_PHASE else 0,
+            self._strangers,
+            CONTRASTS.index(self.reference.contrast),
+            round(self.reference.grid.voxel_mm3, 4),
+            self.reference.file.relative,
+        )
+
+    @property
+    def _strangers(self) -> int:
+        """Entities in which a SWI and its phase differ: a phase of another acquisition may not fit."""
+        if self.swi is None or not self.phases:
+            return 0
+        swi, phase = self.swi.file.name, self.phases[0].file.name
+        return len(set(swi.without("part")) ^ set(phase.without("part", "echo")))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice(ImageSet):
+    """What is taken of a scan."""
+
+    scan: Scan
+    why: str
+    left: tuple[NotTaken, ...]
 
 
 def choose(scan: Scan, root: Path) -> Choice:
@@ -124,54 +98,53 @@ def choose(scan: Scan, root: Path) -> Choice:
         UserError: nothing can be taken; says why.
     """
     candidates, left = read_candidates(scan, root)
-    options = sorted(_options(series_of(candidates)), key=lambda option: option.key)
-    if not options:
+    sets = sorted(_sets(series_of(candidates)), key=lambda images: images.order)
+    if not sets:
         raise UserError(_nothing(candidates, left))
-    best, *others = options
+    best, *others = sets
     why = best.kind.value
-    rivals = [other for other in others if other.kind is best.kind]
-    if rivals:
-        why += f"; before {rivals[0].reference.file.relative}: {_advantage(best, rivals[0])}"
-    notes = dict.fromkeys(note for image in best.images for note in image.facts.notes)
+    rival = next((other for other in others if other.kind is best.kind), None)
+    if rival is not None:
+        why += f"; before {rival.reference.file.relative}: {_advantage(best, rival)}"
+    said = dict.fromkeys(note for image in best.images for note in image.facts.notes)
     return Choice(
-        scan=scan,
         kind=best.kind,
         swi=best.swi,
         magnitudes=best.magnitudes,
         phases=best.phases,
+        notes=(*said, *best.notes),
+        scan=scan,
         why=why,
         left=(*left, *_left(candidates, best, others)),
-        notes=(*notes, *best.notes),
     )
 
 
-def _options(series: tuple[Series, ...]) -> Iterator[_Option]:
+def _sets(series: tuple[Series, ...]) -> Iterator[ImageSet]:
     for one in series:
         if one.swi is not None:
-            phase, magnitude = _companions(one, series)
-            kind = ChoiceKind.SWI_ALONE if phase is None else ChoiceKind.SWI_AND_PHASE
-            yield _Option(
-                kind=kind,
+            phase, magnitude = _companions(one.swi, one, series)
+            yield ImageSet(
+                kind=ChoiceKind.SWI_AND_PHASE if phase else ChoiceKind.SWI_ALONE,
                 swi=one.swi,
-                magnitudes=() if magnitude is None else (magnitude,),
-                phases=() if phase is None else (phase,),
+                magnitudes=(magnitude,) if magnitude else (),
+                phases=(phase,) if phase else (),
             )
         if one.pairs:
             yield _with_phase(one)
         elif one.magnitudes:
-            last = max(one.magnitudes.values(), key=_echo_time)
-            yield _Option(kind=ChoiceKind.MAGNITUDE_ALONE, magnitudes=(last,))
+            last = max(one.magnitudes.values(), key=lambda image: (image.facts.echo_time_ms or 0, image.echo))
+            yield ImageSet(kind=ChoiceKind.MAGNITUDE_ALONE, magnitudes=(last,))
 
 
-def _companions(one: Series, series: tuple[Series, ...]) -> tuple[Candidate | None, Candidate | None]:
-    """Single-echo phase and magnitude on the grid of a SWI: those with most of its name, then by contrast."""
-    swi = one.swi
-    assert swi is not None
+def _companions(
+    swi: Candidate, own: Series, series: tuple[Series, ...]
+) -> tuple[Candidate | None, Candidate | None]:
+    """Single-echo phase and magnitude on the grid of a SWI: of its own series first, then by their names."""
     nearest = sorted(
         series,
         key=lambda other: (
-            other is not one,
-            -len(set(other.entities) & set(one.entities)),
+            other is not own,
+            -len(set(other.entities) & set(own.entities)),
             CONTRASTS.index(other.contrast),
             other.entities,
         ),
@@ -184,18 +157,17 @@ def _companions(one: Series, series: tuple[Series, ...]) -> tuple[Candidate | No
     return first(other.phases for other in nearest), first(other.magnitudes for other in nearest)
 
 
-def _with_phase(one: Series) -> _Option:
-    magnitudes, phases = zip(*one.pairs, strict=True)
-    times = _times(magnitudes, phases)
+def _with_phase(one: Series) -> ImageSet:
+    pairs = one.pairs
     notes: tuple[str, ...] = ()
-    if len(magnitudes) > 1 and None in times:
-        text = f"the echo times of {len(magnitudes)} echoes are not all known, so the last echo is used alone"
-        magnitudes, phases, notes = magnitudes[-1:], phases[-1:], (text,)
-    elif len(magnitudes) > 1:
-        order = sorted(range(len(times)), key=lambda index: times[index] or 0.0)
-        magnitudes = tuple(magnitudes[index] for index in order)
-        phases = tuple(phases[index] for index in order)
-    return _Option(kind=ChoiceKind.MAGNITUDE_AND_PHASE, magnitudes=magnitudes, phases=phases, notes=notes)
+    times = _times(*zip(*pairs, strict=True))
+    if len(pairs) > 1 and None in times:
+        text = f"the echo times of {len(pairs)} echoes are not all known, so the last echo is used alone"
+        pairs, notes = pairs[-1:], (text,)
+    elif len(pairs) > 1:
+        pairs = tuple(pairs[index] for index in sorted(range(len(pairs)), key=lambda n: times[n] or 0.0))
+    magnitudes, phases = zip(*pairs, strict=True)
+    return ImageSet(kind=ChoiceKind.MAGNITUDE_AND_PHASE, magnitudes=magnitudes, phases=phases, notes=notes)
 
 
 def _times(magnitudes: tuple[Candidate, ...], phases: tuple[Candidate, ...]) -> tuple[float | None, ...]:
@@ -206,43 +178,36 @@ def _times(magnitudes: tuple[Candidate, ...], phases: tuple[Candidate, ...]) -> 
     )
 
 
-def _echo_time(image: Candidate) -> tuple[float, int]:
-    """Sorts the longest echo last; without times, the last by number."""
-    return (image.facts.echo_time_ms or 0.0, int(image.file.name.get("echo") or 0))
+def _advantage(best: ImageSet, other: ImageSet) -> str:
+    """In what a set goes before another of its kind: the first part of `order` in which they differ."""
+    texts = (
+        "",  # they are of one kind
+        f"{len(best.magnitudes)} echoes against {len(other.magnitudes)}",
+        "its name is more like that of the phase",
+        f"{best.reference.contrast} goes before {other.reference.contrast}",
+        "finer voxels",
+        "the first by name of equals",
+    )
+    return next(
+        text for text, ours, theirs in zip(texts, best.order, other.order, strict=True) if ours != theirs
+    )
 
 
-def _advantage(best: _Option, other: _Option) -> str:
-    """In what an option goes before another of its kind."""
-    if best.echoes != other.echoes:
-        return f"{best.echoes} echoes against {other.echoes}"
-    if best.strangers != other.strangers:
-        return "its name is more like that of the phase"
-    if best.contrast != other.contrast:
-        return f"{best.reference.contrast} goes before {other.reference.contrast}"
-    if best.voxel_mm3 != other.voxel_mm3:
-        return "finer voxels"
-    return "the first by name of equals"
-
-
-def _left(candidates: tuple[Candidate, ...], best: _Option, others: list[_Option]) -> Iterator[NotTaken]:
+def _left(candidates: tuple[Candidate, ...], best: ImageSet, others: list[ImageSet]) -> Iterator[NotTaken]:
     """Why each readable image was not taken."""
     for image in candidates:
-        if image in best.images:
+        if any(image is taken for taken in best.images):
             continue
-        home = next((other for other in others if image in other.images), None)
-        if home is None:
-            why = _homeless(image)
+        home = next((other for other in others if any(image is one for one in other.images)), None)
+        if home is None and image.part == "phase":
+            why = "on its grid there is no SWI, and no magnitude of an echo that is used"
+        elif home is None:
+            why = "its echo is not used: it has no phase on the same grid, or echo times are not known"
         elif home.kind is best.kind:
             why = f"{best.reference.file.relative} goes before it: {_advantage(best, home)}"
         else:
             why = f"{best.kind.value} goes before {home.kind.value}"
         yield NotTaken(file=image.file, why=why)
-
-
-def _homeless(image: Candidate) -> str:
-    if image.part == "phase":
-        return "a phase without a magnitude of its echo, or a SWI, on the same grid"
-    return "another echo, or one without a phase on the same grid, than those that are used"
 
 
 def _nothing(candidates: tuple[Candidate, ...], left: tuple[NotTaken, ...]) -> str:

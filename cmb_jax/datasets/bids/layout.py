@@ -98,12 +98,12 @@ class BidsLayout:
         sessions = [entry for entry in visible(top) if entry.is_dir() and _SESSION.fullmatch(entry.name)]
         for session, folder in [(None, top), *((entry.name[4:], entry) for entry in sessions)]:
             files = tuple(_files(folder, self.root, participant, session))
-            runs = sorted({run for file in files if (run := file.name.get("run"))}, key=_natural)
+            runs = sorted({run for file in files if (run := file.name.get("run"))}, key=natural)
             groups: dict[str | None, list[BidsFile]] = {}
             for file in files:
                 run = file.name.get("run") or (runs[0] if len(runs) == 1 else None)
                 groups.setdefault(run, []).append(file)
-            for run in sorted(groups, key=lambda run: (run is not None, _natural(run or ""))):
+            for run in sorted(groups, key=lambda run: (run is not None, natural(run or ""))):
                 found.append(
                     Scan(participant=participant, session=session, run=run, files=tuple(groups[run]))
                 )
@@ -130,7 +130,7 @@ def read_layout(root: Path) -> BidsLayout:
     if not labels:
         raise UserError(f"{root}: no folder sub-* in it; give the root of a BIDS data set")
     listed, table_problems = _participants_table(root)
-    labels.sort(key=_natural)
+    labels.sort(key=natural)
     missing = tuple(label for label in listed if label not in labels)
     if listed:
         text = "is not in participants.tsv"
@@ -181,6 +181,6 @@ def _files(folder: Path, root: Path, participant: str, session: str | None) -> I
                 yield BidsFile(path=path, relative=relative(path, root), name=name)
 
 
-def _natural(label: str) -> tuple[int, str]:
-    """Sorts 2 before 10."""
+def natural(label: str) -> tuple[int, str]:
+    """Sorts labels so that 2 comes before 10, and numbers before words."""
     return (int(label) if label.isdecimal() else 10**12, label)

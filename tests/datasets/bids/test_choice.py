@@ -82,7 +82,7 @@ def test_kinds(chosen, stems, kind, expected):
 def test_swi_goes_with_the_phase_that_has_most_of_its_name(chosen):
     choice = chosen("acq-b_swi", "acq-a_part-phase_GRE", "acq-b_part-phase_GRE")
     assert taken(choice) == ["acq-b_swi", "acq-b_part-phase_GRE"]
-    assert "without a magnitude" in left(choice)["acq-a_part-phase_GRE"]
+    assert "no magnitude of an echo" in left(choice)["acq-a_part-phase_GRE"]
 
 
 def test_of_two_swi_the_one_of_the_phase_s_acquisition_is_taken(chosen):
@@ -94,7 +94,7 @@ def test_of_two_swi_the_one_of_the_phase_s_acquisition_is_taken(chosen):
 def test_a_phase_on_another_grid_is_left_and_the_next_kind_taken(chosen):
     choice = chosen("swi", "part-phase_GRE", **{"part-phase_GRE": SHIFTED})
     assert choice.kind is ChoiceKind.SWI_ALONE
-    assert "on the same grid" in left(choice)["part-phase_GRE"]
+    assert "on its grid there is no SWI" in left(choice)["part-phase_GRE"]
     again = chosen("part-mag_GRE", **{"part-mag_GRE": SHIFTED})  # now magnitude and phase fit together
     assert again.kind is ChoiceKind.MAGNITUDE_AND_PHASE
     assert left(again) == {"swi": f"{again.kind.value} goes before SWI without phase"}
@@ -127,6 +127,11 @@ def test_echoes_without_partner(tmp_path):
     choice = choose(read_layout(tmp_path).scans("01")[0], tmp_path)
     assert choice.te_ms == (8.0, 24.0)
     assert list(left(choice)) == ["echo-2_part-mag_MEGRE"]
+
+
+def test_echoes_that_have_no_numbers(chosen):
+    choice = chosen("echo-b_part-mag_GRE", "echo-a_part-mag_GRE", "echo-3_part-mag_GRE")
+    assert taken(choice) == ["echo-b_part-mag_GRE"]  # the last by name, as no time is known
 
 
 def test_magnitudes_of_several_echoes_without_phase_leave_the_longest(tmp_path):
