@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -190,8 +190,8 @@ def benchmark(
 
 
 def bids(
-    data: tyro.conf.Positional[Path],
-    out: tyro.conf.Positional[Path],
+    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
     level: tyro.conf.Positional[Literal["participant", "group"]],
     participant_label: tuple[str, ...] = (),
     session_label: tuple[str, ...] = (),
@@ -209,7 +209,7 @@ def bids(
 
     Args:
       data: folder of the BIDS data set; it is not changed.
-      out: folder of the derivatives, such as DATA/derivatives/cmb-jax.
+      out: folder of the derivatives, such as DIR/derivatives/cmb-jax.
       level: participant or group.
       participant_label: participants, with or without sub-; default: all.
       session_label: sessions, with or without ses-; default: all.

@@ -163,6 +163,7 @@ def _work(choice: Choice, out: Path, pipeline: Pipeline, overwrite: bool, say: S
             return Outcome(name=name, status=Status.STALE, reason=reason)
         say(f"  {name}: finished by an earlier run, skipped")
         return Outcome(name=name, status=Status.SKIPPED)
+    say(f"  {name}: reading the images")
     images = read_scan_images(choice, pipeline.phase)
     prediction = pipeline.detect(images, lambda text: say(f"  {name}: {text}"))
     prediction = dataclasses.replace(
