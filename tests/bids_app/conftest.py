@@ -1,5 +1,6 @@
 """The command line with a stub for a detector."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -7,9 +8,9 @@ from importlib.util import find_spec
 
 import pytest
 
-from cmb_jax import cli
 from cmb_jax.commands import bids as command
 from tests.bids_app import app
+from tests.command_line import run_cli
 
 
 @pytest.fixture
@@ -28,16 +29,7 @@ def bids(monkeypatch, capsys, stub):
     monkeypatch.setattr(command, "detector_pipeline", pipeline)
     monkeypatch.setattr(command, "use_compilation_cache", lambda: None)
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cmb-jax", "bids", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+    return functools.partial(run_cli, monkeypatch, capsys, "bids")
 
 
 @pytest.fixture

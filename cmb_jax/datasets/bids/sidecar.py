@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmb_jax.datasets.bids.names import BidsName, parse_name
-from cmb_jax.datasets.listing import relative, visible
+from cmb_jax.datasets.listing import relative
 
 _MAX_ECHO_TIME_S = 0.2  # of a gradient echo of the brain; anything above is milliseconds by mistake
 _FIELD_T = (0.05, 15.0)
@@ -55,8 +55,8 @@ def _applicable(image: Path, name: BidsName, root: Path) -> Iterable[Path]:
     own = set(name.entities)
     for folder in reversed(levels):
         fitting = []
-        for path in visible(folder):
-            other = parse_name(path.name) if path.suffix.lower() == ".json" else None
+        for path in folder.glob("*.json"):
+            other = parse_name(path.name)
             if other is not None and other.suffix == name.suffix and own.issuperset(other.entities):
                 fitting.append((len(other.entities), path))
         yield from (path for _, path in sorted(fitting))
