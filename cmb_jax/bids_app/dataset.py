@@ -157,16 +157,18 @@ def check_out(root: Path, out: Path) -> None:
     inside = root.resolve()
     if out.resolve() == inside or out.resolve() in inside.parents:
         raise UserError(f"{out}: holds the data set; give another folder, such as {root}/derivatives/cmb-jax")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not is_result(out):
+    try:
+        empty = not out.is_dir() or not any(out.iterdir())
+    except OSError as error:
+        raise UserError(f"{out}: cannot be read ({error.strerror}); choose another folder") from error
+    if not empty and not is_result(out):
         raise UserError(
             f"{out}: has content that cmb-jax bids did not write; give a new folder, such as {out}/cmb-jax"
         )
 
 
 def write_dataset_files(root: Path, out: Path) -> None:
-    """Write dataset_description.json, README.md and .bidsignore, where they are not as they should be."""
+    """Write dataset_description.json, README.md and .bidsignore where there are none: people add to them."""
     description: dict[str, Any] = {
         "Name": "Cerebral microbleeds found by cmb-jax (research use only)",
         "BIDSVersion": BIDS_VERSION,
@@ -182,9 +184,8 @@ def write_dataset_files(root: Path, out: Path) -> None:
         ".bidsignore": _IGNORED,
     }
     for name, text in files.items():
-        path = out / name
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            atomic_write_text(path, text, overwrite=True)
+        if not (out / name).exists():
+            atomic_write_text(out / name, text, overwrite=True)  # another process may have been faster
 
 
 def source_link(root: Path, out: Path) -> str | None:

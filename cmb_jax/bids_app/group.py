@@ -63,7 +63,11 @@ def write_group(layout: BidsLayout, out: Path, participants: Sequence[str]) -> G
 def _participant_rows(layout: BidsLayout, out: Path, label: str) -> Iterator[dict[str, str]]:
     """Lines of all scans and of all results; a result whose scan has gone since is listed too."""
     results = finished_results(out, label)
-    scans = layout.scans(label)
+    try:
+        scans = layout.scans(label)
+    except UserError as error:
+        yield group_table.participant_row(label, group_table.FAILED, str(error))
+        return
     if not scans and not results:
         yield group_table.participant_row(label, group_table.NO_IMAGES)
     for name, files in results:
@@ -76,10 +80,16 @@ def _participant_rows(layout: BidsLayout, out: Path, label: str) -> Iterator[dic
     for scan in scans:
         log = failure_log(out, scan)
         if log.is_file():
-            reason = str(read_json(log).get("Reason", ""))
-            yield group_table.scan_row(scan, group_table.FAILED, reason)
+            yield group_table.scan_row(scan, group_table.FAILED, _reason(log))
         elif (scan.session, scan.run) not in finished:
             yield group_table.scan_row(scan, group_table.NOT_RUN)
+
+
+def _reason(log: Path) -> str:
+    try:
+        return str(read_json(log)["Reason"])
+    except (UserError, KeyError):
+        return f"{log.name} is damaged; run the participant again"
 
 
 def _name(row: dict[str, str]) -> str:

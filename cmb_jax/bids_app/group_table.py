@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from cmb_jax.bids_app.dataset import ResultFiles, read_json
-from cmb_jax.bids_app.result import PROVENANCE
+from cmb_jax.bids_app.dataset import ResultFiles
+from cmb_jax.bids_app.result import read_provenance
 from cmb_jax.datasets.bids.choice import ChoiceKind
 from cmb_jax.datasets.bids.layout import Scan
 from cmb_jax.datasets.bids.names import BidsName
 from cmb_jax.datasets.sheets import read_csv
-from cmb_jax.errors import UserError
 
 DONE, FAILED, NOT_RUN, NO_IMAGES, NO_FOLDER = "done", "failed", "not run", "no images", "no folder"
 MISSING = "n/a"
@@ -68,7 +67,7 @@ def scan_row(scan: Scan, status: str, reason: str = "") -> dict[str, str]:
 
 
 def damaged_row(name: BidsName, reason: str) -> dict[str, str]:
-    """The line of a result that cannot be read."""
+    """The line of a result that cannot be read any more."""
     return _row({**_named(dict(name.entities)), "status": FAILED, "reason": reason})
 
 
@@ -82,19 +81,7 @@ def result_row(name: BidsName, files: ResultFiles) -> dict[str, str]:
     kept = [row for row in detections if row["status"] == "kept"]
     zones, categories = Counter(row["zone"] for row in kept), Counter(row["category"] for row in kept)
     both = Counter((row["zone"], row["category"]) for row in kept)
-    record = read_json(files.table_sidecar)
-    try:
-        made = record[PROVENANCE]
-        facts = {
-            "images": made["Taken"]["Kind"],
-            "field_strength_t": made["MagneticFieldStrength"],
-            "warnings": len(made["Warnings"]),
-            "weights": made["Making"]["Weights"]["SHA256"][:12],
-            "threshold": made["Making"]["Threshold"],
-            "version": made["Version"],
-        }
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{files.table_sidecar}: is damaged; make it again with --overwrite") from error
+    made = read_provenance(files.table_sidecar)
     return _row(
         {
             **_named(dict(name.entities)),
@@ -108,7 +95,12 @@ def result_row(name: BidsName, files: ResultFiles) -> dict[str, str]:
                 for category in _CATEGORIES
             },
             "rejected": len(detections) - len(kept),
-            **facts,
+            "images": made.kind,
+            "field_strength_t": made.field_strength_t,
+            "warnings": made.warnings,
+            "weights": made.weights_sha256[:12],
+            "threshold": made.making["Threshold"],
+            "version": made.version,
         }
     )
 

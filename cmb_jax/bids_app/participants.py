@@ -69,6 +69,12 @@ class Selection:
     sessions: tuple[str, ...] = ()
     acquisition: str | None = None
 
+    def of(self, scans: tuple[Scan, ...]) -> tuple[Scan, ...]:
+        """The scans of a participant that are selected, with the images that are."""
+        fitting = [scan for scan in scans if not self.sessions or scan.session in self.sessions]
+        named = [scan.of_acquisition(self.acquisition) for scan in fitting]
+        return tuple(scan for scan in named if scan.files)
+
 
 def select_participants(layout: BidsLayout, asked: Sequence[str]) -> tuple[str, ...]:
     """Labels of the participants asked for, with or without sub-; all of them if none is.
@@ -111,18 +117,19 @@ def run_participants(
     outcomes: list[Outcome] = []
     for number, label in enumerate(selection.participants, start=1):
         say(f"participant {number} of {len(selection.participants)}: sub-{label}")
-        scans = _selected(layout.scans(label), selection)
-        if not scans:
-            outcomes.append(Outcome(name=f"sub-{label}", status=Status.NO_IMAGES, reason=NO_IMAGES))
-            say(f"  {outcomes[-1].name}: {NO_IMAGES}")
-        outcomes += [_run_scan(scan, layout.root, out, pipeline, overwrite, say) for scan in scans]
+        try:
+            scans = layout.scans(label)
+        except UserError as error:
+            outcomes.append(Outcome(name=f"sub-{label}", status=Status.FAILED, reason=str(error)))
+            say(f"  sub-{label}: failed: {error}")
+            continue
+        selected = selection.of(scans)
+        if not selected:
+            reason = f"{NO_IMAGES} of the session or acquisition asked for" if scans else NO_IMAGES
+            outcomes.append(Outcome(name=f"sub-{label}", status=Status.NO_IMAGES, reason=reason))
+            say(f"  sub-{label}: {reason}")
+        outcomes += [_run_scan(scan, layout.root, out, pipeline, overwrite, say) for scan in selected]
     return outcomes
-
-
-def _selected(scans: tuple[Scan, ...], selection: Selection) -> list[Scan]:
-    fitting = [scan for scan in scans if not selection.sessions or scan.session in selection.sessions]
-    named = [scan.of_acquisition(selection.acquisition) for scan in fitting]
-    return [scan for scan in named if scan.files]
 
 
 def _run_scan(scan: Scan, root: Path, out: Path, pipeline: Pipeline, overwrite: bool, say: Say) -> Outcome:
@@ -142,7 +149,7 @@ def _run_scan(scan: Scan, root: Path, out: Path, pipeline: Pipeline, overwrite: 
     if outcome.status is Status.FAILED:
         say(f"  {scan.name}: failed: {outcome.reason}")
         write_json(log, {"Scan": scan.name, "Reason": outcome.reason})
-    elif outcome.status is Status.DONE:
+    elif outcome.status in (Status.DONE, Status.SKIPPED):
         log.unlink(missing_ok=True)
     return outcome
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import cmb_jax
 from cmb_jax.bids_app.dataset import ResultFiles, read_json, source_uri, write_json
 from cmb_jax.bids_app.scan_images import ScanImages, TakenImage
 from cmb_jax.datasets.bids.choice import Choice
+from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import NOTICE, instance_labels, report_content
 from cmb_jax.inference.predict import Prediction
@@ -172,16 +174,51 @@ def _sidecar(
     }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a finished result was made from and with, as far as it is read again."""
+
+    making: dict[str, Any]  # see `Making.to_json`
+    weights_sha256: str
+    images: frozenset[tuple[str, str]]  # files and their hashes
+    kind: str
+    field_strength_t: float | None
+    warnings: int
+    version: str
+
+
+def read_provenance(sidecar: Path) -> Provenance:
+    """Read it from the sidecar of a table.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    record = read_json(sidecar)
+    try:
+        made = record[PROVENANCE]
+        return Provenance(
+            making={
+                name: made["Making"][name] for name in ("Weights", "Threshold", "PhaseSign", "PhaseRange")
+            },
+            weights_sha256=str(made["Making"]["Weights"]["SHA256"]),
+            images=frozenset((image["File"], image["SHA256"]) for image in made["Taken"]["Images"]),
+            kind=made["Taken"]["Kind"],
+            field_strength_t=made["MagneticFieldStrength"],
+            warnings=len(made["Warnings"]),
+            version=made["Version"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{sidecar}: is damaged; make it again with --overwrite") from error
+
+
 def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: Making) -> str | None:
     """In what a finished result differs from what would be made now; None if in nothing.
 
     Raises:
         UserError: its sidecar has been damaged.
     """
-    then = read_json(files.table_sidecar).get(PROVENANCE, {})
-    now = making.to_json()
-    changed = [name.lower() for name, value in now.items() if then.get("Making", {}).get(name) != value]
-    images = {(entry["File"], entry["SHA256"]) for entry in then.get("Taken", {}).get("Images", [])}
-    if images != {(image.file, image.sha256) for image in taken}:
+    then = read_provenance(files.table_sidecar)
+    changed = [name.lower() for name, value in making.to_json().items() if then.making[name] != value]
+    if then.images != {(image.file, image.sha256) for image in taken}:
         changed.append("images")
     return ", ".join(changed) or None

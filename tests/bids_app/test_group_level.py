@@ -96,6 +96,22 @@ def test_a_damaged_result_is_a_line_and_not_the_end(bids, study, tmp_path):
     assert "damaged" in table(out)[1]["reason"]
 
 
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"CmbJax": []}', '{"CmbJax": {"Making": 3}}', '{"CmbJax": null}']
+)
+def test_sidecars_and_logs_that_were_damaged(bids, study, tmp_path, content):
+    out = tmp_path / "out"
+    next(out.glob("sub-01/**/*run-1_desc-cmb_detections.json")).write_text(content)
+    (out / "logs" / "sub-02.json").write_text(content)
+    assert bids(study, out, "group")[1].startswith("2 failed, 2 done")
+    assert "make it again" in table(out)[0]["reason"]
+    assert "run the participant again" in table(out)[3]["reason"]
+    code, stdout, stderr = bids(study, out, "participant", "--participant-label", "01")
+    assert code == 1
+    assert "2 skipped, 1 failed" in stdout
+    assert "Traceback" not in stderr
+
+
 def test_some_participants_only(bids, study, tmp_path):
     code, stdout, _ = bids(study, tmp_path / "out", "group", "--participant-label", "01", "04")
     assert code == 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cmb_jax.bids_app.result import COLUMNS, PROVENANCE
+from cmb_jax.datasets.bids import layout
 from cmb_jax.report.content import DETECTION_COLUMNS
 from tests.datasets.bids import tree
 from tests.datasets.trees import SHAPE, refused
@@ -179,6 +180,34 @@ def test_one_that_fails_stops_no_other(bids, study, out, monkeypatch, stub, caps
     assert not (out / "logs" / "sub-03.json").exists()
 
 
+def test_a_folder_that_cannot_be_read_stops_no_other(bids, study, out, monkeypatch):
+    real = layout.visible
+
+    def visible(folder):
+        if folder.name == "sub-02":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(layout, "visible", visible)
+    code, stdout, _ = bids(study, out, "participant")
+    assert code == 1
+    assert "sub-02: failed: sub-02: cannot be read (Permission denied)" in stdout
+    code, stdout, _ = bids(study, out, "group")
+    assert code == 1
+    assert stdout.startswith("2 done, 1 failed")
+
+
+def test_what_people_add_to_the_data_set_stays(bids, study, out):
+    bids(study, out, "participant", "--participant-label", "02")
+    (out / "README.md").write_text("ours")
+    description = json.loads((out / "dataset_description.json").read_text()) | {"Authors": ["A", "B"]}
+    (out / "dataset_description.json").write_text(json.dumps(description))
+    bids(study, out, "participant")
+    bids(study, out, "group")
+    assert (out / "README.md").read_text() == "ours"
+    assert json.loads((out / "dataset_description.json").read_text()) == description
+
+
 def test_an_unexpected_error_is_one_scan_s_failure(bids, study, out, stub, monkeypatch):
     def call(images, say):
         if len(images.swi.data) and images.made:
@@ -275,6 +304,10 @@ def test_another_acquisition_can_be_asked_for(bids, tmp_path, stub):
         tree.image(root, f"sub-01/anat/sub-01_acq-{acq}_swi")
     bids(root, tmp_path / "out", "participant")
     assert bids(root, tmp_path / "out", "participant", "--acq-label", "b")[0] == 0
+    assert (
+        "of the session or acquisition asked for"
+        in bids(root, tmp_path / "out", "participant", "--acq-label", "c")[2]
+    )
     assert [images.swi.source.name for images in stub.seen] == [
         "sub-01_acq-a_swi.nii.gz",
         "sub-01_acq-b_swi.nii.gz",

@@ -92,8 +92,17 @@ class BidsLayout:
 
         Images without a run go with those of the session's only run; where it has several, or none, they are
         a scan of their own.
+
+        Raises:
+            UserError: a folder cannot be read.
         """
-        found = []
+        try:
+            return tuple(self._scans(participant))
+        except OSError as error:
+            where = Path(error.filename or f"sub-{participant}").name
+            raise UserError(f"{where}: cannot be read ({error.strerror}); check its permissions") from error
+
+    def _scans(self, participant: str) -> Iterator[Scan]:
         top = self.root / f"sub-{participant}"
         sessions = [entry for entry in visible(top) if entry.is_dir() and _SESSION.fullmatch(entry.name)]
         for session, folder in [(None, top), *((entry.name[4:], entry) for entry in sessions)]:
@@ -104,10 +113,7 @@ class BidsLayout:
                 run = file.name.get("run") or (runs[0] if len(runs) == 1 else None)
                 groups.setdefault(run, []).append(file)
             for run in sorted(groups, key=lambda run: (run is not None, natural(run or ""))):
-                found.append(
-                    Scan(participant=participant, session=session, run=run, files=tuple(groups[run]))
-                )
-        return tuple(found)
+                yield Scan(participant=participant, session=session, run=run, files=tuple(groups[run]))
 
 
 def read_layout(root: Path) -> BidsLayout:

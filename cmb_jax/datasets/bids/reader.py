@@ -34,10 +34,14 @@ def find(root: Path) -> DatasetIndex:
     layout = read_layout(root)
     cases, problems = [], list(layout.problems)
     for participant in layout.participants:
-        scans = layout.scans(participant)
-        truths = list(_truths(root, participant))
-        if not scans:
-            problems.append(Problem(where=f"sub-{participant}", what=NO_IMAGES))
+        try:
+            scans = layout.scans(participant)
+            truths = list(_truths(root, participant))
+            if not scans:
+                raise UserError(NO_IMAGES)
+        except UserError as error:
+            problems.append(Problem(where=f"sub-{participant}", what=str(error)))
+            continue
         for scan in scans:
             try:
                 cases.append(_case(scan, scans, truths, root))
