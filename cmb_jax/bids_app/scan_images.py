@@ -16,9 +16,9 @@ from cmb_jax.io.phase import PhaseRange, SignDecision
 from cmb_jax.io.volume import Volume
 
 _CUSTOMARY_SIGNS = {"siemens": 1, "ge": -1}
-"""Sign of paramagnetic phase as stored, by the first word of Manufacturer: a weak guess, always said. GE's has
-been seen to run against Siemens' (UKRIN-MAPS/ukat, issue 33); no published table of the makers was found, and
-export and filters may turn either."""
+"""Sign of paramagnetic phase as stored, by the first word of Manufacturer: a weak guess, always said. GE's
+has been seen to run against Siemens' (UKRIN-MAPS/ukat, issue 33); no published table of the makers was
+found, and export and filters may turn either."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
