@@ -7,6 +7,7 @@ Examples:
   cmb-jax swi --magnitude mag.nii.gz --phase phase.nii.gz --out swi
   cmb-jax implant --magnitude mag.nii.gz --phase phase.nii.gz --te-ms 20 --b0-t 3 --out implanted
   cmb-jax data check valdo/Task2 --out sheet.png
+  cmb-jax bids study study/derivatives/cmb-jax participant --participant-label 01 02
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -242,8 +243,56 @@ def benchmark(
     )
 
 
+def bids(
+    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
+    level: tyro.conf.Positional[Literal["participant", "group"]],
+    participant_label: tuple[str, ...] = (),
+    session_label: tuple[str, ...] = (),
+    acq_label: str | None = None,
+    phase_sign: Literal["auto", "+1", "-1"] = "auto",
+    phase_range: Literal["auto", "radians", "pm4096", "0-4095", "0-2pi", "symmetric"] = "auto",
+    weights: str = "small",
+    threshold: float | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Find microbleeds in a BIDS data set and write BIDS derivatives (a BIDS App).
+
+    Run `participant` first, as often as needed: finished scans are left as they are. Then `group` makes one
+    table. Exit code 0: all done; 1: some scans failed, and are listed; 2: nothing was done.
+
+    Args:
+      data: folder of the BIDS data set; it is not changed.
+      out: folder of the derivatives, such as DIR/derivatives/cmb-jax.
+      level: participant or group.
+      participant_label: participants, with or without sub-; default: all.
+      session_label: sessions, with or without ses-; default: all.
+      acq_label: take only images with this acq-, where a scan has several.
+      phase_sign: what the stored phase is multiplied with, so that veins are positive.
+      phase_range: how the phase is stored; auto tells it from the data.
+      weights: name of bundled weights, or a .safetensors file.
+      threshold: score from which a candidate is kept; default: the weights' operating point.
+      overwrite: make finished scans again.
+    """
+    from cmb_jax.commands.bids import run
+
+    run(
+        data=data,
+        out=out,
+        level=level,
+        participant_label=participant_label,
+        session_label=session_label,
+        acq_label=acq_label,
+        phase_sign=phase_sign,
+        phase_range=phase_range,
+        weights=weights,
+        threshold=threshold,
+        overwrite=overwrite,
+    )
+
+
 def data() -> None:
-    """Look into a data set (VALDO, CSIRO, Dou, Yonsei, own folders): `data check`, `data index`."""
+    """Look into a data set (VALDO, CSIRO, Dou, Yonsei, BIDS, own folders): `data check`, `data index`."""
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -256,6 +305,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "weights": weights_show,
     "data": data,
+    "bids": bids,
     "benchmark": benchmark,
 }
 

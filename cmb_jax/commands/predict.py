@@ -30,6 +30,16 @@ def check_output(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: cannot be written (no permission in {parent}); choose another --out")
 
 
+def check_threshold(threshold: float | None) -> None:
+    """Refuse a threshold that no score can have.
+
+    Raises:
+      UserError: it does not lie between 0 and 1.
+    """
+    if threshold is not None and not 0.0 <= threshold <= 1.0:
+        raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
+
+
 def summary(prediction: Prediction) -> str:
     """What was found, in a sentence or two."""
     kept = prediction.kept
@@ -69,8 +79,7 @@ def run(
     """
     tick = time.perf_counter()
     check_output(out, overwrite)
-    if threshold is not None and not 0.0 <= threshold <= 1.0:
-        raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
+    check_threshold(threshold)
     swi_volume = read_volume(existing_file(swi, "SWI"))
     phase_volume = None if phase is None else read_volume(existing_file(phase, "phase"))
     magnitude_volume = None if magnitude is None else read_volume(existing_file(magnitude, "magnitude"))

@@ -205,6 +205,8 @@ def _write_tree_files(root: Path, title: str, participants: Sequence[tuple[str, 
         {"LabelMap": {str(int(kind)): kind.name.lower() for kind in MimicKind}},
     )
     (root / ".bidsignore").write_text("*_swi.nii.gz\n*_swi.json\n", encoding="utf-8")
+    ignored = root / "derivatives" / "truth" / ".bidsignore"
+    ignored.write_text("*_desc-lesions.tsv\n", encoding="utf-8")
     _write_tsv(root / "participants.tsv", PARTICIPANT_COLUMNS, list(participants))
 
 

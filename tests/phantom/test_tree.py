@@ -30,7 +30,8 @@ def _files(root):
 def test_layout(tree):
     expected = [".bidsignore", "dataset_description.json", "participants.tsv"]
     expected += [
-        f"derivatives/truth/{name}" for name in ("dataset_description.json", "desc-mimics_dseg.json")
+        f"derivatives/truth/{name}"
+        for name in (".bidsignore", "dataset_description.json", "desc-mimics_dseg.json")
     ]
     for sub in ("sub-0001", "sub-0002"):
         truth = f"derivatives/truth/{sub}/anat/{sub}_desc-"
