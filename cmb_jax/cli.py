@@ -33,6 +33,7 @@ def predict(
     weights: str = "small",
     threshold: float | None = None,
     overwrite: bool = False,
+    keep_identifiers: bool = False,
 ) -> None:
     """Find, locate and report the microbleeds of one scan.
 
@@ -49,6 +50,7 @@ def predict(
       weights: name of bundled weights, or a .safetensors file.
       threshold: score from which a candidate is kept; default: the weights' operating point.
       overwrite: replace the folder if it exists.
+      keep_identifiers: let the results name the input files as they are named (docs/privacy.md).
     """
     from cmb_jax.commands.predict import run
 
@@ -62,6 +64,7 @@ def predict(
         weights=weights,
         threshold=threshold,
         overwrite=overwrite,
+        keep_identifiers=keep_identifiers,
     )
 
 
@@ -89,6 +92,7 @@ def evaluate(
     rule: Literal["center3", "center5", "touch", "box_iou", "valdo"] = "center3",
     threshold: float | None = None,
     overwrite: bool = False,
+    keep_identifiers: bool = False,
 ) -> None:
     """Score predictions against truth: sensitivity, false positives, FROC, with intervals.
 
@@ -99,10 +103,19 @@ def evaluate(
       rule: matching rule of the headline figures; all rules are in the file.
       threshold: operating point; default: what the predictions say they keep.
       overwrite: replace the file if it exists.
+      keep_identifiers: name scans as their folders are named, not by number (docs/privacy.md).
     """
     from cmb_jax.commands.evaluate import run
 
-    run(pred=pred, truth=truth, out=out, rule=rule, threshold=threshold, overwrite=overwrite)
+    run(
+        pred=pred,
+        truth=truth,
+        out=out,
+        rule=rule,
+        threshold=threshold,
+        overwrite=overwrite,
+        keep_identifiers=keep_identifiers,
+    )
 
 
 def swi(
@@ -114,6 +127,7 @@ def swi(
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
     phase_range: Literal["auto", "radians", "pm4096", "0-4095", "0-2pi", "symmetric"] = "auto",
     overwrite: bool = False,
+    keep_identifiers: bool = False,
 ) -> None:
     """Make a susceptibility-weighted image from magnitude and phase (several echoes are combined).
 
@@ -126,12 +140,23 @@ def swi(
       phase_sign: what the stored phase is multiplied with, so that veins are positive.
       phase_range: how the phase is stored; auto tells it from the data.
       overwrite: replace the folder if it exists.
+      keep_identifiers: let swi.json name the input files as they are named (docs/privacy.md).
     """
     from cmb_jax.inference.swi_command import run_swi
     from cmb_jax.io.phase import PhaseRange
 
     stored = None if phase_range == "auto" else PhaseRange(phase_range)
-    folder = run_swi(magnitude, phase, out, te_ms, echo, phase_sign, overwrite, stored)
+    folder = run_swi(
+        magnitude,
+        phase,
+        out,
+        te_ms,
+        echo,
+        phase_sign,
+        overwrite,
+        stored,
+        keep_identifiers=keep_identifiers,
+    )
     print(f"written: {folder}")
 
 

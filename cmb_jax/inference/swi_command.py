@@ -15,6 +15,7 @@ import cmb_jax
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_directory
 from cmb_jax.io.multi_echo import read_echoes
+from cmb_jax.io.naming import shown_name
 from cmb_jax.io.nifti import check_same_grid, write_volume
 from cmb_jax.io.phase import (
     PhaseRange,
@@ -56,6 +57,7 @@ def run_swi(
     phase_sign: str = "auto",
     overwrite: bool = False,
     phase_range: PhaseRange | None = None,
+    keep_identifiers: bool = False,
 ) -> Path:
     """Makes a susceptibility-weighted image (Haacke et al. 2004) and writes it on the native grid.
 
@@ -71,6 +73,7 @@ def run_swi(
         phase_sign: "auto", "+1" or "-1": the sign of paramagnetic phase as stored.
         overwrite: replace what an earlier run wrote to `out`.
         phase_range: how phase is stored; None: told from its extremes.
+        keep_identifiers: let swi.json name the input files as they are named.
 
     Returns:
         `out`.
@@ -100,7 +103,10 @@ def run_swi(
         record = {
             "notice": "Research use only; not a medical device.",
             "version": cmb_jax.__version__,
-            "inputs": [_described("magnitude", like), _described("phase", phase_echoes[0])],
+            "inputs": [
+                _described("magnitude", like, keep_identifiers),
+                _described("phase", phase_echoes[0], keep_identifiers),
+            ],
             "echoes": len(magnitude_echoes),
             "echo_used": "all, combined" if len(echoes.magnitudes) > 1 else (echo or 1),
             "echo_times_ms": list(echoes.te_ms),
@@ -111,14 +117,21 @@ def run_swi(
             "high_pass": f"homodyne, in plane, Hann window of {DEFAULT_WIDTH_MM:g} mm",
             "phase_mask_power": PHASE_MASK_POWER,
             "projection_slices": slab,
-            "warnings": [*like.warnings, *phase_echoes[0].warnings, *_doubts(decision)],
+            "warnings": [
+                *(f"magnitude: {line}" for line in like.warnings),
+                *(f"phase: {line}" for line in phase_echoes[0].warnings),
+                *_doubts(decision),
+            ],
         }
         (folder / "swi.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return out
 
 
-def _described(role: str, volume: Volume) -> dict[str, str | None]:
-    return {"role": role, "file": volume.source.name if volume.source else None, "sha256": volume.sha256}
+def _described(role: str, volume: Volume, keep_identifiers: bool) -> dict[str, str]:
+    assert volume.source is not None  # read from a file, as all inputs here
+    assert volume.sha256 is not None
+    name = shown_name(volume.source, volume.sha256, keep_identifiers=keep_identifiers)
+    return {"role": role, "file": name, "sha256": volume.sha256}
 
 
 def _doubts(decision: SignDecision) -> list[str]:
