@@ -7,10 +7,13 @@ Examples:
   cmb-jax swi --magnitude mag.nii.gz --phase phase.nii.gz --out swi
   cmb-jax implant --magnitude mag.nii.gz --phase phase.nii.gz --te-ms 20 --b0-t 3 --out implanted
   cmb-jax data check valdo/Task2 --out sheet.png
+  cmb-jax review export result --out for_readers
+  cmb-jax review import for_readers/review.xlsx --result result --out sub-01_points.csv
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +220,10 @@ def data() -> None:
     """Look into a data set (VALDO, CSIRO, Dou, Yonsei, own folders): `data check`, `data index`."""
 
 
+def review() -> None:
+    """Hand candidates to readers and take their verdicts back: `review export`, `import`, `agreement`."""
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict,
     "simulate": simulate,
@@ -226,8 +233,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "weights": weights_show,
     "data": data,
+    "review": review,
     "benchmark": benchmark,
 }
+
+GROUPS = ("data", "review")
+"""Commands with subcommands of their own: `COMMANDS` of the module of that name."""
 
 
 def main() -> None:
@@ -238,11 +249,10 @@ def main() -> None:
         return
 
     def command() -> None:
-        if arguments[:1] == ["data"]:
-            from cmb_jax.commands.data import COMMANDS as DATA_COMMANDS
-
+        if arguments[:1] and arguments[0] in GROUPS:
+            group = importlib.import_module(f"cmb_jax.commands.{arguments[0]}")
             tyro.extras.subcommand_cli_from_dict(
-                DATA_COMMANDS, prog="cmb-jax data", args=arguments[1:] or ["--help"]
+                group.COMMANDS, prog=f"cmb-jax {arguments[0]}", args=arguments[1:] or ["--help"]
             )
             return
         tyro.extras.subcommand_cli_from_dict(

@@ -25,12 +25,17 @@ def stem(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
+def is_bids_name(name: str) -> bool:
+    """Whether a file's or folder's stem is made of BIDS entities, from sub- on."""
+    return _BIDS.fullmatch(name) is not None
+
+
 def is_pseudonym(name: str) -> bool:
     """Whether a name says nothing of a person: BIDS labels, or only words for kinds of images.
 
     `sub-01_ses-2_swi` and `mag_echo1` are; `DOE_JANE_swi` and `20240131` are not.
     """
-    if _BIDS.fullmatch(name):
+    if is_bids_name(name):
         return True
     words = re.split(r"[-_. ]+", name.lower())
     return all(_WORD.fullmatch(word) and (word.rstrip("0123456789") or "echo") in _KINDS for word in words)

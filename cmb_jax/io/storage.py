@@ -85,6 +85,11 @@ def write_stored(path: Path, raw: np.ndarray, like: NiftiFile, *, keep_identifie
     atomic_write_bytes(path, gzip.compress(content, _COMPRESSION, mtime=0))
 
 
+def stored_values(file: NiftiFile) -> np.ndarray:
+    """The array (I, J, K [, E]) as it is stored, without slope and intercept."""
+    return np.asarray(_proxy(file).get_unscaled())
+
+
 def without_texts(header: nib.Nifti1Header) -> nib.Nifti1Header:
     """A copy of a header without free texts (descrip, aux_file, db_name, intent_name, ...) and extensions."""
     bare = header.copy()
@@ -107,7 +112,7 @@ def _scale(file: NiftiFile) -> tuple[float, float]:
 
 
 def _values(file: NiftiFile) -> tuple[np.ndarray, np.ndarray]:
-    raw = np.asarray(_proxy(file).get_unscaled())
+    raw = stored_values(file)
     slope, inter = _scale(file)
     return raw, raw.astype(np.float64) * slope + inter
 
