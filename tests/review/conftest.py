@@ -68,7 +68,7 @@ def make_rows(affine, statuses=("kept", "kept", "kept", "kept", "rejected"), sha
 
 
 def draw_labels(rows, affine, shape=SHAPE):
-    """Spheres of the kept rows on the file's own array, by brute force."""
+    """Spheres of the kept rows on the file's own array, by brute force, and the voxel at each centre."""
     ijk = np.moveaxis(np.indices(shape), 0, -1)
     world = ijk @ affine[:3, :3].T + affine[:3, 3]
     labels = np.zeros(shape, np.uint16)
@@ -76,6 +76,7 @@ def draw_labels(rows, affine, shape=SHAPE):
         if row.status == "kept":
             apart = np.linalg.norm(world - (row.x_mm, row.y_mm, row.z_mm), axis=-1)
             labels[apart <= row.diameter_mm / 2] = row.id
+            labels[np.unravel_index(apart.argmin(), shape)] = row.id
     return labels
 
 

@@ -32,7 +32,7 @@ DISPLAY = {
     "additionalProperties": False,
     "properties": {
         **{name: {"type": "boolean"} for name in ("visibility", "pointLabelsVisibility", "sliceProjection")},
-        **{name: COLOUR for name in ("color", "selectedColor")},
+        **dict.fromkeys(("color", "selectedColor"), COLOUR),
         "glyphType": {"enum": ["Vertex2D", "Cross2D", "Circle2D", "Diamond2D", "Sphere3D", "Diamond3D"]},
     },
 }
@@ -90,7 +90,9 @@ def test_what_is_written(exported, result):
 
 def test_itksnap_names_every_label_of_the_image(exported):
     text = (exported / "labels_itksnap.txt").read_text()
-    assert text.startswith("################################################\n# ITK-SnAP Label Description File\n")
+    assert text.startswith(
+        "################################################\n# ITK-SnAP Label Description File\n"
+    )
     labels = snap_labels(text)
     assert labels[0] == (0, 0, 0, 0.0, 0, 0, "Clear Label")
     values = set(np.unique(np.asarray(nib.load(exported / "labels.nii.gz").dataobj))) - {0}
