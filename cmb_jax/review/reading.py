@@ -130,5 +130,7 @@ def _check_inside(path: Path, marks: Sequence[Mark], result: Result) -> None:
     shown = ", ".join(f"{value:.1f}" for value in first.position_mm)
     text = f"{first.where}: ({shown}) RAS mm does not lie in the volume"
     if result.grid.inside(result.grid.to_index(points * _TURN)).all():
-        raise UserError(f"{text}, but all points do with x and y negated: {path.name} is in the other system")
+        raise UserError(
+            f"{text}, but all points do with x and y negated: {path.name} is in the other system (LPS, RAS)"
+        )
     raise UserError(f"{text}; correct the position, or give the file of this scan")

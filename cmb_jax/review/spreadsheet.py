@@ -134,7 +134,12 @@ def read_spreadsheet(path: Path, result: Result) -> list[Mark]:
 
 def _mark(row: dict[str, Cell], path: Path, line: int, subject: str) -> Mark:
     where = f"{path}: row {line}"
-    candidate = None if row[ID] is None else int(number(row[ID], path, line, ID))
+    candidate = None
+    if row[ID] is not None:
+        value = number(row[ID], path, line, ID)
+        candidate = int(value)
+        if candidate != value:
+            raise UserError(f"{where}: {ID} is {value:g}, but must be a whole number as exported")
     stated = text_of(row[SUBJECT])
     if stated not in ("", subject) or (candidate is not None and not stated):
         raise UserError(

@@ -233,6 +233,11 @@ def test_a_spreadsheet_that_a_reader_has_filled_in(exported, result):
     assert (added.position_mm, added.diameter_mm) == (tuple(far), 2.5)
 
 
+def test_a_formula_counts_as_nothing(exported, result):
+    fill(exported / FILES[0], {(2, "verdict"): '=CONCATENATE("micro","bleed")'})
+    assert verdicts(one(exported / FILES[0], load_result(result))) == [None] * 5
+
+
 def test_truth_is_read_as_an_own_folder(exported, result, run, tmp_path):
     read = load_result(result)
     words = ["microbleed", "mimic", "uncertain", "microbleed"]
