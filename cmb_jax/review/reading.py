@@ -20,6 +20,7 @@ from cmb_jax.review.viewer_export import read_viewer_export
 MAX_MOVE_MM = 10.0
 """A microbleed is at most 10 mm wide: a centre that was moved farther belongs to something else."""
 
+_SAME_PLACE_MM = 0.05  # tables have two decimals
 _TURN = np.array([-1.0, -1.0, 1.0])  # LPS to RAS and back
 
 
@@ -88,10 +89,13 @@ def settle(path: Path, marks: Sequence[Mark], removed: set[int], result: Result)
                 f"{mark.where}: candidate {mark.candidate} stands there twice; keep one in {path.name}"
             )
         by_id[mark.candidate] = mark
-    _check_inside(path, marks, result)
-    for number, mark in by_id.items():
-        _check_move(mark, positions_mm((rows[number],))[0])
+    moves = {n: mark.position_mm - positions_mm((rows[n],))[0] for n, mark in by_id.items()}
+    # the detector may put a centre a little beyond the edge: only what a reader has moved is to be checked
+    moved = [mark for n, mark in by_id.items() if np.linalg.norm(moves[n]) > _SAME_PLACE_MM]
     added = [mark for mark in marks if mark.candidate is None]
+    _check_inside(path, [*moved, *added], result)
+    for mark in moved:
+        _check_move(mark, positions_mm((rows[mark.candidate],))[0])
     free = [row for row in result.rows if row.id not in by_id]
     distance = center_distances(np.array([mark.position_mm for mark in added]), positions_mm(tuple(free)))
     found = match(Pairs(allowed=distance < CENTER3.limit, cost=distance, one_to_one=True))

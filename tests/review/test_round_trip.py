@@ -310,3 +310,11 @@ def test_a_changed_table_of_detections_is_noticed(tmp_path, result, exported, ru
         done = run("import", exported / name, "--result", result, "--out", tmp_path / "t.csv")
         assert done.code == 2
         assert "mm from candidate 1" in done.err
+
+
+def test_a_candidate_beyond_the_edge_comes_back(tmp_path):
+    affine = AFFINES["RAS"]
+    rows = make_rows(affine)
+    beyond = dataclasses.replace(rows[0], x_mm=-0.9, i=0)  # voxels reach to -0.5 mm
+    folder = make_result(tmp_path / "r", (beyond, *rows[1:]), affine)
+    check_unchanged(folder, tmp_path / "e")
