@@ -14,7 +14,7 @@ _KINDS = frozenset(
         *("labels", "lesions", "cmb", "truth", "table"),
     )
 )
-_WORD = re.compile(r"[a-z]+[0-9]?|[0-9]{1,2}", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,2}$", re.ASCII)  # of an echo, a run, a repetition
 
 
 def stem(name: str) -> str:
@@ -38,7 +38,7 @@ def is_pseudonym(name: str) -> bool:
     if is_bids_name(name):
         return True
     words = re.split(r"[-_. ]+", name.lower())
-    return all(_WORD.fullmatch(word) and (word.rstrip("0123456789") or "echo") in _KINDS for word in words)
+    return all(word and (word in _KINDS or _NUMBER.sub("", word) in _KINDS | {""}) for word in words)
 
 
 def shown_name(path: Path, sha256: str, *, keep_identifiers: bool = False) -> str:

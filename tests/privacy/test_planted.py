@@ -155,7 +155,6 @@ def test_data(planted, run, tmp_path):
     run("data", "check", data, "--out", tmp_path / "named.html", KEEP)
     assert leaks(tmp_path / "named.html")
     # an index names files and patients, or it would be none; nothing else gets in
-    (tmp_path / "work").mkdir()
     run("data", "index", data, "--out", data / "index.json")
     found = {line.rpartition(" ")[2] for line in leaks(data / "index.json")}
     assert found == {NAME, PATIENT}
