@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.matching import CENTER3, Pairs, center_distances, match
+from cmb_jax.report.content import DetectionRow
 from cmb_jax.review.itksnap import read_painted
 from cmb_jax.review.marks import Mark, Verdict
 from cmb_jax.review.markups import read_markups
@@ -74,48 +75,60 @@ def settle(path: Path, marks: Sequence[Mark], removed: set[int], result: Result)
         UserError: an unknown candidate or one twice, a position outside the volume, or farther than
             `MAX_MOVE_MM` from the candidate.
     """
-    rows = {row.id: row for row in result.rows}
-    by_id: dict[int, Mark] = {}
+    own = _own_marks(path, marks, result)
+    added = [mark for mark in marks if mark.candidate is None]
+    centers = dict(zip((row.id for row in result.rows), positions_mm(result.rows), strict=True))
+    # the detector may put a centre a little beyond the edge: only what a reader has moved is to be checked
+    moved = [
+        mark for n, mark in own.items() if np.linalg.norm(mark.position_mm - centers[n]) > _SAME_PLACE_MM
+    ]
+    _check_inside(path, [*moved, *added], result)
+    for mark in moved:
+        _check_move(mark, centers)
+    free = [n for n in centers if n not in own or own[n].verdict is None]
+    places = np.array([centers[n] for n in free])
+    distance = center_distances(np.array([mark.position_mm for mark in added]), places)
+    taken = match(Pairs(allowed=distance < CENTER3.limit, cost=distance, one_to_one=True)).lesion
+    for mark, column in zip(added, taken, strict=True):
+        if column >= 0:
+            own[free[column]] = dataclasses.replace(mark, candidate=free[column])
+    return Reading(
+        marks=tuple(own.get(row.id) or _unmarked(row, row.id in removed) for row in result.rows),
+        added=tuple(mark for mark, column in zip(added, taken, strict=True) if column < 0),
+    )
+
+
+def _own_marks(path: Path, marks: Sequence[Mark], result: Result) -> dict[int, Mark]:
+    """The marks that name their candidate, by its id."""
+    known = {row.id for row in result.rows}
+    own: dict[int, Mark] = {}
     for mark in marks:
         if mark.candidate is None:
             continue
-        if mark.candidate not in rows:
+        if mark.candidate not in known:
             raise UserError(
                 f"{mark.where}: candidate {mark.candidate} is not in {result.folder}; "
                 "is the file of another scan or another run?"
             )
-        if mark.candidate in by_id:
+        if mark.candidate in own:
             raise UserError(
                 f"{mark.where}: candidate {mark.candidate} stands there twice; keep one in {path.name}"
             )
-        by_id[mark.candidate] = mark
-    moves = {n: mark.position_mm - positions_mm((rows[n],))[0] for n, mark in by_id.items()}
-    # the detector may put a centre a little beyond the edge: only what a reader has moved is to be checked
-    moved = [mark for n, mark in by_id.items() if np.linalg.norm(moves[n]) > _SAME_PLACE_MM]
-    added = [mark for mark in marks if mark.candidate is None]
-    _check_inside(path, [*moved, *added], result)
-    for mark in moved:
-        _check_move(mark, positions_mm((rows[mark.candidate],))[0])
-    free = [row for row in result.rows if row.id not in by_id]
-    distance = center_distances(np.array([mark.position_mm for mark in added]), positions_mm(tuple(free)))
-    found = match(Pairs(allowed=distance < CENTER3.limit, cost=distance, one_to_one=True))
-    for mark, column in zip(added, found.lesion, strict=True):
-        if column >= 0:
-            by_id[free[column].id] = dataclasses.replace(mark, candidate=free[column].id)
-    for row in free:
-        if row.id not in by_id:
-            by_id[row.id] = Mark(
-                candidate=row.id,
-                verdict=Verdict.MIMIC if row.id in removed else None,
-                position_mm=(row.x_mm, row.y_mm, row.z_mm),
-            )
-    return Reading(
-        marks=tuple(by_id[row.id] for row in result.rows),
-        added=tuple(mark for mark, column in zip(added, found.lesion, strict=True) if column < 0),
+        own[mark.candidate] = mark
+    return own
+
+
+def _unmarked(row: DetectionRow, removed: bool) -> Mark:
+    return Mark(
+        candidate=row.id,
+        verdict=Verdict.MIMIC if removed else None,
+        position_mm=(row.x_mm, row.y_mm, row.z_mm),
     )
 
 
-def _check_move(mark: Mark, center_mm: np.ndarray) -> None:
+def _check_move(mark: Mark, centers: Mapping[int, np.ndarray]) -> None:
+    assert mark.candidate is not None
+    center_mm = centers[mark.candidate]
     apart = float(np.linalg.norm(mark.position_mm - center_mm))
     if apart <= MAX_MOVE_MM:
         return

@@ -85,9 +85,12 @@ def read_review(path: Path) -> ScanReview:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT or content["format_version"] != VERSION:
             raise ValueError("another format")
+        rows = tuple(DetectionRow(**row) for row in content["candidates"])
+        if not content["readings"] or any(len(each["marks"]) != len(rows) for each in content["readings"]):
+            raise ValueError("not one mark for each candidate")
         return ScanReview(
             subject=str(content["subject"]),
-            rows=tuple(DetectionRow(**row) for row in content["candidates"]),
+            rows=rows,
             readings=tuple(
                 Reading(
                     marks=tuple(_mark_from(mark) for mark in each["marks"]),

@@ -137,8 +137,12 @@ def test_markups_that_a_reader_has_edited(exported, result):
     assert (added.verdict, added.diameter_mm) == (M, None)
     # a removed point that is set anew at its place is the candidate again
     points.append({"label": "new-8", "position": [-row.x_mm - 1, -row.y_mm, row.z_mm]})
+    points[3]["description"] = "rejected"  # and one at a rejected candidate that nobody has judged
+    row = read.rows[4]
+    points.append({"label": "new-9", "position": [-row.x_mm, -row.y_mm - 2, row.z_mm]})
     (exported / FILES[1]).write_text(json.dumps(document))
-    assert one(exported / FILES[1], read).marks[0].verdict is M
+    again = one(exported / FILES[1], read)
+    assert (again.marks[0].verdict, again.marks[4].verdict, len(again.added)) == (M, M, 1)
 
 
 def test_labels_that_a_reader_has_painted(tmp_path):
