@@ -85,7 +85,7 @@ def evaluate(
     truths = find_truth(Path(truth_dir))
     predictions = find_predictions(Path(pred_dir), [source.subject for source in truths])
     names = [
-        source.subject if keep_identifiers or is_pseudonym(source.subject) else f"scan-{number}"
+        source.subject if keep_identifiers or is_pseudonym(source.subject) else f"subject-{number}"
         for number, source in enumerate(truths, start=1)
     ]
     missing = [name for name, source in zip(names, predictions, strict=True) if source.path is None]

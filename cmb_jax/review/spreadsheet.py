@@ -54,14 +54,14 @@ def spreadsheet(result: Result) -> bytes:
     sheet: Worksheet = book.worksheets[0]
     sheet.title = SHEET
     rows = sorted(result.rows, key=lambda row: (row.status != "kept", row.id))
+    lines = [_values(row, result.subject) for row in rows]
     for column, (name, width) in enumerate(_COLUMNS.items(), start=1):
         cell = sheet.cell(1, column)
         _write(cell, name)
         cell.font, cell.alignment = Font(bold=True), Alignment(wrap_text=True, vertical="top")
         sheet.column_dimensions[get_column_letter(column)].width = width
-        values = [_values(row, result.subject)[name] for row in rows]
-        for line, value in enumerate(values, start=2):
-            _write(sheet.cell(line, column), value)
+        for row_number, values in enumerate(lines, start=2):
+            _write(sheet.cell(row_number, column), values[name])
         if name in (VERDICT, MIMIC):
             _let_choose(sheet, column, name, len(rows) + _SPARE_ROWS + 1)
     sheet.freeze_panes = "C2"

@@ -136,8 +136,8 @@ def test_evaluate(planted, run, tmp_path):
     run("evaluate", *common, "--out", tmp_path / "metrics.json")
     assert leaks(tmp_path / "metrics.json") == []
     content = json.loads((tmp_path / "metrics.json").read_text())
-    assert [row["subject"] for row in content["subjects"]] == ["scan-1", "scan-2"]
-    assert content["scans_without_prediction"] == ["scan-1"]
+    assert [row["subject"] for row in content["subjects"]] == ["subject-1", "subject-2"]
+    assert content["scans_without_prediction"] == ["subject-1"]
     run("evaluate", *common, "--out", tmp_path / "named.json", KEEP)
     assert leaks(tmp_path / "named.json")
 

@@ -11,7 +11,7 @@ import pytest
 
 from cmb_jax.review.result import load_result
 from tests.review.conftest import AFFINES, make_result
-from tests.review.test_round_trip import at, fill, viewer_export
+from tests.review.edits import at, fill, viewer_export
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 
 import nibabel as nib
 import numpy as np
-import openpyxl
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -19,6 +18,7 @@ from cmb_jax.review.reading import read_readings
 from cmb_jax.review.result import load_result
 from cmb_jax.review.spreadsheet import spreadsheet
 from tests.review.conftest import AFFINES, SHAPE, draw_labels, make_result, make_rows
+from tests.review.edits import at, fill, viewer_export
 
 FILES = ("review.xlsx", "microbleeds.mrk.json", "labels.nii.gz")
 M, N, U = Verdict.MICROBLEED, Verdict.MIMIC, Verdict.UNCERTAIN
@@ -198,24 +198,6 @@ def test_a_label_that_was_hidden_from_the_start_is_not_removed(tmp_path):
     assert verdicts(one(folder / "labels.nii.gz", load_result(folder))) == [M, None, M, M, None]
 
 
-def fill(path, cells, added=()):
-    """Writes {(row, column name): value} and further rows into the spreadsheet, as a reader would."""
-    book = openpyxl.load_workbook(path)
-    sheet = book.worksheets[0]
-    columns = {cell.value: cell.column for cell in sheet[1]}
-    last = 1 + sum(sheet.cell(row, 1).value is not None for row in range(2, sheet.max_row + 1))
-    for (row, name), value in cells.items():
-        sheet.cell(row, columns[name]).value = value
-    for number, values in enumerate(added, start=last + 1):
-        for name, value in values.items():
-            sheet.cell(number, columns[name]).value = value
-    book.save(path)
-
-
-def at(x, y, z):
-    return {"RAS L-R L": x, "RAS P-A A": y, "RAS I-S S": z}
-
-
 def test_a_spreadsheet_that_a_reader_has_filled_in(exported, result):
     read = load_result(result)
     far = read.grid.to_mm(np.array([[20.0, 12.0, 25.0]]))[0].round(2)
@@ -262,28 +244,6 @@ def test_truth_is_read_as_an_own_folder(exported, result, run, tmp_path):
     expected = [[row.x_mm, row.y_mm, row.z_mm] for row in (rows[0], rows[3])] + [far.tolist()]
     np.testing.assert_allclose(lesions.centers_mm, expected, atol=0.01)
     np.testing.assert_allclose(lesions.diameters_mm, [rows[0].diameter_mm, rows[3].diameter_mm, 3.0])
-
-
-def viewer_export(path, rows, subject, readers, manual=()):
-    """A workbook with the columns that the viewer's export_reviews writes."""
-    fields = ("verify", "certainty", "mimic", "comment", "final_l", "final_p", "final_s", "moved_mm")
-    base = ["case_id", "target_id", "origin", "source_row", "atlasregion", "ras_l", "ras_p", "ras_s"]
-    header = [*base, *(f"{reader} · {field}" for reader in readers for field in fields), "agreement"]
-    book = openpyxl.Workbook()
-    sheet = book.active
-    sheet.title = "findings"
-    sheet.append(header)
-    for number, row in enumerate(rows, start=2):
-        place = [row.x_mm, row.y_mm, row.z_mm]
-        line = dict(zip(base, [subject, f"source:{number}", "Source", number, "x", *place], strict=True))
-        for reader, blocks in readers.items():
-            line |= {f"{reader} · {field}": value for field, value in blocks[number - 2].items()}
-        sheet.append([line.get(name) for name in header])
-    for reader, place in manual:
-        line = dict(zip(base, [subject, "manual:1", "Manual", None, None, *place], strict=True))
-        sheet.append([(line | {f"{reader} · verify": 1}).get(name) for name in header])
-    sheet.append(["another-case", "source:99", "Source", 99, None, 1, 2, 3])
-    book.save(path)
 
 
 def test_an_export_of_the_viewer_with_two_readers(tmp_path, result):

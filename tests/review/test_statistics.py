@@ -14,7 +14,7 @@ from cmb_jax.review.reading import Reading
 from cmb_jax.review.record import read_review, review_json
 from cmb_jax.review.statistics import ScanReview, detector_agreement, reader_agreement, share
 from tests.review.conftest import AFFINES, make_rows
-from tests.review.test_round_trip import fill
+from tests.review.edits import fill
 
 M, N, U = Verdict.MICROBLEED, Verdict.MIMIC, Verdict.UNCERTAIN
 ROWS = make_rows(AFFINES["RAS"])
