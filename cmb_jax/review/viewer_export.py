@@ -18,6 +18,7 @@ from cmb_jax.review.spreadsheet import text_of
 
 _NEEDED = ("case_id", "origin", "ras_l", "ras_p", "ras_s")
 _SEPARATOR = " · "
+_VERIFY = f"{_SEPARATOR}verify"
 _SAME_PLACE_MM = 0.05  # the viewer hands on what it read; numbers may have been rounded on the way
 
 
@@ -33,7 +34,7 @@ def read_viewer_export(path: Path, result: Result) -> list[list[Mark]]:
     """
     header, *rows = read_sheet(path) or [()]
     names = [text_of(name) for name in header]
-    readers = sorted(name.removesuffix(f"{_SEPARATOR}verify") for name in names if name.endswith("· verify"))
+    readers = sorted(name.removesuffix(_VERIFY) for name in names if name.endswith(_VERIFY))
     if not set(_NEEDED) <= set(names) or not readers:
         raise UserError(
             f"{path}: is neither the spreadsheet of cmb-jax review export nor an export of "
@@ -76,7 +77,7 @@ def _candidate(row: dict[str, Cell], path: Path, line: int, result: Result) -> i
 
 def _mark(row: dict[str, Cell], reader: str, candidate: int | None, path: Path, line: int) -> Mark | None:
     where = f"{path}: row {line}"
-    verify = text_of(row[f"{reader}{_SEPARATOR}verify"])
+    verify = text_of(row[f"{reader}{_VERIFY}"])
     if verify not in ("", "0", "1"):
         raise UserError(f"{where}: verify is {verify!r}; allowed: 1, 0, or empty")
     if not verify:

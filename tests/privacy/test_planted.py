@@ -6,6 +6,7 @@ Another kind of input is added by a function like `plant_nifti` in `SOURCES`.
 import json
 import sys
 
+import jax
 import nibabel as nib
 import numpy as np
 import openpyxl
@@ -16,8 +17,9 @@ from cmb_jax import cli
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import params_of
-from tests.privacy.planted import BIRTH, FOLDER, IDENTIFIERS, NAME, PATIENT, TEXT, leaks, plant_nifti
+from cmb_jax.models.functional import Template
+from tests.privacy.planted import BIRTH, FOLDER, IDENTIFIERS, NAME, PATIENT, TEXT, image, leaks, plant_nifti
+from tests.review.conftest import make_result
 from tests.tiny import TINY_MODEL
 
 SOURCES = {"nifti": plant_nifti}
@@ -28,7 +30,10 @@ KEEP = "--keep-identifiers"
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     config = Config(model=TINY_MODEL, inference=InferenceConfig(candidate_threshold=0.0))
-    save_bundle(path, params_of(Detector(TINY_MODEL, rngs=nnx.Rngs(0))), config)
+    shapes = Template.of(lambda: Detector(TINY_MODEL, rngs=nnx.Rngs(0))).shapes()
+    rng = np.random.default_rng(0)  # what it finds does not matter here, and this needs no compiling
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
+    save_bundle(path, params, config)
     return path
 
 
@@ -59,7 +64,7 @@ def test_the_search_finds_what_was_planted(planted):
 
 def test_predict_and_review(planted, run, weights, tmp_path):
     images = ("--swi", planted["magnitude"], "--phase", planted["phase"], "--magnitude", planted["magnitude"])
-    common = (*images, "--weights", weights, "--threshold", 0)
+    common = (*images, "--weights", weights)
     result = tmp_path / "result"
     run("predict", *common, "--out", result)
     assert leaks(result) == []
@@ -86,15 +91,11 @@ def test_predict_and_review(planted, run, weights, tmp_path):
     assert leaks(tmp_path / "named_readers") == []
 
 
-def test_review_of_labels_with_a_telling_header(planted, run, weights, tmp_path):
-    result = tmp_path / "result"
-    run("predict", "--swi", planted["magnitude"], "--weights", weights, "--out", result, "--threshold", 0)
+def test_review_of_labels_with_a_telling_header(run, tmp_path):
+    result = make_result(tmp_path / "result", name=f"{NAME}_swi.nii.gz")
     labels = nib.load(result / "labels.nii.gz")
     data = np.asarray(labels.dataobj)
-    marked = nib.Nifti1Image(data, labels.affine)
-    marked.header["descrip"] = TEXT.encode()
-    marked.header.extensions.append(nib.nifti1.Nifti1Extension("comment", TEXT.encode()))
-    nib.save(marked, result / "labels.nii.gz")
+    nib.save(image(data, labels.affine), result / "labels.nii.gz")
     assert leaks(result / "labels.nii.gz")
     run("review", "export", result, "--out", tmp_path / "readers")
     assert leaks(tmp_path / "readers") == []
