@@ -11,9 +11,9 @@ PACKAGE = Path(cmb_jax.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 MODULES = {
     *("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "code", "xmlrpc"),
-    *("tarfile", "torch", "yaml", "imp"),
+    *("torch", "yaml", "imp"),
 }
-"""Unpickling, code, or archives that may hold links and devices."""
+"""Unpickling, and code."""
 CALLS = {"eval", "exec", "compile", "__import__", "execfile"}
 METHODS = {"extract", "extractall", "unpack_archive", "read_pickle", "system", "popen", "literal_eval"}
 
@@ -46,12 +46,12 @@ def violations(source: str) -> list[str]:
     "bad",
     [
         "import pickle",
-        "from tarfile import open",
+        "from marshal import loads",
         "eval(text)",
         "exec(compile(text, 'x', 'exec'))",
         "np.load(path, allow_pickle=True)",
         "np.load(path, allow_pickle=choice)",
-        "zipfile.ZipFile(path).extractall(folder)",
+        "tarfile.open(path).extractall(folder)",
         "shutil.unpack_archive(path)",
         "subprocess.run(text, shell=True)",
         "jinja2.Environment(autoescape=False)",
