@@ -72,7 +72,19 @@ def predict(
 
 
 def simulate(
-    out: Path, subjects: int = 1, seed: int = 0, protocol: str = "iso05", overwrite: bool = False
+    out: Path,
+    subjects: int = 1,
+    seed: int = 0,
+    protocol: str = "iso05",
+    tier: str = "easy",
+    anatomy: tuple[str, ...] = ("mni2009c",),
+    mean_cmbs: float | None = None,
+    te_ms: tuple[float, float] | None = None,
+    b0_t: float | None = None,
+    snr: tuple[float, float] | None = None,
+    diameters_mm: tuple[float, float] | None = None,
+    gap_mm: float = 1.0,
+    overwrite: bool = False,
 ) -> None:
     """Simulate subjects with known microbleeds and mimics; the same seed gives the same bytes.
 
@@ -80,12 +92,54 @@ def simulate(
       out: folder to make: a BIDS-like tree with the truth in derivatives/truth.
       subjects: how many.
       seed: of the first subject; the next ones count up.
-      protocol: acquisition protocol by name.
+      protocol: acquisition by name: iso05, iso08, sabre, rss, thick3, swi7t.
+      tier: easy or hard: how faint the microbleeds, how many the mimics, how good the scan.
+      anatomy: heads, taken in turn.
+      mean_cmbs: mean number of microbleeds; default: as in patients.
+      te_ms: range of the echo time in ms; default: the protocol's.
+      b0_t: field strength in T; default: the protocol's.
+      snr: range of the signal-to-noise ratio; default: the protocol's.
+      diameters_mm: smallest and largest true diameter of a microbleed, used as they are.
+      gap_mm: least distance between the borders of two lesions; negative lets them overlap.
       overwrite: replace the folder if it exists.
     """
     from cmb_jax.commands.simulate import run
+    from cmb_jax.phantom.types import SubjectSettings
 
-    run(out=out, subjects=subjects, seed=seed, protocol=protocol, overwrite=overwrite)
+    settings = SubjectSettings(
+        protocol=protocol,
+        tier=tier,
+        mean_cmbs=mean_cmbs,
+        te_ms=te_ms,
+        b0_t=b0_t,
+        snr=snr,
+        diameters_mm=diameters_mm,
+        gap_mm=gap_mm,
+    )
+    run(out=out, subjects=subjects, seed=seed, settings=settings, anatomies=anatomy, overwrite=overwrite)
+
+
+def benchmark_data(
+    out: Path,
+    split: Literal["train", "validation", "test"] = "test",
+    tier: Literal["easy", "hard"] = "hard",
+    subjects: int | None = None,
+    verify: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Generate a split of CMB-Phantom, the benchmark; compare its files with the published checksums.
+
+    Args:
+      out: folder to make; with --verify: the folder to check.
+      split: train (seeds without an end: say how many subjects), validation (40) or test (60).
+      tier: easy or hard.
+      subjects: only the first so many; train: how many.
+      verify: generate nothing, compare the folder with the checksum list.
+      overwrite: replace the folder if it exists.
+    """
+    from cmb_jax.commands.benchmark_data import run
+
+    run(out=out, split=split, tier=tier, subjects=subjects, verify=verify, overwrite=overwrite)
 
 
 def evaluate(
@@ -227,6 +281,7 @@ def review() -> None:
 COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict,
     "simulate": simulate,
+    "benchmark-data": benchmark_data,
     "evaluate": evaluate,
     "swi": swi,
     "implant": implant,
