@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
+from cmb_jax.errors import UserError
 from cmb_jax.evaluation.agreement import cohen_kappa, icc_2_1
 from cmb_jax.review.consensus import truth_rows
 from cmb_jax.review.marks import Mark, Verdict
@@ -141,6 +142,25 @@ def test_a_record_comes_back(tmp_path):
     after = read_review(tmp_path / "a.json")
     assert after == before
     assert "NaN" not in (tmp_path / "a.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "another"},
+        {"format_version": 99},
+        {"readings": []},
+        {"candidates": []},
+        {"readings": [{"marks": [{"candidate": 1}], "added": []}]},
+        {"subject": None, "candidates": 3},
+    ],
+)
+def test_a_record_that_is_damaged(tmp_path, change):
+    content = json.loads(review_json(scan(reading(M, N, U, None, M))))
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content | change))
+    with pytest.raises(UserError, match=r"a\.json: is no file of cmb-jax review import .*; import it again"):
+        read_review(path)
 
 
 def test_the_agreement_command(run, exported, result, tmp_path):
