@@ -68,7 +68,7 @@ def read_readings(path: Path, result: Result) -> list[Reading]:
 def settle(path: Path, marks: Sequence[Mark], removed: set[int], result: Result) -> Reading:
     """One mark for each candidate, and the added lesions.
 
-    An added mark within 3 mm of a candidate without a mark of its own is that candidate's. Candidates that
+    An added mark within 3 mm of a candidate without a verdict of its own is that candidate's. Candidates that
     were removed from the file are mimics of unknown kind; others without a mark were not read.
 
     Raises:
