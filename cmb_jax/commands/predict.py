@@ -11,6 +11,7 @@ from cmb_jax.commands.common import existing_file, use_compilation_cache
 from cmb_jax.errors import UserError
 from cmb_jax.inference.outputs import described_inputs, write_prediction
 from cmb_jax.inference.predict import PhaseSign, Prediction, load_detector
+from cmb_jax.io.naming import stem
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.phase import PhaseRange
 
@@ -70,6 +71,7 @@ def run(
     weights: str = "small",
     threshold: float | None = None,
     overwrite: bool = False,
+    keep_identifiers: bool = False,
     announce: bool = True,
 ) -> Prediction:
     """Read, predict, write; progress on stderr, the summary and the report's place on stdout (`announce`).
@@ -99,8 +101,10 @@ def run(
         progress=say,
     )
     say("writing the report")
-    inputs = described_inputs(swi=swi_volume, phase=phase_volume, magnitude=magnitude_volume)
-    subject = swi.name.removesuffix(".gz").removesuffix(".nii")
+    inputs = described_inputs(
+        keep_identifiers=keep_identifiers, swi=swi_volume, phase=phase_volume, magnitude=magnitude_volume
+    )
+    subject = stem(inputs[0][1])
     write_prediction(prediction, detector.bundle, out, inputs, subject=subject, overwrite=overwrite)
     for line in prediction.warnings:
         print(f"warning: {line}", file=sys.stderr)
