@@ -1,4 +1,4 @@
-"""Prepared training subjects: simulated once, kept on disk as plain arrays that are memory-mapped."""
+"""Prepared training subjects, simulated or scanned: kept on disk as plain arrays that are memory-mapped."""
 
 from __future__ import annotations
 
@@ -50,6 +50,11 @@ class StoredSubject:
         return np.load(self.folder / "brain_points.npy")
 
 
+def is_stored(folder: Path) -> bool:
+    """Whether a subject lies there; its folder appears whole or not at all."""
+    return (folder / "image.npy").exists()
+
+
 def _cells_of(labels: np.ndarray, labels_affine: np.ndarray, prepared: PreparedVolume) -> np.ndarray:
     """Nearest label (X, Y, Z) at the centre of every proposal cell: (Z, Y // 2, X // 2).
 
@@ -93,18 +98,66 @@ def store_subject(
 ) -> StoredSubject:
     """Prepare a simulated subject and write it, whole or not at all."""
     prepared = prepare_phantom(subject, spacing_mm)
-    rng = np.random.default_rng(subject.seed)
     affine = subject.swi.affine
-    mimics = _cells_of(subject.mimic_labels.astype(np.uint8), affine, prepared)
-    brain = np.argwhere(region_of(_cells_of(subject.region_code, affine, prepared)) > 0)
     lesions = subject.lesions
     cmb = lesions.is_cmb
+    return _store(
+        folder,
+        prepared,
+        boxes=boxes_of_lesions(lesions.centre_mm[cmb], lesions.apparent_diameter_mm[cmb], prepared),
+        mimics=_cells_of(subject.mimic_labels.astype(np.uint8), affine, prepared),
+        brain=region_of(_cells_of(subject.region_code, affine, prepared)) > 0,
+        seed=subject.seed,
+    )
+
+
+def store_scan(
+    folder: Path,
+    prepared: PreparedVolume,
+    *,
+    boxes: np.ndarray,
+    brain_mask: np.ndarray,
+    affine: np.ndarray,
+    seed: int,
+) -> StoredSubject:
+    """Write a prepared scan, whole or not at all. It knows no mimics: training mines its own.
+
+    Args:
+      folder: to make or to replace.
+      prepared: what the network sees.
+      boxes: (M, 6) of the microbleeds, working voxels.
+      brain_mask: (X, Y, Z) bool on the scan's grid; empty means that the brain is unknown and all is used.
+      affine: (4, 4) of the scan's grid.
+      seed: of the choice of points in the brain.
+    """
+    brain = _cells_of(brain_mask, affine, prepared)
+    return _store(
+        folder,
+        prepared,
+        boxes=boxes,
+        mimics=np.zeros(brain.shape, np.uint8),
+        brain=brain if brain.any() else ~brain,
+        seed=seed,
+    )
+
+
+def _store(
+    folder: Path,
+    prepared: PreparedVolume,
+    *,
+    boxes: np.ndarray,
+    mimics: np.ndarray,
+    brain: np.ndarray,
+    seed: int,
+) -> StoredSubject:
+    """Draw the points that patches are centred on and write all arrays; `mimics` and `brain` are by cell."""
+    rng = np.random.default_rng(seed)
     arrays = {
         "image": prepared.image,
-        "boxes": boxes_of_lesions(lesions.centre_mm[cmb], lesions.apparent_diameter_mm[cmb], prepared),
+        "boxes": boxes.astype(np.float32),
         "mimics": mimics,
         "mimic_points": _points_by_kind(mimics, rng),
-        "brain_points": rng.permutation(brain)[:BRAIN_POINTS].astype(np.int32),
+        "brain_points": rng.permutation(np.argwhere(brain))[:BRAIN_POINTS].astype(np.int32),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
@@ -134,7 +187,7 @@ def stored_subjects(
     subjects = []
     for index, seed in enumerate(tqdm(seeds, desc=f"{what} subjects", unit="subject")):
         folder = root / f"seed-{seed}"
-        if (folder / "image.npy").exists():
+        if is_stored(folder):
             subjects.append(StoredSubject(folder=folder))
         else:
             subjects.append(store_subject(simulate(index, seed), folder, spacing_mm))

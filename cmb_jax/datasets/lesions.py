@@ -32,6 +32,7 @@ class Lesions:
     boxes: np.ndarray  # (n, 6) float64, (z0, y0, x0, z1, y1, x1) half-open, voxels of `grid`
     grid: Grid  # of the reference image, axes turned to Right, Anterior, Superior
     counted: str  # how, for people: points, labels, or components with threshold and connectivity
+    labels: np.ndarray | None = None  # (X, Y, Z) int32 on `grid`: lesion n is label n + 1; None of points
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -151,6 +152,7 @@ def _from_mask(truth: MaskTruth, path: Path, reference: Path, connectivity: int)
         boxes=np.array(boxes, np.float64).reshape(-1, 6),
         grid=image,
         counted=counted,
+        labels=labels,
         notes=notes,
     )
 

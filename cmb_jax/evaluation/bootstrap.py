@@ -151,13 +151,41 @@ def paired_bootstrap(
         count_metrics(a, weights) - count_metrics(b, weights)
         for weights in resample_weights(scans, samples, seed)
     ]
-    resampled = np.concatenate(blocks)
-    result = {}
-    for name, estimate, column in zip(METRICS, estimates(value, resampled), resampled.T, strict=True):
+    return dict(zip(METRICS, _differences(value, np.concatenate(blocks)), strict=True))
+
+
+def paired_bootstrap_froc(
+    a: FrocEvents, b: FrocEvents, *, rates: Sequence[float] = FROC_RATES, samples: int = 2000, seed: int = 0
+) -> list[PairedDifference]:
+    """Differences of the sensitivity at the rates and, last, of average precision; see `paired_bootstrap`.
+
+    Args:
+        a: events of the first program.
+        b: of the second, on the same scans in the same order; `lesions` must be equal.
+        rates: false positives a scan.
+        samples: resamples, each applied to both.
+        seed: of the resampling.
+    """
+    if not np.array_equal(a.lesions, b.lesions):
+        raise ValueError("paired comparison needs the same scans in the same order")
+    scans = len(a.lesions)
+    ones = np.ones((1, scans), int)
+    value = (froc_metrics(a, ones, rates) - froc_metrics(b, ones, rates))[0]
+    blocks = [
+        froc_metrics(a, weights, rates) - froc_metrics(b, weights, rates)
+        for weights in resample_weights(scans, samples, seed)
+    ]
+    return _differences(value, np.concatenate(blocks))
+
+
+def _differences(values: np.ndarray, resampled: np.ndarray) -> list[PairedDifference]:
+    """Differences (N,) with intervals and p values from their resamples (B, N)."""
+    result = []
+    for estimate, column in zip(estimates(values, resampled), resampled.T, strict=True):
         column = column[np.isfinite(column)]
         tails = (np.count_nonzero(column <= 0), np.count_nonzero(column >= 0))
         p_value = min(1.0, 2.0 * (min(tails) + 1) / (len(column) + 1)) if len(column) else float("nan")
-        result[name] = PairedDifference(difference=estimate, p_value=p_value)
+        result.append(PairedDifference(difference=estimate, p_value=p_value))
     return result
 
 
