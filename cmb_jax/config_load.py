@@ -37,12 +37,5 @@ def config_from_file(path: Path) -> Config:
 
 
 def override(config: Config, arguments: Sequence[str], prog: str) -> Config:
-    """The configuration with dotted overrides, e.g. `--train.steps 500`; help comes from the dataclasses.
-
-    Raises:
-      UserError: a value that the tree refuses.
-    """
-    try:
-        return tyro.cli(Config, default=config, args=list(arguments), prog=prog)
-    except ValueError as error:
-        raise UserError(f"the settings on the command line cannot be used: {error}") from error
+    """The configuration with dotted overrides, e.g. `--train.steps 500`; help comes from the dataclasses."""
+    return tyro.cli(Config, default=config, args=list(arguments), prog=prog)
