@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.commands.common import run_for_people, use_compilation_cache
 from cmb_jax.commands.evaluation_scans import EvaluationScan, open_test_part, own_scans, simulated_scans
 from cmb_jax.commands.train import argument_parser, parse
@@ -51,15 +52,18 @@ def detections_of(prediction: Prediction, subject: str) -> SubjectDetections:
     )
 
 
-def detect(detector: CmbDetector, scan: EvaluationScan) -> SubjectDetections:
-    """The whole pipeline on one scan, as a user would run it.
+def predict_scan(
+    detector: CmbDetector, scan: EvaluationScan, region_map: RegionMap | None = None
+) -> Prediction:
+    """The whole pipeline on one scan, as a user would run it; regions may be known from another detector.
 
     Raises:
       UserError: images that do not belong together.
     """
     images = scan.images
-    prediction = detector.predict(images.swi, images.phase, images.magnitude, phase_sign=scan.phase_sign)
-    return detections_of(prediction, scan.truth.subject)
+    return detector.predict(
+        images.swi, images.phase, images.magnitude, phase_sign=scan.phase_sign, region_map=region_map
+    )
 
 
 def evaluate_detector(
@@ -83,17 +87,18 @@ def evaluate_detector(
     def detections() -> Iterator[SubjectDetections]:
         for scan in scans:
             try:
-                ours = detect(detector, scan)
-                theirs = None if baseline is None else detect(baseline, scan)
+                ours = predict_scan(detector, scan)
+                theirs = None if baseline is None else predict_scan(baseline, scan, ours.region_map)
             except UserError as error:
                 print(f"skipped: {scan.truth.subject}: {error}", file=sys.stderr)
                 continue
+            found_here = detections_of(ours, scan.truth.subject)
             if theirs is not None:
-                found.append(ours)
-                found_by_baseline.append(theirs)
+                found.append(found_here)
+                found_by_baseline.append(detections_of(theirs, scan.truth.subject))
                 centers.append(dataclasses.replace(scan.truth, volume=None, mimics=None))
             waiting.append(scan.truth)
-            yield ours
+            yield found_here
 
     def truths() -> Iterator[SubjectTruth]:
         # asked for after the detections of the same scan

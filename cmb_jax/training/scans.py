@@ -173,6 +173,7 @@ def _prepare_case(
         folder,
         scan.prepared,
         boxes=boxes,
+        mimics_mm=lesions.mimics_mm,
         brain_mask=scan.brain_mask,
         affine=images.swi.affine,
         seed=seed,

@@ -23,7 +23,7 @@ def spots(seed, count):
 
 
 def add_scan(root, name, *, count=3, affine=RAS, truth="points", phase=True, seed=0):
-    """One scan with its truth: `points`, `mask`, `soft` or None."""
+    """One scan with its truth: `points`, `kinds` (the last spot is a mimic), `mask`, `soft` or None."""
     rng = np.random.default_rng(seed)
     index = spots(seed, count)
     swi = 100 + rng.normal(0, 3, SHAPE)
@@ -37,11 +37,15 @@ def add_scan(root, name, *, count=3, affine=RAS, truth="points", phase=True, see
         images["mask"] = mask
     for word, data in images.items():
         nib.save(nib.Nifti1Image(data.astype(np.float32), affine), root / f"{name}_{word}.nii.gz")
-    if truth == "points":
-        points = nib.affines.apply_affine(affine, index.reshape(-1, 3))
-        lines = [",".join(f"{value:.3f}" for value in point) for point in points]
-        (root / f"{name}_points.csv").write_text("\n".join(["x_mm,y_mm,z_mm", *lines]) + "\n")
-    return nib.affines.apply_affine(affine, index.reshape(-1, 3))
+    points = nib.affines.apply_affine(affine, index.reshape(-1, 3))
+    if truth in ("points", "kinds"):
+        kinds = ["cmb"] * (count - 1) + ["mimic" if truth == "kinds" else "cmb"]
+        lines = [
+            ",".join([*(f"{value:.3f}" for value in point), kind])
+            for point, kind in zip(points, kinds[:count], strict=True)
+        ]
+        (root / f"{name}_points.csv").write_text("\n".join(["x_mm,y_mm,z_mm,kind", *lines]) + "\n")
+    return points
 
 
 def make_index(root, path):

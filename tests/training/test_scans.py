@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cmb_jax.config import DataConfig
-from cmb_jax.data.subjects import StoredSubject
+from cmb_jax.data.subjects import READERS_MIMIC, StoredSubject
 from cmb_jax.datasets.index_file import read_index
 from cmb_jax.errors import UserError
 from cmb_jax.training import scans
@@ -30,6 +30,7 @@ FORMS = {
     "mask-lps": {"truth": "mask", "affine": LPS},
     "soft-oblique": {"truth": "soft", "affine": OBLIQUE},
     "points-oblique": {"truth": "points", "affine": OBLIQUE, "phase": False},
+    "kinds-oblique": {"truth": "kinds", "count": 4, "affine": OBLIQUE},
     "none": {"truth": "points", "count": 0},
 }
 
@@ -60,7 +61,7 @@ def test_every_form_is_prepared(site):
     assert part.lesions == 3 * (len(FORMS) - 1)
 
 
-@pytest.mark.parametrize("name", [name for name in FORMS if name != "none"])
+@pytest.mark.parametrize("name", [name for name in FORMS if name not in ("none", "kinds-oblique")])
 def test_boxes_lie_on_the_dark_spots(site, name):
     """The darkest voxels of the stored image are in the boxes, and the boxes' middles are dark."""
     subject = stored(site, name)
@@ -93,13 +94,33 @@ def test_phase_is_paramagnetic_positive_or_a_zero_channel(site):
     assert not stored(site, "points-oblique").image()[..., 1].any()
 
 
-def test_only_mined_negatives_are_known(site):
-    for subject in site[3].subjects:
-        assert not subject.mimics().any()
-        assert subject.mimic_points().shape == (0, 3)
+def test_what_a_reader_took_for_none_is_a_known_mimic(site):
+    """The one dark spot outside the boxes, and nothing in them."""
+    subject = stored(site, "kinds-oblique")
+    cells = subject.mimics() == READERS_MIMIC
+    dark = subject.image()[:, ::2, ::2, 0] < 0.4
+    for box in subject.boxes():
+        low, high = (np.floor(corner / (1, 2, 2)).astype(int) for corner in (box[:3], box[3:] + 1))
+        window = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        assert not cells[window].any()
+        dark[window] = False
+    assert dark.any()
+    apart = np.argwhere(cells).mean(axis=0) - np.argwhere(dark).mean(axis=0)
+    assert np.abs(apart).max() < 0.6
+    assert 5 < cells.sum() < 25  # cells of 1 mm in a sphere of 3 mm: 14
+    np.testing.assert_array_equal(
+        np.unique(subject.mimic_points(), axis=0), np.argwhere(cells).astype(np.int32)
+    )
+
+
+def test_no_other_mimics_are_known(site):
+    for case, subject in zip(site[3].cases, site[3].subjects, strict=True):
         points = subject.brain_points()
         assert len(points) > 0
         assert (points < subject.mimics().shape).all()
+        if case.case_id != "kinds-oblique":
+            assert not subject.mimics().any()
+            assert subject.mimic_points().shape == (0, 3)
 
 
 def test_nothing_is_prepared_twice(site, monkeypatch, tmp_path):
