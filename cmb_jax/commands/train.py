@@ -124,14 +124,14 @@ def weights_to_start_from(config: Config) -> WeightsBundle | None:
     bundle = load_bundle(name)
     # the type of activations is no property of the weights
     theirs = dataclasses.replace(bundle.config.model, compute_dtype=config.model.compute_dtype)
-    ours = {"data.spacing_mm": config.data.spacing_mm} | dataclasses.asdict(config.model)
-    for field, value in (
-        {"data.spacing_mm": bundle.config.data.spacing_mm} | dataclasses.asdict(theirs)
-    ).items():
-        if ours[field] != value:
+    wanted, present = dataclasses.asdict(config.model), dataclasses.asdict(theirs)
+    pairs = {f"model.{field}": (wanted[field], present[field]) for field in wanted}
+    pairs["data.spacing_mm"] = (config.data.spacing_mm, bundle.config.data.spacing_mm)
+    for field, (ours, its) in pairs.items():
+        if ours != its:
             raise UserError(
-                f"{name}: cannot start from these weights: their {field} is {value}, but the configuration "
-                f"has {ours[field]}"
+                f"{name}: cannot start from these weights: their {field} is {its}, but the configuration has "
+                f"{ours}"
             )
     return bundle
 

@@ -227,7 +227,7 @@ def no_weights(place, tmp_path):
         (without_lesions, "the 1 scans of the training part hold no lesion"),
         (unknown, "the index has no case 'p77'"),
         (no_training, "is in the training part"),
-        (other_network, "cannot start from these weights: their widths is"),
+        (other_network, "cannot start from these weights: their model.widths is"),
         (no_weights, "nothing: no such weights"),
     ],
 )

@@ -246,8 +246,8 @@ def test_parts_come_from_the_file_or_from_the_shares(tmp_path):
         "test": ["p3"],
     }
     assert own.notes == (
-        "1 cases have no truth and are not used",
-        "1 cases are not in the split file and are not used",
+        "not used, because they have no truth: 1 of 5 cases",
+        "not used, because the split file lacks them: 1 of 4 cases with a truth",
     )
     dealt = open_data(DataConfig(index=str(path), split_fractions=(0.5, 0.25, 0.25), split_seed=1))
     assert [len(dealt.parts[name]) for name in ("train", "val", "test")] == [2, 1, 1]
