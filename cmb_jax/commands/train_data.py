@@ -9,7 +9,6 @@ import io
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -200,10 +199,9 @@ def _check_split(own: OwnData, workdir: Path) -> None:
         )
 
 
-def seen_images(workdir: Path) -> dict[str, str]:
-    """What a run has trained or validated on: SHA-256 of an image's file -> its part; empty for phantoms."""
+def seen_images(workdir: Path) -> set[str]:
+    """SHA-256 of the images' files that a run has trained or validated on; empty for simulated subjects."""
     path = workdir / SPLIT_FILE
     if not path.exists():
-        return {}
-    rows: Sequence[dict[str, str]] = read_csv(path, _SPLIT_COLUMNS)
-    return {row["image_sha256"]: row["split"] for row in rows if row["image_sha256"]}
+        return set()
+    return {row["image_sha256"] for row in read_csv(path, _SPLIT_COLUMNS)} - {""}

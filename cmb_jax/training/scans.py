@@ -63,8 +63,9 @@ def open_data(config: DataConfig) -> OwnData:
     index, root = read_index(path)
     known = [case for case in index.cases if case.truth is not None]
     notes = []
-    if len(known) < len(index.cases):
-        notes.append(f"not used, because they have no truth: {len(index.cases) - len(known)} of {len(index.cases)} cases")
+    unread = len(index.cases) - len(known)
+    if unread:
+        notes.append(f"not used, because they have no truth: {unread} of {len(index.cases)} cases")
     if not known:
         raise UserError(f"{path}: no case has a truth; add masks or tables of centres and make it again")
     if config.split_file is None:
@@ -75,7 +76,9 @@ def open_data(config: DataConfig) -> OwnData:
         parts = {name: tuple(case for case in part if case.truth is not None) for name, part in named.items()}
         unnamed = len(known) - sum(map(len, parts.values()))
         if unnamed:
-            notes.append(f"not used, because the split file lacks them: {unnamed} of {len(known)} cases with a truth")
+            notes.append(
+                f"not used, because the split file lacks them: {unnamed} of {len(known)} cases with a truth"
+            )
     return OwnData(index=index, root=root, parts=parts, notes=tuple(notes))
 
 
