@@ -17,7 +17,7 @@ from tqdm import tqdm
 from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.commands.common import run_for_people, use_compilation_cache
 from cmb_jax.commands.evaluation_scans import EvaluationScan, open_test_part, own_scans, simulated_scans
-from cmb_jax.commands.train import argument_parser, parse
+from cmb_jax.commands.experiment import argument_parser, parse
 from cmb_jax.config import Config
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.comparison import Comparison, compare, comparison_table, comparison_values

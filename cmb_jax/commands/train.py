@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import datetime
 import json
@@ -19,10 +18,10 @@ from absl import flags
 import cmb_jax
 from cmb_jax.boxes.geometry import box_centers
 from cmb_jax.commands.common import run_for_people, use_compilation_cache
+from cmb_jax.commands.experiment import argument_parser, parse
 from cmb_jax.commands.train_data import TrainingData, training_data
 from cmb_jax.config import Config
 from cmb_jax.config_io import config_from_json, config_to_json
-from cmb_jax.config_load import config_from_file, override
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.froc import FrocCurve, choose_threshold, collect_events, froc_curve, sensitivity_at
@@ -37,6 +36,8 @@ from cmb_jax.training.memory import keep_freed_memory
 
 FP_RATES = (0.5, 1.0, 2.0, 4.0)
 OPERATING_FP_RATE = 2.0
+# A handful of lesions is all found at high scores: an operating point chosen on them misses the next ones.
+FEWEST_LESIONS = 20
 
 
 def validation_curve(config: Config, params: Any, subjects: Sequence[StoredSubject]) -> FrocCurve:
@@ -91,6 +92,30 @@ def with_operating_point(config: Config, params: Any, subjects: Sequence[StoredS
     return dataclasses.replace(config, inference=inference)
 
 
+def choose_operating_point(
+    config: Config, params: Any, data: TrainingData, start: WeightsBundle | None
+) -> tuple[Config, str]:
+    """The configuration with its operating point, and where that comes from.
+
+    It is chosen on the validation subjects; with fewer than `FEWEST_LESIONS` lesions among them it stays that
+    of the weights that training started from, if there are any.
+    """
+    lesions = sum(len(subject.boxes()) for subject in data.validation)
+    if start is not None and lesions < FEWEST_LESIONS:
+        theirs = start.config.inference
+        inference = dataclasses.replace(
+            config.inference,
+            score_threshold=theirs.score_threshold,
+            definite_threshold=theirs.definite_threshold,
+        )
+        how = f"that of the starting weights: {lesions} validation lesions are too few to choose another"
+        return dataclasses.replace(config, inference=inference), how
+    if not lesions:
+        return config, "that of the configuration: there are no validation lesions to choose one by"
+    how = f"the highest sensitivity at no more than {OPERATING_FP_RATE:g} false positives a validation scan"
+    return with_operating_point(config, params, data.validation), how
+
+
 def _remember(config: Config, workdir: Path) -> None:
     """Keep the configuration in the run's folder; refuse to go on with what would be another run."""
     path = workdir / "config.json"
@@ -143,13 +168,10 @@ def training_record(
     steps: int,
     hours: float,
     quality: Mapping[str, float],
+    operating_point: str,
     weights: Path,
 ) -> dict[str, Any]:
     """How the weights came about, for the file beside them; `hours` is of the last start of the run."""
-    chosen = (
-        f"{data.validated_on}, without localization; the operating point is the highest sensitivity at no "
-        f"more than {OPERATING_FP_RATE:g} false positives a scan on them"
-    )
     return {
         "use": data.use,
         "name": config.name,
@@ -162,7 +184,8 @@ def training_record(
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "started_from": None if start is None else {"name": start.path.stem, "sha256": start.sha256},
         "training_data": data.trained_on,
-        "validation_data": chosen if data.validation else "none",
+        "validation_data": f"{data.validated_on}, without localization" if data.validation else "none",
+        "operating_point": operating_point,
         "validation": {name: round(value, 4) for name, value in quality.items()},
         "score_threshold": config.inference.score_threshold,
         "sha256": sha256_file(weights),
@@ -194,36 +217,13 @@ def run(config: Config, workdir: Path) -> None:
         start_from=None if start is None else start.params,
     )
     hours = (time.perf_counter() - tick) / 3600
-    if data.validation:
-        final = with_operating_point(config, state.ema, data.validation)
-    else:
-        final = config if start is None else dataclasses.replace(config, inference=start.config.inference)
+    final, how = choose_operating_point(config, state.ema, data, start)
     weights = workdir / "weights.safetensors"
     save_bundle(weights, state.ema, final)
     quality = evaluate(state.ema) if data.validation else {}
-    record = training_record(final, data, start, int(state.step), hours, quality, weights)
+    record = training_record(final, data, start, int(state.step), hours, quality, how, weights)
     atomic_write_text(workdir / "weights.json", json.dumps(record, indent=2) + "\n", overwrite=True)
-    print(f"weights: {weights} (operating point {final.inference.score_threshold:.3f})")
-
-
-def argument_parser(prog: str, text: str) -> argparse.ArgumentParser:
-    """Reads --config and --workdir; more can be added."""
-    parser = argparse.ArgumentParser(prog=prog, description=text, add_help=False)
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--workdir", type=Path)
-    return parser
-
-
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
-    """What `argument_parser` knows, then dotted overrides of the configuration; --help ends the program."""
-    known, rest = parser.parse_known_args(arguments)
-    if {"-h", "--help"} & set(rest):
-        parser.print_help()
-        print("\nSettings that can be overridden:\n")
-    elif known.config is None or known.workdir is None:
-        raise UserError(f"{parser.prog}: give --config FILE and --workdir DIR; --help lists the settings")
-    config = Config() if known.config is None else config_from_file(known.config)
-    return override(config, rest, parser.prog), known
+    print(f"weights: {weights}\noperating point: {final.inference.score_threshold:.3f}, {how}")
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ class TrainingData:
     """Prepared subjects by their use, and words about them for the training record."""
 
     training: tuple[StoredSubject, ...]
-    validation: tuple[StoredSubject, ...]  # none: nothing is validated, no operating point is chosen
+    validation: tuple[StoredSubject, ...]  # none: nothing is validated
     phantoms: tuple[StoredSubject, ...] = ()  # mixed in with the share `data.phantom_share`
     use: str
     trained_on: str
@@ -109,8 +109,8 @@ def _own(config: Config, workdir: Path) -> TrainingData:
     atomic_write_text(workdir / SPLIT_FILE, _split_text(own, parts), overwrite=True)
     if not validation.lesions:
         print(
-            f"note: no lesion in the {len(validation.subjects)} validation scans, so nothing is validated "
-            "and the operating point stays as it is; give data.split_file or another data.split_seed",
+            f"note: no lesion in the {len(validation.subjects)} validation scans, so nothing is validated; "
+            "give data.split_file or another data.split_seed",
             file=sys.stderr,
         )
     phantoms = phantom_subjects(config, workdir, "training") if mixed else ()

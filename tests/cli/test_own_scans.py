@@ -121,9 +121,12 @@ def test_a_run_starts_from_given_weights(place, trained, tmp_path):
     assert equal(first.params, second.params)
     record = json.loads((tmp_path / "same" / "weights.json").read_text())
     assert record["started_from"] == {"name": "weights", "sha256": first.sha256}
+    # three validation lesions are too few for another operating point than that of the starting weights
+    assert second.config.inference.score_threshold == first.config.inference.score_threshold
+    assert "3 validation lesions are too few" in record["operating_point"]
 
 
-def test_without_lesions_to_validate_on_the_operating_point_stays(place, trained, tmp_path, capsys):
+def test_without_lesions_to_validate_on_nothing_is_validated(place, trained, tmp_path, capsys):
     table = split_file(tmp_path / "split.csv", train=("p1",), test=("p4",))
     first = load_bundle(trained / "weights.safetensors")
     code = call(
