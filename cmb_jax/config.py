@@ -112,8 +112,18 @@ class PhantomConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Working grid, patches and augmentation."""
+    """Where scans come from, working grid, patches and augmentation."""
 
+    index: str | None = None
+    """Index file of `cmb-jax data index`: own scans to train and evaluate on; none: simulated subjects."""
+    split_file: str | None = None
+    """CSV with case_id and split (train, val, test) of the index; none: dealt out by patient."""
+    split_fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    """Shares of the patients for train, val and test, where no file says it."""
+    split_seed: int = 0
+    """Seed of the dealing."""
+    phantom_share: float = 0.0
+    """Share of the training patches that come from simulated subjects, when there is an index."""
     spacing_mm: tuple[float, float, float] = (1.0, 0.5, 0.5)
     """Working grid (z, y, x) in mm."""
     patch_shape: Triple = (48, 96, 96)
@@ -129,11 +139,19 @@ class DataConfig:
     workers: int = 0
     """Grain worker processes; 0 reads in the main process with threads."""
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.phantom_share < 1.0:
+            raise ValueError("data.phantom_share must be 0 or more and below 1")
+        if min(self.split_fractions) < 0 or abs(sum(self.split_fractions) - 1.0) > 1e-6:
+            raise ValueError("data.split_fractions must be 0 or more and sum to 1")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Optimiser, schedule, checkpoints, mesh."""
 
+    init_from: str | None = None
+    """Weights to start from: a bundled name or a .safetensors file; none: from nothing."""
     steps: int = 3200
     learning_rate: float = 2e-3
     warmup_steps: int = 100

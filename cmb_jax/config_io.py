@@ -7,7 +7,7 @@ import json
 import typing
 from typing import Any
 
-from cmb_jax.config import Config
+from cmb_jax.config import Config, ModelConfig
 
 
 def config_to_json(config: Config) -> str:
@@ -15,11 +15,24 @@ def config_to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
+def without_paths(config: Config) -> Config:
+    """The configuration without names of files of this machine, as it may go out with the weights."""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, index=None, split_file=None),
+        phantom=dataclasses.replace(config.phantom, cache_dir=None),
+        train=dataclasses.replace(config.train, init_from=None),
+    )
+
+
 def config_from_json(text: str) -> Config:
     """Inverse of `config_to_json`.
 
+    A setting that is newer than the text takes its default, so a new setting's default must be what the
+    program did before. The network is exempt: all its settings must be there.
+
     Raises:
-      ValueError: unknown or missing fields, or values that the tree refuses.
+      ValueError: unknown fields, a network without all its settings, or values that the tree refuses.
     """
     return _build(Config, json.loads(text), "config")
 
@@ -27,7 +40,7 @@ def config_from_json(text: str) -> Config:
 def _build(kind: type, values: dict[str, Any], where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - set(fields))
-    missing = sorted(set(fields) - set(values))
+    missing = sorted(set(fields) - set(values)) if kind is ModelConfig else []
     if unknown or missing:
         raise ValueError(f"{where} has unknown fields {unknown} and lacks {missing}")
     types = typing.get_type_hints(kind)

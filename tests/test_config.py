@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cmb_jax.config import Config, ModelConfig
-from cmb_jax.config_io import config_from_json, config_to_json
+from cmb_jax.config import Config, DataConfig, ModelConfig, PhantomConfig, TrainConfig
+from cmb_jax.config_io import config_from_json, config_to_json, without_paths
 from cmb_jax.config_load import config_from_file, override
 from cmb_jax.errors import UserError
 
@@ -20,14 +20,32 @@ def test_every_config_file_builds_and_survives_json(path):
     assert config_from_json(config_to_json(config)) == config
 
 
-def test_json_with_unknown_or_missing_fields_is_refused():
+def test_json_with_unknown_fields_or_half_a_network_is_refused():
     values = json.loads(config_to_json(Config()))
     values["model"]["colour"] = 1
     with pytest.raises(ValueError, match="colour"):
         config_from_json(json.dumps(values))
-    del values["model"]["colour"], values["train"]["steps"]
-    with pytest.raises(ValueError, match="steps"):
+    del values["model"]["colour"], values["model"]["widths"]
+    with pytest.raises(ValueError, match="widths"):
         config_from_json(json.dumps(values))
+
+
+def test_settings_newer_than_the_json_take_their_default():
+    config = Config(train=TrainConfig(steps=7))
+    values = json.loads(config_to_json(config))
+    del values["data"]["index"], values["train"]["init_from"]
+    assert config_from_json(json.dumps(values)) == config
+
+
+def test_no_name_of_a_file_goes_out_with_weights():
+    config = Config(
+        data=DataConfig(index="site/anna.json", split_file="anna.csv", phantom_share=0.5),
+        phantom=PhantomConfig(cache_dir="home/anna"),
+        train=TrainConfig(init_from="anna.safetensors", steps=7),
+    )
+    assert "anna" not in config_to_json(without_paths(config))
+    assert without_paths(config).train.steps == 7
+    assert without_paths(config).data.phantom_share == 0.5
 
 
 def test_dotted_overrides_keep_types():
@@ -66,6 +84,20 @@ def test_dotted_overrides_keep_types():
         )
         == ModelConfig()
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data.phantom-share", "1.5"), "below 1"),
+        (("--data.split-fractions", "0.5", "0.1", "0.1"), "sum to 1"),
+    ],
+)
+def test_bad_values_on_the_command_line_are_refused(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        override(Config(), arguments, "train.py")
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_levels_must_agree():

@@ -1,31 +1,33 @@
-"""eval.py: a trained run on fresh simulated subjects, through the whole pipeline."""
+"""eval.py: a trained run through the whole pipeline, on fresh simulated subjects or on own test scans."""
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
+import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.commands.common import run_for_people, use_compilation_cache
-from cmb_jax.commands.train import parse, phantom_member
+from cmb_jax.commands.evaluation_scans import EvaluationScan, open_test_part, own_scans, simulated_scans
+from cmb_jax.commands.experiment import argument_parser, parse
 from cmb_jax.config import Config
 from cmb_jax.errors import UserError
+from cmb_jax.evaluation.comparison import Comparison, compare, comparison_table, comparison_values
 from cmb_jax.evaluation.evaluate import evaluate_records
 from cmb_jax.evaluation.metrics import write_metrics
 from cmb_jax.evaluation.present import format_table, report_content
 from cmb_jax.evaluation.records import CANDIDATE, KEPT, REJECTED, SubjectDetections, SubjectTruth
 from cmb_jax.evaluation.result import EvaluationResult
-from cmb_jax.evaluation.simulated import phantom_truth
 from cmb_jax.inference.predict import LOW_SCORE, CmbDetector, Prediction, load_detector
-from cmb_jax.io.atomic import atomic_directory
-from cmb_jax.phantom import PhantomSubject, simulate_subject
-from cmb_jax.phantom.tree import PackLoader
+from cmb_jax.io.atomic import atomic_directory, atomic_write_text
 from cmb_jax.report.content import DetectionRow
 from cmb_jax.report.evaluation_html import write_evaluation_report
 
@@ -50,61 +52,117 @@ def detections_of(prediction: Prediction, subject: str) -> SubjectDetections:
     )
 
 
-def predict_phantom(detector: CmbDetector, phantom: PhantomSubject, with_phase: bool = True) -> Prediction:
-    """The whole pipeline on a simulated scan, as a user would run it; the phase sign is the protocol's."""
+def predict_scan(
+    detector: CmbDetector, scan: EvaluationScan, region_map: RegionMap | None = None
+) -> Prediction:
+    """The whole pipeline on one scan, as a user would run it; regions may be known from another detector.
+
+    Raises:
+      UserError: images that do not belong together.
+    """
+    images = scan.images
     return detector.predict(
-        phantom.swi,
-        phantom.phase if with_phase else None,
-        phantom.magnitude,
-        phase_sign="+1" if phantom.phase_sign > 0 else "-1",
+        images.swi, images.phase, images.magnitude, phase_sign=scan.phase_sign, region_map=region_map
     )
 
 
 def evaluate_detector(
-    detector: CmbDetector, config: Config, subjects: int, *, with_phase: bool = True
-) -> EvaluationResult:
-    """Simulate `subjects` fresh scans, patient-like in their number of lesions, and evaluate on them."""
-    pack_of = PackLoader()
-    phantom_config = config.phantom
-    waiting: collections.deque[SubjectTruth] = collections.deque()
+    detector: CmbDetector, scans: Iterable[EvaluationScan], baseline: CmbDetector | None = None
+) -> tuple[EvaluationResult, Comparison | None]:
+    """Evaluate on scans, one of which is in memory at a time; a scan that cannot be predicted is left out.
 
-    def detections() -> Iterator[SubjectDetections]:
-        for index in tqdm(range(subjects), desc="test subjects", unit="subject"):
-            seed = phantom_config.test_seed + index
-            settings, anatomy = phantom_member(phantom_config, index)
-            phantom = simulate_subject(pack_of(anatomy), seed, settings)
-            waiting.append(phantom_truth(phantom, f"seed-{seed}"))
-            yield detections_of(predict_phantom(detector, phantom, with_phase), f"seed-{seed}")
-
-    def truths() -> Iterator[SubjectTruth]:
-        # asked for after the detections of the same scan, so that one scan is in memory at a time
-        while True:
-            yield waiting.popleft()
-
-    return evaluate_records(detections(), itertools.islice(truths(), subjects))
-
-
-def run(config: Config, workdir: Path, overwrite: bool = False) -> EvaluationResult:
-    """Evaluate WORKDIR/weights.safetensors and write WORKDIR/eval.
+    Args:
+      detector: what is evaluated.
+      scans: with their truth.
+      baseline: another detector to compare with on the same scans.
 
     Raises:
-      UserError: the run has no weights yet, or an evaluation is there already.
+      UserError: no scan could be predicted.
+    """
+    waiting: collections.deque[SubjectTruth] = collections.deque()
+    found: list[SubjectDetections] = []
+    found_by_baseline: list[SubjectDetections] = []
+    centers: list[SubjectTruth] = []
+
+    def detections() -> Iterator[SubjectDetections]:
+        for scan in scans:
+            try:
+                ours = predict_scan(detector, scan)
+                theirs = None if baseline is None else predict_scan(baseline, scan, ours.region_map)
+            except UserError as error:
+                print(f"skipped: {scan.truth.subject}: {error}", file=sys.stderr)
+                continue
+            found_here = detections_of(ours, scan.truth.subject)
+            if theirs is not None:
+                found.append(found_here)
+                found_by_baseline.append(detections_of(theirs, scan.truth.subject))
+                centers.append(dataclasses.replace(scan.truth, volume=None, mimics=None))
+            waiting.append(scan.truth)
+            yield found_here
+
+    def truths() -> Iterator[SubjectTruth]:
+        # asked for after the detections of the same scan
+        while waiting:
+            yield waiting.popleft()
+
+    stream = detections()
+    first = next(stream, None)
+    if first is None:
+        raise UserError("no test scan could be evaluated; see the reasons above")
+    result = evaluate_records(itertools.chain([first], stream), truths())
+    if baseline is None:
+        return result, None
+    names = (detector.bundle.path.stem, baseline.bundle.path.stem)
+    return result, compare(names, found, found_by_baseline, centers)
+
+
+def run(
+    config: Config, workdir: Path, overwrite: bool = False, baseline: str | None = None
+) -> EvaluationResult:
+    """Evaluate WORKDIR/weights.safetensors and write WORKDIR/eval.
+
+    Args:
+      config: test subjects, or the index and its split.
+      workdir: of a run of train.py.
+      overwrite: replace an earlier evaluation.
+      baseline: name or file of other weights, to be compared with on the same scans.
+
+    Raises:
+      UserError: the run has no weights yet, an evaluation is there already, or no test scans can be used.
     """
     weights = workdir / "weights.safetensors"
     if not weights.exists():
         raise UserError(f"{weights}: no trained weights; run train.py with this --workdir first")
+    if (workdir / "eval").exists() and not overwrite:
+        raise UserError(f"{workdir / 'eval'}: exists already; add --overwrite to replace it")
     use_compilation_cache()
     tick = time.perf_counter()
     detector = load_detector(weights)
-    result = evaluate_detector(detector, config, config.phantom.test_subjects)
-    print(format_table(result))
-    content = report_content(
-        result,
-        title=f"{config.name}: {result.scans} simulated test subjects",
-        settings=(
+    other = None if baseline is None else load_detector(baseline)
+    if config.data.index is None:
+        scans, count = simulated_scans(config), config.phantom.test_subjects
+        what = "simulated test subjects"
+        settings = (
             ("test seeds", f"{config.phantom.test_seed} and following"),
             ("protocols", ", ".join(config.phantom.protocols)),
-            ("operating point", "chosen on validation subjects; test subjects are used for nothing else"),
+        )
+    else:
+        own = open_test_part(config, workdir)
+        scans, count = own_scans(own), len(own.parts["test"])
+        what = "own test scans"
+        patients = len({case.patient_id for case in own.parts["test"]})
+        settings = (("kind of the index", own.index.kind), ("test patients", str(patients)))
+    progress = tqdm(scans, desc="test scans", unit="scan", total=count)
+    result, comparison = evaluate_detector(detector, progress, other)
+    print(format_table(result))
+    if comparison is not None:
+        print(comparison_table(comparison))
+    content = report_content(
+        result,
+        title=f"{config.name}: {result.scans} {what}",
+        settings=(
+            *settings,
+            ("operating point", "chosen on validation scans; test scans are used for nothing else"),
         ),
         weights_sha256=detector.bundle.sha256,
         timings=(("evaluation", round(time.perf_counter() - tick, 1)),),
@@ -112,18 +170,24 @@ def run(config: Config, workdir: Path, overwrite: bool = False) -> EvaluationRes
     with atomic_directory(workdir / "eval", overwrite=overwrite) as folder:
         write_metrics(result, folder / "metrics.json")
         write_evaluation_report(folder / "report.html", content)
+        if comparison is not None:
+            text = json.dumps(comparison_values(comparison), indent=2) + "\n"
+            atomic_write_text(folder / "comparison.json", text)
     print(f"written: {workdir / 'eval'}")
     return result
 
 
 def main() -> None:
     """Entry point of eval.py."""
-    overwrite = "--overwrite" in sys.argv
 
     def command() -> None:
-        arguments = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
-        text = "Evaluate a trained detector on fresh simulated subjects (--overwrite replaces WORKDIR/eval)."
-        config, workdir = parse(arguments, "eval.py", text)
-        run(config, workdir, overwrite)
+        parser = argument_parser(
+            "eval.py",
+            "Evaluate a trained detector on fresh simulated subjects, or on the test part of --data.index.",
+        )
+        parser.add_argument("--overwrite", action="store_true", help="replace WORKDIR/eval")
+        parser.add_argument("--baseline", help="name or file of weights to compare with on the same scans")
+        config, known = parse(parser, sys.argv[1:])
+        run(config, known.workdir, known.overwrite, known.baseline)
 
     run_for_people(command)

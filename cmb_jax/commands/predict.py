@@ -10,7 +10,8 @@ from pathlib import Path
 from cmb_jax.commands.common import existing_file, use_compilation_cache
 from cmb_jax.errors import UserError
 from cmb_jax.inference.outputs import described_inputs, write_prediction
-from cmb_jax.inference.predict import PhaseSign, Prediction, load_detector
+from cmb_jax.inference.predict import Prediction, load_detector
+from cmb_jax.inference.scan import PhaseSign
 from cmb_jax.io.naming import stem
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.phase import PhaseRange

@@ -1,11 +1,9 @@
-"""Train a detector from nothing on phantoms that it makes itself, or resume."""
+"""Train a detector on phantoms that it makes itself or on own scans, from nothing or from weights; resume."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import datetime
-import hashlib
 import json
 import sys
 import time
@@ -20,57 +18,26 @@ from absl import flags
 import cmb_jax
 from cmb_jax.boxes.geometry import box_centers
 from cmb_jax.commands.common import run_for_people, use_compilation_cache
-from cmb_jax.config import Config, PhantomConfig
+from cmb_jax.commands.experiment import argument_parser, parse
+from cmb_jax.commands.train_data import TrainingData, training_data
+from cmb_jax.config import Config
 from cmb_jax.config_io import config_from_json, config_to_json
-from cmb_jax.config_load import config_from_file, override
-from cmb_jax.data.subjects import STORE_VERSION, StoredSubject, stored_subjects
+from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.froc import FrocCurve, choose_threshold, collect_events, froc_curve, sensitivity_at
 from cmb_jax.evaluation.matching import CENTER3, events, pairs_of
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
-from cmb_jax.inference.bundle import save_bundle
+from cmb_jax.inference.bundle import WeightsBundle, load_bundle, save_bundle
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
-from cmb_jax.phantom import SubjectSettings, simulate_subject
-from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.training.checkpoint import QUALITY
 from cmb_jax.training.loop import train
 from cmb_jax.training.memory import keep_freed_memory
 
 FP_RATES = (0.5, 1.0, 2.0, 4.0)
 OPERATING_FP_RATE = 2.0
-
-
-def phantom_member(
-    phantom: PhantomConfig, index: int, mean_cmbs: float | None = None
-) -> tuple[SubjectSettings, str]:
-    """Settings and anatomy of subject `index`: protocols in turn, then tiers, then anatomies."""
-    turn, protocol = divmod(index, len(phantom.protocols))
-    tier = phantom.tiers[turn % len(phantom.tiers)]
-    settings = SubjectSettings(protocol=phantom.protocols[protocol], tier=tier, mean_cmbs=mean_cmbs)
-    return settings, phantom.anatomies[index % len(phantom.anatomies)]
-
-
-def phantom_subjects(config: Config, workdir: Path, which: str) -> tuple[StoredSubject, ...]:
-    """The training or validation subjects of a configuration, simulated where they are not cached yet."""
-    phantom = config.phantom
-    training = which == "training"
-    count = phantom.train_subjects if training else phantom.validation_subjects
-    first = phantom.train_seed if training else phantom.validation_seed
-    mean = phantom.mean_cmbs if training else None
-    members = [phantom_member(phantom, index, mean) for index in range(count)]
-    described = json.dumps(
-        [STORE_VERSION, config.data.spacing_mm, [(dataclasses.asdict(one), name) for one, name in members]]
-    )
-    root = Path(phantom.cache_dir) if phantom.cache_dir else workdir / "phantoms"
-    folder = root / f"{which}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
-    pack_of = PackLoader()
-
-    def simulate(index: int, seed: int):
-        settings, anatomy = members[index]
-        return simulate_subject(pack_of(anatomy), seed, settings)
-
-    return stored_subjects(folder, range(first, first + count), simulate, config.data.spacing_mm, which)
+# A handful of lesions is all found at high scores: an operating point chosen on them misses the next ones.
+FEWEST_LESIONS = 20
 
 
 def validation_curve(config: Config, params: Any, subjects: Sequence[StoredSubject]) -> FrocCurve:
@@ -125,29 +92,88 @@ def with_operating_point(config: Config, params: Any, subjects: Sequence[StoredS
     return dataclasses.replace(config, inference=inference)
 
 
+def choose_operating_point(
+    config: Config, params: Any, data: TrainingData, start: WeightsBundle | None
+) -> tuple[Config, str]:
+    """The configuration with its operating point, and where that comes from.
+
+    It is chosen on the validation subjects; with fewer than `FEWEST_LESIONS` lesions among them it stays that
+    of the weights that training started from, if there are any.
+    """
+    lesions = sum(len(subject.boxes()) for subject in data.validation)
+    if start is not None and lesions < FEWEST_LESIONS:
+        theirs = start.config.inference
+        inference = dataclasses.replace(
+            config.inference,
+            score_threshold=theirs.score_threshold,
+            definite_threshold=theirs.definite_threshold,
+        )
+        how = f"that of the starting weights: {lesions} validation lesions are too few to choose another"
+        return dataclasses.replace(config, inference=inference), how
+    if not lesions:
+        return config, "that of the configuration: there are no validation lesions to choose one by"
+    how = f"the highest sensitivity at no more than {OPERATING_FP_RATE:g} false positives a validation scan"
+    return with_operating_point(config, params, data.validation), how
+
+
 def _remember(config: Config, workdir: Path) -> None:
-    """Keep the configuration in the run's folder; refuse to go on with another network."""
+    """Keep the configuration in the run's folder; refuse to go on with what would be another run."""
     path = workdir / "config.json"
     if path.exists():
         before = config_from_json(path.read_text())
-        if before.model != config.model or before.data.spacing_mm != config.data.spacing_mm:
-            raise UserError(
-                f"{workdir}: this run was begun with another network; "
-                "choose a new --workdir or the old settings"
-            )
+        changed = {
+            "another network": before.model != config.model,
+            "another working grid": before.data.spacing_mm != config.data.spacing_mm,
+            "other weights": before.train.init_from != config.train.init_from,
+            "other data": (before.data.index is None) != (config.data.index is None),
+        }
+        for what, differs in changed.items():
+            if differs:
+                raise UserError(
+                    f"{workdir}: this run was begun with {what}; choose a new --workdir or the old settings"
+                )
     temporary = path.with_suffix(".tmp")
     temporary.write_text(config_to_json(config))
     temporary.replace(path)
 
 
+def weights_to_start_from(config: Config) -> WeightsBundle | None:
+    """What `train.init_from` names.
+
+    Raises:
+      UserError: no such weights, or they are of another network or working grid.
+    """
+    name = config.train.init_from
+    if name is None:
+        return None
+    bundle = load_bundle(name)
+    # the type of activations is no property of the weights
+    theirs = dataclasses.replace(bundle.config.model, compute_dtype=config.model.compute_dtype)
+    wanted, present = dataclasses.asdict(config.model), dataclasses.asdict(theirs)
+    pairs = {f"model.{field}": (wanted[field], present[field]) for field in wanted}
+    pairs["data.spacing_mm"] = (config.data.spacing_mm, bundle.config.data.spacing_mm)
+    for field, (ours, its) in pairs.items():
+        if ours != its:
+            raise UserError(
+                f"{name}: cannot start from these weights: their {field} is {its}, but the configuration has "
+                f"{ours}"
+            )
+    return bundle
+
+
 def training_record(
-    config: Config, steps: int, hours: float, quality: Mapping[str, float], weights: Path
+    config: Config,
+    data: TrainingData,
+    start: WeightsBundle | None,
+    steps: int,
+    hours: float,
+    quality: Mapping[str, float],
+    operating_point: str,
+    weights: Path,
 ) -> dict[str, Any]:
     """How the weights came about, for the file beside them; `hours` is of the last start of the run."""
-    phantom = config.phantom
-    last = phantom.train_seed + phantom.train_subjects - 1
     return {
-        "use": "research use only; trained on simulated subjects, never on patients",
+        "use": data.use,
         "name": config.name,
         "date": datetime.date.today().isoformat(),
         "version": cmb_jax.__version__,
@@ -156,13 +182,10 @@ def training_record(
         "patches": steps * config.data.batch_size,
         "hours": round(hours, 2),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "training_data": f"{phantom.train_subjects} simulated subjects, seeds {phantom.train_seed} to {last}",
-        "validation_data": (
-            f"{phantom.validation_subjects} simulated subjects, seeds from {phantom.validation_seed}, "
-            "without localization; the operating point is the highest sensitivity at no more than "
-            f"{OPERATING_FP_RATE:g} false positives a scan on them"
-        ),
-        "protocols": list(phantom.protocols),
+        "started_from": None if start is None else {"name": start.path.stem, "sha256": start.sha256},
+        "training_data": data.trained_on,
+        "validation_data": f"{data.validated_on}, without localization" if data.validation else "none",
+        "operating_point": operating_point,
         "validation": {name: round(value, 4) for name, value in quality.items()},
         "score_threshold": config.inference.score_threshold,
         "sha256": sha256_file(weights),
@@ -170,50 +193,49 @@ def training_record(
 
 
 def run(config: Config, workdir: Path) -> None:
-    """Simulate, train, choose the operating point, write `weights.safetensors`."""
+    """Prepare the data, train, choose the operating point, write `weights.safetensors`.
+
+    Raises:
+      UserError: settings, data or weights that cannot be used.
+    """
+    start = weights_to_start_from(config)
     workdir.mkdir(parents=True, exist_ok=True)
     _remember(config, workdir)
     use_compilation_cache()
-    training = phantom_subjects(config, workdir, "training")
-    validation = phantom_subjects(config, workdir, "validation")
+    data = training_data(config, workdir)
 
     def evaluate(params: Any) -> Mapping[str, float]:
-        return validate(config, params, validation)
+        return validate(config, params, data.validation)
 
     tick = time.perf_counter()
-    state = train(config, workdir, training, evaluate if validation else None)
-    hours = (time.perf_counter() - tick) / 3600
-    final = with_operating_point(config, state.ema, validation) if validation else config
-    save_bundle(workdir / "weights.safetensors", state.ema, final)
-    quality = evaluate(state.ema) if validation else {}
-    record = training_record(final, int(state.step), hours, quality, workdir / "weights.safetensors")
-    atomic_write_text(workdir / "weights.json", json.dumps(record, indent=2) + "\n", overwrite=True)
-    print(
-        f"weights: {workdir / 'weights.safetensors'} (operating point {final.inference.score_threshold:.3f})"
+    state = train(
+        config,
+        workdir,
+        data.training,
+        evaluate if data.validation else None,
+        phantoms=data.phantoms,
+        start_from=None if start is None else start.params,
     )
-
-
-def parse(arguments: Sequence[str], prog: str, text: str) -> tuple[Config, Path]:
-    """--config and --workdir, then dotted overrides of the configuration."""
-    parser = argparse.ArgumentParser(prog=prog, description=text, add_help=False)
-    parser.add_argument("--config", type=Path, required=not {"-h", "--help"} & set(arguments))
-    parser.add_argument("--workdir", type=Path, required=not {"-h", "--help"} & set(arguments))
-    known, rest = parser.parse_known_args(arguments)
-    if known.config is None:
-        parser.print_help()
-        print("\nSettings that can be overridden (defaults of the configuration tree):\n")
-    config = Config() if known.config is None else config_from_file(known.config)
-    return override(config, rest, prog), known.workdir
+    hours = (time.perf_counter() - tick) / 3600
+    final, how = choose_operating_point(config, state.ema, data, start)
+    weights = workdir / "weights.safetensors"
+    save_bundle(weights, state.ema, final)
+    quality = evaluate(state.ema) if data.validation else {}
+    record = training_record(final, data, start, int(state.step), hours, quality, how, weights)
+    atomic_write_text(workdir / "weights.json", json.dumps(record, indent=2) + "\n", overwrite=True)
+    print(f"weights: {weights}\noperating point: {final.inference.score_threshold:.3f}, {how}")
 
 
 def main() -> None:
     """Entry point of train.py."""
     keep_freed_memory()
     flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
-    text = "Train a detector on phantoms; run again to resume."
 
     def command() -> None:
-        config, workdir = parse(sys.argv[1:], "train.py", text)
-        run(config, workdir)
+        parser = argument_parser(
+            "train.py", "Train a detector on phantoms or own scans; run again to resume."
+        )
+        config, known = parse(parser, sys.argv[1:])
+        run(config, known.workdir)
 
     run_for_people(command)

@@ -131,11 +131,17 @@ class SamplePatch(grain.transforms.RandomMap):
         }
 
 
+def _endless(numbers: np.ndarray, seed: int) -> grain.MapDataset:
+    """Subject numbers, each once a round, every round in another order."""
+    return grain.MapDataset.source(numbers).seed(seed).shuffle().repeat(None)
+
+
 def patch_batches(
     subjects: Sequence[StoredSubject],
     config: DataConfig,
     *,
     seed: int,
+    phantoms: Sequence[StoredSubject] = (),
     first_step: int = 0,
     host: int = 0,
     hosts: int = 1,
@@ -143,9 +149,23 @@ def patch_batches(
     """Endless batches from `first_step` on; each of `hosts` gets its share of every global batch.
 
     Random numbers are drawn before the hosts part, so that the global batch does not depend on their number.
+
+    Args:
+        subjects: every one gives equally many patches.
+        config: patches, augmentation and `phantom_share`.
+        seed: of all random choices.
+        phantoms: mixed in with the share `phantom_share` of the patches; none leave all to `subjects`.
+        first_step: where a resumed run goes on.
+        host: number of this process.
+        hosts: how many processes share a batch.
     """
-    dataset = grain.MapDataset.source(np.arange(len(subjects))).seed(seed).shuffle().repeat(None)
-    dataset = dataset.random_map(SamplePatch(subjects, config))[host::hosts]
+    count = len(subjects)
+    dataset = _endless(np.arange(count), seed)
+    if phantoms:
+        others = _endless(np.arange(count, count + len(phantoms)), seed + 1)
+        share = config.phantom_share
+        dataset = grain.MapDataset.mix([dataset, others], weights=[1.0 - share, share]).seed(seed)
+    dataset = dataset.random_map(SamplePatch([*subjects, *phantoms], config))[host::hosts]
     dataset = dataset.batch(config.batch_size // hosts, drop_remainder=True).slice(slice(first_step, None))
     iterator = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     if config.workers:

@@ -1,4 +1,4 @@
-"""Prepared training subjects: simulated once, kept on disk as plain arrays that are memory-mapped."""
+"""Prepared training subjects, simulated or scanned: kept on disk as plain arrays that are memory-mapped."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ STORE_VERSION = 2
 POINTS_PER_KIND = 400
 BRAIN_POINTS = 2000
 PROPOSAL_STRIDE = (1, 2, 2)
+READERS_MIMIC = 255  # code of what a reader took for no microbleed; no `MimicKind`
+READERS_MIMIC_MM = 3.0  # its diameter: as of a microbleed that is only a point
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class StoredSubject:
         return np.load(self.folder / "boxes.npy")
 
     def mimics(self) -> np.ndarray:
-        """(Z, Y // 2, X // 2) uint8 `MimicKind` codes on the proposal grid, memory-mapped."""
+        """(Z, Y // 2, X // 2) uint8 `MimicKind` or `READERS_MIMIC` on the proposal grid, memory-mapped."""
         return np.load(self.folder / "mimics.npy", mmap_mode="r")
 
     def mimic_points(self) -> np.ndarray:
@@ -48,6 +50,11 @@ class StoredSubject:
     def brain_points(self) -> np.ndarray:
         """(P, 3) int32 proposal-grid cells in the brain, drawn at random."""
         return np.load(self.folder / "brain_points.npy")
+
+
+def is_stored(folder: Path) -> bool:
+    """Whether a subject lies there; its folder appears whole or not at all."""
+    return (folder / "image.npy").exists()
 
 
 def _cells_of(labels: np.ndarray, labels_affine: np.ndarray, prepared: PreparedVolume) -> np.ndarray:
@@ -69,15 +76,24 @@ def _cells_of(labels: np.ndarray, labels_affine: np.ndarray, prepared: PreparedV
     return labels.transpose(2, 1, 0)[np.ix_(z, y, x)]
 
 
+def _cells_in_balls(boxes: np.ndarray, cells: tuple[int, ...]) -> np.ndarray:
+    """Cells (Z, Y // 2, X // 2): `READERS_MIMIC` where the centre lies in the ellipsoid of a box (K, 6)."""
+    axes = [(np.arange(n) + 0.5) * step for n, step in zip(cells, PROPOSAL_STRIDE, strict=True)]
+    z, y, x = np.meshgrid(*axes, indexing="ij", sparse=True)
+    inside = np.zeros(cells, bool)
+    for box in boxes:
+        middle, half = (box[:3] + box[3:]) / 2, (box[3:] - box[:3]) / 2
+        scaled = [((axis - m) / h) ** 2 for axis, m, h in zip((z, y, x), middle, half, strict=True)]
+        inside |= scaled[0] + scaled[1] + scaled[2] <= 1.0
+    return np.where(inside, np.uint8(READERS_MIMIC), np.uint8(0))
+
+
 def _points_by_kind(mimics: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     points = []
-    for kind in MimicKind:
-        if kind == 0:
-            continue
+    for kind in np.unique(mimics[mimics != MimicKind.NONE]):
         cells = np.argwhere(mimics == kind)
-        if len(cells):
-            chosen = rng.choice(len(cells), min(POINTS_PER_KIND, len(cells)), replace=False)
-            points.append(cells[chosen])
+        chosen = rng.choice(len(cells), min(POINTS_PER_KIND, len(cells)), replace=False)
+        points.append(cells[chosen])
     return np.concatenate(points).astype(np.int32) if points else np.zeros((0, 3), np.int32)
 
 
@@ -93,18 +109,69 @@ def store_subject(
 ) -> StoredSubject:
     """Prepare a simulated subject and write it, whole or not at all."""
     prepared = prepare_phantom(subject, spacing_mm)
-    rng = np.random.default_rng(subject.seed)
     affine = subject.swi.affine
-    mimics = _cells_of(subject.mimic_labels.astype(np.uint8), affine, prepared)
-    brain = np.argwhere(region_of(_cells_of(subject.region_code, affine, prepared)) > 0)
     lesions = subject.lesions
     cmb = lesions.is_cmb
+    return _store(
+        folder,
+        prepared,
+        boxes=boxes_of_lesions(lesions.centre_mm[cmb], lesions.apparent_diameter_mm[cmb], prepared),
+        mimics=_cells_of(subject.mimic_labels.astype(np.uint8), affine, prepared),
+        brain=region_of(_cells_of(subject.region_code, affine, prepared)) > 0,
+        seed=subject.seed,
+    )
+
+
+def store_scan(
+    folder: Path,
+    prepared: PreparedVolume,
+    *,
+    boxes: np.ndarray,
+    mimics_mm: np.ndarray,
+    brain_mask: np.ndarray,
+    affine: np.ndarray,
+    seed: int,
+) -> StoredSubject:
+    """Write a prepared scan, whole or not at all.
+
+    Args:
+      folder: to make or to replace.
+      prepared: what the network sees.
+      boxes: (M, 6) of the microbleeds, working voxels.
+      mimics_mm: (K, 3) centres of what a reader took for no microbleed, RAS mm; training mines others.
+      brain_mask: (X, Y, Z) bool on the scan's grid; empty means that the brain is unknown and all is used.
+      affine: (4, 4) of the scan's grid.
+      seed: of the choice of points in the brain.
+    """
+    brain = _cells_of(brain_mask, affine, prepared)
+    spheres = boxes_of_lesions(mimics_mm, np.full(len(mimics_mm), READERS_MIMIC_MM), prepared)
+    return _store(
+        folder,
+        prepared,
+        boxes=boxes,
+        mimics=_cells_in_balls(spheres, brain.shape),
+        brain=brain if brain.any() else ~brain,
+        seed=seed,
+    )
+
+
+def _store(
+    folder: Path,
+    prepared: PreparedVolume,
+    *,
+    boxes: np.ndarray,
+    mimics: np.ndarray,
+    brain: np.ndarray,
+    seed: int,
+) -> StoredSubject:
+    """Draw the points that patches are centred on and write all arrays; `mimics` and `brain` are by cell."""
+    rng = np.random.default_rng(seed)
     arrays = {
         "image": prepared.image,
-        "boxes": boxes_of_lesions(lesions.centre_mm[cmb], lesions.apparent_diameter_mm[cmb], prepared),
+        "boxes": boxes.astype(np.float32),
         "mimics": mimics,
         "mimic_points": _points_by_kind(mimics, rng),
-        "brain_points": rng.permutation(brain)[:BRAIN_POINTS].astype(np.int32),
+        "brain_points": rng.permutation(np.argwhere(brain))[:BRAIN_POINTS].astype(np.int32),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
@@ -134,7 +201,7 @@ def stored_subjects(
     subjects = []
     for index, seed in enumerate(tqdm(seeds, desc=f"{what} subjects", unit="subject")):
         folder = root / f"seed-{seed}"
-        if (folder / "image.npy").exists():
+        if is_stored(folder):
             subjects.append(StoredSubject(folder=folder))
         else:
             subjects.append(store_subject(simulate(index, seed), folder, spacing_mm))

@@ -5,8 +5,8 @@
     sub-01/ses-2/swi/sub-01_ses-2_part-mag_T2starw.nii.gz           BIDS
     patients.csv: case_id, patient_id                               optional, where names do not tell
 
-A table has the columns x_mm, y_mm, z_mm (RAS mm) and, where measured, diameter_mm. With a column kind, only
-rows of kind cmb are lesions; all else (mimic, uncertain, as `cmb-jax review import` writes it) is background.
+A table has the columns x_mm, y_mm, z_mm (RAS mm) and, where measured, diameter_mm. With a column kind, rows
+of kind cmb are lesions and those of kind mimic are known to be none; all else is background.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _ROLE_WORDS: dict[str, Role] = {
 _MASK_WORDS = {"cmb", "mask", "seg", "dseg", "label", "labels", "lesions"}
 _POINT_WORDS = {"points", "centres", "centers", "lesions", "cmb"}
 _PATIENTS = "patients.csv"
-LESION_KIND = "cmb"
-"""What a table's column kind says of a microbleed."""
+LESION_KIND, MIMIC_KIND = "cmb", "mimic"
+"""What a table's column kind says of a microbleed, and of what a reader took for none."""
 
 _SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)", re.IGNORECASE)
 
@@ -152,22 +152,29 @@ def read_points(path: Path, source: str) -> PointTruth:
         if rows and "diameter_mm" in rows[0]
         else ("x_mm", "y_mm", "z_mm")
     )
-    values = []
+    values: dict[str, list[tuple[float, ...]]] = {LESION_KIND: [], MIMIC_KIND: []}
     for line, row in enumerate(rows, start=2):
-        if row.get("kind", LESION_KIND).casefold() != LESION_KIND:
-            continue
-        numbers = []
-        for name in names:
-            try:
-                numbers.append(float(row[name]))
-            except ValueError:
-                numbers.append(math.nan)
-            if not math.isfinite(numbers[-1]) or (name == "diameter_mm" and numbers[-1] <= 0):
-                raise UserError(f"{path}: line {line}: {name} is {row[name]!r}, but it must be a number")
-        values.append(tuple(numbers))
+        kind = row.get("kind", LESION_KIND).casefold()
+        if kind in values:
+            values[kind].append(_numbers(row, names, path, line))
+    lesions = values[LESION_KIND]
     return PointTruth(
         convention="ras-mm",
-        points=tuple((x, y, z) for x, y, z, *_ in values),
-        diameters_mm=tuple(row[3] for row in values) if len(names) == 4 else None,
+        points=tuple((x, y, z) for x, y, z, *_ in lesions),
+        diameters_mm=tuple(row[3] for row in lesions) if len(names) == 4 else None,
         source=source,
+        mimics=tuple((x, y, z) for x, y, z, *_ in values[MIMIC_KIND]),
     )
+
+
+def _numbers(row: dict[str, str], names: tuple[str, ...], path: Path, line: int) -> tuple[float, ...]:
+    """The named cells of one line."""
+    numbers = []
+    for name in names:
+        try:
+            numbers.append(float(row[name]))
+        except ValueError:
+            numbers.append(math.nan)
+        if not math.isfinite(numbers[-1]) or (name == "diameter_mm" and numbers[-1] <= 0):
+            raise UserError(f"{path}: line {line}: {name} is {row[name]!r}, but it must be a number")
+    return tuple(numbers)

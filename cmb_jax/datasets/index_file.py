@@ -129,6 +129,8 @@ def _case_to_json(case: Case) -> dict[str, Any]:
         }
         if case.truth.diameters_mm is not None:
             truth["diameters_mm"] = case.truth.diameters_mm
+        if case.truth.mimics:
+            truth["mimics"] = case.truth.mimics
     return {
         "case_id": case.case_id,
         "patient_id": case.patient_id,
@@ -162,17 +164,21 @@ def _truth_from_json(entry: dict[str, Any] | None) -> MaskTruth | PointTruth | N
         )
     if entry["convention"] not in CONVENTIONS:
         raise ValueError(f"convention is {entry['convention']!r}")
-    points = [(float(x), float(y), float(z)) for x, y, z in entry["points"]]
-    if not all(math.isfinite(value) for point in points for value in point):
+    points, mimics = (
+        tuple((float(x), float(y), float(z)) for x, y, z in each)
+        for each in (entry["points"], entry.get("mimics", ()))
+    )
+    if not all(math.isfinite(value) for point in (*points, *mimics) for value in point):
         raise ValueError("a centre is not finite")
     diameters = entry.get("diameters_mm")
     if diameters is not None and len(diameters) != len(points):
         raise ValueError(f"{len(diameters)} diameters for {len(points)} points")
     return PointTruth(
         convention=entry["convention"],
-        points=tuple(points),
+        points=points,
         diameters_mm=None if diameters is None else tuple(float(value) for value in diameters),
         source=_text(entry["source"]),
+        mimics=mimics,
     )
 
 

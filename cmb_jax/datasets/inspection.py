@@ -11,6 +11,7 @@ import numpy as np
 
 from cmb_jax.datasets.darkness import convention_doubt, darkness
 from cmb_jax.datasets.grid import read_grid
+from cmb_jax.datasets.images import DARK_ROLES
 from cmb_jax.datasets.lesions import CONNECTIVITY, Lesions, lesions_of
 from cmb_jax.datasets.types import Case, DatasetIndex, PointTruth, Problem, Role
 from cmb_jax.errors import UserError
@@ -18,7 +19,6 @@ from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import Volume
 
 _SAME_GRID_VOXELS = 0.5
-_DARK_ROLES = ("swi", "t2s", "magnitude")  # images on which a microbleed is dark
 
 OnCase = Callable[[Case, Volume, Lesions], None]
 
@@ -85,7 +85,7 @@ def inspect(
         lesions[case.case_id] = len(truth)
         counted[truth.counted] = None
         defaults += 0 if truth.measured else len(truth)
-        if volume is not None and len(truth) and case.reference in _DARK_ROLES:
+        if volume is not None and len(truth) and case.reference in DARK_ROLES:
             named, other = _darkness_both(case, truth, volume)
             contrast.append(named)
             shifted.append(other)

@@ -32,6 +32,8 @@ class Lesions:
     boxes: np.ndarray  # (n, 6) float64, (z0, y0, x0, z1, y1, x1) half-open, voxels of `grid`
     grid: Grid  # of the reference image, axes turned to Right, Anterior, Superior
     counted: str  # how, for people: points, labels, or components with threshold and connectivity
+    labels: np.ndarray | None = None  # (X, Y, Z) int32 on `grid`: lesion n is label n + 1; None of points
+    mimics_mm: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3)))  # (k, 3), RAS mm
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -82,14 +84,12 @@ def voxel_index(points: np.ndarray, convention: Convention, grid: Grid) -> np.nd
 
 
 def _from_points(truth: PointTruth, grid: Grid, default_diameter_mm: float) -> Lesions:
-    points = np.array(truth.points, np.float64).reshape(-1, 3)
-    index = voxel_index(points, truth.convention, grid)
-    outside = ~grid.inside(index)
-    if outside.any():
-        raise UserError(_outside(truth, points, outside, grid))
-    centers = grid.to_mm(index)
+    centers, mimics = (
+        grid.to_mm(_index_inside(truth, np.array(each, np.float64).reshape(-1, 3), grid))
+        for each in (truth.points, truth.mimics)
+    )
     if truth.diameters_mm is None:
-        diameters = np.full(len(points), default_diameter_mm)
+        diameters = np.full(len(centers), default_diameter_mm)
     else:
         diameters = np.array(truth.diameters_mm, np.float64)
     turned = grid.to_ras()
@@ -103,7 +103,17 @@ def _from_points(truth: PointTruth, grid: Grid, default_diameter_mm: float) -> L
         boxes=np.concatenate([middle - half, middle + half], axis=1),
         grid=turned,
         counted="points",
+        mimics_mm=mimics,
     )
+
+
+def _index_inside(truth: PointTruth, points: np.ndarray, grid: Grid) -> np.ndarray:
+    """Voxel indices (n, 3) of the file's own grid, all of them in the volume."""
+    index = voxel_index(points, truth.convention, grid)
+    outside = ~grid.inside(index)
+    if outside.any():
+        raise UserError(_outside(truth, points, outside, grid))
+    return index
 
 
 def _outside(truth: PointTruth, points: np.ndarray, outside: np.ndarray, grid: Grid) -> str:
@@ -151,6 +161,7 @@ def _from_mask(truth: MaskTruth, path: Path, reference: Path, connectivity: int)
         boxes=np.array(boxes, np.float64).reshape(-1, 6),
         grid=image,
         counted=counted,
+        labels=labels,
         notes=notes,
     )
 

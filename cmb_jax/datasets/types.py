@@ -31,6 +31,7 @@ class PointTruth:
     points: tuple[tuple[float, float, float], ...]
     diameters_mm: tuple[float, ...] | None = None  # one a point, where the source has measured them
     source: str = ""  # the table's path relative to the root, empty if a folder's name says "none"
+    mimics: tuple[tuple[float, float, float], ...] = ()  # what a reader took for no microbleed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

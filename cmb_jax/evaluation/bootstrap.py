@@ -8,7 +8,7 @@ computed at once and two programs can be compared on the same resamples.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -142,22 +142,53 @@ def paired_bootstrap(
         samples: resamples, each applied to both.
         seed: of the resampling.
     """
-    if not np.array_equal(a.lesions, b.lesions):
+    scans = _same_scans(a.lesions, b.lesions)
+    found = _differences(
+        lambda weights: count_metrics(a, weights) - count_metrics(b, weights), scans, samples, seed
+    )
+    return dict(zip(METRICS, found, strict=True))
+
+
+def paired_bootstrap_froc(
+    a: FrocEvents, b: FrocEvents, *, rates: Sequence[float] = FROC_RATES, samples: int = 2000, seed: int = 0
+) -> list[PairedDifference]:
+    """Differences of the sensitivity at the rates and, last, of average precision; see `paired_bootstrap`.
+
+    Args:
+        a: events of the first program.
+        b: of the second, on the same scans in the same order; `lesions` must be equal.
+        rates: false positives a scan.
+        samples: resamples, each applied to both.
+        seed: of the resampling.
+    """
+    scans = _same_scans(a.lesions, b.lesions)
+    return _differences(
+        lambda weights: froc_metrics(a, weights, rates) - froc_metrics(b, weights, rates),
+        scans,
+        samples,
+        seed,
+    )
+
+
+def _same_scans(a: np.ndarray, b: np.ndarray) -> int:
+    """The number of scans, if both sides count the same lesions in each."""
+    if not np.array_equal(a, b):
         raise ValueError("paired comparison needs the same scans in the same order")
-    scans = len(a.lesions)
-    ones = np.ones((1, scans), int)
-    value = (count_metrics(a, ones) - count_metrics(b, ones))[0]
-    blocks = [
-        count_metrics(a, weights) - count_metrics(b, weights)
-        for weights in resample_weights(scans, samples, seed)
-    ]
-    resampled = np.concatenate(blocks)
-    result = {}
-    for name, estimate, column in zip(METRICS, estimates(value, resampled), resampled.T, strict=True):
+    return len(a)
+
+
+def _differences(
+    difference: Callable[[np.ndarray], np.ndarray], scans: int, samples: int, seed: int
+) -> list[PairedDifference]:
+    """N differences with intervals and p values; `difference` takes weights (B, scans) to (B, N)."""
+    value = difference(np.ones((1, scans), int))[0]
+    resampled = np.concatenate([difference(weights) for weights in resample_weights(scans, samples, seed)])
+    result = []
+    for estimate, column in zip(estimates(value, resampled), resampled.T, strict=True):
         column = column[np.isfinite(column)]
         tails = (np.count_nonzero(column <= 0), np.count_nonzero(column >= 0))
         p_value = min(1.0, 2.0 * (min(tails) + 1) / (len(column) + 1)) if len(column) else float("nan")
-        result[name] = PairedDifference(difference=estimate, p_value=p_value)
+        result.append(PairedDifference(difference=estimate, p_value=p_value))
     return result
 
 

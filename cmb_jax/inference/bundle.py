@@ -10,7 +10,7 @@ from typing import Any
 from flax import nnx
 
 from cmb_jax.config import Config
-from cmb_jax.config_io import config_from_json, config_to_json
+from cmb_jax.config_io import config_from_json, config_to_json, without_paths
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.weights import load_weights, save_weights
@@ -37,7 +37,7 @@ def bundled_names() -> tuple[str, ...]:
 
 
 def save_bundle(path: Path, params: Any, config: Config, dtype: str = "float32") -> None:
-    """Write weights with their configuration in the file's metadata, atomically.
+    """Write weights with their configuration (without names of files) in the file's metadata, atomically.
 
     Raises:
       UserError: the file cannot be written.
@@ -45,7 +45,7 @@ def save_bundle(path: Path, params: Any, config: Config, dtype: str = "float32")
     save_weights(
         path,
         params,
-        {CONFIG_KEY: config_to_json(config)},
+        {CONFIG_KEY: config_to_json(without_paths(config))},
         dtype="float16" if dtype == "float16" else "float32",
     )
 

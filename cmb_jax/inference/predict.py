@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,18 +14,16 @@ from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
 from cmb_jax.boxes.geometry import box_centers, box_sizes
 from cmb_jax.boxes.types import Detections
 from cmb_jax.config import Config
-from cmb_jax.data.prepare import PreparedVolume, points_from_edges, prepare
-from cmb_jax.errors import UserError
+from cmb_jax.data.prepare import points_from_edges
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle
 from cmb_jax.inference.proposals import ProposalFinder
-from cmb_jax.inference.regions import brain_mask_on, predict_regions, region_code_on
-from cmb_jax.io.nifti import check_same_grid, native_index
-from cmb_jax.io.phase import PhaseRange, detect_phase_range, phase_to_radians
-from cmb_jax.io.phase_sign import SignDecision, decide_phase_sign, field_direction
-from cmb_jax.io.volume import Volume
+from cmb_jax.inference.scan import Clock, PhaseSign, PreparedScan, prepare_scan
+from cmb_jax.io.nifti import native_index
+from cmb_jax.io.phase import PhaseRange
+from cmb_jax.io.phase_sign import SignDecision
+from cmb_jax.io.volume import ScanImages, Volume
 from cmb_jax.report.content import DetectionRow
 
-PhaseSign = Literal["auto", "+1", "-1"]
 # The region map is right to about half of its 2 mm voxels: the sphere that votes is larger by that much.
 MAP_ERROR_MM = 1.0
 # Candidates under the operating point that are listed, the best of them: more would bury the report.
@@ -56,63 +51,6 @@ class Prediction:
     def kept(self) -> tuple[DetectionRow, ...]:
         """Only what is reported as a microbleed."""
         return tuple(row for row in self.rows if row.status == "kept")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PhaseChoice:
-    """How the stored phase was read."""
-
-    radians: np.ndarray  # (X, Y, Z), paramagnetic positive
-    sentence: str  # range and sign, and why
-    warning: str | None  # when the sign could not be decided
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.timings: list[tuple[str, float]] = []
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        tick = time.perf_counter()
-        yield
-        self.timings.append((name, round(time.perf_counter() - tick, 2)))
-
-
-def read_phase(
-    phase: Volume,
-    reference: Volume,
-    sign: PhaseSign = "auto",
-    stored: PhaseRange | None = None,
-    customary_sign: SignDecision | None = None,
-) -> PhaseChoice:
-    """Bring a stored phase image to radians with paramagnetic positive.
-
-    Args:
-      phase: as stored; radians, +-4096, 0..4095 or 0..2 pi.
-      reference: SWI on the same grid, in which veins are darker than on the magnitude.
-      sign: +1 or -1 multiplies the phase; "auto" lets veins and deep nuclei decide.
-      stored: the storage range, if it must not be found from the data.
-      customary_sign: taken if the images do not tell the sign.
-    """
-    try:
-        found = detect_phase_range(phase.data) if stored is None else stored
-    except UserError as error:
-        raise UserError(f"{phase.source or 'phase'}: {error}") from error
-    radians = phase_to_radians(phase.data, found)
-    warning = None
-    if sign == "auto":
-        decision = decide_phase_sign(
-            radians, reference.data, reference.spacing_mm, b0_direction=field_direction(reference.affine)
-        )
-        if not decision.confident and customary_sign is not None:
-            decision = customary_sign
-        factor, why = decision.sign, decision.reason
-        if not decision.confident:
-            warning = f"the sign of the phase could not be decided with confidence ({why}); give --phase-sign"
-    else:
-        factor, why = int(sign), "as asked"
-    sentence = f"phase read as {found.value}, sign {factor:+d} ({why})"
-    return PhaseChoice(radians=radians * factor, sentence=sentence, warning=warning)
 
 
 class CmbDetector:
@@ -158,69 +96,41 @@ class CmbDetector:
           UserError: the images do not lie on one grid.
         """
         say = progress or (lambda _: None)
-        clock, warnings, steps = _Clock(), [f"SWI: {line}" for line in swi.warnings], []
         cut = self.config.inference.score_threshold if threshold is None else threshold
-        for role, other in (("phase", phase), ("magnitude", magnitude)):
-            if other is not None:
-                check_same_grid(swi, other)
-                warnings.extend(f"{role}: {line}" for line in other.warnings)
-        anatomy = swi if magnitude is None else magnitude
-
-        radians = None
-        if phase is not None:
-            say("reading the phase")
-            with clock("phase"):
-                choice = read_phase(phase, swi, phase_sign, phase_range, customary_sign)
-            radians = choice.radians
-            steps.append(choice.sentence)
-            if choice.warning:
-                warnings.append(choice.warning)
-        else:
-            warnings.append(
-                "no phase was given: calcifications cannot be told from microbleeds by their sign"
-            )
-
-        say("finding brain regions")
-        with clock("regions"):
-            if region_map is None:
-                region_map = predict_regions(anatomy)
-                steps.append("brain mask and regions by the region network at 2 mm")
-            else:
-                steps.append("brain mask and regions from the given label volume")
-            mask = brain_mask_on(swi, region_map)
-            code = region_code_on(swi, region_map)
-        warnings.extend(region_map.messages)
-
-        say("preparing the images")
-        with clock("preparation"):
-            prepared = prepare(swi, radians, mask, spacing_mm=self.config.data.spacing_mm)
-            z, y, x = prepared.spacing_mm
-            steps.append(
-                f"cropped to the brain, phase high-passed, resampled to {x:g} x {y:g} x {z:g} mm (x, y, z)"
-            )
+        scan = prepare_scan(
+            ScanImages(swi=swi, phase=phase, magnitude=magnitude),
+            spacing_mm=self.config.data.spacing_mm,
+            phase_sign=phase_sign,
+            phase_range=phase_range,
+            customary_sign=customary_sign,
+            region_map=region_map,
+            progress=say,
+        )
+        clock, steps = Clock(scan.timings), list(scan.steps)
 
         say("searching for microbleeds")
         with clock("detection"):
             detections = self._finder.find(
-                prepared.image, lambda done, of: say(f"searched tile {done} of {of}")
+                scan.prepared.image, lambda done, of: say(f"searched tile {done} of {of}")
             )
         steps.append(f"network on tiles, suppression at IoU {self.config.inference.nms_iou:g}")
 
         say("naming the places")
         with clock("localization"):
-            rows, boxes_mm = self._locate(detections, prepared, swi, region_map, mask, cut)
+            rows, boxes_mm = self._locate(detections, scan, swi, cut)
         steps.append("each candidate looked up in the region map; kept or rejected with a reason")
 
+        radians = scan.phase_rad
         phase_volume = None if radians is None else dataclasses.replace(swi, data=radians.astype(np.float32))
         return Prediction(
             rows=rows,
             swi=swi,
             phase=phase_volume,
-            region_map=region_map,
-            brain_mask=mask,
-            region_code=code,
+            region_map=scan.region_map,
+            brain_mask=scan.brain_mask,
+            region_code=scan.region_code,
             boxes_mm=boxes_mm,
-            warnings=tuple(warnings),
+            warnings=scan.warnings,
             settings=self._settings(cut),
             steps=tuple(steps),
             timings=tuple(clock.timings),
@@ -239,12 +149,11 @@ class CmbDetector:
     def _locate(
         self,
         detections: Detections,
-        prepared: PreparedVolume,
+        scan: PreparedScan,
         swi: Volume,
-        region_map: RegionMap,
-        mask: np.ndarray,
         threshold: float,
     ) -> tuple[tuple[DetectionRow, ...], np.ndarray]:
+        prepared, region_map = scan.prepared, scan.region_map
         keep = np.asarray(detections.valid)
         # best first: what the operating point leaves out is listed as far as a reader may want to look
         above = int((np.asarray(detections.scores)[keep] >= threshold).sum())
@@ -260,7 +169,7 @@ class CmbDetector:
         if region_map.trusted:
             code, affine = region_map.code, region_map.affine
         else:
-            code, affine = np.where(mask, np.uint8(Region.FRONTAL), np.uint8(0)), swi.affine
+            code, affine = np.where(scan.brain_mask, np.uint8(Region.FRONTAL), np.uint8(0)), swi.affine
         located = anatomical_lookup(
             jnp.asarray(centers, jnp.float32),
             jnp.asarray(diameters + 2 * MAP_ERROR_MM, jnp.float32),

@@ -53,3 +53,12 @@ class Volume:
             affine=np.asarray(affine, np.float64),
             native=NativeGrid(shape=(x, y, z), affine=np.asarray(affine, np.float64), orientation=identity),
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScanImages:
+    """The images of one scan on one grid."""
+
+    swi: Volume  # susceptibility-weighted, or another image on which microbleeds are dark
+    phase: Volume | None = None  # as stored
+    magnitude: Volume | None = None

@@ -27,15 +27,23 @@ Evaluate = Callable[[Any], Mapping[str, float]]
 
 
 def train(
-    config: Config, workdir: Path, subjects: Sequence[StoredSubject], evaluate: Evaluate | None = None
+    config: Config,
+    workdir: Path,
+    subjects: Sequence[StoredSubject],
+    evaluate: Evaluate | None = None,
+    *,
+    phantoms: Sequence[StoredSubject] = (),
+    start_from: Any = None,
 ) -> TrainState:
-    """Train from the newest checkpoint in `workdir`, or from nothing.
+    """Train from the newest checkpoint in `workdir`, else from given parameters, else from nothing.
 
     Args:
       config: the experiment.
       workdir: checkpoints and logs go here.
       subjects: prepared training subjects.
       evaluate: called with the averaged parameters every `train.evaluate_every` steps and at the end.
+      phantoms: prepared subjects that `data.phantom_share` of the patches come from.
+      start_from: pure dict of parameters of this network.
 
     Raises:
       UserError: if ten steps in a row were not finite, or the mesh needs more devices than there are.
@@ -45,7 +53,7 @@ def train(
     # Simulated devices share one pool of threads: two steps at once may wait for each other for ever.
     simulated = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
-        state = init_state(config, mesh)
+        state = init_state(config, mesh, start_from)
         if checkpoints.latest_step() is not None:
             state = checkpoints.restore(state, mesh)
         first = int(state.step)
@@ -53,6 +61,7 @@ def train(
             subjects,
             config.data,
             seed=config.train.seed,
+            phantoms=phantoms,
             first_step=first,
             host=jax.process_index(),
             hosts=jax.process_count(),

@@ -50,13 +50,17 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     )
 
 
-def init_state(config: Config, mesh: Mesh) -> TrainState:
-    """A fresh state, born on the mesh."""
+def init_state(config: Config, mesh: Mesh, params: Any = None) -> TrainState:
+    """A fresh state on the mesh, at step 0.
+
+    Args:
+      config: network, optimiser, seed.
+      mesh: where it lies.
+      params: pure dict of float32 arrays to start from; None: random ones.
+    """
     optimizer = make_optimizer(config.train)
 
-    def create() -> TrainState:
-        model = Detector(config.model, rngs=nnx.Rngs(config.train.seed))
-        params = params_of(model)
+    def begin(params: Any) -> TrainState:
         zero = jnp.zeros((), jnp.int32)
         return TrainState(
             step=zero,
@@ -67,4 +71,11 @@ def init_state(config: Config, mesh: Mesh) -> TrainState:
             skipped=zero,
         )
 
-    return jax.jit(create, out_shardings=replicated(mesh))()
+    def create() -> TrainState:
+        return begin(params_of(Detector(config.model, rngs=nnx.Rngs(config.train.seed))))
+
+    where = replicated(mesh)
+    if params is None:
+        return jax.jit(create, out_shardings=where)()
+    # copied on the way, because the step donates what it is given
+    return jax.jit(begin, out_shardings=where)(jax.tree.map(jnp.array, params))

@@ -1,5 +1,8 @@
 """Patches: boxes stay on their lesions; the order of the data is a function of the step."""
 
+import dataclasses
+import shutil
+
 import numpy as np
 import pytest
 
@@ -116,3 +119,38 @@ def test_shapes_and_padding_are_static(subjects):
     assert batch.boxes.shape == (4, 5, 6)
     assert batch.boxes_valid.dtype == bool
     assert not batch.boxes[~batch.boxes_valid].any()
+
+
+def mixed(subjects, share, **where):
+    """Subject 0 is own, subject 1 the phantom."""
+    config = dataclasses.replace(CONFIG, phantom_share=share)
+    return patch_batches(subjects[:1], config, seed=4, phantoms=subjects[1:], **where)
+
+
+def test_phantoms_are_mixed_in_with_their_share(subjects, tmp_path):
+    """The phantom is bright everywhere, so that its patches can be told."""
+    folder = tmp_path / "phantom"
+    shutil.copytree(subjects[1].folder, folder)
+    np.save(folder / "image.npy", np.full((*SHAPE, 2), 1.5, np.float16))
+    both = (subjects[0], StoredSubject(folder=folder))
+    for share in (0.25, 0.5):
+        batches = take(mixed(both, share), 20)
+        of_phantom = sum((batch.image[..., 0] > 0.8).mean(axis=(1, 2, 3)).round().sum() for batch in batches)
+        assert abs(of_phantom - share * 80) <= 1
+
+
+def test_a_mixed_run_goes_on_with_the_same_batches(subjects):
+    whole = take(mixed(subjects, 0.25), 5)
+    resumed = take(mixed(subjects, 0.25, first_step=3), 2)
+    for a, b in zip(whole[3:], resumed, strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.boxes, b.boxes)
+    shares = [take(mixed(subjects, 0.25, host=h, hosts=2), 3) for h in range(2)]
+    for step in range(3):
+        together = np.stack([shares[0][step].image, shares[1][step].image], axis=1).reshape(4, 16, 32, 32, 2)
+        np.testing.assert_array_equal(together, whole[step].image)
+
+
+def test_a_share_of_everything_is_refused():
+    with pytest.raises(ValueError, match="below 1"):
+        DataConfig(phantom_share=1.0)

@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from cmb_jax.data.prepare import (
     boxes_of_lesions,
+    boxes_on_working_grid,
     brain_bounds,
     edge_coordinates,
     points_from_edges,
@@ -118,3 +119,27 @@ def test_bounds_hold_the_mask_with_margin_and_stay_inside():
     np.testing.assert_array_equal(
         brain_bounds(np.zeros((2, 3, 4), bool), (1, 1, 1), 4.0), [[0, 2], [0, 3], [0, 4]]
     )
+
+
+def test_boxes_of_the_scans_grid_keep_their_corners_in_space():
+    volume = blob_volume((31.0, 28.0, 12.0))
+    mask = np.zeros(volume.shape, bool)
+    mask[20:40, 20:40, 8:16] = True
+    prepared = prepare(volume, None, mask)
+    boxes = np.array([[10.0, 25.0, 29.0, 13.0, 31.0, 35.0]])  # 6 x 4.8 x 4.8 mm
+    moved = boxes_on_working_grid(boxes, volume.affine, prepared)
+    for corner in (slice(0, 3), slice(3, 6)):
+        here = volume.affine @ [*(boxes[0, corner][::-1] - 0.5), 1.0]
+        there = prepared.affine @ [*(moved[0, corner][::-1] - 0.5), 1.0]
+        np.testing.assert_allclose(there, here, atol=1e-4)
+
+
+def test_boxes_of_the_scans_grid_are_no_thinner_than_allowed():
+    volume = blob_volume((31.0, 28.0, 12.0))
+    prepared = prepare(volume, None, np.ones(volume.shape, bool))
+    one_voxel = np.array([[10.0, 25.0, 29.0, 11.0, 26.0, 30.0]])  # 2 x 0.8 x 0.8 mm
+    moved = boxes_on_working_grid(one_voxel, volume.affine, prepared)[0]
+    np.testing.assert_allclose((moved[3:] - moved[:3]) * prepared.spacing_mm, 2.0, atol=1e-4)
+    middle = prepared.affine @ [*((moved[:3] + moved[3:]) / 2 - 0.5)[::-1], 1.0]
+    np.testing.assert_allclose(middle, volume.affine @ [29.0, 25.0, 10.0, 1.0], atol=1e-4)
+    assert boxes_on_working_grid(np.zeros((0, 6)), volume.affine, prepared).shape == (0, 6)

@@ -138,3 +138,25 @@ def test_scans_of_a_csiro_patient_stay_together(tmp_path):
             frozenset({"122"}),
             frozenset({"130"}),
         }
+
+
+def test_kinds_of_rows(tmp_path):
+    """Rows of kind mimic go along as known non-lesions; other kinds are background."""
+    trees.save(tmp_path / "data" / "a_swi.nii.gz", trees.brain())
+    rows = ["1,2,3,4,cmb", "2,2,3,4,Mimic", "3,2,3,4,uncertain", "4,2,3,5,CMB"]
+    table = tmp_path / "data" / "a_points.csv"
+    table.write_text("\n".join(["x_mm,y_mm,z_mm,diameter_mm,kind", *rows]) + "\n")
+    index = find(tmp_path / "data", "folder")
+    write_index(tmp_path / "i.json", index, tmp_path / "data")
+    again, root = read_index(tmp_path / "i.json")
+    assert again.cases == index.cases
+    lesions = lesions_of(again.cases[0], root)
+    np.testing.assert_allclose(lesions.centers_mm, [[1, 2, 3], [4, 2, 3]])
+    np.testing.assert_allclose(lesions.diameters_mm, [4, 5])
+    np.testing.assert_allclose(lesions.mimics_mm, [[2, 2, 3]])
+    table.write_text("x_mm,y_mm,z_mm,kind\n1,2,3,cmb\n90,2,3,mimic\n")
+    with pytest.raises(UserError, match="1 of 1 centres lie outside"):
+        lesions_of(find(tmp_path / "data", "folder").cases[0], tmp_path / "data")
+    table.write_text("x_mm,y_mm,z_mm,kind\n1,2,3,\n")
+    with pytest.raises(UserError, match="line 2: kind is empty"):
+        find(tmp_path / "data", "folder")

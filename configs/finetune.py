@@ -1,0 +1,23 @@
+"""The bundled detector, trained on with own scans: masks or centres alone, by their index.
+
+python train.py --config configs/finetune.py --workdir runs/site --data.index site.json
+"""
+
+from cmb_jax.config import Config, DataConfig, PhantomConfig, TrainConfig
+
+
+def get_config() -> Config:
+    return Config(
+        name="finetune",
+        data=DataConfig(phantom_share=0.25),
+        phantom=PhantomConfig(train_subjects=8),
+        train=TrainConfig(
+            init_from="small",
+            steps=400,
+            learning_rate=5e-4,
+            warmup_steps=20,
+            ema_decay=0.99,
+            checkpoint_every=100,
+            evaluate_every=200,
+        ),
+    )
