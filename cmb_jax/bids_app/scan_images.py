@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cmb_jax.datasets.bids.candidates import Candidate
 from cmb_jax.datasets.bids.choice import Choice, ChoiceKind
-from cmb_jax.inference.predict import PhaseSign
+from cmb_jax.inference.scan import PhaseSign
 from cmb_jax.inference.swi_image import make_swi, sign_doubts
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.multi_echo import read_echoes

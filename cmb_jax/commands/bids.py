@@ -24,7 +24,8 @@ from cmb_jax.commands.predict import check_threshold
 from cmb_jax.datasets.bids.layout import BidsLayout, read_layout
 from cmb_jax.datasets.bids.names import label_of
 from cmb_jax.errors import UserError
-from cmb_jax.inference.predict import PhaseSign, Prediction, load_detector
+from cmb_jax.inference.predict import Prediction, load_detector
+from cmb_jax.inference.scan import PhaseSign
 from cmb_jax.io.phase import PhaseRange
 
 SOME_FAILED_CODE = 1

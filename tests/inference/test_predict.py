@@ -14,7 +14,8 @@ from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import load_bundle, save_bundle
 from cmb_jax.inference.outputs import described_inputs, instance_labels, write_prediction
-from cmb_jax.inference.predict import LOW_SCORE, CmbDetector, load_detector, read_phase
+from cmb_jax.inference.predict import LOW_SCORE, CmbDetector, load_detector
+from cmb_jax.inference.scan import read_phase
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.phase_sign import SignDecision
 from cmb_jax.models.detector import Detector
