@@ -29,7 +29,9 @@ def predict(
     phase: Path | None = None,
     magnitude: Path | None = None,
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
-    phase_range: Literal["auto", "radians", "pm4096", "0-4095", "0-2pi", "symmetric"] = "auto",
+    phase_range: Literal[
+        "auto", "radians", "pm4096", "0-4095", "milliradians", "0-2pi", "symmetric"
+    ] = "auto",
     weights: str = "small",
     threshold: float | None = None,
     overwrite: bool = False,
@@ -112,7 +114,9 @@ def swi(
     te_ms: tuple[float, ...] = (),
     echo: int | None = None,
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
-    phase_range: Literal["auto", "radians", "pm4096", "0-4095", "0-2pi", "symmetric"] = "auto",
+    phase_range: Literal[
+        "auto", "radians", "pm4096", "0-4095", "milliradians", "0-2pi", "symmetric"
+    ] = "auto",
     overwrite: bool = False,
 ) -> None:
     """Make a susceptibility-weighted image from magnitude and phase (several echoes are combined).

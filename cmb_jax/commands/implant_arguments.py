@@ -18,7 +18,9 @@ def implant(
     lesions: Path | None = None,
     brain_mask: Path | None = None,
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
-    phase_range: Literal["auto", "radians", "pm4096", "0-4095", "0-2pi", "symmetric"] = "auto",
+    phase_range: Literal[
+        "auto", "radians", "pm4096", "0-4095", "milliradians", "0-2pi", "symmetric"
+    ] = "auto",
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
