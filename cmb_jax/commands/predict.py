@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from cmb_jax.commands.common import existing_file, use_compilation_cache
 from cmb_jax.errors import UserError
+from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import described_inputs, write_prediction
 from cmb_jax.inference.predict import PhaseSign, Prediction, load_detector
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.phase import PhaseRange
+from cmb_jax.io.volume import Volume
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScanInput:
+    """One scan as it goes into the detector, whatever files it came from."""
+
+    swi: Volume
+    phase: Volume | None
+    magnitude: Volume | None
+    phase_sign: PhaseSign
+    phase_range: PhaseRange | None
+    subject: str  # what the report calls it
+    inputs: tuple[tuple[str, str, str], ...]  # (role, name, sha256) of what was read
+    steps: tuple[str, ...] = ()  # done before the detector
+    warnings: tuple[str, ...] = ()
+
+
+Progress = Callable[[str], None]
+FurtherFiles = Callable[[Path, Prediction, WeightsBundle], None]
 
 
 def check_output(out: Path, overwrite: bool) -> None:
@@ -28,6 +51,26 @@ def check_output(out: Path, overwrite: bool) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"{out}: cannot be written (no permission in {parent}); choose another --out")
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Refuse a threshold that no score can be compared with.
+
+    Raises:
+      UserError: it does not lie between 0 and 1.
+    """
+    if threshold is not None and not 0.0 <= threshold <= 1.0:
+        raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
+
+
+def stopwatch() -> Progress:
+    """Tells on stderr what is being done, with the seconds since now."""
+    tick = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(f"[{time.perf_counter() - tick:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    return say
 
 
 def summary(prediction: Prediction) -> str:
@@ -67,32 +110,68 @@ def run(
     Raises:
       UserError: anything wrong with the files or the arguments.
     """
-    tick = time.perf_counter()
+    say = stopwatch()
     check_output(out, overwrite)
-    if threshold is not None and not 0.0 <= threshold <= 1.0:
-        raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
+    check_threshold(threshold)
     swi_volume = read_volume(existing_file(swi, "SWI"))
     phase_volume = None if phase is None else read_volume(existing_file(phase, "phase"))
     magnitude_volume = None if magnitude is None else read_volume(existing_file(magnitude, "magnitude"))
-    use_compilation_cache()
-    detector = load_detector(weights)
-
-    def say(text: str) -> None:
-        print(f"[{time.perf_counter() - tick:6.1f} s] {text}", file=sys.stderr, flush=True)
-
-    prediction = detector.predict(
-        swi_volume,
-        phase_volume,
-        magnitude_volume,
+    scan = ScanInput(
+        swi=swi_volume,
+        phase=phase_volume,
+        magnitude=magnitude_volume,
         phase_sign=phase_sign,
         phase_range=None if phase_range == "auto" else PhaseRange(phase_range),
+        subject=swi.name.removesuffix(".gz").removesuffix(".nii"),
+        inputs=described_inputs(swi=swi_volume, phase=phase_volume, magnitude=magnitude_volume),
+    )
+    return predict_scan(
+        scan, out, weights=weights, threshold=threshold, overwrite=overwrite, announce=announce, say=say
+    )
+
+
+def predict_scan(
+    scan: ScanInput,
+    out: Path,
+    *,
+    weights: str,
+    threshold: float | None,
+    overwrite: bool,
+    say: Progress,
+    announce: bool = True,
+    further: FurtherFiles | None = None,
+) -> Prediction:
+    """Predict and write the results of one scan; `further` adds files to the folder.
+
+    Raises:
+      UserError: the images do not fit together, no such weights, or a folder that cannot be written.
+    """
+    use_compilation_cache()
+    detector = load_detector(weights)
+    prediction = detector.predict(
+        scan.swi,
+        scan.phase,
+        scan.magnitude,
+        phase_sign=scan.phase_sign,
+        phase_range=scan.phase_range,
         threshold=threshold,
         progress=say,
     )
+    prediction = dataclasses.replace(
+        prediction,
+        steps=(*scan.steps, *prediction.steps),
+        warnings=(*scan.warnings, *prediction.warnings),
+    )
     say("writing the report")
-    inputs = described_inputs(swi=swi_volume, phase=phase_volume, magnitude=magnitude_volume)
-    subject = swi.name.removesuffix(".gz").removesuffix(".nii")
-    write_prediction(prediction, detector.bundle, out, inputs, subject=subject, overwrite=overwrite)
+    write_prediction(
+        prediction,
+        detector.bundle,
+        out,
+        scan.inputs,
+        subject=scan.subject,
+        overwrite=overwrite,
+        also=None if further is None else lambda folder: further(folder, prediction, detector.bundle),
+    )
     for line in prediction.warnings:
         print(f"warning: {line}", file=sys.stderr)
     if announce:

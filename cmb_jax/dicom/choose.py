@@ -1,4 +1,4 @@
-"""Which stacks of a folder make one scan: intensity, phase and magnitude on one grid. Ambiguity is asked about."""
+"""Which stacks of a folder make one scan: intensity, phase and magnitude on one grid."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def _ambiguous(what: str, found: Sequence[Candidate]) -> str:
         f"({candidate.stack.shape[2]} slices, {candidate.recognition.reason})"
         for candidate in found
     )
-    return f"{len(found)} {what}: {listed}; choose with --series NUMBER, naming its phase and magnitude too if wanted"
+    return f"{len(found)} {what}: {listed}; choose with --series, naming the phase too if several fit"
 
 
 def _nothing(found: Sequence[Candidate]) -> str:

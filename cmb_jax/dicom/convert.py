@@ -29,8 +29,8 @@ _OPTIONS = ("-g", "i", "-m", "y", "-p", "n", "-z", "n", "-b", "y", "-ba", "y", "
 def convert(stack: Stack) -> Volume:
     """The volume of a stack; its grid is checked against the headers.
 
-    `source` and `sha256` of the volume stand for the stack: a neutral name, and the hash over the hashes of its
-    files in their order.
+    `source` and `sha256` of the volume stand for the stack: a neutral name, and the hash over the hashes of
+    its files in their order.
 
     Raises:
         UserError: dcm2niix fails, gives no or several volumes, or a volume that lies elsewhere.

@@ -1,8 +1,9 @@
-"""What the headers of DICOM files say about each image in them; classic and enhanced (multi-frame) objects."""
+"""What the headers of DICOM files say about each image in them; classic and multi-frame objects."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +17,10 @@ GE_IMAGE_TYPE = Tag(0x0043, 0x102F)  # private: 0 magnitude, 1 phase, 2 real, 3 
 _GE_COMPONENTS = ("MAGNITUDE", "PHASE", "REAL", "IMAGINARY")
 
 _KEYWORDS = (
-    "ImageType SOPClassUID SOPInstanceUID Modality Manufacturer StudyInstanceUID SeriesInstanceUID SeriesNumber "
-    "SeriesDescription ProtocolName SequenceName PulseSequenceName ScanningSequence EchoPulseSequence EchoTime "
-    "AcquisitionNumber TemporalPositionIdentifier FrameOfReferenceUID ImagePositionPatient Rows Columns "
+    "ImageType SOPInstanceUID Modality Manufacturer StudyInstanceUID SeriesInstanceUID SeriesNumber "
+    "SeriesDescription ProtocolName SequenceName PulseSequenceName ScanningSequence EchoPulseSequence "
+    "EchoTime AcquisitionNumber TemporalPositionIdentifier FrameOfReferenceUID ImagePositionPatient "
+    "Rows Columns "
     "ImageOrientationPatient PixelSpacing RescaleSlope RescaleIntercept BitsStored PixelRepresentation "
     "NumberOfFrames ComplexImageComponent SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
     "PatientName PatientID"
@@ -56,6 +58,7 @@ class Instance:
     columns: int
     stored_range: tuple[int, int]  # least and largest number that the stored bits can hold
     multi_frame: bool
+    patient_id: str
     identifiers: tuple[str, ...]  # parts of the patient's name and ID, to be kept out of what is written
 
 
@@ -92,10 +95,10 @@ def instance_frames(dataset: Dataset, path: Path) -> tuple[Frame, ...]:
         raise NoImage("holds no image")
     instance = _instance(dataset, path, rows, columns)
     if not instance.multi_frame:
-        return (_frame(instance, 0, lambda keyword: dataset.get(keyword), dataset),)
+        return (_frame(instance, 0, dataset.get, dataset),)
     shared = _items(dataset, "SharedFunctionalGroupsSequence")
     frames = [
-        _frame(instance, number, lambda keyword, groups=(own, *shared): _grouped(groups, keyword), dataset)
+        _frame(instance, number, functools.partial(_grouped, (own, *shared)), dataset)
         for number, own in enumerate(_items(dataset, "PerFrameFunctionalGroupsSequence"))
     ]
     if not frames:
@@ -130,6 +133,7 @@ def _instance(dataset: Dataset, path: Path, rows: int, columns: int) -> Instance
         columns=columns,
         stored_range=stored,
         multi_frame="PerFrameFunctionalGroupsSequence" in dataset,
+        patient_id=text["PatientID"],
         identifiers=tuple(part for part in (*name.split("^"), text["PatientID"]) if len(part) > 2),
     )
 

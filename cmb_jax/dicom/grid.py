@@ -54,7 +54,7 @@ def frame_mapping(volume: Volume, stack: Stack) -> FrameMapping:
     fits = sorted(axes) == [0, 1, 2] and tuple(np.array(stack.shape)[axes]) == volume.shape
     if not fits or np.abs((matrix - exact) * corner).max() > _TOLERANCE:
         raise UserError(
-            f"series {stack.key}: the converted volume does not lie where the DICOM headers say (tilted gantry "
-            "or uneven slices?); convert it yourself and give --swi"
+            f"series {stack.key}: the converted volume does not lie where the DICOM headers say (tilted "
+            "gantry or uneven slices?); convert it yourself and give --swi"
         )
     return FrameMapping(orientation=np.stack([axes, signs], axis=1))

@@ -54,7 +54,7 @@ def load(
         progress: told what is being done.
 
     Raises:
-        UserError: a stack cannot be converted, its phase has no known range, or the stacks do not fit together.
+        UserError: a stack cannot be converted, its phase has no known range, or the stacks do not fit.
     """
     say = progress or (lambda _: None)
     converted: list[tuple[str, Volume]] = []
@@ -144,12 +144,18 @@ def _made(
     """SWI and its high-passed phase (paramagnetic positive) as `cmb-jax swi` makes them, and its warnings."""
     with tempfile.TemporaryDirectory(prefix="cmb_jax_swi_") as temporary:
         folder = Path(temporary)
-        paths = [folder / "magnitude.nii", folder / "phase.nii"]
+        paths = (folder / "magnitude.nii", folder / "phase.nii")
         for path, volumes in zip(paths, (magnitudes, phases), strict=True):
             native = volumes[0].native
             stacked = np.stack([to_native(volume.data, native) for volume in volumes], axis=-1)
             nib.Nifti1Image(stacked.astype(np.float32), native.affine).to_filename(path)
-        times = te_ms if len(te_ms) > 1 else ()
-        made = run_swi(*paths, folder / "made", times, phase_sign=phase_sign, phase_range=PhaseRange.RADIANS)
+        made = run_swi(
+            magnitude=paths[0],
+            phase=paths[1],
+            out=folder / "made",
+            te_ms=te_ms if len(te_ms) > 1 else (),
+            phase_sign=phase_sign,
+            phase_range=PhaseRange.RADIANS,
+        )
         warnings = tuple(json.loads((made / "swi.json").read_text(encoding="utf-8"))["warnings"])
         return read_volume(made / "swi.nii.gz"), read_volume(made / "phase.nii.gz"), warnings

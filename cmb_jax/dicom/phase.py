@@ -1,4 +1,4 @@
-"""Phase as vendors store it in DICOM: its unit by the headers, parts of complex images, alternating slices."""
+"""Phase as vendors store it in DICOM: its unit by the headers, and slices whose sign alternates."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _MOST_PAIRS = 0.8
 def stated_phase_range(stack: Stack, peak: float) -> PhaseRange | None:
     """The unit of stored phase, from what bits, slope and intercept could hold at most.
 
-    Siemens: 12 bits with slope 2 and intercept -4096, or without rescaling. Philips: rescaled to thousandths of
-    a radian. GE: integers in thousandths of a radian, in 16 bits. A high-passed phase does not fill its range, so
-    that headers tell more than the data.
+    Siemens: 12 bits with slope 2 and intercept -4096, or without rescaling. Philips: rescaled to thousandths
+    of a radian. GE: integers in thousandths of a radian, in 16 bits. A high-passed phase does not fill its
+    range, so that headers tell more than the data.
 
     Args:
         stack: phase stack.
@@ -52,8 +52,8 @@ def _near(value: float, target: float) -> bool:
 def alternates(magnitude: np.ndarray, phase: np.ndarray, slice_axis: int) -> bool:
     """Whether the complex signal changes its sign from slice to slice, as some reconstructions leave it.
 
-    A shift left out after the Fourier transform along slices multiplies every second slice by -1. Neighbouring
-    slices of a head are alike, so that their product with the conjugate is then mostly negative.
+    A shift left out after the Fourier transform along slices multiplies every second slice by -1.
+    Neighbouring slices of a head are alike, so that their product with the conjugate is then mostly negative.
 
     Args:
         magnitude: (X, Y, Z), weight of each voxel; an SWI will do.

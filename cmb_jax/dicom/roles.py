@@ -1,7 +1,7 @@
 """What kind of image a stack is, told from its headers, with the reason.
 
-The evidence, strongest first: the attribute Complex Image Component (PS3.3 C.8.13.3.1.1) and GE's private image
-type, values of Image Type that the vendors use, then words in the names of series, protocol and sequence.
+The evidence, strongest first: the attribute Complex Image Component (PS3.3 C.8.13.3.1.1) and GE's private
+image type, values of Image Type that vendors use, then words in the names of series, protocol and sequence.
 """
 
 from __future__ import annotations

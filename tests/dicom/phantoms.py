@@ -80,8 +80,12 @@ class Series:
         return self.series_uid or generate_uid(entropy_srcs=[self.study_uid, str(self.number)])
 
 
-SIEMENS_SWI = Series(number=7, description="SWI_Images", image_type=("ORIGINAL", "PRIMARY", "M", "SWI", "NORM"))
-SIEMENS_MAGNITUDE = Series(number=4, description="Mag_Images", image_type=("ORIGINAL", "PRIMARY", "M", "NORM"))
+SIEMENS_SWI = Series(
+    number=7, description="SWI_Images", image_type=("ORIGINAL", "PRIMARY", "M", "SWI", "NORM")
+)
+SIEMENS_MAGNITUDE = Series(
+    number=4, description="Mag_Images", image_type=("ORIGINAL", "PRIMARY", "M", "NORM")
+)
 SIEMENS_PHASE = Series(
     number=5,
     description="Pha_Images",
@@ -101,7 +105,11 @@ GE_PHASE = Series(
 )
 PHILIPS = {"manufacturer": "Philips Medical Systems", "sequence": "", "scanning": "GR"}
 PHILIPS_MAGNITUDE = Series(
-    number=1201, description="SWIp", image_type=("ORIGINAL", "PRIMARY", "M_FFE", "M", "FFE"), slope=3.0, **PHILIPS
+    number=1201,
+    description="SWIp",
+    image_type=("ORIGINAL", "PRIMARY", "M_FFE", "M", "FFE"),
+    slope=3.0,
+    **PHILIPS,
 )
 PHILIPS_PHASE = Series(
     number=1201,
@@ -165,9 +173,7 @@ def write_series(
     return paths
 
 
-def write_enhanced(
-    path: Path, parts: list[tuple[Series, np.ndarray]], grid: Grid = AXIAL
-) -> Path:
+def write_enhanced(path: Path, parts: list[tuple[Series, np.ndarray]], grid: Grid = AXIAL) -> Path:
     """One enhanced MR object that holds a magnitude and a phase (or more), frame by frame in turns."""
     series = parts[0][0]
     dataset = _base(series, EnhancedMRImageStorage, [series.uid, "enhanced"])
