@@ -12,7 +12,7 @@ from pathlib import Path
 
 import dcm2niix
 
-from cmb_jax.dicom.grid import frame_mapping
+from cmb_jax.dicom.grid import placed_by_headers
 from cmb_jax.dicom.stacks import Stack
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import sha256_file
@@ -27,7 +27,7 @@ _OPTIONS = ("-g", "i", "-m", "y", "-p", "n", "-z", "n", "-b", "y", "-ba", "y", "
 
 
 def convert(stack: Stack) -> Volume:
-    """The volume of a stack; its grid is checked against the headers.
+    """The volume of a stack, which lies where the headers say.
 
     `source` and `sha256` of the volume stand for the stack: a neutral name, and the hash over the hashes of
     its files in their order.
@@ -52,9 +52,9 @@ def convert(stack: Stack) -> Volume:
                 "convert it yourself and give --swi"
             )
         volume = read_volume(images[0])
-    frame_mapping(volume, stack)  # raises if it lies elsewhere
     digest = hashlib.sha256("".join(sha256_file(i.path) for i in stack.instances).encode()).hexdigest()
-    return dataclasses.replace(volume, source=Path(stack_name(stack)), sha256=digest)
+    placed = placed_by_headers(volume, stack)
+    return dataclasses.replace(placed, source=Path(stack_name(stack)), sha256=digest)
 
 
 def stack_name(stack: Stack) -> str:

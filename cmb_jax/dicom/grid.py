@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
-from nibabel.orientations import apply_orientation
+from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from cmb_jax.dicom.stacks import Stack
 from cmb_jax.errors import UserError
 from cmb_jax.io.volume import Volume
 
-_TOLERANCE = 0.02  # voxels, at any corner: NIfTI keeps the affine as float32, headers rounded positions
+# dcm2niix takes the slice distance from the first two slices, whose positions may be rounded to 0.1 mm.
+_SKEW = 0.1  # of a voxel, per voxel
+_OFFSET = 0.5  # voxels, at the origin
+_TOLD_MM = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +24,8 @@ class FrameMapping:
 
     orientation: (
         np.ndarray
-    )  # (3, 2) nibabel orientation: axis of the stack and direction for each of the volume's
+    )  # (3, 2) nibabel orientation: for each axis of the volume, the stack's and its sign
+    matrix: np.ndarray  # (4, 4) exact: (x, y, z) index -> (column, row, slice) index
 
     @property
     def slice_axis(self) -> int:
@@ -35,26 +40,52 @@ class FrameMapping:
 def frame_mapping(volume: Volume, stack: Stack) -> FrameMapping:
     """The mapping from a converted volume to the frames of its stack.
 
-    Nothing is assumed about what the converter flips: both affines say where voxels lie, and they must agree.
+    Nothing is assumed about what the converter permutes and flips: both affines say where voxels lie.
 
     Raises:
         UserError: the volume is not voxel for voxel what the headers say.
     """
-    if stack.affine is None:
-        raise ValueError(f"stack {stack.key} is no volume: {stack.fault}")
-    matrix = np.linalg.inv(stack.affine) @ volume.affine  # (x, y, z) -> (column, row, slice)
-    axes = np.argmax(np.abs(matrix[:3, :3]), axis=0)
-    signs = np.sign(matrix[axes, range(3)])
-    exact = np.zeros((4, 4))
-    exact[3, 3] = 1.0
-    exact[axes, range(3)] = signs
-    for axis, sign in zip(axes, signs, strict=True):
-        exact[axis, 3] = 0.0 if sign > 0 else stack.shape[axis] - 1
-    corner = np.array([*volume.shape, 1.0])
-    fits = sorted(axes) == [0, 1, 2] and tuple(np.array(stack.shape)[axes]) == volume.shape
-    if not fits or np.abs((matrix - exact) * corner).max() > _TOLERANCE:
+    found = np.linalg.inv(_affine(stack)) @ volume.affine
+    axes = np.argmax(np.abs(found[:3, :3]), axis=0)
+    signs = np.sign(found[axes, range(3)])
+    matrix = np.zeros((4, 4))
+    matrix[3, 3] = 1.0
+    matrix[axes, range(3)] = signs
+    last = np.array(stack.shape) - 1
+    flipped = axes[signs < 0]
+    matrix[flipped, 3] = last[flipped]
+    same_shape = sorted(axes) == [0, 1, 2] and tuple(np.array(stack.shape)[axes]) == volume.shape
+    apart = np.abs(found - matrix)[:3]
+    if not same_shape or apart[:, :3].max() > _SKEW or np.any(apart[:, 3] > _OFFSET + _SKEW * last):
         raise UserError(
             f"series {stack.key}: the converted volume does not lie where the DICOM headers say (tilted "
             "gantry or uneven slices?); convert it yourself and give --swi"
         )
-    return FrameMapping(orientation=np.stack([axes, signs], axis=1))
+    return FrameMapping(orientation=np.stack([axes, signs], axis=1), matrix=matrix)
+
+
+def placed_by_headers(volume: Volume, stack: Stack) -> Volume:
+    """The converted volume with the affine that follows from the positions of all frames.
+
+    Raises:
+        UserError: as `frame_mapping`.
+    """
+    affine = _affine(stack) @ frame_mapping(volume, stack).matrix
+    corners = np.array([[*corner, 1.0] for corner in itertools.product((0, 1), repeat=3)])
+    corners[:, :3] *= np.array(volume.shape) - 1
+    moved = float(np.linalg.norm(corners @ (affine - volume.affine).T, axis=1).max())
+    told = f"series {stack.key}: placed by the headers, up to {moved:.1f} mm from where dcm2niix put it"
+    native = volume.native
+    to_native = np.linalg.inv(inv_ornt_aff(native.orientation, native.shape))
+    return dataclasses.replace(
+        volume,
+        affine=affine,
+        native=dataclasses.replace(native, affine=affine @ to_native),
+        warnings=(*volume.warnings, told) if moved > _TOLD_MM else volume.warnings,
+    )
+
+
+def _affine(stack: Stack) -> np.ndarray:
+    if stack.affine is None:
+        raise ValueError(f"stack {stack.key} is no volume: {stack.fault}")
+    return stack.affine

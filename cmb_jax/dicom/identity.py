@@ -8,7 +8,6 @@ of PS3.15 Annex E, with the option to retain UIDs.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from pydicom.sr.codedict import codes
 
 from cmb_jax.dicom.frames import Instance
 
+# Type 2 attributes of patient and study: they must be there, and may be empty.
 _EMPTIED = (
     "PatientBirthDate",
     "PatientSex",
@@ -28,6 +28,36 @@ _EMPTIED = (
     "StudyID",
     "PositionReferenceIndicator",
 )
+# What names the images and places their voxels, and the scanner's make: nothing else is taken over.
+_KEPT = (
+    "SpecificCharacterSet",
+    "ImageType",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "Modality",
+    "Manufacturer",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "InstanceNumber",
+    "FrameOfReferenceUID",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+)
+# Of the functional groups of multi-frame objects.
+_KEPT_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
 _METHOD = "cmb-jax: PS3.15 Annex E Basic Profile, UIDs retained"
 
 
@@ -43,17 +73,29 @@ def source_headers(instances: Sequence[Instance], keep_identifiers: bool) -> lis
 
 
 def without_identifiers(header: Dataset) -> Dataset:
-    """A copy whose patient is a pseudonym.
+    """The part of a header that results need, with a pseudonym for the patient.
 
     It comes from the study's UID alone: all results of a study agree, and it tells nothing about the patient.
     """
-    header = copy.deepcopy(header)
+    bare = _only(header, _KEPT)
+    for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        if keyword in header:
+            setattr(bare, keyword, [_only(item, _KEPT_GROUPS) for item in header[keyword].value])
     digest = hashlib.sha256(str(header.StudyInstanceUID).encode()).hexdigest()
-    header.PatientID = f"CMB-{digest[:12].upper()}"
-    header.PatientName = f"{header.PatientID}^"
+    bare.PatientID = f"CMB-{digest[:12].upper()}"
+    bare.PatientName = f"{bare.PatientID}^"
     for keyword in _EMPTIED:
-        setattr(header, keyword, "")
-    return header
+        setattr(bare, keyword, "")
+    return bare
+
+
+def _only(dataset: Dataset, keywords: Sequence[str]) -> Dataset:
+    """A new dataset with these attributes, as far as there are any."""
+    kept = Dataset()
+    for keyword in keywords:
+        if keyword in dataset:
+            kept[keyword] = dataset[keyword]
+    return kept
 
 
 def mark(result: Dataset, keep_identifiers: bool) -> None:

@@ -66,7 +66,7 @@ def load(
         return volume
 
     notes: tuple[str, ...]
-    steps = ["DICOM converted by dcm2niix, voxels checked against the positions in the headers"]
+    steps = ["DICOM converted by dcm2niix, voxels placed by the positions in the headers"]
     if choice.swi is not None:
         swi = read("swi", choice.swi)
         magnitude = read("magnitude", choice.magnitude[0]) if choice.magnitude else None

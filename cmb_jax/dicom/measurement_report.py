@@ -67,7 +67,8 @@ def make_report(
         observation_context=ObservationContext(observer_device_context=observer),
         procedure_reported=codes.MRI,
         imaging_measurements=groups,
-        referenced_images=sources,
+        # highdicom's image library describes single-frame images only; the evidence lists all
+        referenced_images=None if "NumberOfFrames" in sources[0] else sources,
     )
     result = ComprehensiveSR(
         evidence=[*sources, *([] if segmentation is None else [segmentation])],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,10 +37,6 @@ def make_segmentation(
     planes = np.zeros(labels.shape, np.uint8 if len(findings) < 256 else np.uint16)
     for number, finding in enumerate(findings, 1):
         planes[labels == finding.row.id] = number
-    if "NumberOfFrames" in sources[0]:
-        of_stack, frames = planes, int(sources[0].NumberOfFrames)
-        planes = np.zeros((frames, *of_stack.shape[1:]), of_stack.dtype)
-        planes[list(frame_numbers)] = of_stack
     algorithm = AlgorithmIdentificationSequence(
         name=maker.model,
         family=codes.ARTIFICIAL_INTELLIGENCE,
@@ -60,8 +57,9 @@ def make_segmentation(
         )
         for number, finding in enumerate(findings, 1)
     ]
+    multi_frame = "NumberOfFrames" in sources[0]
     result = Segmentation(
-        source_images=sources,
+        source_images=[_frames_of(sources[0], frame_numbers)] if multi_frame else sources,
         pixel_array=planes,
         segmentation_type="BINARY",
         segment_descriptions=segments,
@@ -78,5 +76,27 @@ def make_segmentation(
         content_qualification="RESEARCH",
         series_description=f"{maker.model} microbleeds",
     )
+    if multi_frame:
+        _refer_to(result, frame_numbers)
     identity.mark(result, keep_identifiers)
     return result
+
+
+def _frames_of(source: Dataset, numbers: Sequence[int]) -> Dataset:
+    """The header of a multi-frame object as if it held only these frames.
+
+    Positions repeat where an object holds magnitude and phase, and highdicom takes an object as one volume.
+    """
+    part = copy.copy(source)
+    groups = source.PerFrameFunctionalGroupsSequence
+    part.PerFrameFunctionalGroupsSequence = [groups[number] for number in numbers]
+    part.NumberOfFrames = len(numbers)
+    return part
+
+
+def _refer_to(segmentation: Segmentation, numbers: Sequence[int]) -> None:
+    """Turns references to frames of `_frames_of` into references to the object's own frames."""
+    for frame in segmentation.PerFrameFunctionalGroupsSequence:
+        for derivation in frame.DerivationImageSequence:
+            for image in derivation.SourceImageSequence:
+                image.ReferencedFrameNumber = numbers[int(image.ReferencedFrameNumber) - 1] + 1

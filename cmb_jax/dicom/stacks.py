@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,9 +14,9 @@ import numpy as np
 from cmb_jax.dicom.frames import Frame, Instance
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_UNEVEN = 0.02  # of the slice distance: headers round positions
+_ROUNDED_MM = 0.15  # some scanners round positions to 0.1 mm
 _SAME_PLACE_MM = 0.01
-_SAME_GRID_MM = 0.05  # at any corner
+_SAME_GRID_MM = 0.01  # at any corner
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Stack:
 
 
 def sort_into_stacks(frames: Iterable[Frame]) -> tuple[Stack, ...]:
-    """Stacks in the order of study and series.
+    """Stacks in the order of their series numbers.
 
     What differs in series, image type, component, echo, orientation or matrix lies in different stacks. Where
     positions repeat, acquisition numbers or temporal positions tell the repeats apart.
@@ -82,9 +83,8 @@ def same_grid(a: Stack, b: Stack) -> bool:
     return bool(np.abs(corners @ (a.affine - b.affine).T).max() <= _SAME_GRID_MM)
 
 
-def _series_order(members: Sequence[Frame]) -> tuple[str, int, str]:
-    instance = members[0].instance
-    return (instance.study_uid, instance.series_number or 0, instance.series_uid)
+def _series_order(members: Sequence[Frame]) -> tuple[int, str]:
+    return (members[0].instance.series_number or 0, members[0].instance.series_uid)
 
 
 def _groups(frames: Iterable[Frame], key: Callable[[Frame], Any]) -> list[list[Frame]]:
@@ -117,11 +117,13 @@ def _has_repeats(frames: Sequence[Frame]) -> bool:
 
 def _repeats(frames: list[Frame]) -> list[list[Frame]]:
     """The frames as one group, or one group a repeat if an attribute tells the repeats apart."""
-    if not _has_repeats(frames):
+    repeated = _has_repeats(frames)
+    if not repeated and not _fault(np.sort(_offsets(frames))):
         return [frames]
     for attribute in ("acquisition", "temporal"):
-        groups = _groups(frames, lambda frame, name=attribute: getattr(frame, name))  # type: ignore[misc]
-        if len(groups) > 1 and not any(_has_repeats(group) for group in groups):
+        groups = _groups(frames, operator.attrgetter(attribute))
+        wrong = [_has_repeats(g) if repeated else bool(_fault(np.sort(_offsets(g)))) for g in groups]
+        if len(groups) > 1 and not any(wrong):
             return groups
     return [frames]
 
@@ -149,15 +151,15 @@ def _fault(offsets: np.ndarray) -> str:
             "series?), and nothing in the headers tells them apart"
         )
     step = float(np.median(steps))
-    gaps = np.flatnonzero(steps > (1 + _UNEVEN) * step)
+    gaps = np.flatnonzero(steps > step + _ROUNDED_MM)
     if len(gaps):
-        ratios = steps[gaps] / step
-        if np.all(np.abs(ratios - np.rint(ratios)) <= _UNEVEN * ratios):
-            missing = int(np.sum(np.rint(ratios) - 1))
+        counts = np.rint(steps[gaps] / step)
+        if np.all(counts > 1) and np.all(np.abs(steps[gaps] - counts * step) <= counts * _ROUNDED_MM):
+            missing = int(np.sum(counts - 1))
             where = ", ".join(f"after slice {index + 1}" for index in gaps[:4])
             noun = "slice is" if missing == 1 else "slices are"
             return f"{missing} {noun} missing ({where} of the {len(offsets)} that there are)"
-    if len(gaps) or np.any(steps < (1 - _UNEVEN) * step):
+    if len(gaps) or np.any(steps < step - _ROUNDED_MM):
         return f"its slices are {steps.min():.2f} to {steps.max():.2f} mm apart, not evenly spaced"
     return ""
 
@@ -179,5 +181,4 @@ def _on_a_line(frames: Sequence[Frame], affine: np.ndarray) -> bool:
     """Whether every first pixel lies where the affine says, within the rounding of headers."""
     expected = affine[:3, 3] + np.arange(len(frames))[:, None] * affine[:3, 2]
     stated = np.array([frame.position_mm for frame in frames]) * np.diag(_LPS_TO_RAS)[:3]
-    step = float(np.linalg.norm(affine[:3, 2]))
-    return bool(np.abs(expected - stated).max() <= max(_SAME_GRID_MM, _UNEVEN * step))
+    return bool(np.abs(expected - stated).max() <= _ROUNDED_MM)

@@ -135,6 +135,8 @@ def stored_phase(phase: np.ndarray, series: Series) -> np.ndarray:
     """Radians in [-pi, pi) as the series' stored integers."""
     if series.manufacturer.startswith("GE"):
         return np.rint(phase * 1000).astype(np.int16)
+    if series.manufacturer.startswith("Philips"):
+        return np.rint((phase * 1000 - series.intercept) / series.slope).astype(np.uint16)
     return np.floor((phase + np.pi) / (2 * np.pi) * 4096).clip(0, 4095).astype(np.uint16)
 
 
@@ -209,7 +211,7 @@ def _functional_groups(series: Series, grid: Grid, k: int, part: int) -> Dataset
     content.InStackPositionNumber = k + 1
     content.DimensionIndexValues = [1, k + 1, part + 1]
     content.TemporalPositionIndex = 1
-    position.ImagePositionPatient = [float(v) for v in grid.position(k)]
+    position.ImagePositionPatient = [float(f"{v:.8f}") for v in grid.position(k)]
     echo.EffectiveEchoTime = series.echo_ms
     kind.FrameType = list(series.image_type)
     kind.ComplexImageComponent = "PHASE" if "P" in series.image_type else "MAGNITUDE"
