@@ -20,7 +20,7 @@ from typing import Any, Literal
 import tyro
 
 import cmb_jax
-from cmb_jax.commands.common import run_for_people
+from cmb_jax.commands.common import StoredPhase, run_for_people
 from cmb_jax.commands.implant_arguments import implant
 from cmb_jax.errors import UserError
 
@@ -33,9 +33,7 @@ def predict(
     phase: Path | None = None,
     magnitude: Path | None = None,
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
-    phase_range: Literal[
-        "auto", "radians", "pm4096", "0-4095", "milliradians", "0-2pi", "symmetric"
-    ] = "auto",
+    phase_range: StoredPhase = "auto",
     weights: str = "small",
     threshold: float | None = None,
     dicom_out: bool = False,
@@ -158,9 +156,7 @@ def swi(
     te_ms: tuple[float, ...] = (),
     echo: int | None = None,
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
-    phase_range: Literal[
-        "auto", "radians", "pm4096", "0-4095", "milliradians", "0-2pi", "symmetric"
-    ] = "auto",
+    phase_range: StoredPhase = "auto",
     overwrite: bool = False,
 ) -> None:
     """Make a susceptibility-weighted image from magnitude and phase (several echoes are combined).

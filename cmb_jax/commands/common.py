@@ -6,10 +6,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from cmb_jax.errors import UserError
 
 USER_ERROR_CODE = 2
+
+StoredPhase = Literal["auto", "radians", "pm4096", "0-4095", "milliradians", "0-2pi", "symmetric"]
+"""How phase is stored, as typed: "auto" or a value of `cmb_jax.io.phase.PhaseRange`."""
 
 
 def run_for_people(command: Callable[[], None]) -> None:

@@ -26,7 +26,8 @@ def read_candidates(folder: Path) -> tuple[FolderContent, tuple[Candidate, ...]]
 
 def problem_lines(problems: Sequence[Problem], found: Sequence[Candidate]) -> list[str]:
     """Lines about what was left out of a folder: files, and series that are no volume."""
-    lines = [f"{problem.level}: {problem.where}: {problem.what}" for problem in problems]
+    names = _identifiers(found)
+    lines = [f"{problem.level}: {scrubbed(problem.where, names)}: {problem.what}" for problem in problems]
     lines += [
         f"skipped: series {candidate.stack.key}: {candidate.stack.fault}"
         for candidate in found
@@ -43,17 +44,22 @@ def run(folder: Path, series: tuple[str, ...] = ()) -> None:
     """
     content, found = read_candidates(folder)
     studies = {candidate.stack.instance.study_uid for candidate in found}
+    names = _identifiers(found)
     noun = "study" if len(studies) == 1 else "studies"
     print(f"{len(found)} series or parts of series, {len(studies)} {noun}:")
     for candidate in found:
-        instance = candidate.stack.instance
-        print(f"  {described(candidate, scrubbed(instance.description, instance))}")
+        print(f"  {described(candidate, scrubbed(candidate.stack.instance.description, names))}")
     for line in problem_lines(content.problems, found):
         print(line)
     try:
         print(f"`cmb-jax predict --dicom` would use: {_used(choose(found, series))}")
     except UserError as error:
         raise UserError(f"nothing would be used: {error}") from None
+
+
+def _identifiers(found: Sequence[Candidate]) -> set[str]:
+    """Parts of the names and IDs of all patients in a folder."""
+    return {part for candidate in found for part in candidate.stack.instance.identifiers}
 
 
 def _used(choice: Choice) -> str:

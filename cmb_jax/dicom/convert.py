@@ -42,7 +42,8 @@ def convert(stack: Stack) -> Volume:
         for number, instance in enumerate(stack.instances):
             # numbered, so that names with identifiers go nowhere
             _link(instance.path, inputs / f"{number:06d}.dcm")
-        done = dcm2niix.main([*_OPTIONS, "-o", str(outputs), str(inputs)], capture_output=True, text=True)
+        arguments = [*_OPTIONS, "-o", str(outputs), str(inputs)]
+        done = dcm2niix.main(arguments, capture_output=True, encoding="utf-8", errors="replace")
         images = [path for path in sorted(outputs.glob("*.nii")) if _is_of(path, stack)]
         if len(images) != 1:
             errors = [line for line in done.stdout.splitlines() if line.startswith(("Error", "Warning"))]

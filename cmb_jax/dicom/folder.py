@@ -11,6 +11,8 @@ from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from cmb_jax.datasets.types import Problem
 from cmb_jax.dicom.frames import HEADER_TAGS, Frame, NoImage, instance_frames
@@ -84,6 +86,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _read(path: Path) -> tuple[Frame, ...]:
+    if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        # dcm2niix does not read these, and there is no telling how large they become
+        raise NoImage("is deflated, which is not read; convert it to another transfer syntax")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd values are judged where they are used
         dataset = dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))

@@ -9,7 +9,8 @@ of PS3.15 Annex E, with the option to retain UIDs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -112,11 +113,7 @@ def mark(result: Dataset, keep_identifiers: bool) -> None:
     result.DeidentificationMethodCodeSequence = items
 
 
-def scrubbed(text: str, instance: Instance) -> str:
-    """Free text without the parts of the patient's name and ID."""
-    for part in instance.identifiers:
-        start = text.lower().find(part.lower())
-        while start >= 0:
-            text = f"{text[:start]}[removed]{text[start + len(part) :]}"
-            start = text.lower().find(part.lower(), start + len("[removed]"))
-    return text
+def scrubbed(text: str, identifiers: Iterable[str]) -> str:
+    """Free text, such as the name of a series or a file, without parts of patients' names and IDs."""
+    parts = sorted(map(re.escape, identifiers), key=len, reverse=True)
+    return re.sub("|".join(parts), "[removed]", text, flags=re.IGNORECASE) if parts else text

@@ -10,6 +10,7 @@ from cmb_jax.dicom.stacks import Stack
 from cmb_jax.io.phase import PhaseRange, phase_to_radians
 
 _GE_PEAKS = (0.9, 1.01)  # share of 1000 pi that GE's integers reach: wrapped phase fills its range
+_LEAST_PEAK = 7.0  # integers reach further: the converter has applied a mapping to radians
 _ALTERNATES = -0.3  # coherence of neighbouring slices from which their sign is opposite
 _MOST_PAIRS = 0.8
 
@@ -28,6 +29,8 @@ def stated_phase_range(stack: Stack, peak: float) -> PhaseRange | None:
     Returns:
         None where the headers leave it open: then the data must tell.
     """
+    if peak < _LEAST_PEAK:
+        return None
     low, high = sorted(
         value * stack.first.slope + stack.first.intercept for value in stack.instance.stored_range
     )
@@ -37,8 +40,6 @@ def stated_phase_range(stack: Stack, peak: float) -> PhaseRange | None:
         return PhaseRange.ZERO_4095
     if _near(low, -1000 * math.pi) and _near(high, 1000 * math.pi):
         return PhaseRange.MILLIRADIANS
-    if _near(low, -math.pi) and _near(high, math.pi):
-        return PhaseRange.RADIANS
     filled = peak / (1000 * math.pi)
     if stack.instance.manufacturer.upper().startswith("GE") and _GE_PEAKS[0] <= filled <= _GE_PEAKS[1]:
         return PhaseRange.MILLIRADIANS

@@ -6,10 +6,6 @@ import numpy as np
 import pytest
 
 from cmb_jax.anatomy.assets import cache_dir
-from cmb_jax.dicom.choose import candidates, choose
-from cmb_jax.dicom.folder import read_folder
-from cmb_jax.dicom.load import load
-from cmb_jax.dicom.stacks import sort_into_stacks
 from tests.dicom import phantoms
 from tests.dicom.phantoms import OBLIQUE, SIEMENS_MAGNITUDE, SIEMENS_MIP, SIEMENS_PHASE, SIEMENS_SWI
 
@@ -33,16 +29,6 @@ def siemens(tmp_path, phantom):
     phantoms.write_series(folder, SIEMENS_PHASE, phantoms.stored_phase(phase, SIEMENS_PHASE), OBLIQUE)
     phantoms.write_series(folder, SIEMENS_MIP, magnitude[:, :, :8], OBLIQUE)
     return folder
-
-
-def found_in(folder):
-    """The candidates of a folder."""
-    return candidates(sort_into_stacks(read_folder(folder).frames))
-
-
-def loaded(folder, *wanted):
-    """The images of the one scan in a folder."""
-    return load(choose(found_in(folder), wanted))
 
 
 @pytest.fixture

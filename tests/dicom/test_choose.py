@@ -6,7 +6,6 @@ import pytest
 
 from cmb_jax.dicom.choose import choose
 from cmb_jax.errors import UserError
-from tests.dicom.conftest import found_in
 from tests.dicom.phantoms import (
     AXIAL,
     OBLIQUE,
@@ -17,6 +16,7 @@ from tests.dicom.phantoms import (
     generate_uid,
     write_series,
 )
+from tests.dicom.reading import found_in
 
 
 def keys(stacks):

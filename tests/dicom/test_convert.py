@@ -17,7 +17,6 @@ from cmb_jax.dicom.phase import alternates, stated_phase_range, without_alternat
 from cmb_jax.dicom.stacks import sort_into_stacks
 from cmb_jax.errors import UserError
 from cmb_jax.io.phase import PhaseRange, detect_phase_range, phase_to_radians
-from tests.dicom.conftest import found_in, loaded
 from tests.dicom.phantoms import (
     AXIAL,
     GE_PHASE,
@@ -33,6 +32,7 @@ from tests.dicom.phantoms import (
     write_enhanced,
     write_series,
 )
+from tests.dicom.reading import found_in, loaded
 
 GRIDS = {"axial": AXIAL, "oblique": OBLIQUE, "sagittal": SAGITTAL}
 
@@ -124,6 +124,10 @@ def test_unknown_storage_is_left_to_the_data(tmp_path, phantom):
     write_series(tmp_path, series, phantom[0])
     (stack,) = sort_into_stacks(read_folder(tmp_path).frames)
     assert stated_phase_range(stack, peak=9000.0) is None
+    write_series(tmp_path / "siemens", dataclasses.replace(SIEMENS_PHASE, number=6), phantom[0])
+    (stack,) = sort_into_stacks(read_folder(tmp_path / "siemens").frames)
+    assert stated_phase_range(stack, peak=3.1) is None  # radians already
+    assert stated_phase_range(stack, peak=300.0) is PhaseRange.PLUS_MINUS_4096
 
 
 def test_milliradians_are_told_from_the_data(phantom):

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from cmb_jax.dicom.folder import read_folder
 from cmb_jax.dicom.stacks import same_grid, sort_into_stacks
@@ -134,6 +135,10 @@ def test_what_is_no_image_is_named(siemens):
     (siemens / "notes.txt").write_text("no DICOM")
     (siemens / "more.zip").write_bytes(b"PK")
     (siemens / "DICOMDIR").write_bytes(b"index")
+    deflated = dcmread(sorted(siemens.glob("*_5_*.dcm"))[0])
+    deflated.SOPInstanceUID = deflated.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    deflated.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    deflated.save_as(siemens / "deflated.dcm", enforce_file_format=True)
     copied = sorted(siemens.glob("*_7_*.dcm"))[0]
     (siemens / "sub").mkdir()
     shutil.copy(copied, siemens / "sub" / "copy")
@@ -143,6 +148,7 @@ def test_what_is_no_image_is_named(siemens):
     assert "more.zip: is an archive, which is not opened; unpack it first" in said
     assert "1 file: is no DICOM file" in said
     assert "1 file: is a second copy of an image" in said
+    assert any(line.startswith("1 file: is deflated, which is not read") for line in said)
     assert any("cut.dcm" in line or "UID" in line or "holds no image" in line for line in said)
     assert len(content.frames) == 3 * 12 + 8
 

@@ -17,7 +17,6 @@ from cmb_jax.dicom.identity import scrubbed
 from cmb_jax.dicom.load import load
 from cmb_jax.dicom.results import write_results
 from cmb_jax.report.content import DetectionRow
-from tests.dicom.conftest import found_in
 from tests.dicom.phantoms import (
     AXIAL,
     BIRTH_DATE,
@@ -33,6 +32,7 @@ from tests.dicom.phantoms import (
     write_enhanced,
     write_series,
 )
+from tests.dicom.reading import found_in
 
 IDS = (2, 7, 11)
 PRIVATE = (*NAME.split("^"), PATIENT_ID, BIRTH_DATE, "ACC99", "Ward Twelve", "Curie", "20240506")
@@ -260,6 +260,6 @@ def test_own_codes_fit_and_differ():
 
 def test_names_are_scrubbed_from_free_text(tmp_path, phantom):
     write_series(tmp_path, SIEMENS_SWI, phantom[0])
-    instance = found_in(tmp_path)[0].stack.instance
-    assert scrubbed("SWI QUISLING, pid-4711-x, quisling", instance) == "SWI [removed], [removed], [removed]"
-    assert scrubbed("SWI_Images", instance) == "SWI_Images"
+    names = found_in(tmp_path)[0].stack.instance.identifiers
+    assert scrubbed("SWI QUISLING, pid-4711-x, quisling", names) == "SWI [removed], [removed], [removed]"
+    assert scrubbed("SWI_Images", names) == scrubbed("SWI_Images", ()) == "SWI_Images"

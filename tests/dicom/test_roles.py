@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 
 from cmb_jax.dicom.roles import Role
-from tests.dicom.conftest import found_in
 from tests.dicom.phantoms import (
     GE_PHASE,
     GE_SWAN,
@@ -18,6 +17,7 @@ from tests.dicom.phantoms import (
     Series,
     write_series,
 )
+from tests.dicom.reading import found_in
 
 PLAIN = Series(
     number=9, description="", image_type=("ORIGINAL", "PRIMARY", "M", "ND"), sequence="*fl3d1", scanning="GR"
