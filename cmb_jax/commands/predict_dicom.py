@@ -9,7 +9,7 @@ from cmb_jax.commands.dicom import problem_lines, read_candidates
 from cmb_jax.commands.predict import ScanInput, check_output, check_threshold, predict_scan, stopwatch
 from cmb_jax.dicom.choose import choose
 from cmb_jax.dicom.load import DicomImages, load
-from cmb_jax.dicom.results import write_results
+from cmb_jax.dicom.results import prepare_results
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import described_inputs, instance_labels
 from cmb_jax.inference.predict import PhaseSign, Prediction
@@ -46,20 +46,14 @@ def run(
     choice = choose(found, series)
     stored = None if phase_range == "auto" else PhaseRange(phase_range)
     images = load(choice, phase_range=stored, phase_sign=phase_sign, progress=say)
+    results = prepare_results(images.reference, keep_identifiers=keep_identifiers) if dicom_out else None
 
     def further(folder: Path, prediction: Prediction, bundle: WeightsBundle) -> None:
         write_volume(folder / "swi.nii.gz", images.swi.data, images.swi)
-        if dicom_out:
+        if results is not None:
             say("writing DICOM")
-            write_results(
-                folder,
-                prediction.rows,
-                instance_labels(prediction),
-                images.mapping,
-                images.reference,
-                weights_sha256=bundle.sha256,
-                keep_identifiers=keep_identifiers,
-            )
+            labels = instance_labels(prediction)
+            results.write(folder, prediction.rows, labels, images.mapping, bundle.sha256)
 
     prediction = predict_scan(
         _scan_input(images, phase_sign, keep_identifiers),

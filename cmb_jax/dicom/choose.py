@@ -119,11 +119,14 @@ def _wanted(found: Sequence[Candidate], wanted: Sequence[str]) -> list[Candidate
 def _with_partners(chosen: list[Candidate], found: Sequence[Candidate]) -> list[Candidate]:
     """The chosen candidates, and those of the roles that go with them and were not chosen."""
     roles = {candidate.role for candidate in chosen}
-    missing = set()
+    missing: set[Role] = set()
     if roles & {Role.SWI, Role.MAGNITUDE, Role.OTHER} and Role.PHASE not in roles:
         missing.add(Role.PHASE)
     if roles & {Role.SWI, Role.OTHER} and Role.MAGNITUDE not in roles:
         missing.add(Role.MAGNITUDE)
+    parts = roles & {Role.REAL, Role.IMAGINARY}
+    if len(parts) == 1:
+        missing |= {Role.REAL, Role.IMAGINARY} - parts
     return chosen + [candidate for candidate in found if candidate.role in missing]
 
 

@@ -21,9 +21,9 @@ from cmb_jax.io.volume import Volume
 
 _SUFFIXES = {"_ph": "PHASE", "_real": "REAL", "_imaginary": "IMAGINARY"}  # of dcm2niix's file names
 _SAME_ECHO_MS = 0.1
-# Defaults file ignored; merged, for the frames were chosen; display scaling, which is what the standard's
-# slope and intercept say; no private data in the sidecar.
-_OPTIONS = ("-g", "i", "-m", "y", "-p", "n", "-z", "n", "-b", "y", "-ba", "y", "-f", "volume")
+# Defaults file ignored; display scaling, which is what the standard's slope and intercept say; nothing about
+# the patient in the sidecar.
+_OPTIONS = ("-g", "i", "-p", "n", "-z", "n", "-b", "y", "-ba", "y", "-f", "volume")
 
 
 def convert(stack: Stack) -> Volume:
@@ -42,7 +42,9 @@ def convert(stack: Stack) -> Volume:
         for number, instance in enumerate(stack.instances):
             # numbered, so that names with identifiers go nowhere
             _link(instance.path, inputs / f"{number:06d}.dcm")
-        arguments = [*_OPTIONS, "-o", str(outputs), str(inputs)]
+        # classic objects were chosen one by one; of a multi-frame object the volumes must stay apart
+        merge = "n" if stack.instance.multi_frame else "y"
+        arguments = [*_OPTIONS, "-m", merge, "-o", str(outputs), str(inputs)]
         done = dcm2niix.main(arguments, capture_output=True, encoding="utf-8", errors="replace")
         images = [path for path in sorted(outputs.glob("*.nii")) if _is_of(path, stack)]
         if len(images) != 1:

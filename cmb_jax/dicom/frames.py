@@ -20,10 +20,9 @@ _KEYWORDS = (
     "ImageType SOPInstanceUID Modality Manufacturer StudyInstanceUID SeriesInstanceUID SeriesNumber "
     "SeriesDescription ProtocolName SequenceName PulseSequenceName ScanningSequence EchoPulseSequence "
     "EchoTime AcquisitionNumber TemporalPositionIdentifier FrameOfReferenceUID ImagePositionPatient "
-    "Rows Columns "
-    "ImageOrientationPatient PixelSpacing RescaleSlope RescaleIntercept BitsStored PixelRepresentation "
-    "NumberOfFrames ComplexImageComponent SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
-    "PatientName PatientID"
+    "ImageOrientationPatient PixelSpacing Rows Columns RescaleSlope RescaleIntercept BitsStored "
+    "PixelRepresentation ComplexImageComponent SharedFunctionalGroupsSequence "
+    "PerFrameFunctionalGroupsSequence PatientName PatientID"
 )
 HEADER_TAGS: list[BaseTag] = [Tag(word) for word in _KEYWORDS.split()] + [GE_CREATOR, GE_IMAGE_TYPE]
 """All that `instance_frames` reads."""
@@ -107,8 +106,8 @@ def instance_frames(dataset: Dataset, path: Path) -> tuple[Frame, ...]:
 
 
 def _instance(dataset: Dataset, path: Path, rows: int, columns: int) -> Instance:
-    text = _Texts(dataset)
-    if not text["SOPInstanceUID"] or not text["SeriesInstanceUID"]:
+    text = functools.partial(_text, dataset)
+    if not text("SOPInstanceUID") or not text("SeriesInstanceUID"):
         raise NoImage("has no instance or series UID")
     bits = _number(dataset, "BitsStored", int) or 16
     signed = _number(dataset, "PixelRepresentation", int) == 1
@@ -117,32 +116,30 @@ def _instance(dataset: Dataset, path: Path, rows: int, columns: int) -> Instance
     name = str(dataset.get("PatientName", "") or "").replace("=", "^").replace(" ", "^")
     return Instance(
         path=path,
-        sop_uid=text["SOPInstanceUID"],
-        study_uid=text["StudyInstanceUID"],
-        series_uid=text["SeriesInstanceUID"],
+        sop_uid=text("SOPInstanceUID"),
+        study_uid=text("StudyInstanceUID"),
+        series_uid=text("SeriesInstanceUID"),
         series_number=_number(dataset, "SeriesNumber", int),
-        frame_of_reference=text["FrameOfReferenceUID"],
-        modality=text["Modality"],
-        manufacturer=text["Manufacturer"],
-        description=text["SeriesDescription"],
-        protocol=text["ProtocolName"],
-        sequence=text["SequenceName"] or text["PulseSequenceName"],
+        frame_of_reference=text("FrameOfReferenceUID"),
+        modality=text("Modality"),
+        manufacturer=text("Manufacturer"),
+        description=text("SeriesDescription"),
+        protocol=text("ProtocolName"),
+        sequence=text("SequenceName") or text("PulseSequenceName"),
         gradient_echo=bool(sequences & {"GR", "GRADIENT"}),
         echo_planar="EP" in sequences,
         rows=rows,
         columns=columns,
         stored_range=stored,
         multi_frame="PerFrameFunctionalGroupsSequence" in dataset,
-        patient_id=text["PatientID"],
-        identifiers=tuple(part for part in (*name.split("^"), text["PatientID"]) if len(part) > 2),
+        patient_id=text("PatientID"),
+        identifiers=tuple(part for part in (*name.split("^"), text("PatientID")) if len(part) > 2),
     )
 
 
 def _frame(instance: Instance, number: int, get: Callable[[str], Any], dataset: Dataset) -> Frame:
-    position, orientation = (
-        _vector(get("ImagePositionPatient"), 3),
-        _vector(get("ImageOrientationPatient"), 6),
-    )
+    position = _vector(get("ImagePositionPatient"), 3)
+    orientation = _vector(get("ImageOrientationPatient"), 6)
     spacing = _vector(get("PixelSpacing"), 2)
     if position is None or orientation is None or spacing is None or min(spacing) <= 0:
         raise NoImage("does not say where in space it lies")
@@ -186,14 +183,9 @@ def _component(stated: Any, dataset: Dataset, image_type: tuple[str, ...]) -> st
     return "MAGNITUDE" if tokens & {"M", "M_FFE", "MAGNITUDE", "M_SWI"} else ""
 
 
-class _Texts:
-    """Text attributes of a header; missing ones are empty."""
-
-    def __init__(self, dataset: Dataset):
-        self._dataset = dataset
-
-    def __getitem__(self, keyword: str) -> str:
-        return str(self._dataset.get(keyword, "") or "").strip()
+def _text(dataset: Dataset, keyword: str) -> str:
+    """A text attribute; empty if it is missing."""
+    return str(dataset.get(keyword, "") or "").strip()
 
 
 def _items(dataset: Dataset, keyword: str) -> tuple[Dataset, ...]:

@@ -82,7 +82,7 @@ def without_identifiers(header: Dataset) -> Dataset:
     for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         if keyword in header:
             setattr(bare, keyword, [_only(item, _KEPT_GROUPS) for item in header[keyword].value])
-    digest = hashlib.sha256(str(header.StudyInstanceUID).encode()).hexdigest()
+    digest = hashlib.sha256(str(header.get("StudyInstanceUID", "")).encode()).hexdigest()
     bare.PatientID = f"CMB-{digest[:12].upper()}"
     bare.PatientName = f"{bare.PatientID}^"
     for keyword in _EMPTIED:

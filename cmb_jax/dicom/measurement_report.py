@@ -68,7 +68,7 @@ def make_report(
         procedure_reported=codes.MRI,
         imaging_measurements=groups,
         # highdicom's image library describes single-frame images only; the evidence lists all
-        referenced_images=None if "NumberOfFrames" in sources[0] else sources,
+        referenced_images=None if "PerFrameFunctionalGroupsSequence" in sources[0] else sources,
     )
     result = ComprehensiveSR(
         evidence=[*sources, *([] if segmentation is None else [segmentation])],

@@ -57,7 +57,7 @@ def make_segmentation(
         )
         for number, finding in enumerate(findings, 1)
     ]
-    multi_frame = "NumberOfFrames" in sources[0]
+    multi_frame = "PerFrameFunctionalGroupsSequence" in sources[0]
     result = Segmentation(
         source_images=[_frames_of(sources[0], frame_numbers)] if multi_frame else sources,
         pixel_array=planes,

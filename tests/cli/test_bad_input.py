@@ -2,7 +2,6 @@
 
 import gzip
 import struct
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +14,7 @@ from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.io.weights import save_weights
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
+from tests.cli.running import run
 from tests.tiny import TINY_MODEL
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -36,18 +36,6 @@ def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_bundle(path, params_of(Detector(TINY.model, rngs=nnx.Rngs(0))), TINY)
     return path
-
-
-def run(monkeypatch, capsys, *arguments):
-    """(exit code, stdout, stderr) of the command line."""
-    monkeypatch.setattr(sys, "argv", ["cmb-jax", *map(str, arguments)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def refused(monkeypatch, capsys, tmp_path, *arguments, match):

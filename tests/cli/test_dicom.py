@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import gzip
 import json
-import sys
 
 import highdicom
 import jax
@@ -14,11 +13,11 @@ import pytest
 from flax import nnx
 from pydicom import dcmread
 
-from cmb_jax import cli
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
+from tests.cli.running import run
 from tests.dicom.phantoms import (
     BIRTH_DATE,
     NAME,
@@ -76,18 +75,6 @@ def scan(tmp_path_factory):
     nib.save(nib.Nifti1Image(swi.astype(np.int16), affine), folder / "swi.nii.gz")
     nib.save(nib.Nifti1Image(phase.astype(np.int16) * 2 - 4096, affine), folder / "phase.nii.gz")
     return folder
-
-
-def run(monkeypatch, capsys, *arguments):
-    """(exit code, stdout, stderr) of the command line."""
-    monkeypatch.setattr(sys, "argv", ["cmb-jax", *map(str, arguments)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def rows_of(folder):

@@ -156,6 +156,8 @@ def write_series(
         dataset.InstanceNumber = int(k) + 1
         dataset.AcquisitionNumber = series.acquisition
         dataset.EchoTime = series.echo_ms
+        if series.manufacturer.startswith("GE"):
+            dataset.NumberOfFrames = 1  # seen in classic objects, though none of their attributes
         dataset.ScanningSequence = series.scanning
         dataset.SequenceVariant = "SP"
         dataset.ScanOptions = ""

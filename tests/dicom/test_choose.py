@@ -8,6 +8,7 @@ from cmb_jax.dicom.choose import choose
 from cmb_jax.errors import UserError
 from tests.dicom.phantoms import (
     AXIAL,
+    GE_SWAN,
     OBLIQUE,
     SIEMENS_MAGNITUDE,
     SIEMENS_PHASE,
@@ -116,6 +117,15 @@ def test_echoes_are_paired_by_time(tmp_path, phantom):
     choice = choose(found_in(tmp_path))
     assert [stack.first.echo_ms for stack in choice.magnitude] == [7.5, 20.0]
     assert [stack.first.echo_ms for stack in choice.phase] == [7.5, 20.0]
+
+
+def test_the_imaginary_part_is_found_for_the_real_one(tmp_path, phantom):
+    for number, component in ((31, 2), (32, 3)):
+        write_series(
+            tmp_path, dataclasses.replace(GE_SWAN, number=number, ge_component=component), phantom[0]
+        )
+    choice = choose(found_in(tmp_path), ("31",))
+    assert (keys(choice.real), keys(choice.imaginary), choice.reference.key) == (["31"], ["32"], "31")
 
 
 def test_magnitude_alone_is_taken_as_it_is(tmp_path, phantom):

@@ -147,6 +147,29 @@ def test_an_enhanced_object_that_holds_magnitude_and_phase(tmp_path, phantom):
     assert angle_between(found, phantom[1].transpose(2, 1, 0)).max() < 1.1 * 2 * math.pi / 4096
 
 
+def test_echoes_of_an_enhanced_object_stay_apart(tmp_path, phantom):
+    magnitude, phase = phantom
+    parts = []
+    for factor, echo in ((2, 7.5), (1, 20.0)):
+        parts.append((dataclasses.replace(PHILIPS_MAGNITUDE, echo_ms=echo), magnitude // factor))
+        stored = stored_phase(phase / factor, PHILIPS_PHASE)
+        parts.append((dataclasses.replace(PHILIPS_PHASE, echo_ms=echo), stored))
+    write_enhanced(tmp_path / "one.dcm", parts)
+    found = found_in(tmp_path)
+    assert [(c.stack.key, c.role.value) for c in found] == [
+        ("1201.1", "swi"),
+        ("1201.2", "phase"),
+        ("1201.3", "swi"),
+        ("1201.4", "phase"),
+    ]
+    choice = choose(found, ("1201.3",))
+    assert choice.phase[0].key == "1201.4"
+    for candidate in found:
+        volume = convert(candidate.stack)
+        in_frames = frame_mapping(volume, candidate.stack).to_frames(volume.data)
+        np.testing.assert_allclose(in_frames, pixels(candidate.stack), rtol=1e-5, atol=1e-3)
+
+
 @pytest.mark.parametrize("alternating", [False, True])
 def test_real_and_imaginary_parts_become_swi(tmp_path, phantom, alternating):
     """The made SWI is that of magnitude and phase, whether or not every second slice has the wrong sign."""

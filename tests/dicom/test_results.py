@@ -15,11 +15,13 @@ from cmb_jax.dicom import codes
 from cmb_jax.dicom.choose import choose
 from cmb_jax.dicom.identity import scrubbed
 from cmb_jax.dicom.load import load
-from cmb_jax.dicom.results import write_results
+from cmb_jax.dicom.results import prepare_results
+from cmb_jax.errors import UserError
 from cmb_jax.report.content import DetectionRow
 from tests.dicom.phantoms import (
     AXIAL,
     BIRTH_DATE,
+    GE_SWAN,
     NAME,
     OBLIQUE,
     PATIENT_ID,
@@ -81,7 +83,7 @@ def written(request, tmp_path_factory, phantom):
         parts = [(PHILIPS_MAGNITUDE, phantom[0]), (PHILIPS_PHASE, stored_phase(phantom[1], PHILIPS_PHASE))]
         write_enhanced(source / "one.dcm", parts, grid)
     else:
-        write_series(source, SIEMENS_SWI, phantom[0], grid)
+        write_series(source, GE_SWAN if request.param == "sagittal" else SIEMENS_SWI, phantom[0], grid)
     return (*results(source, folder / "out"), folder / "out")
 
 
@@ -89,15 +91,8 @@ def results(source, out, rows=ROWS, keep_identifiers=False):
     out.mkdir()
     images = load(choose(found_in(source)))
     labels = labels_on(images.swi.shape)
-    write_results(
-        out,
-        rows,
-        labels,
-        images.mapping,
-        images.reference,
-        weights_sha256="0123456789abcdef" * 4,
-        keep_identifiers=keep_identifiers,
-    )
+    prepared = prepare_results(images.reference, keep_identifiers=keep_identifiers)
+    prepared.write(out, rows, labels, images.mapping, "0123456789abcdef" * 4)
     return images, labels
 
 
@@ -203,6 +198,26 @@ def test_identifiers_are_kept_if_wanted(tmp_path, phantom):
         assert (dataset.PatientID, dataset.PatientBirthDate) == (PATIENT_ID, BIRTH_DATE)
         assert (dataset.AccessionNumber, dataset.StudyID) == ("ACC99", "77")
         assert "PatientIdentityRemoved" not in dataset
+
+
+def test_headers_that_results_cannot_refer_to_are_refused(tmp_path, phantom):
+    for path in write_series(tmp_path, SIEMENS_SWI, phantom[0]):
+        dataset = dcmread(path)
+        del dataset.FrameOfReferenceUID
+        dataset.save_as(path)
+    stack = found_in(tmp_path)[0].stack
+    with pytest.raises(UserError, match=r"series 7: .* \(without FrameOfReferenceUID\); leave --dicom-out"):
+        prepare_results(stack, keep_identifiers=False)
+
+
+def test_odd_identifiers_are_kept_without_a_word(tmp_path, phantom, recwarn):
+    for path in write_series(tmp_path / "source", SIEMENS_SWI, phantom[0]):
+        dataset = dcmread(path)
+        dataset.PatientName = "Quisling"  # of one component: the library remarks on it
+        dataset.save_as(path)
+    results(tmp_path / "source", tmp_path / "out", keep_identifiers=True)
+    assert dcmread(tmp_path / "out" / "report.dcm").PatientName == "Quisling"
+    assert not [warning for warning in recwarn if "Quisling" in str(warning.message)]
 
 
 def test_nothing_found_is_a_report_of_zero(tmp_path, phantom):
