@@ -37,7 +37,7 @@ def problem_lines(problems: Sequence[Problem], found: Sequence[Candidate]) -> li
 
 
 def run(folder: Path, series: tuple[str, ...] = ()) -> None:
-    """List the series, then what `cmb-jax predict --dicom` would use, then what is wrong.
+    """List the series, what is wrong in the folder, and what `cmb-jax predict --dicom` would use.
 
     Raises:
       UserError: no such folder, no DICOM image in it, or no scan that could be used.

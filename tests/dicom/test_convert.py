@@ -222,7 +222,6 @@ def test_neutral_names_stand_for_the_files(siemens):
     assert len({volume.sha256 for _, volume in images.converted}) == 3
 
 
-@pytest.mark.assets
 def test_a_real_series(real_series):
     """GE, 1.5 T, axial oblique spin echo: no SWI, but real headers."""
     (candidate,) = found_in(real_series)
