@@ -121,7 +121,7 @@ CASES: dict[str, Case] = {
             "simulate",
             FIELD,
             "NumPy",
-            "dipole field, echo signal and k-space crop of a phantom's 256 x 320 x 216 grid",
+            "dipole field, echo signal, k-space crop and SWI of a phantom's 256 x 320 x 216 grid",
             options={"shape": (256, 320, 216), "matrix": (240, 300, 81)},
             gpu=False,
         ),

@@ -8,6 +8,7 @@ Examples:
   cmb-jax swi --magnitude mag.nii.gz --phase phase.nii.gz --out swi
   cmb-jax implant --magnitude mag.nii.gz --phase phase.nii.gz --te-ms 20 --b0-t 3 --out implanted
   cmb-jax data check valdo/Task2 --out sheet.png
+  cmb-jax bids study study/derivatives/cmb-jax participant --participant-label 01 02
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -110,7 +111,19 @@ def dicom(folder: tyro.conf.Positional[Path], series: tuple[str, ...] = ()) -> N
 
 
 def simulate(
-    out: Path, subjects: int = 1, seed: int = 0, protocol: str = "iso05", overwrite: bool = False
+    out: Path,
+    subjects: int = 1,
+    seed: int = 0,
+    protocol: str = "iso05",
+    tier: str = "easy",
+    anatomy: tuple[str, ...] = ("mni2009c",),
+    mean_cmbs: float | None = None,
+    te_ms: tuple[float, float] | None = None,
+    b0_t: float | None = None,
+    snr: tuple[float, float] | None = None,
+    diameters_mm: tuple[float, float] | None = None,
+    gap_mm: float = 1.0,
+    overwrite: bool = False,
 ) -> None:
     """Simulate subjects with known microbleeds and mimics; the same seed gives the same bytes.
 
@@ -118,12 +131,54 @@ def simulate(
       out: folder to make: a BIDS-like tree with the truth in derivatives/truth.
       subjects: how many.
       seed: of the first subject; the next ones count up.
-      protocol: acquisition protocol by name.
+      protocol: acquisition by name: iso05, iso08, sabre, rss, thick3, swi7t.
+      tier: easy or hard: how faint the microbleeds, how many the mimics, how good the scan.
+      anatomy: heads, taken in turn.
+      mean_cmbs: mean number of microbleeds; default: as in patients.
+      te_ms: range of the echo time in ms; default: the protocol's.
+      b0_t: field strength in T; default: the protocol's.
+      snr: range of the signal-to-noise ratio; default: the protocol's.
+      diameters_mm: smallest and largest true diameter of a microbleed, used as they are.
+      gap_mm: least distance between the borders of two lesions; negative lets them overlap.
       overwrite: replace the folder if it exists.
     """
     from cmb_jax.commands.simulate import run
+    from cmb_jax.phantom.types import SubjectSettings
 
-    run(out=out, subjects=subjects, seed=seed, protocol=protocol, overwrite=overwrite)
+    settings = SubjectSettings(
+        protocol=protocol,
+        tier=tier,
+        mean_cmbs=mean_cmbs,
+        te_ms=te_ms,
+        b0_t=b0_t,
+        snr=snr,
+        diameters_mm=diameters_mm,
+        gap_mm=gap_mm,
+    )
+    run(out=out, subjects=subjects, seed=seed, settings=settings, anatomies=anatomy, overwrite=overwrite)
+
+
+def benchmark_data(
+    out: Path,
+    split: Literal["train", "validation", "test"] = "test",
+    tier: Literal["easy", "hard"] = "hard",
+    subjects: int | None = None,
+    verify: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Generate a split of CMB-Phantom, the benchmark; compare its files with the published checksums.
+
+    Args:
+      out: folder to make; with --verify: the folder to check.
+      split: train (seeds without an end: say how many subjects), validation (40) or test (60).
+      tier: easy or hard.
+      subjects: only the first so many; train: how many.
+      verify: generate nothing, compare the folder with the checksum list.
+      overwrite: replace the folder if it exists.
+    """
+    from cmb_jax.commands.benchmark_data import run
+
+    run(out=out, split=split, tier=tier, subjects=subjects, verify=verify, overwrite=overwrite)
 
 
 def evaluate(
@@ -232,20 +287,70 @@ def benchmark(
     )
 
 
+def bids(
+    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
+    level: tyro.conf.Positional[Literal["participant", "group"]],
+    participant_label: tuple[str, ...] = (),
+    session_label: tuple[str, ...] = (),
+    acq_label: str | None = None,
+    phase_sign: Literal["auto", "+1", "-1"] = "auto",
+    phase_range: StoredPhase = "auto",
+    weights: str = "small",
+    threshold: float | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Find microbleeds in a BIDS data set and write BIDS derivatives (a BIDS App).
+
+    Run `participant` first, as often as needed: finished scans are left as they are. Then `group` makes one
+    table. Exit code 0: all done; 1: some scans failed, and are listed; 2: nothing was done.
+
+    Args:
+      data: folder of the BIDS data set; it is not changed.
+      out: folder of the derivatives, such as DIR/derivatives/cmb-jax.
+      level: participant or group.
+      participant_label: participants, with or without sub-; default: all.
+      session_label: sessions, with or without ses-; default: all.
+      acq_label: take only images with this acq-, where a scan has several.
+      phase_sign: what the stored phase is multiplied with, so that veins are positive.
+      phase_range: how the phase is stored; auto tells it from the data.
+      weights: name of bundled weights, or a .safetensors file.
+      threshold: score from which a candidate is kept; default: the weights' operating point.
+      overwrite: make finished scans again.
+    """
+    from cmb_jax.commands.bids import run
+
+    run(
+        data=data,
+        out=out,
+        level=level,
+        participant_label=participant_label,
+        session_label=session_label,
+        acq_label=acq_label,
+        phase_sign=phase_sign,
+        phase_range=phase_range,
+        weights=weights,
+        threshold=threshold,
+        overwrite=overwrite,
+    )
+
+
 def data() -> None:
-    """Look into a data set (VALDO, CSIRO, Dou, Yonsei, own folders): `data check`, `data index`."""
+    """Look into a data set (VALDO, CSIRO, Dou, Yonsei, BIDS, own folders): `data check`, `data index`."""
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict,
     "dicom": dicom,
     "simulate": simulate,
+    "benchmark-data": benchmark_data,
     "evaluate": evaluate,
     "swi": swi,
     "implant": implant,
     "demo": demo,
     "weights": weights_show,
     "data": data,
+    "bids": bids,
     "benchmark": benchmark,
 }
 

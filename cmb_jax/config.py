@@ -102,6 +102,10 @@ class PhantomConfig:
     """Mean microbleeds a training subject: denser than patients, so that few volumes teach much."""
     protocols: tuple[str, ...] = ("iso05", "iso08")
     """Acquisition protocols, taken in turn by subject; names as in cmb_jax.phantom.protocols."""
+    tiers: tuple[str, ...] = ("easy",)
+    """How hard the subjects are, taken in turn; names as in cmb_jax.phantom.tiers."""
+    anatomies: tuple[str, ...] = ("mni2009c",)
+    """Heads, taken in turn; names of anatomy packs."""
     cache_dir: str | None = None
     """Where prepared subjects are kept; default: the run's workdir."""
 

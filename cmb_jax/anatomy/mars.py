@@ -128,7 +128,9 @@ def atlas_regions(mori: np.ndarray, melbourne: np.ndarray, axes: Axes) -> np.nda
     return np.where(nuclei > 0, nuclei, atlas)
 
 
-def assign_regions(mori: np.ndarray, melbourne: np.ndarray, tissues: np.ndarray, axes: Axes) -> np.ndarray:
+def assign_regions(
+    mori: np.ndarray, melbourne: np.ndarray, tissues: np.ndarray, axes: Axes, *, spacing_mm: float
+) -> np.ndarray:
     """MARS region of each voxel, (X, Y, Z) uint8.
 
     Brain that neither atlas names takes the nearest label; white matter among it takes the nearest lobe, and
@@ -138,7 +140,8 @@ def assign_regions(mori: np.ndarray, melbourne: np.ndarray, tissues: np.ndarray,
     Args:
         mori, melbourne: (X, Y, Z) atlas labels, isotropic voxels.
         tissues: (5, X, Y, Z) fractions.
-        axes: RAS coordinates in mm that broadcast to (X, Y, Z).
+        axes: MNI coordinates in mm, Right, Anterior, Superior, that broadcast to (X, Y, Z).
+        spacing_mm: size of the voxels, isotropic.
     """
     dominant = tissues.argmax(axis=0)
     white = dominant == Channel.WHITE_MATTER
@@ -156,7 +159,6 @@ def assign_regions(mori: np.ndarray, melbourne: np.ndarray, tissues: np.ndarray,
     diencephalon = (np.abs(x) < 16.0) & (y > -16.0) & (y < 8.0) & (z > -16.0) & (z < 4.0)
     nucleus = _nearest(atlas, (atlas == Region.BASAL_GANGLIA) | (atlas == Region.THALAMUS))
     region = np.where(unnamed & diencephalon, nucleus, region)
-    spacing_mm = float(x.flat[1] - x.flat[0])  # isotropic
     region = _smooth_lobes(region, brain, _LOBE_BLUR_MM / spacing_mm)
     near = spacing_mm * ndimage.distance_transform_edt(~lateral) <= DEEP_WHITE_MATTER_MM
     region[white & near & _is_lobar(region)] = Region.DEEP_WHITE_MATTER

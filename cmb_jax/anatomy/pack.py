@@ -7,6 +7,8 @@ import enum
 
 import numpy as np
 
+from cmb_jax.anatomy.lattice import Lattice
+
 
 class Channel(enum.IntEnum):
     """Channels of `AnatomyPack.fractions`: each a fraction of the voxel, except the two priors and T1."""
@@ -33,9 +35,15 @@ NUM_CHANNELS = len(Channel)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnatomyPack:
-    """One brain in MNI152NLin2009cAsym space, axes to Right, Anterior, Superior."""
+    """One brain on an isotropic grid, axes to Right, Anterior, Superior, in or near the frame of MNI space.
+
+    `to_mni` and `from_mni` lead from points of the pack (RAS mm) to points of MNI152NLin2009cAsym (RAS mm)
+    and back; None where the two frames are the same (mni2009c) or nothing is to be told apart (synthetic).
+    """
 
     fractions: np.ndarray  # (X, Y, Z, NUM_CHANNELS) uint8, 255 = 1.0; 0..4 sum to 255 up to rounding
     code: np.ndarray  # (X, Y, Z) uint8 region code, see anatomy.regions
     affine: np.ndarray  # (4, 4) float64, voxel index (x, y, z) -> RAS mm
     name: str  # e.g. "mni2009c"
+    to_mni: Lattice | None = None
+    from_mni: Lattice | None = None

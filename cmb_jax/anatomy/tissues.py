@@ -9,7 +9,7 @@ from cmb_jax.anatomy.shapes import Ellipsoid
 
 Axes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-_BRAIN_THRESHOLD = 0.05  # of the skull-stripped T1: everything that its mask kept
+BRAIN_THRESHOLD = 0.05  # of the skull-stripped T1: everything that its mask kept
 _CSF_LIMIT = 0.60  # T1 of the rim about the brain: brighter is not CSF
 _LOCAL_MM = 8.0  # sigma of the neighbourhood in which a tissue has one intensity
 _MISFIT = 0.03  # T1 units: intensity noise within a tissue, not to be explained by fractions
@@ -38,13 +38,13 @@ def intracranial_mask(brain_t1: np.ndarray, head_t1: np.ndarray, axes: Axes) -> 
     """
     x, y, z = axes
     nose = (np.abs(x) < 16.0) & (y > 15.0) & (z < -27.0)
-    mask = ndimage.binary_fill_holes((brain_t1 > _BRAIN_THRESHOLD) & ~nose)
+    mask = ndimage.binary_fill_holes((brain_t1 > BRAIN_THRESHOLD) & ~nose)
     mask = ndimage.binary_opening(mask)
     rim = ndimage.binary_dilation(mask) & (head_t1 < _CSF_LIMIT) & ~nose
     return np.clip(ndimage.gaussian_filter((mask | rim).astype(np.float32), 0.5), 0.0, 1.0)
 
 
-def sharpen_tissues(priors: np.ndarray, t1: np.ndarray) -> np.ndarray:
+def sharpen_tissues(priors: np.ndarray, t1: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Grey, white and CSF fractions that explain the T1 intensity with the least change of the prior.
 
     In each voxel f minimises sum_c (f_c - p_c)^2 / p_c subject to sum f = 1 and sum_c f_c m_c = t1, with m_c
@@ -53,17 +53,18 @@ def sharpen_tissues(priors: np.ndarray, t1: np.ndarray) -> np.ndarray:
 
     Args:
         priors: (3, X, Y, Z) probabilities of grey, white, CSF.
-        t1: (X, Y, Z) intensity of the brain, 0 outside.
+        t1: (X, Y, Z) intensity, about 1 in white matter.
+        inside: (X, Y, Z) bool, where the intensity tells; elsewhere the prior alone does.
 
     Returns:
         (3, X, Y, Z) float32, summing to 1.
     """
     prior = np.clip(priors, 0.0, 1.0) + 1e-3
     prior /= prior.sum(axis=0)
-    means = np.stack([_local_mean(t1, (p > 0.8) & (t1 > _BRAIN_THRESHOLD)) for p in prior])
+    means = np.stack([_local_mean(t1, (p > 0.8) & inside) for p in prior])
     expected = (prior * means).sum(axis=0)
     spread = (prior * (means - expected) ** 2).sum(axis=0)
-    gain = np.where(t1 > _BRAIN_THRESHOLD, (t1 - expected) / (spread + _MISFIT**2), 0.0)
+    gain = np.where(inside, (t1 - expected) / (spread + _MISFIT**2), 0.0)
     fractions = np.maximum(prior * (1.0 + gain * (means - expected)), 1e-6)
     fractions = (fractions / fractions.sum(axis=0)) ** _SHARPNESS
     return (fractions / fractions.sum(axis=0)).astype(np.float32)

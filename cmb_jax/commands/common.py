@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,20 @@ USER_ERROR_CODE = 2
 
 StoredPhase = Literal["auto", "radians", "pm4096", "0-4095", "milliradians", "0-2pi", "symmetric"]
 """How phase is stored, as typed: "auto" or a value of `cmb_jax.io.phase.PhaseRange`."""
+
+
+Progress = Callable[[str], None]
+"""Is told what is being done."""
+
+
+def stopwatch() -> Progress:
+    """Tells on stderr what is being done, with the seconds since now."""
+    tick = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(f"[{time.perf_counter() - tick:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    return say
 
 
 def run_for_people(command: Callable[[], None]) -> None:
@@ -32,7 +47,7 @@ def use_compilation_cache() -> None:
     """Keep compiled programs between runs, beside the other cached files."""
     import jax
 
-    from cmb_jax.anatomy.assets import cache_dir
+    from cmb_jax.anatomy.packages import cache_dir
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from cmb_jax.anatomy.assets import load_pack
 from cmb_jax.commands.common import run_for_people, use_compilation_cache
-from cmb_jax.commands.train import parse
+from cmb_jax.commands.train import parse, phantom_member
 from cmb_jax.config import Config
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.evaluate import evaluate_records
@@ -25,7 +24,8 @@ from cmb_jax.evaluation.result import EvaluationResult
 from cmb_jax.evaluation.simulated import phantom_truth
 from cmb_jax.inference.predict import LOW_SCORE, CmbDetector, Prediction, load_detector
 from cmb_jax.io.atomic import atomic_directory
-from cmb_jax.phantom import PhantomSubject, SubjectSettings, simulate_subject
+from cmb_jax.phantom import PhantomSubject, simulate_subject
+from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.report.content import DetectionRow
 from cmb_jax.report.evaluation_html import write_evaluation_report
 
@@ -64,15 +64,15 @@ def evaluate_detector(
     detector: CmbDetector, config: Config, subjects: int, *, with_phase: bool = True
 ) -> EvaluationResult:
     """Simulate `subjects` fresh scans, patient-like in their number of lesions, and evaluate on them."""
-    pack = load_pack()
+    pack_of = PackLoader()
     phantom_config = config.phantom
     waiting: collections.deque[SubjectTruth] = collections.deque()
 
     def detections() -> Iterator[SubjectDetections]:
         for index in tqdm(range(subjects), desc="test subjects", unit="subject"):
-            protocol = phantom_config.protocols[index % len(phantom_config.protocols)]
             seed = phantom_config.test_seed + index
-            phantom = simulate_subject(pack, seed, SubjectSettings(protocol=protocol))
+            settings, anatomy = phantom_member(phantom_config, index)
+            phantom = simulate_subject(pack_of(anatomy), seed, settings)
             waiting.append(phantom_truth(phantom, f"seed-{seed}"))
             yield detections_of(predict_phantom(detector, phantom, with_phase), f"seed-{seed}")
 

@@ -13,7 +13,7 @@ from cmb_jax.commands.common import existing_file
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.tables import read_columns
 from cmb_jax.phantom.placement import KINDS, MIN_DIAMETER_MM, VEIN_KINDS, Lesions, make_lesions
-from cmb_jax.phantom.types import FOCAL_MIMICS
+from cmb_jax.phantom.types import CALCIFICATIONS
 
 _MAX_TE_MS = 200.0
 _B0_T = (0.1, 14.0)
@@ -125,7 +125,7 @@ def read_lesions(
             raise UserError(f"{path}: line {line}: kind is {name!r}; allowed: {', '.join(KINDS)}")
     kind = np.array([KINDS[name] for name in kinds], int)
     chi = table.numbers("chi_ppm") if table.has("chi_ppm") else np.full(len(table), np.nan)
-    wrong = np.flatnonzero((chi == 0) | (np.sign(chi) == np.where(np.isin(kind, FOCAL_MIMICS), 1, -1)))
+    wrong = np.flatnonzero((chi == 0) | (np.sign(chi) == np.where(np.isin(kind, CALCIFICATIONS), 1, -1)))
     if len(wrong) or np.any(np.abs(chi) > 10):
         row = wrong[0] if len(wrong) else int(np.nanargmax(np.abs(chi)))
         raise UserError(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cmb_jax.commands.common import existing_file, use_compilation_cache
+from cmb_jax.commands.common import Progress, existing_file, stopwatch, use_compilation_cache
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import described_inputs, write_prediction
@@ -34,7 +33,6 @@ class ScanInput:
     warnings: tuple[str, ...] = ()
 
 
-Progress = Callable[[str], None]
 FurtherFiles = Callable[[Path, Prediction, WeightsBundle], None]
 
 
@@ -54,23 +52,13 @@ def check_output(out: Path, overwrite: bool) -> None:
 
 
 def check_threshold(threshold: float | None) -> None:
-    """Refuse a threshold that no score can be compared with.
+    """Refuse a threshold that no score can have.
 
     Raises:
       UserError: it does not lie between 0 and 1.
     """
     if threshold is not None and not 0.0 <= threshold <= 1.0:
         raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
-
-
-def stopwatch() -> Progress:
-    """Tells on stderr what is being done, with the seconds since now."""
-    tick = time.perf_counter()
-
-    def say(text: str) -> None:
-        print(f"[{time.perf_counter() - tick:6.1f} s] {text}", file=sys.stderr, flush=True)
-
-    return say
 
 
 def summary(prediction: Prediction) -> str:

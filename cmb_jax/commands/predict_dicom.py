@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from cmb_jax.commands.common import stopwatch
 from cmb_jax.commands.dicom import problem_lines, read_candidates
-from cmb_jax.commands.predict import ScanInput, check_output, check_threshold, predict_scan, stopwatch
+from cmb_jax.commands.predict import ScanInput, check_output, check_threshold, predict_scan
 from cmb_jax.dicom.choose import choose
 from cmb_jax.dicom.load import DicomImages, load
 from cmb_jax.dicom.results import prepare_results

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cmb_jax.commands.common import use_compilation_cache
 from cmb_jax.commands.predict import check_output
 from cmb_jax.errors import UserError
-from cmb_jax.phantom import PROTOCOLS, simulate_tree
+from cmb_jax.phantom import SubjectSettings, simulate_tree
+from cmb_jax.phantom.tiers import check_settings
+from cmb_jax.training.memory import keep_freed_memory
 
 
-def run(*, out: Path, subjects: int, seed: int, protocol: str, overwrite: bool = False) -> None:
+def run(
+    *,
+    out: Path,
+    subjects: int,
+    seed: int,
+    settings: SubjectSettings,
+    anatomies: Sequence[str],
+    overwrite: bool = False,
+) -> None:
     """Simulate and write.
 
     Raises:
-      UserError: unknown protocol, a count below one, a folder that exists.
+      UserError: impossible settings, an unknown protocol, tier or anatomy, a folder that exists.
     """
     if subjects < 1:
         raise UserError(f"--subjects {subjects}: give at least 1")
     if seed < 0:
         raise UserError(f"--seed {seed}: give 0 or more")
-    if protocol not in PROTOCOLS:
-        raise UserError(f"--protocol {protocol}: unknown; choose one of {', '.join(PROTOCOLS)}")
+    check_settings(settings)
     check_output(out, overwrite)
+    keep_freed_memory()
     use_compilation_cache()
-    simulate_tree(out, subjects, seed, protocol, progress=True, overwrite=overwrite)
+    simulate_tree(out, subjects, seed, settings, anatomies=anatomies, overwrite=overwrite)
     print(f"written: {out}")

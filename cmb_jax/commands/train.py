@@ -18,10 +18,9 @@ import numpy as np
 from absl import flags
 
 import cmb_jax
-from cmb_jax.anatomy.assets import load_pack
 from cmb_jax.boxes.geometry import box_centers
 from cmb_jax.commands.common import run_for_people, use_compilation_cache
-from cmb_jax.config import Config
+from cmb_jax.config import Config, PhantomConfig
 from cmb_jax.config_io import config_from_json, config_to_json
 from cmb_jax.config_load import config_from_file, override
 from cmb_jax.data.subjects import STORE_VERSION, StoredSubject, stored_subjects
@@ -33,12 +32,23 @@ from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.phantom import SubjectSettings, simulate_subject
+from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.training.checkpoint import QUALITY
 from cmb_jax.training.loop import train
 from cmb_jax.training.memory import keep_freed_memory
 
 FP_RATES = (0.5, 1.0, 2.0, 4.0)
 OPERATING_FP_RATE = 2.0
+
+
+def phantom_member(
+    phantom: PhantomConfig, index: int, mean_cmbs: float | None = None
+) -> tuple[SubjectSettings, str]:
+    """Settings and anatomy of subject `index`: protocols in turn, then tiers, then anatomies."""
+    turn, protocol = divmod(index, len(phantom.protocols))
+    tier = phantom.tiers[turn % len(phantom.tiers)]
+    settings = SubjectSettings(protocol=phantom.protocols[protocol], tier=tier, mean_cmbs=mean_cmbs)
+    return settings, phantom.anatomies[index % len(phantom.anatomies)]
 
 
 def phantom_subjects(config: Config, workdir: Path, which: str) -> tuple[StoredSubject, ...]:
@@ -48,18 +58,17 @@ def phantom_subjects(config: Config, workdir: Path, which: str) -> tuple[StoredS
     count = phantom.train_subjects if training else phantom.validation_subjects
     first = phantom.train_seed if training else phantom.validation_seed
     mean = phantom.mean_cmbs if training else None
-    settings = [SubjectSettings(protocol=name, mean_cmbs=mean) for name in phantom.protocols]
+    members = [phantom_member(phantom, index, mean) for index in range(count)]
     described = json.dumps(
-        [STORE_VERSION, config.data.spacing_mm, [dataclasses.asdict(one) for one in settings]]
+        [STORE_VERSION, config.data.spacing_mm, [(dataclasses.asdict(one), name) for one, name in members]]
     )
     root = Path(phantom.cache_dir) if phantom.cache_dir else workdir / "phantoms"
     folder = root / f"{which}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
-    pack = None
+    pack_of = PackLoader()
 
     def simulate(index: int, seed: int):
-        nonlocal pack
-        pack = load_pack() if pack is None else pack
-        return simulate_subject(pack, seed, settings[index % len(settings)])
+        settings, anatomy = members[index]
+        return simulate_subject(pack_of(anatomy), seed, settings)
 
     return stored_subjects(folder, range(first, first + count), simulate, config.data.spacing_mm, which)
 

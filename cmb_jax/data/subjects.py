@@ -17,7 +17,7 @@ from cmb_jax.data.prepare import PreparedVolume, boxes_of_lesions, points_from_e
 from cmb_jax.phantom import MimicKind, PhantomSubject
 
 # Part of every cache folder's name: raise it when the stored form changes.
-STORE_VERSION = 1
+STORE_VERSION = 2
 POINTS_PER_KIND = 400
 BRAIN_POINTS = 2000
 PROPOSAL_STRIDE = (1, 2, 2)
@@ -84,7 +84,7 @@ def _points_by_kind(mimics: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def prepare_phantom(subject: PhantomSubject, spacing_mm: tuple[float, float, float]) -> PreparedVolume:
     """The network's view of a simulated subject, with its true brain and its protocol's phase sign."""
     brain = region_of(subject.region_code) > 0
-    phase = subject.phase.data * subject.phase_sign
+    phase = None if subject.phase is None else subject.phase.data * subject.phase_sign
     return prepare(subject.swi, phase, brain, spacing_mm=spacing_mm)
 
 

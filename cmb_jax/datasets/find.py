@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cmb_jax.datasets import csiro, dou, folder, valdo, yonsei
+from cmb_jax.datasets.bids import reader as bids
 from cmb_jax.datasets.listing import check_root, child, is_nifti, stem, visible, walk
 from cmb_jax.datasets.types import KINDS, Case, DatasetIndex, Kind, MaskTruth, Problem
 from cmb_jax.errors import UserError
@@ -16,6 +17,7 @@ READERS: dict[Kind, Callable[[Path], DatasetIndex]] = {
     "csiro": csiro.find,
     "dou": dou.find,
     "yonsei": yonsei.find,
+    "bids": bids.find,
     "folder": folder.find,
 }
 
@@ -81,6 +83,8 @@ def guess_kind(root: Path) -> Kind:
         raise UserError(f"{root}: has the layout of {' and of '.join(fitting)}; say which with --kind")
     if fitting:
         return fitting[0]
+    if (root / "dataset_description.json").is_file() and any(root.glob("sub-*/")):
+        return "bids"  # behind the others: such a file beside VALDO's folders does not make them BIDS
     if any(is_nifti(path) for path in walk(root)):
         return "folder"
     raise UserError(

@@ -37,6 +37,11 @@ class Grid:
         """Where the file's axes run to, such as RAS or LPS."""
         return "".join(str(code) for code in aff2axcodes(self.affine))
 
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel in mm3."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
     def to_ras(self) -> Grid:
         """The same grid with its axes turned to Right, Anterior, Superior, as `read_volume` gives it."""
         turn = io_orientation(self.affine)

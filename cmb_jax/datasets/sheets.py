@@ -102,8 +102,13 @@ def number(value: Cell, path: Path, row: int, name: str) -> float:
     return result
 
 
-def read_csv(path: Path, required: tuple[str, ...]) -> list[dict[str, str]]:
-    """The rows of a CSV file (comma or semicolon) by the names in its first line, in small letters.
+def read_csv(path: Path, required: tuple[str, ...], delimiter: str | None = None) -> list[dict[str, str]]:
+    """The rows of a CSV file by the names in its first line, in small letters.
+
+    Args:
+        path: the file.
+        required: columns that must be there.
+        delimiter: between the cells; None: comma or semicolon, whichever the first line has more of.
 
     Raises:
         UserError: missing or unreadable file, no header line, missing columns, or a line of another length.
@@ -114,10 +119,11 @@ def read_csv(path: Path, required: tuple[str, ...]) -> list[dict[str, str]]:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a table ({type(error).__name__})") from error
-    lines = text.rstrip().splitlines()
+    lines = text.rstrip(" \r\n").splitlines()
     if not lines:
         raise UserError(f"{path}: is empty; its first line must name the columns {', '.join(required)}")
-    delimiter = ";" if lines[0].count(";") > lines[0].count(",") else ","
+    if delimiter is None:
+        delimiter = ";" if lines[0].count(";") > lines[0].count(",") else ","
     try:
         header, *rows = csv.reader(lines, delimiter=delimiter)
     except csv.Error as error:

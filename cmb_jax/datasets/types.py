@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-Kind = Literal["valdo", "csiro", "dou", "yonsei", "folder"]
+Kind = Literal["valdo", "csiro", "dou", "yonsei", "bids", "folder"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Role = Literal["swi", "t2s", "magnitude", "phase", "t1", "t2"]

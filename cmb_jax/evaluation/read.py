@@ -38,7 +38,10 @@ _TRUTH_LAYOUTS = (
     "DIR/truth.csv or DIR/SUBJECT/truth.csv (cmb-jax implant), "
     "DIR/sub-*/sub-*_CMB.nii.gz (VALDO), or label images DIR/SUBJECT.nii.gz"
 )
-_PREDICTION_LAYOUTS = "DIR/SUBJECT/detections.csv, DIR/SUBJECT/*.nii.gz or DIR/SUBJECT*.nii.gz"
+_PREDICTION_LAYOUTS = (
+    "DIR/SUBJECT/detections.csv, DIR/SUBJECT/**/*_desc-cmb_detections.tsv (cmb-jax bids), "
+    "DIR/SUBJECT/*.nii.gz or DIR/SUBJECT*.nii.gz"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ class PredictionSource:
                 diameters_mm=np.zeros(0),
                 missing=True,
             )
-        if self.path.suffix == ".csv":
+        if self.path.suffix in (".csv", ".tsv"):
             return read_detections_csv(self.path, self.subject)
         return read_detections_volume(self.path, self.subject, 0.5 if threshold is None else threshold)
 
@@ -121,14 +124,15 @@ def read_detections_volume(path: Path, subject: str, threshold: float = 0.5) -> 
 
 
 def read_detections_csv(path: Path, subject: str) -> SubjectDetections:
-    """Detections from a table with the columns of detections.csv.
+    """Detections from a table with the columns of detections.csv; .tsv has tabs instead of commas.
 
     Needed: x_mm, y_mm, z_mm (RAS), diameter_mm, score, status; used where present: zone, region, reason.
 
     Raises:
         UserError: missing file or columns, or a value that is no number, names file, line and column.
     """
-    table = read_columns(path, required=("x_mm", "y_mm", "z_mm", "diameter_mm", "score", "status"))
+    required = ("x_mm", "y_mm", "z_mm", "diameter_mm", "score", "status")
+    table = read_columns(path, required=required, delimiter="\t" if path.suffix == ".tsv" else ",")
     status = []
     reasons = table.text("reason") if table.has("reason") else ("",) * len(table)
     for line, (value, reason) in enumerate(zip(table.text("status"), reasons, strict=True), start=2):
@@ -291,6 +295,11 @@ def _prediction_in(entry: Path) -> Path | None:
         return entry if _is_nifti(entry) else None
     if (entry / "detections.csv").is_file():
         return entry / "detections.csv"
+    tables = sorted(entry.glob("**/anat/*_desc-cmb_detections.tsv"))
+    if len(tables) > 1:
+        raise UserError(f"{entry}: holds {len(tables)} results (sessions or runs); leave one to be scored")
+    if tables:
+        return tables[0]
     images = sorted(path for path in entry.iterdir() if _is_nifti(path) and not path.name.startswith("."))
     if len(images) > 1:
         raise UserError(

@@ -24,7 +24,7 @@ from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.inference.regions import brain_mask_on, predict_regions, region_code_on
 from cmb_jax.io.nifti import check_same_grid, native_index
 from cmb_jax.io.phase import PhaseRange, detect_phase_range, phase_to_radians
-from cmb_jax.io.phase_sign import decide_phase_sign, field_direction
+from cmb_jax.io.phase_sign import SignDecision, decide_phase_sign, field_direction
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.content import DetectionRow
 
@@ -79,7 +79,11 @@ class _Clock:
 
 
 def read_phase(
-    phase: Volume, reference: Volume, sign: PhaseSign = "auto", stored: PhaseRange | None = None
+    phase: Volume,
+    reference: Volume,
+    sign: PhaseSign = "auto",
+    stored: PhaseRange | None = None,
+    customary_sign: SignDecision | None = None,
 ) -> PhaseChoice:
     """Bring a stored phase image to radians with paramagnetic positive.
 
@@ -88,6 +92,7 @@ def read_phase(
       reference: SWI on the same grid, in which veins are darker than on the magnitude.
       sign: +1 or -1 multiplies the phase; "auto" lets veins and deep nuclei decide.
       stored: the storage range, if it must not be found from the data.
+      customary_sign: taken if the images do not tell the sign.
     """
     try:
         found = detect_phase_range(phase.data) if stored is None else stored
@@ -99,6 +104,8 @@ def read_phase(
         decision = decide_phase_sign(
             radians, reference.data, reference.spacing_mm, b0_direction=field_direction(reference.affine)
         )
+        if not decision.confident and customary_sign is not None:
+            decision = customary_sign
         factor, why = decision.sign, decision.reason
         if not decision.confident:
             warning = f"the sign of the phase could not be decided with confidence ({why}); give --phase-sign"
@@ -124,6 +131,7 @@ class CmbDetector:
         *,
         phase_sign: PhaseSign = "auto",
         phase_range: PhaseRange | None = None,
+        customary_sign: SignDecision | None = None,
         threshold: float | None = None,
         region_map: RegionMap | None = None,
         progress: Callable[[str], None] | None = None,
@@ -138,6 +146,7 @@ class CmbDetector:
           phase_sign: "auto", "+1" or "-1" (what the stored phase is multiplied with, so that
             paramagnetic is positive).
           phase_range: storage range of the phase; default: found from the data.
+          customary_sign: the sign to take if "auto" finds none with confidence, such as the scanner's.
           threshold: score from which a detection is kept; default: the weights' operating point.
           region_map: region codes to use instead of the region network's.
           progress: told what is being done.
@@ -161,7 +170,7 @@ class CmbDetector:
         if phase is not None:
             say("reading the phase")
             with clock("phase"):
-                choice = read_phase(phase, swi, phase_sign, phase_range)
+                choice = read_phase(phase, swi, phase_sign, phase_range, customary_sign)
             radians = choice.radians
             steps.append(choice.sentence)
             if choice.warning:

@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 import cmb_jax
-from cmb_jax.errors import UserError
+from cmb_jax.inference.swi_image import make_swi, sign_doubts
 from cmb_jax.io.atomic import atomic_directory
 from cmb_jax.io.multi_echo import read_echoes
-from cmb_jax.io.nifti import check_same_grid, write_volume
-from cmb_jax.io.phase import (
-    PhaseRange,
-    SignDecision,
-    decide_phase_sign,
-    detect_phase_range,
-    field_direction,
-    phase_to_radians,
-)
+from cmb_jax.io.nifti import write_volume
+from cmb_jax.io.phase import PhaseRange
 from cmb_jax.io.volume import Volume
-from cmb_jax.swi import (
-    DEFAULT_WIDTH_MM,
-    PHASE_MASK_POWER,
-    combine_echoes,
-    homodyne_phase,
-    minimum_intensity_projection,
-    phase_mask,
-)
+from cmb_jax.swi import DEFAULT_WIDTH_MM, PHASE_MASK_POWER, minimum_intensity_projection
 
 _SLAB_MM = 8.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Echoes:
-    """The echoes of one acquisition that are used."""
-
-    magnitudes: np.ndarray  # (E, X, Y, Z)
-    phases: np.ndarray  # (E, X, Y, Z) radians, sign as stored
-    te_ms: tuple[float, ...]  # (E,), or () for a single echo of unknown time
-    phase_range: PhaseRange
 
 
 def run_swi(
@@ -80,38 +53,37 @@ def run_swi(
             folder that exists or cannot be written. Nothing is written then.
     """
     out = Path(out)
-    if phase_sign not in ("auto", "+1", "-1"):
-        raise UserError(f"phase sign {phase_sign!r} is unknown; use auto, +1 or -1")
     with atomic_directory(out, overwrite=overwrite) as folder:
         magnitude_echoes, phase_echoes = read_echoes(magnitude), read_echoes(phase)
         like = magnitude_echoes[0]
-        echoes = _select(magnitude_echoes, phase_echoes, te_ms, echo, phase_range)
-        combined, stored_phase = _one_echo(echoes, like.spacing_mm)
-        decision = _sign(phase_sign, stored_phase, combined, like)
-        filtered = decision.sign * stored_phase
-        swi = combined * phase_mask(filtered) ** PHASE_MASK_POWER
+        made = make_swi(
+            magnitude_echoes,
+            phase_echoes,
+            te_ms=te_ms,
+            echo=echo,
+            phase_sign=phase_sign,
+            phase_range=phase_range,
+        )
         slab = max(1, round(_SLAB_MM / like.spacing_mm[2]))
-        write_volume(folder / "swi.nii.gz", np.asarray(swi), like)
-        # combined echoes may pass pi a little; as everywhere, the range of stored phase says its unit
-        stored = np.clip(np.asarray(filtered), -np.pi, np.pi)
-        write_volume(folder / "phase.nii.gz", stored, like)
-        projection = minimum_intensity_projection(swi, min(slab, like.shape[2]))
+        write_volume(folder / "swi.nii.gz", made.swi, like)
+        write_volume(folder / "phase.nii.gz", made.phase, like)
+        projection = minimum_intensity_projection(jnp.asarray(made.swi), min(slab, like.shape[2]))
         write_volume(folder / "minip.nii.gz", np.asarray(projection), like)
         record = {
             "notice": "Research use only; not a medical device.",
             "version": cmb_jax.__version__,
             "inputs": [_described("magnitude", like), _described("phase", phase_echoes[0])],
             "echoes": len(magnitude_echoes),
-            "echo_used": "all, combined" if len(echoes.magnitudes) > 1 else (echo or 1),
-            "echo_times_ms": list(echoes.te_ms),
-            "phase_range": echoes.phase_range.value,
-            "phase_sign": decision.sign,
-            "phase_sign_confident": decision.confident,
-            "phase_sign_reason": decision.reason,
+            "echo_used": "all, combined" if echo is None and len(magnitude_echoes) > 1 else (echo or 1),
+            "echo_times_ms": list(made.te_ms),
+            "phase_range": made.phase_range.value,
+            "phase_sign": made.sign.sign,
+            "phase_sign_confident": made.sign.confident,
+            "phase_sign_reason": made.sign.reason,
             "high_pass": f"homodyne, in plane, Hann window of {DEFAULT_WIDTH_MM:g} mm",
             "phase_mask_power": PHASE_MASK_POWER,
             "projection_slices": slab,
-            "warnings": [*like.warnings, *phase_echoes[0].warnings, *_doubts(decision)],
+            "warnings": [*like.warnings, *phase_echoes[0].warnings, *sign_doubts(made.sign)],
         }
         (folder / "swi.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return out
@@ -119,68 +91,3 @@ def run_swi(
 
 def _described(role: str, volume: Volume) -> dict[str, str | None]:
     return {"role": role, "file": volume.source.name if volume.source else None, "sha256": volume.sha256}
-
-
-def _doubts(decision: SignDecision) -> list[str]:
-    if decision.confident:
-        return []
-    return [
-        f"the sign of the phase is not certain ({decision.reason}); look at the veins and give --phase-sign"
-    ]
-
-
-def _select(
-    magnitudes: Sequence[Volume],
-    phases: Sequence[Volume],
-    te_ms: tuple[float, ...],
-    echo: int | None,
-    phase_range: PhaseRange | None,
-) -> _Echoes:
-    """Checks that everything fits together; phase in radians; the chosen echoes."""
-    names = f"{magnitudes[0].source} and {phases[0].source}"
-    count = len(magnitudes)
-    if len(phases) != count:
-        raise UserError(
-            f"{names}: {count} and {len(phases)} echoes; give magnitude and phase of the same echoes"
-        )
-    check_same_grid(magnitudes[0], phases[0])
-    if te_ms and len(te_ms) != count:
-        raise UserError(f"{names}: {count} echoes but {len(te_ms)} echo times; give one an echo with --te-ms")
-    if te_ms and min(te_ms) <= 0:
-        raise UserError("echo times must be positive; give them in ms with --te-ms")
-    if echo is not None and not 1 <= echo <= count:
-        raise UserError(f"{names}: there is no echo {echo}; choose --echo from 1 to {count}")
-    if count > 1 and echo is None and not te_ms:
-        raise UserError(f"{names}: {count} echoes; give their times with --te-ms, or choose one with --echo")
-    stored = np.stack([volume.data for volume in phases])
-    if phase_range is None:
-        try:
-            phase_range = detect_phase_range(stored)  # over all echoes: the first may not reach the extremes
-        except UserError as error:
-            raise UserError(f"{phases[0].source}: {error}") from None
-    chosen = slice(None) if echo is None else slice(echo - 1, echo)
-    return _Echoes(
-        magnitudes=np.stack([volume.data for volume in magnitudes[chosen]]),
-        phases=phase_to_radians(stored, phase_range)[chosen],
-        te_ms=tuple(te_ms)[chosen],
-        phase_range=phase_range,
-    )
-
-
-def _one_echo(echoes: _Echoes, spacing_mm: Sequence[float]) -> tuple[jax.Array, jax.Array]:
-    """Magnitude and high-passed phase (X, Y, Z), of the single echo or combined; sign as stored."""
-    magnitudes = jnp.asarray(echoes.magnitudes)
-    filtered = [
-        homodyne_phase(jnp.asarray(phase), magnitude, spacing_mm)
-        for phase, magnitude in zip(echoes.phases, magnitudes, strict=True)
-    ]
-    if len(filtered) == 1:
-        return magnitudes[0], filtered[0]
-    return combine_echoes(magnitudes, jnp.stack(filtered), echoes.te_ms)
-
-
-def _sign(phase_sign: str, filtered: jax.Array, magnitude: jax.Array, like: Volume) -> SignDecision:
-    if phase_sign != "auto":
-        return SignDecision(sign=int(phase_sign), confident=True, reason="as given")
-    direction = field_direction(like.affine)
-    return decide_phase_sign(np.asarray(filtered), np.asarray(magnitude), like.spacing_mm, direction)

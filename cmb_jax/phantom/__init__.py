@@ -6,7 +6,9 @@ microbleeds, field, complex signal, k-space, coil and noise, SWI, truth. All of 
 
 from cmb_jax.phantom.field import field_from_susceptibility
 from cmb_jax.phantom.protocols import PROTOCOLS, Protocol
+from cmb_jax.phantom.sample import Sample, simulate_batch, simulate_sample
 from cmb_jax.phantom.simulate import simulate_subject
+from cmb_jax.phantom.tiers import TIERS, Tier
 from cmb_jax.phantom.tree import simulate_tree, write_subject
 from cmb_jax.phantom.types import (
     CMB_KIND,
@@ -20,13 +22,18 @@ from cmb_jax.phantom.types import (
 __all__ = [
     "CMB_KIND",
     "PROTOCOLS",
+    "TIERS",
     "LesionRow",
     "LesionTable",
     "MimicKind",
     "PhantomSubject",
     "Protocol",
+    "Sample",
     "SubjectSettings",
+    "Tier",
     "field_from_susceptibility",
+    "simulate_batch",
+    "simulate_sample",
     "simulate_subject",
     "simulate_tree",
     "write_subject",

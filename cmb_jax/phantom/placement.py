@@ -9,19 +9,19 @@ import numpy as np
 from scipy import ndimage
 
 from cmb_jax.errors import UserError
+from cmb_jax.phantom.bodies import MAX_APPARENT_MM, MAX_CHI_PPM, blooming
 from cmb_jax.phantom.implant import Implants
-from cmb_jax.phantom.lesions import MAX_APPARENT_MM, MAX_CHI_PPM, blooming
-from cmb_jax.phantom.types import CMB_KIND, FOCAL_MIMICS, MimicKind
+from cmb_jax.phantom.types import CALCIFICATIONS, CMB_KIND, MimicKind
 
 EDGE_MM = 2.0  # between a drawn body's apparent border and the faces of the field of view
 GAP_MM = 2.0  # between the apparent borders of two drawn bodies
 MIN_DIAMETER_MM = 0.5
 VEIN_KINDS = (MimicKind.MEDULLARY_VEIN, MimicKind.PIAL_VEIN, MimicKind.DEEP_VEIN)
 KINDS: dict[str, int] = {"cmb": CMB_KIND} | {
-    kind.name.lower(): int(kind) for kind in (*FOCAL_MIMICS, *VEIN_KINDS)
+    kind.name.lower(): int(kind) for kind in (*CALCIFICATIONS, *VEIN_KINDS)
 }
 _VEIN_LENGTH_MM = 6.0
-_VEIN_RADIUS_MM = (0.22, 0.5)  # as the phantom's medullary veins
+_VEIN_RADIUS_MM = (0.2, 0.5)  # medullary and small pial veins
 _SIZE_STEP = 1.5  # bodies whose radii differ by less share a grid
 
 
@@ -95,7 +95,7 @@ def make_lesions(
         chi_ppm: (N,), NaN where it is to be drawn.
     """
     n = len(kind)
-    vein, stone = np.isin(kind, VEIN_KINDS), np.isin(kind, FOCAL_MIMICS)
+    vein, stone = np.isin(kind, VEIN_KINDS), np.isin(kind, CALCIFICATIONS)
     iron = np.clip(0.9 * np.exp(0.5 * rng.normal(size=n)), 0.3, MAX_CHI_PPM)
     lime, blood = -rng.uniform(1.0, 3.0, n), rng.uniform(0.15, 0.4, n)
     drawn = np.where(vein, blood, np.where(stone, lime, iron))

@@ -1,9 +1,8 @@
-"""Coarse maps of a posed head on which lesions and veins are placed."""
+"""Coarse maps of a posed head on which lesions and vessels are placed."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,38 +10,45 @@ import numpy as np
 
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import Region
-from cmb_jax.phantom.geometry import Grid, PackedAnatomy, Pose, sample_pack, widen_lattice
+from cmb_jax.phantom.geometry import Grid, linear_at
+from cmb_jax.phantom.packed import PackedAnatomy, mni_of, sample_pack
+from cmb_jax.phantom.pose import Pose
+from cmb_jax.phantom.posing import for_each_plane
+from cmb_jax.phantom.tissue import shrink_cortex
 
 PLANNING_SPACING_MM = 2.0
 
 
-@functools.partial(jax.tree_util.register_dataclass)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class HeadMaps:
     """A posed head on the planning grid."""
 
-    channels: jax.Array  # (X, Y, Z, C) in 0..1
+    channels: jax.Array  # (X, Y, Z, bytes of a packed voxel) in 0..1, the cortex shrunk by atrophy
     region: jax.Array  # (X, Y, Z) int32 Region
-    pack_mm: jax.Array  # (X, Y, Z, 3) where each voxel lies in the pack
+    mni_mm: jax.Array  # (X, Y, Z, 3) where each voxel lies in MNI space
 
 
-@functools.partial(jax.jit, static_argnames=("lattice", "grid"))
-def head_maps(anatomy: PackedAnatomy, pose: Pose, *, lattice: Grid, grid: Grid) -> HeadMaps:
+def sample_head(
+    anatomy: PackedAnatomy, points_mm: jax.Array, atrophy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Channels (P, C), the cortex shrunk, and region codes (P,) at pack points (P, 3)."""
+    channels, code = sample_pack(anatomy, points_mm)
+    return channels.at[:, : Channel.AIR + 1].set(shrink_cortex(channels, atrophy)), code
+
+
+def head_maps(
+    anatomy: PackedAnatomy, pose: Pose, atrophy: jax.Array, *, lattice: Grid, grid: Grid
+) -> HeadMaps:
     """Sample the posed pack on the planning grid."""
-    displacement, wx = widen_lattice(pose.displacement, lattice, grid)
-    axes = [jnp.asarray(grid.axis_mm(a), jnp.float32) for a in range(3)]
-    y, z = (a.reshape(-1) for a in jnp.meshgrid(axes[1], axes[2], indexing="ij"))
 
-    def plane(part: tuple[jax.Array, jax.Array]):
-        x, weights = part
-        moved = jnp.tensordot(weights, displacement, axes=1).reshape(-1, 3)
-        points = jnp.stack([jnp.full_like(y, x), y, z], axis=1) @ pose.linear.T + pose.offset + moved
-        channels, code = sample_pack(anatomy, points)
-        return channels, (code % 16).astype(jnp.int32), points
+    def plane(points: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        channels, code = sample_head(anatomy, points, atrophy)
+        return channels, (code % 16).astype(jnp.int32), mni_of(anatomy, points)
 
-    channels, region, points = jax.lax.map(plane, (axes[0], wx))
+    channels, region, mni = for_each_plane(pose, plane, lattice=lattice, grid=grid)
     return HeadMaps(
-        channels.reshape(*grid.shape, -1), region.reshape(grid.shape), points.reshape(*grid.shape, 3)
+        channels.reshape(*grid.shape, -1), region.reshape(grid.shape), mni.reshape(*grid.shape, 3)
     )
 
 
@@ -58,24 +64,22 @@ def blur(volume: jax.Array, sigma_voxels: float) -> jax.Array:
 def draw_voxels(key: jax.Array, weight: jax.Array, grid: Grid, count: int) -> jax.Array:
     """`count` points (count, 3) in mm, drawn with probability `weight` (X, Y, Z), uniform within a voxel."""
     k_voxel, k_place = jax.random.split(key)
-    cumulative = jnp.cumsum(weight.reshape(-1).astype(jnp.float32))
-    draw = jax.random.uniform(k_voxel, (count,)) * cumulative[-1]
-    flat = jnp.clip(jnp.searchsorted(cumulative, draw, side="right"), 0, weight.size - 1)
-    index = jnp.stack(jnp.unravel_index(flat, weight.shape), axis=1)
+    # sums of planes first: one running sum in single precision over a million voxels would drift
+    planes = jnp.cumsum(jnp.sum(weight, axis=(1, 2)))
+    draw = jax.random.uniform(k_voxel, (2, count))
+    x = jnp.searchsorted(planes, draw[0] * planes[-1], side="right")
+    x = jnp.clip(x, 0, weight.shape[0] - 1)
+    within = jnp.cumsum(weight.reshape(weight.shape[0], -1), axis=1)
+    rest = jax.vmap(lambda row, u: jnp.searchsorted(row, u * row[-1], side="right"))(within[x], draw[1])
+    rest = jnp.clip(rest, 0, within.shape[1] - 1)
+    index = jnp.stack([x, rest // weight.shape[2], rest % weight.shape[2]], axis=1)
     index = index + jax.random.uniform(k_place, (count, 3), minval=-0.5, maxval=0.5)
     return jnp.asarray(grid.origin_mm) + index * jnp.asarray(grid.spacing_mm)
 
 
 def interpolate(volume: jax.Array, grid: Grid, points_mm: jax.Array) -> jax.Array:
     """Linear interpolation of (X, Y, Z, C) at points (P, 3) -> (P, C); edge values beyond the grid."""
-    index = (points_mm - jnp.asarray(grid.origin_mm)) / jnp.asarray(grid.spacing_mm)
-    index = jnp.clip(index, 0.0, jnp.asarray(grid.shape) - 1.0)
-    low = jnp.minimum(jnp.floor(index).astype(jnp.int32), jnp.asarray(grid.shape) - 2)
-    fraction = (index - low)[:, None]
-    corners = jnp.asarray(list(np.ndindex(2, 2, 2)), jnp.int32)
-    weight = jnp.prod(jnp.where(corners == 1, fraction, 1 - fraction), axis=-1)
-    at = low[:, None] + corners
-    return jnp.einsum("pk,pkc->pc", weight, volume[at[..., 0], at[..., 1], at[..., 2]])
+    return linear_at(volume, (points_mm - jnp.asarray(grid.origin_mm)) / jnp.asarray(grid.spacing_mm))
 
 
 def gradient(volume: jax.Array) -> jax.Array:

@@ -1,16 +1,17 @@
-"""Acquisitions that can be simulated."""
+"""Acquisitions that can be simulated, and which settings are possible."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import numpy as np
 
 from cmb_jax.errors import UserError
-from cmb_jax.phantom.types import SubjectSettings
 
 GAMMA_BAR_MHZ_PER_T = 42.577  # proton
+MAX_TILT_DEG = 45.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,14 +19,17 @@ class Protocol:
     """One three-dimensional gradient-echo sequence; ranges are drawn from for each subject."""
 
     name: str
+    about: str
     spacing_mm: tuple[float, float, float]  # (x, y, z) of the acquired and stored grid
     field_of_view_mm: tuple[float, float, float]  # whole multiples of the spacing
     discarded_slices: int  # at either end of the slab, as scanners do where the excitation falls off
     te_ms: tuple[float, float]
     b0_t: tuple[float, ...]
     snr: tuple[float, float]
+    phase: Literal["filtered", "raw", "none"]  # what is handed out: high-passed, as measured, or nothing
+    phase_storage: Literal["radians", "pm4096", "0-4095"]
     phase_sign: int  # +1: paramagnetic tissue is stored with positive phase
-    b0_direction: tuple[float, float, float]  # unit vector in array axes
+    tilt_deg: tuple[float, float]  # of the slices about the left-right axis, against the main field
 
     @property
     def matrix(self) -> tuple[int, int, int]:
@@ -35,43 +39,94 @@ class Protocol:
 
 
 _FIELD_OF_VIEW_MM = (192.0, 240.0, 162.0)
-_TILT = math.radians(8.0)  # slices tipped about the left-right axis
 
+# Spacings are those of the sites named; echo times, field strengths and storage are typical of such scans.
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
         Protocol(
             name="iso05",
+            about="SWI at 3 T, 0.5 x 0.5 x 2 mm (Kim et al. 2023, high resolution)",
             spacing_mm=(0.5, 0.5, 2.0),
             field_of_view_mm=_FIELD_OF_VIEW_MM,
             discarded_slices=2,
             te_ms=(20.0, 20.0),
             b0_t=(3.0,),
             snr=(15.0, 40.0),
+            phase="filtered",
+            phase_storage="radians",
             phase_sign=1,
-            b0_direction=(0.0, 0.0, 1.0),
+            tilt_deg=(0.0, 0.0),
         ),
         Protocol(
             name="iso08",
+            about="SWI at 1.5 or 3 T, 0.8 x 0.8 x 2 mm, oblique (Kim et al. 2023, low resolution)",
             spacing_mm=(0.8, 0.8, 2.0),
             field_of_view_mm=_FIELD_OF_VIEW_MM,
             discarded_slices=2,
             te_ms=(25.0, 40.0),
             b0_t=(1.5, 3.0),
             snr=(15.0, 40.0),
+            phase="filtered",
+            phase_storage="pm4096",
             phase_sign=-1,
-            b0_direction=(0.0, math.sin(_TILT), math.cos(_TILT)),
+            tilt_deg=(0.0, 20.0),
+        ),
+        Protocol(
+            name="sabre",
+            about="T2*-weighted magnitude at 3 T, 0.45 x 0.45 x 4 mm (VALDO, SABRE cohort)",
+            spacing_mm=(0.45, 0.45, 4.0),
+            field_of_view_mm=(194.4, 243.0, 168.0),
+            discarded_slices=1,
+            te_ms=(18.0, 24.0),
+            b0_t=(3.0,),
+            snr=(20.0, 50.0),
+            phase="none",
+            phase_storage="radians",
+            phase_sign=1,
+            tilt_deg=(0.0, 20.0),
+        ),
+        Protocol(
+            name="rss",
+            about="T2*-weighted magnitude at 1.5 T, 0.49 x 0.49 x 0.8 mm (VALDO, Rotterdam Scan Study)",
+            spacing_mm=(0.49, 0.49, 0.8),
+            field_of_view_mm=(196.0, 245.0, 160.0),
+            discarded_slices=4,
+            te_ms=(28.0, 34.0),
+            b0_t=(1.5,),
+            snr=(10.0, 20.0),
+            phase="none",
+            phase_storage="radians",
+            phase_sign=1,
+            tilt_deg=(0.0, 5.0),
         ),
         Protocol(
             name="thick3",
+            about="T2*-weighted magnitude and raw phase, 1 x 1 x 3 mm (voxels of VALDO's ALFA cohort)",
             spacing_mm=(1.0, 1.0, 3.0),
             field_of_view_mm=_FIELD_OF_VIEW_MM,
             discarded_slices=1,
             te_ms=(20.0, 40.0),
             b0_t=(1.5, 3.0),
             snr=(15.0, 40.0),
+            phase="raw",
+            phase_storage="0-4095",
             phase_sign=1,
-            b0_direction=(0.0, 0.0, 1.0),
+            tilt_deg=(0.0, 15.0),
+        ),
+        Protocol(
+            name="swi7t",
+            about="SWI at 7 T, 0.4 x 0.4 x 1.5 mm",
+            spacing_mm=(0.4, 0.4, 1.5),
+            field_of_view_mm=_FIELD_OF_VIEW_MM,
+            discarded_slices=2,
+            te_ms=(10.0, 16.0),
+            b0_t=(7.0,),
+            snr=(15.0, 30.0),
+            phase="filtered",
+            phase_storage="radians",
+            phase_sign=-1,
+            tilt_deg=(0.0, 10.0),
         ),
     )
 }
@@ -80,40 +135,34 @@ PROTOCOLS: dict[str, Protocol] = {
 def get_protocol(name: str) -> Protocol:
     """The protocol of that name; UserError listing the names when there is none."""
     if name not in PROTOCOLS:
-        raise UserError(f"unknown protocol {name!r}; choose one of: {', '.join(sorted(PROTOCOLS))}")
+        raise UserError(f"unknown protocol {name!r}; choose one of: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
 def check_protocol(protocol: Protocol) -> None:
-    """UserError where a protocol cannot be simulated."""
-    if not 0 < protocol.te_ms[0] <= protocol.te_ms[1] <= 100:
-        raise UserError(
-            f"protocol {protocol.name}: te_ms is {protocol.te_ms}; allowed: 0 < low <= high <= 100"
-        )
+    """UserError where a protocol cannot be simulated; it says what is allowed."""
+    name = f"protocol {protocol.name}"
+    check_range(f"{name}: te_ms", protocol.te_ms, 1.0, 100.0, "ms")
+    check_range(f"{name}: snr", protocol.snr, 1.0, 1e4)
+    check_range(f"{name}: tilt_deg", protocol.tilt_deg, -MAX_TILT_DEG, MAX_TILT_DEG, "degrees")
     if not protocol.b0_t or not all(0.1 <= b <= 14 for b in protocol.b0_t):
-        raise UserError(f"protocol {protocol.name}: b0_t is {protocol.b0_t}; allowed: 0.1 to 14 T")
+        raise UserError(f"{name}: b0_t is {protocol.b0_t}; allowed: 0.1 to 14 T")
     if protocol.phase_sign not in (-1, 1):
-        raise UserError(f"protocol {protocol.name}: phase_sign is {protocol.phase_sign}; allowed: +1 or -1")
-    if not 0 < protocol.snr[0] <= protocol.snr[1]:
-        raise UserError(f"protocol {protocol.name}: snr is {protocol.snr}; allowed: 0 < low <= high")
+        raise UserError(f"{name}: phase_sign is {protocol.phase_sign}; allowed: +1 or -1")
+    if min(protocol.spacing_mm) < 0.2:
+        raise UserError(f"{name}: spacing_mm is {protocol.spacing_mm}; allowed: 0.2 mm and more")
     sizes = np.array(protocol.field_of_view_mm) / np.array(protocol.spacing_mm)
     if not np.allclose(sizes, np.round(sizes), atol=1e-6):
-        raise UserError(f"protocol {protocol.name}: field_of_view_mm must be whole multiples of spacing_mm")
-    if not math.isclose(math.hypot(*protocol.b0_direction), 1.0, abs_tol=1e-5):
-        raise UserError(f"protocol {protocol.name}: b0_direction must have length 1")
+        raise UserError(f"{name}: field_of_view_mm must be whole multiples of spacing_mm")
+    if not 0 <= 2 * protocol.discarded_slices < protocol.matrix[2]:
+        raise UserError(f"{name}: discarded_slices is {protocol.discarded_slices}; some slices must be left")
 
 
-def check_settings(settings: SubjectSettings) -> Protocol:
-    """The protocol that the settings name; UserError where a setting makes no sense."""
-    protocol = get_protocol(settings.protocol)
-    check_protocol(protocol)
-    if settings.mean_cmbs is not None and not 0 <= settings.mean_cmbs <= 80:
-        raise UserError(
-            f"mean_cmbs is {settings.mean_cmbs}; allowed: 0 to 80, or none for patient-like counts"
-        )
-    if not 0.4 <= settings.simulation_spacing_mm <= 4:
-        raise UserError(f"simulation_spacing_mm is {settings.simulation_spacing_mm}; allowed: 0.4 to 4")
-    return protocol
+def check_range(name: str, limits: tuple[float, float], low: float, high: float, unit: str = "") -> None:
+    """UserError unless low <= limits[0] <= limits[1] <= high."""
+    if not (all(map(math.isfinite, limits)) and low <= limits[0] <= limits[1] <= high):
+        wide = f"{low:g} to {high:g} {unit}".rstrip()
+        raise UserError(f"{name} is {limits[0]:g} to {limits[1]:g}; allowed: {wide}, the smaller first")
 
 
 def rotation_to_scanner(b0_direction: tuple[float, float, float]) -> np.ndarray:

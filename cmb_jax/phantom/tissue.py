@@ -1,4 +1,4 @@
-"""Susceptibility, transverse relaxation and signal of the head's tissues on the simulation grid.
+"""Susceptibility, transverse relaxation and signal of a subject's tissues, voxel by voxel of the pack.
 
 Values at 3 T after Marques et al. 2021 (QSM reconstruction challenge 2.0), varied from subject to subject.
 """
@@ -6,21 +6,17 @@ Values at 3 T after Marques et al. 2021 (QSM reconstruction challenge 2.0), vari
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cmb_jax.anatomy.pack import Channel
-from cmb_jax.phantom.geometry import (
-    Grid,
-    PackedAnatomy,
-    Pose,
-    sample_pack,
-    smooth_noise,
-    widen_lattice,
-)
+from cmb_jax.anatomy.regions import Region, region_of
+from cmb_jax.phantom.geometry import cubic_weights, smooth_noise
+from cmb_jax.phantom.packed import Extra, PackedAnatomy, unpack
+from cmb_jax.phantom.tiers import Tier
+from cmb_jax.phantom.types import MimicKind
 
 NUCLEI = (
     Channel.CAUDATE,
@@ -31,8 +27,11 @@ NUCLEI = (
     Channel.SUBSTANTIA_NIGRA,
     Channel.DENTATE,
 )
+IRON_RICH = tuple(n for n in NUCLEI if n not in (Channel.CAUDATE, Channel.THALAMUS))
 CHI_AIR = 9.4  # ppm against tissue
-TEXTURE_SPACING_MM = 3.0
+BLOOD_R2_STAR = 45.0  # 1/s at 3 T, venous
+ARTERIAL_CORE = 0.7  # of the vessel prior
+TEXTURE_VOXELS = 3.0  # pack voxels from one point of the texture's lattice to the next
 
 # One column a tissue: grey, white, CSF, soft, air, then NUCLEI. Signal: relative, TR and flip angle included.
 _CHI_PPM = np.array([0.020, -0.030, 0.019, 0.0, CHI_AIR, 0.044, 0.038, 0.131, 0.020, 0.100, 0.111, 0.152])
@@ -44,7 +43,7 @@ _R2_SPREAD = np.array([0.1, 0.1, 0.2, 0.1, 0.0, 0.12, 0.12, 0.15, 0.1, 0.15, 0.1
 _SIGNAL_SPREAD = np.array([0.04, 0.04, 0.18, 0.0, 0.0, 0.04, 0.04, 0.04, 0.04, 0.04, 0.04, 0.04])
 
 
-@functools.partial(jax.tree_util.register_dataclass)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TissueValues:
     """One subject's tissue values: (12,) each, in the order grey, white, CSF, soft, air, NUCLEI."""
@@ -52,59 +51,97 @@ class TissueValues:
     chi_ppm: jax.Array
     r2_star: jax.Array  # 1/s at the subject's field strength
     signal: jax.Array
-    hyperintensity: jax.Array  # () threshold on the white-matter-hyperintensity prior
-    texture: jax.Array  # (*texture lattice, 2): chi in ppm, relative signal
+    atrophy: jax.Array  # () 0..1
+    hyperintensity: jax.Array  # () threshold on the prior of white-matter hyperintensities
+    texture: jax.Array  # (x, y, z, 3) on the texture's lattice: chi in ppm, relative signal, lesion threshold
+    artery_signal: jax.Array  # () of the arterial prior, over the tissue's
+    siderosis: jax.Array  # (4,) pack mm of its centre and its radius, 0: none
+    siderosis_ppm: jax.Array  # ()
 
 
-@functools.partial(jax.tree_util.register_dataclass)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TissueMaps:
-    """(X, Y, Z) on the simulation grid."""
+class HeadVolume:
+    """A subject's tissues on the pack's grid."""
 
-    chi_ppm: jax.Array  # against soft tissue: air is +9.4
-    r2_star: jax.Array  # 1/s
-    signal: jax.Array  # without relaxation
-    sinus: jax.Array  # fraction of venous blood from the vessel prior
-
-
-def texture_lattice(extent_mm: tuple[float, float, float]) -> Grid:
-    """The lattice that carries tissue texture."""
-    x, y, z = (int(np.ceil(e / TEXTURE_SPACING_MM)) + 1 for e in extent_mm)
-    ox, oy, oz = (-(n - 1) * TEXTURE_SPACING_MM / 2 for n in (x, y, z))
-    return Grid((x, y, z), (TEXTURE_SPACING_MM,) * 3, (ox, oy, oz))
+    values: jax.Array  # (X, Y, Z, 4): chi in ppm (air is +9.4), R2* in 1/s, signal, fraction of sinus blood
+    code: jax.Array  # (X, Y, Z) uint8 region code
+    mimic: jax.Array  # (X, Y, Z) uint8 MimicKind of what tissue makes
 
 
-@functools.partial(jax.jit, static_argnames=("lattice",))
-def draw_tissue(key: jax.Array, b0_t: jax.Array, lattice: Grid) -> TissueValues:
+def texture_shape(anatomy: PackedAnatomy) -> tuple[int, int, int]:
+    """Points of the texture's lattice."""
+    x, y, z = (int(np.ceil((n - 1) / TEXTURE_VOXELS)) + 1 for n in anatomy.words.shape[:3])
+    return (x, y, z)
+
+
+def draw_tissue(
+    key: jax.Array, anatomy: PackedAnatomy, b0_t: jax.Array, atrophy: jax.Array, tier: Tier
+) -> TissueValues:
     """A subject's values; R2* grows in proportion to the field."""
-    k_chi, k_r2, k_signal, k_lesion, k_fine, k_coarse, k_iron = jax.random.split(key, 7)
+    keys = jax.random.split(key, 11)
 
     def vary(k: jax.Array, values: np.ndarray, spread: np.ndarray) -> jax.Array:
         draw = jnp.clip(jax.random.normal(k, values.shape), -2.0, 2.0)
         return jnp.asarray(values, jnp.float32) * (1.0 + jnp.asarray(spread, jnp.float32) * draw)
 
-    iron = 1.0 + 0.2 * jnp.clip(jax.random.normal(k_iron), -2.0, 2.0)  # with age, in all nuclei alike
+    iron = 1.0 + 0.2 * jnp.clip(jax.random.normal(keys[0]), -2.0, 2.0)  # with age, in all nuclei alike
     rise = jnp.concatenate([jnp.ones(5), jnp.full(len(NUCLEI), iron)])
-    fine = smooth_noise(k_fine, (*lattice.shape, 2), sigma=0.6)
-    coarse = smooth_noise(k_coarse, (*lattice.shape, 2), sigma=3.0)
+    shape = (*texture_shape(anatomy), 3)
+    fine = smooth_noise(keys[1], shape, sigma=0.6)
+    coarse = smooth_noise(keys[2], shape, sigma=3.0)
+    texture = fine * jnp.array([0.006, 0.012, 0.1]) + coarse * jnp.array([0.008, 0.02, 0.05])
+    load = tier.hyperintensity * jax.random.uniform(keys[3])
+    void = jax.random.uniform(keys[4]) < tier.artery_void
+    bright = jax.random.uniform(keys[5])
+    artery = jnp.where(void, 0.4 * bright, 1.0 + 0.4 * bright)
     return TissueValues(
-        vary(k_chi, _CHI_PPM, _CHI_SPREAD) * rise,
-        vary(k_r2, _R2_STAR, _R2_SPREAD) * (b0_t / 3.0) * rise,
-        vary(k_signal, _SIGNAL, _SIGNAL_SPREAD),
-        jax.random.uniform(k_lesion, (), minval=0.2, maxval=0.8),
-        fine * jnp.array([0.006, 0.012]) + coarse * jnp.array([0.008, 0.02]),
+        vary(keys[6], _CHI_PPM, _CHI_SPREAD) * rise,
+        vary(keys[7], _R2_STAR, _R2_SPREAD) * (b0_t / 3.0) * rise,
+        vary(keys[8], _SIGNAL, _SIGNAL_SPREAD),
+        atrophy,
+        0.85 - 0.65 * load,
+        texture,
+        artery,
+        *_draw_siderosis(keys[9], anatomy, tier),
     )
 
 
+def _draw_siderosis(key: jax.Array, anatomy: PackedAnatomy, tier: Tier) -> tuple[jax.Array, jax.Array]:
+    """Centre and radius (4,) of a focus of superficial siderosis over the convexity, and its chi in ppm."""
+    k_is, k_place, k_radius, k_chi = jax.random.split(key, 4)
+    direction = jax.random.normal(k_place, (3,)) * jnp.array([1.0, 1.0, 0.5]) + jnp.array([0.0, 0.0, 0.7])
+    direction = direction / jnp.linalg.norm(direction)
+    centre = anatomy.centre_mm + direction * jnp.array([60.0, 78.0, 58.0])
+    there = jax.random.uniform(k_is) < tier.siderosis
+    radius = jnp.where(there, jax.random.uniform(k_radius, minval=12.0, maxval=28.0), 0.0)
+    return jnp.append(centre, radius), jax.random.uniform(k_chi, minval=0.3, maxval=0.9)
+
+
+def shrink_cortex(channels: jax.Array, atrophy: jax.Array) -> jax.Array:
+    """Fractions (P, 5) of grey, white, CSF, soft, air, with cortex beside CSF turned into CSF.
+
+    channels (P, bytes over 255). At full atrophy a cortex loses up to about a millimetre: sulci widen.
+    """
+    base = channels[:, : Channel.AIR + 1]
+    base = base / jnp.maximum(jnp.sum(base, axis=1, keepdims=True), 1e-3)
+    deep = jnp.sum(channels[:, jnp.array(NUCLEI)], axis=1)
+    near = channels[:, Extra.CSF_NEAR]
+    lost = base[:, Channel.GREY_MATTER] * jnp.clip(1.6 * atrophy * near * (1.0 - deep), 0.0, 0.9)
+    return base.at[:, Channel.GREY_MATTER].add(-lost).at[:, Channel.CSF].add(lost)
+
+
 def mix_tissue(
-    channels: jax.Array, texture: jax.Array, y_pack_mm: jax.Array, values: TissueValues
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """chi, R2*, signal and sinus fraction (P,) from pack channels (P, C) and texture (P, 2)."""
+    channels: jax.Array, texture: jax.Array, siderotic: jax.Array, values: TissueValues
+) -> jax.Array:
+    """chi, R2*, signal and fraction of sinus blood (P, 4) from channels (P, bytes over 255).
+
+    texture (P, 3); siderotic (P,): how far the cortex' surface is stained there, 0..1.
+    """
     nuclei = channels[:, jnp.array(NUCLEI)]
     covered = jnp.minimum(jnp.sum(nuclei, axis=1, keepdims=True), 1.0)
     nuclei = nuclei / jnp.maximum(jnp.sum(nuclei, axis=1, keepdims=True), 1.0)
-    base = channels[:, : Channel.AIR + 1]
-    base = base / jnp.maximum(jnp.sum(base, axis=1, keepdims=True), 1e-3)
+    base = shrink_cortex(channels, values.atrophy)
     fractions = jnp.concatenate([base * (1.0 - covered), nuclei], axis=1)
 
     t1 = channels[:, Channel.T1]
@@ -112,47 +149,72 @@ def mix_tissue(
     brain = 1.0 - soft - fractions[:, Channel.AIR]
     bone = soft * jnp.clip(1.0 - 2.5 * t1, 0.0, 1.0)  # dark in T1: skull
     expected_t1 = fractions[:, :3] @ jnp.array([0.62, 0.9, 0.25]) + 0.72 * covered[:, 0]
-    own = jnp.clip(t1 - expected_t1, -0.3, 0.3) * brain  # the average brain's own texture
+    own = jnp.clip(t1 - expected_t1, -0.3, 0.3) * brain  # the head's own texture
 
-    hyper = jnp.clip((channels[:, Channel.LESION_PRIOR] - values.hyperintensity) / 0.15, 0.0, 1.0)
+    threshold = values.hyperintensity + texture[:, 2]
+    hyper = jnp.clip((channels[:, Channel.LESION_PRIOR] - threshold) / 0.1, 0.0, 1.0)
     hyper = hyper * fractions[:, Channel.WHITE_MATTER]
     chi = fractions @ values.chi_ppm + brain * (texture[:, 0] + 0.02 * own) + 0.025 * hyper - 1.0 * bone
-    r2_star = fractions @ values.r2_star + 60.0 * bone
+    r2_star = fractions @ values.r2_star + 60.0 * bone - 5.0 * hyper
     signal = fractions @ values.signal + 0.85 * jnp.clip(t1, 0.0, 1.0) * soft
     signal = signal * (1.0 + brain * (texture[:, 1] + 0.15 * own) + 0.1 * hyper)
 
+    stain = siderotic * channels[:, Extra.PIAL] * brain
+    chi = chi + values.siderosis_ppm * stain
+    r2_star = r2_star + 60.0 * stain
+
     # The vessel prior holds the dural sinuses behind and above, the circle of Willis below and before.
-    vessel = jnp.clip((channels[:, Channel.VESSEL_PRIOR] - 0.3) / 0.4, 0.0, 1.0)
-    venous = jax.nn.sigmoid((-25.0 - y_pack_mm) / 4.0)
-    return chi, r2_star, signal, vessel * venous
+    prior, venous = channels[:, Channel.VESSEL_PRIOR], channels[:, Extra.VENOUS]
+    sinus = jnp.clip((prior - 0.3) / 0.4, 0.0, 1.0) * venous
+    # the prior is a mean of many people: its core alone has the width of an artery
+    artery = jnp.clip((prior - ARTERIAL_CORE) / 0.2, 0.0, 1.0) * (1.0 - venous)
+    signal = signal * (1.0 + (values.artery_signal - 1.0) * artery)
+    return jnp.stack([chi, r2_star, signal, sinus], axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("lattice", "texture_grid", "grid", "slabs"))
-def tissue_maps(
-    anatomy: PackedAnatomy,
-    pose: Pose,
-    values: TissueValues,
-    *,
-    lattice: Grid,
-    texture_grid: Grid,
-    grid: Grid,
-    slabs: int,
-) -> TissueMaps:
-    """Tissue of a posed head on `grid`, made slab by slab along x to bound the memory."""
-    displacement, wx = widen_lattice(pose.displacement, lattice, grid)
-    texture, tx = widen_lattice(values.texture, texture_grid, grid)
-    x_mm, y_mm, z_mm = (jnp.asarray(grid.axis_mm(a), jnp.float32) for a in range(3))
-    y_all, z_all = (a.reshape(-1) for a in jnp.meshgrid(y_mm, z_mm, indexing="ij"))
+def _labels(
+    channels: jax.Array, code: jax.Array, siderotic: jax.Array, atrophy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Region code after atrophy, and the mimic that tissue makes: uint8 (P,) each."""
+    region = region_of(code)
+    base = shrink_cortex(channels, atrophy)
+    cortex = (region >= Region.FRONTAL) & (region <= Region.INSULA) | (region == Region.CEREBELLUM)
+    now_csf = cortex & (base[:, Channel.CSF] > 0.5)
+    code = jnp.where(now_csf, code - region + Region.SULCAL_CSF, code).astype(jnp.uint8)
 
-    def slab(part: tuple[jax.Array, jax.Array, jax.Array]):
-        x, weights, texture_weights = part
-        moved = jnp.tensordot(weights, displacement, axes=1).reshape(len(x), -1, 3)
-        grain = jnp.tensordot(texture_weights, texture, axes=1).reshape(-1, 2)
-        plane = jnp.stack([jnp.zeros_like(y_all), y_all, z_all], axis=1) @ pose.linear.T + pose.offset
-        points = (x[:, None, None] * pose.linear[:, 0] + plane + moved).reshape(-1, 3)
-        channels, _ = sample_pack(anatomy, points)
-        return mix_tissue(channels, grain, points[:, 1], values)
+    brain = region != Region.OUTSIDE
+    prior, venous = channels[:, Channel.VESSEL_PRIOR], channels[:, Extra.VENOUS] > 0.5
+    iron = jnp.sum(channels[:, jnp.array(IRON_RICH)], axis=1) > 0.5
+    mimic = jnp.where(brain & (channels[:, Extra.AIR_NEAR] > 0.02), int(MimicKind.AIR_TISSUE_BORDER), 0)
+    mimic = jnp.where(iron, int(MimicKind.IRON_NUCLEUS), mimic)
+    mimic = jnp.where((prior > 0.5) & venous, int(MimicKind.SINUS), mimic)
+    mimic = jnp.where((prior > ARTERIAL_CORE) & ~venous, int(MimicKind.ARTERY), mimic)
+    stained = brain & (siderotic * channels[:, Extra.PIAL] > 0.4)
+    return code, jnp.where(stained, int(MimicKind.SUPERFICIAL_SIDEROSIS), mimic).astype(jnp.uint8)
 
-    parts = (x_mm.reshape(slabs, -1), wx.reshape(slabs, -1, wx.shape[1]), tx.reshape(slabs, -1, tx.shape[1]))
-    chi, r2_star, signal, sinus = (m.reshape(grid.shape) for m in jax.lax.map(slab, parts))
-    return TissueMaps(chi, r2_star, signal, sinus)
+
+def head_volume(anatomy: PackedAnatomy, values: TissueValues) -> HeadVolume:
+    """A subject's tissues on the pack's grid, plane by plane to stay in the cache."""
+    shape = anatomy.words.shape[:3]
+    wx, wy, wz = (
+        cubic_weights(jnp.arange(n) / TEXTURE_VOXELS, m)
+        for n, m in zip(shape, texture_shape(anatomy), strict=True)
+    )
+    texture = jnp.einsum("yj,zk,ijkc->iyzc", wy, wz, values.texture, optimize="optimal")
+    focus = anatomy.to_index[:, :3] @ values.siderosis[:3] + anatomy.to_index[:, 3]
+    reach = values.siderosis[3] * jnp.abs(anatomy.to_index[0, 0])
+    away = (jnp.arange(shape[1])[:, None] - focus[1]) ** 2 + (jnp.arange(shape[2]) - focus[2]) ** 2
+
+    def plane(part: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        words, weights, x = part
+        data = unpack(words.reshape(-1, words.shape[-1]))
+        channels = data.astype(jnp.float32) / 255.0
+        grain = jnp.tensordot(weights, texture, axes=1).reshape(-1, 3)
+        distance = jnp.sqrt(away.reshape(-1) + (x - focus[0]) ** 2)
+        siderotic = jnp.clip((reach - distance) / 4.0, 0.0, 1.0)
+        code, mimic = _labels(channels, data[:, Extra.CODE], siderotic, values.atrophy)
+        return mix_tissue(channels, grain, siderotic, values), code, mimic
+
+    parts = (anatomy.words, wx, jnp.arange(shape[0], dtype=jnp.float32))
+    mixed, code, mimic = jax.lax.map(plane, parts)
+    return HeadVolume(mixed.reshape(*shape, 4), code.reshape(shape), mimic.reshape(shape))

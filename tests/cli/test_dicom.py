@@ -17,7 +17,7 @@ from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
-from tests.cli.running import run
+from tests.command_line import run_cli as run
 from tests.dicom.phantoms import (
     BIRTH_DATE,
     NAME,

@@ -1,23 +1,13 @@
-"""The command line as a function."""
+"""`cmb-jax data` as a function."""
 
-import sys
+import functools
 
 import pytest
 
-from cmb_jax import cli
+from tests.command_line import run_cli
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs the command line; gives (exit code, stdout, stderr)."""
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cmb-jax", "data", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return command
+    return functools.partial(run_cli, monkeypatch, capsys, "data")

@@ -14,8 +14,9 @@ from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import load_bundle, save_bundle
 from cmb_jax.inference.outputs import described_inputs, instance_labels, write_prediction
-from cmb_jax.inference.predict import LOW_SCORE, CmbDetector, load_detector
+from cmb_jax.inference.predict import LOW_SCORE, CmbDetector, load_detector, read_phase
 from cmb_jax.io.nifti import read_volume
+from cmb_jax.io.phase_sign import SignDecision
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
 from cmb_jax.report.content import DETECTION_COLUMNS
@@ -116,6 +117,18 @@ def test_a_threshold_moves_rows_from_kept_to_rejected(bundle, files, region_map)
     none = CmbDetector(bundle).predict(swi, phase, phase_sign="+1", region_map=region_map, threshold=1.0)
     assert not none.kept
     assert LOW_SCORE in {row.reason for row in none.rows}
+
+
+def test_the_customary_sign_is_taken_where_the_image_does_not_tell(files):
+    swi, phase = (read_volume(path) for path in files)
+    custom = SignDecision(sign=-1, confident=False, reason="customary for this scanner")
+    undecided, customary = read_phase(phase, swi), read_phase(phase, swi, customary_sign=custom)
+    assert "do not tell" in undecided.warning or "too little" in undecided.warning
+    np.testing.assert_array_equal(customary.radians, -undecided.radians)
+    assert "customary for this scanner" in customary.warning
+    asked = read_phase(phase, swi, "+1", customary_sign=custom)
+    np.testing.assert_array_equal(asked.radians, undecided.radians)
+    assert asked.warning is None
 
 
 def test_without_phase_it_runs_and_says_so(bundle, files, region_map):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmb_jax.phantom.acquisition import acquire, crop_k_space, echo_signal, receive_profile
+from cmb_jax.phantom.acquisition import acquire, crop_k_space, echo_signal, receive_profile, without_ringing
 
 
 def test_phase_is_linear_in_echo_time_field_and_shift():
@@ -53,27 +53,55 @@ def test_crop_keeps_a_smooth_image_in_its_place():
         np.testing.assert_allclose(np.asarray(result), wave(m), atol=1e-5)
 
 
-def test_noise_matches_the_asked_ratio_and_signs_mirror():
+@pytest.fixture(scope="module")
+def scan():
+    """A uniform block; (snr, sign, motion) -> Acquired."""
     shape = (32, 32, 16)
-    signal, decay, field = jnp.ones(shape), jnp.full(shape, 20.0), jnp.full(shape, 0.01)
-    brain = jnp.ones((32, 32, 14), bool)
+    inside = np.zeros(shape, np.float32)
+    inside[6:26, 8:24, 2:14] = 1.0
+    signal, decay, field = jnp.asarray(inside), jnp.full(shape, 20.0), jnp.full(shape, 0.01)
+    brain = jnp.asarray(inside[:, :, 1:15] > 0)
+    run = jax.jit(
+        lambda snr, sign, motion: acquire(
+            signal, decay, field, brain, jnp.float32(20), jnp.float32(3), snr, motion, sign,
+            jax.random.key(0), matrix=shape, field_of_view_mm=(32.0, 32.0, 32.0), discarded=1,
+        )
+    )  # fmt: skip
+    return lambda snr, sign=1.0, motion=0.0: (run(snr, sign, motion), np.asarray(brain))
 
-    def scan(snr, sign):
-        return acquire(
-            signal, decay, field, brain, jnp.float32(20), jnp.float32(3), jnp.float32(snr), jax.random.key(0),
-            matrix=shape, discarded=1, phase_sign=sign,
-        )  # fmt: skip
 
-    magnitude, phase, sigma = scan(20.0, 1)
-    assert magnitude.shape == (32, 32, 14)
-    clean, clean_phase, _ = scan(1e6, 1)
-    residual = np.asarray(magnitude) * np.exp(1j * np.asarray(phase))
-    residual = residual - np.asarray(clean) * np.exp(1j * np.asarray(clean_phase))
-    np.testing.assert_allclose(residual.real.std(), float(sigma), rtol=0.03)
-    np.testing.assert_allclose(np.asarray(clean).mean() / float(sigma), 20.0, rtol=0.02)
-    _, mirrored, _ = scan(1e6, -1)
-    wrapped = np.angle(np.exp(1j * (np.asarray(mirrored) + np.asarray(clean_phase))))
-    assert np.abs(wrapped).max() < 1e-3
+def test_noise_matches_the_asked_ratio_and_signs_mirror(scan):
+    noisy, brain = scan(20.0)
+    assert noisy.magnitude.shape == (32, 32, 14)
+    clean, _ = scan(1e6)
+    residual = np.asarray(noisy.magnitude) * np.exp(1j * np.asarray(noisy.phase))
+    residual = residual - np.asarray(clean.magnitude) * np.exp(1j * np.asarray(clean.phase))
+    np.testing.assert_allclose(residual.real.std(), float(noisy.sigma), rtol=0.03)
+    np.testing.assert_allclose(
+        np.asarray(clean.magnitude)[brain].mean() / float(noisy.sigma), 20.0, rtol=0.02
+    )
+    mirrored, _ = scan(1e6, -1.0)
+    wrapped = np.angle(np.exp(1j * (np.asarray(mirrored.phase) + np.asarray(clean.phase))))
+    assert np.abs(wrapped[brain]).max() < 1e-3
+
+
+def test_motion_makes_ghosts_and_only_motion_does(scan):
+    still, brain = scan(1e6)
+    assert np.abs(np.asarray(still.ghost)).max() < 1e-5
+    moved, _ = scan(1e6, 1.0, 1.5)
+    assert np.abs(np.asarray(moved.ghost))[brain].max() > 0.05
+    outside = ~brain
+    assert np.asarray(moved.magnitude)[outside].max() > 2 * np.asarray(still.magnitude)[outside].max()
+
+
+def test_ringing_follows_a_sharp_edge():
+    """A step cut off at half its frequencies rings by 9 % of its height (Gibbs); a Hann window stops that."""
+    step = np.zeros((128, 4, 4), np.complex64)
+    step[32:96] = 1.0
+    image = crop_k_space(jnp.asarray(step), (64, 4, 4))
+    overshoot = float(jnp.abs(image).max()) - 1.0
+    assert 0.05 < overshoot < 0.16
+    assert float(jnp.abs(without_ringing(image)).max()) - 1.0 < 0.25 * overshoot
 
 
 def test_receive_profile_is_smooth():

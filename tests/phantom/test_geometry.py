@@ -1,77 +1,57 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from cmb_jax.anatomy.synthetic import synthetic_pack
 from cmb_jax.phantom.geometry import (
-    from_pack,
+    Grid,
+    grid_points,
+    interpolate_lattice,
     lattice_for,
-    pack_anatomy,
-    random_pose,
+    linear_at,
     rotation_matrix,
-    sample_pack,
     simulation_grid,
-    to_pack,
+    smooth_noise,
 )
-
-sample = jax.jit(sample_pack)
-move = jax.jit(to_pack, static_argnums=1)
-EXTENT = (192.0, 240.0, 162.0)
-LATTICE = lattice_for(EXTENT)
-
-
-@pytest.fixture(scope="module")
-def pack():
-    return synthetic_pack(shape=(48, 56, 48), spacing_mm=4.0)
-
-
-def test_sampling_matches_scipy(pack, rng):
-    anatomy = pack_anatomy(pack)
-    index = rng.uniform(0.0, np.array(pack.code.shape) - 1.0, size=(400, 3))
-    points = index @ pack.affine[:3, :3].T + pack.affine[:3, 3]
-    channels, code = sample(anatomy, jnp.asarray(points, jnp.float32))
-    for channel in range(pack.fractions.shape[-1]):
-        expected = ndimage.map_coordinates(pack.fractions[..., channel].astype(float), index.T, order=1) / 255
-        np.testing.assert_allclose(np.asarray(channels)[:, channel], expected, atol=2e-4)
-    sure = np.abs(index - np.floor(index) - 0.5).min(axis=1) > 1e-3
-    nearest = pack.code[tuple(np.rint(index).astype(int).T)]
-    np.testing.assert_array_equal(np.asarray(code)[sure], nearest[sure])
-
-
-def test_points_outside_the_pack_take_its_edge(pack):
-    corner = pack.affine[:3, 3]
-    channels, code = sample(pack_anatomy(pack), jnp.asarray([corner - 100.0], jnp.float32))
-    np.testing.assert_allclose(np.asarray(channels)[0], pack.fractions[0, 0, 0] / 255, atol=1e-6)
-    assert int(code[0]) == pack.code[0, 0, 0]
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_pose_is_a_diffeomorphism(seed):
-    pose = random_pose(jax.random.key(seed), LATTICE, jnp.zeros(3))
-    grid = simulation_grid((150.0, 180.0, 140.0), 4.0)
-    axes = [grid.axis_mm(a) for a in range(3)]
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
-    moved = np.asarray(move(pose, LATTICE, jnp.asarray(points.reshape(-1, 3), jnp.float32)))
-    moved = moved.reshape(points.shape)
-    jacobian = np.stack([np.gradient(moved, h, axis=a) for a, h in enumerate(grid.spacing_mm)], axis=-1)
-    determinant = np.linalg.det(jacobian)
-    assert determinant.min() > 0.2
-    assert determinant.max() < 4.0
-    warp = np.linalg.norm(np.asarray(pose.displacement), axis=-1)
-    assert 1.0 < warp.max() < 12.0
-
-
-def test_from_pack_inverts_to_pack(rng):
-    pose = random_pose(jax.random.key(3), LATTICE, jnp.array([1.0, -18.0, 5.0]))
-    points = jnp.asarray(rng.uniform(-60, 60, size=(50, 3)), jnp.float32)
-    back = jax.jit(from_pack, static_argnums=1)(pose, LATTICE, move(pose, LATTICE, points))
-    np.testing.assert_allclose(np.asarray(back), np.asarray(points), atol=1e-2)
 
 
 def test_rotation_matrix_matches_scipy():
     for vector in ([0.1, -0.2, 0.3], [1.2, 0.0, 0.0]):
         expected = Rotation.from_rotvec(vector).as_matrix()
         np.testing.assert_allclose(np.asarray(rotation_matrix(jnp.asarray(vector))), expected, atol=1e-6)
+
+
+def test_linear_interpolation_matches_scipy(rng):
+    values = rng.normal(size=(7, 9, 8, 2)).astype(np.float32)
+    index = rng.uniform(-2.0, 10.0, size=(300, 3))
+    found = np.asarray(linear_at(jnp.asarray(values), jnp.asarray(index, jnp.float32)))
+    inside = np.clip(index, 0, np.array(values.shape[:3]) - 1)
+    for channel in range(2):
+        expected = ndimage.map_coordinates(values[..., channel], inside.T, order=1)
+        np.testing.assert_allclose(found[:, channel], expected, atol=1e-4)
+
+
+def test_grids_share_their_first_voxel():
+    extent = (192.0, 240.0, 162.0)
+    fine, coarse = simulation_grid(extent, 0.6, 1.25), Grid.over(extent, (192, 240, 54))
+    assert fine.origin_mm == coarse.origin_mm
+    assert max(fine.spacing_mm[:2]) <= 0.6 < fine.spacing_mm[2] <= 0.75
+    np.testing.assert_allclose(np.multiply(fine.shape, fine.spacing_mm), extent)
+    points = np.asarray(grid_points(coarse))
+    np.testing.assert_allclose(points[3, 5, 7], np.add(coarse.origin_mm, (3, 5, 21)), atol=1e-5)
+
+
+def test_a_lattice_reproduces_what_is_linear(rng):
+    lattice = lattice_for((60.0, 50.0, 40.0))
+    slope = rng.normal(size=3)
+    values = np.asarray(grid_points(lattice)) @ slope
+    points = rng.uniform(-20, 20, size=(50, 3))
+    found = interpolate_lattice(jnp.asarray(values[..., None], jnp.float32), lattice, jnp.asarray(points))
+    np.testing.assert_allclose(np.asarray(found)[:, 0], points @ slope, rtol=1e-3, atol=1e-3)
+
+
+def test_smooth_noise_is_smooth_and_of_unit_variance():
+    noise = np.asarray(smooth_noise(jax.random.key(0), (40, 42, 44, 2), sigma=2.0))
+    np.testing.assert_allclose(noise.var(axis=(0, 1, 2)), 1.0, rtol=0.25)
+    assert np.diff(noise, axis=0).var() < 0.3

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,74 +7,110 @@ import pytest
 
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, Zone
-from cmb_jax.anatomy.synthetic import synthetic_pack
-from cmb_jax.phantom.geometry import (
-    lattice_for,
-    pack_anatomy,
-    random_pose,
-    sample_pack,
-    simulation_grid,
-    to_pack,
-)
-from cmb_jax.phantom.lesions import blooming, draw_calcifications, draw_count, draw_microbleeds
-from cmb_jax.phantom.planning import PLANNING_SPACING_MM, draw_voxels, head_maps, interpolate
-from cmb_jax.phantom.types import FOCAL_MIMICS, MimicKind
+from cmb_jax.phantom.bodies import apparent_diameters, blooming
+from cmb_jax.phantom.lesions import draw_count, draw_microbleeds
+from cmb_jax.phantom.mimics import draw_calcifications, draw_cavernoma
+from cmb_jax.phantom.planning import draw_voxels, head_maps, interpolate, sample_head
+from cmb_jax.phantom.pose import random_pose, to_pack
+from cmb_jax.phantom.types import CALCIFICATIONS, MimicKind
 
-EXTENT = (192.0, 240.0, 162.0)
-LATTICE, GRID = lattice_for(EXTENT), simulation_grid(EXTENT, PLANNING_SPACING_MM)
+TE, B0 = jnp.float32(20), jnp.float32(3)
 
 
 @pytest.fixture(scope="module")
-def head():
-    anatomy = pack_anatomy(synthetic_pack())
-    pose = random_pose(jax.random.key(5), LATTICE, anatomy.centre_mm)
-    return anatomy, pose, head_maps(anatomy, pose, lattice=LATTICE, grid=GRID)
+def head(anatomy, plan, half):
+    pose = jax.jit(lambda a: random_pose(jax.random.key(5), a, half, a.centre_mm, lattice=plan.lattice))(
+        anatomy
+    )
+    maps = jax.jit(lambda a, p: head_maps(a, p, half, lattice=plan.lattice, grid=plan.planning))(
+        anatomy, pose
+    )
+    return pose, maps
 
 
 @pytest.fixture(scope="module")
-def bleeds(head):
-    """Three subjects' worth of microbleeds."""
-    return [
-        draw_microbleeds(
-            jax.random.key(seed), *head, jnp.zeros((1, 3)), jnp.float32(50), jnp.float32(20), jnp.float32(3),
-            lattice=LATTICE, grid=GRID, patient_like=False,
+def lime(anatomy, head, plan, ranges):
+    draw = jax.jit(
+        lambda key, tier: draw_calcifications(
+            key, anatomy, *head, tier, lattice=plan.lattice, grid=plan.planning
         )
-        for seed in range(3)
-    ]  # fmt: skip
+    )
+    return lambda seed, tier=ranges.tier: draw(jax.random.key(seed), tier)
 
 
-sample = jax.jit(lambda anatomy, pose, points: sample_pack(anatomy, to_pack(pose, LATTICE, points)))
+@pytest.fixture(scope="module")
+def bleeds(anatomy, head, plan, ranges, lime, half):
+    """Microbleeds of a seed, with changed numbers of the settings or another tier."""
+    draw = jax.jit(
+        lambda key, lesions, tier: draw_microbleeds(
+            key, anatomy, *head, lime(0), half, TE, B0, lesions, tier,
+            lattice=plan.lattice, grid=plan.planning,
+        )
+    )  # fmt: skip
+    many = dataclasses.replace(ranges.lesions, mean_cmbs=jnp.float32(50), patient_like=jnp.asarray(False))
+
+    def drawn(seed, tier=ranges.tier, **change):
+        lesions = dataclasses.replace(many, **{k: jnp.asarray(v, many_dtype(v)) for k, v in change.items()})
+        return jax.device_get(draw(jax.random.key(seed), lesions, tier))
+
+    return drawn
 
 
-def test_microbleeds_lie_in_tissue(head, bleeds):
-    anatomy, pose, _ = head
-    for each in bleeds:
-        valid = np.asarray(each.valid)
+def many_dtype(value):
+    return jnp.bool_ if isinstance(value, bool) else jnp.float32
+
+
+def test_microbleeds_lie_in_tissue(anatomy, head, plan, bleeds, half):
+    pose, _ = head
+    sample = jax.jit(lambda p: sample_head(anatomy, to_pack(pose, plan.lattice, p), half))
+    for each in (bleeds(0), bleeds(1)):
+        valid = each.valid
         assert valid.sum() > 20
-        channels, code = (np.asarray(a)[valid] for a in sample(anatomy, pose, each.centre_mm))
+        channels, code = (np.asarray(a)[valid] for a in sample(each.centre_mm))
         solid = channels[:, Channel.GREY_MATTER] + channels[:, Channel.WHITE_MATTER]
-        assert solid.min() >= 0.8
+        assert solid.min() >= 0.8 - 1e-3
         assert ((code % 16 > Region.OUTSIDE) & (code % 16 < Region.VENTRICLE)).all()
-        np.testing.assert_array_equal(code, np.asarray(each.code)[valid])
+        np.testing.assert_array_equal(code, each.code[valid])
 
 
-def test_microbleeds_keep_their_distance_and_size(bleeds):
-    for each in bleeds:
-        points = np.asarray(each.centre_mm[each.valid])
-        apart = np.linalg.norm(points[:, None] - points, axis=-1) + 1e3 * np.eye(len(points))
-        assert apart.min() >= 4.0 - 1e-3
-        assert (apart.min(axis=1) >= 5.0).mean() > 0.8
-        assert np.linalg.norm(points, axis=1).min() >= 7.0 - 1e-3  # from the point that was taken
-        diameter = 2 * np.prod(np.asarray(each.radii_mm), axis=1) ** (1 / 3)
-        chi = np.asarray(each.chi_ppm)
-        assert ((diameter > 0.8) & (diameter <= 5.0 + 1e-3)).all()
-        assert ((chi >= 0.3) & (chi <= 2.5)).all()
-        apparent = diameter * np.asarray(blooming(jnp.float32(20), jnp.float32(3), each.chi_ppm))
-        assert ((apparent >= 2.0 - 1e-3) & (apparent <= 10.0 + 1e-3)).all()
+def _clearances(each):
+    """Distance between the apparent borders of every two microbleeds."""
+    points = each.centre_mm[each.valid]
+    reach = np.asarray(apparent_diameters(each, TE, B0))[each.valid] / 2
+    apart = np.linalg.norm(points[:, None] - points, axis=-1) - reach[:, None] - reach
+    return apart[~np.eye(len(points), dtype=bool)]
+
+
+def test_microbleeds_do_not_overlap_unless_asked(bleeds, lime):
+    for seed in range(3):
+        each = bleeds(seed)
+        assert _clearances(each).min() >= 1.0 - 0.3  # borders as drawn: their shape varies by a tenth or two
+        other = lime(0)
+        gap = np.linalg.norm(each.centre_mm[each.valid][:, None] - np.asarray(other.centre_mm), axis=-1)
+        gap = gap - np.asarray(apparent_diameters(other, TE, B0)) / 2
+        assert gap[:, np.asarray(other.valid)].min() > 1.0
+    assert min(_clearances(bleeds(seed, gap_mm=-10.0)).min() for seed in range(3)) < 0
+    assert min(_clearances(bleeds(seed, gap_mm=8.0)).min() for seed in range(3)) > 7.0
+
+
+def test_sizes_are_those_of_the_tier(bleeds, hard):
+    each, faint = bleeds(0), bleeds(0, hard)
+    size = [2 * np.prod(b.radii_mm, axis=1)[b.valid] ** (1 / 3) for b in (each, faint)]
+    seen = [np.asarray(apparent_diameters(b, TE, B0))[b.valid] for b in (each, faint)]
+    assert size[0].max() <= 5.0 + 1e-3
+    assert seen[0].min() >= 2.0 - 1e-3
+    assert seen[0].max() <= 10.0 + 1e-3
+    assert (each.chi_ppm >= 0.3).all()
+    assert (each.chi_ppm <= 2.5).all()
+    assert 0.2 < np.mean(seen[1] < 2.0) < 0.7  # 40 % are drawn faint
+    exact = bleeds(0, diameters_mm=(3.0, 4.0), exact=True)
+    given = 2 * np.prod(exact.radii_mm, axis=1)[exact.valid] ** (1 / 3)
+    assert given.min() >= 3.0 - 1e-3
+    assert given.max() <= 4.0 + 1e-3
 
 
 def test_most_microbleeds_are_lobar(bleeds):
-    zones = np.concatenate([np.asarray(b.code[b.valid]) % 16 for b in bleeds])
+    zones = np.concatenate([b.code[b.valid] % 16 for b in (bleeds(0), bleeds(1), bleeds(2))])
     share = np.bincount(ZONE_OF_REGION[zones], minlength=4) / len(zones)
     assert share[Zone.NONE] == 0
     assert share[Zone.LOBAR] > 0.3
@@ -87,25 +125,26 @@ def test_blooming_follows_its_formula():
 
 def test_counts():
     keys = jax.random.split(jax.random.key(0), 4000)
-    patients = np.asarray(jax.vmap(lambda k: draw_count(k, jnp.float32(0), True))(keys))
+    count = jax.jit(jax.vmap(draw_count, in_axes=(0, None, None)))
+    patients = np.asarray(count(keys, jnp.float32(0), jnp.asarray(True)))
     assert 0.2 < (patients == 0).mean() < 0.3
     assert patients.max() <= 60
     assert 5 < patients.mean() < 11
     assert np.percentile(patients, 95) > 2.5 * patients.mean()
-    poisson = np.asarray(jax.vmap(lambda k: draw_count(k, jnp.float32(12), False))(keys))
+    poisson = np.asarray(count(keys, jnp.float32(12), jnp.asarray(False)))
     assert poisson.mean() == pytest.approx(12, abs=0.3)
     assert poisson.var() == pytest.approx(12, abs=1.2)
-    assert int(draw_count(keys[0], jnp.float32(0), False)) == 0
+    assert int(draw_count(keys[0], jnp.float32(0), jnp.asarray(False))) == 0
 
 
-def test_calcifications_lie_where_they_belong(head):
-    _, _, maps = head
-    found = {kind: [] for kind in FOCAL_MIMICS}
+def test_calcifications_lie_where_they_belong(head, lime, plan, hard):
+    _, maps = head
+    found = {kind: [] for kind in CALCIFICATIONS}
     for seed in range(8):
-        each = draw_calcifications(jax.random.key(seed), *head, lattice=LATTICE, grid=GRID)
+        each = lime(seed, hard)
         assert (np.asarray(each.chi_ppm) <= -1).all()
-        pallidum = interpolate(maps.channels[..., [Channel.PALLIDUM]], GRID, each.centre_mm)[:, 0]
-        for kind in FOCAL_MIMICS:
+        pallidum = interpolate(maps.channels[..., [Channel.PALLIDUM]], plan.planning, each.centre_mm)[:, 0]
+        for kind in CALCIFICATIONS:
             mine = np.asarray(each.valid) & (np.asarray(each.kind) == kind)
             found[kind] += list(np.asarray(each.code)[mine] % 16)
             if kind == MimicKind.CALCIFICATION_PALLIDUM:
@@ -115,10 +154,30 @@ def test_calcifications_lie_where_they_belong(head):
     assert np.mean(np.isin(found[MimicKind.CALCIFICATION_PIAL], [Region.SULCAL_CSF])) > 0.5
 
 
-def test_draw_voxels_follows_the_weights():
-    weight = jnp.zeros(GRID.shape).at[3, 4, 5].set(1.0).at[10, 20, 30].set(3.0)
-    points = np.asarray(draw_voxels(jax.random.key(0), weight, GRID, 2000))
-    index = np.rint((points - GRID.origin_mm) / GRID.spacing_mm).astype(int)
+def test_hard_subjects_have_more_calcifications(lime, hard):
+    easy, many = (np.mean([np.asarray(lime(s, *t).valid).sum() for s in range(12)]) for t in ((), (hard,)))
+    assert many > 2.5 * easy
+
+
+def test_spaces_of_a_cavernoma_lie_inside_it(anatomy, head, plan, ranges):
+    certain = dataclasses.replace(ranges.tier, cavernoma=jnp.float32(1.0))
+    draw = jax.jit(
+        lambda key: draw_cavernoma(key, anatomy, *head, certain, lattice=plan.lattice, grid=plan.planning)
+    )
+    for seed in range(4):
+        whole, spaces = jax.device_get(draw(jax.random.key(seed)))
+        assert whole.valid.all()
+        assert spaces.valid.all()
+        out = np.linalg.norm(spaces.centre_mm - whole.centre_mm, axis=1) + spaces.radii_mm.max(axis=1)
+        assert out.max() < 1.25 * whole.radii_mm.max()
+        assert 5.0 <= 2 * whole.radii_mm.max() <= 14.0
+
+
+def test_draw_voxels_follows_the_weights(plan):
+    grid = plan.planning
+    weight = jnp.zeros(grid.shape).at[3, 4, 5].set(1.0).at[10, 20, 30].set(3.0)
+    points = np.asarray(draw_voxels(jax.random.key(0), weight, grid, 2000))
+    index = np.rint((points - grid.origin_mm) / grid.spacing_mm).astype(int)
     second = (index == (10, 20, 30)).all(axis=1)
     assert ((index == (3, 4, 5)).all(axis=1) | second).all()
     assert second.mean() == pytest.approx(0.75, abs=0.04)

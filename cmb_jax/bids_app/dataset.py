@@ -1,0 +1,205 @@
+"""The data set of derivatives: its own files, the names in it, and what makes a result a finished one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import cmb_jax
+from cmb_jax.datasets.bids.choice import Choice
+from cmb_jax.datasets.bids.layout import Scan
+from cmb_jax.datasets.bids.names import BidsName, join_entities, parse_name
+from cmb_jax.datasets.bids.reader import RESULTS_OF, is_result
+from cmb_jax.errors import UserError
+from cmb_jax.io.atomic import atomic_write_text
+
+BIDS_VERSION = "1.10.0"
+RAW = "raw"
+"""Name of the source data set in BIDS URIs."""
+
+GROUP_TABLE = "group_desc-cmb_counts.tsv"
+_DESCRIPTION = "dataset_description.json"
+_KEPT_ENTITIES = ("acq", "ce", "rec")  # of the reference image, beside those that name the scan
+
+# suffixes that BIDS does not have (yet); everything else is checked by the validator
+_IGNORED = """*_desc-cmb_detections.tsv
+*_desc-cmb_detections.json
+*_desc-cmb_report.html
+*_desc-made_swi.nii.gz
+*_desc-made_swi.json
+group_desc-cmb_counts.*
+logs/
+"""
+
+_README = f"""# Cerebral microbleeds found by cmb-jax {cmb_jax.__version__}
+
+Research use only; not a diagnosis. What stands here was found by a program and checked by nobody.
+
+- `sub-*/[ses-*/]anat/*_desc-cmb_dseg.nii.gz`: instance labels on the grid of the scan; the label is `id` of
+  the table.
+- `*_desc-cmb_detections.tsv`: every candidate, kept or rejected with its reason. The JSON file beside it
+  explains the columns, and says which images were taken and why, with which weights and settings.
+- `*_desc-cmb_report.html`: the same as a page.
+- `*_desc-made_swi.nii.gz`: the susceptibility-weighted image, where it was made from magnitude and phase.
+- `{GROUP_TABLE}`: one line a scan, with the scans that failed (`cmb-jax bids DIR OUT group`).
+- `logs/`: why scans failed.
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResultFiles:
+    """Where the files of one scan's result lie."""
+
+    folder: Path
+    stem: str  # sub-01_ses-2_acq-x_run-1
+
+    @property
+    def labels(self) -> Path:
+        """Instance labels."""
+        return self.folder / f"{self.stem}_desc-cmb_dseg.nii.gz"
+
+    @property
+    def labels_sidecar(self) -> Path:
+        """What the labels are."""
+        return self.folder / f"{self.stem}_desc-cmb_dseg.json"
+
+    @property
+    def table(self) -> Path:
+        """Detections."""
+        return self.folder / f"{self.stem}_desc-cmb_detections.tsv"
+
+    @property
+    def table_sidecar(self) -> Path:
+        """Columns and provenance; written last, so that it marks a finished result."""
+        return self.folder / f"{self.stem}_desc-cmb_detections.json"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.folder / f"{self.stem}_desc-cmb_report.html"
+
+    @property
+    def made_swi(self) -> Path:
+        """SWI, if it was made here."""
+        return self.folder / f"{self.stem}_desc-made_swi.nii.gz"
+
+    @property
+    def made_swi_sidecar(self) -> Path:
+        """What it was made from."""
+        return self.folder / f"{self.stem}_desc-made_swi.json"
+
+
+def result_files(out: Path, choice: Choice) -> ResultFiles:
+    """The names of a scan's result: its own entities, and those of its reference that tell acquisitions."""
+    scan = choice.scan
+    named = dict(scan.entities)
+    extra = {key: label for key, label in choice.reference.file.name.entities if key in _KEPT_ENTITIES}
+    order = ("sub", "ses", *_KEPT_ENTITIES, "run")
+    entities = tuple((key, (named | extra)[key]) for key in order if key in named | extra)
+    return ResultFiles(folder=_folder(out, scan), stem=join_entities(entities))
+
+
+def _folder(out: Path, scan: Scan) -> Path:
+    session = () if scan.session is None else (f"ses-{scan.session}",)
+    return out.joinpath(f"sub-{scan.participant}", *session, "anat")
+
+
+def finished_results(out: Path, participant: str) -> list[tuple[BidsName, ResultFiles]]:
+    """The finished results of a participant, in order of their names."""
+    found = []
+    for path in sorted((out / f"sub-{participant}").glob("**/anat/*_desc-cmb_detections.json")):
+        name = parse_name(path.name)
+        if name is not None:
+            stem = join_entities(name.without("desc"))
+            found.append((name, ResultFiles(folder=path.parent, stem=stem)))
+    return found
+
+
+def failure_log(out: Path, scan: Scan) -> Path:
+    """Where it stands why a scan failed."""
+    return out / "logs" / f"{scan.name}.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that this program wrote.
+
+    Raises:
+        UserError: missing, or damaged since.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({type(error).__name__}); make it again with --overwrite"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object; make it again with --overwrite")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object, whole or not at all, over an older one."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    atomic_write_text(path, text, overwrite=True)
+
+
+def check_out(root: Path, out: Path) -> None:
+    """Refuse an output folder that holds anything else than results of this program.
+
+    Raises:
+        UserError: `out` is a file, the data set itself or above it, or has other content.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a folder for the derivatives")
+    inside = root.resolve()
+    if out.resolve() == inside or out.resolve() in inside.parents:
+        raise UserError(f"{out}: holds the data set; give another folder, such as {root}/derivatives/cmb-jax")
+    try:
+        empty = not out.is_dir() or not any(out.iterdir())
+    except OSError as error:
+        raise UserError(f"{out}: cannot be read ({error.strerror}); choose another folder") from error
+    if not empty and not is_result(out):
+        raise UserError(
+            f"{out}: has content that cmb-jax bids did not write; give a new folder, such as {out}/cmb-jax"
+        )
+
+
+def write_dataset_files(root: Path, out: Path) -> None:
+    """Write dataset_description.json, README.md and .bidsignore where there are none: people add to them."""
+    description: dict[str, Any] = {
+        "Name": "Cerebral microbleeds found by cmb-jax (research use only)",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": RESULTS_OF, "Version": cmb_jax.__version__}],
+    }
+    link = source_link(root, out)
+    if link is not None:
+        description["DatasetLinks"] = {RAW: link}
+    files = {
+        _DESCRIPTION: json.dumps(description, indent=2) + "\n",
+        "README.md": _README,
+        ".bidsignore": _IGNORED,
+    }
+    for name, text in files.items():
+        if not (out / name).exists():
+            atomic_write_text(out / name, text, overwrite=True)  # another process may have been faster
+
+
+def source_link(root: Path, out: Path) -> str | None:
+    """The way from the derivatives to their data set, None where it would tell more than the set's own name.
+
+    A path through other folders may hold names of people, and is of no use elsewhere.
+    """
+    try:
+        way = Path(os.path.relpath(root.resolve(), out.resolve()))
+    except ValueError:  # another drive
+        return None
+    return way.as_posix() if sum(part != ".." for part in way.parts) <= 1 else None
+
+
+def source_uri(relative: str) -> str:
+    """BIDS URI of a file of the source data set."""
+    return f"bids:{RAW}:{relative}"

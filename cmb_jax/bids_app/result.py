@@ -1,0 +1,224 @@
+"""The result of one scan as files: labels, table with its dictionary, report; and whether it still holds."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cmb_jax
+from cmb_jax.bids_app.dataset import ResultFiles, read_json, source_uri, write_json
+from cmb_jax.bids_app.scan_images import ScanImages, TakenImage
+from cmb_jax.datasets.bids.choice import Choice
+from cmb_jax.errors import UserError
+from cmb_jax.inference.bundle import WeightsBundle
+from cmb_jax.inference.outputs import NOTICE, instance_labels, report_content
+from cmb_jax.inference.predict import Prediction
+from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.io.nifti import write_volume
+from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow
+from cmb_jax.report.html import write_report
+
+PROVENANCE = "CmbJax"
+"""Key of the sidecar under which everything stands that is no column of the table."""
+
+COLUMNS: dict[str, dict[str, Any]] = {
+    "id": {"Description": "Number of the candidate in this scan, and its label in the dseg image."},
+    "i": {"Description": "Voxel index of the centre along the first axis of the image file, from 0."},
+    "j": {"Description": "Voxel index of the centre along the second axis of the image file, from 0."},
+    "k": {"Description": "Voxel index of the centre along the third axis of the image file, from 0."},
+    "x_mm": {"Description": "Centre, to the right (world coordinates of the image).", "Units": "mm"},
+    "y_mm": {"Description": "Centre, to the front (world coordinates of the image).", "Units": "mm"},
+    "z_mm": {"Description": "Centre, upwards (world coordinates of the image).", "Units": "mm"},
+    "diameter_mm": {"Description": "Diameter: cube root of the box's volume.", "Units": "mm"},
+    "volume_mm3": {"Description": "Volume of the ellipsoid in the box.", "Units": "mm^3"},
+    "score": {"Description": "The detector's score, 0 to 1."},
+    "category": {
+        "Description": "How sure the detector is.",
+        "Levels": {
+            "definite": "score at or above definite_threshold of the settings",
+            "possible": "score below it",
+        },
+    },
+    "zone": {
+        "Description": "Part of the brain, by votes of the region map in the lesion's sphere.",
+        "Levels": {
+            "lobar": "frontal, parietal, temporal, occipital, insula",
+            "deep": "basal ganglia, thalamus, capsules, corpus callosum, deep white matter",
+            "infratentorial": "brainstem, cerebellum",
+            "none": "not known, or no tissue of the brain",
+        },
+    },
+    "region": {"Description": "Region of the Microbleed Anatomical Rating Scale (Gregoire et al. 2009)."},
+    "side": {
+        "Description": "Side of the patient.",
+        "Levels": {"left": "left", "right": "right", "none": "none"},
+    },
+    "status": {
+        "Description": "Whether it counts as a microbleed.",
+        "Levels": {"kept": "reported", "rejected": "not reported; see reason"},
+    },
+    "reason": {"Description": "Why it was rejected; n/a if kept."},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Making:
+    """What a result is made with; another making gives another result."""
+
+    weights_name: str
+    weights_sha256: str
+    threshold: float
+    phase_sign: str
+    phase_range: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the sidecar."""
+        return {
+            "Weights": {"Name": self.weights_name, "SHA256": self.weights_sha256},
+            "Threshold": self.threshold,
+            "PhaseSign": self.phase_sign,
+            "PhaseRange": self.phase_range,
+        }
+
+
+def detections_tsv(rows: tuple[DetectionRow, ...]) -> str:
+    """The rows as a table of BIDS: tabs, and n/a where nothing is said."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(DETECTION_COLUMNS)
+    for row in rows:
+        cells = dataclasses.asdict(row)
+        writer.writerow("n/a" if cells[name] == "" else cells[name] for name in DETECTION_COLUMNS)
+    return text.getvalue()
+
+
+def write_result(
+    files: ResultFiles,
+    choice: Choice,
+    images: ScanImages,
+    taken: tuple[TakenImage, ...],
+    prediction: Prediction,
+    bundle: WeightsBundle,
+    making: Making,
+) -> None:
+    """Write all files of a scan's result over older ones; the table's sidecar last, as the mark of the end.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    files.table_sidecar.unlink(missing_ok=True)
+    sources = [source_uri(image.file) for image in taken]
+    spatial = source_uri(choice.reference.file.relative)
+    write_volume(files.labels, instance_labels(prediction), prediction.swi, dtype=np.uint16, overwrite=True)
+    write_json(
+        files.labels_sidecar,
+        {
+            "Description": "Instance labels of cerebral microbleeds found by a program; a label is the id of "
+            f"the table {files.table.name}. {NOTICE}",
+            "Sources": sources,
+            "SpatialReference": spatial,
+            "Manual": False,
+        },
+    )
+    if images.made:
+        write_volume(files.made_swi, images.swi.data, images.swi, overwrite=True)
+        made_of = {"Description": "Susceptibility-weighted image made from magnitude and phase."}
+        write_json(files.made_swi_sidecar, {**made_of, "Sources": sources, "EchoTimesMs": list(choice.te_ms)})
+    else:
+        files.made_swi.unlink(missing_ok=True)
+        files.made_swi_sidecar.unlink(missing_ok=True)
+    inputs = tuple((image.role, image.file, image.sha256) for image in taken)
+    write_report(report_content(prediction, bundle, inputs, files.stem), files.report, overwrite=True)
+    atomic_write_text(files.table, detections_tsv(prediction.rows), overwrite=True)
+    write_json(files.table_sidecar, _sidecar(choice, taken, prediction, making, sources))
+
+
+def _sidecar(
+    choice: Choice,
+    taken: tuple[TakenImage, ...],
+    prediction: Prediction,
+    making: Making,
+    sources: list[str],
+) -> dict[str, Any]:
+    facts = choice.reference.facts
+    return {
+        **COLUMNS,
+        PROVENANCE: {
+            "Notice": NOTICE,
+            "Version": cmb_jax.__version__,
+            "Making": making.to_json(),
+            "Sources": sources,
+            "Taken": {
+                "Kind": choice.kind.name.lower(),
+                "Why": choice.why,
+                "Images": [
+                    {"Role": image.role, "File": image.file, "SHA256": image.sha256} for image in taken
+                ],
+                "Left": [{"File": image.file.relative, "Why": image.why} for image in choice.left],
+                "Notes": list(choice.notes),
+            },
+            "EchoTimeMs": list(choice.te_ms) or facts.echo_time_ms,
+            "MagneticFieldStrength": facts.field_strength_t,
+            "Manufacturer": facts.manufacturer,
+            "Settings": dict(prediction.settings),
+            "Steps": list(prediction.steps),
+            "Warnings": list(prediction.warnings),
+            "RegionsTrusted": prediction.region_map.trusted,
+            "TimingsSeconds": dict(prediction.timings),
+        },
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a finished result was made from and with, as far as it is read again."""
+
+    making: dict[str, Any]  # see `Making.to_json`
+    weights_sha256: str
+    images: frozenset[tuple[str, str]]  # files and their hashes
+    kind: str
+    field_strength_t: float | None
+    warnings: int
+    version: str
+
+
+def read_provenance(sidecar: Path) -> Provenance:
+    """Read it from the sidecar of a table.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    record = read_json(sidecar)
+    try:
+        made = record[PROVENANCE]
+        return Provenance(
+            making={
+                name: made["Making"][name] for name in ("Weights", "Threshold", "PhaseSign", "PhaseRange")
+            },
+            weights_sha256=str(made["Making"]["Weights"]["SHA256"]),
+            images=frozenset((image["File"], image["SHA256"]) for image in made["Taken"]["Images"]),
+            kind=made["Taken"]["Kind"],
+            field_strength_t=made["MagneticFieldStrength"],
+            warnings=len(made["Warnings"]),
+            version=made["Version"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{sidecar}: is damaged; make it again with --overwrite") from error
+
+
+def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: Making) -> str | None:
+    """In what a finished result differs from what would be made now; None if in nothing.
+
+    Raises:
+        UserError: its sidecar has been damaged.
+    """
+    then = read_provenance(files.table_sidecar)
+    changed = [name.lower() for name, value in making.to_json().items() if then.making[name] != value]
+    if then.images != {(image.file, image.sha256) for image in taken}:
+        changed.append("images")
+    return ", ".join(changed) or None

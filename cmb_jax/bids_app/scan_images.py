@@ -1,0 +1,154 @@
+"""The chosen images of a scan as volumes, with what their sidecars say about the phase."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from cmb_jax.datasets.bids.candidates import Candidate
+from cmb_jax.datasets.bids.choice import Choice, ChoiceKind
+from cmb_jax.inference.predict import PhaseSign
+from cmb_jax.inference.swi_image import make_swi, sign_doubts
+from cmb_jax.io.atomic import sha256_file
+from cmb_jax.io.multi_echo import read_echoes
+from cmb_jax.io.nifti import read_volume
+from cmb_jax.io.phase import PhaseRange, SignDecision
+from cmb_jax.io.volume import Volume
+
+_CUSTOMARY_SIGNS = {"siemens": 1, "ge": -1}
+"""Sign of paramagnetic phase as stored, by the first word of Manufacturer: a weak guess, always said. GE's
+has been seen to run against Siemens' (UKRIN-MAPS/ukat, issue 33); no published table of the makers was
+found, and export and filters may turn either."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TakenImage:
+    """A file that a result is made from."""
+
+    role: str  # swi, magnitude or phase
+    file: str  # relative to the data set
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PhaseOptions:
+    """How phase is to be read, as asked for on the command line."""
+
+    sign: PhaseSign = "auto"
+    stored: PhaseRange | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScanImages:
+    """What the detector is given of one scan."""
+
+    swi: Volume
+    phase: Volume | None
+    magnitude: Volume | None  # for the brain regions
+    phase_sign: PhaseSign
+    phase_range: PhaseRange | None
+    customary_sign: SignDecision | None  # of the maker, where phase_sign is auto
+    made: bool  # SWI was made here, and is in no file
+    steps: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def taken_images(choice: Choice) -> tuple[TakenImage, ...]:
+    """The files of a choice with their hashes."""
+    roles = (
+        ("swi", () if choice.swi is None else (choice.swi,)),
+        ("magnitude", choice.magnitudes),
+        ("phase", choice.phases),
+    )
+    return tuple(
+        TakenImage(role=role, file=image.file.relative, sha256=sha256_file(image.file.path))
+        for role, images in roles
+        for image in images
+    )
+
+
+def read_scan_images(choice: Choice, options: PhaseOptions) -> ScanImages:
+    """Read what was chosen; SWI is made where there is only magnitude and phase.
+
+    The sign of the phase is the one asked for, else ParamagneticPhaseSign of the sidecar, else told from the
+    image, else customary for the maker.
+
+    Raises:
+        UserError: an image cannot be read, or the images do not fit together.
+    """
+    sign, customary, steps = _sign(choice, options)
+    if choice.kind is ChoiceKind.MAGNITUDE_AND_PHASE:
+        return _made(choice, sign, customary, options, steps)
+    swi = read_volume(choice.reference.file.path)
+    alone = choice.kind is ChoiceKind.MAGNITUDE_ALONE
+    return ScanImages(
+        swi=swi,
+        phase=_volume(choice.phases),
+        magnitude=None if alone else _volume(choice.magnitudes),
+        phase_sign=sign,
+        phase_range=options.stored,
+        customary_sign=customary,
+        made=False,
+        steps=steps,
+        warnings=("a T2*-weighted magnitude stands for SWI",) if alone else (),
+    )
+
+
+def _volume(images: tuple[Candidate, ...]) -> Volume | None:
+    return read_volume(images[0].file.path) if images else None
+
+
+def _made(
+    choice: Choice,
+    sign: PhaseSign,
+    customary: SignDecision | None,
+    options: PhaseOptions,
+    steps: tuple[str, ...],
+) -> ScanImages:
+    magnitudes, phases = (read_echoes(_paths(images)) for images in (choice.magnitudes, choice.phases))
+    made = make_swi(
+        magnitudes,
+        phases,
+        te_ms=choice.te_ms,
+        phase_sign=sign,
+        phase_range=options.stored,
+        customary_sign=customary,
+    )
+    like = magnitudes[0]
+    count = len(magnitudes)
+    echoes = f"{count} echoes" if count > 1 else "one echo"
+    step = (
+        f"SWI made from magnitude and phase of {echoes}; phase read as {made.phase_range.value}, "
+        f"sign {made.sign.sign:+d} ({made.sign.reason})"
+    )
+    return ScanImages(
+        swi=dataclasses.replace(like, data=made.swi),
+        phase=dataclasses.replace(like, data=made.phase, warnings=phases[0].warnings),
+        magnitude=dataclasses.replace(like, data=made.magnitude),
+        phase_sign="+1",  # it is paramagnetic positive by now
+        phase_range=PhaseRange.RADIANS,
+        customary_sign=None,
+        made=True,
+        steps=(*steps, step),
+        warnings=tuple(sign_doubts(made.sign)),
+    )
+
+
+def _paths(images: tuple[Candidate, ...]) -> list[Path]:
+    return [image.file.path for image in images]
+
+
+def _sign(choice: Choice, options: PhaseOptions) -> tuple[PhaseSign, SignDecision | None, tuple[str, ...]]:
+    """The sign to ask for, the maker's if the image must tell, and what is to be said."""
+    if options.sign != "auto" or not choice.phases:
+        return options.sign, None, ()
+    facts = choice.phases[-1].facts
+    if facts.paramagnetic_sign is not None:
+        asked: PhaseSign = "+1" if facts.paramagnetic_sign > 0 else "-1"
+        return asked, None, (f"the sidecar says that paramagnetic phase is stored with sign {asked}",)
+    maker = (facts.manufacturer or "").casefold().split()
+    sign = _CUSTOMARY_SIGNS.get(maker[0]) if maker else None
+    if sign is None:
+        return "auto", None, ()
+    reason = f"the image does not tell; customary for {facts.manufacturer}"
+    return "auto", SignDecision(sign=sign, confident=False, reason=reason), ()

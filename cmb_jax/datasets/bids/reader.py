@@ -1,0 +1,118 @@
+"""BIDS data sets with microbleeds marked in derivatives.
+
+sub-01/ses-2/anat/sub-01_ses-2_swi.nii.gz                                           see docs/bids.md
+derivatives/truth/sub-0001/anat/sub-0001_desc-cmb_dseg.nii.gz                       cmb-jax simulate
+derivatives/manual/sub-01/ses-2/anat/sub-01_ses-2_label-cmb_mask.nii.gz             marked by people
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from cmb_jax.datasets.bids.choice import Choice, ChoiceKind, choose
+from cmb_jax.datasets.bids.layout import NO_IMAGES, Scan, read_layout
+from cmb_jax.datasets.bids.names import BidsName, parse_name
+from cmb_jax.datasets.listing import distinct, is_nifti, relative, visible, walk
+from cmb_jax.datasets.types import Case, DatasetIndex, MaskTruth, Problem, Role
+from cmb_jax.errors import UserError
+
+RESULTS_OF = "cmb-jax bids"
+"""What the app calls itself in dataset_description.json; its results are never taken for a truth."""
+
+_TRUTH_SUFFIXES = {"mask": False, "dseg": False, "probseg": True}  # and whether values are soft
+_TRUTH_LABELS = {"cmb", "cmbs", "microbleed", "microbleeds"}  # of desc- or label-
+
+
+def find(root: Path) -> DatasetIndex:
+    """The scans of a data set; those without truth are kept, because predictions can be made on them.
+
+    Raises:
+        UserError: the folder is missing or empty, or has no folder sub-*.
+    """
+    layout = read_layout(root)
+    cases, problems = [], list(layout.problems)
+    for participant in layout.participants:
+        try:
+            scans = layout.scans(participant)
+            truths = list(_truths(root, participant))
+            if not scans:
+                raise UserError(NO_IMAGES)
+        except UserError as error:
+            problems.append(Problem(where=f"sub-{participant}", what=str(error)))
+            continue
+        for scan in scans:
+            try:
+                cases.append(_case(scan, scans, truths, root))
+            except UserError as error:
+                problems.append(Problem(where=scan.name, what=str(error)))
+    kept, twice = distinct(cases)
+    return DatasetIndex(kind="bids", cases=kept, problems=(*problems, *twice))
+
+
+def _truths(root: Path, participant: str) -> Iterator[tuple[Path, BidsName]]:
+    """Images in derivatives that mark a participant's microbleeds, except results of this program."""
+    derivatives = root / "derivatives"
+    for data_set in visible(derivatives) if derivatives.is_dir() else ():
+        folder = data_set / f"sub-{participant}"
+        if not folder.is_dir() or is_result(data_set):
+            continue
+        for path in walk(folder):
+            name = parse_name(path.name) if is_nifti(path) else None
+            if name is None or name.suffix not in _TRUTH_SUFFIXES:
+                continue
+            if _TRUTH_LABELS & {(name.get(key) or "").casefold() for key in ("desc", "label")}:
+                yield path, name
+
+
+def is_result(data_set: Path) -> bool:
+    """Whether a folder's dataset_description.json says that `cmb-jax bids` wrote it."""
+    try:
+        content = json.loads((data_set / "dataset_description.json").read_text(encoding="utf-8-sig"))
+        return any(entry["Name"] == RESULTS_OF for entry in content["GeneratedBy"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # nothing says that it is
+
+
+def _case(scan: Scan, scans: tuple[Scan, ...], truths: list[tuple[Path, BidsName]], root: Path) -> Case:
+    choice = choose(scan, root)
+    alone = sum(other.session == scan.session for other in scans) == 1
+    fitting = [
+        (path, name)
+        for path, name in truths
+        if name.get("ses") == scan.session
+        and (name.get("run") == scan.run or (name.get("run") is None and alone))
+    ]
+    if len(fitting) > 1:
+        names = ", ".join(relative(path, root) for path, _ in fitting)
+        raise UserError(f"two truths ({names}); keep one in derivatives")
+    truth = None
+    if fitting:
+        path, name = fitting[0]
+        truth = MaskTruth(path=relative(path, root), soft=_TRUTH_SUFFIXES[name.suffix])
+    notes = [*choice.notes]
+    if choice.left:
+        left = "; ".join(f"not {image.file.relative} ({image.why})" for image in choice.left)
+        notes.append(f"taken: {choice.reference.file.relative} ({choice.why}); {left}")
+    return Case(
+        case_id=scan.name,
+        patient_id=f"sub-{scan.participant}",
+        cohort="bids",
+        images=_images(choice),
+        truth=truth,
+        notes=(*notes, *(() if truth is not None else ("no truth",))),
+    )
+
+
+def _images(choice: Choice) -> dict[Role, str]:
+    """Images by role; of several echoes the last, which shows susceptibility best."""
+    images: dict[Role, str] = {}
+    if choice.swi is not None:
+        images["swi"] = choice.swi.file.relative
+    if choice.magnitudes:
+        role: Role = "t2s" if choice.kind is ChoiceKind.MAGNITUDE_ALONE else "magnitude"
+        images[role] = choice.magnitudes[-1].file.relative
+    if choice.phases:
+        images["phase"] = choice.phases[-1].file.relative
+    return images

@@ -1,0 +1,108 @@
+"""What the JSON files say about an image, by the inheritance principle, and the facts that are used of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cmb_jax.datasets.bids.names import BidsName, parse_name
+from cmb_jax.datasets.listing import relative
+
+_MAX_ECHO_TIME_S = 0.2  # of a gradient echo of the brain; anything above is milliseconds by mistake
+_FIELD_T = (0.05, 15.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """What is known about an image besides its voxels; None: not said, or not believable."""
+
+    echo_time_ms: float | None = None
+    field_strength_t: float | None = None
+    manufacturer: str | None = None
+    paramagnetic_sign: int | None = None  # +1 or -1, of phase as stored: ParamagneticPhaseSign
+    notes: tuple[str, ...] = ()  # what is wrong with the JSON files, one line each
+
+
+def read_facts(image: Path, name: BidsName, root: Path) -> ImageFacts:
+    """The facts about an image from all JSON files that apply to it.
+
+    A file applies if it lies in the image's folder or above it, has its suffix, and has no entity that the
+    image has not. The nearer file wins; in one folder, the one with more entities. A file that cannot be read
+    is left out and said.
+    """
+    merged: dict[str, Any] = {}
+    notes = []
+    for path in _applicable(image, name, root):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
+            notes.append(f"{relative(path, root)}: is no readable JSON ({type(error).__name__}), left out")
+            continue
+        if isinstance(content, dict):
+            merged |= content
+        else:
+            notes.append(f"{relative(path, root)}: holds no JSON object, left out")
+    return _facts(merged, relative(image, root), notes)
+
+
+def _applicable(image: Path, name: BidsName, root: Path) -> Iterable[Path]:
+    """The JSON files that apply, from the farthest and most general to the nearest."""
+    levels = [folder for folder in image.parents if folder == root or root in folder.parents]
+    own = set(name.entities)
+    for folder in reversed(levels):
+        fitting = []
+        for path in folder.glob("*.json"):
+            other = parse_name(path.name)
+            if other is not None and other.suffix == name.suffix and own.issuperset(other.entities):
+                fitting.append((len(other.entities), path))
+        yield from (path for _, path in sorted(fitting))
+
+
+def _facts(content: Mapping[str, Any], where: str, notes: list[str]) -> ImageFacts:
+    echo_time_s = _number(content, "EchoTime", (0.0, _MAX_ECHO_TIME_S), "s", where, notes)
+    field = _number(content, "MagneticFieldStrength", _FIELD_T, "T", where, notes)
+    sign = content.get("ParamagneticPhaseSign")
+    if sign is not None and (isinstance(sign, bool) or sign not in (1, -1)):
+        notes.append(f"{where}: ParamagneticPhaseSign is {_shown(sign)}, but it must be 1 or -1; not used")
+        sign = None
+    manufacturer = content.get("Manufacturer")
+    if not isinstance(manufacturer, str) or not manufacturer.isprintable() or len(manufacturer) > 64:
+        manufacturer = None
+    return ImageFacts(
+        echo_time_ms=None if echo_time_s is None else round(1000.0 * echo_time_s, 6),
+        field_strength_t=field,
+        manufacturer=manufacturer and manufacturer.strip(),
+        paramagnetic_sign=None if sign is None else int(sign),
+        notes=tuple(notes),
+    )
+
+
+def _number(
+    content: Mapping[str, Any],
+    key: str,
+    limits: tuple[float, float],
+    unit: str,
+    where: str,
+    notes: list[str],
+) -> float | None:
+    """A number above the lower and up to the upper limit; else None, with a note."""
+    value = content.get(key)
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if limits[0] < value <= limits[1]:
+            return float(value)
+        what = f"must lie above {limits[0]:g} and up to {limits[1]:g} {unit}"
+    else:
+        what = f"must be a number ({unit})"
+    notes.append(f"{where}: {key} is {_shown(value)}, but it {what}; not used")
+    return None
+
+
+def _shown(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,136 @@
+"""CMB-Phantom: fixed splits of simulated subjects, and the checksums of their files."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from cmb_jax.errors import UserError
+from cmb_jax.phantom.protocols import PROTOCOLS
+from cmb_jax.phantom.tiers import TIERS
+from cmb_jax.phantom.tree import CohortMember
+from cmb_jax.phantom.types import SubjectSettings
+
+VERSION = 1  # raise when a seed would give another subject: figures of two versions do not compare
+Split = Literal["train", "validation", "test"]
+SIZES: Mapping[str, int | None] = {"train": None, "validation": 40, "test": 60}  # train has no end
+ANATOMIES = ("mni2009c", "colin27", "pycortex-s1")
+_FIRST_SEED = {"train": 1_000_000, "validation": 2_000_000, "test": 3_000_000}
+_TIER_OFFSET = {"easy": 0, "hard": 500_000}
+TRAIN_LIMIT = 500_000
+_CHECKSUMS = Path(__file__).resolve().parent / "checksums"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkSplit:
+    """One split of one tier."""
+
+    split: Split
+    tier: str
+
+    def __post_init__(self) -> None:
+        if self.split not in SIZES:
+            raise UserError(f"unknown split {self.split!r}; choose one of: {', '.join(SIZES)}")
+        if self.tier not in TIERS:
+            raise UserError(f"unknown tier {self.tier!r}; choose one of: {', '.join(TIERS)}")
+
+    @property
+    def title(self) -> str:
+        """For dataset_description.json."""
+        return f"CMB-Phantom {VERSION}, {self.tier}, {self.split}"
+
+    @property
+    def checksum_file(self) -> Path:
+        """The published list of this split."""
+        return _CHECKSUMS / f"cmb-phantom-{VERSION}-{self.tier}-{self.split}.tsv"
+
+    def members(self, count: int | None = None) -> list[CohortMember]:
+        """The first `count` subjects; None: all. Protocols in turn, anatomies by groups of protocols.
+
+        Raises:
+            UserError: more subjects than the split has, or none.
+        """
+        size = SIZES[self.split]
+        if count is None:
+            if size is None:
+                raise UserError("the train split has no end: give --subjects")
+            count = size
+        if not 1 <= count <= (size or TRAIN_LIMIT):
+            raise UserError(f"{count} subjects; the {self.split} split has 1 to {size or TRAIN_LIMIT}")
+        first = _FIRST_SEED[self.split] + _TIER_OFFSET[self.tier]
+        names = list(PROTOCOLS)
+        return [
+            CohortMember(
+                name=f"sub-{self.split}{self.tier}{index + 1:04d}",
+                seed=first + index,
+                settings=SubjectSettings(protocol=names[index % len(names)], tier=self.tier),
+                anatomy=ANATOMIES[(index // len(names)) % len(ANATOMIES)],
+            )
+            for index in range(count)
+        ]
+
+
+def content_sha256(path: Path) -> str:
+    """Of a file's content; of a gzipped one's uncompressed content, as compressors differ between systems."""
+    data = path.read_bytes()
+    return hashlib.sha256(gzip.decompress(data) if path.suffix == ".gz" else data).hexdigest()
+
+
+def checksums(root: Path) -> dict[str, str]:
+    """sha256 of the content of every file of the subjects below `root`, by its path there."""
+    files = sorted(p for p in root.rglob("*") if p.is_file() and any(q.startswith("sub-") for q in p.parts))
+    return {str(p.relative_to(root)): content_sha256(p) for p in files}
+
+
+def write_checksums(path: Path, sums: Mapping[str, str]) -> None:
+    """One line a file: path, tab, sha256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{name}\t{digest}\n" for name, digest in sums.items()), encoding="utf-8")
+
+
+def read_checksums(path: Path) -> dict[str, str]:
+    """What `write_checksums` wrote.
+
+    Raises:
+        UserError: there is no list.
+    """
+    if not path.is_file():
+        raise UserError(f"{path.name}: this version of the benchmark has no checksum list for that split")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t", 1) for line in lines)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Files of a generated split against the published list."""
+
+    equal: tuple[str, ...]
+    different: tuple[str, ...]
+    missing: tuple[str, ...]  # of the subjects that are there
+    subjects: int
+
+    @property
+    def identical(self) -> bool:
+        """Whether every file of every subject that is there is the published one."""
+        return not self.different and not self.missing
+
+
+def compare(root: Path, published: Mapping[str, str]) -> Comparison:
+    """Compare what lies below `root` with a list; subjects that were not generated do not count."""
+    found = checksums(root)
+
+    def subject(name: str) -> str:
+        return next(part for part in Path(name).parts if part.startswith("sub-"))
+
+    there = {subject(name) for name in found}
+    expected = {name: digest for name, digest in published.items() if subject(name) in there}
+    return Comparison(
+        equal=tuple(n for n, d in found.items() if published.get(n) == d),
+        different=tuple(n for n, d in found.items() if published.get(n) != d),
+        missing=tuple(n for n in expected if n not in found),
+        subjects=len(there),
+    )

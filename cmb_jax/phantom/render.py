@@ -1,0 +1,101 @@
+"""Vessels, microbleeds and mimics laid into the tissue that they displace."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from cmb_jax.phantom.bodies import Bodies
+from cmb_jax.phantom.field import convolve_dipole, smooth_size
+from cmb_jax.phantom.geometry import Grid
+from cmb_jax.phantom.posing import TissueMaps
+from cmb_jax.phantom.stamps import draw_balls, draw_tubes, stamp_half_width
+from cmb_jax.phantom.tissue import BLOOD_R2_STAR, CHI_AIR
+from cmb_jax.phantom.vessels import MAX_RADIUS_MM, MAX_THIN_MM
+from cmb_jax.phantom.walks import Vessels
+
+PADDING = 1.2  # of the field's grid: what wraps round is smooth and far away
+_MAX_BODY_MM = 4.5  # largest radius of a lesion's axis that a stamp holds
+_CHUNK = 8192  # points of a vessel drawn at a time, so that their stamps stay in the cache
+
+
+def _draw_vessels(
+    volume: jax.Array, grid: Grid, vessels: Vessels, amount: jax.Array, radius_mm: float
+) -> jax.Array:
+    """Tubes of `amount` (N,), in chunks."""
+    half = stamp_half_width(radius_mm, grid.spacing_mm)
+    count = -(-amount.shape[0] // _CHUNK)
+
+    def chunked(array: jax.Array) -> jax.Array:
+        pad = [(0, count * _CHUNK - array.shape[0])] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, pad).reshape(count, _CHUNK, *array.shape[1:])
+
+    def add(drawn: jax.Array, part: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        points, radius, amplitude = part
+        return draw_tubes(drawn, grid, points, radius, amplitude, half), None
+
+    radius = jnp.maximum(vessels.radius_mm, 1e-3)
+    parts = (chunked(vessels.points_mm), jnp.maximum(chunked(radius), 1e-3), chunked(amount))
+    return jax.lax.scan(add, volume, parts)[0]
+
+
+def add_bodies(
+    maps: TissueMaps,
+    vessels: tuple[Vessels, Vessels],
+    iron: Bodies,
+    lime: Bodies,
+    chi_blood: jax.Array,
+    b0_t: jax.Array,
+    widest: float,
+    *,
+    grid: Grid,
+) -> TissueMaps:
+    """Tissue with what lies in it.
+
+    vessels: thin and others; iron: microbleeds and the spaces of cavernomas; lime: calcifications;
+    widest: largest factor on the vessels' radii.
+    """
+    empty = jnp.zeros(grid.shape, jnp.float32)
+    blood, flowing = maps.sinus * chi_blood, empty
+    for group, radius in zip(vessels, (MAX_THIN_MM, MAX_RADIUS_MM), strict=True):
+        venous = jnp.where(group.valid, group.chi_ppm, 0.0)
+        blood = _draw_vessels(blood, grid, group, venous, radius * widest)
+    arterial = vessels[1]
+    present = jnp.where(arterial.valid & (arterial.chi_ppm == 0), 1.0, 0.0)
+    flowing = _draw_vessels(flowing, grid, arterial, present, MAX_RADIUS_MM * widest)
+    artery_signal = jnp.max(jnp.where(present > 0, arterial.signal, 0.0))
+    filled = jnp.clip(blood / chi_blood, 0.0, 1.0)
+
+    ball = stamp_half_width(_MAX_BODY_MM, grid.spacing_mm)
+
+    def balls(bodies: Bodies, amplitude: jax.Array) -> jax.Array:
+        amplitude = jnp.where(bodies.valid, amplitude, 0.0)
+        return draw_balls(empty, grid, bodies.centre_mm, bodies.radii_mm, amplitude, ball)
+
+    stain, decay = balls(iron, iron.chi_ppm), balls(iron, iron.r2_star)
+    chalk = balls(lime, -lime.chi_ppm)
+    stone = balls(lime, jnp.ones_like(lime.chi_ppm))
+    field = b0_t / 3.0
+    chi = maps.chi_ppm * (1 - filled) + blood + stain - chalk
+    r2_star = maps.r2_star * (1 - filled) + (filled * BLOOD_R2_STAR + decay) * field + 150.0 * stone
+    signal = maps.signal * (1 - 0.75 * stone) * (1 - filled) + 0.75 * filled
+    signal = signal * (1 - flowing) + 0.75 * artery_signal * flowing
+    return dataclasses.replace(maps, chi_ppm=chi, r2_star=r2_star, signal=signal)
+
+
+def part_field(chi_ppm: jax.Array, b0_direction: jax.Array, *, grid: Grid) -> jax.Array:
+    """Field in ppm of a part of a head; beyond it all is soft tissue."""
+    x, y, z = (smooth_size(n * PADDING) for n in grid.shape)
+    return convolve_dipole(chi_ppm, b0_direction, spacing_mm=grid.spacing_mm, padded=(x, y, z))
+
+
+def head_field(chi_ppm: jax.Array, b0_direction: jax.Array, *, grid: Grid) -> jax.Array:
+    """Field in ppm. Air all round; below the grid the neck goes on, so that it does not end in a pole."""
+    x, y, z = grid.shape
+    below = smooth_size(z * PADDING) - z
+    chi = jnp.pad(chi_ppm - CHI_AIR, ((0, 0), (0, 0), (below, 0)), mode="edge")
+    padded = (smooth_size(x * PADDING), smooth_size(y * PADDING), z + below)
+    field = convolve_dipole(chi, b0_direction, spacing_mm=grid.spacing_mm, padded=padded)
+    return field[:, :, below:]

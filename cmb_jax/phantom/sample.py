@@ -1,0 +1,286 @@
+"""One simulated scan as a function of a key: chi, field, signal, k-space, SWI, truth.
+
+`simulate_sample` is pure and jitted once for each `Plan`: it can be vmapped over keys and sharded over a mesh
+(`simulate_batch`), so that training data can be made on the devices that train.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from cmb_jax.anatomy.regions import Region, region_of
+from cmb_jax.phantom.acquisition import acquire
+from cmb_jax.phantom.bodies import Bodies, apparent_diameters
+from cmb_jax.phantom.geometry import Grid, lattice_for, simulation_grid
+from cmb_jax.phantom.labels import artefact_labels, focal_labels, instance_labels, vessel_labels
+from cmb_jax.phantom.lesions import DIAMETERS_MM, LesionDraw, draw_microbleeds
+from cmb_jax.phantom.mimics import draw_calcifications, draw_cavernoma, join
+from cmb_jax.phantom.packed import PackedAnatomy
+from cmb_jax.phantom.planning import PLANNING_SPACING_MM, head_maps
+from cmb_jax.phantom.pose import random_pose
+from cmb_jax.phantom.posing import label_maps, tissue_maps
+from cmb_jax.phantom.protocols import Protocol
+from cmb_jax.phantom.render import add_bodies, head_field, part_field
+from cmb_jax.phantom.tiers import TIERS, Tier
+from cmb_jax.phantom.tissue import draw_tissue, head_volume
+from cmb_jax.phantom.types import MimicKind, SubjectSettings
+from cmb_jax.phantom.vessels import draw_vessels
+from cmb_jax.phantom.visibility import MIN_SURROUNDINGS, Visibility, visibility
+from cmb_jax.swi import susceptibility_weighted
+
+ALONG_SLICES = 1.25  # voxel of the simulation along the slices over its in-plane edge
+WIDEST = max(tier.vein_radius for tier in TIERS.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that is static of a simulation: grids. Hashable, the key of the compiled program."""
+
+    field_of_view_mm: tuple[float, float, float]
+    matrix: tuple[int, int, int]
+    discarded_slices: int
+    simulation: Grid
+    acquired: Grid
+    planning: Grid
+    lattice: Grid
+    filtered_phase: bool
+    weighted: bool  # SWI is made; otherwise it is the plain magnitude
+    whole_head: bool = True  # air lies all round; otherwise soft tissue does
+
+    @classmethod
+    def of(
+        cls, protocol: Protocol, spacing_mm: float, part_mm: tuple[float, float, float] | None = None
+    ) -> Plan:
+        """The plan of a protocol whose field is computed on voxels of `spacing_mm` in plane.
+
+        part_mm: field of view of a part of the head instead, whole multiples of the protocol's spacing.
+        """
+        if part_mm is not None:
+            protocol = dataclasses.replace(protocol, field_of_view_mm=part_mm, discarded_slices=0)
+        extent = protocol.field_of_view_mm
+        matrix, cut = protocol.matrix, protocol.discarded_slices
+        whole = Grid.over(extent, matrix)
+        acquired = Grid(
+            (matrix[0], matrix[1], matrix[2] - 2 * cut),
+            whole.spacing_mm,
+            (whole.origin_mm[0], whole.origin_mm[1], whole.origin_mm[2] + cut * whole.spacing_mm[2]),
+        )
+        return cls(
+            field_of_view_mm=extent,
+            matrix=matrix,
+            discarded_slices=cut,
+            simulation=simulation_grid(extent, spacing_mm, ALONG_SLICES),
+            acquired=acquired,
+            planning=simulation_grid(extent, PLANNING_SPACING_MM),
+            lattice=lattice_for(extent),
+            filtered_phase=protocol.phase != "raw",
+            weighted=protocol.phase != "none",
+            whole_head=part_mm is None,
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """All that is drawn from of a simulation, as numbers."""
+
+    te_ms: jax.Array  # (2,)
+    b0_t: jax.Array  # (4,) one is chosen
+    snr: jax.Array  # (2,)
+    tilt_deg: jax.Array  # (2,)
+    phase_sign: jax.Array  # () +1 or -1
+    lesions: LesionDraw
+    tier: Tier
+
+    @classmethod
+    def of(cls, protocol: Protocol, tier: Tier, settings: SubjectSettings) -> Ranges:
+        """The numbers of checked settings."""
+        strengths = [protocol.b0_t[i % len(protocol.b0_t)] for i in range(4)]
+        own = settings.diameters_mm
+        return cls(
+            te_ms=jnp.asarray(protocol.te_ms, jnp.float32),
+            b0_t=jnp.asarray(strengths, jnp.float32),
+            snr=jnp.asarray(protocol.snr, jnp.float32),
+            tilt_deg=jnp.asarray(protocol.tilt_deg, jnp.float32),
+            phase_sign=jnp.float32(protocol.phase_sign),
+            lesions=LesionDraw(
+                mean_cmbs=jnp.float32(settings.mean_cmbs or 0.0),
+                patient_like=jnp.asarray(settings.mean_cmbs is None),
+                diameters_mm=jnp.asarray(own or DIAMETERS_MM, jnp.float32),
+                exact=jnp.asarray(own is not None),
+                gap_mm=jnp.float32(settings.gap_mm),
+            ),
+            tier=jax.tree.map(jnp.float32, tier),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What was drawn for one subject's acquisition."""
+
+    te_ms: jax.Array
+    b0_t: jax.Array
+    snr: jax.Array
+    motion_mm: jax.Array
+    phase_sign: jax.Array
+    b0_direction: jax.Array  # (3,) unit vector in array axes
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One scan with its truth; (X, Y, Z) is the acquired grid, millimetres are those of the image frame."""
+
+    swi: jax.Array  # (X, Y, Z)
+    phase: jax.Array  # (X, Y, Z) radians as stored
+    magnitude: jax.Array  # (X, Y, Z)
+    labels: jax.Array  # (X, Y, Z) uint16: 1 + slot of each microbleed that counts
+    mimics: jax.Array  # (X, Y, Z) uint8 MimicKind
+    code: jax.Array  # (X, Y, Z) uint8 region code
+    scan: Scan
+    bleeds: Bodies
+    bleed_mm: jax.Array  # (N,) apparent diameters
+    bleed_seen: Visibility
+    counts: jax.Array  # (N,) bool: the microbleed is a truth
+    focal: Bodies  # calcifications and cavernoma
+    focal_mm: jax.Array
+    focal_seen: Visibility
+    middle_mm: jax.Array  # (3,) pack point that the image's origin was put on
+
+
+def _draw_scan(key: jax.Array, ranges: Ranges) -> Scan:
+    keys = jax.random.split(key, 6)
+
+    def between(k: jax.Array, limits: jax.Array) -> jax.Array:
+        return limits[0] + (limits[1] - limits[0]) * jax.random.uniform(k)
+
+    tilt = jnp.deg2rad(between(keys[3], ranges.tilt_deg))
+    roll = tilt * jax.random.uniform(keys[4], minval=-0.3, maxval=0.3)
+    direction = jnp.stack([jnp.sin(roll), jnp.sin(tilt) * jnp.cos(roll), jnp.cos(tilt) * jnp.cos(roll)])
+    return Scan(
+        te_ms=between(keys[0], ranges.te_ms),
+        b0_t=jax.random.choice(keys[1], ranges.b0_t),
+        snr=between(keys[2], ranges.snr) * ranges.tier.snr,
+        motion_mm=ranges.tier.motion_mm * jax.random.uniform(keys[5]) ** 2,
+        phase_sign=ranges.phase_sign,
+        b0_direction=direction,
+    )
+
+
+def solid_tissue(code: jax.Array) -> jax.Array:
+    """Where a region code is brain tissue, not CSF nor outside."""
+    region = region_of(code)
+    return (region > Region.OUTSIDE) & (region < Region.VENTRICLE)
+
+
+def sample_at(
+    key: jax.Array, anatomy: PackedAnatomy, ranges: Ranges, middle_mm: jax.Array, plan: Plan
+) -> Sample:
+    """A scan whose image is centred on the pack point `middle_mm` (3,). Pure; the same key, the same scan."""
+    k_scan, k_pose, k_blood, k_vessels, k_focal, k_bleeds, k_tissue, k_noise = jax.random.split(key, 8)
+    tier, lattice, planning, grid = ranges.tier, plan.lattice, plan.planning, plan.acquired
+    scan = _draw_scan(k_scan, ranges)
+    k_pose, k_atrophy = jax.random.split(k_pose)
+    atrophy = tier.atrophy * jax.random.uniform(k_atrophy)
+    pose = random_pose(k_pose, anatomy, atrophy, middle_mm, lattice=lattice)
+    head = head_maps(anatomy, pose, atrophy, lattice=lattice, grid=planning)
+    values = draw_tissue(k_tissue, anatomy, scan.b0_t, atrophy, tier)
+
+    chi_blood = jax.random.uniform(k_blood, (), minval=0.15, maxval=0.4)
+    vessels = draw_vessels(
+        k_vessels, anatomy, pose, head, chi_blood, values.artery_signal, tier, lattice=lattice, grid=planning
+    )
+    k_lime, k_cavernoma = jax.random.split(k_focal)
+    lime = draw_calcifications(k_lime, anatomy, pose, head, tier, lattice=lattice, grid=planning)
+    cavernoma, spaces = draw_cavernoma(k_cavernoma, anatomy, pose, head, tier, lattice=lattice, grid=planning)
+    focal = join(lime, cavernoma)
+    bleeds = draw_microbleeds(
+        k_bleeds, anatomy, pose, head, focal, atrophy, scan.te_ms, scan.b0_t, ranges.lesions, tier,
+        lattice=lattice, grid=planning,
+    )  # fmt: skip
+
+    volume = head_volume(anatomy, values)
+    maps = tissue_maps(anatomy, volume, pose, lattice=lattice, grid=plan.simulation)
+    iron = join(bleeds, spaces)
+    maps = add_bodies(maps, vessels, iron, lime, chi_blood, scan.b0_t, WIDEST, grid=plan.simulation)
+    field_of = head_field if plan.whole_head else part_field
+    field = field_of(maps.chi_ppm, scan.b0_direction, grid=plan.simulation)
+    code, mimics = label_maps(anatomy, volume, pose, lattice=lattice, grid=grid)
+    solid = solid_tissue(code)
+    acquired = acquire(
+        maps.signal, maps.r2_star, field, solid, scan.te_ms, scan.b0_t, scan.snr, scan.motion_mm,
+        scan.phase_sign, k_noise,
+        matrix=plan.matrix, field_of_view_mm=plan.field_of_view_mm, discarded=plan.discarded_slices,
+    )  # fmt: skip
+
+    swi, phase = acquired.magnitude, acquired.phase
+    if plan.weighted:
+        image = susceptibility_weighted(swi, phase, grid.spacing_mm, sign=scan.phase_sign)
+        swi = image.swi
+        phase = image.filtered_phase * scan.phase_sign if plan.filtered_phase else phase
+
+    bleed_mm = apparent_diameters(bleeds, scan.te_ms, scan.b0_t)
+    focal_mm = apparent_diameters(focal, scan.te_ms, scan.b0_t)
+    occupied = instance_labels(bleeds, bleed_mm, bleeds.valid.astype(jnp.int32), grid=grid) > 0
+    free = solid & ~occupied
+    seen, focal_seen = (
+        visibility(swi, free, acquired.sigma, bodies.centre_mm, size, grid=grid)
+        for bodies, size in ((bleeds, bleed_mm), (focal, focal_mm))
+    )
+    typical = jnp.nanmedian(jnp.where(free, swi, jnp.nan)[::4, ::4])
+    counts = bleeds.valid & _on_grid(bleeds.centre_mm, grid) & (seen.cnr >= tier.min_cnr)
+    counts = counts & (seen.surroundings >= MIN_SURROUNDINGS * typical)
+    counts = counts & (seen.distinctness >= tier.min_distinctness)
+    labels = instance_labels(bleeds, bleed_mm, jnp.where(counts, jnp.arange(len(counts)) + 1, 0), grid=grid)
+
+    for group in vessels:
+        mimics = vessel_labels(mimics, group, WIDEST, grid=grid)
+    mimics = focal_labels(mimics, focal, focal_mm, grid=grid)
+    unseen = occupied & (labels == 0) & (mimics == 0)
+    mimics = jnp.where(unseen, int(MimicKind.UNSEEN_MICROBLEED), jnp.where(labels > 0, 0, mimics))
+    mimics = artefact_labels(mimics, solid, ~occupied, acquired.ghost, acquired.ringing)
+    return Sample(
+        swi=swi, phase=phase, magnitude=acquired.magnitude, labels=labels, mimics=mimics, code=code,
+        scan=scan, bleeds=bleeds, bleed_mm=bleed_mm, bleed_seen=seen, counts=counts,
+        focal=dataclasses.replace(focal, valid=focal.valid & _on_grid(focal.centre_mm, grid)),
+        focal_mm=focal_mm, focal_seen=focal_seen, middle_mm=middle_mm,
+    )  # fmt: skip
+
+
+def _on_grid(points_mm: jax.Array, grid: Grid) -> jax.Array:
+    """(N,) whether points lie on the grid's voxels."""
+    index = jnp.round((points_mm - jnp.asarray(grid.origin_mm)) / jnp.asarray(grid.spacing_mm))
+    return jnp.all((index >= 0) & (index < jnp.asarray(grid.shape)), axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames=("plan",))
+def simulate_sample(key: jax.Array, anatomy: PackedAnatomy, ranges: Ranges, *, plan: Plan) -> Sample:
+    """A whole head: `sample_at` the middle of the brain, as one compiled program."""
+    return sample_at(key, anatomy, ranges, anatomy.centre_mm, plan)
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "mesh"))
+def simulate_batch(
+    keys: jax.Array, anatomy: PackedAnatomy, ranges: Ranges, *, plan: Plan, mesh: Mesh | None = None
+) -> Sample:
+    """Samples of keys (B,), stacked along a new first axis; over the first axis of a mesh where one is given.
+
+    Each device makes its own share of the samples; nothing is exchanged.
+    """
+
+    def several(some: jax.Array, anatomy: PackedAnatomy, ranges: Ranges) -> Sample:
+        return jax.vmap(lambda key: sample_at(key, anatomy, ranges, anatomy.centre_mm, plan))(some)
+
+    if mesh is None:
+        return several(keys, anatomy, ranges)
+    axis = mesh.axis_names[0]
+    return jax.shard_map(
+        several, mesh=mesh, in_specs=(P(axis), P(), P()), out_specs=P(axis), check_vma=False
+    )(keys, anatomy, ranges)

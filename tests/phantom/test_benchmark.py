@@ -1,0 +1,81 @@
+import gzip
+
+import pytest
+
+from cmb_jax.errors import UserError
+from cmb_jax.phantom.benchmark import (
+    SIZES,
+    BenchmarkSplit,
+    checksums,
+    compare,
+    read_checksums,
+    write_checksums,
+)
+from cmb_jax.phantom.protocols import PROTOCOLS
+
+SPLITS = [BenchmarkSplit(split=s, tier=t) for s in SIZES for t in ("easy", "hard")]
+
+
+def test_no_seed_is_in_two_splits():
+    seeds = [m.seed for split in SPLITS for m in split.members(SIZES[split.split] or 1000)]
+    assert len(seeds) == len(set(seeds)) == 2 * (40 + 60 + 1000)
+    names = [m.name for split in SPLITS for m in split.members(SIZES[split.split] or 1000)]
+    assert len(names) == len(set(names))
+
+
+def test_every_protocol_meets_every_anatomy_in_each_split():
+    for split in SPLITS:
+        met = {(m.settings.protocol, m.anatomy) for m in split.members(SIZES[split.split] or 60)}
+        assert len(met) == 3 * len(PROTOCOLS)
+        assert all(m.settings.tier == split.tier for m in split.members(5))
+
+
+@pytest.mark.parametrize(
+    ("split", "tier", "count", "words"),
+    [
+        ("tests", "easy", 1, "train, validation, test"),
+        ("test", "medium", 1, "easy, hard"),
+        ("test", "easy", 61, "has 1 to 60"),
+        ("train", "easy", None, "give --subjects"),
+        ("validation", "hard", 0, "has 1 to 40"),
+    ],
+)
+def test_what_there_is_not_is_refused(split, tier, count, words):
+    with pytest.raises(UserError, match=words):
+        BenchmarkSplit(split=split, tier=tier).members(count)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    anat = tmp_path / "data" / "sub-a" / "anat"
+    anat.mkdir(parents=True)
+    (anat / "sub-a_swi.nii.gz").write_bytes(gzip.compress(b"image", 1))
+    (anat / "sub-a_swi.json").write_text("{}")
+    (tmp_path / "data" / "participants.tsv").write_text("of the whole tree\n")
+    return tmp_path / "data"
+
+
+def test_checksums_are_of_the_content_not_of_its_compression(folder, tmp_path):
+    sums = checksums(folder)
+    assert sorted(sums) == ["sub-a/anat/sub-a_swi.json", "sub-a/anat/sub-a_swi.nii.gz"]
+    (folder / "sub-a/anat/sub-a_swi.nii.gz").write_bytes(gzip.compress(b"image", 9))
+    assert checksums(folder) == sums
+    write_checksums(tmp_path / "sums.tsv", sums)
+    assert read_checksums(tmp_path / "sums.tsv") == sums
+    assert compare(folder, sums).identical
+
+
+def test_a_changed_and_a_missing_file_are_named(folder):
+    published = checksums(folder) | {"sub-b/anat/sub-b_swi.json": "not generated here"}
+    assert compare(folder, published).identical
+    (folder / "sub-a/anat/sub-a_swi.nii.gz").write_bytes(gzip.compress(b"other"))
+    (folder / "sub-a/anat/sub-a_swi.json").unlink()
+    found = compare(folder, published)
+    assert not found.identical
+    assert found.different == ("sub-a/anat/sub-a_swi.nii.gz",)
+    assert found.missing == ("sub-a/anat/sub-a_swi.json",)
+
+
+def test_a_split_without_a_list_says_so(tmp_path):
+    with pytest.raises(UserError, match="no checksum list"):
+        read_checksums(tmp_path / "nothing.tsv")

@@ -1,0 +1,237 @@
+"""Pictures and figures of the phantom for docs/realism.md: python tools/realism.py --out docs/images.
+
+Simulates two subjects of each protocol, one a tier, on the anatomies in turn, and measures on these twelve.
+Needs matplotlib (development requirements). Ten minutes of two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+from cmb_jax.anatomy.regions import region_of, side_of
+from cmb_jax.commands.common import use_compilation_cache
+from cmb_jax.phantom import PROTOCOLS, TIERS, MimicKind, PhantomSubject, SubjectSettings, simulate_subject
+from cmb_jax.phantom.benchmark import ANATOMIES
+from cmb_jax.phantom.candidates import mimic_candidates
+from cmb_jax.phantom.tree import PackLoader
+from cmb_jax.training.memory import keep_freed_memory
+
+SEED = 4_000_000  # in no split of CMB-Phantom
+PROJECTION_MM = 8.0
+CROP_MM = 26.0
+
+
+def simulate() -> list[PhantomSubject]:
+    """Two subjects of each protocol."""
+    packs, subjects = PackLoader(), []
+    jobs = [(protocol, tier) for protocol in PROTOCOLS for tier in TIERS]
+    for index, (protocol, tier) in enumerate(tqdm(jobs, desc="simulating", unit="subject")):
+        settings = SubjectSettings(protocol=protocol, tier=tier, mean_cmbs=25.0)
+        anatomy = ANATOMIES[index % len(ANATOMIES)]
+        subjects.append(simulate_subject(packs(anatomy), SEED + index, settings))
+    return subjects
+
+
+def window(image: np.ndarray) -> tuple[float, float]:
+    """Grey levels that show a magnitude."""
+    return 0.0, float(np.percentile(image[image > 0.1 * image.max()], 98))
+
+
+def show(
+    axes: plt.Axes, image: np.ndarray, spacing: tuple[float, float], limits: tuple[float, float]
+) -> None:
+    """A slice (X, Y), anterior up, the patient's right on the left."""
+    axes.imshow(
+        image[::-1].T,
+        cmap="gray",
+        origin="lower",
+        vmin=limits[0],
+        vmax=limits[1],
+        aspect=spacing[1] / spacing[0],
+    )
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def protocols_picture(subjects: list[PhantomSubject], path: Path) -> None:
+    """One hard subject a protocol: SWI or magnitude, projection, phase."""
+    chosen = [s for s in subjects if s.tier == "hard"]
+    figure, grid = plt.subplots(len(chosen), 3, figsize=(9, 3.6 * len(chosen)), facecolor="black")
+    for row, subject in zip(grid, chosen, strict=True):
+        swi, spacing = subject.swi.data, subject.swi.spacing_mm
+        brain = (region_of(subject.region_code) > 0).sum(axis=(0, 1))
+        k = int(np.argmax(brain)) + round(8 / spacing[2])
+        slab = max(1, round(PROJECTION_MM / spacing[2]))
+        limits = window(swi)
+        show(row[0], swi[:, :, k], spacing[:2], limits)
+        show(row[1], swi[:, :, k - slab // 2 : k - slab // 2 + slab].min(axis=2), spacing[:2], limits)
+        if subject.phase is None:
+            row[2].axis("off")
+            row[2].text(0.5, 0.5, "no phase", color="white", ha="center")
+        else:
+            show(row[2], subject.phase.data[:, :, k] * subject.phase_sign, spacing[:2], (-1.5, 1.5))
+        title = f"{subject.protocol}: {subject.b0_t:g} T, TE {subject.te_ms:.0f} ms, {subject.anatomy}"
+        row[0].set_title(title, color="white", fontsize=9, loc="left")
+    for axes, name in zip(grid[-1], ("SWI or magnitude", "8 mm projection", "phase"), strict=True):
+        axes.set_xlabel(name, color="white")
+    figure.tight_layout()
+    figure.savefig(path, dpi=70, facecolor="black")
+    plt.close(figure)
+
+
+def _example(
+    subjects: list[PhantomSubject], kind: MimicKind | None
+) -> tuple[PhantomSubject, np.ndarray] | None:
+    """A subject with filtered phase and a typical voxel of a kind (None: a microbleed), away from air."""
+    most, found = 0, None
+    for subject in subjects:
+        if subject.phase is None or PROTOCOLS[subject.protocol].phase == "raw":
+            continue
+        brain = region_of(subject.region_code) > 0
+        if kind not in (MimicKind.AIR_TISSUE_BORDER, MimicKind.SINUS):
+            near_air = ndimage.binary_dilation(subject.mimic_labels == MimicKind.AIR_TISSUE_BORDER, iterations=12)
+            brain &= ~near_air
+        mask = brain & (subject.cmb_labels > 0 if kind is None else subject.mimic_labels == kind)
+        if mask.sum() > most:
+            at = np.argwhere(mask)
+            most, found = len(at), (subject, at[np.argsort(subject.swi.data[mask])[len(at) // 3]])
+    return found
+
+
+def mimics_picture(subjects: list[PhantomSubject], path: Path) -> None:
+    """A microbleed and each kind of mimic: SWI, phase, label."""
+    kinds: list[MimicKind | None] = [None, *(k for k in MimicKind if k != MimicKind.NONE)]
+    examples = [(kind, _example(subjects, kind)) for kind in kinds]
+    columns = 6
+    rows = -(-len(kinds) // columns)
+    figure, grid = plt.subplots(3 * rows, columns, figsize=(2 * columns, 6.2 * rows), facecolor="black")
+    for axes in grid.flat:
+        axes.axis("off")
+    for index, (kind, example) in enumerate(examples):
+        row, column = divmod(index, columns)
+        top, middle, bottom = (grid[3 * row + i, column] for i in range(3))
+        name = "microbleed" if kind is None else kind.name.lower().replace("_", " ")
+        top.set_title(name, color="white", fontsize=7)
+        if example is None:
+            top.text(0.5, 0.5, "none here", color="white", ha="center")
+            continue
+        subject, (x, y, z) = example
+        sx, sy, _ = subject.swi.spacing_mm
+        half = (round(CROP_MM / 2 / sx), round(CROP_MM / 2 / sy))
+        crop = (slice(max(0, x - half[0]), x + half[0]), slice(max(0, y - half[1]), y + half[1]), z)
+        show(top, subject.swi.data[crop], (sx, sy), window(subject.swi.data))
+        show(middle, subject.phase.data[crop] * subject.phase_sign, (sx, sy), (-1.5, 1.5))
+        label = subject.cmb_labels[crop] > 0 if kind is None else subject.mimic_labels[crop] == kind
+        show(bottom, label.astype(float), (sx, sy), (0, 1))
+    figure.tight_layout()
+    figure.savefig(path, dpi=80, facecolor="black")
+    plt.close(figure)
+
+
+def measure(subjects: list[PhantomSubject]) -> list[dict[str, object]]:
+    """What is compared with publications, a subject."""
+    rows = []
+    for subject in tqdm(subjects, desc="measuring", unit="subject"):
+        lesions = subject.lesions
+        bleeds = lesions.is_cmb
+        candidates = mimic_candidates(
+            subject.swi.data,
+            subject.swi.spacing_mm,
+            subject.region_code,
+            subject.cmb_labels,
+            subject.mimic_labels,
+        )
+        region, medullary = region_of(subject.region_code), subject.mimic_labels == MimicKind.MEDULLARY_VEIN
+        white = np.isin(region, (8,)).sum() * np.prod(subject.swi.spacing_mm) / 1000
+        right = side_of(subject.region_code) == 2
+        rows.append(
+            {
+                "protocol": subject.protocol,
+                "tier": subject.tier,
+                "anatomy": subject.anatomy,
+                "snr": subject.snr,
+                "te_ms": subject.te_ms,
+                "b0_t": subject.b0_t,
+                "true_mm": lesions.diameter_mm[bleeds].tolist(),
+                "apparent_mm": lesions.apparent_diameter_mm[bleeds].tolist(),
+                "cnr": lesions.cnr[bleeds].tolist(),
+                "focal_mimics": int((~bleeds).sum()),
+                "candidates": {k.name.lower(): v for k, v in candidates.items()},
+                "candidates_total": sum(v for k, v in candidates.items() if k != MimicKind.NONE),
+                "medullary_mm3_per_cm3_deep_white": float(
+                    medullary.sum() * np.prod(subject.swi.spacing_mm) / max(white, 1e-6)
+                ),
+                "medullary_right_voxels": int((medullary & right).sum()),
+            }
+        )
+    return rows
+
+
+def histograms(rows: list[dict], path: Path) -> None:
+    """Six panels, the published ranges as bars."""
+    figure, grid = plt.subplots(2, 3, figsize=(13, 7))
+    colours = {"easy": "tab:blue", "hard": "tab:red"}
+
+    def together(name: str, tier: str) -> np.ndarray:
+        return np.concatenate([np.atleast_1d(r[name]) for r in rows if r["tier"] == tier])
+
+    panels = (
+        ("apparent_mm", "apparent diameter, mm", np.arange(0, 11, 0.5)),
+        ("true_mm", "true diameter, mm", np.arange(0, 6, 0.25)),
+        ("cnr", "contrast-to-noise ratio on SWI", np.arange(0, 60, 2.5)),
+    )
+    for axes, (name, label, bins) in zip(grid.flat, panels, strict=False):
+        for tier, colour in colours.items():
+            axes.hist(together(name, tier), bins, histtype="step", color=colour, label=tier)
+        axes.set_xlabel(label)
+        axes.set_ylabel("microbleeds")
+    grid[0, 0].axvspan(2, 10, color="0.9", zorder=0, label="definition: 2 to 10 mm")
+    grid[0, 0].axvline(2.6, color="0.4", ls="--", label="mode in CAA, 0.009 cm3 (Greenberg 2009)")
+    for tier, colour in colours.items():
+        grid[1, 0].plot(together("true_mm", tier), together("apparent_mm", tier), ".", color=colour, ms=4)
+        total = [r["candidates_total"] for r in rows if r["tier"] == tier]
+        grid[1, 1].plot(range(len(total)), total, "o", color=colour, label=tier)
+        snr = [r["snr"] for r in rows if r["tier"] == tier]
+        grid[1, 2].hist(snr, np.arange(0, 50, 5), histtype="step", color=colour)
+    grid[1, 0].plot([0, 5], [0, 5], "0.5", lw=1, label="no blooming")
+    grid[1, 0].set_xlabel("true diameter, mm")
+    grid[1, 0].set_ylabel("apparent diameter, mm")
+    grid[1, 1].axhline(30, color="0.4", ls="--", label="asked of the hard tier")
+    grid[1, 1].set_xticks(range(len(PROTOCOLS)), list(PROTOCOLS), rotation=30)
+    grid[1, 1].set_ylabel("mimic candidates a subject")
+    grid[1, 2].set_xlabel("signal-to-noise ratio of the brain")
+    for axes in (grid[0, 0], grid[0, 1], grid[1, 0], grid[1, 1]):
+        axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Simulate, measure, draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    out = parser.parse_args().out
+    keep_freed_memory()
+    use_compilation_cache()
+    subjects = simulate()
+    out.mkdir(parents=True, exist_ok=True)
+    protocols_picture(subjects, out / "realism-protocols.png")
+    mimics_picture(subjects, out / "realism-mimics.png")
+    rows = measure(subjects)
+    histograms(rows, out / "realism-histograms.png")
+    print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
