@@ -9,10 +9,13 @@ Examples:
   cmb-jax implant --magnitude mag.nii.gz --phase phase.nii.gz --te-ms 20 --b0-t 3 --out implanted
   cmb-jax data check valdo/Task2 --out sheet.png
   cmb-jax bids study study/derivatives/cmb-jax participant --participant-label 01 02
+  cmb-jax review export result --out for_readers
+  cmb-jax review import for_readers/review.xlsx --result result --out sub-01_points.csv
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,8 +41,8 @@ def predict(
     weights: str = "small",
     threshold: float | None = None,
     dicom_out: bool = False,
-    keep_identifiers: bool = False,
     overwrite: bool = False,
+    keep_identifiers: bool = False,
 ) -> None:
     """Find, locate and report the microbleeds of one scan, given as NIfTI (--swi) or DICOM (--dicom).
 
@@ -58,8 +61,9 @@ def predict(
       weights: name of bundled weights, or a .safetensors file.
       threshold: score from which a candidate is kept; default: the weights' operating point.
       dicom_out: write segmentation.dcm and report.dcm too, which refer to the DICOM series.
-      keep_identifiers: put the patient's name, ID and study data into the DICOM files, as a PACS needs them.
       overwrite: replace the folder if it exists.
+      keep_identifiers: let the results name the input files as they are named, and DICOM results the
+        patient and the study, as a PACS needs it (docs/privacy.md, docs/dicom.md).
     """
     if dicom is not None:
         if swi is not None or phase is not None or magnitude is not None:
@@ -81,8 +85,8 @@ def predict(
         return
     if swi is None:
         raise UserError("give the scan: --swi IMAGE (NIfTI), or --dicom FOLDER")
-    if series or dicom_out or keep_identifiers:
-        raise UserError("--series, --dicom-out and --keep-identifiers go with --dicom FOLDER")
+    if series or dicom_out:
+        raise UserError("--series and --dicom-out go with --dicom FOLDER")
     from cmb_jax.commands.predict import run
 
     run(
@@ -95,6 +99,7 @@ def predict(
         weights=weights,
         threshold=threshold,
         overwrite=overwrite,
+        keep_identifiers=keep_identifiers,
     )
 
 
@@ -188,6 +193,7 @@ def evaluate(
     rule: Literal["center3", "center5", "touch", "box_iou", "valdo"] = "center3",
     threshold: float | None = None,
     overwrite: bool = False,
+    keep_identifiers: bool = False,
 ) -> None:
     """Score predictions against truth: sensitivity, false positives, FROC, with intervals.
 
@@ -198,10 +204,19 @@ def evaluate(
       rule: matching rule of the headline figures; all rules are in the file.
       threshold: operating point; default: what the predictions say they keep.
       overwrite: replace the file if it exists.
+      keep_identifiers: name scans as their folders are named, not by number (docs/privacy.md).
     """
     from cmb_jax.commands.evaluate import run
 
-    run(pred=pred, truth=truth, out=out, rule=rule, threshold=threshold, overwrite=overwrite)
+    run(
+        pred=pred,
+        truth=truth,
+        out=out,
+        rule=rule,
+        threshold=threshold,
+        overwrite=overwrite,
+        keep_identifiers=keep_identifiers,
+    )
 
 
 def swi(
@@ -213,6 +228,7 @@ def swi(
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
     phase_range: StoredPhase = "auto",
     overwrite: bool = False,
+    keep_identifiers: bool = False,
 ) -> None:
     """Make a susceptibility-weighted image from magnitude and phase (several echoes are combined).
 
@@ -225,12 +241,23 @@ def swi(
       phase_sign: what the stored phase is multiplied with, so that veins are positive.
       phase_range: how the phase is stored; auto tells it from the data.
       overwrite: replace the folder if it exists.
+      keep_identifiers: let swi.json name the input files as they are named (docs/privacy.md).
     """
     from cmb_jax.inference.swi_command import run_swi
     from cmb_jax.io.phase import PhaseRange
 
     stored = None if phase_range == "auto" else PhaseRange(phase_range)
-    folder = run_swi(magnitude, phase, out, te_ms, echo, phase_sign, overwrite, stored)
+    folder = run_swi(
+        magnitude,
+        phase,
+        out,
+        te_ms,
+        echo,
+        phase_sign,
+        overwrite,
+        stored,
+        keep_identifiers=keep_identifiers,
+    )
     print(f"written: {folder}")
 
 
@@ -339,6 +366,10 @@ def data() -> None:
     """Look into a data set (VALDO, CSIRO, Dou, Yonsei, BIDS, own folders): `data check`, `data index`."""
 
 
+def review() -> None:
+    """Hand candidates to readers and take their verdicts back: `review export`, `import`, `agreement`."""
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict,
     "dicom": dicom,
@@ -351,8 +382,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "weights": weights_show,
     "data": data,
     "bids": bids,
+    "review": review,
     "benchmark": benchmark,
 }
+
+GROUPS = ("data", "review")
+"""Commands with subcommands of their own: `COMMANDS` of the module of that name."""
 
 
 def main() -> None:
@@ -363,11 +398,10 @@ def main() -> None:
         return
 
     def command() -> None:
-        if arguments[:1] == ["data"]:
-            from cmb_jax.commands.data import COMMANDS as DATA_COMMANDS
-
+        if arguments[:1] and arguments[0] in GROUPS:
+            group = importlib.import_module(f"cmb_jax.commands.{arguments[0]}")
             tyro.extras.subcommand_cli_from_dict(
-                DATA_COMMANDS, prog="cmb-jax data", args=arguments[1:] or ["--help"]
+                group.COMMANDS, prog=f"cmb-jax {arguments[0]}", args=arguments[1:] or ["--help"]
             )
             return
         tyro.extras.subcommand_cli_from_dict(

@@ -99,7 +99,9 @@ def _example(
             continue
         brain = region_of(subject.region_code) > 0
         if kind not in (MimicKind.AIR_TISSUE_BORDER, MimicKind.SINUS):
-            near_air = ndimage.binary_dilation(subject.mimic_labels == MimicKind.AIR_TISSUE_BORDER, iterations=12)
+            near_air = ndimage.binary_dilation(
+                subject.mimic_labels == MimicKind.AIR_TISSUE_BORDER, iterations=12
+            )
             brain &= ~near_air
         mask = brain & (subject.cmb_labels > 0 if kind is None else subject.mimic_labels == kind)
         if mask.sum() > most:

@@ -19,6 +19,7 @@ from cmb_jax.datasets.inspection import Inspection, inspect
 from cmb_jax.datasets.lesions import DEFAULT_DIAMETER_MM, Lesions
 from cmb_jax.datasets.types import Case, Kind
 from cmb_jax.errors import UserError
+from cmb_jax.io.naming import is_pseudonym
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.lesion_sheet import LesionSheet, check_suffix
 
@@ -31,6 +32,7 @@ def check(
     out: Path | None = None,
     connectivity: Literal[6, 18, 26] = 26,
     overwrite: bool = False,
+    keep_identifiers: bool = False,
 ) -> None:
     """Say what a data set holds, what is missing or wrong, and how many lesions it has.
 
@@ -42,15 +44,22 @@ def check(
       out: .png or .html to write: a contact sheet of lesions.
       connectivity: neighbours of a voxel when lesions of masks are counted.
       overwrite: replace the contact sheet if it exists.
+      keep_identifiers: name the cases of own folders in the sheet as their files are named, not by number.
     """
     if out is not None:
         check_suffix(out)
         check_output(out, overwrite)
     index = find(path, kind)
-    sheet = LesionSheet(f"{index.kind}: {path.name}")
+    sheet = LesionSheet(f"{index.kind}: {len(index.cases)} cases")
+    # public data sets are handed out under pseudonyms
+    named = keep_identifiers or index.kind != "folder"
+    shown = {
+        case.case_id: case.case_id if named or is_pseudonym(case.case_id) else f"case {number}"
+        for number, case in enumerate(index.cases, start=1)
+    }
 
     def draw(case: Case, volume: Volume, lesions: Lesions) -> None:
-        sheet.add(case.case_id, volume, lesions.centers_mm, lesions.diameters_mm)
+        sheet.add(shown[case.case_id], volume, lesions.centers_mm, lesions.diameters_mm)
 
     inspection = inspect(
         index, path, connectivity=connectivity, on_case=draw if out else None, progress=_progress

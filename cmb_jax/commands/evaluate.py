@@ -11,7 +11,14 @@ from cmb_jax.evaluation.present import format_table
 
 
 def run(
-    *, pred: Path, truth: Path, out: Path, rule: str, threshold: float | None, overwrite: bool = False
+    *,
+    pred: Path,
+    truth: Path,
+    out: Path,
+    rule: str,
+    threshold: float | None,
+    overwrite: bool = False,
+    keep_identifiers: bool = False,
 ) -> None:
     """Evaluate, print the table, write the metrics.
 
@@ -19,7 +26,7 @@ def run(
       UserError: folders that cannot be read or do not belong together; a file that exists.
     """
     check_output(out, overwrite)
-    result = evaluate(pred, truth, rule=rule, threshold=threshold)
+    result = evaluate(pred, truth, rule=rule, threshold=threshold, keep_identifiers=keep_identifiers)
     print(format_table(result))
     write_metrics(result, out, overwrite=overwrite)
     print(f"written: {out}")

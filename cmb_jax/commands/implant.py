@@ -19,6 +19,7 @@ from cmb_jax.commands.predict import check_output
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_directory, sha256_file
 from cmb_jax.io.header import open_nifti
+from cmb_jax.io.naming import shown_name
 from cmb_jax.io.nifti import to_native, write_volume
 from cmb_jax.io.phase import field_direction
 from cmb_jax.io.storage import scaled_magnitude, shifted_phase, write_stored
@@ -50,6 +51,7 @@ def run(
     phase_range: str = "auto",
     seed: int = 0,
     overwrite: bool = False,
+    keep_identifiers: bool = False,
 ) -> None:
     """Read, implant, write; see `cmb-jax implant --help`. Nothing is written where something is wrong.
 
@@ -82,7 +84,9 @@ def run(
     record = {
         "notice": NOTICE,
         "version": cmb_jax.__version__,
-        "inputs": _inputs(magnitude=magnitude, phase=phase, lesions=lesions, brain_mask=brain_mask),
+        "inputs": _inputs(
+            keep_identifiers, magnitude=magnitude, phase=phase, lesions=lesions, brain_mask=brain_mask
+        ),
         "settings": {
             "seed": seed,
             "count": wanted,
@@ -101,11 +105,12 @@ def run(
     }
     files = open_nifti(magnitude), open_nifti(phase)
     with atomic_directory(out, overwrite=overwrite) as folder:
-        write_stored(
-            folder / "magnitude.nii.gz", scaled_magnitude(files[0], _native(gain, scan.like)), files[0]
-        )
-        stored = shifted_phase(files[1], _native(shift, scan.like), scan.phase_range)
-        write_stored(folder / "phase.nii.gz", stored, files[1])
+        changed = {
+            "magnitude.nii.gz": scaled_magnitude(files[0], _native(gain, scan.like)),
+            "phase.nii.gz": shifted_phase(files[1], _native(shift, scan.like), scan.phase_range),
+        }
+        for (name, stored), file in zip(changed.items(), files, strict=True):
+            write_stored(folder / name, stored, file, keep_identifiers=keep_identifiers)
         write_volume(folder / "labels.nii.gz", labels, scan.like)
         write_volume(folder / "mimics.nii.gz", kinds, scan.like)
         (folder / "truth.csv").write_text(_csv(rows), encoding="utf-8")
@@ -220,11 +225,15 @@ def _native(values: np.ndarray, like: Volume) -> np.ndarray:
     return np.stack([to_native(echo, like.native) for echo in values], axis=-1)
 
 
-def _inputs(**paths: Path | None) -> list[dict[str, str]]:
+def _inputs(keep_identifiers: bool, **paths: Path | None) -> list[dict[str, str]]:
+    given = {role: (path, sha256_file(path)) for role, path in paths.items() if path is not None}
     return [
-        {"role": role, "file": path.name, "sha256": sha256_file(path)}
-        for role, path in paths.items()
-        if path is not None
+        {
+            "role": role,
+            "file": shown_name(path, digest, keep_identifiers=keep_identifiers),
+            "sha256": digest,
+        }
+        for role, (path, digest) in given.items()
     ]
 
 

@@ -23,6 +23,7 @@ def implant(
     phase_range: StoredPhase = "auto",
     seed: int = 0,
     overwrite: bool = False,
+    keep_identifiers: bool = False,
 ) -> None:
     """Put simulated microbleeds and mimics into a real scan, with their truth.
 
@@ -44,6 +45,7 @@ def implant(
       phase_range: how the phase is stored; auto tells it from the data.
       seed: of every draw; the same seed gives the same bytes.
       overwrite: replace the folder if it exists.
+      keep_identifiers: keep the texts of the NIfTI headers and the names of the inputs (docs/privacy.md).
     """
     from cmb_jax.commands.implant import run
 
@@ -62,4 +64,5 @@ def implant(
         phase_range=phase_range,
         seed=seed,
         overwrite=overwrite,
+        keep_identifiers=keep_identifiers,
     )

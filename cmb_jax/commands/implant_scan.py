@@ -126,4 +126,4 @@ def find_brain(like: Volume, magnitude: np.ndarray, brain_mask: Path | None) -> 
     check_same_grid(like, volume)
     if not (values > 0).any():
         raise UserError(f"{brain_mask}: the mask is empty; brain voxels must be above 0")
-    return Brain(mask=values > 0, solid=None, code=known, source=brain_mask.name)
+    return Brain(mask=values > 0, solid=None, code=known, source="the given mask")

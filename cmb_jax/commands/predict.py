@@ -13,6 +13,7 @@ from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import described_inputs, write_prediction
 from cmb_jax.inference.predict import PhaseSign, Prediction, load_detector
+from cmb_jax.io.naming import stem
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.phase import PhaseRange
 from cmb_jax.io.volume import Volume
@@ -91,6 +92,7 @@ def run(
     weights: str = "small",
     threshold: float | None = None,
     overwrite: bool = False,
+    keep_identifiers: bool = False,
     announce: bool = True,
 ) -> Prediction:
     """Read, predict, write; progress on stderr, the summary and the report's place on stdout (`announce`).
@@ -104,14 +106,17 @@ def run(
     swi_volume = read_volume(existing_file(swi, "SWI"))
     phase_volume = None if phase is None else read_volume(existing_file(phase, "phase"))
     magnitude_volume = None if magnitude is None else read_volume(existing_file(magnitude, "magnitude"))
+    inputs = described_inputs(
+        keep_identifiers=keep_identifiers, swi=swi_volume, phase=phase_volume, magnitude=magnitude_volume
+    )
     scan = ScanInput(
         swi=swi_volume,
         phase=phase_volume,
         magnitude=magnitude_volume,
         phase_sign=phase_sign,
         phase_range=None if phase_range == "auto" else PhaseRange(phase_range),
-        subject=swi.name.removesuffix(".gz").removesuffix(".nii"),
-        inputs=described_inputs(swi=swi_volume, phase=phase_volume, magnitude=magnitude_volume),
+        subject=stem(inputs[0][1]),
+        inputs=inputs,
     )
     return predict_scan(
         scan, out, weights=weights, threshold=threshold, overwrite=overwrite, announce=announce, say=say

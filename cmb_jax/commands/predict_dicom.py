@@ -12,7 +12,7 @@ from cmb_jax.dicom.choose import choose
 from cmb_jax.dicom.load import DicomImages, load
 from cmb_jax.dicom.results import prepare_results
 from cmb_jax.inference.bundle import WeightsBundle
-from cmb_jax.inference.outputs import described_inputs, instance_labels
+from cmb_jax.inference.outputs import instance_labels
 from cmb_jax.inference.predict import PhaseSign, Prediction
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.phase import PhaseRange
@@ -82,9 +82,7 @@ def _scan_input(images: DicomImages, phase_sign: PhaseSign, keep_identifiers: bo
         phase_sign="+1" if images.paramagnetic_positive else phase_sign,
         phase_range=PhaseRange.RADIANS,
         subject=subject,
-        inputs=tuple(
-            entry for role, volume in images.converted for entry in described_inputs(**{role: volume})
-        ),
+        inputs=images.inputs,
         steps=images.steps,
         warnings=images.warnings,
     )

@@ -5,7 +5,8 @@
     sub-01/ses-2/swi/sub-01_ses-2_part-mag_T2starw.nii.gz           BIDS
     patients.csv: case_id, patient_id                               optional, where names do not tell
 
-A table has the columns x_mm, y_mm, z_mm (RAS mm) and, where measured, diameter_mm.
+A table has the columns x_mm, y_mm, z_mm (RAS mm) and, where measured, diameter_mm. With a column kind, only
+rows of kind cmb are lesions; all else (mimic, uncertain, as `cmb-jax review import` writes it) is background.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ _ROLE_WORDS: dict[str, Role] = {
 _MASK_WORDS = {"cmb", "mask", "seg", "dseg", "label", "labels", "lesions"}
 _POINT_WORDS = {"points", "centres", "centers", "lesions", "cmb"}
 _PATIENTS = "patients.csv"
+LESION_KIND = "cmb"
+"""What a table's column kind says of a microbleed."""
+
 _SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)", re.IGNORECASE)
 
 
@@ -134,12 +138,15 @@ def _case(case_id: str, files: dict[str, list[Path]], root: Path, patients: dict
 
 
 def read_points(path: Path, source: str) -> PointTruth:
-    """Centres in RAS mm from a CSV table with x_mm, y_mm, z_mm and perhaps diameter_mm.
+    """Centres in RAS mm from a CSV table with x_mm, y_mm, z_mm and perhaps diameter_mm and kind.
 
     Raises:
-        UserError: see `read_csv`; a value that is no finite number, or a diameter of 0 or less.
+        UserError: see `read_csv`; a value that is no finite number, a diameter of 0 or less, an empty kind.
     """
     rows = read_csv(path, ("x_mm", "y_mm", "z_mm"))
+    nameless = [line for line, row in enumerate(rows, start=2) if row.get("kind") == ""]
+    if nameless:
+        raise UserError(f"{path}: line {nameless[0]}: kind is empty; write cmb, or what it is instead")
     names = (
         ("x_mm", "y_mm", "z_mm", "diameter_mm")
         if rows and "diameter_mm" in rows[0]
@@ -147,6 +154,8 @@ def read_points(path: Path, source: str) -> PointTruth:
     )
     values = []
     for line, row in enumerate(rows, start=2):
+        if row.get("kind", LESION_KIND).casefold() != LESION_KIND:
+            continue
         numbers = []
         for name in names:
             try:

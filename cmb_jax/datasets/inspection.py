@@ -124,7 +124,7 @@ def _check_grids(case: Case, root: Path) -> tuple[Case, list[Problem]]:
         UserError: the reference cannot be read.
     """
     reference = read_grid(Path(root) / case.images[case.reference])
-    problems = [_note(case, text) for text in reference.warnings]
+    problems = [_note(case, f"{case.reference}: {text}") for text in reference.warnings]
     kept: dict[Role, str] = {}
     for role, path in case.images.items():
         if role == case.reference:
@@ -159,7 +159,12 @@ def _read_images(case: Case, root: Path) -> tuple[Volume, list[str]]:
     """The reference image, and the warnings of all images."""
     volumes = {role: read_volume(Path(root) / path) for role, path in case.images.items()}
     header = set(read_grid(Path(root) / case.images[case.reference]).warnings)
-    notes = [text for volume in volumes.values() for text in volume.warnings if text not in header]
+    notes = [
+        f"{role}: {text}"
+        for role, volume in volumes.items()
+        for text in volume.warnings
+        if role != case.reference or text not in header
+    ]
     return volumes[case.reference], notes
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cmb_jax.datasets.types import Case, Problem
 from cmb_jax.errors import UserError
+from cmb_jax.io.naming import stem
 
 _NIFTI = (".nii.gz", ".nii")
 
@@ -56,14 +57,6 @@ def child(folder: Path, name: str) -> Path | None:
 def is_nifti(path: Path) -> bool:
     """Whether the name ends as a NIfTI image's."""
     return path.name.lower().endswith(_NIFTI)
-
-
-def stem(name: str) -> str:
-    """A file's name without .nii, .nii.gz or another last suffix."""
-    for suffix in _NIFTI:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name.rpartition(".")[0] or name
 
 
 def relative(path: Path, root: Path) -> str:

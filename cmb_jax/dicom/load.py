@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from cmb_jax.dicom.choose import Choice
-from cmb_jax.dicom.convert import convert
+from cmb_jax.dicom.convert import convert, stack_name
 from cmb_jax.dicom.grid import FrameMapping, frame_mapping
 from cmb_jax.dicom.phase import alternates, stated_phase_range, without_alternation
 from cmb_jax.dicom.stacks import Stack
@@ -33,7 +33,7 @@ class DicomImages:
     paramagnetic_positive: bool  # the sign of the phase has been settled
     reference: Stack
     mapping: FrameMapping  # from swi's grid to the reference's frames
-    converted: tuple[tuple[str, Volume], ...]  # (role, volume) of what was read from files
+    inputs: tuple[tuple[str, str, str], ...]  # (role, neutral name, sha256) of what was converted
     steps: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -57,12 +57,12 @@ def load(
         UserError: a stack cannot be converted, its phase has no known range, or the stacks do not fit.
     """
     say = progress or (lambda _: None)
-    converted: list[tuple[str, Volume]] = []
+    inputs: list[tuple[str, str, str]] = []
 
     def read(role: str, stack: Stack) -> Volume:
         say(f"converting {role}, series {stack.key}")
         volume = convert(stack)
-        converted.append((role, volume))
+        inputs.append((role, stack_name(stack), volume.sha256 or ""))
         return volume
 
     notes: tuple[str, ...]
@@ -89,7 +89,7 @@ def load(
         paramagnetic_positive=settled,
         reference=choice.reference,
         mapping=frame_mapping(swi, choice.reference),
-        converted=tuple(converted),
+        inputs=tuple(inputs),
         steps=tuple(steps),
         warnings=(*choice.notes, *notes),
     )

@@ -56,3 +56,20 @@ def count_agreement(predicted: np.ndarray, true: np.ndarray) -> CountAgreement:
         limit_low=bias - spread,
         limit_high=bias + spread,
     )
+
+
+def cohen_kappa(confusion: np.ndarray) -> np.ndarray:
+    """Agreement of two raters beyond chance (Cohen 1960, Educ Psychol Meas 20:37), unweighted.
+
+    Args:
+        confusion: (..., C, C) counts, first rater by second.
+
+    Returns:
+        (...); NaN where nothing was rated, or where both used one category alone.
+    """
+    confusion = np.asarray(confusion, np.float64)
+    total = confusion.sum(axis=(-2, -1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        observed = np.trace(confusion, axis1=-2, axis2=-1) / total
+        expected = (confusion.sum(axis=-1) * confusion.sum(axis=-2)).sum(axis=-1) / total**2
+        return (observed - expected) / (1.0 - expected)

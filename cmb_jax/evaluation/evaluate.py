@@ -28,6 +28,7 @@ from cmb_jax.evaluation.read import find_predictions, find_truth, listed
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 from cmb_jax.evaluation.result import EvaluationResult, RuleResult, SubjectRow, ValdoSummary
 from cmb_jax.evaluation.valdo import ValdoCase, valdo_case
+from cmb_jax.io.naming import is_pseudonym
 
 __all__ = [
     "EvaluationResult",
@@ -62,6 +63,7 @@ def evaluate(
     *,
     bootstrap_samples: int = 2000,
     seed: int = 0,
+    keep_identifiers: bool = True,
 ) -> EvaluationResult:
     """Evaluate a folder of predictions against a folder of truth.
 
@@ -75,21 +77,32 @@ def evaluate(
         threshold: of the score; None takes what the prediction keeps (probability maps: 0.5).
         bootstrap_samples: resamples of the scans for the 95 % intervals; 0 for none.
         seed: of the resampling.
+        keep_identifiers: False numbers the scans whose names are no pseudonyms (`io.naming`).
 
     Raises:
         UserError: folders or files that are missing, empty, unreadable or do not fit each other.
     """
     truths = find_truth(Path(truth_dir))
     predictions = find_predictions(Path(pred_dir), [source.subject for source in truths])
-    missing = [source.subject for source in predictions if source.path is None]
+    names = [
+        source.subject if keep_identifiers or is_pseudonym(source.subject) else f"subject-{number}"
+        for number, source in enumerate(truths, start=1)
+    ]
+    missing = [name for name, source in zip(names, predictions, strict=True) if source.path is None]
     warnings = (
         (f"no prediction for {len(missing)} of {len(truths)} scans, counted as empty: {listed(missing)}",)
         if missing
         else ()
     )
     return evaluate_records(
-        (source.read(threshold) for source in predictions),
-        (source.read() for source in truths),
+        (
+            dataclasses.replace(source.read(threshold), subject=name)
+            for name, source in zip(names, predictions, strict=True)
+        ),
+        (
+            dataclasses.replace(source.read(), subject=name)
+            for name, source in zip(names, truths, strict=True)
+        ),
         rule=rule,
         threshold=threshold,
         bootstrap_samples=bootstrap_samples,

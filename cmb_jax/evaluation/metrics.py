@@ -49,7 +49,7 @@ def metrics(result: EvaluationResult) -> dict[str, Any]:
         "subjects": [dataclasses.asdict(row) for row in result.subjects],
         "warnings": list(result.warnings),
     }
-    return _defined(content)
+    return json_values(content)
 
 
 def write_metrics(result: EvaluationResult, path: Path | str, *, overwrite: bool = False) -> None:
@@ -98,10 +98,10 @@ def _curve(curve: FrocCurve) -> dict[str, list[float]]:
     }
 
 
-def _defined(value: Any) -> Any:
-    """NaN, which JSON does not know, becomes None."""
+def json_values(value: Any) -> Any:
+    """The same dicts and lists with NaN and infinities, which JSON does not know, as None."""
     if isinstance(value, dict):
-        return {key: _defined(item) for key, item in value.items()}
+        return {key: json_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_defined(item) for item in value]
+        return [json_values(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,6 +15,7 @@ import cmb_jax
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.predict import Prediction
 from cmb_jax.io.atomic import atomic_directory
+from cmb_jax.io.naming import shown_name
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow, ReportContent
@@ -81,12 +82,18 @@ def summary_json(
     )
 
 
-def described_inputs(**volumes: Volume | None) -> tuple[tuple[str, str, str], ...]:
-    """(role, file name, sha256) of the volumes that were read from files."""
+def described_inputs(
+    *, keep_identifiers: bool = False, **volumes: Volume | None
+) -> tuple[tuple[str, str, str], ...]:
+    """(role, name, sha256) of the volumes that were read from files; see `io.naming` for the names."""
     return tuple(
-        (role, volume.source.name, volume.sha256 or "")
+        (
+            role,
+            shown_name(volume.source, volume.sha256, keep_identifiers=keep_identifiers),
+            volume.sha256,
+        )
         for role, volume in volumes.items()
-        if volume is not None and volume.source is not None
+        if volume is not None and volume.source is not None and volume.sha256 is not None
     )
 
 

@@ -158,12 +158,12 @@ class CmbDetector:
           UserError: the images do not lie on one grid.
         """
         say = progress or (lambda _: None)
-        clock, warnings, steps = _Clock(), list(swi.warnings), []
+        clock, warnings, steps = _Clock(), [f"SWI: {line}" for line in swi.warnings], []
         cut = self.config.inference.score_threshold if threshold is None else threshold
-        for other in (phase, magnitude):
+        for role, other in (("phase", phase), ("magnitude", magnitude)):
             if other is not None:
                 check_same_grid(swi, other)
-                warnings.extend(line for line in other.warnings if line not in warnings)
+                warnings.extend(f"{role}: {line}" for line in other.warnings)
         anatomy = swi if magnitude is None else magnitude
 
         radians = None

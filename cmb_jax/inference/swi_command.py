@@ -12,6 +12,7 @@ import cmb_jax
 from cmb_jax.inference.swi_image import make_swi, sign_doubts
 from cmb_jax.io.atomic import atomic_directory
 from cmb_jax.io.multi_echo import read_echoes
+from cmb_jax.io.naming import shown_name
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.phase import PhaseRange
 from cmb_jax.io.volume import Volume
@@ -29,6 +30,7 @@ def run_swi(
     phase_sign: str = "auto",
     overwrite: bool = False,
     phase_range: PhaseRange | None = None,
+    keep_identifiers: bool = False,
 ) -> Path:
     """Makes a susceptibility-weighted image (Haacke et al. 2004) and writes it on the native grid.
 
@@ -44,6 +46,7 @@ def run_swi(
         phase_sign: "auto", "+1" or "-1": the sign of paramagnetic phase as stored.
         overwrite: replace what an earlier run wrote to `out`.
         phase_range: how phase is stored; None: told from its extremes.
+        keep_identifiers: let swi.json name the input files as they are named.
 
     Returns:
         `out`.
@@ -72,7 +75,10 @@ def run_swi(
         record = {
             "notice": "Research use only; not a medical device.",
             "version": cmb_jax.__version__,
-            "inputs": [_described("magnitude", like), _described("phase", phase_echoes[0])],
+            "inputs": [
+                _described("magnitude", like, keep_identifiers),
+                _described("phase", phase_echoes[0], keep_identifiers),
+            ],
             "echoes": len(magnitude_echoes),
             "echo_used": "all, combined" if echo is None and len(magnitude_echoes) > 1 else (echo or 1),
             "echo_times_ms": list(made.te_ms),
@@ -83,11 +89,18 @@ def run_swi(
             "high_pass": f"homodyne, in plane, Hann window of {DEFAULT_WIDTH_MM:g} mm",
             "phase_mask_power": PHASE_MASK_POWER,
             "projection_slices": slab,
-            "warnings": [*like.warnings, *phase_echoes[0].warnings, *sign_doubts(made.sign)],
+            "warnings": [
+                *(f"magnitude: {line}" for line in like.warnings),
+                *(f"phase: {line}" for line in phase_echoes[0].warnings),
+                *sign_doubts(made.sign),
+            ],
         }
         (folder / "swi.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return out
 
 
-def _described(role: str, volume: Volume) -> dict[str, str | None]:
-    return {"role": role, "file": volume.source.name if volume.source else None, "sha256": volume.sha256}
+def _described(role: str, volume: Volume, keep_identifiers: bool) -> dict[str, str]:
+    assert volume.source is not None  # read from a file, as all inputs here
+    assert volume.sha256 is not None
+    name = shown_name(volume.source, volume.sha256, keep_identifiers=keep_identifiers)
+    return {"role": role, "file": name, "sha256": volume.sha256}

@@ -153,10 +153,10 @@ def world_affine(file: NiftiFile) -> tuple[np.ndarray, list[str]]:
         unit = header.get_xyzt_units()[0]
     except KeyError:
         unit = "unknown"
-        warnings.append(f"{path.name}: its unit of length is no known one; mm is taken")
+        warnings.append("the unit of length is no known one; mm is taken")
     if _MM_PER_UNIT[unit] != 1.0:
         affine[:3] *= _MM_PER_UNIT[unit]
-        warnings.append(f"{path.name}: lengths are stored in {unit}s and were converted to mm")
+        warnings.append(f"lengths are stored in {unit}s and were converted to mm")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise _damaged(path, "has a singular voxel-to-world transform")
     sform, sform_code = header.get_sform(coded=True)
@@ -164,10 +164,10 @@ def world_affine(file: NiftiFile) -> tuple[np.ndarray, list[str]]:
         qform, qform_code = header.get_qform(coded=True)
     except (nib.spatialimages.HeaderDataError, ValueError):
         qform, qform_code = None, 0
-        warnings.append(f"{path.name}: its qform cannot be read and was not used")
+        warnings.append("the qform cannot be read and was not used")
     if not sform_code and not qform_code:
         warnings.append(
-            f"{path.name}: the header has neither qform nor sform, so orientation, left against right and "
+            "the header has neither qform nor sform, so orientation, left against right and "
             "position are guessed (radiological storage assumed)"
         )
     elif sform_code and qform_code:
@@ -177,7 +177,7 @@ def world_affine(file: NiftiFile) -> tuple[np.ndarray, list[str]]:
         if not apart <= 0.1:
             mirrored = np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0
             warnings.append(
-                f"{path.name}: qform and sform disagree by up to {apart:.1f} mm"
+                f"qform and sform disagree by up to {apart:.1f} mm"
                 f"{' and about left against right' if mirrored else ''}; the sform was used"
             )
     return affine, warnings

@@ -90,7 +90,7 @@ def _to_volume(file: NiftiFile, array: np.ndarray, affine: np.ndarray, warnings:
         raise UserError(f"{path}: no voxel holds a number (all NaN or infinite); export it again")
     if bad:
         array = np.where(finite, array, 0)
-        warnings.append(f"{path.name}: {bad} voxels were NaN or infinite and count as 0")
+        warnings.append(f"{bad} voxels were NaN or infinite and count as 0")
     if np.all(array == array.flat[0]):
         raise UserError(
             f"{path}: every voxel is {array.flat[0]:g}, so there is nothing to see; export it again"

@@ -6,6 +6,7 @@ import gzip
 import math
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 
@@ -15,6 +16,7 @@ from cmb_jax.io.phase import PhaseRange
 
 _COMPRESSION = 4
 _WRAPPED = 1.01  # peaks of wrapped radians over pi, rounding included
+_FORMAT_TEXTS = ("magic", "regular")  # belong to the format, not to the scan
 
 
 def scaled_magnitude(file: NiftiFile, gain: np.ndarray) -> np.ndarray:
@@ -64,18 +66,39 @@ def shifted_phase(file: NiftiFile, shift: np.ndarray, phase_range: PhaseRange) -
     return _stored(file, raw, changed)
 
 
-def write_stored(path: Path, raw: np.ndarray, like: NiftiFile) -> None:
+def write_stored(path: Path, raw: np.ndarray, like: NiftiFile, *, keep_identifiers: bool = False) -> None:
     """Writes stored numbers under the header of `like`: type, slope, both transforms. Same input, same bytes.
+
+    Args:
+        path: ends in .nii.gz.
+        raw: (I, J, K [, E]), as stored.
+        like: file whose header is used.
+        keep_identifiers: keep its free texts and extensions too, where converters put names and dates.
 
     Raises:
         UserError: the file exists or cannot be written.
     """
-    header = like.image.header.copy()
+    header = like.image.header.copy() if keep_identifiers else without_texts(like.image.header)
     image = type(like.image)(raw, None, header)
     # told explicitly, or the writer would choose a scale of its own
     image.header.set_slope_inter(*_scale(like))
     content = image.to_bytes()
     atomic_write_bytes(path, gzip.compress(content, _COMPRESSION, mtime=0))
+
+
+def stored_values(file: NiftiFile) -> np.ndarray:
+    """The array (I, J, K [, E]) as it is stored, without slope and intercept."""
+    return np.asarray(_proxy(file).get_unscaled())
+
+
+def without_texts(header: nib.Nifti1Header) -> nib.Nifti1Header:
+    """A copy of a header without free texts (descrip, aux_file, db_name, intent_name, ...) and extensions."""
+    bare = header.copy()
+    for name in bare.template_dtype.names:
+        if bare.template_dtype[name].kind == "S" and name not in _FORMAT_TEXTS:
+            bare[name] = b""
+    bare.extensions.clear()
+    return bare
 
 
 def _proxy(file: NiftiFile) -> ArrayProxy:
@@ -90,7 +113,7 @@ def _scale(file: NiftiFile) -> tuple[float, float]:
 
 
 def _values(file: NiftiFile) -> tuple[np.ndarray, np.ndarray]:
-    raw = np.asarray(_proxy(file).get_unscaled())
+    raw = stored_values(file)
     slope, inter = _scale(file)
     return raw, raw.astype(np.float64) * slope + inter
 

@@ -29,7 +29,7 @@ class Volume:
     native: NativeGrid
     source: Path | None = None  # file it was read from
     sha256: str | None = None  # of that file
-    warnings: tuple[str, ...] = ()  # one line each, for the user and for detections.json
+    warnings: tuple[str, ...] = ()  # one line each, for outputs too: no file names
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

@@ -26,11 +26,11 @@ from cmb_jax.phantom.walks import (
     unit,
 )
 
-MEDULLARY_ROOTS, MEDULLARY_STEPS = 240, 84
-MEDULLARY_BRANCHES, MEDULLARY_BRANCH_STEPS = 240, 36
+MEDULLARY_ROOTS, MEDULLARY_STEPS = 340, 84
+MEDULLARY_BRANCHES, MEDULLARY_BRANCH_STEPS = 340, 36
 PIAL_ROOTS, PIAL_STEPS = 320, 110
 PIAL_BRANCHES, PIAL_BRANCH_STEPS = 480, 56
-MIN_THIN_MM, MAX_THIN_MM = 0.15, 0.4  # radius of a medullary vein where it is widest
+MIN_THIN_MM, MAX_THIN_MM = 0.18, 0.42  # radius of a medullary vein where it is widest
 MAX_RADIUS_MM = 1.4
 
 _Course = tuple[tuple[float, float, float], ...]
@@ -72,7 +72,7 @@ def _medullary(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array,
     terrain = Terrain(0.08 * outward, room)
     radius = _log_uniform(keys[1], MEDULLARY_ROOTS, MIN_THIN_MM, MAX_THIN_MM)
     length = jax.random.randint(keys[2], (MEDULLARY_ROOTS,), MEDULLARY_STEPS // 3, MEDULLARY_STEPS + 1)
-    share = tier.vein_density * jax.random.uniform(keys[3], minval=0.4)
+    share = tier.vein_density * jax.random.uniform(keys[3], minval=0.5)
     used = (jnp.arange(MEDULLARY_ROOTS) < share * MEDULLARY_ROOTS) & (jnp.sum(weight) > 0)
     heading = interpolate(outward, grid, start)
     mothers = grow(

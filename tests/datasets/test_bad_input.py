@@ -110,6 +110,7 @@ SKIPPED = {
     "row 1: column is blank": yonsei_columns([[1, None, 3]]),
     "row 2: column is 'left'": yonsei_columns([[1, 2, 3], [1, "left", 3]]),
     "has 0 Excel tables": yonsei_no_table,
+    "line 3: kind is empty; write cmb": csv_with("x_mm,y_mm,z_mm,kind\n1,2,3,cmb\n1,2,3,\n"),
     "no column x_mm, y_mm, z_mm": csv_with("x,y,z\n1,2,3\n"),
     "line 2: y_mm is 'nan'": csv_with("x_mm,y_mm,z_mm\n1,nan,3\n"),
     "line 2 has 2 values": csv_with("x_mm,y_mm,z_mm\n1,2\n"),

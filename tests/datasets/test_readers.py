@@ -188,6 +188,17 @@ def test_own_folder(tmp_path):
     np.testing.assert_array_equal(blob.boxes, [[4, 6, 4, 5, 9, 7]])  # (z0, y0, x0, z1, y1, x1)
 
 
+def test_rows_of_another_kind_are_no_lesions(tmp_path):
+    root = trees.folder(tmp_path)
+    x, y, z = (trees.OBLIQUE @ [5, 7, 4, 1])[:3]
+    lines = [
+        f"{x},{y},{z},{d},{kind}" for d, kind in ((2, "mimic"), (3, "CMB"), (4, "uncertain"), (5, "cmb"))
+    ]
+    (root / "anna" / "points.csv").write_text("\n".join(["x_mm,y_mm,z_mm,diameter_mm,kind", *lines]))
+    found = lesions_of(by_id(folder.find(root))["anna"], root)
+    assert found.diameters_mm.tolist() == [3, 5]
+
+
 def test_the_bundled_phantom_counts_as_an_own_folder():
     root = Path(cmb_jax.__file__).parent / "demo"
     found = inspect(find(root), root)

@@ -188,7 +188,7 @@ def test_real_and_imaginary_parts_become_swi(tmp_path, phantom, alternating):
     assert any("alternated" in step for step in made.steps) is alternating
     np.testing.assert_allclose(made.swi.data, expected.swi.data, atol=0.02 * expected.swi.data.max())
     np.testing.assert_array_equal(made.swi.affine, expected.swi.affine)
-    assert [role for role, _ in made.converted] == ["real", "imaginary"]
+    assert [role for role, _, _ in made.inputs] == ["real", "imaginary"]
 
 
 def test_several_echoes_are_combined(tmp_path, phantom):
@@ -213,13 +213,12 @@ def test_alternation_is_found_and_undone(phantom):
 
 def test_neutral_names_stand_for_the_files(siemens):
     images = loaded(siemens)
-    names = {role: volume.source.name for role, volume in images.converted}
-    assert names == {
+    assert {role: name for role, name, _ in images.inputs} == {
         "swi": "series 7 (12 images)",
         "phase": "series 5 (12 images)",
         "magnitude": "series 4 (12 images)",
     }
-    assert len({volume.sha256 for _, volume in images.converted}) == 3
+    assert len({digest for _, _, digest in images.inputs}) == 3
 
 
 def test_a_real_series(real_series):

@@ -1,0 +1,168 @@
+"""`cmb-jax review`: candidates to the viewers that readers use, and their verdicts back."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from cmb_jax.commands.predict import check_output
+from cmb_jax.errors import UserError
+from cmb_jax.evaluation.present import estimate_text
+from cmb_jax.io.atomic import atomic_directory, atomic_write_bytes, atomic_write_text
+from cmb_jax.io.header import open_nifti
+from cmb_jax.io.storage import stored_values, write_stored
+from cmb_jax.review.consensus import truth_csv, truth_rows
+from cmb_jax.review.itksnap import label_descriptions
+from cmb_jax.review.markups import markups
+from cmb_jax.review.reading import read_readings
+from cmb_jax.review.record import agreement_json, read_review, review_json
+from cmb_jax.review.result import load_result
+from cmb_jax.review.spreadsheet import spreadsheet
+from cmb_jax.review.statistics import (
+    ScanReview,
+    Share,
+    detector_agreement,
+    reader_agreement,
+)
+
+
+def export(
+    result: tyro.conf.Positional[Path], out: Path, subject: str | None = None, overwrite: bool = False
+) -> None:
+    """Write what readers open: ITK-SNAP labels, 3D Slicer markups, and a spreadsheet to fill in.
+
+    Args:
+      result: folder that cmb-jax predict wrote.
+      out: folder to make: labels.nii.gz, labels_itksnap.txt, microbleeds.mrk.json, review.xlsx.
+      subject: name of the scan in these files, such as its folder's in the viewer; default: its BIDS name,
+        or one made from the image's hash.
+      overwrite: replace the folder if it exists.
+    """
+    check_output(out, overwrite)
+    read = load_result(result, subject)
+    labels = open_nifti(read.labels_path)
+    with atomic_directory(out, overwrite=overwrite) as folder:
+        write_stored(folder / "labels.nii.gz", stored_values(labels), labels)
+        atomic_write_text(folder / "labels_itksnap.txt", label_descriptions(read.kept))
+        atomic_write_text(folder / "microbleeds.mrk.json", markups(read))
+        atomic_write_bytes(folder / "review.xlsx", spreadsheet(read))
+    print(f"{read.subject}: {len(read.kept)} kept and {len(read.rows) - len(read.kept)} rejected candidates")
+    print(f"written: {out} (research use only)")
+
+
+def import_(
+    files: tyro.conf.Positional[tuple[Path, ...]],
+    result: Path,
+    out: Path,
+    subject: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Read readers' verdicts back: truth for fine-tuning, and agreement with the detector and each other.
+
+    Each file is one reader's: review.xlsx filled in, markups saved by 3D Slicer, labels painted in ITK-SNAP,
+    or an export of Microbleed-review-viewer (which may hold several readers).
+
+    Args:
+      files: what the readers saved, readers in the same order for every scan.
+      result: folder that cmb-jax predict wrote.
+      out: CSV file of truth to write; readings and agreement go beside it as .json.
+      subject: as given to review export.
+      overwrite: replace the files if they exist.
+    """
+    record = out.with_suffix(".json")
+    if out.suffix.lower() != ".csv":
+        raise UserError(f"{out}: truth is a .csv file, such as sub-01_points.csv; give such a name")
+    if not files:
+        raise UserError("no file of a reader was given; name at least one before --result")
+    for path in (out, record):
+        check_output(path, overwrite)
+    read = load_result(result, subject)
+    readings = tuple(reading for path in files for reading in read_readings(path, read))
+    scan = ScanReview(subject=read.subject, rows=read.rows, readings=readings)
+    lines = truth_rows(read.rows, readings)
+    atomic_write_text(record, review_json(scan), overwrite=overwrite)
+    atomic_write_text(out, truth_csv(lines), overwrite=overwrite)
+    unread = sum(
+        row.status == "kept" and all(reading.marks[index].verdict is None for reading in readings)
+        for index, row in enumerate(read.rows)
+    )
+    if unread:
+        print(
+            f"warning: {unread} of {len(read.kept)} kept candidates were read by nobody and are not in the "
+            "table; do not train on this scan before they are",
+            file=sys.stderr,
+        )
+    kinds = {kind: sum(line.kind == kind for line in lines) for kind in ("cmb", "mimic", "uncertain")}
+    print("truth: " + ", ".join(f"{kind} {count}" for kind, count in kinds.items()))
+    print(summary([scan]))
+    print(f"written: {out}, {record} (research use only)")
+
+
+def agreement(files: tyro.conf.Positional[tuple[Path, ...]], out: Path, overwrite: bool = False) -> None:
+    """Agreement over several scans: kappa, precision of the detector, and counts a scan with their ICC.
+
+    Args:
+      files: .json files that review import wrote, with the same readers in the same order.
+      out: JSON file to write.
+      overwrite: replace the file if it exists.
+    """
+    check_output(out, overwrite)
+    if not files:
+        raise UserError("no file was given; name the .json files of cmb-jax review import before --out")
+    scans = [read_review(path) for path in files]
+    numbers = {len(scan.readings) for scan in scans}
+    if len(numbers) > 1:
+        raise UserError(
+            f"the scans have {' and '.join(map(str, sorted(numbers)))} readers; give scans that the same "
+            "readers have read"
+        )
+    twice = [scan.subject for scan in scans if [each.subject for each in scans].count(scan.subject) > 1]
+    if twice:
+        raise UserError(f"{twice[0]}: two of the files are of this scan; give each scan once")
+    atomic_write_text(out, agreement_json(scans), overwrite=overwrite)
+    print(summary(scans))
+    print(f"written: {out} (research use only)")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"export": export, "import": import_, "agreement": agreement}
+
+
+def summary(scans: list[ScanReview]) -> str:
+    """Agreement for people, a line each."""
+    lines = []
+    readers = range(len(scans[0].readings))
+    for reader in readers:
+        found = detector_agreement(scans, reader)
+        kept = found.kept
+        lines.append(
+            f"reader {reader + 1}: of {kept.kept} kept {kept.microbleed} microbleeds, {kept.mimic} mimics, "
+            f"{kept.uncertain} uncertain, {kept.not_read} not read; precision {_shown(kept.precision)}"
+        )
+        for group in (*found.by_category, *found.by_zone):
+            if group.kept:
+                lines.append(f"  {group.name}: {group.microbleed} of {group.kept}, {_shown(group.precision)}")
+        lines.append(
+            f"  not kept: {found.rejected_microbleeds} rejected candidates and {found.added_microbleeds} "
+            f"added lesions are microbleeds; kept of the reader's {_shown(found.found)}"
+        )
+    for first in readers:
+        for second in readers[first + 1 :]:
+            pair = reader_agreement(scans, first, second)
+            icc = "undefined" if math.isnan(pair.counts.icc) else f"{pair.counts.icc:.3f}"
+            lines.append(
+                f"readers {first + 1} and {second + 1}: same verdict {_shown(pair.agreement)}, "
+                f"kappa {estimate_text(pair.kappa)}; ICC of counts {icc}; added by both {pair.added_both}, "
+                f"by one {pair.added_first} and {pair.added_second}"
+            )
+    return "\n".join(lines)
+
+
+def _shown(part: Share) -> str:
+    if not part.of:
+        return "- (none)"
+    return f"{part.value:.3f} [{part.low:.3f}, {part.high:.3f}] of {part.of}"

@@ -1,0 +1,153 @@
+"""A reader's marks brought to the candidates of one result, whatever file they came in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cmb_jax.errors import UserError
+from cmb_jax.evaluation.matching import CENTER3, Pairs, center_distances, match
+from cmb_jax.report.content import DetectionRow
+from cmb_jax.review.itksnap import read_painted
+from cmb_jax.review.marks import Mark, Verdict
+from cmb_jax.review.markups import read_markups
+from cmb_jax.review.result import Result, positions_mm
+from cmb_jax.review.spreadsheet import is_spreadsheet_of_ours, read_spreadsheet
+from cmb_jax.review.viewer_export import read_viewer_export
+
+MAX_MOVE_MM = 10.0
+"""A microbleed is at most 10 mm wide: a centre that was moved farther belongs to something else."""
+
+_SAME_PLACE_MM = 0.05  # tables have two decimals
+_TURN = np.array([-1.0, -1.0, 1.0])  # LPS to RAS and back
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What one reader says about one scan."""
+
+    marks: tuple[Mark, ...]  # one for each candidate, in the order of the result's rows
+    added: tuple[Mark, ...] = ()  # lesions that the reader added, each with a verdict
+
+    @property
+    def microbleeds(self) -> tuple[Mark, ...]:
+        """All that the reader calls a microbleed."""
+        return tuple(mark for mark in (*self.marks, *self.added) if mark.verdict is Verdict.MICROBLEED)
+
+
+def read_readings(path: Path, result: Result) -> list[Reading]:
+    """The readings in a file: a spreadsheet, Slicer markups, a label image, or the export of the viewer.
+
+    Only the viewer's export can hold more than one reader; they come in the order of their names.
+
+    Raises:
+        UserError: no such file or format; see the readers of each and `settle`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give what the reader saved")
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        marks, removed = read_painted(path, result)
+    elif name.endswith(".json"):
+        marks, removed = read_markups(path, result)
+    elif name.endswith(".xlsx"):
+        if not is_spreadsheet_of_ours(path):
+            return [settle(path, each, set(), result) for each in read_viewer_export(path, result)]
+        marks, removed = read_spreadsheet(path, result), set()
+    else:
+        raise UserError(
+            f"{path}: give a spreadsheet (.xlsx), 3D Slicer markups (.mrk.json) or a label image (.nii.gz)"
+        )
+    return [settle(path, marks, removed, result)]
+
+
+def settle(path: Path, marks: Sequence[Mark], removed: set[int], result: Result) -> Reading:
+    """One mark for each candidate, and the added lesions.
+
+    An added mark within 3 mm of a candidate without a verdict of its own is that candidate's. Candidates that
+    were removed from the file are mimics of unknown kind; others without a mark were not read.
+
+    Raises:
+        UserError: an unknown candidate or one twice, a position outside the volume, or farther than
+            `MAX_MOVE_MM` from the candidate.
+    """
+    own = _own_marks(path, marks, result)
+    added = [mark for mark in marks if mark.candidate is None]
+    centers = dict(zip((row.id for row in result.rows), positions_mm(result.rows), strict=True))
+    # the detector may put a centre a little beyond the edge: only what a reader has moved is to be checked
+    moved = [
+        mark for n, mark in own.items() if np.linalg.norm(mark.position_mm - centers[n]) > _SAME_PLACE_MM
+    ]
+    _check_inside(path, [*moved, *added], result)
+    for mark in moved:
+        _check_move(mark, centers)
+    free = [n for n in centers if n not in own or own[n].verdict is None]
+    places = np.array([centers[n] for n in free])
+    distance = center_distances(np.array([mark.position_mm for mark in added]), places)
+    taken = match(Pairs(allowed=distance < CENTER3.limit, cost=distance, one_to_one=True)).lesion
+    for mark, column in zip(added, taken, strict=True):
+        if column >= 0:
+            own[free[column]] = dataclasses.replace(mark, candidate=free[column])
+    return Reading(
+        marks=tuple(own.get(row.id) or _unmarked(row, row.id in removed) for row in result.rows),
+        added=tuple(mark for mark, column in zip(added, taken, strict=True) if column < 0),
+    )
+
+
+def _own_marks(path: Path, marks: Sequence[Mark], result: Result) -> dict[int, Mark]:
+    """The marks that name their candidate, by its id."""
+    known = {row.id for row in result.rows}
+    own: dict[int, Mark] = {}
+    for mark in marks:
+        if mark.candidate is None:
+            continue
+        if mark.candidate not in known:
+            raise UserError(
+                f"{mark.where}: candidate {mark.candidate} is not in {result.folder}; "
+                "is the file of another scan or another run?"
+            )
+        if mark.candidate in own:
+            raise UserError(
+                f"{mark.where}: candidate {mark.candidate} stands there twice; keep one in {path.name}"
+            )
+        own[mark.candidate] = mark
+    return own
+
+
+def _unmarked(row: DetectionRow, removed: bool) -> Mark:
+    return Mark(
+        candidate=row.id,
+        verdict=Verdict.MIMIC if removed else None,
+        position_mm=(row.x_mm, row.y_mm, row.z_mm),
+    )
+
+
+def _check_move(mark: Mark, centers: Mapping[int, np.ndarray]) -> None:
+    assert mark.candidate is not None
+    center_mm = centers[mark.candidate]
+    apart = float(np.linalg.norm(mark.position_mm - center_mm))
+    if apart <= MAX_MOVE_MM:
+        return
+    text = f"{mark.where}: lies {apart:.0f} mm from candidate {mark.candidate} (at most {MAX_MOVE_MM:g})"
+    if float(np.linalg.norm(mark.position_mm * _TURN - center_mm)) <= MAX_MOVE_MM:
+        raise UserError(f"{text}, but fits with x and y negated: it is in the other system (LPS, RAS)")
+    raise UserError(f"{text}; give the file of this scan; a new lesion must not have a candidate's number")
+
+
+def _check_inside(path: Path, marks: Sequence[Mark], result: Result) -> None:
+    points = np.array([mark.position_mm for mark in marks], np.float64).reshape(-1, 3)
+    outside = ~result.grid.inside(result.grid.to_index(points))
+    if not outside.any():
+        return
+    first = marks[int(np.flatnonzero(outside)[0])]
+    shown = ", ".join(f"{value:.1f}" for value in first.position_mm)
+    text = f"{first.where}: ({shown}) RAS mm does not lie in the volume"
+    if result.grid.inside(result.grid.to_index(points * _TURN)).all():
+        raise UserError(
+            f"{text}, but all points do with x and y negated: {path.name} is in the other system (LPS, RAS)"
+        )
+    raise UserError(f"{text}; correct the position, or give the file of this scan")

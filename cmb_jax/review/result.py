@@ -1,0 +1,122 @@
+"""A prediction as `cmb-jax predict` left it in a folder, read back for review."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmb_jax.datasets.grid import Grid
+from cmb_jax.errors import UserError
+from cmb_jax.evaluation.read import read_labels
+from cmb_jax.evaluation.tables import TextTable, read_columns
+from cmb_jax.io.naming import is_bids_name, stem
+from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow
+
+_MADE_BY = "give the folder that cmb-jax predict wrote"
+_ALLOWED = {
+    "category": ("definite", "possible"),
+    "zone": ("lobar", "deep", "infratentorial", "none"),
+    "side": ("left", "right", "none"),
+    "status": ("kept", "rejected"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """Candidates of one scan with their labels."""
+
+    folder: Path
+    subject: str  # pseudonym
+    rows: tuple[DetectionRow, ...]
+    labels: np.ndarray  # (X, Y, Z) int32 on `grid`: ids of kept candidates
+    grid: Grid  # of the labels, axes turned to Right, Anterior, Superior
+
+    @property
+    def kept(self) -> tuple[DetectionRow, ...]:
+        """What was reported as microbleeds."""
+        return tuple(row for row in self.rows if row.status == "kept")
+
+    @property
+    def labels_path(self) -> Path:
+        """The label image on the scan's own grid."""
+        return self.folder / "labels.nii.gz"
+
+
+def positions_mm(rows: tuple[DetectionRow, ...]) -> np.ndarray:
+    """Centres (n, 3) in RAS mm."""
+    return np.array([[row.x_mm, row.y_mm, row.z_mm] for row in rows], np.float64).reshape(-1, 3)
+
+
+def load_result(folder: Path, subject: str | None = None) -> Result:
+    """Read detections.csv, detections.json and labels.nii.gz of a prediction.
+
+    Args:
+        folder: of the prediction.
+        subject: what the scan is called in files for readers; default: its BIDS name, else a name made from
+            the image's hash, so that no patient's name gets out.
+
+    Raises:
+        UserError: a file is missing or unreadable, or they do not fit each other.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; {_MADE_BY}")
+    table = read_columns(folder / "detections.csv", required=DETECTION_COLUMNS)
+    rows = _rows(table)
+    labels, affine = read_labels(folder / "labels.nii.gz")
+    kept = [row.id for row in rows if row.status == "kept"]
+    strange = np.setdiff1d(np.unique(labels[labels > 0]), kept)
+    if len(strange):
+        raise UserError(
+            f"{folder / 'labels.nii.gz'}: label {strange[0]:g} is no kept candidate of detections.csv; "
+            f"{_MADE_BY}"
+        )
+    x, y, z = labels.shape
+    return Result(
+        folder=folder,
+        subject=subject or _subject(folder / "detections.json"),
+        rows=rows,
+        labels=labels.astype(np.int32),
+        grid=Grid(shape=(x, y, z), affine=affine),
+    )
+
+
+def _rows(table: TextTable) -> tuple[DetectionRow, ...]:
+    columns: dict[str, Any] = {}
+    for field in dataclasses.fields(DetectionRow):
+        if field.type == "float":
+            columns[field.name] = table.numbers(field.name).tolist()
+        elif field.type == "int":
+            columns[field.name] = [int(value) for value in table.numbers(field.name)]
+        else:
+            columns[field.name] = table.text(field.name)
+    for name, allowed in _ALLOWED.items():
+        for line, value in enumerate(columns[name], start=2):
+            if value not in allowed:
+                raise UserError(
+                    f"{table.path}: line {line}: {name} is {value!r}; allowed: {', '.join(allowed)}"
+                )
+    ids = columns["id"]
+    if len(set(ids)) < len(ids) or min(ids, default=1) < 1:
+        raise UserError(f"{table.path}: ids must be whole numbers from 1 on, each once; {_MADE_BY}")
+    return tuple(
+        DetectionRow(**dict(zip(columns, values, strict=True)))
+        for values in zip(*columns.values(), strict=True)
+    )
+
+
+def _subject(path: Path) -> str:
+    """The BIDS name of the image that was searched, else a name of its hash."""
+    try:
+        inputs = json.loads(path.read_text(encoding="utf-8"))["inputs"]
+        name, digest = next((each["file"], each["sha256"]) for each in inputs if each["role"] == "swi")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {_MADE_BY}") from None
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}); {_MADE_BY}") from error
+    name = stem(str(name))
+    return name if is_bids_name(name) else f"scan-{str(digest)[:8]}"

@@ -1,0 +1,179 @@
+"""The review spreadsheet: candidates with RAS coordinates, and the verdicts that a reader fills in.
+
+Sheet and columns are those that Microbleed-review-viewer reads as it is installed (its
+examples/README.md, 2025), with further columns that it passes over.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from openpyxl import Workbook
+from openpyxl.cell import Cell as SheetCell
+from openpyxl.styles import Alignment, Font, PatternFill
+from openpyxl.utils import get_column_letter
+from openpyxl.worksheet.datavalidation import DataValidation
+from openpyxl.worksheet.worksheet import Worksheet
+
+from cmb_jax.datasets.sheets import Cell, Row, number, read_sheet
+from cmb_jax.errors import UserError
+from cmb_jax.report.content import DetectionRow
+from cmb_jax.report.summary import location_text
+from cmb_jax.review.marks import MIMIC_KINDS, Mark, Verdict, parse_verdict
+from cmb_jax.review.result import Result
+
+SHEET = "MCH-microhemorrage"  # spelt so by the viewer
+ID, SUBJECT, VERDICT, MIMIC, DIAMETER = "id", "subjectid", "verdict", "mimic", "diameter_mm"
+POSITION = ("RAS L-R L", "RAS P-A A", "RAS I-S S")
+VERIFY = "verify (yes=1)"
+_COLUMNS: dict[str, int] = {  # with their widths
+    **{ID: 5, SUBJECT: 24, VERDICT: 13, MIMIC: 22, "comments": 30},
+    **dict.fromkeys(POSITION, 11),
+    **{DIAMETER: 12, "score": 8, "category": 10, "status": 10, "reason": 34},
+    **{"zone": 14, "atlasregions": 30, "slicecount": 10, "readers": 10, VERIFY: 13},
+}
+_TO_FILL = PatternFill("solid", fgColor="FFF7D6")
+_SPARE_ROWS = 50  # below the candidates, prepared for lesions that a reader adds
+_HELP = (
+    "Research use only; not a diagnosis.",
+    "One row a candidate; kept ones are what the program reports, rejected ones say why they are not.",
+    f"Fill in {VERDICT}: {', '.join(Verdict)}. Empty means not read.",
+    f"{MIMIC} may say what a mimic is: {', '.join(MIMIC_KINDS)}.",
+    "Correct a centre by its three RAS coordinates (mm), by at most 10 mm.",
+    f"Add a lesion below the last row: coordinates and {VERDICT}, no {ID}.",
+    f"{VERIFY} is for Microbleed-review-viewer; 1 and 0 there count where {VERDICT} is empty.",
+    f"Do not change {ID} and {SUBJECT}. Comments stay in this file.",
+)
+
+
+def spreadsheet(result: Result) -> bytes:
+    """The workbook as bytes: kept candidates first, verdicts empty."""
+    book = Workbook()
+    book.properties.creator = "cmb-jax"
+    sheet: Worksheet = book.worksheets[0]
+    sheet.title = SHEET
+    rows = sorted(result.rows, key=lambda row: (row.status != "kept", row.id))
+    lines = [_values(row, result.subject) for row in rows]
+    for column, (name, width) in enumerate(_COLUMNS.items(), start=1):
+        cell = sheet.cell(1, column)
+        _write(cell, name)
+        cell.font, cell.alignment = Font(bold=True), Alignment(wrap_text=True, vertical="top")
+        sheet.column_dimensions[get_column_letter(column)].width = width
+        for row_number, values in enumerate(lines, start=2):
+            _write(sheet.cell(row_number, column), values[name])
+        if name in (VERDICT, MIMIC):
+            _let_choose(sheet, column, name, len(rows) + _SPARE_ROWS + 1)
+    sheet.freeze_panes = "C2"
+    guide: Worksheet = book.create_sheet("how to review")
+    guide.column_dimensions["A"].width = 110
+    for line, text in enumerate(_HELP, start=1):
+        _write(guide.cell(line, 1), text)
+    buffer = io.BytesIO()
+    book.save(buffer)
+    return buffer.getvalue()
+
+
+def _values(row: DetectionRow, subject: str) -> dict[str, Cell | int]:
+    return {
+        **{ID: row.id, SUBJECT: subject, VERDICT: None, MIMIC: None, "comments": None, VERIFY: None},
+        **dict(zip(POSITION, (row.x_mm, row.y_mm, row.z_mm), strict=True)),
+        **{DIAMETER: row.diameter_mm, "score": row.score, "category": row.category, "status": row.status},
+        **{"reason": row.reason, "zone": row.zone, "slicecount": row.k, "readers": "cmb-jax"},
+        "atlasregions": location_text(row, trusted=True),
+    }
+
+
+def _write(cell: SheetCell, value: Cell | int) -> None:
+    """A value as it is: text that looks like a formula stays text, also when a reader edits it."""
+    cell.value = value
+    if isinstance(value, str):
+        cell.data_type = "s"
+        cell.quotePrefix = True
+
+
+def _let_choose(sheet: Worksheet, column: int, name: str, last: int) -> None:
+    words = list(Verdict) if name == VERDICT else MIMIC_KINDS
+    rule = DataValidation(
+        type="list", formula1=f'"{",".join(words)}"', allow_blank=True, showErrorMessage=True
+    )
+    rule.errorTitle, rule.error = "Not a choice", f"Choose one of: {', '.join(words)}"
+    letter = get_column_letter(column)
+    rule.add(f"{letter}2:{letter}{last}")
+    sheet.add_data_validation(rule)
+    for line in range(2, last + 1):
+        sheet.cell(line, column).fill = _TO_FILL
+
+
+def is_spreadsheet_of_ours(path: Path) -> bool:
+    """Whether the first row of the first sheet names our columns.
+
+    Raises:
+        UserError: see `read_sheet`.
+    """
+    header = (read_sheet(path) or [()])[0]
+    return {ID, SUBJECT, VERDICT, *POSITION} <= set(header)
+
+
+def read_spreadsheet(path: Path, result: Result) -> list[Mark]:
+    """The rows as marks; a row without an id is a lesion that the reader added.
+
+    Raises:
+        UserError: see `read_sheet`; a row of another subject, a word that is no verdict, a coordinate that is
+            no number, an added lesion without verdict.
+    """
+    header, *rows = read_sheet(path)
+    names = [str(name) for name in header]
+    marks = []
+    for line, cells in enumerate(rows, start=2):
+        if cells:
+            padded: Row = (*cells, *[None] * (len(names) - len(cells)))
+            marks.append(_mark(dict(zip(names, padded, strict=False)), path, line, result.subject))
+    return marks
+
+
+def _mark(row: dict[str, Cell], path: Path, line: int, subject: str) -> Mark:
+    where = f"{path}: row {line}"
+    candidate = None
+    if row[ID] is not None:
+        value = number(row[ID], path, line, ID)
+        candidate = int(value)
+        if candidate != value:
+            raise UserError(f"{where}: {ID} is {value:g}, but must be a whole number as exported")
+    stated = text_of(row[SUBJECT])
+    if stated not in ("", subject) or (candidate is not None and not stated):
+        raise UserError(
+            f"{where}: {SUBJECT} is {stated!r}, but the result is of {subject!r}; "
+            "give the file of this scan (or the --subject that it was exported with)"
+        )
+    verdict, mimic = parse_verdict(text_of(row[VERDICT]), text_of(row.get(MIMIC)), where)
+    verified = text_of(row.get(VERIFY))
+    if verified not in ("", "0", "1"):
+        raise UserError(f"{where}: {VERIFY} is {verified!r}; allowed: 1, 0, or empty")
+    if verified and verdict is None:
+        verdict = Verdict.MICROBLEED if verified == "1" else Verdict.MIMIC
+    elif verified and (verified == "1") != (verdict is Verdict.MICROBLEED):
+        raise UserError(f"{where}: {VERDICT} is {verdict} but {VERIFY} is {verified}; correct one of them")
+    if candidate is None and verdict is None:
+        raise UserError(f"{where}: a lesion was added without a verdict; allowed: {', '.join(Verdict)}")
+    x, y, z = (number(row[name], path, line, name) for name in POSITION)
+    diameter = None
+    if candidate is None and row.get(DIAMETER) is not None:
+        diameter = number(row[DIAMETER], path, line, DIAMETER)
+        if diameter <= 0:
+            raise UserError(f"{where}: {DIAMETER} is {diameter:g}; it must be above 0 mm, or empty")
+    return Mark(
+        candidate=candidate,
+        verdict=verdict,
+        mimic=mimic,
+        position_mm=(x, y, z),
+        diameter_mm=diameter,
+        where=where,
+    )
+
+
+def text_of(cell: Cell) -> str:
+    """A cell as text; whole numbers without a point."""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return "" if cell is None else str(cell)

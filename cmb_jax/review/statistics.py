@@ -1,0 +1,182 @@
+"""How readers agree with the detector and with each other, over one scan or many."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import binomtest
+
+from cmb_jax.evaluation.agreement import CountAgreement, cohen_kappa, count_agreement
+from cmb_jax.evaluation.bootstrap import Estimate, estimates, resample_weights
+from cmb_jax.report.content import DetectionRow
+from cmb_jax.report.summary import ZONES
+from cmb_jax.review.consensus import added_groups
+from cmb_jax.review.marks import Mark, Verdict
+from cmb_jax.review.reading import Reading
+
+_SAMPLES, _SEED = 2000, 0
+_WORDS = tuple(Verdict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScanReview:
+    """One scan's candidates with the readings of all readers, in the same order of readers in every scan."""
+
+    subject: str
+    rows: tuple[DetectionRow, ...]
+    readings: tuple[Reading, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Share:
+    """A proportion with its 95 % Wilson interval (Wilson 1927, JASA 22:209); NaN of nothing."""
+
+    count: int
+    of: int
+    value: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """Verdicts on some of the kept candidates."""
+
+    name: str
+    kept: int
+    microbleed: int
+    mimic: int
+    uncertain: int
+    not_read: int
+    precision: Share  # microbleeds among those called microbleed or mimic
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetectorAgreement:
+    """One reader against the detector."""
+
+    kept: Group
+    by_category: tuple[Group, ...]
+    by_zone: tuple[Group, ...]
+    rejected_microbleeds: int  # rejected candidates that the reader calls microbleeds
+    added_microbleeds: int  # microbleeds that were no candidate
+    found: Share  # kept ones among the reader's microbleeds
+    counts: CountAgreement  # kept candidates and the reader's microbleeds a scan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReaderAgreement:
+    """Two readers, on the candidates that both judged."""
+
+    confusion: tuple[tuple[int, ...], ...]  # first reader by second: microbleed, mimic, uncertain
+    agreement: Share  # same verdict
+    kappa: Estimate  # Cohen's, unweighted, over the three verdicts
+    resampled: str  # what the bootstrap of kappa draws
+    added_both: int  # lesions that both added, less than 3 mm apart
+    added_first: int
+    added_second: int
+    counts: CountAgreement  # microbleeds a scan of the two
+
+
+def share(count: int, of: int) -> Share:
+    """`count` of `of` with its interval."""
+    if of == 0:
+        return Share(count=0, of=0, value=np.nan, low=np.nan, high=np.nan)
+    interval = binomtest(count, of).proportion_ci(method="wilson")
+    return Share(count=count, of=of, value=count / of, low=float(interval.low), high=float(interval.high))
+
+
+def detector_agreement(scans: Sequence[ScanReview], reader: int) -> DetectorAgreement:
+    """How often the reader confirms what the detector keeps, in all and by category and zone.
+
+    The reader saw the detector's marks, so that both numbers favour the detector against a blinded reading.
+    """
+    pairs = [pair for scan in scans for pair in zip(scan.rows, scan.readings[reader].marks, strict=True)]
+    added = [mark for scan in scans for mark in scan.readings[reader].added]
+    kept = [pair for pair in pairs if pair[0].status == "kept"]
+    everything = _group("kept", [mark for _, mark in kept])
+    rejected = sum(mark.verdict is Verdict.MICROBLEED for row, mark in pairs if row.status == "rejected")
+    new = sum(mark.verdict is Verdict.MICROBLEED for mark in added)
+    return DetectorAgreement(
+        kept=everything,
+        by_category=tuple(
+            _group(name, [mark for row, mark in kept if row.category == name])
+            for name in ("definite", "possible")
+        ),
+        by_zone=tuple(
+            _group(name, [mark for row, mark in kept if row.zone == name]) for name in (*ZONES, "none")
+        ),
+        rejected_microbleeds=rejected,
+        added_microbleeds=new,
+        found=share(everything.microbleed, everything.microbleed + rejected + new),
+        counts=count_agreement(
+            np.array([sum(row.status == "kept" for row in scan.rows) for scan in scans]),
+            _microbleeds(scans, reader),
+        ),
+    )
+
+
+def _group(name: str, marks: Sequence[Mark]) -> Group:
+    number = {word: sum(mark.verdict is word for mark in marks) for word in (*_WORDS, None)}
+    yes, no = number[Verdict.MICROBLEED], number[Verdict.MIMIC]
+    return Group(
+        name=name,
+        kept=len(marks),
+        microbleed=yes,
+        mimic=no,
+        uncertain=number[Verdict.UNCERTAIN],
+        not_read=number[None],
+        precision=share(yes, yes + no),
+    )
+
+
+def _microbleeds(scans: Sequence[ScanReview], reader: int) -> np.ndarray:
+    return np.array([len(scan.readings[reader].microbleeds) for scan in scans])
+
+
+def reader_agreement(scans: Sequence[ScanReview], first: int, second: int) -> ReaderAgreement:
+    """Agreement of two readers. The interval of kappa resamples scans, or of a single scan its candidates."""
+    by_scan = [
+        [
+            _confusion(a, b)
+            for a, b in zip(scan.readings[first].marks, scan.readings[second].marks, strict=True)
+        ]
+        for scan in scans
+    ]
+    units = [sum(tables, np.zeros((3, 3), int)) for tables in by_scan] if len(scans) > 1 else by_scan[0]
+    tables = np.array(units, int).reshape(-1, 3, 3)
+    total = tables.sum(axis=0)
+    added = [added_groups((scan.readings[first], scan.readings[second])) for scan in scans]
+    both = sum(len(group) == 2 for groups in added for group in groups)
+    return ReaderAgreement(
+        confusion=tuple(tuple(int(n) for n in line) for line in total),
+        agreement=share(int(np.trace(total)), int(total.sum())),
+        kappa=_kappa(tables),
+        resampled="scans" if len(scans) > 1 else "candidates of the one scan",
+        added_both=both,
+        added_first=sum(len(scan.readings[first].added) for scan in scans) - both,
+        added_second=sum(len(scan.readings[second].added) for scan in scans) - both,
+        counts=count_agreement(_microbleeds(scans, first), _microbleeds(scans, second)),
+    )
+
+
+def _confusion(a: Mark, b: Mark) -> np.ndarray:
+    """One candidate as a table (3, 3); empty if one of the two did not read it."""
+    table = np.zeros((3, 3), int)
+    if a.verdict is not None and b.verdict is not None:
+        table[_WORDS.index(a.verdict), _WORDS.index(b.verdict)] = 1
+    return table
+
+
+def _kappa(tables: np.ndarray) -> Estimate:
+    """Cohen's kappa of the summed tables (U, 3, 3) with a percentile interval over the U."""
+    value = cohen_kappa(tables.sum(axis=0))
+    if len(tables) < 2:
+        return Estimate(float(value))
+    drawn = [
+        cohen_kappa(np.tensordot(weights, tables, axes=1))
+        for weights in resample_weights(len(tables), _SAMPLES, _SEED)
+    ]
+    return estimates(np.array([value]), np.concatenate(drawn)[:, None])[0]
