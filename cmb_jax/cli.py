@@ -2,6 +2,7 @@
 
 Examples:
   cmb-jax predict --swi swi.nii.gz --phase phase.nii.gz --out result
+  cmb-jax predict --dicom examination --out result --dicom-out
   cmb-jax simulate --out phantoms --subjects 4 --seed 1
   cmb-jax evaluate --pred results --truth phantoms --out metrics.json
   cmb-jax swi --magnitude mag.nii.gz --phase phase.nii.gz --out swi
@@ -23,29 +24,35 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import cmb_jax
-from cmb_jax.commands.common import run_for_people
+from cmb_jax.commands.common import StoredPhase, run_for_people
 from cmb_jax.commands.implant_arguments import implant
+from cmb_jax.errors import UserError
 
 
 def predict(
-    swi: Path,
     out: Path,
+    swi: Path | None = None,
+    dicom: Path | None = None,
+    series: tuple[str, ...] = (),
     phase: Path | None = None,
     magnitude: Path | None = None,
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
-    phase_range: Literal["auto", "radians", "pm4096", "0-4095", "0-2pi", "symmetric"] = "auto",
+    phase_range: StoredPhase = "auto",
     weights: str = "small",
     threshold: float | None = None,
+    dicom_out: bool = False,
     overwrite: bool = False,
     keep_identifiers: bool = False,
 ) -> None:
-    """Find, locate and report the microbleeds of one scan.
+    """Find, locate and report the microbleeds of one scan, given as NIfTI (--swi) or DICOM (--dicom).
 
     Writes detections.csv, detections.json, labels.nii.gz and report.html into a new folder.
 
     Args:
-      swi: susceptibility-weighted or T2*-weighted image (NIfTI).
       out: folder to make.
+      swi: susceptibility-weighted or T2*-weighted image (NIfTI).
+      dicom: folder with the scan's DICOM series, sorted or not; `cmb-jax dicom` shows what is in it.
+      series: series to use if several fit: numbers as `cmb-jax dicom` lists them, or series UIDs.
       phase: phase image on the same grid.
       magnitude: magnitude image on the same grid, for the brain regions.
       phase_sign: what the stored phase is multiplied with, so that veins are positive.
@@ -53,9 +60,33 @@ def predict(
         tells it from the data.
       weights: name of bundled weights, or a .safetensors file.
       threshold: score from which a candidate is kept; default: the weights' operating point.
+      dicom_out: write segmentation.dcm and report.dcm too, which refer to the DICOM series.
       overwrite: replace the folder if it exists.
-      keep_identifiers: let the results name the input files as they are named (docs/privacy.md).
+      keep_identifiers: let the results name the input files as they are named, and DICOM results the
+        patient and the study, as a PACS needs it (docs/privacy.md, docs/dicom.md).
     """
+    if dicom is not None:
+        if swi is not None or phase is not None or magnitude is not None:
+            raise UserError("--dicom: the folder takes the place of --swi, --phase and --magnitude; give one")
+        from cmb_jax.commands.predict_dicom import run as run_dicom
+
+        run_dicom(
+            dicom=dicom,
+            out=out,
+            series=series,
+            phase_sign=phase_sign,
+            phase_range=phase_range,
+            weights=weights,
+            threshold=threshold,
+            dicom_out=dicom_out,
+            keep_identifiers=keep_identifiers,
+            overwrite=overwrite,
+        )
+        return
+    if swi is None:
+        raise UserError("give the scan: --swi IMAGE (NIfTI), or --dicom FOLDER")
+    if series or dicom_out:
+        raise UserError("--series and --dicom-out go with --dicom FOLDER")
     from cmb_jax.commands.predict import run
 
     run(
@@ -70,6 +101,18 @@ def predict(
         overwrite=overwrite,
         keep_identifiers=keep_identifiers,
     )
+
+
+def dicom(folder: tyro.conf.Positional[Path], series: tuple[str, ...] = ()) -> None:
+    """List the DICOM series of a folder: what each is and why, and which `predict --dicom` would use.
+
+    Args:
+      folder: folder with DICOM files, sorted or not.
+      series: look at the choice among these only: numbers as listed, or series UIDs.
+    """
+    from cmb_jax.commands.dicom import run
+
+    run(folder, series)
 
 
 def simulate(
@@ -183,7 +226,7 @@ def swi(
     te_ms: tuple[float, ...] = (),
     echo: int | None = None,
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
-    phase_range: Literal["auto", "radians", "pm4096", "0-4095", "0-2pi", "symmetric"] = "auto",
+    phase_range: StoredPhase = "auto",
     overwrite: bool = False,
     keep_identifiers: bool = False,
 ) -> None:
@@ -279,7 +322,7 @@ def bids(
     session_label: tuple[str, ...] = (),
     acq_label: str | None = None,
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
-    phase_range: Literal["auto", "radians", "pm4096", "0-4095", "0-2pi", "symmetric"] = "auto",
+    phase_range: StoredPhase = "auto",
     weights: str = "small",
     threshold: float | None = None,
     overwrite: bool = False,
@@ -329,6 +372,7 @@ def review() -> None:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict,
+    "dicom": dicom,
     "simulate": simulate,
     "benchmark-data": benchmark_data,
     "evaluate": evaluate,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from cmb_jax.bids_app.participants import (
     select_participants,
 )
 from cmb_jax.bids_app.scan_images import PhaseOptions, ScanImages
-from cmb_jax.commands.common import use_compilation_cache
+from cmb_jax.commands.common import stopwatch, use_compilation_cache
 from cmb_jax.commands.predict import check_threshold
 from cmb_jax.datasets.bids.layout import BidsLayout, read_layout
 from cmb_jax.datasets.bids.names import label_of
@@ -70,7 +69,7 @@ def run(
     phase = PhaseOptions(sign=phase_sign, stored=None if phase_range == "auto" else PhaseRange(phase_range))
     pipeline = detector_pipeline(weights, threshold, phase)
     write_dataset_files(data, out)
-    outcomes = run_participants(layout, out, selection, pipeline, overwrite=overwrite, say=_clocked())
+    outcomes = run_participants(layout, out, selection, pipeline, overwrite=overwrite, say=stopwatch())
     _report(outcomes, data, out)
 
 
@@ -96,16 +95,6 @@ def detector_pipeline(weights: str, threshold: float | None, phase: PhaseOptions
 
     cut = detector.config.inference.score_threshold if threshold is None else threshold
     return Pipeline(bundle=detector.bundle, detect=detect, threshold=cut, phase=phase)
-
-
-def _clocked() -> Say:
-    """Prints lines with the seconds since now."""
-    tick = time.perf_counter()
-
-    def say(text: str) -> None:
-        print(f"[{time.perf_counter() - tick:6.1f} s] {text}", file=sys.stderr, flush=True)
-
-    return say
 
 
 def _report(outcomes: list[Outcome], data: Path, out: Path) -> None:

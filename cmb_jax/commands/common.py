@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from cmb_jax.errors import UserError
 
 USER_ERROR_CODE = 2
+
+StoredPhase = Literal["auto", "radians", "pm4096", "0-4095", "milliradians", "0-2pi", "symmetric"]
+"""How phase is stored, as typed: "auto" or a value of `cmb_jax.io.phase.PhaseRange`."""
+
+
+Progress = Callable[[str], None]
+"""Is told what is being done."""
+
+
+def stopwatch() -> Progress:
+    """Tells on stderr what is being done, with the seconds since now."""
+    tick = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(f"[{time.perf_counter() - tick:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    return say
 
 
 def run_for_people(command: Callable[[], None]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from cmb_jax.commands.common import StoredPhase
+
 
 def implant(
     magnitude: Path,
@@ -18,7 +20,7 @@ def implant(
     lesions: Path | None = None,
     brain_mask: Path | None = None,
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
-    phase_range: Literal["auto", "radians", "pm4096", "0-4095", "0-2pi", "symmetric"] = "auto",
+    phase_range: StoredPhase = "auto",
     seed: int = 0,
     overwrite: bool = False,
     keep_identifiers: bool = False,

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-from cmb_jax.commands.common import existing_file, use_compilation_cache
+from cmb_jax.commands.common import Progress, existing_file, stopwatch, use_compilation_cache
 from cmb_jax.errors import UserError
+from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import described_inputs, write_prediction
 from cmb_jax.inference.predict import Prediction, load_detector
 from cmb_jax.inference.scan import PhaseSign
 from cmb_jax.io.naming import stem
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.phase import PhaseRange
+from cmb_jax.io.volume import Volume
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScanInput:
+    """One scan as it goes into the detector, whatever files it came from."""
+
+    swi: Volume
+    phase: Volume | None
+    magnitude: Volume | None
+    phase_sign: PhaseSign
+    phase_range: PhaseRange | None
+    subject: str  # what the report calls it
+    inputs: tuple[tuple[str, str, str], ...]  # (role, name, sha256) of what was read
+    steps: tuple[str, ...] = ()  # done before the detector
+    warnings: tuple[str, ...] = ()
+
+
+FurtherFiles = Callable[[Path, Prediction, WeightsBundle], None]
 
 
 def check_output(out: Path, overwrite: bool) -> None:
@@ -80,33 +101,71 @@ def run(
     Raises:
       UserError: anything wrong with the files or the arguments.
     """
-    tick = time.perf_counter()
+    say = stopwatch()
     check_output(out, overwrite)
     check_threshold(threshold)
     swi_volume = read_volume(existing_file(swi, "SWI"))
     phase_volume = None if phase is None else read_volume(existing_file(phase, "phase"))
     magnitude_volume = None if magnitude is None else read_volume(existing_file(magnitude, "magnitude"))
-    use_compilation_cache()
-    detector = load_detector(weights)
-
-    def say(text: str) -> None:
-        print(f"[{time.perf_counter() - tick:6.1f} s] {text}", file=sys.stderr, flush=True)
-
-    prediction = detector.predict(
-        swi_volume,
-        phase_volume,
-        magnitude_volume,
-        phase_sign=phase_sign,
-        phase_range=None if phase_range == "auto" else PhaseRange(phase_range),
-        threshold=threshold,
-        progress=say,
-    )
-    say("writing the report")
     inputs = described_inputs(
         keep_identifiers=keep_identifiers, swi=swi_volume, phase=phase_volume, magnitude=magnitude_volume
     )
-    subject = stem(inputs[0][1])
-    write_prediction(prediction, detector.bundle, out, inputs, subject=subject, overwrite=overwrite)
+    scan = ScanInput(
+        swi=swi_volume,
+        phase=phase_volume,
+        magnitude=magnitude_volume,
+        phase_sign=phase_sign,
+        phase_range=None if phase_range == "auto" else PhaseRange(phase_range),
+        subject=stem(inputs[0][1]),
+        inputs=inputs,
+    )
+    return predict_scan(
+        scan, out, weights=weights, threshold=threshold, overwrite=overwrite, announce=announce, say=say
+    )
+
+
+def predict_scan(
+    scan: ScanInput,
+    out: Path,
+    *,
+    weights: str,
+    threshold: float | None,
+    overwrite: bool,
+    say: Progress,
+    announce: bool = True,
+    further: FurtherFiles | None = None,
+) -> Prediction:
+    """Predict and write the results of one scan; `further` adds files to the folder.
+
+    Raises:
+      UserError: the images do not fit together, no such weights, or a folder that cannot be written.
+    """
+    use_compilation_cache()
+    detector = load_detector(weights)
+    prediction = detector.predict(
+        scan.swi,
+        scan.phase,
+        scan.magnitude,
+        phase_sign=scan.phase_sign,
+        phase_range=scan.phase_range,
+        threshold=threshold,
+        progress=say,
+    )
+    prediction = dataclasses.replace(
+        prediction,
+        steps=(*scan.steps, *prediction.steps),
+        warnings=(*scan.warnings, *prediction.warnings),
+    )
+    say("writing the report")
+    write_prediction(
+        prediction,
+        detector.bundle,
+        out,
+        scan.inputs,
+        subject=scan.subject,
+        overwrite=overwrite,
+        also=None if further is None else lambda folder: further(folder, prediction, detector.bundle),
+    )
     for line in prediction.warnings:
         print(f"warning: {line}", file=sys.stderr)
     if announce:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +128,18 @@ def write_prediction(
     *,
     subject: str,
     overwrite: bool = False,
+    also: Callable[[Path], None] | None = None,
 ) -> None:
     """Write detections.csv, detections.json, labels.nii.gz and report.html into the new folder `out`.
+
+    Args:
+      prediction: what was found.
+      bundle: the weights that found it.
+      out: folder to make.
+      inputs: (role, file name, sha256) of what was read.
+      subject: what the report calls the scan.
+      overwrite: replace the folder if it exists.
+      also: writes further files into the folder before it appears.
 
     Raises:
       UserError: the folder exists (and `overwrite` is not set) or cannot be written.
@@ -138,3 +149,5 @@ def write_prediction(
         (folder / "detections.json").write_text(summary_json(prediction, bundle, inputs))
         write_volume(folder / "labels.nii.gz", instance_labels(prediction), prediction.swi, dtype=np.uint16)
         write_report(report_content(prediction, bundle, inputs, subject), folder / "report.html")
+        if also is not None:
+            also(folder)

@@ -36,7 +36,9 @@ from cmb_jax.models.region_net import RegionNet
 BUNDLED_WEIGHTS = Path(__file__).parent.parent / "weights" / "region.safetensors"
 
 _SMALLEST_VIEW_MM = 60.0  # below this along any axis a volume does not show where in the brain it lies
-_RECENTRE_MM = 3.0  # a second pass is worth its time from this shift on
+# A second pass is worth its time from this shift on. Shifts are whole millimetres along each axis: just under
+# 3 mm, so that the rounding of an affine never decides.
+_RECENTRE_MM = 2.99
 
 # (Z, Y, X) image, weights -> region, region without OUTSIDE, side logit
 _Labeller = Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array, jax.Array]]

@@ -32,6 +32,8 @@ class PhaseRange(enum.Enum):
     """+-4096 stands for +-pi."""
     ZERO_4095 = "0-4095"
     """0..4095 stands for -pi..pi."""
+    MILLIRADIANS = "milliradians"
+    """Thousandths of a radian (GE, and Philips after its rescaling)."""
     ZERO_2PI = "0-2pi"
     """Radians from 0 to 2 pi."""
     SYMMETRIC = "symmetric"
@@ -65,6 +67,8 @@ def detect_phase_range(data: np.ndarray) -> PhaseRange:
             return PhaseRange.RADIANS
         if symmetric:
             return PhaseRange.SYMMETRIC
+    elif abs(peak - 1000 * math.pi) <= _TOLERANCE * 1000 * math.pi:
+        return PhaseRange.MILLIRADIANS
     elif 0.97 * 4096 <= peak <= 4096:
         return PhaseRange.PLUS_MINUS_4096
     elif symmetric:
@@ -85,6 +89,8 @@ def phase_to_radians(data: np.ndarray, phase_range: PhaseRange) -> np.ndarray:
         data = data * (math.pi / 4096)
     elif phase_range is PhaseRange.ZERO_4095:
         data = data * (2 * math.pi / 4096) - math.pi
+    elif phase_range is PhaseRange.MILLIRADIANS:
+        data = data / 1000
     elif phase_range is PhaseRange.SYMMETRIC:
         data = data * (math.pi / max(float(np.abs(data).max()), np.finfo(np.float64).tiny))
     wrapped = data - 2 * math.pi * np.ceil((data - math.pi) / (2 * math.pi))

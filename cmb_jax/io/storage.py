@@ -51,6 +51,7 @@ def shifted_phase(file: NiftiFile, shift: np.ndarray, phase_range: PhaseRange) -
         PhaseRange.RADIANS: (-math.pi, 2 * math.pi if peak <= _WRAPPED * math.pi else math.inf),
         PhaseRange.PLUS_MINUS_4096: (-4096.0, 8192.0),
         PhaseRange.ZERO_4095: (0.0, 4096.0),
+        PhaseRange.MILLIRADIANS: (-1000 * math.pi, 2000 * math.pi),
         PhaseRange.ZERO_2PI: (0.0, 2 * math.pi),
         PhaseRange.SYMMETRIC: (-peak, 2 * peak),
     }[phase_range]

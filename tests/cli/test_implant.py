@@ -34,6 +34,7 @@ STORAGE = {  # radians in -pi..pi -> what is stored
     "radians": lambda x: x.astype(np.float32),
     "0-4095": lambda x: np.floor((x + np.pi) / (2 * np.pi) * 4096).clip(0, 4095).astype(np.int16),
     "pm4096": lambda x: np.rint(x / np.pi * 4096).astype(np.int16),
+    "milliradians": lambda x: np.rint(x * 1000).astype(np.int16),
     "0-2pi": lambda x: (x % (2 * np.pi)).astype(np.float64),
     "symmetric": lambda x: (np.where(np.arange(x.size).reshape(x.shape) == 0, np.pi, x) * 40).astype(
         np.float32

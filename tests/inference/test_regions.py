@@ -228,3 +228,20 @@ def test_bundled_weights_label_a_drawn_head():
         overlap = 2 * ((zone_got == zone) & (zone_want == zone)).sum()
         assert overlap / ((zone_got == zone).sum() + (zone_want == zone).sum()) > 0.6
     assert jnp.isfinite(sample.image).all()
+
+
+def test_the_rounding_of_an_affine_does_not_decide_the_grid(monkeypatch, rng):
+    """The shift to the brain's middle is often 3 mm to the last bit, as (2, 1, 2) mm is here."""
+    region = np.zeros(GRID_SHAPE, np.int32)
+    region[20:78, 20:93, 20:78] = Region.FRONTAL
+    full = np.ones(GRID_SHAPE, bool)
+    monkeypatch.setattr(inference, "_label", lambda *_: (region, np.full(GRID_SHAPE, Side.LEFT), full))
+    tilted = Rotation.from_euler("x", 8, degrees=True).as_matrix() @ np.diag([2.2, 2.1, 2.5])
+    data = np.pad(np.ones((70, 80, 64), np.float32), 2)
+    grids = []
+    for _ in range(12):
+        affine = np.eye(4)
+        affine[:3, :3] = tilted + rng.normal(scale=1e-7, size=(3, 3))
+        grids.append(predict_regions(Volume.from_array(data, affine)).affine)
+    for grid in grids[1:]:
+        np.testing.assert_allclose(grid, grids[0], atol=1e-3)

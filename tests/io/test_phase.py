@@ -17,6 +17,7 @@ STORED = {
     PhaseRange.RADIANS: TRUE.astype(np.float32),
     PhaseRange.PLUS_MINUS_4096: np.rint(TRUE * 4096 / math.pi).astype(np.int16),
     PhaseRange.ZERO_4095: np.clip(np.rint((TRUE + math.pi) * 4096 / (2 * math.pi)), 0, 4095).astype(np.int16),
+    PhaseRange.MILLIRADIANS: np.rint(TRUE * 1000).astype(np.int16),
     PhaseRange.ZERO_2PI: (TRUE % (2 * math.pi)).astype(np.float32),
     PhaseRange.SYMMETRIC: (TRUE * 0.0036743 / np.abs(TRUE).max()).astype(np.float32),
 }

@@ -1,0 +1,119 @@
+"""What DICOM results say about the patient.
+
+A result must name the study, the frame of reference and the instances that it refers to: UIDs stay as they
+are. Name, ID, birth date and the other attributes of patient and study go along only if the user wants it.
+Without them, what results take from their source follows the Basic Application Level Confidentiality Profile
+of PS3.15 Annex E, with the option to retain UIDs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+
+from cmb_jax.dicom.frames import Instance
+
+# Type 2 attributes of patient and study: they must be there, and may be empty.
+_EMPTIED = (
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "PositionReferenceIndicator",
+)
+# What names the images and places their voxels, and the scanner's make: nothing else is taken over.
+_KEPT = (
+    "SpecificCharacterSet",
+    "ImageType",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "Modality",
+    "Manufacturer",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "InstanceNumber",
+    "FrameOfReferenceUID",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+)
+# Of the functional groups of multi-frame objects.
+_KEPT_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+_METHOD = "cmb-jax: PS3.15 Annex E Basic Profile, UIDs retained"
+
+
+def source_headers(instances: Sequence[Instance], keep_identifiers: bool) -> list[Dataset]:
+    """Headers of the source objects, without pixels, as results may take over from them.
+
+    Args:
+        instances: the objects, in the order of the frames.
+        keep_identifiers: leave patient and study as they are.
+    """
+    headers: list[Dataset] = [dcmread(instance.path, stop_before_pixels=True) for instance in instances]
+    return headers if keep_identifiers else [without_identifiers(header) for header in headers]
+
+
+def without_identifiers(header: Dataset) -> Dataset:
+    """The part of a header that results need, with a pseudonym for the patient.
+
+    It comes from the study's UID alone: all results of a study agree, and it tells nothing about the patient.
+    """
+    bare = _only(header, _KEPT)
+    for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        if keyword in header:
+            setattr(bare, keyword, [_only(item, _KEPT_GROUPS) for item in header[keyword].value])
+    digest = hashlib.sha256(str(header.get("StudyInstanceUID", "")).encode()).hexdigest()
+    bare.PatientID = f"CMB-{digest[:12].upper()}"
+    bare.PatientName = f"{bare.PatientID}^"
+    for keyword in _EMPTIED:
+        setattr(bare, keyword, "")
+    return bare
+
+
+def _only(dataset: Dataset, keywords: Sequence[str]) -> Dataset:
+    """A new dataset with these attributes, as far as there are any."""
+    kept = Dataset()
+    for keyword in keywords:
+        if keyword in dataset:
+            kept[keyword] = dataset[keyword]
+    return kept
+
+
+def mark(result: Dataset, keep_identifiers: bool) -> None:
+    """Says in a result whether the patient's identity was removed (PS3.3 C.7.1.1)."""
+    if keep_identifiers:
+        return
+    result.PatientIdentityRemoved = "YES"
+    result.DeidentificationMethod = _METHOD
+    items = []
+    for code in (codes.DCM.BasicApplicationConfidentialityProfile, codes.DCM.RetainUidsOption):
+        item = Dataset()
+        item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, "DCM", code.meaning
+        items.append(item)
+    result.DeidentificationMethodCodeSequence = items
+
+
+def scrubbed(text: str, identifiers: Iterable[str]) -> str:
+    """Free text, such as the name of a series or a file, without parts of patients' names and IDs."""
+    parts = sorted(map(re.escape, identifiers), key=len, reverse=True)
+    return re.sub("|".join(parts), "[removed]", text, flags=re.IGNORECASE) if parts else text

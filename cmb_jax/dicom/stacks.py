@@ -1,0 +1,184 @@
+"""Frames sorted into stacks: one image volume each, checked for missing and repeated slices."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from cmb_jax.dicom.frames import Frame, Instance
+
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_ROUNDED_MM = 0.15  # some scanners round positions to 0.1 mm
+_SAME_PLACE_MM = 0.01
+_SAME_GRID_MM = 0.01  # at any corner
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Frames of one series that form one volume, in the order of the slice normal."""
+
+    key: str  # series number, with .1, .2, ... where the series holds several stacks; typed after --series
+    frames: tuple[Frame, ...]
+    affine: np.ndarray | None  # (4, 4): (column, row, slice) index -> RAS mm; None with a fault
+    fault: str = ""  # why the stack is no volume
+
+    @property
+    def first(self) -> Frame:
+        """Its first frame, for what all frames share."""
+        return self.frames[0]
+
+    @property
+    def instance(self) -> Instance:
+        """The object of its first frame, for what the series shares."""
+        return self.frames[0].instance
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(columns, rows, slices)."""
+        return (self.instance.columns, self.instance.rows, len(self.frames))
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """The different objects that its frames come from, in the order of the frames."""
+        return tuple({frame.instance.sop_uid: frame.instance for frame in self.frames}.values())
+
+
+def sort_into_stacks(frames: Iterable[Frame]) -> tuple[Stack, ...]:
+    """Stacks in the order of their series numbers.
+
+    What differs in series, image type, component, echo, orientation or matrix lies in different stacks. Where
+    positions repeat, acquisition numbers or temporal positions tell the repeats apart.
+    """
+    series: dict[str, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        series[frame.instance.series_uid].append(frame)
+    stacks = []
+    for members in sorted(series.values(), key=_series_order):
+        groups = [part for group in _groups(members, _kind) for part in _repeats(group)]
+        number = members[0].instance.series_number
+        name = "0" if number is None else str(number)
+        for count, group in enumerate(groups, 1):
+            key = name if len(groups) == 1 else f"{name}.{count}"
+            stacks.append(_stack(key, group))
+    return tuple(stacks)
+
+
+def same_grid(a: Stack, b: Stack) -> bool:
+    """Whether two stacks of one study lie voxel on voxel."""
+    if a.affine is None or b.affine is None or a.shape != b.shape:
+        return False
+    if (
+        a.instance.study_uid != b.instance.study_uid
+        or a.instance.frame_of_reference != b.instance.frame_of_reference
+    ):
+        return False
+    corners = np.array([[*corner, 1.0] for corner in itertools.product((0, 1), repeat=3)])
+    corners[:, :3] *= np.array(a.shape) - 1
+    return bool(np.abs(corners @ (a.affine - b.affine).T).max() <= _SAME_GRID_MM)
+
+
+def _series_order(members: Sequence[Frame]) -> tuple[int, str]:
+    return (members[0].instance.series_number or 0, members[0].instance.series_uid)
+
+
+def _groups(frames: Iterable[Frame], key: Callable[[Frame], Any]) -> list[list[Frame]]:
+    """Frames with the same key together, in the order of first appearance."""
+    found: dict[Any, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        found[key(frame)].append(frame)
+    return list(found.values())
+
+
+def _kind(frame: Frame) -> tuple[Any, ...]:
+    directions = tuple(np.round(frame.orientation, 3) + 0.0)  # no negative zero
+    echo = None if frame.echo_ms is None else round(frame.echo_ms, 2)
+    size = (frame.instance.rows, frame.instance.columns, *np.round(frame.spacing_mm, 4))
+    return (frame.image_type, frame.component, echo, directions, size)
+
+
+def _normal(frame: Frame) -> np.ndarray:
+    return np.cross(frame.orientation[:3], frame.orientation[3:])
+
+
+def _offsets(frames: Sequence[Frame]) -> np.ndarray:
+    """Positions in mm along the slice normal."""
+    return np.array([frame.position_mm for frame in frames]) @ _normal(frames[0])
+
+
+def _has_repeats(frames: Sequence[Frame]) -> bool:
+    return bool(np.any(np.diff(np.sort(_offsets(frames))) < _SAME_PLACE_MM))
+
+
+def _repeats(frames: list[Frame]) -> list[list[Frame]]:
+    """The frames as one group, or one group a repeat if an attribute tells the repeats apart."""
+    repeated = _has_repeats(frames)
+    if not repeated and not _fault(np.sort(_offsets(frames))):
+        return [frames]
+    for attribute in ("acquisition", "temporal"):
+        groups = _groups(frames, operator.attrgetter(attribute))
+        wrong = [_has_repeats(g) if repeated else bool(_fault(np.sort(_offsets(g)))) for g in groups]
+        if len(groups) > 1 and not any(wrong):
+            return groups
+    return [frames]
+
+
+def _stack(key: str, frames: Sequence[Frame]) -> Stack:
+    offsets = _offsets(frames)
+    order = np.argsort(offsets, kind="stable")
+    ordered = tuple(frames[index] for index in order)
+    fault = _fault(offsets[order])
+    affine = None if fault else _affine(ordered)
+    if affine is not None and not _on_a_line(ordered, affine):
+        affine, fault = None, "its slices are shifted against each other"
+    return Stack(key=key, frames=ordered, affine=affine, fault=fault)
+
+
+def _fault(offsets: np.ndarray) -> str:
+    """Why slices at these ascending positions (mm) are no volume; empty if they are."""
+    if len(offsets) < 2:
+        return "it is a single slice"
+    steps = np.diff(offsets)
+    repeated = int(np.count_nonzero(steps < _SAME_PLACE_MM))
+    if repeated:
+        return (
+            f"{repeated} of its {len(offsets)} slices lie where another one lies (two acquisitions in one "
+            "series?), and nothing in the headers tells them apart"
+        )
+    step = float(np.median(steps))
+    gaps = np.flatnonzero(steps > step + _ROUNDED_MM)
+    if len(gaps):
+        counts = np.rint(steps[gaps] / step)
+        if np.all(counts > 1) and np.all(np.abs(steps[gaps] - counts * step) <= counts * _ROUNDED_MM):
+            missing = int(np.sum(counts - 1))
+            where = ", ".join(f"after slice {index + 1}" for index in gaps[:4])
+            noun = "slice is" if missing == 1 else "slices are"
+            return f"{missing} {noun} missing ({where} of the {len(offsets)} that there are)"
+    if len(gaps) or np.any(steps < step - _ROUNDED_MM):
+        return f"its slices are {steps.min():.2f} to {steps.max():.2f} mm apart, not evenly spaced"
+    return ""
+
+
+def _affine(frames: Sequence[Frame]) -> np.ndarray:
+    """(column, row, slice) -> RAS mm (DICOM PS3.3 C.7.6.2.1.1, with x and y turned from LPS to RAS)."""
+    first, last = frames[0], frames[-1]
+    between_rows, between_columns = first.spacing_mm
+    matrix = np.eye(4)
+    matrix[:3, 0] = np.array(first.orientation[:3]) * between_columns
+    matrix[:3, 1] = np.array(first.orientation[3:]) * between_rows
+    start, end = np.array(first.position_mm), np.array(last.position_mm)
+    matrix[:3, 2] = (end - start) / (len(frames) - 1)
+    matrix[:3, 3] = start
+    return _LPS_TO_RAS @ matrix
+
+
+def _on_a_line(frames: Sequence[Frame], affine: np.ndarray) -> bool:
+    """Whether every first pixel lies where the affine says, within the rounding of headers."""
+    expected = affine[:3, 3] + np.arange(len(frames))[:, None] * affine[:3, 2]
+    stated = np.array([frame.position_mm for frame in frames]) * np.diag(_LPS_TO_RAS)[:3]
+    return bool(np.abs(expected - stated).max() <= _ROUNDED_MM)
