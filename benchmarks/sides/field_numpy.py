@@ -14,6 +14,7 @@ from cmb_jax.config import Triple
 from cmb_jax.phantom.field import smooth_size
 from cmb_jax.phantom.protocols import GAMMA_BAR_MHZ_PER_T
 from cmb_jax.phantom.render import PADDING
+from cmb_jax.swi.filters import fast_length
 
 HOMODYNE_MM = 8.0  # width of the homodyne filter, as in `cmb_jax.swi`
 MARGIN = 16  # zero voxels that it adds to a slice
@@ -77,7 +78,7 @@ def crop(image: np.ndarray, matrix: Triple) -> np.ndarray:
 
 def weighted(image: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
     """SWI and filtered phase of a complex (X, Y, Z) image, as `cmb_jax.swi.susceptibility_weighted`."""
-    sizes = [fast(n + MARGIN) for n in image.shape[:2]]
+    sizes = [fast_length(n + MARGIN) for n in image.shape[:2]]
     windows = []
     for size, step in zip(sizes, spacing_mm, strict=False):
         cycles = np.abs(np.fft.fftfreq(size, step)).astype(np.float32) * np.float32(HOMODYNE_MM)
@@ -87,15 +88,3 @@ def weighted(image: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple
     low = np.moveaxis(np.fft.ifft2(spectrum, axes=(1, 2))[:, : image.shape[0], : image.shape[1]], 0, 2)
     phase = np.angle(image * np.conj(low))
     return np.abs(image) * np.clip(1 - phase / np.float32(math.pi), 0, 1) ** 4, phase
-
-
-def fast(length: int) -> int:
-    """The smallest number with no prime factor above 5 that is at least `length`."""
-    while True:
-        rest = length
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return length
-        length += 1

@@ -58,54 +58,61 @@ class PackedAnatomy:
 def pack_anatomy(pack: AnatomyPack) -> PackedAnatomy:
     """Bring a pack to the device, with what follows from it for every subject."""
     pack = _fit(pack)
-    spacing = float(np.linalg.norm(pack.affine[:3, 0]))
     brain = np.argwhere(region_of(pack.code) != Region.OUTSIDE)
+    drawn = brain[np.random.default_rng(0).integers(len(brain), size=BRAIN_POINTS)]
     middle = (brain.min(axis=0) + brain.max(axis=0)) / 2
-    centre = pack.affine[:3, :3] @ middle + pack.affine[:3, 3]
+    origin, points = _coarse(pack)
+    to_mni = _displacement(pack.to_mni, points)
+    data = np.concatenate([pack.fractions, _extra_bytes(pack)], axis=-1)
 
-    to_index = np.linalg.inv(pack.affine)[:3]
-    coarse_origin, coarse_points = _coarse(pack.code.shape, spacing, pack.affine)
-    to_mni = _displacement(pack.to_mni, coarse_points)
-    from_mni = _displacement(pack.from_mni, coarse_points)  # the MNI head lies within the same lattice
+    def single(values: np.ndarray) -> jax.Array:
+        return jnp.asarray(values, jnp.float32)
 
-    fractions = pack.fractions
-    lateral = region_of(pack.code) == Region.VENTRICLE
-    mni_x = coarse_points[..., 0] + to_mni[..., 0]
-    ventricle = _resample(ndimage.gaussian_filter(lateral.astype(np.float32), _VENTRICLE_REACH_MM / spacing),
-                          coarse_points, to_index)  # fmt: skip
-    ventricle = ventricle * np.clip((np.abs(mni_x) - 2.0) / 4.0, 0.0, 1.0)  # not the third and fourth
+    return PackedAnatomy(
+        words=jnp.asarray(np.ascontiguousarray(data).view("<u4").reshape(*pack.code.shape, WORDS)),
+        to_index=single(np.linalg.inv(pack.affine)[:3]),
+        centre_mm=single(pack.affine[:3, :3] @ middle + pack.affine[:3, 3]),
+        coarse_origin_mm=single(origin),
+        ventricle=single(_lateral_ventricles(pack, points, points[..., 0] + to_mni[..., 0])[..., None]),
+        to_mni=single(to_mni),
+        mni_origin_mm=single(origin),  # the MNI head lies within the same lattice
+        from_mni=single(_displacement(pack.from_mni, points)),
+        brain_mm=single(drawn @ pack.affine[:3, :3].T + pack.affine[:3, 3]),
+    )
+
+
+def _spacing_mm(pack: AnatomyPack) -> float:
+    return float(np.linalg.norm(pack.affine[:3, 0]))  # isotropic
+
+
+def _extra_bytes(pack: AnatomyPack) -> np.ndarray:
+    """(X, Y, Z, number of `Extra`) uint8."""
     extra = np.zeros((*pack.code.shape, len(Extra)), np.uint8)
 
     def put(which: Extra, values: np.ndarray) -> None:
         extra[..., which - NUM_CHANNELS] = np.rint(255 * np.clip(values, 0.0, 1.0))
 
-    extra[..., 0] = pack.code
-    csf = fractions[..., Channel.CSF].astype(np.float32) / 255
-    grey = fractions[..., Channel.GREY_MATTER].astype(np.float32) / 255
-    air = (fractions[..., Channel.AIR] > 127).astype(np.float32)
+    spacing = _spacing_mm(pack)
+    csf, grey = (pack.fractions[..., c].astype(np.float32) / 255 for c in (Channel.CSF, Channel.GREY_MATTER))
+    air = (pack.fractions[..., Channel.AIR] > 127).astype(np.float32)
     near = ndimage.gaussian_filter(csf, _CSF_REACH_MM / spacing)
     sulcal = region_of(pack.code) != Region.VENTRICLE
+    extra[..., Extra.CODE - NUM_CHANNELS] = pack.code
     put(Extra.CSF_NEAR, near * sulcal)
     put(Extra.AIR_NEAR, ndimage.gaussian_filter(air, _AIR_REACH_MM / spacing))
     put(Extra.PIAL, 4.0 * near * grey * sulcal)
-    along = _mni_y(pack)
-    put(Extra.VENOUS, 1.0 / (1.0 + np.exp((along + 25.0) / 4.0)))
+    put(Extra.VENOUS, 1.0 / (1.0 + np.exp((_mni_y(pack) + 25.0) / 4.0)))
+    return extra
 
-    data = np.concatenate([fractions, extra], axis=-1)
-    words = np.ascontiguousarray(data).view("<u4").reshape(*pack.code.shape, WORDS)
-    drawn = brain[np.random.default_rng(0).integers(len(brain), size=BRAIN_POINTS)]
-    drawn_mm = drawn @ pack.affine[:3, :3].T + pack.affine[:3, 3]
-    single = [
-        to_index,
-        centre,
-        coarse_origin,
-        ventricle[..., None],
-        to_mni,
-        coarse_origin,
-        from_mni,
-        drawn_mm,
-    ]
-    return PackedAnatomy(jnp.asarray(words), *(jnp.asarray(part, jnp.float32) for part in single))
+
+def _lateral_ventricles(pack: AnatomyPack, points_mm: np.ndarray, mni_x: np.ndarray) -> np.ndarray:
+    """Smoothed ventricles at pack points (x, y, z, 3), less the third and fourth about the midline."""
+    ventricle = (region_of(pack.code) == Region.VENTRICLE).astype(np.float32)
+    smooth = ndimage.gaussian_filter(ventricle, _VENTRICLE_REACH_MM / _spacing_mm(pack))
+    to_index = np.linalg.inv(pack.affine)[:3]
+    index = points_mm @ to_index[:, :3].T + to_index[:, 3]
+    values = ndimage.map_coordinates(smooth, np.moveaxis(index, -1, 0), order=1, mode="nearest")
+    return values * np.clip((np.abs(mni_x) - 2.0) / 4.0, 0.0, 1.0)
 
 
 def window(anatomy: PackedAnatomy, middle_mm: jax.Array, voxels: tuple[int, int, int]) -> PackedAnatomy:
@@ -127,22 +134,20 @@ def _mni_y(pack: AnatomyPack) -> np.ndarray:
     return np.broadcast_to(y[None, :, None], pack.code.shape)
 
 
-def _coarse(shape: tuple[int, ...], spacing: float, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _coarse(pack: AnatomyPack) -> tuple[np.ndarray, np.ndarray]:
     """Origin (3,) and points (x, y, z, 3) in pack mm of the coarse lattice over a pack's grid."""
-    origin = affine[:3, 3] + np.minimum(affine[:3, :3] @ (np.array(shape) - 1), 0)
-    counts = [int(np.ceil((n - 1) * spacing / COARSE_MM)) + 1 for n in shape]
-    axes = [o + COARSE_MM * np.arange(n) for o, n in zip(origin, counts, strict=True)]
+    last = np.array(pack.code.shape) - 1
+    origin = pack.affine[:3, 3] + np.minimum(pack.affine[:3, :3] @ last, 0)
+    axes = [
+        o + COARSE_MM * np.arange(int(np.ceil(n * _spacing_mm(pack) / COARSE_MM)) + 1)
+        for o, n in zip(origin, last, strict=True)
+    ]
     return origin, np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
 
 def _displacement(lattice: Lattice | None, points_mm: np.ndarray) -> np.ndarray:
     """Of points (..., 3) by a pack's lattice; zero where there is none: the pack is in MNI space."""
     return np.zeros_like(points_mm) if lattice is None else lattice.map_points(points_mm) - points_mm
-
-
-def _resample(values: np.ndarray, points_mm: np.ndarray, to_index: np.ndarray) -> np.ndarray:
-    index = points_mm @ to_index[:, :3].T + to_index[:, 3]
-    return ndimage.map_coordinates(values, np.moveaxis(index, -1, 0), order=1, mode="nearest")
 
 
 def _fit(pack: AnatomyPack) -> AnatomyPack:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -278,9 +279,13 @@ def simulate_batch(
     def several(some: jax.Array, anatomy: PackedAnatomy, ranges: Ranges) -> Sample:
         return jax.vmap(lambda key: sample_at(key, anatomy, ranges, anatomy.centre_mm, plan))(some)
 
+    return over_devices(several, mesh)(keys, anatomy, ranges)
+
+
+def over_devices(function: Callable, mesh: Mesh | None) -> Callable:
+    """function(keys, anatomy, ranges) with the keys spread over the first axis of a mesh, if there is one."""
     if mesh is None:
-        return several(keys, anatomy, ranges)
-    axis = mesh.axis_names[0]
-    return jax.shard_map(
-        several, mesh=mesh, in_specs=(P(axis), P(), P()), out_specs=P(axis), check_vma=False
-    )(keys, anatomy, ranges)
+        return function
+    share, whole = P(mesh.axis_names[0]), P()
+    specs = (share, whole, whole)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=share, check_vma=False)

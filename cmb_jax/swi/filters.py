@@ -17,7 +17,7 @@ DEFAULT_WIDTH_MM = 8.0
 _MARGIN = 16  # voxels of zeros that keep one edge from wrapping round to the other
 
 
-def _fast_length(length: int) -> int:
+def fast_length(length: int) -> int:
     """The smallest 2-3-5-smooth number that is at least `length`: FFTs of other sizes are slow."""
     while True:
         rest = length
@@ -49,7 +49,7 @@ def low_pass(
         (X, Y, Z) of the same type.
     """
     nx, ny, _ = volume.shape
-    px, py = _fast_length(nx + _MARGIN), _fast_length(ny + _MARGIN)
+    px, py = fast_length(nx + _MARGIN), fast_length(ny + _MARGIN)
     window_x = _hann(px, spacing_mm[0], width_mm)
     window_y = _hann(py, spacing_mm[1], width_mm)
     slices = jnp.moveaxis(volume, 2, 0)

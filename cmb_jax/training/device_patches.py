@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from cmb_jax.boxes.types import Truths
 from cmb_jax.config import DataConfig
@@ -23,7 +22,7 @@ from cmb_jax.data.prepare import MAX_SCALED_INTENSITY, REFERENCE_PERCENTILE
 from cmb_jax.data.subjects import PROPOSAL_STRIDE
 from cmb_jax.phantom.packed import PackedAnatomy, window
 from cmb_jax.phantom.protocols import Protocol
-from cmb_jax.phantom.sample import Plan, Ranges, Sample, sample_at, solid_tissue
+from cmb_jax.phantom.sample import Plan, Ranges, Sample, over_devices, sample_at, solid_tissue
 from cmb_jax.training.step import DeviceBatch
 
 RIM_MM = 8.0  # simulated beyond the patch on every side, then cut off
@@ -143,9 +142,4 @@ def simulate_patches(
         made = jax.vmap(lambda key: simulate_patch(key, anatomy, ranges, plan))(some)
         return DeviceBatch(image=made[0], truths=made[1], mimics=made[2])
 
-    if mesh is None:
-        return several(keys, anatomy, ranges)
-    axis = mesh.axis_names[0]
-    return jax.shard_map(
-        several, mesh=mesh, in_specs=(P(axis), P(), P()), out_specs=P(axis), check_vma=False
-    )(keys, anatomy, ranges)
+    return over_devices(several, mesh)(keys, anatomy, ranges)
