@@ -11,7 +11,6 @@ from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_directory
 from cmb_jax.phantom.benchmark import BenchmarkSplit, Comparison, Split, compare, read_checksums
 from cmb_jax.phantom.tree import PackLoader, write_cohort
-from cmb_jax.training.memory import keep_freed_memory
 
 
 def run(
@@ -41,7 +40,6 @@ def run(
     members = chosen.members(subjects)
     check_output(out, overwrite)
     use_one_instruction_set()
-    keep_freed_memory()
     use_compilation_cache()
     with atomic_directory(out, overwrite=overwrite) as root:
         write_cohort(root, chosen.title, members, PackLoader())

@@ -10,7 +10,6 @@ from cmb_jax.commands.predict import check_output
 from cmb_jax.errors import UserError
 from cmb_jax.phantom import SubjectSettings, simulate_tree
 from cmb_jax.phantom.tiers import check_settings
-from cmb_jax.training.memory import keep_freed_memory
 
 
 def run(
@@ -33,7 +32,6 @@ def run(
         raise UserError(f"--seed {seed}: give 0 or more")
     check_settings(settings)
     check_output(out, overwrite)
-    keep_freed_memory()
     use_compilation_cache()
     simulate_tree(out, subjects, seed, settings, anatomies=anatomies, overwrite=overwrite)
     print(f"written: {out}")
