@@ -1,7 +1,7 @@
 """Counts over a generated split of CMB-Phantom for its data card: python tools/describe_benchmark.py DIR.
 
-Microbleeds, unseen ones, focal mimics and mimic candidates (`cmb_jax.phantom.candidates`) of every subject, and
-their ranges. Some seconds a subject.
+Microbleeds, unseen ones, focal mimics and mimic candidates (`cmb_jax.phantom.candidates`) of every subject,
+and their ranges. Some seconds a subject.
 """
 
 from __future__ import annotations
