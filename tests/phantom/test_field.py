@@ -30,7 +30,9 @@ def _sphere_truth(points, radius, b):
 
 
 @pytest.mark.parametrize(("spacing", "radius"), [((1.0, 1.0, 1.0), 8.0), ((0.8, 1.0, 1.25), 10.0)])
-@pytest.mark.parametrize(("b", "limit"), [(np.array([0, 0, 1.0]), 0.02), (B_OBLIQUE, 0.03)])
+@pytest.mark.parametrize(
+    ("b", "limit"), [(np.array([0, 0, 1.0]), 0.02), (np.array([1.0, 0, 0]), 0.02), (B_OBLIQUE, 0.03)]
+)
 def test_sphere(spacing, radius, b, limit):
     shape = (72, 64, 60)
     centre = [n * h / 2 for n, h in zip(shape, spacing, strict=True)]
