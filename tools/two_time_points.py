@@ -62,6 +62,15 @@ class Complex:
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return (float(x), float(y), float(z))
 
+    @property
+    def head(self) -> np.ndarray:
+        """(4, 4) the simulated head's own frame -> RAS mm of this scan: protocols tilt differently."""
+        frame = np.eye(4)
+        frame[:3, :3] = self.affine[:3, :3] / self.spacing_mm
+        middle = (np.array(self.data.shape) - 1) / 2
+        frame[:3, 3] = self.affine[:3, :3] @ middle + self.affine[:3, 3]
+        return frame
+
 
 def simulate(packs: PackLoader, seed: int, protocol: str) -> Complex:
     """A head without microbleeds."""
@@ -168,8 +177,8 @@ def make_pair(packs: PackLoader, number: int, folder: Path) -> None:
     middle = ndimage.center_of_mass(first.brain)
     about = first.affine[:3, :3] @ np.array(middle) + first.affine[:3, 3]
     within, of_grid = rigid(rng, 8.0, 8.0, about), rigid(rng, 8.0, 8.0, about)
+    transform = of_grid @ within @ second.head @ np.linalg.inv(first.head)
     second = moved(second, within, of_grid)
-    transform = of_grid @ within
 
     counts = {status: int(rng.integers(0, most + 1)) for status, most in MOST.items()}
     status = np.repeat(list(counts), list(counts.values()))
