@@ -2,11 +2,11 @@
 
     python tools/two_time_points.py DIR --pairs 12
 
-Each pair is one head without microbleeds, simulated as complex data. The follow-up is resampled to a grid that
-the head has moved in (up to 8 degrees and 8 mm a direction), and its scanner coordinates are moved by as much
-again. Microbleeds are put into both complex scans or into one, each scan gets noise of its own, SWI is made,
-the bundled detector runs, and `cmb-jax compare` gets the two results. Some minutes of two cores a pair;
-finished parts are kept, so that the command can be run again.
+Each pair is one head without microbleeds, simulated as complex data. The follow-up is resampled to a grid
+that the head has moved in (up to 8 degrees and 8 mm a direction), and its scanner coordinates are moved by as
+much again. Microbleeds are put into both complex scans or into one, each scan gets noise of its own, SWI is
+made, the bundled detector runs, and the two results are compared. Some minutes of two cores a pair; finished
+parts are kept, so that the command can be run again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from scipy.spatial.transform import Rotation
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.commands.common import use_compilation_cache
 from cmb_jax.commands.predict import run as predict
+from cmb_jax.followup.compare import compare
+from cmb_jax.followup.rigid import moved as transformed
+from cmb_jax.followup.time_point import read_time_point
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.phase import field_direction
 from cmb_jax.io.volume import Volume
@@ -40,6 +43,7 @@ PROTOCOL_PAIRS = (("iso08", "iso08"), ("iso05", "iso08"), ("iso05", "iso05"))
 NOISELESS = (1000.0, 1000.0)
 SNR = (15.0, 30.0)
 DIAMETERS_MM = (1.8, 4.0)
+HIT_MM = 3.0
 MOST = {"stable": 8, "new": 6, "resolved": 3}
 
 for _name in {name for pair in PROTOCOL_PAIRS for name in pair}:
@@ -171,11 +175,9 @@ def make_pair(packs: PackLoader, number: int, folder: Path) -> None:
     rng = np.random.default_rng((FIRST_SEED, number))
     protocols = PROTOCOL_PAIRS[number % len(PROTOCOL_PAIRS)]
     first = simulate(packs, FIRST_SEED + number, protocols[0])
-    second = (
-        first if protocols[0] == protocols[1] else simulate(packs, FIRST_SEED + number, protocols[1])
-    )
+    second = first if protocols[0] == protocols[1] else simulate(packs, FIRST_SEED + number, protocols[1])
     middle = ndimage.center_of_mass(first.brain)
-    about = first.affine[:3, :3] @ np.array(middle) + first.affine[:3, 3]
+    about = transformed(first.affine, np.array(middle))
     within, of_grid = rigid(rng, 8.0, 8.0, about), rigid(rng, 8.0, 8.0, about)
     transform = of_grid @ within @ second.head @ np.linalg.inv(first.head)
     second = moved(second, within, of_grid)
@@ -186,8 +188,8 @@ def make_pair(packs: PackLoader, number: int, folder: Path) -> None:
     apparent = lesions.apparent_mm(first.subject.te_ms, first.subject.b0_t)
     lesions = place(rng, lesions, apparent, first.brain, first.spacing_mm, first.solid, None, None)
     index = lesions.centre_mm / np.array(first.spacing_mm)
-    before = index @ first.affine[:3, :3].T + first.affine[:3, 3]
-    after = before @ transform[:3, :3].T + transform[:3, 3]
+    before = transformed(first.affine, index)
+    after = transformed(transform, before)
 
     seen = {}
     for name, scan, points, absent in (
@@ -201,9 +203,7 @@ def make_pair(packs: PackLoader, number: int, folder: Path) -> None:
     truth = {
         "protocols": protocols,
         "transform": transform.tolist(),
-        "brain_points_mm": (
-            np.argwhere(first.brain)[::5000] @ first.affine[:3, :3].T + first.affine[:3, 3]
-        ).tolist(),
+        "brain_points_mm": transformed(first.affine, np.argwhere(first.brain)[::5000]).tolist(),
         "lesions": [
             {
                 "status": str(status[n]),
@@ -219,8 +219,46 @@ def make_pair(packs: PackLoader, number: int, folder: Path) -> None:
     (folder / "truth.json").write_text(json.dumps(truth, indent=1))
 
 
+def judge(folder: Path) -> dict[str, object]:
+    """Compare one pair; says what became of each lesion that can be seen wherever it is."""
+    truth = json.loads((folder / "truth.json").read_text())
+    scans = [
+        read_time_point(name, "", folder / f"{stem}_result", folder / stem / "swi.nii.gz")
+        for name, stem in (("baseline", "baseline"), ("follow-up", "followup"))
+    ]
+    found = compare(*scans)
+    points = np.array(truth["brain_points_mm"])
+    at_truth, at_found = (
+        transformed(np.array(m), points) for m in (truth["transform"], found.registration.matrix)
+    )
+    free = list(found.changes)
+    outcomes = []
+    for lesion in truth["lesions"]:
+        near = [c for c in free if np.linalg.norm(c.baseline_mm - lesion["baseline_mm"]) < HIT_MM]
+        for change in near:
+            free.remove(change)
+        clear = all(
+            lesion[f"seen_{name}"]
+            for name, absent in (("baseline", "new"), ("followup", "resolved"))
+            if lesion["status"] != absent
+        )
+        told = near[0].status if len(near) == 1 else "not reported" if not near else "split"
+        reason = near[0].reason if near else ""
+        outcomes.append({"truth": lesion["status"], "clear": clear, "told": told, "reason": reason})
+    return {
+        "protocols": truth["protocols"],
+        "registration_mm": float(np.linalg.norm(at_truth - at_found, axis=1).mean()),
+        "registration_max_mm": float(np.linalg.norm(at_truth - at_found, axis=1).max()),
+        "trusted": found.registration.trusted,
+        "correlation": found.registration.correlation,
+        "dice": found.registration.dice,
+        "lesions": outcomes,
+        "false_changes": [c.status for c in free if c.status in ("new", "resolved")],
+    }
+
+
 def main() -> None:
-    """Make what is missing."""
+    """Make what is missing, compare, print one JSON line a pair."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", type=int, default=12)
@@ -239,7 +277,9 @@ def main() -> None:
                     out=folder / f"{name}_result",
                     phase_range="radians",
                     phase_sign="+1",
+                    announce=False,
                 )
+        print(json.dumps({"pair": number, **judge(folder)}), flush=True)
 
 
 if __name__ == "__main__":

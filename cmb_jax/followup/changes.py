@@ -16,7 +16,7 @@ from cmb_jax.report.comparison_content import STATUSES, Change, Status
 from cmb_jax.report.content import DetectionRow
 
 MATCH_MM = 4.0
-"""Greatest distance of one lesion at two times: the detector's error of a centre, twice, and registration's."""
+"""Greatest distance of a lesion at two times: a detector's error of its centre, twice, and registration's."""
 MOVED_SHARE = 2.0
 """Two lesions without a partner, apart by more than the match and less than this multiple, may be one."""
 UNREGISTERED = "the registration is not trusted"

@@ -74,7 +74,9 @@ def spot_at(scan: Surveyed, point_mm: np.ndarray, diameter_mm: float) -> Spot | 
     low = np.maximum(np.floor(place - reach).astype(int), 0)
     high = np.minimum(np.ceil(place + reach).astype(int) + 1, shape)
     window = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    index = np.stack(np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij"), -1)
+    index = np.stack(
+        np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij"), -1
+    )
     away = np.linalg.norm((index - place) @ affine[:3, :3].T, axis=-1)
     values, brain = scan.image.data[window], scan.brain[window]
     core = away <= max(diameter_mm / 4, float(away.min()) + 1e-4)

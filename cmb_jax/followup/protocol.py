@@ -67,9 +67,7 @@ def provenance_warnings(first: TimePoint, second: TimePoint) -> tuple[str, ...]:
             )
     names = first.record.entity("sub"), second.record.entity("sub")
     if None not in names and names[0] != names[1]:
-        lines.append(
-            f"The images are named after different subjects (sub-{names[0]} and sub-{names[1]})."
-        )
+        lines.append(f"The images are named after different subjects (sub-{names[0]} and sub-{names[1]}).")
     dates = first.facts.acquired, second.facts.acquired
     if dates[0] is not None and dates[1] is not None and dates[0] > dates[1]:
         lines.append(

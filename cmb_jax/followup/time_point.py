@@ -1,4 +1,4 @@
-"""One time point: what `cmb-jax predict` left in a folder, the image that it searched, and the brain in it."""
+"""One time point: what `cmb-jax predict` left in a folder, the image that it searched, and its brain."""
 
 from __future__ import annotations
 

@@ -34,6 +34,8 @@ def centred_affine(shape=SHAPE, spacing_mm=SPACING_MM) -> np.ndarray:
 class Head:
     """An ellipsoid with a smooth random pattern inside, a function of the place in the head's own mm."""
 
+    lesion_mm = 2.5  # where its darkness has fallen to 1/e
+
     def __init__(self, seed: int) -> None:
         grid = np.random.default_rng(seed).normal(size=(60, 60, 60))
         self._pattern = ndimage.gaussian_filter(grid, 1.6)
@@ -50,7 +52,7 @@ class Head:
         data = np.where(brain, 500.0 + 60.0 * pattern, 20.0)
         for center in lesions_mm:
             away = np.linalg.norm(own - center, axis=-1)
-            data *= 1.0 - 0.85 * np.exp(-((away / 2.5) ** 2))
+            data *= 1.0 - 0.85 * np.exp(-((away / self.lesion_mm) ** 2))
         data += noise * np.random.default_rng(seed).normal(size=shape)
         return Volume.from_array(data, affine), brain
 

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from cmb_jax.followup.changes import UNREGISTERED, find_changes
+from cmb_jax.followup.detectability import expected_contrast, spot_at
 from cmb_jax.followup.rigid import moved
 from cmb_jax.inference.predict import LOW_SCORE
 from tests.followup.conftest import Head, centred_affine, registration, rigid, row_at, surveyed
@@ -16,6 +17,11 @@ SPOT = np.array([10.0, -20.0, 6.0])
 MOTION = rigid((4.0, -3.0, 5.0), (3.0, -5.0, 4.0))
 EYE = registration(np.eye(4))
 HEAD = Head(0)
+
+
+def off(*mm):
+    """A place so many mm from the spot."""
+    return SPOT + np.array(mm)
 
 
 def scans(first=(), second=(), motion=MOTION, **facts):
@@ -66,8 +72,8 @@ def test_known_change_is_found_whatever_the_motion(truth, degrees, shift, seed):
 
 def test_matching_is_one_to_one_and_minimises_the_total():
     # the nearest of both baseline lesions is the same one: taking it greedily would leave one without partner
-    first = [row_at(1, SPOT), row_at(2, SPOT + (3.0, 0, 0))]
-    second = [row_at(1, SPOT + (1.6, 0, 0)), row_at(2, SPOT + (6.5, 0, 0))]
+    first = [row_at(1, SPOT), row_at(2, off(3.0, 0, 0))]
+    second = [row_at(1, off(1.6, 0, 0)), row_at(2, off(6.5, 0, 0))]
     changes = find_changes(first, second, EYE, *scans(motion=np.eye(4)))
     assert {(c.baseline.id, c.followup.id, c.status) for c in changes} == {(1, 1, "stable"), (2, 2, "stable")}
 
@@ -86,13 +92,13 @@ def test_without_a_trusted_registration_nothing_is_matched_or_called_new():
 
 @pytest.mark.parametrize(("apart", "status"), [(3.9, "stable"), (4.1, "uncertain"), (7.9, "uncertain")])
 def test_a_moved_lesion_is_uncertain(apart, status):
-    change = one([row_at(1, SPOT)], [row_at(1, SPOT + (0, apart, 0))])
+    change = one([row_at(1, SPOT)], [row_at(1, off(0, apart, 0))])
     assert (change.status, change.distance_mm) == (status, pytest.approx(apart))
     assert ("moved" in change.reason) == (status == "uncertain")
 
 
 def test_the_distance_is_an_option():
-    rows = [row_at(1, SPOT)], [row_at(1, SPOT + (0, 5.0, 0))]
+    rows = [row_at(1, SPOT)], [row_at(1, off(0, 5.0, 0))]
     assert one(*rows, match_mm=5.5).status == "stable"
 
 
@@ -103,7 +109,7 @@ def test_the_distance_is_an_option():
 )
 def test_a_rejected_candidate_at_the_place_makes_it_uncertain(reverse, reason, words):
     kept = [row_at(1, SPOT)]
-    rejected = [row_at(7, SPOT + (0, 0, 2.0), score=0.31, status="rejected", reason=reason)]
+    rejected = [row_at(7, off(0, 0, 2.0), score=0.31, status="rejected", reason=reason)]
     change = one(*((rejected, kept) if reverse else (kept, rejected)), lesions=((SPOT,), ()))
     assert change.status == "uncertain"
     assert words in change.reason
@@ -111,8 +117,8 @@ def test_a_rejected_candidate_at_the_place_makes_it_uncertain(reverse, reason, w
 
 
 def test_one_rejected_candidate_explains_one_lesion_alone():
-    lesions = [SPOT, SPOT + (6.0, 0, 0)]
-    rejected = row_at(7, SPOT + (3.0, 0, 0), score=0.31, status="rejected", reason=LOW_SCORE)
+    lesions = [SPOT, off(6.0, 0, 0)]
+    rejected = row_at(7, off(3.0, 0, 0), score=0.31, status="rejected", reason=LOW_SCORE)
     rows = [row_at(n + 1, place) for n, place in enumerate(lesions)]
     changes = find_changes(rows, [rejected], EYE, *scans(lesions, (), np.eye(4)))
     assert [c.status for c in changes] == ["resolved", "uncertain"]
@@ -126,7 +132,6 @@ def test_rejected_candidates_alone_are_no_lesions():
 
 @pytest.mark.parametrize("scan", ["baseline", "follow-up"])
 def test_where_the_other_scan_could_not_show_it_is_uncertain(scan):
-    """Field of view, brain, signal loss, a spot that is still dark, a place too noisy: each with its reason."""
     seen, unseen = surveyed("a", HEAD, np.eye(4), [SPOT]), surveyed("b", HEAD, np.eye(4))
     slab = centred_affine((72, 88, 10))
     slab[2, 3] -= 40.0
@@ -160,8 +165,6 @@ def test_where_the_other_scan_could_not_show_it_is_uncertain(scan):
 
 
 def test_weaker_scans_are_expected_to_show_less():
-    from cmb_jax.followup.detectability import expected_contrast, spot_at
-
     strong = surveyed("a", HEAD, np.eye(4), [SPOT], echo_time_ms=30.0, field_strength_t=3.0)
     spot = spot_at(strong, SPOT, 4.0)
     assert spot is not None
@@ -170,5 +173,7 @@ def test_weaker_scans_are_expected_to_show_less():
     weak = dataclasses.replace(strong, field_strength_t=1.5)
     assert 1 - expected_contrast(spot, 4.0, strong, weak) == pytest.approx((1 - same) ** 0.5)
     assert expected_contrast(spot, 4.0, weak, strong) == pytest.approx(same)
-    coarse = surveyed("b", HEAD, np.eye(4), affine=centred_affine((36, 44, 30), (4.0, 4.0, 4.0)), shape=(36, 44, 30))
+    coarse = surveyed(
+        "b", HEAD, np.eye(4), affine=centred_affine((36, 44, 30), (4.0, 4.0, 4.0)), shape=(36, 44, 30)
+    )
     assert expected_contrast(spot, 4.0, strong, coarse) == pytest.approx(same * (np.pi / 6 * 64) / 64)

@@ -27,7 +27,15 @@ def changes(**counts):
 
 @pytest.mark.parametrize(
     ("new", "name"),
-    [(0, "none"), (1, "mild"), (4, "mild"), (5, "moderate"), (9, "moderate"), (10, "severe"), (300, "severe")],
+    [
+        (0, "none"),
+        (1, "mild"),
+        (4, "mild"),
+        (5, "moderate"),
+        (9, "moderate"),
+        (10, "severe"),
+        (300, "severe"),
+    ],
 )
 def test_classes(new, name):
     assert count_class(new).startswith(name)
