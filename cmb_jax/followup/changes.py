@@ -110,11 +110,12 @@ def find_changes(
         for n, m, distance in _one_to_one(first_doubted.other_mm, second.own_mm, match_mm, every, free[1]):
             pair(first_doubted, n, second, m, distance, "uncertain", _doubt(first_doubted.rows[n], baseline))
             free[1][m] = False
-    for side, alone, shown, other, status in (
+    solitary: tuple[tuple[_Side, np.ndarray, Surveyed, Surveyed, Status], ...] = (
         (first, free[0], baseline, followup, "resolved"),
         (second, free[1], followup, baseline, "new"),
-    ):
-        for n in np.flatnonzero(alone):
+    )
+    for side, alone, shown, other, status in solitary:
+        for n in np.flatnonzero(alone).tolist():
             row, own, elsewhere = side.rows[n], side.own_mm[n], side.other_mm[n]
             reason = UNREGISTERED
             if registration.trusted:
