@@ -9,6 +9,7 @@ Examples:
   cmb-jax implant --magnitude mag.nii.gz --phase phase.nii.gz --te-ms 20 --b0-t 3 --out implanted
   cmb-jax data check valdo/Task2 --out sheet.png
   cmb-jax bids study study/derivatives/cmb-jax participant --participant-label 01 02
+  cmb-jax compare --baseline r1 --followup r2 --baseline-image 1.nii.gz --followup-image 2.nii.gz --out change
   cmb-jax review export result --out for_readers
   cmb-jax review import for_readers/review.xlsx --result result --out sub-01_points.csv
 """
@@ -362,6 +363,39 @@ def bids(
     )
 
 
+def compare(
+    baseline: Path,
+    followup: Path,
+    baseline_image: Path,
+    followup_image: Path,
+    out: Path,
+    match_mm: float = 4.0,
+    overwrite: bool = False,
+) -> None:
+    """Compare two scans of one patient: which microbleeds are new, resolved, stable or uncertain.
+
+    Args:
+      baseline: folder that `cmb-jax predict` wrote for the earlier scan.
+      followup: that of the later scan.
+      baseline_image: the image that was --swi of the baseline's prediction.
+      followup_image: the image that was --swi of the follow-up's prediction.
+      out: folder to make: comparison.csv, comparison.json, report.html.
+      match_mm: greatest distance in mm of one lesion at two times, after registration.
+      overwrite: replace the folder if it exists.
+    """
+    from cmb_jax.commands.compare import run
+
+    run(
+        baseline=baseline,
+        followup=followup,
+        baseline_image=baseline_image,
+        followup_image=followup_image,
+        out=out,
+        match_mm=match_mm,
+        overwrite=overwrite,
+    )
+
+
 def data() -> None:
     """Look into a data set (VALDO, CSIRO, Dou, Yonsei, BIDS, own folders): `data check`, `data index`."""
 
@@ -382,6 +416,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "weights": weights_show,
     "data": data,
     "bids": bids,
+    "compare": compare,
     "review": review,
     "benchmark": benchmark,
 }

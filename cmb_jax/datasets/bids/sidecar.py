@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cmb_jax.datasets.bids.names import BidsName, parse_name
 from cmb_jax.datasets.listing import relative
+from cmb_jax.io.naming import stem
 
 _MAX_ECHO_TIME_S = 0.2  # of a gradient echo of the brain; anything above is milliseconds by mistake
 _FIELD_T = (0.05, 15.0)
+_DATE_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,7 @@ class ImageFacts:
     field_strength_t: float | None = None
     manufacturer: str | None = None
     paramagnetic_sign: int | None = None  # +1 or -1, of phase as stored: ParamagneticPhaseSign
+    acquired: str | None = None  # ISO 8601 date and time, to order scans by; never written to outputs
     notes: tuple[str, ...] = ()  # what is wrong with the JSON files, one line each
 
 
@@ -49,6 +53,25 @@ def read_facts(image: Path, name: BidsName, root: Path) -> ImageFacts:
     return _facts(merged, relative(image, root), notes)
 
 
+def facts_beside(image: Path, called: str) -> ImageFacts:
+    """The facts about an image that need not be part of a BIDS data set: those of image.json beside it.
+
+    Args:
+        image: a NIfTI file.
+        called: what notes call the JSON file; a file's own name may name a patient.
+    """
+    path = image.with_name(f"{stem(image.name)}.json")
+    if not path.is_file():
+        return ImageFacts()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        return ImageFacts(notes=(f"{called}: is no readable JSON ({type(error).__name__}), left out",))
+    if not isinstance(content, dict):
+        return ImageFacts(notes=(f"{called}: holds no JSON object, left out",))
+    return _facts(content, called, [])
+
+
 def _applicable(image: Path, name: BidsName, root: Path) -> Iterable[Path]:
     """The JSON files that apply, from the farthest and most general to the nearest."""
     levels = [folder for folder in image.parents if folder == root or root in folder.parents]
@@ -69,6 +92,9 @@ def _facts(content: Mapping[str, Any], where: str, notes: list[str]) -> ImageFac
     if sign is not None and (isinstance(sign, bool) or sign not in (1, -1)):
         notes.append(f"{where}: ParamagneticPhaseSign is {_shown(sign)}, but it must be 1 or -1; not used")
         sign = None
+    acquired = content.get("AcquisitionDateTime")
+    if not isinstance(acquired, str) or _DATE_TIME.fullmatch(acquired) is None:
+        acquired = None
     manufacturer = content.get("Manufacturer")
     if not isinstance(manufacturer, str) or not manufacturer.isprintable() or len(manufacturer) > 64:
         manufacturer = None
@@ -77,6 +103,7 @@ def _facts(content: Mapping[str, Any], where: str, notes: list[str]) -> ImageFac
         field_strength_t=field,
         manufacturer=manufacturer and manufacturer.strip(),
         paramagnetic_sign=None if sign is None else int(sign),
+        acquired=acquired,
         notes=tuple(notes),
     )
 

@@ -1,0 +1,1 @@
+"""Two time points of one patient: registration, lesions matched, what changed."""

@@ -1,0 +1,189 @@
+"""Rigid registration of two scans of one head, and whether it can be believed.
+
+Both images are brought to 1 mm along the axes of RAS. Mattes mutual information within the baseline's brain
+(Mattes et al. 2003, IEEE Trans Med Imaging 22:120) is maximised by regular-step gradient descent over three
+resolutions, with SimpleITK. Samples lie on a regular lattice and one thread sums them up, so that the same
+images give the same matrix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from cmb_jax.followup.rigid import moved, rotation_deg
+from cmb_jax.io.volume import Volume
+
+_GRID_MM = 1.0
+_MARGIN_MM = 6.0
+_SHRINK = (4, 2, 1)
+_SMOOTHING_MM = (3.0, 1.5, 0.0)
+_SAMPLED = (0.5, 0.2, 0.05)  # of the voxels, at each resolution
+_BINS = 32
+_FIRST_STEP_MM, _LAST_STEP_MM, _MOST_STEPS = 2.0, 0.01, 150
+
+MIN_DICE = 0.85
+MIN_CORRELATION = 0.6
+MIN_SHARED = 0.3
+MAX_ROTATION_DEG = 45.0
+MAX_SHIFT_MM = 25.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Registration:
+    """Where the follow-up's head lies as seen from the baseline, and how well that is known."""
+
+    matrix: np.ndarray  # (4, 4) rigid, baseline RAS mm -> follow-up RAS mm
+    dice: float  # of the two brain masks, where both scans have a field of view
+    correlation: float  # Pearson's, of the two images in the brain that both show
+    shared: float  # part of the baseline's brain that lies in the follow-up's field of view
+    rotation_deg: float
+    shift_mm: float  # of the brain's middle, after the brains' middles were put on each other
+    mutual_information: float  # in nats, of the finest resolution
+    faults: tuple[str, ...] = ()  # why it must not be believed, one clause each
+
+    @property
+    def trusted(self) -> bool:
+        """Whether lesions may be called new or resolved on its strength."""
+        return not self.faults
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lattice:
+    """An image and its brain on a grid along RAS whose voxels are cubes."""
+
+    data: np.ndarray  # (X, Y, Z) float32
+    mask: np.ndarray  # (X, Y, Z) bool
+    affine: np.ndarray
+
+    @property
+    def middle_mm(self) -> np.ndarray:
+        """(3,) centre of the brain, RAS mm."""
+        return moved(self.affine, np.argwhere(self.mask).mean(axis=0))
+
+    def image(self, values: np.ndarray) -> sitk.Image:
+        """As SimpleITK has it; its physical space is RAS mm here, which it does not mind."""
+        image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))
+        image.SetOrigin(self.affine[:3, 3].tolist())
+        image.SetSpacing([_GRID_MM] * 3)
+        return image
+
+
+def register(
+    baseline: Volume, baseline_brain: np.ndarray, followup: Volume, followup_brain: np.ndarray
+) -> Registration:
+    """The rigid motion of the head from one scan to another.
+
+    Args:
+        baseline: image of the first scan, such as SWI.
+        baseline_brain: (X, Y, Z) bool on its grid, not empty.
+        followup: image of the second scan, of the same or a similar contrast.
+        followup_brain: (X, Y, Z) bool on its grid, not empty.
+
+    Returns:
+        A `Registration`.
+    """
+    fixed, moving = _lattice(baseline, baseline_brain), _lattice(followup, followup_brain)
+    start = sitk.Euler3DTransform()
+    start.SetCenter(fixed.middle_mm.tolist())
+    start.SetTranslation((moving.middle_mm - fixed.middle_mm).tolist())
+    method = sitk.ImageRegistrationMethod()
+    method.SetNumberOfThreads(1)
+    method.SetMetricAsMattesMutualInformation(_BINS)
+    method.SetMetricFixedMask(fixed.image(fixed.mask.astype(np.uint8)))
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentagePerLevel(_SAMPLED, 1)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetShrinkFactorsPerLevel(_SHRINK)
+    method.SetSmoothingSigmasPerLevel(_SMOOTHING_MM)
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=_FIRST_STEP_MM,
+        minStep=_LAST_STEP_MM,
+        numberOfIterations=_MOST_STEPS,
+        gradientMagnitudeTolerance=1e-8,
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetInitialTransform(start, inPlace=True)
+    try:
+        method.Execute(fixed.image(fixed.data), moving.image(moving.data))
+        information = -float(method.GetMetricValue())
+    except RuntimeError:  # the optimiser lost the overlap of the two images
+        start.SetIdentity()
+        information = 0.0
+    return _judged(_matrix(start), information, fixed, moving, followup)
+
+
+def _lattice(volume: Volume, brain: np.ndarray) -> _Lattice:
+    """The brain and a margin about it; smoothed first along axes that are finer than the new grid."""
+    inside = np.argwhere(brain)
+    box = np.array([inside.min(axis=0), inside.max(axis=0)])
+    corners = moved(volume.affine, box[np.indices((2, 2, 2)).reshape(3, -1).T, np.arange(3)])
+    low = corners.min(axis=0) - _MARGIN_MM
+    shape = np.ceil((corners.max(axis=0) + _MARGIN_MM - low) / _GRID_MM).astype(int) + 1
+    affine = np.diag([_GRID_MM] * 3 + [1.0])
+    affine[:3, 3] = low
+    to_voxel = np.linalg.inv(volume.affine) @ affine
+    sigma = [max(0.0, 0.5 * (_GRID_MM / edge - 1.0)) for edge in volume.spacing_mm]
+    smooth = ndimage.gaussian_filter(volume.data, sigma)
+    grid = (to_voxel[:3, :3], to_voxel[:3, 3])
+    data = ndimage.affine_transform(smooth, *grid, output_shape=tuple(shape), order=1)
+    mask = ndimage.affine_transform(brain.astype(np.uint8), *grid, output_shape=tuple(shape), order=0)
+    return _Lattice(data.astype(np.float32), mask > 0, affine)
+
+
+def _matrix(transform: sitk.Euler3DTransform) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
+    matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
+    return matrix
+
+
+def _judged(
+    matrix: np.ndarray, information: float, fixed: _Lattice, moving: _Lattice, followup: Volume
+) -> Registration:
+    """A matrix with the measures of how well it fits."""
+    to_moving = np.linalg.inv(moving.affine) @ matrix @ fixed.affine
+    grid = (to_moving[:3, :3], to_moving[:3, 3])
+    data = ndimage.affine_transform(moving.data, *grid, output_shape=fixed.mask.shape, order=1)
+    mask = ndimage.affine_transform(
+        moving.mask.astype(np.uint8), *grid, output_shape=fixed.mask.shape, order=0
+    )
+    to_voxel = np.linalg.inv(followup.affine) @ matrix @ fixed.affine
+    everywhere = np.ones(followup.shape, np.uint8)
+    seen = ndimage.affine_transform(
+        everywhere, to_voxel[:3, :3], to_voxel[:3, 3], output_shape=fixed.mask.shape, order=0
+    )
+    first, second = fixed.mask & (seen > 0), (mask > 0) & (seen > 0)
+    both = first & second
+    dice = 2 * both.sum() / max(int(first.sum() + second.sum()), 1)
+    correlation = float(np.corrcoef(fixed.data[both], data[both])[0, 1]) if both.sum() > 1 else 0.0
+    shared = first.sum() / fixed.mask.sum()
+    rotation = rotation_deg(matrix)
+    shift = float(np.linalg.norm(moved(matrix, fixed.middle_mm) - moving.middle_mm))
+    limits = (
+        (dice < MIN_DICE, f"the brains overlap by a Dice of {dice:.2f} (needed: {MIN_DICE:g})"),
+        (
+            not correlation >= MIN_CORRELATION,
+            f"the images correlate by {correlation:.2f} (needed: {MIN_CORRELATION:g})",
+        ),
+        (
+            shared < MIN_SHARED,
+            f"the scans share {100 * shared:.0f} % of the brain (needed: {100 * MIN_SHARED:.0f} %)",
+        ),
+        (rotation > MAX_ROTATION_DEG, f"a rotation by {rotation:.0f} degrees is not plausible"),
+        (shift > MAX_SHIFT_MM, f"a shift by {shift:.0f} mm against the brain's middle is not plausible"),
+    )
+    return Registration(
+        matrix=matrix,
+        dice=round(float(dice), 4),
+        correlation=round(float(np.nan_to_num(correlation)), 4),
+        shared=round(float(shared), 4),
+        rotation_deg=round(rotation, 3),
+        shift_mm=round(shift, 3),
+        mutual_information=round(information, 4),
+        faults=tuple(text for wrong, text in limits if wrong),
+    )

@@ -1,0 +1,164 @@
+"""One time point: what `cmb-jax predict` left in a folder, the image that it searched, and its brain."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmb_jax.datasets.bids.sidecar import ImageFacts, facts_beside
+from cmb_jax.errors import UserError
+from cmb_jax.followup.detectability import Surveyed
+from cmb_jax.inference.regions import brain_mask_on, predict_regions
+from cmb_jax.io.naming import is_bids_name, stem
+from cmb_jax.io.nifti import read_volume
+from cmb_jax.io.volume import Volume
+from cmb_jax.report.comparison_content import ScanContent
+from cmb_jax.report.content import DetectionRow
+from cmb_jax.review.result import load_result
+
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """What detections.json says of a prediction besides its rows."""
+
+    version: str
+    weights_name: str
+    weights_sha256: str
+    threshold: str
+    inputs: tuple[tuple[str, str, str], ...]  # (role, file name as shown, sha256)
+    regions_trusted: bool
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """What kinds of images the detector saw."""
+        return frozenset(role for role, _, _ in self.inputs)
+
+    @property
+    def searched(self) -> tuple[str, str]:
+        """Name and sha256 of the image that was searched."""
+        return next((name, digest) for role, name, digest in self.inputs if role == "swi")
+
+    def entity(self, key: str) -> str | None:
+        """A BIDS entity of the searched image's name, such as its sub; None where it is not named so."""
+        name = stem(self.searched[0])
+        entities = dict(part.split("-", 1) for part in name.split("_") if "-" in part)
+        return entities.get(key) if is_bids_name(name) else None
+
+    @property
+    def suffix(self) -> str | None:
+        """The BIDS suffix of the searched image, such as swi or T2starw; None where it is not named so."""
+        name = stem(self.searched[0])
+        last = name.rsplit("_", 1)[-1]
+        return last if is_bids_name(name) and "-" not in last else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimePoint:
+    """A result with its image."""
+
+    name: str  # "baseline" or "follow-up"
+    subject: str
+    rows: tuple[DetectionRow, ...]
+    record: Record
+    image: Volume
+    brain: np.ndarray  # (X, Y, Z) bool on the image's grid
+    facts: ImageFacts
+
+    @property
+    def kept(self) -> tuple[DetectionRow, ...]:
+        """What was reported."""
+        return tuple(row for row in self.rows if row.status == "kept")
+
+    @property
+    def surveyed(self) -> Surveyed:
+        """For `detectability`."""
+        return Surveyed(
+            name=self.name,
+            image=self.image,
+            brain=self.brain,
+            echo_time_ms=self.facts.echo_time_ms,
+            field_strength_t=self.facts.field_strength_t,
+        )
+
+    @property
+    def content(self) -> ScanContent:
+        """For the report."""
+        return ScanContent(
+            name=self.name,
+            subject=self.subject,
+            image=self.image,
+            brain=self.brain,
+            inputs=self.record.inputs,
+            version=self.record.version,
+            weights_sha256=self.record.weights_sha256,
+            kept=len(self.kept),
+        )
+
+
+def read_record(path: Path) -> Record:
+    """The head of a detections.json.
+
+    Raises:
+        UserError: it cannot be read, or was not written by `cmb-jax predict`.
+    """
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        inputs = tuple((str(i["role"]), str(i["file"]), str(i["sha256"])) for i in content["inputs"])
+        record = Record(
+            version=str(content["version"]),
+            weights_name=str(content["weights"]["name"]),
+            weights_sha256=str(content["weights"]["sha256"]),
+            threshold=str(content["settings"]["score_threshold"]),
+            inputs=inputs,
+            regions_trusted=bool(content["regions_trusted"]),
+        )
+        if not _SHA256.fullmatch(record.searched[1]):
+            raise ValueError("sha256 of the image")
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+        raise UserError(
+            f"{path}: cannot be read as the record of a prediction ({type(error).__name__}); "
+            "give the folder that cmb-jax predict wrote"
+        ) from error
+    return record
+
+
+def read_time_point(name: str, option: str, folder: Path, image: Path) -> TimePoint:
+    """Read a result and its image, and find the brain.
+
+    Args:
+        name: "baseline" or "follow-up".
+        option: how the command line calls the image.
+        folder: that `cmb-jax predict` wrote.
+        image: the file that was given to it as --swi; recognised by its content.
+
+    Raises:
+        UserError: no result, a file that cannot be read, another image, or no brain in it.
+    """
+    result = load_result(folder)
+    record = read_record(folder / "detections.json")
+    volume = read_volume(image)
+    shown, digest = record.searched
+    if volume.sha256 != digest:
+        raise UserError(
+            f"{image}: is not the image that {folder} was made from ({shown}, sha256 {digest[:8]}...); "
+            f"give the file that was --swi there as {option}"
+        )
+    brain = brain_mask_on(volume, predict_regions(volume))
+    if not brain.any():
+        raise UserError(f"{image}: no brain was found in it; give a scan of the head")
+    return TimePoint(
+        name=name,
+        subject=result.subject,
+        rows=result.rows,
+        record=record,
+        image=volume,
+        brain=brain,
+        facts=facts_beside(image, f"{name} image's JSON file"),
+    )
