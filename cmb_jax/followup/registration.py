@@ -3,7 +3,7 @@
 Both images are brought to 1 mm along the axes of RAS. Mattes mutual information within the baseline's brain
 (Mattes et al. 2003, IEEE Trans Med Imaging 22:120) is maximised by regular-step gradient descent over three
 resolutions, with SimpleITK. Samples lie on a regular lattice and one thread sums them up, so that the same
-images give the same matrix.
+images give the same matrix, but for rounding.
 """
 
 from __future__ import annotations

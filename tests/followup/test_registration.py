@@ -37,7 +37,8 @@ def test_the_same_images_give_the_same_matrix_and_contrast_does_not_matter(head)
     second, other_brain = head.scan(motion, affine, noise=10.0, seed=3)
     second.data[:] = 3.0 * np.clip(second.data, 0, None) ** 1.5
     twice = [register(first, brain, second, other_brain) for _ in range(2)]
-    np.testing.assert_array_equal(twice[0].matrix, twice[1].matrix)
+    # sums over threads of the library may end in another last bit
+    np.testing.assert_allclose(twice[0].matrix, twice[1].matrix, rtol=0, atol=1e-9)
     points = brain_points(brain, affine)
     assert np.linalg.norm(moved(twice[0].matrix, points) - moved(motion, points), axis=1).max() < 0.5
 
