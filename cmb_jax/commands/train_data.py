@@ -57,11 +57,12 @@ def training_data(config: Config, workdir: Path) -> TrainingData:
 def phantom_member(
     phantom: PhantomConfig, index: int, mean_cmbs: float | None = None
 ) -> tuple[SubjectSettings, str]:
-    """Settings and anatomy of subject `index`: protocols in turn, then tiers, then anatomies."""
+    """Settings and anatomy of subject `index`: protocols in turn, every round with other tiers and heads."""
     turn, protocol = divmod(index, len(phantom.protocols))
     tier = phantom.tiers[turn % len(phantom.tiers)]
     settings = SubjectSettings(protocol=phantom.protocols[protocol], tier=tier, mean_cmbs=mean_cmbs)
-    return settings, phantom.anatomies[index % len(phantom.anatomies)]
+    # the protocol shifts the turn, so that no protocol is seen on one head only
+    return settings, phantom.anatomies[(turn + protocol) % len(phantom.anatomies)]
 
 
 def phantom_subjects(config: Config, workdir: Path, which: str) -> tuple[StoredSubject, ...]:
