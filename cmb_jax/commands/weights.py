@@ -7,7 +7,7 @@ from typing import Any
 
 import tyro
 
-from cmb_jax.commands.weights_record import describe
+from cmb_jax.commands.weights_record import describe, key_statement
 from cmb_jax.config_io import config_to_json
 from cmb_jax.inference.bundle import load_bundle
 
@@ -23,7 +23,7 @@ def show(weights: tyro.conf.Positional[str] = "small", verbose: bool = False) ->
     print(describe(bundle))
     card = bundle.path.with_suffix(".md")
     if card.is_file():
-        print(f"\nmodel card: {card}")
+        print(f"\nmodel card {card.name}: {key_statement(card.read_text(encoding='utf-8'))}")
     if verbose:
         if bundle.record_path.is_file():
             print(f"\nrecord:\n{bundle.record_path.read_text().strip()}")

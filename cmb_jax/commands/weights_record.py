@@ -32,7 +32,7 @@ def read_weights_record(path: Path) -> dict[str, Any] | None:
     return record
 
 
-def estimate_of(values: dict[str, float | None], digits: int = 3) -> str:
+def estimate_of(values: dict[str, Any], digits: int = 3) -> str:
     """Value and interval of an estimate in a JSON file."""
     value, low, high = (
         float("nan") if values[part] is None else values[part] for part in ("value", "low", "high")
@@ -118,3 +118,9 @@ def describe(bundle: WeightsBundle) -> str:
     if table is not None:
         lines += ["", table_text(table)]
     return "\n".join(lines)
+
+
+def key_statement(card: str) -> str:
+    """The paragraph below the title of a model card, without its marks."""
+    paragraphs = [part for part in card.split("\n\n") if part and not part.startswith("#")]
+    return paragraphs[0].replace("**", "").replace("`", "") if paragraphs else ""
