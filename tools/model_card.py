@@ -25,6 +25,7 @@ from cmb_jax.commands.weights_record import (
     read_weights_record,
 )
 from cmb_jax.errors import UserError
+from cmb_jax.evaluation.breakdown import GROUP_ORDER, UNKNOWN
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle
 from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.phantom.protocols import PROTOCOLS
@@ -89,14 +90,18 @@ def key_statement(bundle: WeightsBundle, record: dict[str, Any], evaluations: li
         for each in evaluations
     )
     use = record.get("use", "research use only")
-    return f"**Research use only: not a medical device, not for diagnosis.** `{bundle.path.stem}`: {use}. {found}."
+    return (
+        "**Research use only: not a medical device, not for diagnosis.** "
+        f"`{bundle.path.stem}`: {use}. {found}."
+    )
 
 
 def results_table(evaluations: list[Evaluation]) -> Table:
     """Headline figures, a column an evaluation."""
     rows: list[tuple[str, ...]] = [
-        ("scans; without microbleeds", *(f"{e['scans']}; {e['scans_without_lesions']}" for e in _of(evaluations))),
-        ("microbleeds", *(str(e["lesions"]) for e in _of(evaluations))),
+        ("scans", *(str(each.content["scans"]) for each in evaluations)),
+        ("scans without microbleeds", *(str(each.content["scans_without_lesions"]) for each in evaluations)),
+        ("microbleeds", *(str(each.content["lesions"]) for each in evaluations)),
         *(
             (title, *(estimate_of(each.main[name], digits) for each in evaluations))
             for title, name, digits in (
@@ -116,17 +121,20 @@ def results_table(evaluations: list[Evaluation]) -> Table:
             for place in ("zone", "region")
         ),
         ("expected calibration error, kept", *(_calibration_error(each) for each in evaluations)),
-        ("ICC(2,1) of the counts", *(_number(e["count_agreement"]["icc"]) for e in _of(evaluations))),
-    ]  # fmt: skip
+        (
+            "ICC(2,1) of the counts",
+            *(_number(each.content["count_agreement"]["icc"]) for each in evaluations),
+        ),
+    ]
     first = evaluations[0]
     interval = first.content["intervals"]
     return Table(
         title="Results",
         columns=("", *(each.name for each in evaluations)),
         rows=tuple(rows),
-        note=f"Rule: {first.main['title']}. Reported: {first.content['operating_point']}. False positives over "
-        f"{first.content['false_positive_denominator']}. In brackets: 95 % {interval['method']}, "
-        f"{interval['samples']} resamples.",
+        note=f"Rule: {first.main['title']}. Reported: {first.content['operating_point']}. "
+        f"False positives over {first.content['false_positive_denominator']}. In brackets: "
+        f"95 % {interval['method']}, {interval['samples']} resamples.",
     )
 
 
@@ -141,7 +149,9 @@ def breakdown_table(by: str, evaluations: list[Evaluation]) -> Table:
         title=_BREAKDOWNS[by],
         columns=("sensitivity", *(each.name for each in evaluations)),
         rows=tuple(
-            (name, *(cells.get(each.name, "-") for each in evaluations)) for name, cells in groups.items()
+            (name.replace("_", " "), *(groups[name].get(each.name, "-") for each in evaluations))
+            for name in (*GROUP_ORDER[by], UNKNOWN)
+            if name in groups
         ),
     )
 
@@ -175,9 +185,12 @@ def mimic_table(evaluations: list[Evaluation]) -> Table | None:
     }
     names = list(dict.fromkeys(name for groups in found.values() for name in groups))
     rows = tuple(
-        (name.replace("_", " "), *(str(found[e.name][name]["count"]) if name in found[e.name] else "0" for e in evaluations))
+        (
+            name.replace("_", " "),
+            *(str(groups[name]["count"]) if name in groups else "0" for groups in found.values()),
+        )
         for name in names
-    )  # fmt: skip
+    )
     return Table(title="", columns=("false positives on", *found), rows=rows) if rows else None
 
 
@@ -196,18 +209,19 @@ def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evalua
         _bullets(
             f"Detector of cerebral microbleeds in susceptibility MRI: 3D U-Net, "
             f"{'feature fusion, ' if config.model.use_fusion else ''}region proposals"
-            f"{', hard sample prototypes in training' if config.model.use_prototypes else ''} (Kim et al. 2023)",
+            f"{', hard sample prototypes in training' if config.model.use_prototypes else ''} "
+            "(Kim et al. 2023)",
             f"file `{bundle.path.name}`, sha256 `{bundle.sha256}`",
             f"trained {record.get('date', '(date not recorded)')} with cmb_jax {record.get('version', '?')}: "
             f"{record.get('steps', '?')} steps, {record.get('patches', '?')} patches, "
             f"{record.get('devices', 'devices not recorded')}",
-            f"working grid (z, y, x) {' x '.join(f'{edge:g}' for edge in config.data.spacing_mm)} mm; input SWI "
-            "or T2*-weighted magnitude, and phase if there is one",
+            f"working grid (z, y, x) {' x '.join(f'{edge:g}' for edge in config.data.spacing_mm)} mm; input "
+            "SWI or T2*-weighted magnitude, and phase if there is one",
             "licence: Apache-2.0",
         ),
         "## Intended use",
         _bullets(
-            "research: finding candidates for microbleeds that a reader looks at, comparing methods, teaching",
+            "research: finding candidates for microbleeds that a reader looks at; comparing methods",
             "SWI or T2*-weighted images of the whole head of adults, better with the phase",
         ),
         "## Out of scope",
@@ -227,8 +241,8 @@ def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evalua
         "## Evaluation data",
         _bullets(
             *(
-                f"{each.name}: {each.content['scans']} scans, {each.content['scans_without_lesions']} of them "
-                f"without microbleeds, {each.content['lesions']} microbleeds"
+                f"{each.name}: {each.content['scans']} scans, {each.content['scans_without_lesions']} of "
+                f"them without microbleeds, {each.content['lesions']} microbleeds"
                 for each in evaluations
             )
         ),
@@ -237,7 +251,8 @@ def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evalua
             "a hit: centre within 3 mm of a true one, one to one; false positives over all scans",
             "free-response ROC: sensitivity against false positives a scan over all thresholds",
             "intervals resample scans, not lesions; those of groups of lesions are Wilson's",
-            "expected calibration error: mean over bins of |probability - share of true ones| (Guo et al. 2017)",
+            "expected calibration error: mean over bins of |probability - share of true ones| "
+            "(Guo et al. 2017)",
         ),
         "## Operating points and calibration",
         _bullets(
@@ -251,12 +266,7 @@ def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evalua
         "## Results",
         markdown(results_table(evaluations)),
         *(["### By protocol, with and without phase", markdown(protocols)] if protocols else []),
-        *(
-            part
-            for table in breakdowns
-            if table.rows
-            for part in (f"### {table.title}", markdown(table))
-        ),
+        *(part for table in breakdowns if table.rows for part in (f"### {table.title}", markdown(table))),
         *(["### False positives by mimic", markdown(mimics)] if mimics else []),
         "## Ethical considerations",
         _bullets(
@@ -267,16 +277,12 @@ def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evalua
         "## Caveats",
         _bullets(
             "simulated subjects are not patients: no figure on them says how the detector does on patients",
-            "a probability holds for scans like those of the calibration, with as many microbleeds and mimics; "
-            "on others the order of the scores may hold while the probabilities do not: calibrate anew",
-            "one training run: how much another seed would differ is not measured",
+            "a probability holds for scans like those of the calibration, with as many microbleeds and "
+            "mimics; on others the order of the scores may hold while the probabilities do not",
+            "these weights come of one training run: how much another would differ is not measured",
         ),
-    ]  # fmt: skip
+    ]
     return "\n\n".join(parts) + "\n"
-
-
-def _of(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
-    return [each.content for each in evaluations]
 
 
 def _froc(evaluation: Evaluation, rate: float) -> str:
