@@ -197,7 +197,7 @@ def mimic_table(evaluations: list[Evaluation]) -> Table | None:
 def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evaluation]) -> str:
     """The whole card as Markdown."""
     config = bundle.config
-    calibration = calibration_lines(record) if bundle.calibration is not None else calibration_lines({})
+    calibration = calibration_lines(bundle, record)
     points = operating_table(record)
     protocols, mimics = protocol_table(evaluations), mimic_table(evaluations)
     breakdowns = [breakdown_table(by, evaluations) for by in _BREAKDOWNS]
@@ -259,7 +259,7 @@ def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evalua
             f"kept: score >= {config.inference.score_threshold:.4f}: "
             f"{record.get('operating_point', 'how it was chosen is not recorded')}",
             f"definite: score >= {config.inference.definite_threshold:.4f}",
-            *(f"calibration: {line}" for line in calibration[:1]),
+            f"calibration: {calibration[0]}",
             *calibration[1:],
         ),
         *([] if points is None else [markdown(points)]),

@@ -74,11 +74,13 @@ def data_text(trees: list[dict[str, Any]]) -> str:
     )
 
 
-def calibration_lines(record: dict[str, Any]) -> list[str]:
+def calibration_lines(bundle: WeightsBundle, record: dict[str, Any]) -> list[str]:
     """How scores were made probabilities and how good they are, a statement each."""
+    if bundle.calibration is None:
+        return [UNCALIBRATED]
     found = record.get("calibration")
     if found is None:
-        return [UNCALIBRATED]
+        return ["scores have probabilities; how they were fitted is not recorded"]
     kept, raw, definite = found["held_out_kept"], found["uncalibrated_kept"], found["definite"]
     return [
         f"{found['method']}, fitted on {found['candidates']} candidates, {found['true_candidates']} of them "
@@ -100,7 +102,7 @@ def describe(bundle: WeightsBundle) -> str:
     """
     record = read_weights_record(bundle.record_path) or {}
     inference = bundle.config.inference
-    calibration = [UNCALIBRATED] if bundle.calibration is None else calibration_lines(record)
+    calibration = calibration_lines(bundle, record)
     lines = [
         f"weights:     {bundle.path.name}",
         f"sha256:      {bundle.sha256}",

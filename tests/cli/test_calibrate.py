@@ -208,6 +208,19 @@ def test_weights_show(calibrated, weights, run):
     assert "Operating points" not in plain
 
 
+def test_weights_show_without_the_record(calibrated, run, tmp_path):
+    alone = shutil.copy(calibrated, tmp_path / "alone.safetensors")
+    code, text, _ = run("weights", "show", alone)
+    assert code == 0
+    assert "how they were fitted is not recorded" in text
+    (tmp_path / "alone.json").write_text(json.dumps({"sha256": "ab" * 32}))
+    assert "record beside these weights is of others" in run("weights", "show", alone)[1]
+    (tmp_path / "alone.json").write_text("{")
+    code, _, err = run("weights", "show", alone)
+    assert code == 2
+    assert "alone.json: cannot be read" in err
+
+
 @pytest.fixture
 def copy(tree, tmp_path):
     """A copy of the tree that may be spoilt."""
@@ -271,7 +284,7 @@ def test_files_that_exist_are_kept(run, tree, weights, tmp_path, suffix):
 
 
 def test_lists_that_were_cut_short_are_not_taken_for_whole(run, weights, tmp_path):
-    """So many candidates below the threshold that there may have been more: nothing is said of scores there."""
+    """So many candidates lie below the threshold that there may have been more, of the lowest scores."""
     long = make_tree(tmp_path / "long", weights, scans=6, candidates=2 * LISTED_BELOW_THRESHOLD + 20)
     out = tmp_path / "cut.safetensors"
     code, _, err = run(*calibrate_arguments(long, weights, out), "--max-fp", "4")
