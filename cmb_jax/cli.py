@@ -5,6 +5,7 @@ Examples:
   cmb-jax predict --dicom examination --out result --dicom-out
   cmb-jax simulate --out phantoms --subjects 4 --seed 1
   cmb-jax evaluate --pred results --truth phantoms --out metrics.json
+  cmb-jax calibrate --pred results --truth validation --weights small --out calibrated.safetensors
   cmb-jax swi --magnitude mag.nii.gz --phase phase.nii.gz --out swi
   cmb-jax implant --magnitude mag.nii.gz --phase phase.nii.gz --te-ms 20 --b0-t 3 --out implanted
   cmb-jax data check valdo/Task2 --out sheet.png

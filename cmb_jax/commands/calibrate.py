@@ -113,10 +113,10 @@ def _check_arguments(
 
 
 def _check_enough(events: FrocEvents) -> None:
-    scans, lesions, found = len(events.lesions), int(events.lesions.sum()), int(events.true.sum())
+    scans, lesions, found = len(np.unique(events.subject)), int(events.lesions.sum()), int(events.true.sum())
     false = len(events.true) - found
     for count, least, what in (
-        (scans, FEWEST_SCANS, "scans"),
+        (scans, FEWEST_SCANS, "scans with candidates"),
         (lesions, FEWEST, "microbleeds"),
         (found, FEWEST, "microbleeds found"),
         (false, FEWEST, "false candidates"),

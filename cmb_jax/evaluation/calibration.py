@@ -112,19 +112,23 @@ def calibrate(events: FrocEvents, *, folds: int = FOLDS, seed: int = 0) -> Calib
 
     Args:
         events: true and false detections of S scans with their scores, see `matching.events`.
-        folds: the scans are dealt into so many parts (fewer if there are fewer scans).
+        folds: the scans that have any are dealt into so many parts (fewer if there are fewer scans).
         seed: of the dealing.
+
+    Raises:
+        ValueError: fewer than two scans have a detection.
     """
     scores, true = events.scores, events.true
-    scans = len(events.lesions)
-    folds = min(folds, scans)
-    fold = np.random.default_rng(seed).permutation(scans)[events.subject] % folds
+    names, scan = np.unique(events.subject, return_inverse=True)
+    folds = min(folds, len(names))
+    if folds < 2:
+        raise ValueError("cross-validation over scans needs two scans with detections")
+    fold = np.random.default_rng(seed).permutation(len(names))[scan] % folds
     held_out = {name: np.zeros(len(scores)) for name in METHODS}
     for name, fit in METHODS.items():
         for part in range(folds):
             inside = fold == part
-            if inside.any():
-                held_out[name][inside] = fit(scores[~inside], true[~inside]).probability(scores[inside])
+            held_out[name][inside] = fit(scores[~inside], true[~inside]).probability(scores[inside])
     losses = {UNCALIBRATED: log_loss(scores, true)}
     losses |= {name: log_loss(found, true) for name, found in held_out.items()}
     method = min(METHODS, key=lambda name: losses[name])

@@ -202,7 +202,8 @@ def _calibration_tables(result: EvaluationResult) -> list[Table]:
     if found is None:
         return []
     note = (
-        f"Of the {found.detections} reported detections: expected calibration error "
+        f"Of the {found.detections} reported detections, true by the rule "
+        f"{RULES[result.breakdown_rule].title}: expected calibration error "
         f"{estimate_text(found.ece_equal_mass)} in {found.bins} bins of equal numbers (those shown), "
         f"{estimate_text(found.ece_equal_width)} in {found.bins} of equal width; mean probability "
         f"{found.mean_probability:.3f}, share of true ones {found.true / found.detections:.3f}. Resampling "

@@ -265,7 +265,7 @@ def test_too_little_is_refused(run, weights, tmp_path):
     few = make_tree(tmp_path / "few", weights, scans=4)
     code, _, err = run(*calibrate_arguments(few, weights, tmp_path / "a.safetensors"))
     assert code == 2
-    assert "only 4 scans" in err
+    assert "only 4 scans with candidates" in err
     poor = make_tree(tmp_path / "poor", weights, scans=5, candidates=2)
     code, _, err = run(*calibrate_arguments(poor, weights, tmp_path / "a.safetensors"))
     assert code == 2

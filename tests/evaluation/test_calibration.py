@@ -156,3 +156,10 @@ def test_a_map_between_and_beyond_its_knots():
 def test_knots_that_are_no_map_are_refused(scores, probabilities):
     with pytest.raises(ValueError, match="calibration map"):
         CalibrationMap(scores=scores, probabilities=probabilities)
+
+
+def test_one_scan_cannot_be_left_out_of_itself():
+    scores, true = simulated(logistic, 50, 8)
+    events = collect_events([(scores[true], scores[~true]), (np.zeros(0), np.zeros(0))], [true.sum(), 2])
+    with pytest.raises(ValueError, match="two scans"):
+        calibrate(events)
