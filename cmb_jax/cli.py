@@ -5,6 +5,7 @@ Examples:
   cmb-jax predict --dicom examination --out result --dicom-out
   cmb-jax simulate --out phantoms --subjects 4 --seed 1
   cmb-jax evaluate --pred results --truth phantoms --out metrics.json
+  cmb-jax calibrate --pred results --truth validation --weights small --out calibrated.safetensors
   cmb-jax swi --magnitude mag.nii.gz --phase phase.nii.gz --out swi
   cmb-jax implant --magnitude mag.nii.gz --phase phase.nii.gz --te-ms 20 --b0-t 3 --out implanted
   cmb-jax data check valdo/Task2 --out sheet.png
@@ -193,6 +194,7 @@ def evaluate(
     out: Path,
     rule: Literal["center3", "center5", "touch", "box_iou", "valdo"] = "center3",
     threshold: float | None = None,
+    report: Path | None = None,
     overwrite: bool = False,
     keep_identifiers: bool = False,
 ) -> None:
@@ -204,6 +206,7 @@ def evaluate(
       out: JSON file to write.
       rule: matching rule of the headline figures; all rules are in the file.
       threshold: operating point; default: what the predictions say they keep.
+      report: HTML page to write too, with FROC, reliability and counts drawn.
       overwrite: replace the file if it exists.
       keep_identifiers: name scans as their folders are named, not by number (docs/privacy.md).
     """
@@ -215,6 +218,7 @@ def evaluate(
         out=out,
         rule=rule,
         threshold=threshold,
+        report=report,
         overwrite=overwrite,
         keep_identifiers=keep_identifiers,
     )
@@ -274,15 +278,31 @@ def demo(out: Path = Path("demo_output"), overwrite: bool = False) -> None:
     run(out=out, overwrite=overwrite)
 
 
-def weights_show(weights: str = "small") -> None:
-    """What weights are: configuration, operating point, training record, sha256.
+def calibrate(
+    pred: tuple[Path, ...],
+    truth: tuple[Path, ...],
+    out: Path,
+    weights: str = "small",
+    max_fp: float = 0.5,
+    overwrite: bool = False,
+) -> None:
+    """Make scores of weights probabilities and choose their operating point, on labelled validation scans.
 
     Args:
+      pred: folders that `cmb-jax bids` wrote with these weights.
+      truth: folders of truth as `cmb-jax evaluate` reads them, in the same order.
+      out: weights to write (.safetensors), with their record (.json) beside them.
       weights: name of bundled weights, or a .safetensors file.
+      max_fp: operating point: the highest sensitivity at no more than so many false positives a scan.
+      overwrite: replace the files if they exist.
     """
-    from cmb_jax.commands.weights import show
+    from cmb_jax.commands.calibrate import run
 
-    show(weights)
+    run(pred=pred, truth=truth, weights=weights, out=out, max_fp=max_fp, overwrite=overwrite)
+
+
+def weights() -> None:
+    """What weights are: `weights show NAME` tells training, operating points, calibration."""
 
 
 def benchmark(
@@ -413,7 +433,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "swi": swi,
     "implant": implant,
     "demo": demo,
-    "weights": weights_show,
+    "calibrate": calibrate,
+    "weights": weights,
     "data": data,
     "bids": bids,
     "compare": compare,
@@ -421,7 +442,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "benchmark": benchmark,
 }
 
-GROUPS = ("data", "review")
+GROUPS = ("data", "review", "weights")
 """Commands with subcommands of their own: `COMMANDS` of the module of that name."""
 
 

@@ -187,6 +187,10 @@ class InferenceConfig:
     """From this score on a detection is called definite, below it possible."""
     candidate_threshold: float = 0.05
     """Candidates below this score are not listed at all."""
+    calibration_scores: tuple[float, ...] = ()
+    """Knots of the map from score to probability, rising; none: the weights are not calibrated."""
+    calibration_probabilities: tuple[float, ...] = ()
+    """Probability at each knot, straight lines between; written by `cmb-jax calibrate`."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,6 +37,10 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "diameter_mm": {"Description": "Diameter: cube root of the box's volume.", "Units": "mm"},
     "volume_mm3": {"Description": "Volume of the ellipsoid in the box.", "Units": "mm^3"},
     "score": {"Description": "The detector's score, 0 to 1."},
+    "probability": {
+        "Description": "Probability of a true microbleed, calibrated on the weights' validation data; n/a if "
+        "the weights are not calibrated or the place rules a microbleed out."
+    },
     "category": {
         "Description": "How sure the detector is.",
         "Levels": {
@@ -93,7 +97,7 @@ def detections_tsv(rows: tuple[DetectionRow, ...]) -> str:
     writer.writerow(DETECTION_COLUMNS)
     for row in rows:
         cells = dataclasses.asdict(row)
-        writer.writerow("n/a" if cells[name] == "" else cells[name] for name in DETECTION_COLUMNS)
+        writer.writerow("n/a" if cells[name] in ("", None) else cells[name] for name in DETECTION_COLUMNS)
     return text.getvalue()
 
 

@@ -49,6 +49,9 @@ def detections_of(prediction: Prediction, subject: str) -> SubjectDetections:
         status=tuple(_status(row) for row in rows),
         zones=tuple(row.zone for row in rows),
         regions=tuple(row.region for row in rows),
+        probabilities=np.array(
+            [np.nan if row.probability is None else row.probability for row in rows], np.float64
+        ),
     )
 
 

@@ -84,7 +84,7 @@ def with_operating_point(config: Config, curve: FrocCurve) -> Config:
     inference = dataclasses.replace(
         config.inference,
         score_threshold=threshold,
-        # until scores are calibrated: definite is halfway between the operating point and certainty
+        # until `cmb-jax calibrate` has fitted probabilities: halfway between operating point and certainty
         definite_threshold=(1.0 + threshold) / 2,
     )
     return dataclasses.replace(config, inference=inference)

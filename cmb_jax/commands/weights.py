@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from cmb_jax.commands.weights_record import describe, key_statement
 from cmb_jax.config_io import config_to_json
 from cmb_jax.inference.bundle import load_bundle
 
 
-def show(weights: str) -> None:
-    """Print the record of bundled or own weights.
+def show(weights: tyro.conf.Positional[str] = "small", verbose: bool = False) -> None:
+    """What weights are: training, operating points, calibration, sha256.
 
-    Raises:
-      UserError: no such weights.
+    Args:
+      weights: name of bundled weights, or a .safetensors file.
+      verbose: print the whole record and the configuration too.
     """
     bundle = load_bundle(weights)
-    print(f"weights: {bundle.path.name}\nsha256:  {bundle.sha256}")
-    print(f"operating point: score >= {bundle.config.inference.score_threshold:.3f}")
-    record = bundle.path.with_suffix(".json")
-    if record.exists():
-        print(f"training record:\n{record.read_text().strip()}")
-    print(f"configuration:\n{config_to_json(bundle.config)}")
+    print(describe(bundle))
+    card = bundle.path.with_suffix(".md")
+    if card.is_file():
+        print(f"\nmodel card {card.name}: {key_statement(card.read_text(encoding='utf-8'))}")
+    if verbose:
+        if bundle.record_path.is_file():
+            print(f"\nrecord:\n{bundle.record_path.read_text().strip()}")
+        print(f"\nconfiguration:\n{config_to_json(bundle.config)}")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"show": show}

@@ -122,7 +122,7 @@ def _finding(
     measured = (
         (codes.DIAMETER, row.diameter_mm, codes.MILLIMETER),
         (codes.VOLUME, row.volume_mm3, codes.CUBIC_MILLIMETER),
-        (codes.CERTAINTY, round(100 * row.score, 2), codes.PERCENT),
+        (codes.CERTAINTY, round(100 * row.certainty, 2), codes.PERCENT),
     )
     evaluated = (
         (codes.CATEGORY, codes.CATEGORIES[row.category]),

@@ -89,7 +89,7 @@ def lesion_groups(truth: SubjectTruth) -> dict[str, tuple[str, ...]]:
     return groups
 
 
-_ORDER: dict[str, tuple[str, ...]] = {
+GROUP_ORDER: dict[str, tuple[str, ...]] = {
     "zone": tuple(zone.name.lower() for zone in Zone),
     "region": tuple(region.name.lower() for region in Region),
     "size_mm": class_names(SIZE_EDGES_MM, " mm"),
@@ -106,10 +106,10 @@ def sensitivity_breakdowns(
     Args:
         subjects: for each scan its `lesion_groups` and which lesions were found, (M,) bool.
     """
-    lesions: dict[str, Counter[str]] = {by: Counter() for by in _ORDER}
-    found: dict[str, Counter[str]] = {by: Counter() for by in _ORDER}
+    lesions: dict[str, Counter[str]] = {by: Counter() for by in GROUP_ORDER}
+    found: dict[str, Counter[str]] = {by: Counter() for by in GROUP_ORDER}
     for groups, flags in subjects:
-        for by in _ORDER:
+        for by in GROUP_ORDER:
             names = groups.get(by, (UNKNOWN,) * len(flags))
             lesions[by].update(names)
             found[by].update(name for name, flag in zip(names, flags, strict=True) if flag)
@@ -126,7 +126,7 @@ def sensitivity_breakdowns(
                 for group in _ordered(by, lesions[by])
             ),
         )
-        for by in _ORDER
+        for by in GROUP_ORDER
         if set(lesions[by]) - {UNKNOWN}
     )
 
@@ -160,7 +160,7 @@ def join_places(scans: Sequence[tuple[int, int, int] | None]) -> PlaceAgreement 
 
 def _ordered(by: str, names: Iterable[str]) -> list[str]:
     """Known names in the order of their enum or class, others after them by letter."""
-    order = _ORDER[by]
+    order = GROUP_ORDER[by]
     return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 

@@ -26,6 +26,7 @@ from cmb_jax.evaluation.metrics import write_metrics
 from cmb_jax.evaluation.present import format_table
 from cmb_jax.evaluation.read import find_predictions, find_truth, listed
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.reliability import Reliability, reliability
 from cmb_jax.evaluation.result import EvaluationResult, RuleResult, SubjectRow, ValdoSummary
 from cmb_jax.evaluation.valdo import ValdoCase, valdo_case
 from cmb_jax.io.naming import is_pseudonym
@@ -53,6 +54,8 @@ class _Scored:
     mimics: list[str] | None  # names of the false positives; None: the truth knows no mimics
     zones: list[str] | None  # zones of the false positives; None: the prediction has none
     places: tuple[int, int, int] | None  # see breakdown.place_agreement
+    probabilities: np.ndarray | None  # (K,) of the reported detections, NaN where not known; None: of none
+    true: np.ndarray  # (K,) bool, whether each is no false positive
 
 
 def evaluate(
@@ -165,6 +168,7 @@ def evaluate_records(
             np.array([row.detections for row in rows]), np.array([row.lesions for row in rows])
         ),
         places=join_places([scan.places for scan in scored]),
+        calibration=_calibration(scored, bootstrap_samples, seed),
         subjects=rows,
         bootstrap_samples=bootstrap_samples,
         seed=seed,
@@ -246,6 +250,8 @@ def _score(
         mimics=None if truth.mimics is None else name_by_mimic(false.centers_mm, truth.mimics),
         zones=None if false.zones is None else list(false.zones),
         places=place_agreement(reported, truth, shown.lesion),
+        probabilities=reported.probabilities,
+        true=~shown.false_positive,
     )
 
 
@@ -269,6 +275,24 @@ def _rule_result(rule: Rule, scored: list[_Scored], samples: int, seed: int) -> 
     return dataclasses.replace(
         result, average_precision=precision, froc=tuple(froc), curve=froc_curve(joined)
     )
+
+
+def _calibration(scored: list[_Scored], samples: int, seed: int) -> Reliability | None:
+    """Reliability of the reported detections, if each of them has a probability.
+
+    Where the headline is the challenge's rule, which splits lesions anew, a detection is true by the rule of
+    the breakdowns, like everything that is said of single detections.
+    """
+    parts = [
+        np.full(len(scan.true), np.nan) if scan.probabilities is None else scan.probabilities
+        for scan in scored
+    ]
+    probabilities = np.concatenate(parts)
+    if np.isnan(probabilities).any():
+        return None
+    true = np.concatenate([scan.true for scan in scored])
+    subject = np.repeat(np.arange(len(scored)), [len(part) for part in parts])
+    return reliability(probabilities, true, subject, len(scored), samples=samples, seed=seed)
 
 
 def _valdo_summary(cases: list[ValdoCase]) -> ValdoSummary:

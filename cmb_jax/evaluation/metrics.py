@@ -12,13 +12,14 @@ from cmb_jax import __version__
 from cmb_jax.evaluation.bootstrap import Estimate
 from cmb_jax.evaluation.froc import FROC_RATES, FrocCurve
 from cmb_jax.evaluation.present import NOTICE, operating_point_text
+from cmb_jax.evaluation.reliability import Reliability
 from cmb_jax.evaluation.result import EvaluationResult, RuleResult
 from cmb_jax.io.atomic import atomic_write_text
 
 
 def metrics(result: EvaluationResult) -> dict[str, Any]:
-    """The evaluation as JSON values; what is undefined is None, an estimate is {value, low, high}."""
-    content = {
+    """The evaluation as it goes into a JSON file; an estimate is {value, low, high}."""
+    return {
         "notice": NOTICE,
         "version": __version__,
         "headline_rule": result.headline,
@@ -46,10 +47,19 @@ def metrics(result: EvaluationResult) -> dict[str, Any]:
         "false_positives_by_zone": [dataclasses.asdict(group) for group in result.false_positives_by_zone],
         "count_agreement": dataclasses.asdict(result.counts),
         "place_agreement": None if result.places is None else dataclasses.asdict(result.places),
+        "calibration": None if result.calibration is None else reliability_values(result.calibration),
         "subjects": [dataclasses.asdict(row) for row in result.subjects],
         "warnings": list(result.warnings),
     }
-    return json_values(content)
+
+
+def reliability_values(found: Reliability) -> dict[str, Any]:
+    """Expected calibration error and bins as JSON values."""
+    content = dataclasses.asdict(found)
+    for kind in ("equal_mass", "equal_width"):
+        for values, each in zip(content[kind], getattr(found, kind), strict=True):
+            values["share"] = each.share
+    return content
 
 
 def write_metrics(result: EvaluationResult, path: Path | str, *, overwrite: bool = False) -> None:
@@ -58,8 +68,7 @@ def write_metrics(result: EvaluationResult, path: Path | str, *, overwrite: bool
     Raises:
         UserError: the file exists and `overwrite` is not set, or it cannot be written.
     """
-    text = json.dumps(metrics(result), indent=2, allow_nan=False) + "\n"
-    atomic_write_text(Path(path), text, overwrite=overwrite)
+    atomic_write_text(Path(path), json_text(metrics(result)), overwrite=overwrite)
 
 
 def _rule(each: RuleResult) -> dict[str, Any]:
@@ -96,6 +105,11 @@ def _curve(curve: FrocCurve) -> dict[str, list[float]]:
         "fp_per_scan": curve.fp_per_scan[corners].tolist(),
         "sensitivity": curve.sensitivity[corners].tolist(),
     }
+
+
+def json_text(content: Any) -> str:
+    """Text of a JSON file; see `json_values`."""
+    return json.dumps(json_values(content), indent=2, allow_nan=False) + "\n"
 
 
 def json_values(value: Any) -> Any:

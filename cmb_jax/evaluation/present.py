@@ -12,12 +12,14 @@ from cmb_jax.evaluation.bootstrap import Estimate
 from cmb_jax.evaluation.breakdown import MIMIC_REACH_MM, UNNAMED, FalsePositiveGroup
 from cmb_jax.evaluation.froc import FROC_RATES
 from cmb_jax.evaluation.matching import RULES
+from cmb_jax.evaluation.reliability import Reliability
 from cmb_jax.evaluation.result import EvaluationResult, RuleResult
 from cmb_jax.report.evaluation_content import (
     CountAgreementText,
     EvaluationContent,
     FrocLine,
     Headline,
+    ReliabilityLine,
     SubjectLine,
     Table,
 )
@@ -70,6 +72,7 @@ def tables(result: EvaluationResult) -> tuple[Table, ...]:
         *_breakdown_tables(result),
         *_false_positive_tables(result),
         _count_table(result),
+        *_calibration_tables(result),
         _valdo_table(result),
     )
 
@@ -194,6 +197,37 @@ def _count_table(result: EvaluationResult) -> Table:
     return Table(title="Agreement", columns=("measure", "value"), rows=tuple(rows))
 
 
+def _calibration_tables(result: EvaluationResult) -> list[Table]:
+    found = result.calibration
+    if found is None:
+        return []
+    note = (
+        f"Of the {found.detections} reported detections, true by the rule "
+        f"{RULES[result.breakdown_rule].title}: expected calibration error "
+        f"{estimate_text(found.ece_equal_mass)} in {found.bins} bins of equal numbers (those shown), "
+        f"{estimate_text(found.ece_equal_width)} in {found.bins} of equal width; mean probability "
+        f"{found.mean_probability:.3f}, share of true ones {found.true / found.detections:.3f}. Resampling "
+        "adds scatter to every bin, so that the intervals lie high."
+    )
+    return [
+        Table(
+            title="Calibration of the probabilities",
+            columns=("probability", "detections", "true", "mean probability", "share of true ones"),
+            rows=tuple(
+                (
+                    f"{each.low:.3f} to {each.high:.3f}",
+                    each.detections,
+                    each.true,
+                    f"{each.mean_probability:.3f}",
+                    f"{each.share:.3f}",
+                )
+                for each in found.equal_mass
+            ),
+            note=note,
+        )
+    ]
+
+
 def _valdo_table(result: EvaluationResult) -> Table:
     valdo = result.valdo
     return Table(
@@ -221,11 +255,12 @@ def format_table(result: EvaluationResult) -> str:
     lines = [f"Evaluation. {NOTICE}", summary_text(result)]
     lines += [f"warning: {warning}" for warning in result.warnings]
     for table in tables(result):
-        lines += ["", *_text_lines(table)]
+        lines += ["", table_text(table)]
     return "\n".join(lines) + "\n"
 
 
-def _text_lines(table: Table) -> list[str]:
+def table_text(table: Table) -> str:
+    """A table as text, the note below it."""
     cells = [table.columns, *([str(cell) for cell in row] for row in table.rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(table.columns))]
     lines = [
@@ -233,7 +268,8 @@ def _text_lines(table: Table) -> list[str]:
         for row in cells
     ]
     ruler = "-" * max(len(line) for line in lines)
-    return [table.title, ruler, lines[0], ruler, *lines[1:], *textwrap.wrap(table.note, _NOTE_WIDTH)]
+    text = [table.title, ruler, lines[0], ruler, *lines[1:], *textwrap.wrap(table.note, _NOTE_WIDTH)]
+    return "\n".join(text)
 
 
 def _interval(estimate: Estimate, digits: int) -> str:
@@ -255,6 +291,18 @@ def _curves(shown: RuleResult, with_band: bool) -> tuple[FrocLine, ...]:
             band_high=np.array([point.high for point in shown.froc]) if with_band else None,
             operating_point=(shown.fp_per_scan.value, shown.sensitivity.value),
         ),
+    )
+
+
+def _reliability_line(found: Reliability | None) -> ReliabilityLine | None:
+    if found is None:
+        return None
+    return ReliabilityLine(
+        probability=np.array([each.mean_probability for each in found.equal_mass]),
+        share=np.array([each.share for each in found.equal_mass]),
+        detections=np.array([each.detections for each in found.equal_mass]),
+        note=f"{found.bins} bins of equal numbers; expected calibration error "
+        f"{estimate_text(found.ece_equal_mass)}",
     )
 
 
@@ -286,6 +334,7 @@ def report_content(
         ),
         tables=tables(result),
         curves=_curves(shown, result.bootstrap_samples > 0),
+        reliability=_reliability_line(result.calibration),
         curve_note=f"{shown.rule.title}; false positives over all {result.scans} scans. Band: 95 % interval.",
         subjects=tuple(
             SubjectLine(

@@ -126,7 +126,8 @@ def read_detections_volume(path: Path, subject: str, threshold: float = 0.5) -> 
 def read_detections_csv(path: Path, subject: str) -> SubjectDetections:
     """Detections from a table with the columns of detections.csv; .tsv has tabs instead of commas.
 
-    Needed: x_mm, y_mm, z_mm (RAS), diameter_mm, score, status; used where present: zone, region, reason.
+    Needed: x_mm, y_mm, z_mm (RAS), diameter_mm, score, status; used where present: zone, region, reason, and
+    probability, which may be empty.
 
     Raises:
         UserError: missing file or columns, or a value that is no number, names file, line and column.
@@ -139,6 +140,10 @@ def read_detections_csv(path: Path, subject: str) -> SubjectDetections:
         if value not in (KEPT, REJECTED):
             raise UserError(f"{path}: line {line}: status is {value!r}; write kept or rejected")
         status.append(CANDIDATE if value == REJECTED and reason == LOW_SCORE_REASON else value)
+    probabilities = table.optional_numbers("probability", minimum=0.0)
+    if np.any(probabilities > 1.0):
+        line = int(np.argmax(probabilities > 1.0)) + 2
+        raise UserError(f"{path}: line {line}: probability is above 1; write a number from 0 to 1")
     return SubjectDetections(
         subject=subject,
         centers_mm=np.stack([table.numbers(name) for name in ("x_mm", "y_mm", "z_mm")], axis=-1),
@@ -147,6 +152,7 @@ def read_detections_csv(path: Path, subject: str) -> SubjectDetections:
         status=tuple(status),
         zones=table.text("zone") if table.has("zone") else None,
         regions=table.text("region") if table.has("region") else None,
+        probabilities=None if np.isnan(probabilities).all() else probabilities,
     )
 
 

@@ -47,11 +47,13 @@ class SubjectDetections:
     status: tuple[str, ...] | None = None  # (K,) KEPT, CANDIDATE or REJECTED; None: all kept
     zones: tuple[str, ...] | None = None  # (K,) lower-case names of anatomy.regions.Zone
     regions: tuple[str, ...] | None = None  # (K,) lower-case names of anatomy.regions.Region
+    probabilities: np.ndarray | None = None  # (K,) of a true lesion, NaN where not known; None: of none
     volume: LabelledVolume | None = None  # when they were read from voxels
     missing: bool = False  # no prediction was found for this scan: it counts as empty
 
     def __post_init__(self) -> None:
-        _check_lengths(self, ("centers_mm", "scores", "diameters_mm", "status", "zones", "regions"))
+        fields = ("centers_mm", "scores", "diameters_mm", "status", "zones", "regions", "probabilities")
+        _check_lengths(self, fields)
 
     def select(self, mask: np.ndarray) -> SubjectDetections:
         """The detections with mask (K,) true, in the same order; labels are renumbered."""
@@ -70,6 +72,7 @@ class SubjectDetections:
             status=_take(self.status, rows),
             zones=_take(self.zones, rows),
             regions=_take(self.regions, rows),
+            probabilities=None if self.probabilities is None else self.probabilities[rows],
             volume=volume,
         )
 

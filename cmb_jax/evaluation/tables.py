@@ -39,16 +39,33 @@ class TextTable:
         Raises:
             UserError: a value is no finite number, or is below the minimum.
         """
-        values = np.zeros(len(self.rows))
-        for row, text in enumerate(self.text(column)):
-            try:
-                values[row] = float(text)
-            except ValueError:
-                values[row] = math.nan
-            if not math.isfinite(values[row]) or values[row] < minimum:
-                wanted = "a number" if minimum == -math.inf else f"a number from {minimum:g} on"
-                raise UserError(f"{self.path}: line {row + 2}: {column} is {text!r}, but it must be {wanted}")
-        return values
+        cells = enumerate(self.text(column))
+        return np.array([self._number(row, column, text, minimum) for row, text in cells], np.float64)
+
+    def optional_numbers(self, column: str, minimum: float = -math.inf) -> np.ndarray:
+        """A column (n,) as float64, NaN where nothing (or n/a, as in BIDS) stands or without such a column.
+
+        Raises:
+            UserError: another value is no finite number, or is below the minimum.
+        """
+        cells = self.text(column) if self.has(column) else ("",) * len(self)
+        return np.array(
+            [
+                math.nan if text in ("", "n/a") else self._number(row, column, text, minimum)
+                for row, text in enumerate(cells)
+            ],
+            np.float64,
+        )
+
+    def _number(self, row: int, column: str, text: str, minimum: float) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or value < minimum:
+            wanted = "a number" if minimum == -math.inf else f"a number from {minimum:g} on"
+            raise UserError(f"{self.path}: line {row + 2}: {column} is {text!r}, but it must be {wanted}")
+        return value
 
 
 def read_columns(path: Path, *, required: Sequence[str], delimiter: str = ",") -> TextTable:

@@ -12,8 +12,9 @@ from flax import nnx
 from cmb_jax.config import Config
 from cmb_jax.config_io import config_from_json, config_to_json, without_paths
 from cmb_jax.errors import UserError
+from cmb_jax.evaluation.calibration_map import CalibrationMap
 from cmb_jax.io.atomic import sha256_file
-from cmb_jax.io.weights import load_weights, save_weights
+from cmb_jax.io.weights import copy_weights, load_weights, save_weights
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template
 
@@ -29,6 +30,33 @@ class WeightsBundle:
     sha256: str
     config: Config
     params: Any  # pure dict of arrays
+
+    @property
+    def calibration(self) -> CalibrationMap | None:
+        """The map from score to probability, None if there is none."""
+        return calibration_of(self.config)
+
+    @property
+    def record_path(self) -> Path:
+        """The file that says how the weights came about, which need not be there."""
+        return record_path(self.path)
+
+
+def calibration_of(config: Config) -> CalibrationMap | None:
+    """The map from score to probability that a configuration holds, None if it holds none.
+
+    Raises:
+      ValueError: its knots are none of such a map.
+    """
+    knots = config.inference
+    if not knots.calibration_scores and not knots.calibration_probabilities:
+        return None
+    return CalibrationMap(scores=knots.calibration_scores, probabilities=knots.calibration_probabilities)
+
+
+def record_path(weights: Path) -> Path:
+    """Where the record of weights lies: beside them."""
+    return weights.with_suffix(".json")
 
 
 def bundled_names() -> tuple[str, ...]:
@@ -50,6 +78,15 @@ def save_bundle(path: Path, params: Any, config: Config, dtype: str = "float32")
     )
 
 
+def save_with_config(bundle: WeightsBundle, path: Path, config: Config) -> None:
+    """Write the bundle's arrays, byte for byte as they are stored, with another configuration.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    copy_weights(bundle.path, path, {CONFIG_KEY: config_to_json(without_paths(config))})
+
+
 def load_bundle(weights: str | Path) -> WeightsBundle:
     """Read weights by bundled name or by path.
 
@@ -67,6 +104,7 @@ def load_bundle(weights: str | Path) -> WeightsBundle:
         raise UserError(f"{path}: these are not weights of a detector (no configuration inside); give others")
     try:
         config = config_from_json(metadata[CONFIG_KEY])
+        calibration_of(config)  # refuses knots that are no map
     except (ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
         raise UserError(
             f"{path}: the configuration inside does not fit this version of cmb-jax ({error}); "

@@ -142,6 +142,7 @@ class CmbDetector:
             ("weights", self.bundle.path.stem),
             ("score_threshold", f"{threshold:.3f}"),
             ("definite_threshold", f"{inference.definite_threshold:.3f}"),
+            ("calibrated", "no" if self.bundle.calibration is None else "yes"),
             ("candidate_threshold", f"{inference.candidate_threshold:.3f}"),
             ("nms_iou", f"{inference.nms_iou:g}"),
         )
@@ -179,6 +180,8 @@ class CmbDetector:
         native = native_index(
             (np.linalg.inv(swi.affine) @ np.c_[centers, np.ones(len(centers))].T).T[:, :3], swi
         )
+        calibration = self.bundle.calibration
+        probabilities = None if calibration is None else calibration.probability(scores)
         rows = []
         for n in range(len(boxes)):
             reason = ""
@@ -201,6 +204,10 @@ class CmbDetector:
                     diameter_mm=round(float(diameters[n]), 2),
                     volume_mm3=round(float(np.pi / 6 * edges_mm[n].prod()), 2),
                     score=round(float(scores[n]), 4),
+                    # where no microbleed can be, the score alone says nothing
+                    probability=round(float(probabilities[n]), 4)
+                    if probabilities is not None and bool(located.keep[n])
+                    else None,
                     category="definite"
                     if scores[n] >= self.config.inference.definite_threshold
                     else "possible",

@@ -79,6 +79,16 @@ def save_weights(
     atomic_write_bytes(path, blob, overwrite=True)
 
 
+def copy_weights(source: Path, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the arrays of `source` to `path` as they are stored, with other metadata, atomically.
+
+    Raises:
+        UserError: `source` cannot be read (see `load_weights`), or `path` cannot be written.
+    """
+    stored, _ = _read(source)
+    atomic_write_bytes(path, save(stored, metadata=dict(metadata)), overwrite=True)
+
+
 def load_weights(
     path: str | Path, expected: Mapping[Any, Any] | None = None
 ) -> tuple[PureDict, dict[str, str]]:
@@ -95,21 +105,26 @@ def load_weights(
         UserError: the file is missing, is not safetensors, is truncated, or does not fit `expected`: the
             first parameter (by name) that differs is named.
     """
-    path = Path(path)
+    stored, metadata = _read(Path(path))
+    flat = {name: _as_float32(value) for name, value in stored.items()}
+    if expected is not None:
+        _check_fit(Path(path), flat, expected)
+    return unflatten_state(flat), metadata
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays by name as they are stored, and metadata."""
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; check the path")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
-            flat = {name: _as_float32(file.get_tensor(name)) for name in sorted(file.keys())}
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}, metadata
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path}: not a readable safetensors file ({error}); it is damaged, truncated or of another "
             "kind: fetch it again or give other weights"
         ) from error
-    if expected is not None:
-        _check_fit(path, flat, expected)
-    return unflatten_state(flat), metadata
 
 
 def _as_float32(value: np.ndarray) -> np.ndarray:

@@ -24,12 +24,20 @@ class DetectionRow:
     diameter_mm: float
     volume_mm3: float
     score: float  # 0..1
+    probability: float | None = (
+        None  # of a true microbleed; None: weights not calibrated, or no place for one
+    )
     category: Literal["definite", "possible"]
     zone: Literal["lobar", "deep", "infratentorial", "none"]
     region: str  # lower-case name of a Region, e.g. basal_ganglia
     side: Literal["left", "right", "none"]
     status: Literal["kept", "rejected"]
     reason: str  # why it was rejected; empty when kept
+
+    @property
+    def certainty(self) -> float:
+        """The best that is known of how sure the detector is: the probability, else the score."""
+        return self.score if self.probability is None else self.probability
 
 
 DETECTION_COLUMNS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(DetectionRow))

@@ -47,6 +47,16 @@ class FrocLine:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ReliabilityLine:
+    """Share of true detections against their probability, by bins."""
+
+    probability: np.ndarray  # (B,) mean of each bin, ascending
+    share: np.ndarray  # (B,) of true detections
+    detections: np.ndarray  # (B,) int, in each bin
+    note: str = ""  # bins, calibration error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SubjectLine:
     """One scan at the operating point."""
 
@@ -81,6 +91,7 @@ class EvaluationContent:
     tables: tuple[Table, ...] = ()
     curves: tuple[FrocLine, ...] = ()
     curve_note: str = ""  # matching rule, denominator, what the band is
+    reliability: ReliabilityLine | None = None
     subjects: tuple[SubjectLine, ...] = ()
     agreement: CountAgreementText | None = None
     warnings: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from pathlib import Path
 from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.report.evaluation_content import EvaluationContent
 from cmb_jax.report.html import environment
-from cmb_jax.report.plots import count_plot, difference_plot, froc_plot
+from cmb_jax.report.plots import count_plot, difference_plot, froc_plot, reliability_plot
 
 
 def cell_text(value: str | float | int | None) -> str:
@@ -22,7 +22,7 @@ def cell_text(value: str | float | int | None) -> str:
 
 def render_evaluation_report(content: EvaluationContent) -> str:
     """The page as one string: drawings inlined, no script, nothing fetched from anywhere."""
-    plots = []
+    plots = [] if content.reliability is None else [reliability_plot(content.reliability)]
     if content.subjects:
         plots.append(count_plot(content.subjects))
         if content.agreement is not None:

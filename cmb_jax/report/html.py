@@ -20,6 +20,7 @@ from cmb_jax.report.summary import (
     kept_rows,
     location_text,
     mars_table,
+    probability_text,
     reason_counts,
     reason_text,
     region_title,
@@ -46,6 +47,7 @@ def environment() -> jinja2.Environment:
     )
     env.filters["region_title"] = region_title
     env.filters["reason_text"] = reason_text
+    env.filters["probability_text"] = probability_text
     return env
 
 
@@ -69,6 +71,7 @@ def render_report(content: ReportContent, *, max_drawn: int = MAX_DRAWN) -> str:
         .render(
             content=content,
             trusted=content.regions_trusted,
+            calibrated=any(row.probability is not None for row in content.rows),
             kept=kept,
             rejected=rejected,
             counted=count(kept),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cmb_jax.report.evaluation_content import CountAgreementText, FrocLine, SubjectLine
+from cmb_jax.report.evaluation_content import CountAgreementText, FrocLine, ReliabilityLine, SubjectLine
 from cmb_jax.report.shapes import Label, Picture, Shape, glyph
 
 WIDTH, HEIGHT = 560, 400
@@ -125,6 +125,31 @@ def _clip_to(
             stairs.append((limits[1], stairs[-1][1]))
         points = stairs
     return [p[0] for p in points], [p[1] for p in points]
+
+
+def reliability_plot(line: ReliabilityLine) -> Picture:
+    """Share of true detections against probability; a spot's area grows with the detections in its bin."""
+    axes = _Axes((0.0, 1.0), (0.0, 1.0))
+    ticks = np.linspace(0, 1, 6).round(1).tolist()
+    shapes, labels = axes.frame(ticks, ticks, "Mean probability", "Share of true detections")
+    shapes.append(Shape(axes.line([0, 1], [0, 1]), "identity"))
+    shapes.append(Shape(axes.line(line.probability.tolist(), line.share.tolist()), "curve s0"))
+    largest = int(line.detections.max())
+    for probability, share, detections in zip(line.probability, line.share, line.detections, strict=True):
+        x, y = axes.at(float(probability), float(share))
+        title = f"{detections} detections: probability {probability:.2f}, {share:.2f} of them true"
+        radius = 3.0 + 5.0 * math.sqrt(detections / largest)
+        shapes.append(Shape(glyph("lobar", x, y, radius), "spot", title=title))
+        labels.append(Label(x, y - radius - 4, str(detections), "middle"))
+    return Picture(
+        width=WIDTH,
+        height=HEIGHT,
+        alt="Reliability diagram: " + line.note,
+        shapes=tuple(shapes),
+        labels=tuple(labels),
+        caption="Reliability; numbers: detections in a bin; on the dashed line probabilities are right. "
+        + line.note,
+    )
 
 
 def count_plot(subjects: Sequence[SubjectLine]) -> Picture:

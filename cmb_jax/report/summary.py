@@ -179,6 +179,11 @@ def reason_text(reason: str) -> str:
     return reason if " " in reason else reason.replace("_", " ").lower().replace("csf", "CSF")
 
 
+def probability_text(probability: float | None) -> str:
+    """A probability for people; a dash where there is none."""
+    return "–" if probability is None else f"{probability:.2f}"
+
+
 def reason_counts(rows: Iterable[DetectionRow]) -> tuple[tuple[str, int], ...]:
     """How many rejected rows have each reason, the commonest first."""
     return tuple(Counter(reason_text(row.reason) for row in rejected_rows(rows)).most_common())

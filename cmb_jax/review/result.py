@@ -17,6 +17,7 @@ from cmb_jax.io.naming import is_bids_name, stem
 from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow
 
 _MADE_BY = "give the folder that cmb-jax predict wrote"
+_OPTIONAL = ("probability",)  # results of versions before there was one are read too
 _ALLOWED = {
     "category": ("definite", "possible"),
     "zone": ("lobar", "deep", "infratentorial", "none"),
@@ -65,7 +66,10 @@ def load_result(folder: Path, subject: str | None = None) -> Result:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; {_MADE_BY}")
-    table = read_columns(folder / "detections.csv", required=DETECTION_COLUMNS)
+    table = read_columns(
+        folder / "detections.csv",
+        required=[name for name in DETECTION_COLUMNS if name not in _OPTIONAL],
+    )
     rows = _rows(table)
     labels, affine = read_labels(folder / "labels.nii.gz")
     kept = [row.id for row in rows if row.status == "kept"]
@@ -90,6 +94,9 @@ def _rows(table: TextTable) -> tuple[DetectionRow, ...]:
     for field in dataclasses.fields(DetectionRow):
         if field.type == "float":
             columns[field.name] = table.numbers(field.name).tolist()
+        elif field.name in _OPTIONAL:
+            values = table.optional_numbers(field.name)
+            columns[field.name] = [None if np.isnan(value) else float(value) for value in values]
         elif field.type == "int":
             columns[field.name] = [int(value) for value in table.numbers(field.name)]
         else:

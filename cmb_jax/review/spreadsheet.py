@@ -30,7 +30,7 @@ VERIFY = "verify (yes=1)"
 _COLUMNS: dict[str, int] = {  # with their widths
     **{ID: 5, SUBJECT: 24, VERDICT: 13, MIMIC: 22, "comments": 30},
     **dict.fromkeys(POSITION, 11),
-    **{DIAMETER: 12, "score": 8, "category": 10, "status": 10, "reason": 34},
+    **{DIAMETER: 12, "score": 8, "probability": 11, "category": 10, "status": 10, "reason": 34},
     **{"zone": 14, "atlasregions": 30, "slicecount": 10, "readers": 10, VERIFY: 13},
 }
 _TO_FILL = PatternFill("solid", fgColor="FFF7D6")
@@ -78,7 +78,8 @@ def _values(row: DetectionRow, subject: str) -> dict[str, Cell | int]:
     return {
         **{ID: row.id, SUBJECT: subject, VERDICT: None, MIMIC: None, "comments": None, VERIFY: None},
         **dict(zip(POSITION, (row.x_mm, row.y_mm, row.z_mm), strict=True)),
-        **{DIAMETER: row.diameter_mm, "score": row.score, "category": row.category, "status": row.status},
+        **{DIAMETER: row.diameter_mm, "score": row.score, "probability": row.probability},
+        **{"category": row.category, "status": row.status},
         **{"reason": row.reason, "zone": row.zone, "slicecount": row.k, "readers": "cmb-jax"},
         "atlasregions": location_text(row, trusted=True),
     }

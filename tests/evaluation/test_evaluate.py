@@ -1,5 +1,6 @@
 """A whole evaluation, in memory and from folders."""
 
+import dataclasses
 import json
 
 import nibabel as nib
@@ -238,3 +239,22 @@ def test_prediction_on_another_grid_names_the_scan(tmp_path):
         nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / folder / "sub-1_x.nii.gz")
     with pytest.raises(UserError, match="sub-1: prediction and truth have different shapes"):
         evaluate(tmp_path / "pred", tmp_path / "truth")
+
+
+def test_calibration_is_of_what_is_reported(worked):
+    found, true = worked
+    odds = [np.array([0.9, 0.6, np.nan]), np.array([0.2]), np.array([0.8])]
+    judged = [dataclasses.replace(each, probabilities=p) for each, p in zip(found, odds, strict=True)]
+    # at 0.75: true at 0.9 and 0.8, false (4 mm off) at 0.6; each of the ten bins holds one or none
+    result = evaluate_records(judged, true, threshold=0.75, bootstrap_samples=50)
+    assert (result.calibration.detections, result.calibration.true) == (3, 2)
+    assert result.calibration.ece_equal_width.value == pytest.approx((0.1 + 0.2 + 0.6) / 3)
+    assert result.calibration.ece_equal_width.low <= result.calibration.ece_equal_width.high
+    assert "Calibration of the probabilities" in format_table(result)
+    page = render_evaluation_report(report_content(result, title="t"))
+    assert "Reliability diagram" in page
+    # at 0.7 a detection without a probability is reported too
+    assert evaluate_records(judged, true, threshold=0.7, bootstrap_samples=0).calibration is None
+    plain = evaluate_records(found, true, threshold=0.75, bootstrap_samples=0)
+    assert plain.calibration is None
+    assert "Calibration of the probabilities" not in format_table(plain)

@@ -351,3 +351,19 @@ def test_phantom_in_memory_is_what_is_read_from_its_files(tmp_path):
     np.testing.assert_array_equal(memory.volume.labels, files.volume.labels)
     np.testing.assert_array_equal(memory.mimics.codes, files.mimics.codes)
     assert memory.mimics.names == files.mimics.names
+
+
+def test_probabilities_may_be_there_and_may_be_empty(tmp_path):
+    rows = [(0, 0, 0, 0.9, "kept", ""), (9, 0, 0, 0.4, "rejected", LOW_SCORE_REASON)]
+    path = tmp_path / "detections.csv"
+    write_csv(path, *rows, probability="")
+    assert read_detections_csv(path, "s").probabilities is None
+    write_csv(path, *rows, probability="0.25")
+    assert read_detections_csv(path, "s").candidates().probabilities.tolist() == [0.25, 0.25]
+    older = [name for name in DETECTION_COLUMNS if name != "probability"]
+    write_csv(path, *rows, columns=older)
+    assert read_detections_csv(path, "s").probabilities is None
+    for wrong, words in (("1.2", "above 1"), ("-0.1", "from 0 on"), ("likely", "from 0 on")):
+        write_csv(path, *rows, probability=wrong)
+        with pytest.raises(UserError, match=rf"line 2: probability is .*{words}"):
+            read_detections_csv(path, "s")

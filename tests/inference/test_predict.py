@@ -1,6 +1,7 @@
 """The pipeline from volumes to files, with a network that was made to fire on dark, paramagnetic spots."""
 
 import csv
+import dataclasses
 import json
 
 import jax
@@ -11,8 +12,13 @@ from flax import nnx
 
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode
 from cmb_jax.config import Config, InferenceConfig
+from cmb_jax.config_io import config_from_json, config_to_json
 from cmb_jax.errors import UserError
-from cmb_jax.inference.bundle import load_bundle, save_bundle
+from cmb_jax.evaluation.evaluate import evaluate_records
+from cmb_jax.evaluation.metrics import json_text, metrics
+from cmb_jax.evaluation.read import read_detections_csv
+from cmb_jax.evaluation.records import SubjectTruth
+from cmb_jax.inference.bundle import load_bundle, save_bundle, save_with_config
 from cmb_jax.inference.outputs import described_inputs, instance_labels, write_prediction
 from cmb_jax.inference.predict import LOW_SCORE, CmbDetector, load_detector
 from cmb_jax.inference.scan import read_phase
@@ -204,3 +210,61 @@ def test_weights_of_another_kind_are_refused(tmp_path):
     text.write_text("not weights")
     with pytest.raises(UserError, match="safetensors"):
         load_detector(text)
+
+
+def test_probabilities_go_with_calibrated_weights_and_back_into_the_evaluation(
+    bundle, prediction, files, region_map, tmp_path
+):
+    knots = {"calibration_scores": (0.1, 0.5, 0.9), "calibration_probabilities": (0.0, 0.2, 1.0)}
+    config = dataclasses.replace(TINY, inference=dataclasses.replace(TINY.inference, **knots))
+    save_with_config(bundle, tmp_path / "calibrated.safetensors", config)
+    calibrated = load_bundle(tmp_path / "calibrated.safetensors")
+    swi, phase = (read_volume(path) for path in files)
+    found = CmbDetector(calibrated).predict(swi, phase, phase_sign="+1", region_map=region_map)
+    assert [row.score for row in found.rows] == [row.score for row in prediction.rows]
+    judged = [row for row in found.rows if row.status == "kept" or row.reason == LOW_SCORE]
+    for row in judged:
+        expected = np.interp(row.score, knots["calibration_scores"], knots["calibration_probabilities"])
+        assert row.probability == pytest.approx(expected, abs=3e-4)
+    elsewhere = [row for row in found.rows if row not in judged]
+    assert elsewhere
+    assert all(row.probability is None for row in elsewhere)
+    assert all(row.probability is None for row in prediction.rows)
+
+    inputs = described_inputs(swi=swi)
+    write_prediction(found, calibrated, tmp_path / "out", inputs, subject="scan")
+    write_prediction(prediction, bundle, tmp_path / "plain", inputs, subject="scan")
+    assert "probability" in (tmp_path / "out" / "report.html").read_text()
+    assert "probability" not in (tmp_path / "plain" / "report.html").read_text()
+    detections = read_detections_csv(tmp_path / "out" / "detections.csv", "scan")
+    np.testing.assert_array_equal(
+        detections.probabilities, np.array([row.probability for row in found.rows], float)
+    )
+    assert read_detections_csv(tmp_path / "plain" / "detections.csv", "scan").probabilities is None
+    truth = SubjectTruth(
+        subject="scan", centers_mm=detections.at(None).centers_mm[:2], diameters_mm=np.full(2, 3.0)
+    )
+    result = evaluate_records([detections], [truth], bootstrap_samples=0)
+    assert result.calibration.detections == len(found.kept)
+    assert result.calibration.true == 2
+    assert result.calibration.mean_probability == pytest.approx(
+        np.mean([row.probability for row in found.kept])
+    )
+    values = json.loads(json_text(metrics(result)))["calibration"]
+    assert values["ece_equal_mass"]["value"] == pytest.approx(result.calibration.ece_equal_mass.value)
+
+
+def test_weights_with_knots_that_are_no_map_are_refused(bundle, tmp_path):
+    inference = dataclasses.replace(TINY.inference, calibration_scores=(0.2, 0.1))
+    save_with_config(bundle, tmp_path / "bad.safetensors", dataclasses.replace(TINY, inference=inference))
+    with pytest.raises(UserError, match=r"bad.safetensors.*calibration map"):
+        load_bundle(tmp_path / "bad.safetensors")
+
+
+def test_bundled_weights_of_before_calibration_load():
+    """Their configuration has no such settings, in metadata that is never written again."""
+    config = load_bundle("small").config
+    older = json.loads(config_to_json(config))
+    del older["inference"]["calibration_scores"], older["inference"]["calibration_probabilities"]
+    inference = config_from_json(json.dumps(older)).inference
+    assert inference.calibration_scores == inference.calibration_probabilities == ()

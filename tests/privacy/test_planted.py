@@ -134,8 +134,8 @@ def test_evaluate(planted, run, tmp_path):
             if folder == truth or NAME in name:
                 (folder / name).write_bytes(planted["mask"].read_bytes())
     common = ("--pred", predictions, "--truth", truth)
-    run("evaluate", *common, "--out", tmp_path / "metrics.json")
-    assert leaks(tmp_path / "metrics.json") == []
+    run("evaluate", *common, "--out", tmp_path / "metrics.json", "--report", tmp_path / "report.html")
+    assert leaks(tmp_path / "metrics.json") == leaks(tmp_path / "report.html") == []
     content = json.loads((tmp_path / "metrics.json").read_text())
     assert [row["subject"] for row in content["subjects"]] == ["subject-1", "subject-2"]
     assert content["scans_without_prediction"] == ["subject-1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -13,11 +14,12 @@ from cmb_jax.report.evaluation_content import (
     EvaluationContent,
     FrocLine,
     Headline,
+    ReliabilityLine,
     SubjectLine,
     Table,
 )
 from cmb_jax.report.evaluation_html import cell_text, render_evaluation_report, write_evaluation_report
-from cmb_jax.report.plots import count_plot, difference_plot, froc_plot, sensitivity_at
+from cmb_jax.report.plots import count_plot, difference_plot, froc_plot, reliability_plot, sensitivity_at
 
 
 @pytest.fixture
@@ -135,3 +137,22 @@ def test_cell_text():
         "7",
         "x",
     ]
+
+
+def test_reliability_spots_lie_at_probability_and_share(evaluation):
+    line = ReliabilityLine(
+        probability=np.array([0.1, 0.5, 0.9]),
+        share=np.array([0.0, 0.75, 1.0]),
+        detections=np.array([40, 10, 20]),
+        note="3 bins",
+    )
+    plot = reliability_plot(line)
+    (curve,) = [path_points(shape.d) for shape in plot.shapes if shape.style == "curve s0"]
+    (diagonal,) = [path_points(shape.d) for shape in plot.shapes if shape.style == "identity"]
+    low, high = diagonal
+    expected = low + np.stack([line.probability, line.share], axis=1) * (high - low)
+    np.testing.assert_allclose(curve, expected, atol=0.1)
+    assert {label.text for label in plot.labels} >= {"40", "10", "20"}
+    page = render_evaluation_report(dataclasses.replace(evaluation, reliability=line))
+    assert "10 detections: probability 0.50, 0.75 of them true" in page
+    assert "Reliability diagram" not in render_evaluation_report(evaluation)

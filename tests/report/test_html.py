@@ -235,3 +235,16 @@ def test_writing_is_whole_or_not_at_all(content, tmp_path):
 def test_a_mask_of_another_shape_is_refused(content):
     with pytest.raises(ValueError, match="brain_mask"):
         dataclasses.replace(content, brain_mask=content.brain_mask[:-1])
+
+
+def test_probabilities_are_shown_where_there_are_any(content, make_row):
+    rows = (
+        make_row(probability=0.8312),
+        make_row(id=2, status="rejected", reason="score below the operating point", probability=0.1149),
+        make_row(id=3, status="rejected", reason="inside a ventricle"),
+    )
+    text = Page(render_report(dataclasses.replace(content, rows=rows))).text
+    assert "0.83" in text
+    assert "0.11" in text
+    assert "Probability" in text
+    assert "robability" not in Page(render_report(content)).text

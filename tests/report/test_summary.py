@@ -20,8 +20,9 @@ from cmb_jax.report.summary import (
 
 
 def test_columns_are_those_of_the_csv():
-    expected = "id,i,j,k,x_mm,y_mm,z_mm,diameter_mm,volume_mm3,score,category,zone,region,side,status,reason"
-    assert ",".join(DETECTION_COLUMNS) == expected
+    place = "id,i,j,k,x_mm,y_mm,z_mm,diameter_mm,volume_mm3"
+    judgement = "score,probability,category,zone,region,side,status,reason"
+    assert ",".join(DETECTION_COLUMNS) == f"{place},{judgement}"
 
 
 @pytest.mark.parametrize(

@@ -282,3 +282,16 @@ def test_a_candidate_beyond_the_edge_comes_back(tmp_path):
     beyond = dataclasses.replace(rows[0], x_mm=-0.9, i=0)  # voxels reach to -0.5 mm
     folder = make_result(tmp_path / "r", (beyond, *rows[1:]), affine)
     check_unchanged(folder, tmp_path / "e")
+
+
+def test_results_of_before_probabilities_and_those_with_some(tmp_path):
+    folder = make_result(tmp_path / "result")
+    table = folder / "detections.csv"
+    lines = [line.split(",") for line in table.read_text().splitlines()]
+    column = lines[0].index("probability")
+    assert load_result(folder).rows[0].probability is None
+    lines[1][column] = "0.75"
+    table.write_text("".join(",".join(line) + "\n" for line in lines))
+    assert [row.probability for row in load_result(folder).rows[:2]] == [0.75, None]
+    table.write_text("".join(",".join(line[:column] + line[column + 1 :]) + "\n" for line in lines))
+    assert [row.probability for row in load_result(folder).rows[:2]] == [None, None]

@@ -1,0 +1,128 @@
+"""The record beside weights, read and told to people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cmb_jax.errors import UserError
+from cmb_jax.evaluation.bootstrap import Estimate
+from cmb_jax.evaluation.present import estimate_text, table_text
+from cmb_jax.inference.bundle import WeightsBundle
+from cmb_jax.report.evaluation_content import Table
+
+UNCALIBRATED = "none: scores are the network's own and no probabilities"
+
+
+def read_weights_record(path: Path) -> dict[str, Any] | None:
+    """The record, None if there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}); remove or restore it") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: holds no JSON object; remove or restore it")
+    return record
+
+
+def estimate_of(values: dict[str, Any], digits: int = 3) -> str:
+    """Value and interval of an estimate in a JSON file."""
+    value, low, high = (
+        float("nan") if values[part] is None else values[part] for part in ("value", "low", "high")
+    )
+    return estimate_text(Estimate(value, low, high), digits)
+
+
+def operating_table(record: dict[str, Any]) -> Table | None:
+    """The thresholds to choose from, None if the record has none."""
+    points = record.get("operating_points")
+    if points is None:
+        return None
+    rows = [("chosen: " + _limit(points["chosen"]), *_figures(points["chosen"]))]
+    rows += [(_limit(point), *_figures(point)) for point in points["table"]]
+    return Table(
+        title="Operating points",
+        columns=("FP a scan, at most", "threshold", "sensitivity", "FP a scan", "precision"),
+        rows=tuple(rows),
+        note=f"{points['rule']}; on {data_text(points['data'])}: {points['measured_on']}. In brackets: "
+        f"{points['intervals']}.",
+    )
+
+
+def _limit(point: dict[str, Any]) -> str:
+    return f"{point['max_fp_per_scan']:g}"
+
+
+def _figures(point: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        f"{point['threshold']:.4f}",
+        *(estimate_of(point[name]) for name in ("sensitivity", "fp_per_scan", "precision")),
+    )
+
+
+def data_text(trees: list[dict[str, Any]]) -> str:
+    """The scans that something was measured on, in words."""
+    return "; ".join(
+        f"{each['name']} ({each['scans']} scans, {each['lesions']} microbleeds)" for each in trees
+    )
+
+
+def calibration_lines(bundle: WeightsBundle, record: dict[str, Any]) -> list[str]:
+    """How scores were made probabilities and how good they are, a statement each."""
+    if bundle.calibration is None:
+        return [UNCALIBRATED]
+    found = record.get("calibration")
+    if found is None:
+        return ["scores have probabilities; how they were fitted is not recorded"]
+    kept, raw, definite = found["held_out_kept"], found["uncalibrated_kept"], found["definite"]
+    return [
+        f"{found['method']}, fitted on {found['candidates']} candidates, {found['true_candidates']} of them "
+        f"true, of {data_text(found['data'])}",
+        f"expected calibration error {estimate_of(kept['ece_equal_mass'])} in {kept['bins']} bins of equal "
+        f"numbers, {estimate_of(kept['ece_equal_width'])} of equal width, of {kept['detections']} kept "
+        f"detections in {found['held_out']}",
+        f"the score taken as a probability would have an error of {estimate_of(raw['ece_equal_mass'])}",
+        f"definite, probability {definite['probability']:g} or more: {definite['held_out_detections']} "
+        f"detections, {estimate_of(definite['held_out_precision'])} of them true",
+    ]
+
+
+def describe(bundle: WeightsBundle) -> str:
+    """What weights are, for people.
+
+    Raises:
+        UserError: the record beside them is damaged.
+    """
+    record = read_weights_record(bundle.record_path) or {}
+    inference = bundle.config.inference
+    calibration = calibration_lines(bundle, record)
+    lines = [
+        f"weights:     {bundle.path.name}",
+        f"sha256:      {bundle.sha256}",
+        f"use:         {record.get('use', 'research use only')}",
+        f"trained on:  {record.get('training_data', 'not recorded')}",
+        f"kept:        score >= {inference.score_threshold:.4f}",
+        f"             {record.get('operating_point', 'how it was chosen is not recorded')}",
+        f"definite:    score >= {inference.definite_threshold:.4f}",
+        f"calibration: {calibration[0]}",
+        *(f"             {line}" for line in calibration[1:]),
+    ]
+    if record.get("sha256", bundle.sha256) != bundle.sha256:
+        lines.append("warning: the record beside these weights is of others (another sha256)")
+    table = operating_table(record)
+    if table is not None:
+        lines += ["", table_text(table)]
+    return "\n".join(lines)
+
+
+def key_statement(card: str) -> str:
+    """The paragraph below the title of a model card, without its marks."""
+    paragraphs = [part for part in card.split("\n\n") if part and not part.startswith("#")]
+    return paragraphs[0].replace("**", "").replace("`", "") if paragraphs else ""

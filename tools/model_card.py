@@ -1,0 +1,330 @@
+"""The model card of weights (Mitchell et al. 2019, FAT*), every figure taken from files.
+
+    python tools/model_card.py --weights small --eval "CMB-Phantom 1 test, easy=easy.json" \
+        "CMB-Phantom 1 test, hard=hard.json" --out cmb_jax/weights/small.md
+
+The files are those of `cmb-jax evaluate --out` on predictions of these weights; the training record and the
+calibration are in the .json beside the weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from cmb_jax.commands.common import run_for_people
+from cmb_jax.commands.weights_record import (
+    calibration_lines,
+    estimate_of,
+    operating_table,
+    read_weights_record,
+)
+from cmb_jax.errors import UserError
+from cmb_jax.evaluation.breakdown import GROUP_ORDER, UNKNOWN
+from cmb_jax.inference.bundle import WeightsBundle, load_bundle
+from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.phantom.protocols import PROTOCOLS
+from cmb_jax.report.evaluation_content import Table
+
+RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+_BREAKDOWNS = {
+    "size_mm": "By diameter as seen",
+    "cnr": "By contrast-to-noise ratio",
+    "zone": "By zone",
+    "region": "By region",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One file of `cmb-jax evaluate`."""
+
+    name: str
+    content: dict[str, Any]
+
+    @property
+    def main(self) -> dict[str, Any]:
+        """The figures of the headline rule."""
+        return self.content["rules"][self.content["headline_rule"]]
+
+
+def read_evaluation(argument: str) -> Evaluation:
+    """NAME=FILE.json as typed.
+
+    Raises:
+        UserError: no name, or no file of `cmb-jax evaluate`.
+    """
+    name, separator, file = argument.rpartition("=")
+    if not separator or not name:
+        raise UserError(f"--eval {argument}: write NAME=FILE.json")
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        evaluation = Evaluation(name=name, content=content)
+        if "sensitivity" not in evaluation.main:
+            raise KeyError("sensitivity")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file}: is no file of cmb-jax evaluate ({type(error).__name__}); give its --out"
+        ) from error
+    return evaluation
+
+
+def markdown(table: Table) -> str:
+    """A table of a report as Markdown, its note below."""
+    lines = [" | ".join(table.columns), " | ".join("---" for _ in table.columns)]
+    lines += [" | ".join("-" if cell is None else str(cell) for cell in row) for row in table.rows]
+    text = "\n".join(f"| {line} |" for line in lines)
+    return f"{text}\n\n{table.note}" if table.note else text
+
+
+def key_statement(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evaluation]) -> str:
+    """What must not be missed, in one paragraph."""
+    found = "; ".join(
+        f"{each.name}: sensitivity {estimate_of(each.main['sensitivity'])} at "
+        f"{estimate_of(each.main['fp_per_scan'], 2)} false positives a scan"
+        for each in evaluations
+    )
+    use = record.get("use", "research use only")
+    return (
+        "**Research use only: not a medical device, not for diagnosis.** "
+        f"`{bundle.path.stem}`: {use}. {found}."
+    )
+
+
+def results_table(evaluations: list[Evaluation]) -> Table:
+    """Headline figures, a column an evaluation."""
+    rows: list[tuple[str, ...]] = [
+        ("scans", *(str(each.content["scans"]) for each in evaluations)),
+        ("scans without microbleeds", *(str(each.content["scans_without_lesions"]) for each in evaluations)),
+        ("microbleeds", *(str(each.content["lesions"]) for each in evaluations)),
+        *(
+            (title, *(estimate_of(each.main[name], digits) for each in evaluations))
+            for title, name, digits in (
+                ("sensitivity", "sensitivity", 3),
+                ("false positives a scan", "fp_per_scan", 2),
+                ("precision", "precision", 3),
+                ("F1", "f1", 3),
+                ("average precision", "average_precision", 3),
+            )
+        ),
+        *(
+            (f"sensitivity at {rate:g} false positives a scan", *(_froc(each, rate) for each in evaluations))
+            for rate in RATES
+        ),
+        *(
+            (f"right {place}, of the hits", *(_place(each, place) for each in evaluations))
+            for place in ("zone", "region")
+        ),
+        ("expected calibration error, kept", *(_calibration_error(each) for each in evaluations)),
+        (
+            "ICC(2,1) of the counts",
+            *(_number(each.content["count_agreement"]["icc"]) for each in evaluations),
+        ),
+    ]
+    first = evaluations[0]
+    interval = first.content["intervals"]
+    return Table(
+        title="Results",
+        columns=("", *(each.name for each in evaluations)),
+        rows=tuple(rows),
+        note=f"Rule: {first.main['title']}. Reported: {first.content['operating_point']}. "
+        f"False positives over {first.content['false_positive_denominator']}. In brackets: "
+        f"95 % {interval['method']}, {interval['samples']} resamples.",
+    )
+
+
+def breakdown_table(by: str, evaluations: list[Evaluation]) -> Table:
+    """Sensitivity by a property of the lesions."""
+    groups: dict[str, dict[str, str]] = {}
+    for each in evaluations:
+        for group in each.content["breakdowns"].get(by, []):
+            text = f"{estimate_of(group['sensitivity'])} of {group['lesions']}"
+            groups.setdefault(group["group"], {})[each.name] = text
+    return Table(
+        title=_BREAKDOWNS[by],
+        columns=("sensitivity", *(each.name for each in evaluations)),
+        rows=tuple(
+            (name.replace("_", " "), *(groups[name].get(each.name, "-") for each in evaluations))
+            for name in (*GROUP_ORDER[by], UNKNOWN)
+            if name in groups
+        ),
+    )
+
+
+def protocol_table(evaluations: list[Evaluation]) -> Table | None:
+    """Sensitivity and false positives by protocol; None if no evaluation knows protocols."""
+    rows = []
+    for each in evaluations:
+        scans, false = Counter[str](), Counter[str]()
+        for row in each.content["subjects"]:
+            scans[row["protocol"]] += 1
+            false[row["protocol"]] += row["fp"]
+        for group in each.content["breakdowns"].get("protocol", []):
+            name = group["group"]
+            if name not in PROTOCOLS:
+                continue
+            phase = "no phase" if PROTOCOLS[name].phase == "none" else "phase"
+            sensitivity = f"{estimate_of(group['sensitivity'])} of {group['lesions']}"
+            rows.append(
+                (each.name, name, phase, scans[name], sensitivity, f"{false[name] / scans[name]:.2f}")
+            )
+    columns = ("data", "protocol", "phase", "scans", "sensitivity", "false positives a scan")
+    return Table(title="By protocol", columns=columns, rows=tuple(rows)) if rows else None
+
+
+def mimic_table(evaluations: list[Evaluation]) -> Table | None:
+    """What the false positives lie on; None if no evaluation knows mimics."""
+    found = {
+        each.name: {group["group"]: group for group in each.content["false_positives_by_mimic"]}
+        for each in evaluations
+    }
+    names = list(dict.fromkeys(name for groups in found.values() for name in groups))
+    rows = tuple(
+        (
+            name.replace("_", " "),
+            *(str(groups[name]["count"]) if name in groups else "0" for groups in found.values()),
+        )
+        for name in names
+    )
+    return Table(title="", columns=("false positives on", *found), rows=rows) if rows else None
+
+
+def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evaluation]) -> str:
+    """The whole card as Markdown."""
+    config = bundle.config
+    calibration = calibration_lines(bundle, record)
+    points = operating_table(record)
+    protocols, mimics = protocol_table(evaluations), mimic_table(evaluations)
+    breakdowns = [breakdown_table(by, evaluations) for by in _BREAKDOWNS]
+    parts = [
+        f"# Model card: {bundle.path.stem}",
+        key_statement(bundle, record, evaluations),
+        "Written by `tools/model_card.py` from the weights' record and from files of `cmb-jax evaluate`.",
+        "## Model details",
+        _bullets(
+            f"Detector of cerebral microbleeds in susceptibility MRI: 3D U-Net, "
+            f"{'feature fusion, ' if config.model.use_fusion else ''}region proposals"
+            f"{', hard sample prototypes in training' if config.model.use_prototypes else ''} "
+            "(Kim et al. 2023)",
+            f"file `{bundle.path.name}`, sha256 `{bundle.sha256}`",
+            f"trained {record.get('date', '(date not recorded)')} with cmb_jax {record.get('version', '?')}: "
+            f"{record.get('steps', '?')} steps, {record.get('patches', '?')} patches, "
+            f"{record.get('devices', 'devices not recorded')}",
+            f"working grid (z, y, x) {' x '.join(f'{edge:g}' for edge in config.data.spacing_mm)} mm; input "
+            "SWI or T2*-weighted magnitude, and phase if there is one",
+            "licence: Apache-2.0",
+        ),
+        "## Intended use",
+        _bullets(
+            "research: finding candidates for microbleeds that a reader looks at; comparing methods",
+            "SWI or T2*-weighted images of the whole head of adults, better with the phase",
+        ),
+        "## Out of scope",
+        _bullets(
+            "diagnosis, treatment, eligibility for drugs or trials, or any decision about a patient",
+            "use without a reader: counts and places are proposals",
+            "children, other organs, other contrasts, quantitative maps (QSM) in place of SWI",
+            "telling that there are no microbleeds: an empty list proves nothing",
+        ),
+        "## Training data",
+        _bullets(
+            str(record.get("training_data", "not recorded")),
+            f"validation: {record.get('validation_data', 'not recorded')}",
+            f"as configured: protocols {', '.join(config.phantom.protocols)}; tiers "
+            f"{', '.join(config.phantom.tiers)}; anatomies {', '.join(config.phantom.anatomies)}",
+        ),
+        "## Evaluation data",
+        _bullets(
+            *(
+                f"{each.name}: {each.content['scans']} scans, {each.content['scans_without_lesions']} of "
+                f"them without microbleeds, {each.content['lesions']} microbleeds"
+                for each in evaluations
+            )
+        ),
+        "## Metrics",
+        _bullets(
+            "a hit: centre within 3 mm of a true one, one to one; false positives over all scans",
+            "free-response ROC: sensitivity against false positives a scan over all thresholds",
+            "intervals resample scans, not lesions; those of groups of lesions are Wilson's",
+            "expected calibration error: mean over bins of |probability - share of true ones| "
+            "(Guo et al. 2017)",
+        ),
+        "## Operating points and calibration",
+        _bullets(
+            f"kept: score >= {config.inference.score_threshold:.4f}: "
+            f"{record.get('operating_point', 'how it was chosen is not recorded')}",
+            f"definite: score >= {config.inference.definite_threshold:.4f}",
+            f"calibration: {calibration[0]}",
+            *calibration[1:],
+        ),
+        *([] if points is None else [markdown(points)]),
+        "## Results",
+        markdown(results_table(evaluations)),
+        *(["### By protocol, with and without phase", markdown(protocols)] if protocols else []),
+        *(part for table in breakdowns if table.rows for part in (f"### {table.title}", markdown(table))),
+        *(["### False positives by mimic", markdown(mimics)] if mimics else []),
+        "## Ethical considerations",
+        _bullets(
+            "a missed or an invented microbleed could mislead whoever trusted the list: a reader must look",
+            "how it does by age, sex, ethnicity, scanner maker or disease is not known",
+            "the weights hold no data of persons beyond what the training data above names",
+        ),
+        "## Caveats",
+        _bullets(
+            "simulated subjects are not patients: no figure on them says how the detector does on patients",
+            "a probability holds for scans like those of the calibration, with as many microbleeds and "
+            "mimics; on others the order of the scores may hold while the probabilities do not",
+            "these weights come of one training run: how much another would differ is not measured",
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _froc(evaluation: Evaluation, rate: float) -> str:
+    points = [p for p in evaluation.main["froc"] if p["fp_per_scan"] == rate]
+    return estimate_of(points[0]["sensitivity"]) if points else "-"
+
+
+def _place(evaluation: Evaluation, name: str) -> str:
+    places = evaluation.content["place_agreement"]
+    return "-" if places is None else estimate_of(places[name])
+
+
+def _calibration_error(evaluation: Evaluation) -> str:
+    found = evaluation.content.get("calibration")
+    return "-" if found is None else estimate_of(found["ece_equal_mass"])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _bullets(*lines: str) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def main(weights: str, eval: tuple[str, ...], out: Path, overwrite: bool = False) -> None:
+    """Write the model card of weights.
+
+    Args:
+        weights: name of bundled weights, or a .safetensors file.
+        eval: NAME=FILE.json, each a file of `cmb-jax evaluate` on predictions of these weights.
+        out: Markdown file to write.
+        overwrite: replace the file if it exists.
+    """
+    if not eval:
+        raise UserError("--eval: give NAME=FILE.json at least once")
+    bundle = load_bundle(weights)
+    record = read_weights_record(bundle.record_path) or {}
+    text = card(bundle, record, [read_evaluation(each) for each in eval])
+    atomic_write_text(out, text, overwrite=overwrite)
+    print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    run_for_people(lambda: tyro.cli(main, description=__doc__))
