@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,21 +25,12 @@ class Mined:
     valid: jax.Array  # (S,) bool
 
 
-class Miner(Protocol):
-    """Chooses the samples of one patch; pure, static shapes. Map it over a batch with `jax.vmap`.
+Miner = Callable[[jax.Array, jax.Array, jax.Array, int, int], Mined]
+"""Chooses the samples of one patch; pure, static shapes. Map it over a batch with `jax.vmap`.
 
-    (objectness (N,) logits, label (N,) 1 positive, 0 negative, -1 ignored, mimic (N,) bool: the anchor's cell
-    holds a known mimic, max_positives, max_negatives) -> `Mined`. No gradient flows through the choice.
-    """
-
-    def __call__(
-        self,
-        objectness: jax.Array,
-        label: jax.Array,
-        mimic: jax.Array,
-        max_positives: int,
-        max_negatives: int,
-    ) -> Mined: ...
+(objectness (N,) logits, label (N,) 1 positive, 0 negative, -1 ignored, mimic (N,) bool: the anchor's cell
+holds a known mimic, max_positives, max_negatives) -> `Mined`. No gradient flows through the choice.
+"""
 
 
 def mimics_first(

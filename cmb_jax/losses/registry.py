@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Protocol
 
 import jax
 
@@ -18,23 +17,12 @@ from cmb_jax.losses.prototype import (
     proxy_anchor_loss,
 )
 
+PrototypeLoss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+"""A loss of mined samples: pure, static shapes, 0 in value and gradient where a sample is not valid.
 
-class PrototypeLoss(Protocol):
-    """A loss of mined samples: pure, static shapes, 0 in value and gradient where a sample is not valid.
-
-    (embeddings (S, E), labels (S,), valid (S,), prototypes (classes, K, E), key) -> (S,). The detector's loss
-    is the mean over the valid samples. The key is another one every step.
-    """
-
-    def __call__(
-        self,
-        embeddings: jax.Array,
-        labels: jax.Array,
-        valid: jax.Array,
-        prototypes: jax.Array,
-        key: jax.Array | None = None,
-    ) -> jax.Array: ...
-
+(embeddings (S, E), labels (S,), valid (S,), prototypes (classes, K, E), key) -> (S,). The detector's loss is
+the mean over the valid samples. The key is another one every step.
+"""
 
 NONE = "none"
 """No prototype loss: samples are neither mined nor embedded."""

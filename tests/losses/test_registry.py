@@ -216,7 +216,10 @@ def test_poor_batches_are_finite(name, present):
 def test_one_and_eight_devices_agree(name):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     over, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
-    data = [jax.device_put(part, where) for part, where in zip(drawn(), (over,) * 3 + (everywhere,))]
+    data = [
+        jax.device_put(part, where)
+        for part, where in zip(drawn(), (over, over, over, everywhere), strict=True)
+    ]
     for a, b in zip(jax.tree.leaves(step(name)(*data)), jax.tree.leaves(step(name)(*drawn())), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
