@@ -106,6 +106,7 @@ def what_differs(before: Config, config: Config) -> list[str]:
         "another working grid": before.data.spacing_mm != config.data.spacing_mm,
         "other weights": before.train.init_from != config.train.init_from,
         "other data": (before.data.index is None) != (config.data.index is None),
+        "another loss.memory_bank": before.loss.memory_bank != config.loss.memory_bank,
     }
     return [what for what, differs in changed.items() if differs]
 
