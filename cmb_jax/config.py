@@ -118,13 +118,13 @@ class LossConfig:
 class PhantomConfig:
     """The simulated subjects that training makes for itself."""
 
-    train_subjects: int = 64
+    train_subjects: int = 72
     """Subjects simulated for training."""
-    validation_subjects: int = 8
+    validation_subjects: int = 12
     """Subjects simulated for validation and the choice of the operating point."""
-    train_seed: int = 100_000
+    train_seed: int = 1_000_000
     """Seed of the first training subject; subject i uses train_seed + i."""
-    validation_seed: int = 200_000
+    validation_seed: int = 2_000_000
     """Seed of the first validation subject."""
     test_subjects: int = 24
     """Subjects simulated by eval.py, patient-like in their number of microbleeds."""
@@ -132,11 +132,11 @@ class PhantomConfig:
     """Seed of the first test subject; nothing is trained, tuned or chosen on these."""
     mean_cmbs: float = 25.0
     """Mean microbleeds a training subject: denser than patients, so that few volumes teach much."""
-    protocols: tuple[str, ...] = ("iso05", "iso08")
+    protocols: tuple[str, ...] = ("iso05", "iso08", "sabre", "rss", "thick3", "swi7t")
     """Acquisition protocols, taken in turn by subject; names as in cmb_jax.phantom.protocols."""
-    tiers: tuple[str, ...] = ("easy",)
+    tiers: tuple[str, ...] = ("easy", "hard")
     """How hard the subjects are, taken in turn; names as in cmb_jax.phantom.tiers."""
-    anatomies: tuple[str, ...] = ("mni2009c",)
+    anatomies: tuple[str, ...] = ("mni2009c", "colin27", "pycortex-s1")
     """Heads, taken in turn; names of anatomy packs."""
     cache_dir: str | None = None
     """Where prepared subjects are kept; default: the run's workdir."""

@@ -50,21 +50,19 @@ def validation_curve(config: Config, params: Any, subjects: Sequence[StoredSubje
     return froc_curve(collect_events(happened, lesions))
 
 
-def validate(config: Config, params: Any, subjects: Sequence[StoredSubject]) -> dict[str, float]:
-    """Sensitivity at some false positives a scan (3 mm rule) and their mean, on validation subjects."""
-    curve = validation_curve(config, params, subjects)
+def quality_of(curve: FrocCurve) -> dict[str, float]:
+    """Sensitivity at some false positives a scan (3 mm rule) and their mean."""
     at = sensitivity_at(curve.fp_per_scan, curve.sensitivity, FP_RATES)
     values = {f"sensitivity@{rate:g}": float(value) for rate, value in zip(FP_RATES, at, strict=True)}
     return values | {QUALITY: float(np.mean(list(values.values())))}
 
 
-def with_operating_point(config: Config, params: Any, subjects: Sequence[StoredSubject]) -> Config:
+def with_operating_point(config: Config, curve: FrocCurve) -> Config:
     """The configuration with the operating point chosen on validation subjects.
 
     The highest sensitivity at no more than `OPERATING_FP_RATE` false positives a scan: a missed microbleed is
     not seen again, a false one is looked at in the report.
     """
-    curve = validation_curve(config, params, subjects)
     threshold = float(choose_threshold(curve, max_fp_per_scan=OPERATING_FP_RATE))
     inference = dataclasses.replace(
         config.inference,
@@ -76,14 +74,13 @@ def with_operating_point(config: Config, params: Any, subjects: Sequence[StoredS
 
 
 def choose_operating_point(
-    config: Config, params: Any, data: TrainingData, start: WeightsBundle | None
+    config: Config, curve: FrocCurve | None, lesions: int, start: WeightsBundle | None
 ) -> tuple[Config, str]:
     """The configuration with its operating point, and where that comes from.
 
-    It is chosen on the validation subjects; with fewer than `FEWEST_LESIONS` lesions among them it stays that
-    of the weights that training started from, if there are any.
+    It is chosen on the validation subjects' curve; with fewer than `FEWEST_LESIONS` lesions among them it
+    stays that of the weights that training started from, if there are any.
     """
-    lesions = sum(len(subject.boxes()) for subject in data.validation)
     if start is not None and lesions < FEWEST_LESIONS:
         theirs = start.config.inference
         inference = dataclasses.replace(
@@ -93,10 +90,10 @@ def choose_operating_point(
         )
         how = f"that of the starting weights: {lesions} validation lesions are too few to choose another"
         return dataclasses.replace(config, inference=inference), how
-    if not lesions:
+    if curve is None or not lesions:
         return config, "that of the configuration: there are no validation lesions to choose one by"
     how = f"the highest sensitivity at no more than {OPERATING_FP_RATE:g} false positives a validation scan"
-    return with_operating_point(config, params, data.validation), how
+    return with_operating_point(config, curve), how
 
 
 def what_differs(before: Config, config: Config) -> list[str]:
@@ -192,7 +189,7 @@ def run(config: Config, workdir: Path) -> None:
     data = training_data(config, workdir)
 
     def evaluate(params: Any) -> Mapping[str, float]:
-        return validate(config, params, data.validation)
+        return quality_of(validation_curve(config, params, data.validation))
 
     tick = time.perf_counter()
     state = train(
@@ -204,10 +201,12 @@ def run(config: Config, workdir: Path) -> None:
         start_from=None if start is None else start.params,
     )
     hours = (time.perf_counter() - tick) / 3600
-    final, how = choose_operating_point(config, state.ema, data, start)
+    curve = validation_curve(config, state.ema, data.validation) if data.validation else None
+    lesions = sum(len(subject.boxes()) for subject in data.validation)
+    final, how = choose_operating_point(config, curve, lesions, start)
     weights = workdir / "weights.safetensors"
     save_bundle(weights, state.ema, final)
-    quality = evaluate(state.ema) if data.validation else {}
+    quality = {} if curve is None else quality_of(curve)
     record = training_record(final, data, start, int(state.step), hours, quality, how, weights)
     atomic_write_text(workdir / "weights.json", json.dumps(record, indent=2) + "\n", overwrite=True)
     print(f"weights: {weights}\noperating point: {final.inference.score_threshold:.3f}, {how}")

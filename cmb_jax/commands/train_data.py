@@ -74,18 +74,24 @@ def phantom_subjects(config: Config, workdir: Path, which: str) -> tuple[StoredS
         "test": (phantom.test_subjects, phantom.test_seed, None),
     }[which]
     members = [phantom_member(phantom, index, mean) for index in range(count)]
-    described = json.dumps(
-        [STORE_VERSION, config.data.spacing_mm, [(dataclasses.asdict(one), name) for one, name in members]]
-    )
     root = Path(phantom.cache_dir) if phantom.cache_dir else workdir / "phantoms"
-    folder = root / f"{which}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
     pack_of = PackLoader()
 
     def simulate(index: int, seed: int):
         settings, anatomy = members[index]
         return simulate_subject(pack_of(anatomy), seed, settings)
 
-    return stored_subjects(folder, range(first, first + count), simulate, config.data.spacing_mm, which)
+    folders = [
+        root / which / f"seed-{first + index}-{_digest(config.data.spacing_mm, settings, anatomy)}"
+        for index, (settings, anatomy) in enumerate(members)
+    ]
+    return stored_subjects(folders, range(first, first + count), simulate, config.data.spacing_mm, which)
+
+
+def _digest(spacing_mm: tuple[float, float, float], settings: SubjectSettings, anatomy: str) -> str:
+    """Tells stored subjects of one seed apart by all that they depend on."""
+    described = json.dumps([STORE_VERSION, spacing_mm, dataclasses.asdict(settings), anatomy])
+    return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
 def _described_phantoms(config: Config) -> str:

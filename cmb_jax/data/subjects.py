@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -184,8 +184,8 @@ def _store(
 
 
 def stored_subjects(
-    root: Path,
-    seeds: range,
+    folders: Sequence[Path],
+    seeds: Sequence[int],
     simulate: Callable[[int, int], PhantomSubject],
     spacing_mm: tuple[float, float, float],
     what: str,
@@ -193,15 +193,15 @@ def stored_subjects(
     """The subjects of `seeds`, simulated where the cache does not hold them yet, with progress.
 
     Args:
-      root: folder of this simulation's subjects; its name must tell the settings apart.
-      seeds: one seed a subject.
+      folders: one a subject; its name must tell the settings apart.
+      seeds: one a subject.
       simulate: (index, seed) -> simulated subject.
       spacing_mm: working grid (z, y, x).
       what: shown beside the progress bar.
     """
     subjects = []
-    for index, seed in enumerate(tqdm(seeds, desc=f"{what} subjects", unit="subject")):
-        folder = root / f"seed-{seed}"
+    pairs = list(zip(folders, seeds, strict=True))
+    for index, (folder, seed) in enumerate(tqdm(pairs, desc=f"{what} subjects", unit="subject")):
         if is_stored(folder):
             subjects.append(StoredSubject(folder=folder))
         else:

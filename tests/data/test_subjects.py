@@ -20,7 +20,7 @@ def phantom():
 @pytest.fixture(scope="module")
 def stored(phantom, tmp_path_factory):
     root = tmp_path_factory.mktemp("store")
-    subjects = stored_subjects(root, range(5, 6), lambda index, seed: phantom, SPACING, "test")
+    subjects = stored_subjects([root / "seed-5"], [5], lambda index, seed: phantom, SPACING, "test")
     return root, subjects[0]
 
 
@@ -62,6 +62,6 @@ def test_what_is_stored_is_not_simulated_again(stored):
     def fail(index, seed):
         raise AssertionError("simulated again")
 
-    again = stored_subjects(root, range(5, 6), fail, SPACING, "test")
+    again = stored_subjects([root / "seed-5"], [5], fail, SPACING, "test")
     np.testing.assert_array_equal(again[0].boxes(), subject.boxes())
     assert not [path for path in root.iterdir() if path.name.startswith(".")]
