@@ -5,12 +5,18 @@ python -m cmb_jax.experiments.ablation --config configs/ablation_losses.py --wor
 Losses without prototypes of their own let them follow the samples, so that the page can show them.
 """
 
-from cmb_jax.config import Config
+from cmb_jax.config import Config, DataConfig, TrainConfig
 from cmb_jax.experiments.grid import Grid, four_configurations
 
 
 def get_config() -> Config:
-    return Config(name="ablation_losses")
+    return Config(
+        name="ablation_losses",
+        data=DataConfig(patch_shape=(32, 80, 80)),
+        train=TrainConfig(
+            steps=1600, warmup_steps=200, ema_decay=0.998, checkpoint_every=400, evaluate_every=100_000
+        ),
+    )
 
 
 def get_grid() -> Grid:
