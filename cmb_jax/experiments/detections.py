@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,14 +70,14 @@ def detections_of(weights: Path, subjects: SubjectSet, say: Callable[[str], None
       UserError: weights that cannot be read, or a file that cannot be written.
     """
     path = weights.parent / f"detections-{subjects.name}.npz"
-    made_of = f"{sha256_file(weights)} {subjects.sha256}"
+    sha256 = sha256_file(weights)
+    made_of = f"{sha256} {subjects.sha256}"
     names = [truth.subject for truth in subjects.truths]
     stored = read_kept(path, made_of)
     if stored is not None:
         return _from_arrays(stored, names)
     say(f"{weights.parent.name}: looking at {len(names)} {subjects.name} subjects")
-    bundle = load_bundle(weights)
-    finder = ProposalFinder(bundle.config, bundle.params)
+    finder = _finder_of(weights, sha256)
     scans, mimics = [], []
     for stored_subject in subjects.subjects:
         found = detect(finder, stored_subject)
@@ -85,6 +86,13 @@ def detections_of(weights: Path, subjects: SubjectSet, say: Callable[[str], None
     result = SetDetections(scans=tuple(scans), mimics=tuple(mimics))
     write_kept(path, made_of, _arrays(result))
     return result
+
+
+@functools.lru_cache(maxsize=1)
+def _finder_of(weights: Path, sha256: str) -> ProposalFinder:
+    """Compiled once for the sets of one run; `sha256` tells weights apart that were written anew."""
+    bundle = load_bundle(weights)
+    return ProposalFinder(bundle.config, bundle.params)
 
 
 def _arrays(found: SetDetections) -> dict[str, np.ndarray]:

@@ -105,6 +105,7 @@ def maps_of(name: str, embedded: Embedded) -> tuple[EmbeddingMap, ...]:
     """PCA and t-SNE of an even choice of each class's samples together with the prototypes."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     rng = np.random.default_rng(0)
     chosen = np.concatenate(
@@ -115,10 +116,12 @@ def maps_of(name: str, embedded: Embedded) -> tuple[EmbeddingMap, ...]:
     )
     count = len(chosen)
     points = np.concatenate([embedded.embeddings[chosen], embedded.prototypes]).astype(np.float64)
-    plane = PCA(2).fit(points[:count])
-    share = plane.explained_variance_ratio_.sum()
     perplexity = min(PERPLEXITY, (len(points) - 1) / 3)
-    neighbours = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
+    # one thread: the same picture everywhere, and threads that wait for busy cores spin for minutes
+    with threadpool_limits(1):
+        plane = PCA(2).fit(points[:count])
+        neighbours = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
+    share = plane.explained_variance_ratio_.sum()
     return tuple(
         EmbeddingMap(
             title=f"{name}: {method}",

@@ -14,7 +14,7 @@ from cmb_jax.experiments.grid import Grid, four_configurations
 from cmb_jax.experiments.runs import runs_of
 from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import params_of
+from cmb_jax.models.functional import Template
 from cmb_jax.phantom import MimicKind
 from tests.tiny import TINY_MODEL
 
@@ -56,15 +56,16 @@ def subject_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def grid():
     plain, _, prototypes, _ = four_configurations(BASE)
-    return Grid(variants=(plain, prototypes), seeds=(0, 1))
+    return Grid(variants=(plain, prototypes), seeds=(0,))
 
 
 def finish(run, steps=2):
     """What train.py leaves behind, with drawn weights."""
     run.folder.mkdir(parents=True)
     (run.folder / "config.json").write_text(config_to_json(run.config))
-    key = jax.random.key(run.seed, impl="rbg")
-    params = jax.jit(lambda: params_of(Detector(run.config.model, rngs=nnx.Rngs(key))))()
+    rng = np.random.default_rng(run.seed)
+    shapes = Template.of(lambda: Detector(run.config.model, rngs=nnx.Rngs(0))).shapes()
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
     save_bundle(run.weights, params, run.config)
     (run.folder / "weights.json").write_text(json.dumps({"steps": steps, "hours": 0.1}))
     log = "step,loss,steps/s,validation/quality\n1,3.0,2.0,\n2,2.0,4.0,\n2,,,0.5\n"
