@@ -102,10 +102,15 @@ def sentences(study: Study, validation: SubjectSet) -> tuple[str, ...]:
 
 
 def write_study(
-    workdir: Path, grid: Grid, runs: Sequence[Run], study: Study, validation: SubjectSet, test: SubjectSet
+    workdir: Path,
+    grid: Grid,
+    runs: Sequence[Run],
+    study: Study,
+    validation: SubjectSet,
+    test: SubjectSet,
+    say: Progress,
 ) -> None:
     """Write table.csv, table.md and ablation.html."""
-    say = stopwatch()
     costs, maps = defaultdict(list), []
     for run in runs:
         costs[run.variant.name].append(cost_of(run))
@@ -193,24 +198,27 @@ def run_study(
     Raises:
       UserError: folders that hold other runs, subjects that cannot be used, or no finished reference.
     """
+    # all that can be wrong is looked at before hours are spent on training
     require_scikit_learn()
+    if samples < 1:
+        raise UserError(f"--samples {samples}: give 1 or more")
     say = stopwatch()
     grid = with_one_cache(grid, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     use_compilation_cache()
-    runs = complete(runs_of(grid, workdir), say, training=training)
-    if not any(run.variant.name == grid.reference for run in runs):
-        raise UserError(f"{workdir}: no run of the reference {grid.reference} is finished; train it first")
     sets = {
         name: prepared_set(name, folder, grid, workdir)
         for name, folder in (("validation", validation), ("test", test))
     }
+    runs = complete(runs_of(grid, workdir), say, training=training)
+    if not any(run.variant.name == grid.reference for run in runs):
+        raise UserError(f"{workdir}: no run of the reference {grid.reference} is finished; train it first")
     scores = scores_of(runs, sets["validation"], sets["test"], say)
     say("comparing")
     study = compare_variants(
         scores, grid.reference, matched_sensitivity=grid.matched_sensitivity, samples=samples
     )
-    write_study(workdir, grid, runs, study, sets["validation"], sets["test"])
+    write_study(workdir, grid, runs, study, sets["validation"], sets["test"], say)
     print(f"written: {workdir / 'ablation.html'}, table.md, table.csv")
     return study
 
