@@ -12,7 +12,7 @@ from cmb_jax.report.evaluation_html import cell_text, numeric_columns
 from cmb_jax.report.html import environment
 from cmb_jax.report.plots import froc_plot
 
-CURVES_A_PLOT = 5  # as many as there are colours
+CURVES_A_PLOT = 3  # more bands hide each other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from selectolax.lexbor import LexborHTMLParser
 
-from cmb_jax.commands import train
+from cmb_jax.commands import train, train_data
 from cmb_jax.config_io import config_to_json
 from cmb_jax.data.subjects import subjects_in
 from cmb_jax.errors import UserError
@@ -163,3 +163,22 @@ def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path, capsys):
         ablation.main(["--config", str(tmp_path / "none.py"), "--workdir", str(tmp_path)])
     assert stop.value.code == 2
     assert "no such configuration file" in capsys.readouterr().err
+
+
+def test_without_folders_the_configuration_says_which_subjects_are_simulated(grid, tmp_path, monkeypatch):
+    asked = {}
+
+    def stored_subjects(folders, seeds, simulate, spacing_mm, what):
+        asked[what] = [(folder.parent, seed) for folder, seed in zip(folders, seeds, strict=True)]
+        return ()
+
+    monkeypatch.setattr(train_data, "stored_subjects", stored_subjects)
+    for name in ("validation", "test"):
+        with pytest.raises(UserError, match="has a microbleed"):
+            ablation.prepared_set(name, None, ablation.with_one_cache(grid, tmp_path), tmp_path)
+    phantom = BASE.phantom
+    for name, first, count in (
+        ("validation", phantom.validation_seed, phantom.validation_subjects),
+        ("test", phantom.test_seed, phantom.test_subjects),
+    ):
+        assert asked[name] == [(tmp_path / "phantoms" / name, first + n) for n in range(count)]
