@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.evaluation.breakdown import name_by_mimic
@@ -79,7 +80,7 @@ def detections_of(weights: Path, subjects: SubjectSet, say: Callable[[str], None
     say(f"{weights.parent.name}: looking at {len(names)} {subjects.name} subjects")
     finder = _finder_of(weights, sha256)
     scans, mimics = [], []
-    for stored_subject in subjects.subjects:
+    for stored_subject in tqdm(subjects.subjects, desc=weights.parent.name, unit="subject"):
         found = detect(finder, stored_subject)
         scans.append(found)
         mimics.append(tuple(name_by_mimic(found.centers_mm, mimics_of(stored_subject, subjects.spacing_mm))))
