@@ -111,7 +111,7 @@ def _matched_table(study: Study) -> Table:
         rows=tuple(row(variant) for variant in study.variants),
         note=(
             "The fewest false positives at which a run's own curve on the test subjects reaches this "
-            "sensitivity. " + _spread_note(study)
+            "sensitivity; resamples in which one does not reach it are left out. " + _spread_note(study)
         ),
     )
 
