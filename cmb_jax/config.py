@@ -9,6 +9,10 @@ import dataclasses
 from typing import Literal
 
 Triple = tuple[int, int, int]
+PrototypeLossName = Literal[
+    "concentration", "dce", "gcpl", "center", "supcon", "proxy_anchor", "triplet_hard", "none"
+]
+MinerName = Literal["mimics_first", "top_objectness", "semi_hard"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +75,43 @@ class LossConfig:
     box_weight: float = 0.5
     """Weight of the smooth-L1 box loss."""
     concentration_weight: float = 0.2
-    """Weight of the concentration loss."""
+    """Weight of the prototype loss, whichever it is."""
+    prototype_loss: PrototypeLossName = "concentration"
+    """Loss of the mined anchors' embeddings (docs/losses.md)."""
+    prototype_update: Literal["learned", "moving_average"] = "learned"
+    """Prototypes follow the gradient, or the mean of the samples nearest to them."""
+    prototype_decay: float = 0.99
+    """Share of itself that a prototype keeps in a step of the moving average."""
     prototype_gamma: float = 1.0
     """Temperature on squared distances in the distance cross-entropy."""
     prototype_pull: float = 0.05
     """Weight of the pull towards the nearest own prototype."""
+    supcon_temperature: float = 0.1
+    """Temperature of the cosines in the supervised contrastive loss."""
+    proxy_scale: float = 32.0
+    """Factor on the cosines in the proxy-anchor loss."""
+    proxy_margin: float = 0.1
+    """Margin on the cosines in the proxy-anchor loss."""
+    triplet_margin: float = 0.3
+    """Margin between distances in the triplet loss."""
+    miner: MinerName = "mimics_first"
+    """Which negatives are hard (docs/losses.md)."""
     max_positives: int = 64
-    """Positive anchors a patch that enter the concentration loss."""
+    """Positive anchors a patch that enter the prototype loss."""
     max_hard_negatives: int = 64
-    """Hard negatives mined a patch: the highest objectness, known mimics first."""
+    """Hard negatives mined a patch."""
+    memory_bank: int = 0
+    """Samples of earlier steps that join those of a step in the prototype loss; 0: none."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.prototype_decay < 1.0:
+            raise ValueError("loss.prototype_decay must be 0 or more and below 1")
+        if min(self.prototype_gamma, self.supcon_temperature, self.proxy_scale) <= 0:
+            raise ValueError(
+                "loss.prototype_gamma, loss.supcon_temperature and loss.proxy_scale must be above 0"
+            )
+        if self.memory_bank < 0:
+            raise ValueError("loss.memory_bank must be 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import tyro
 
 from cmb_jax.config import Config
 from cmb_jax.errors import UserError
+
+Made = TypeVar("Made")
 
 
 def config_from_file(path: Path) -> Config:
@@ -18,22 +21,31 @@ def config_from_file(path: Path) -> Config:
     Raises:
       UserError: no such file, or it has no `get_config` that returns a Config.
     """
+    return made_by_file(path, "get_config", Config)
+
+
+def made_by_file(path: Path, function: str, kind: type[Made]) -> Made:
+    """What a function without arguments of a configuration file returns.
+
+    Raises:
+      UserError: no such file, no such function, or it returns no `kind`.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file; the ones that come along are in configs/")
     spec = importlib.util.spec_from_file_location("experiment_config", path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{path}: not a Python file; a configuration is a .py file with get_config()")
+        raise UserError(f"{path}: not a Python file; a configuration is a .py file with {function}()")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config()
+        made = getattr(module, function)()
     except (ValueError, TypeError, SyntaxError, AttributeError, ImportError) as error:
         raise UserError(
-            f"{path}: this configuration cannot be used ({error}); see configs/small.py"
+            f"{path}: this configuration cannot be used ({error}); see the ones in configs/"
         ) from error
-    if not isinstance(config, Config):
-        raise UserError(f"{path}: get_config() must return a cmb_jax.config.Config")
-    return config
+    if not isinstance(made, kind):
+        raise UserError(f"{path}: {function}() must return a {kind.__module__}.{kind.__name__}")
+    return made
 
 
 def override(config: Config, arguments: Sequence[str], prog: str) -> Config:

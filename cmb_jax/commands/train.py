@@ -16,7 +16,6 @@ import numpy as np
 from absl import flags
 
 import cmb_jax
-from cmb_jax.boxes.geometry import box_centers
 from cmb_jax.commands.common import run_for_people, use_compilation_cache
 from cmb_jax.commands.experiment import argument_parser, parse
 from cmb_jax.commands.train_data import TrainingData, training_data
@@ -26,8 +25,8 @@ from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.froc import FrocCurve, choose_threshold, collect_events, froc_curve, sensitivity_at
 from cmb_jax.evaluation.matching import CENTER3, events, pairs_of
-from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, save_bundle
+from cmb_jax.inference.prepared import detect, truth_of
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.training.checkpoint import QUALITY
@@ -43,27 +42,11 @@ FEWEST_LESIONS = 20
 def validation_curve(config: Config, params: Any, subjects: Sequence[StoredSubject]) -> FrocCurve:
     """FROC (3 mm rule) on prepared subjects, in mm of each one's own working grid, without localization."""
     finder = ProposalFinder(config, params)
-    spacing = np.array(config.data.spacing_mm)
     happened, lesions = [], []
     for stored in subjects:
-        name = stored.folder.name
-        detections = finder.find(stored.image())
-        keep = np.asarray(detections.valid)
-        centers = np.asarray(box_centers(detections.boxes))[keep] * spacing
-        found = SubjectDetections(
-            subject=name,
-            centers_mm=centers,
-            scores=np.asarray(detections.scores)[keep],
-            diameters_mm=np.ones(len(centers)),
-        )
-        boxes = stored.boxes()
-        truth = SubjectTruth(
-            subject=name,
-            centers_mm=(boxes[:, :3] + boxes[:, 3:]) / 2 * spacing,
-            diameters_mm=(boxes[:, 3] - boxes[:, 0]) * spacing[0],
-        )
+        found, truth = detect(finder, stored), truth_of(stored, config.data.spacing_mm)
         happened.append(events(pairs_of(CENTER3, found, truth), found.scores))
-        lesions.append(len(boxes))
+        lesions.append(len(truth.centers_mm))
     return froc_curve(collect_events(happened, lesions))
 
 
@@ -113,22 +96,26 @@ def choose_operating_point(
     return with_operating_point(config, curve), how
 
 
+def what_differs(before: Config, config: Config) -> list[str]:
+    """What makes two configurations two runs that cannot go on as one, in words."""
+    changed = {
+        "another network": before.model != config.model,
+        "another working grid": before.data.spacing_mm != config.data.spacing_mm,
+        "other weights": before.train.init_from != config.train.init_from,
+        "other data": (before.data.index is None) != (config.data.index is None),
+        "another loss.memory_bank": before.loss.memory_bank != config.loss.memory_bank,
+    }
+    return [what for what, differs in changed.items() if differs]
+
+
 def _remember(config: Config, workdir: Path) -> None:
     """Keep the configuration in the run's folder; refuse to go on with what would be another run."""
     path = workdir / "config.json"
     if path.exists():
-        before = config_from_json(path.read_text())
-        changed = {
-            "another network": before.model != config.model,
-            "another working grid": before.data.spacing_mm != config.data.spacing_mm,
-            "other weights": before.train.init_from != config.train.init_from,
-            "other data": (before.data.index is None) != (config.data.index is None),
-        }
-        for what, differs in changed.items():
-            if differs:
-                raise UserError(
-                    f"{workdir}: this run was begun with {what}; choose a new --workdir or the old settings"
-                )
+        for what in what_differs(config_from_json(path.read_text()), config):
+            raise UserError(
+                f"{workdir}: this run was begun with {what}; choose a new --workdir or the old settings"
+            )
     temporary = path.with_suffix(".tmp")
     temporary.write_text(config_to_json(config))
     temporary.replace(path)

@@ -66,12 +66,13 @@ def phantom_member(
 
 
 def phantom_subjects(config: Config, workdir: Path, which: str) -> tuple[StoredSubject, ...]:
-    """The training or validation subjects of a configuration, simulated where they are not cached yet."""
+    """The subjects of a configuration for "training", "validation" or "test", simulated where not cached."""
     phantom = config.phantom
-    training = which == "training"
-    count = phantom.train_subjects if training else phantom.validation_subjects
-    first = phantom.train_seed if training else phantom.validation_seed
-    mean = phantom.mean_cmbs if training else None
+    count, first, mean = {
+        "training": (phantom.train_subjects, phantom.train_seed, phantom.mean_cmbs),
+        "validation": (phantom.validation_subjects, phantom.validation_seed, None),
+        "test": (phantom.test_subjects, phantom.test_seed, None),
+    }[which]
     members = [phantom_member(phantom, index, mean) for index in range(count)]
     root = Path(phantom.cache_dir) if phantom.cache_dir else workdir / "phantoms"
     pack_of = PackLoader()

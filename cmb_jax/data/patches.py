@@ -118,17 +118,24 @@ class SamplePatch(grain.transforms.RandomMap):
         config = self._config
         image, boxes, mimics = cut_patch(self._subjects[int(element)], config, rng)
         image, boxes, mimics = augment(image, boxes, mimics, config, rng)
-        # more lesions than places: keep those nearest to the middle, whose surroundings are whole
-        distance = np.abs((boxes[:, :3] + boxes[:, 3:]) / 2 - np.array(config.patch_shape) / 2).max(axis=1)
-        boxes = boxes[np.argsort(distance, kind="stable")[: config.max_truths]]
-        padded = np.zeros((config.max_truths, 6), np.float32)
-        padded[: len(boxes)] = boxes
-        return {
-            "image": np.ascontiguousarray(image, np.float32),
-            "boxes": padded,
-            "boxes_valid": np.arange(config.max_truths) < len(boxes),
-            "mimics": np.ascontiguousarray(mimics),
-        }
+        return padded_patch(image, boxes, mimics, config)
+
+
+def padded_patch(
+    image: np.ndarray, boxes: np.ndarray, mimics: np.ndarray, config: DataConfig
+) -> dict[str, np.ndarray]:
+    """A patch in static shapes, as a `PatchBatch` without the batch axis."""
+    # more lesions than places: keep those nearest to the middle, whose surroundings are whole
+    distance = np.abs((boxes[:, :3] + boxes[:, 3:]) / 2 - np.array(config.patch_shape) / 2).max(axis=1)
+    boxes = boxes[np.argsort(distance, kind="stable")[: config.max_truths]]
+    padded = np.zeros((config.max_truths, 6), np.float32)
+    padded[: len(boxes)] = boxes
+    return {
+        "image": np.ascontiguousarray(image, np.float32),
+        "boxes": padded,
+        "boxes_valid": np.arange(config.max_truths) < len(boxes),
+        "mimics": np.ascontiguousarray(mimics),
+    }
 
 
 def _endless(numbers: np.ndarray, seed: int) -> grain.MapDataset:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cmb_jax.anatomy.regions import region_of
 from cmb_jax.data.prepare import PreparedVolume, boxes_of_lesions, points_from_edges, prepare
+from cmb_jax.errors import UserError
 from cmb_jax.phantom import MimicKind, PhantomSubject
 
 # Part of every cache folder's name: raise it when the stored form changes.
@@ -206,3 +207,16 @@ def stored_subjects(
         else:
             subjects.append(store_subject(simulate(index, seed), folder, spacing_mm))
     return tuple(subjects)
+
+
+def subjects_in(folder: Path) -> tuple[StoredSubject, ...]:
+    """The subjects that a folder holds, in the order of their seeds.
+
+    Raises:
+      UserError: no such folder, or no prepared subject in it.
+    """
+    found = [path for path in folder.glob("seed-*") if is_stored(path)]
+    if not found:
+        raise UserError(f"{folder}: holds no prepared subject (a folder seed-NUMBER with image.npy in it)")
+    found.sort(key=lambda path: (len(path.name), path.name))
+    return tuple(StoredSubject(folder=path) for path in found)

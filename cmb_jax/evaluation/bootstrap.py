@@ -67,18 +67,45 @@ def froc_metrics(events: FrocEvents, weights: np.ndarray, rates: Sequence[float]
         weights: (B, S).
         rates: R false positives a scan.
     """
+    result = np.full((len(weights), len(rates) + 1), np.nan)
+    for row, tp, fp, lesions, scans in _resampled_curves(events, weights):
+        result[row, :-1] = sensitivity_at(fp / scans, tp / lesions, rates)
+        result[row, -1] = average_precision(tp, fp, lesions)
+    return result
+
+
+def fp_at_sensitivity(events: FrocEvents, weights: np.ndarray, sensitivity: float) -> np.ndarray:
+    """The fewest false positives a scan (B,) at which weighted scans reach a sensitivity.
+
+    NaN where it is not reached at any threshold. The curve is a staircase: the threshold that first reaches
+    the sensitivity counts, nothing is interpolated.
+
+    Args:
+        events: of S scans.
+        weights: (B, S).
+        sensitivity: above 0, at most 1.
+    """
+    result = np.full(len(weights), np.nan)
+    for row, tp, fp, lesions, scans in _resampled_curves(events, weights):
+        # a share of lesions is compared as a count, with room for rounding
+        first = int(np.searchsorted(tp, sensitivity * lesions - 1e-9))
+        if first < len(tp):
+            result[row] = fp[first] / scans
+    return result
+
+
+def _resampled_curves(
+    events: FrocEvents, weights: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, int, int]]:
+    """Row, counts tp and fp (P,) at falling thresholds, lesions and scans of the resamples with lesions."""
     ends = last_of_ties(events.scores)
     lesions = weights @ events.lesions
     scans = weights.sum(axis=1)
-    result = np.full((len(weights), len(rates) + 1), np.nan)
     for row in np.flatnonzero(lesions):  # one row at a time: a large cohort has millions of events
         drawn = weights[row, events.subject]
         counted = np.cumsum(drawn)[ends]
         tp = np.cumsum(drawn * events.true)[ends]
-        fp = counted - tp
-        result[row, :-1] = sensitivity_at(fp / scans[row], tp / lesions[row], rates)
-        result[row, -1] = average_precision(tp, fp, int(lesions[row]))
-    return result
+        yield int(row), tp, counted - tp, int(lesions[row]), int(scans[row])
 
 
 def estimates(
@@ -183,6 +210,16 @@ def _differences(
     """N differences with intervals and p values; `difference` takes weights (B, scans) to (B, N)."""
     value = difference(np.ones((1, scans), int))[0]
     resampled = np.concatenate([difference(weights) for weights in resample_weights(scans, samples, seed)])
+    return paired_differences(value, resampled)
+
+
+def paired_differences(value: np.ndarray, resampled: np.ndarray) -> list[PairedDifference]:
+    """Intervals and two-sided p values of N differences, see `paired_bootstrap`.
+
+    Args:
+        value: (N,) of the scans themselves.
+        resampled: (B, N); resamples in which a difference is undefined are left out.
+    """
     result = []
     for estimate, column in zip(estimates(value, resampled), resampled.T, strict=True):
         column = column[np.isfinite(column)]

@@ -1,8 +1,9 @@
-"""Choice of the anchors that enter the box and concentration losses, in static shapes."""
+"""Choice of the anchors that enter the box and prototype losses, in static shapes."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,25 +25,70 @@ class Mined:
     valid: jax.Array  # (S,) bool
 
 
-def mine(
+Miner = Callable[[jax.Array, jax.Array, jax.Array, int, int], Mined]
+"""Chooses the samples of one patch; pure, static shapes. Map it over a batch with `jax.vmap`.
+
+(objectness (N,) logits, label (N,) 1 positive, 0 negative, -1 ignored, mimic (N,) bool: the anchor's cell
+holds a known mimic, max_positives, max_negatives) -> `Mined`. No gradient flows through the choice.
+"""
+
+
+def mimics_first(
     objectness: jax.Array, label: jax.Array, mimic: jax.Array, max_positives: int, max_negatives: int
 ) -> Mined:
-    """Positives and the hardest negatives of one patch; map it over a batch with `jax.vmap`.
+    """Negatives on known mimics come first, then all others; within both the highest objectness wins.
 
-    Negatives on known mimics come first, then all others; within both the highest objectness wins, and ties
-    go to the lower index. If there are more positives than fit, those of the highest objectness are taken.
-
-    Args:
-        objectness: (N,) logits; no gradient flows through the choice.
-        label: (N,) 1 positive, 0 negative, -1 ignored.
-        mimic: (N,) bool: the anchor's cell holds a known mimic.
-        max_positives: slots for positives.
-        max_negatives: slots for negatives.
+    Ties go to the lower index. If there are more positives than fit, those of the highest objectness are
+    taken; so it is in the other miners.
     """
-    score = jax.nn.sigmoid(lax.stop_gradient(objectness))  # in 0..1, so that + 1 puts all mimics first
-    score = jnp.where(jnp.isfinite(score), score, 0.0)
+    score = _scores(objectness)  # in 0..1, so that + 1 puts all mimics first
+    return _choose(score, score + mimic, label, max_positives, max_negatives)
+
+
+def top_objectness(
+    objectness: jax.Array, label: jax.Array, mimic: jax.Array, max_positives: int, max_negatives: int
+) -> Mined:
+    """The negatives of the highest objectness, whatever they lie on: needs no labels of mimics."""
+    score = _scores(objectness)
+    return _choose(score, score, label, max_positives, max_negatives)
+
+
+def semi_hard(
+    objectness: jax.Array, label: jax.Array, mimic: jax.Array, max_positives: int, max_negatives: int
+) -> Mined:
+    """Negatives that score below the patch's positives, the hardest of them first; then the harder ones.
+
+    After the semi-hard negatives of Schroff et al. 2015, with objectness in the place of distance: the bar is
+    the mean score of the patch's positives. What scores above it, a missed lesion maybe, comes last, the
+    least hard first. A patch without positives has no bar.
+    """
+    score = _scores(objectness)
+    positive = label == 1
+    count = positive.sum()
+    bar = jnp.where(count > 0, jnp.where(positive, score, 0.0).sum() / jnp.maximum(count, 1), 1.0)
+    rank = jnp.where(score < bar, 1.0 + score, 1.0 - score)
+    return _choose(score, rank, label, max_positives, max_negatives)
+
+
+MINERS: dict[str, Miner] = {
+    "mimics_first": mimics_first,
+    "top_objectness": top_objectness,
+    "semi_hard": semi_hard,
+}
+"""Miners by the name that a configuration gives them (`loss.miner`)."""
+
+
+def _scores(objectness: jax.Array) -> jax.Array:
+    score = jax.nn.sigmoid(lax.stop_gradient(objectness))
+    return jnp.where(jnp.isfinite(score), score, 0.0)
+
+
+def _choose(
+    score: jax.Array, rank: jax.Array, label: jax.Array, max_positives: int, max_negatives: int
+) -> Mined:
+    """Positives of the highest score and negatives of the highest rank; both (N,), 0 or more."""
     positive, positive_valid = _top(jnp.where(label == 1, score, -1.0), max_positives)
-    negative, negative_valid = _top(jnp.where(label == 0, score + mimic, -1.0), max_negatives)
+    negative, negative_valid = _top(jnp.where(label == 0, rank, -1.0), max_negatives)
     return Mined(
         indices=jnp.concatenate([positive, negative]),
         classes=jnp.concatenate([jnp.zeros_like(positive), jnp.ones_like(negative)]),

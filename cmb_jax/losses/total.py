@@ -15,8 +15,9 @@ from cmb_jax.boxes.geometry import boxes_from_centers
 from cmb_jax.boxes.types import Truths
 from cmb_jax.config import LossConfig
 from cmb_jax.losses.detection import focal_loss, smooth_l1
-from cmb_jax.losses.mining import mine, spread
-from cmb_jax.losses.prototype import concentration_loss
+from cmb_jax.losses.memory import SampleBank, Samples, with_remembered
+from cmb_jax.losses.mining import MINERS, spread
+from cmb_jax.losses.registry import NONE, prototype_loss
 from cmb_jax.models.detector import STEM_STRIDE, Detector
 from cmb_jax.models.types import ProposalMaps
 
@@ -32,10 +33,10 @@ class LossTerms:
 
     objectness: jax.Array  # focal loss of all anchors, a positive one
     box: jax.Array  # smooth L1 of the six box targets, a positive anchor
-    concentration: jax.Array  # a mined anchor; 0 without prototypes
+    concentration: jax.Array  # the prototype loss that the configuration names, a sample; 0 without one
     total: jax.Array
     positives: jax.Array  # int32
-    hard_negatives: jax.Array  # int32; 0 without prototypes
+    hard_negatives: jax.Array  # int32; 0 without prototype loss
 
 
 def detection_loss(
@@ -46,8 +47,11 @@ def detection_loss(
     sizes: jax.Array | np.ndarray,
     config: LossConfig,
     patch_valid: jax.Array | None = None,
-) -> tuple[jax.Array, LossTerms]:
-    """Objectness + weighted box + weighted concentration loss.
+    *,
+    bank: SampleBank | None = None,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, tuple[LossTerms, Samples | None]]:
+    """Objectness + weighted box + weighted prototype loss.
 
     All sums are plain reductions over the batch and are divided by counts over the batch. Under `jax.jit` a
     batch that is sharded over a mesh is one global array, so 1 and N devices agree.
@@ -60,9 +64,12 @@ def detection_loss(
         sizes: (A, 3) edge lengths of the anchors in voxels of the working grid.
         config: assignment thresholds and weights.
         patch_valid: (B,) bool: patches that count; all where None.
+        bank: samples of earlier steps that join those of this batch in the prototype loss.
+        key: for prototype losses that draw random numbers.
 
     Returns:
-        The total () and its terms.
+        The total (), and beside it its terms and the batch's samples, without gradient; no samples where
+        there is no prototype loss.
     """
     batch, *grid, anchors = maps.objectness.shape
     # Padded boxes may hold anything; a unit box keeps their codes, which nothing uses, finite.
@@ -96,32 +103,30 @@ def detection_loss(
     own = jnp.take_along_axis(boxes, matched[..., None], axis=1)
     target = encode_boxes(_anchors_at(chosen, grid, sizes), own)
 
-    concentration, hard_negatives = jnp.float32(0), jnp.int32(0)
-    if not detector.config.use_prototypes:
+    concentration, hard_negatives, samples = jnp.float32(0), jnp.int32(0), None
+    if not has_prototype_loss(detector, config):
         codes = detector.box_codes(_cells(maps, chosen), chosen % anchors)
     else:
+        miner = MINERS[config.miner]
         on_mimic = jnp.broadcast_to((mimics != 0)[..., None], maps.objectness.shape)
-        mined = jax.vmap(lambda o, c, m: mine(o, c, m, config.max_positives, config.max_hard_negatives))(
+        mined = jax.vmap(lambda o, c, m: miner(o, c, m, config.max_positives, config.max_hard_negatives))(
             maps.objectness.reshape(batch, -1), label, on_mimic.reshape(batch, -1)
         )
         # One gather for both losses: its gradient is a scatter into the largest map of the network.
         cells = _cells(maps, jnp.concatenate([chosen, mined.indices], axis=1))
         codes = detector.box_codes(cells[:, :MAX_BOX_ANCHORS], chosen % anchors)
         embeddings = detector.embed(cells[:, MAX_BOX_ANCHORS:], mined.indices % anchors)
-        samples = concentration_loss(
-            embeddings.reshape(-1, embeddings.shape[-1]),
-            mined.classes.reshape(-1),
-            mined.valid.reshape(-1),
-            detector.prototypes[...],
-            config.prototype_gamma,
-            config.prototype_pull,
+        samples = Samples(
+            embeddings=embeddings.reshape(-1, embeddings.shape[-1]),
+            classes=mined.classes.reshape(-1),
+            valid=mined.valid.reshape(-1),
         )
-        concentration = samples.sum() / jnp.maximum(mined.valid.sum(), 1)
+        concentration = _prototype_term(detector, with_remembered(samples, bank), config, key)
         hard_negatives = (mined.valid & (mined.classes == 1)).sum(dtype=jnp.int32)
     errors = jnp.where(chosen_valid[..., None], smooth_l1(codes, target), 0.0)
     box = errors.sum() / jnp.maximum(chosen_valid.sum(), 1)
     total = objectness + config.box_weight * box + config.concentration_weight * concentration
-    return total, LossTerms(
+    terms = LossTerms(
         objectness=objectness,
         box=box,
         concentration=concentration,
@@ -129,6 +134,23 @@ def detection_loss(
         positives=positives,
         hard_negatives=hard_negatives,
     )
+    return total, (terms, jax.lax.stop_gradient(samples))
+
+
+def has_prototype_loss(detector: Detector, config: LossConfig) -> bool:
+    """Whether anchors are mined and embedded at all."""
+    return detector.config.use_prototypes and config.prototype_loss != NONE
+
+
+def _prototype_term(
+    detector: Detector, samples: Samples, config: LossConfig, key: jax.Array | None
+) -> jax.Array:
+    """Mean () of the configuration's prototype loss over the valid samples."""
+    prototypes = detector.prototypes[...]
+    if config.prototype_update == "moving_average":
+        prototypes = jax.lax.stop_gradient(prototypes)
+    losses = prototype_loss(config)(samples.embeddings, samples.classes, samples.valid, prototypes, key)
+    return losses.sum() / jnp.maximum(samples.valid.sum(), 1)
 
 
 def _cells(maps: ProposalMaps, anchor: jax.Array) -> jax.Array:

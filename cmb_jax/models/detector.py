@@ -23,7 +23,7 @@ class Detector(nnx.Module):
     """Find candidate microbleeds on a dense grid of anchors.
 
     The four configurations of one code path: with `use_fusion` the head sees P1..P3, else P1 alone; with
-    `use_prototypes` there are anchor embeddings and prototypes for the concentration loss.
+    `use_prototypes` there are anchor embeddings and prototypes for the prototype loss.
 
     Args:
         config: sizes and switches.
@@ -72,7 +72,7 @@ class Detector(nnx.Module):
         return self.head(self.fusion(levels[: FUSED_LEVELS if self.config.use_fusion else 1]))
 
     def embed(self, features: jax.Array, anchor_index: jax.Array) -> jax.Array:
-        """Embed anchors for the concentration loss: (..., C) features and (...,) anchor number to (..., E).
+        """Embed anchors for the prototype loss: (..., C) features and (...,) anchor number to (..., E).
 
         Raises:
             ValueError: the configuration has no prototypes.

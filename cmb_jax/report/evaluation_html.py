@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from cmb_jax.io.atomic import atomic_write_text
-from cmb_jax.report.evaluation_content import EvaluationContent
+from cmb_jax.report.evaluation_content import EvaluationContent, Table
 from cmb_jax.report.html import environment
 from cmb_jax.report.plots import count_plot, difference_plot, froc_plot, reliability_plot
 
@@ -20,6 +20,11 @@ def cell_text(value: str | float | int | None) -> str:
     return str(value)
 
 
+def numeric_columns(table: Table) -> list[bool]:
+    """Which columns hold no text: they are set flush right."""
+    return [all(not isinstance(row[n], str) for row in table.rows) for n in range(len(table.columns))]
+
+
 def render_evaluation_report(content: EvaluationContent) -> str:
     """The page as one string: drawings inlined, no script, nothing fetched from anywhere."""
     plots = [] if content.reliability is None else [reliability_plot(content.reliability)]
@@ -27,10 +32,6 @@ def render_evaluation_report(content: EvaluationContent) -> str:
         plots.append(count_plot(content.subjects))
         if content.agreement is not None:
             plots.append(difference_plot(content.subjects, content.agreement))
-    numeric = [
-        [all(not isinstance(row[n], str) for row in table.rows) for n in range(len(table.columns))]
-        for table in content.tables
-    ]
     return (
         environment()
         .get_template("evaluation.html")
@@ -38,7 +39,7 @@ def render_evaluation_report(content: EvaluationContent) -> str:
             content=content,
             froc=froc_plot(content.curves) if content.curves else None,
             plots=plots,
-            tables=list(zip(content.tables, numeric, strict=True)),
+            tables=[(table, numeric_columns(table)) for table in content.tables],
             cell_text=cell_text,
         )
     )

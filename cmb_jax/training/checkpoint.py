@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -14,6 +16,12 @@ from cmb_jax.training.sharding import replicated
 from cmb_jax.training.state import TrainState
 
 QUALITY = "quality"  # the metric that decides which checkpoint is best; larger is better
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """The state by its fields; those that a run does without are left out of its checkpoints."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _quality(metrics: Mapping[str, float]) -> float:
@@ -59,13 +67,13 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         metrics = None if quality is None else {QUALITY: quality}
-        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+        self._manager.save(step, args=ocp.args.StandardSave(_parts(state)), metrics=metrics)
 
     def restore(self, abstract: TrainState, mesh: Mesh, step: int | None = None) -> TrainState:
         """The state of `step` (default: the newest) on this mesh, whatever mesh it was saved from."""
         where = replicated(mesh)
         target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), _parts(abstract)
         )
         chosen = self._manager.latest_step() if step is None else step
-        return self._manager.restore(chosen, args=ocp.args.StandardRestore(target))
+        return TrainState(**self._manager.restore(chosen, args=ocp.args.StandardRestore(target)))

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cmb_jax.config import Config, TrainConfig
+from cmb_jax.losses.memory import SampleBank, empty_bank
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
 from cmb_jax.training.sharding import replicated
@@ -28,6 +29,7 @@ class TrainState:
     opt_state: Any
     skipped_in_a_row: jax.Array  # () int32, steps left out because the loss or a gradient was not finite
     skipped: jax.Array  # () int32, all of those
+    bank: SampleBank | None = None  # samples of earlier steps, where `loss.memory_bank` asks for them
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
@@ -69,6 +71,7 @@ def init_state(config: Config, mesh: Mesh, params: Any = None) -> TrainState:
             opt_state=optimizer.init(params),
             skipped_in_a_row=zero,
             skipped=zero,
+            bank=empty_bank(config.loss.memory_bank, config.model.embedding_dim),
         )
 
     def create() -> TrainState:

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 
 from cmb_jax.boxes.anchors import anchor_sizes
 from cmb_jax.boxes.types import Truths
-from cmb_jax.config import Config
+from cmb_jax.config import Config, LossConfig
 from cmb_jax.data.patches import PatchBatch
+from cmb_jax.losses.memory import SampleBank, Samples, moved_prototypes, remember
 from cmb_jax.losses.total import LossTerms, detection_loss
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template
@@ -46,11 +47,36 @@ class StepMetrics:
 Step = Callable[[TrainState, DeviceBatch], tuple[TrainState, StepMetrics]]
 
 
-def loss_function(params, batch: DeviceBatch, template: Template[Detector], config: Config):
-    """Total loss of a batch and its terms."""
+def loss_function(
+    params,
+    batch: DeviceBatch,
+    template: Template[Detector],
+    config: Config,
+    *,
+    bank: SampleBank | None = None,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, tuple[LossTerms, Samples | None]]:
+    """Total loss of a batch; its terms and samples, see `detection_loss`."""
     detector = template.bind(params)
     sizes = anchor_sizes(config.model.anchor_diameters_mm, config.data.spacing_mm)
-    return detection_loss(detector, detector(batch.image), batch.truths, batch.mimics, sizes, config.loss)
+    return detection_loss(
+        detector,
+        detector(batch.image),
+        batch.truths,
+        batch.mimics,
+        sizes,
+        config.loss,
+        bank=bank,
+        key=key,
+    )
+
+
+def follow_samples(params: Any, samples: Samples | None, config: LossConfig) -> Any:
+    """The parameters with prototypes moved to the batch's samples, where the configuration says so."""
+    if samples is None or config.prototype_update != "moving_average":
+        return params
+    moved = moved_prototypes(params["prototypes"], samples, config.prototype_decay)
+    return {**params, "prototypes": moved}
 
 
 def train_step(
@@ -63,12 +89,16 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """Gradient, update, moving average; what is not finite changes only the counters."""
     gradient = jax.value_and_grad(loss_function, has_aux=True)
-    (loss, terms), grads = gradient(state.params, batch, template, config)
+    key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+    (loss, (terms, samples)), grads = gradient(
+        state.params, batch, template, config, bank=state.bank, key=key
+    )
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     safe = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0.0), grads)
     updates, opt_state = optimizer.update(safe, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = follow_samples(optax.apply_updates(state.params, updates), samples, config.loss)
+    bank = state.bank if samples is None else remember(state.bank, samples)
     # the average follows quickly at first, so that it is never dominated by the random start
     decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
@@ -83,6 +113,7 @@ def train_step(
         opt_state=choose(opt_state, state.opt_state),
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         skipped=state.skipped + jnp.where(finite, 0, 1),
+        bank=choose(bank, state.bank),
     )
     return new_state, StepMetrics(terms=terms, gradient_norm=norm, finite=finite)
 

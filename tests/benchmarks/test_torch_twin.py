@@ -117,7 +117,7 @@ def compare(dtype, model, monkeypatch, output_tolerance, gradient_tolerance):
             value = jax.value_and_grad(loss_function, has_aux=True)
             return structure.bind(params)(batch.image), *value(params, batch, structure, config)
 
-        maps, (total, terms), grads = jax.device_get(run(params, batch))
+        maps, (total, (terms, _)), grads = jax.device_get(run(params, batch))
     features, objectness, deltas = (
         channels_last(part).detach().numpy() for part in trainer.model(twin_batch.image)
     )

@@ -5,7 +5,8 @@ import pytest
 
 from cmb_jax.anatomy.synthetic import synthetic_pack
 from cmb_jax.data.prepare import edge_coordinates
-from cmb_jax.data.subjects import prepare_phantom, stored_subjects
+from cmb_jax.data.subjects import prepare_phantom, stored_subjects, subjects_in
+from cmb_jax.errors import UserError
 from cmb_jax.phantom import SubjectSettings, simulate_subject
 
 SPACING = (1.0, 1.0, 1.0)
@@ -65,3 +66,13 @@ def test_what_is_stored_is_not_simulated_again(stored):
     again = stored_subjects([root / "seed-5"], [5], fail, SPACING, "test")
     np.testing.assert_array_equal(again[0].boxes(), subject.boxes())
     assert not [path for path in root.iterdir() if path.name.startswith(".")]
+
+
+def test_a_folder_of_subjects_is_read_in_the_order_of_the_seeds(tmp_path):
+    for name in ("seed-100", "seed-9", "seed-10", "other"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "image.npy", np.zeros(1))
+    (tmp_path / "seed-11").mkdir()  # not finished
+    assert [stored.folder.name for stored in subjects_in(tmp_path)] == ["seed-9", "seed-10", "seed-100"]
+    with pytest.raises(UserError, match="holds no prepared subject"):
+        subjects_in(tmp_path / "other")

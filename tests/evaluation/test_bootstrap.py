@@ -9,6 +9,7 @@ from cmb_jax.evaluation.bootstrap import (
     bootstrap_counts,
     bootstrap_froc,
     count_metrics,
+    fp_at_sensitivity,
     froc_metrics,
     paired_bootstrap,
     resample_weights,
@@ -127,3 +128,21 @@ def test_paired_bootstrap_needs_the_same_scans():
     b = Counts(tp=np.ones(2, int), fp=np.ones(2, int), lesions=np.array([1, 2]))
     with pytest.raises(ValueError, match="same scans"):
         paired_bootstrap(a, b)
+
+
+def test_false_positives_at_a_sensitivity_by_looking_at_every_threshold(rng):
+    lesions = rng.integers(0, 5, 12)
+    events = collect_events(
+        [(np.round(rng.random(rng.binomial(n, 0.7)), 1), np.round(rng.random(3), 1)) for n in lesions],
+        lesions,
+    )
+    weights = next(iter(resample_weights(12, 50, 3)))
+    for sensitivity in (0.2, 0.5, 1.0):
+        got = fp_at_sensitivity(events, weights, sensitivity)
+        for row, drawn in enumerate(weights):
+            reached = []
+            for threshold in np.unique(events.scores):
+                counts = drawn[events.subject] * (events.scores >= threshold)
+                if (counts * events.true).sum() >= sensitivity * (drawn @ lesions) - 1e-9:
+                    reached.append((counts * ~events.true).sum() / 12)
+            np.testing.assert_allclose(got[row], min(reached, default=np.nan))

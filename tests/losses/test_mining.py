@@ -4,10 +4,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmb_jax.losses.mining import mine, spread
+from cmb_jax.losses.mining import MINERS, mimics_first, spread
 
 POSITIVES, NEGATIVES = 3, 4
-_mine = jax.jit(mine, static_argnums=(3, 4))
+_mine = jax.jit(mimics_first, static_argnums=(3, 4))
+_miners = {name: jax.jit(miner, static_argnums=(3, 4)) for name, miner in MINERS.items()}
 _spread = jax.jit(spread, static_argnums=1)
 
 
@@ -15,7 +16,7 @@ def test_known_mimics_come_first():
     logits = jnp.asarray([5.0, 4.0, 3.0, 2.0, 1.0, 0.0, -1.0])
     label = jnp.asarray([0, 1, -1, 0, 0, 0, 1])
     mimic = jnp.asarray([False, True, True, False, False, True, False])
-    mined = mine(logits, label, mimic, 3, 3)
+    mined = mimics_first(logits, label, mimic, 3, 3)
     np.testing.assert_array_equal(mined.valid, [True, True, False, True, True, True])
     np.testing.assert_array_equal(
         mined.indices[mined.valid], [1, 6, 5, 0, 3]
@@ -40,7 +41,7 @@ def test_equals_a_sort(rows):
 
 
 def test_fewer_anchors_than_slots():
-    mined = mine(jnp.asarray([1.0, jnp.nan]), jnp.asarray([0, 0]), jnp.zeros(2, bool), 2, 5)
+    mined = mimics_first(jnp.asarray([1.0, jnp.nan]), jnp.asarray([0, 0]), jnp.zeros(2, bool), 2, 5)
     assert mined.indices.shape == (7,)
     assert set(np.asarray(mined.indices)[np.asarray(mined.valid)].tolist()) == {0, 1}
 
@@ -59,3 +60,27 @@ def test_spread_thins_evenly(rng):
     every = np.flatnonzero(flags)
     assert np.asarray(valid).all()
     np.testing.assert_array_equal(indices, every[np.arange(16) * len(every) // 16])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(-2, 2), st.integers(-1, 1), st.booleans()), min_size=12, max_size=12))
+def test_other_miners_equal_a_sort(rows):
+    logits, label, mimic = (np.asarray(column) for column in zip(*rows, strict=True))
+    score = 1 / (1 + np.exp(-np.float64(logits)))
+    positives = sorted((-logits[i], i) for i in range(12) if label[i] == 1)
+    bar = np.mean([score[i] for _, i in positives]) if positives else 1.0
+    negatives = [i for i in range(12) if label[i] == 0]
+    below = [i for i in negatives if score[i] < bar - 1e-6]
+    wanted = {
+        "top_objectness": sorted(negatives, key=lambda i: (-logits[i], i)),
+        "semi_hard": sorted(below, key=lambda i: (-logits[i], i))
+        + sorted(set(negatives) - set(below), key=lambda i: (logits[i], i)),
+    }
+    if any(abs(score[i] - bar) < 1e-6 for i in negatives):
+        del wanted["semi_hard"]  # on the bar: rounding decides
+    for name, order in wanted.items():
+        mined = _miners[name](
+            jnp.float32(logits), jnp.asarray(label), jnp.asarray(mimic), POSITIVES, NEGATIVES
+        )
+        want = [i for _, i in positives[:POSITIVES]] + order[:NEGATIVES]
+        np.testing.assert_array_equal(np.asarray(mined.indices)[np.asarray(mined.valid)], want)

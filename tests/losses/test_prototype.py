@@ -37,7 +37,9 @@ def test_one_sample_by_hand():
 def test_equals_the_slow_sum(rng, gamma):
     embeddings, prototypes = rng.normal(size=(9, 3)), rng.normal(size=(2, 4, 3))
     labels, valid = rng.integers(0, 2, 9), rng.random(9) < 0.7
-    got = concentration_loss(*map(jnp.asarray, (embeddings, labels, valid, prototypes)), gamma, 0.05)
+    got = concentration_loss(
+        *map(jnp.asarray, (embeddings, labels, valid, prototypes)), gamma=gamma, pull=0.05
+    )
     np.testing.assert_allclose(got, slowly(embeddings, labels, valid, prototypes, gamma, 0.05), rtol=1e-4)
 
 
@@ -46,7 +48,7 @@ def test_gradients_numerically(rng):
     labels, valid = jnp.asarray([0, 1, 1, 0]), jnp.asarray([True, True, True, False])
 
     def loss(f, m):
-        return concentration_loss(f, labels, valid, m, 0.7, 0.3).sum()
+        return concentration_loss(f, labels, valid, m, gamma=0.7, pull=0.3).sum()
 
     check_grads(loss, (jnp.float32(embeddings), jnp.float32(prototypes)), 1, atol=2e-2, rtol=2e-2)
 
@@ -56,7 +58,8 @@ def test_far_samples_and_padding_stay_finite():
     prototypes = jnp.asarray([[[0.0, 0.0]], [[1.0, 0.0]]])
 
     def loss(f, m):
-        return concentration_loss(f, jnp.asarray([0, 7]), jnp.asarray([True, False]), m, 1.0, 0.0).sum()
+        labels, valid = jnp.asarray([0, 7]), jnp.asarray([True, False])
+        return concentration_loss(f, labels, valid, m, gamma=1.0, pull=0.0).sum()
 
     value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(embeddings, prototypes)
     # squared distances 1e6 and 1e6 - 2e3 + 1: the loss is their difference

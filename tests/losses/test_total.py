@@ -42,7 +42,10 @@ def parts(prototypes=True):
 
     def loss(state, image, truths, mimics, patch_valid=None):
         detector = nnx.merge(graph, state)
-        return detection_loss(detector, detector(image), truths, mimics, SIZES, LOSS, patch_valid)
+        total, (terms, _) = detection_loss(
+            detector, detector(image), truths, mimics, SIZES, LOSS, patch_valid
+        )
+        return total, terms
 
     return graph, state, loss, jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -165,6 +168,19 @@ def test_without_prototypes_there_is_no_concentration_term():
     (value, terms), _ = step(state, *batch())
     assert float(terms.concentration) == int(terms.hard_negatives) == 0
     np.testing.assert_allclose(value, terms.objectness + LOSS.box_weight * terms.box, rtol=1e-6)
+
+
+def test_the_loss_named_none_neither_mines_nor_embeds(monkeypatch):
+    graph, state, _, _ = parts()
+    monkeypatch.setattr(Detector, "embed", lambda *unused: pytest.fail("embedded"))
+
+    def terms(state, image, truths, mimics):
+        detector = nnx.merge(graph, state)
+        config = dataclasses.replace(LOSS, prototype_loss="none")
+        return detection_loss(detector, detector(image), truths, mimics, SIZES, config)
+
+    _, (_, samples) = jax.eval_shape(terms, state, *batch())
+    assert samples is None
 
 
 def test_patches_that_do_not_count():

@@ -146,18 +146,37 @@ def test_ten_bad_steps_in_a_row_stop_the_run(subjects, tmp_path):
         train(with_train(CONFIG, steps=30), tmp_path / "run", (StoredSubject(folder=folder),))
 
 
-@pytest.mark.parametrize(("data", "space"), [(4, 2), (1, 8)])
-def test_a_mesh_gives_the_same_step(subjects, data, space):
-    batches = patch_batches(subjects, CONFIG.data, seed=0)
+CARRYING = dataclasses.replace(
+    CONFIG,
+    loss=dataclasses.replace(
+        CONFIG.loss,
+        prototype_loss="supcon",
+        prototype_update="moving_average",
+        prototype_decay=0.5,
+        memory_bank=48,
+    ),
+)
+
+
+@pytest.mark.parametrize(("config", "data", "space"), [(CONFIG, 4, 2), (CARRYING, 1, 8)])
+def test_a_mesh_gives_the_same_step(subjects, config, data, space):
+    batches = patch_batches(subjects, config.data, seed=0)
     two = [next(batches), next(batches)]
     results = []
     for shape in ((1, 1), (data, space)):
         mesh = make_mesh(*shape)
-        step, state = make_step(CONFIG, mesh), init_state(CONFIG, mesh)
+        step, state = make_step(config, mesh), init_state(config, mesh)
+        start = np.asarray(state.params["prototypes"])
         for batch in two:
             state, metrics = step(state, put_batch(batch, mesh))
+        if config is CARRYING:
+            _check_what_is_carried(start, state)
         results.append(
-            (jax.tree.map(np.asarray, state.params), float(metrics.terms.total), float(metrics.gradient_norm))
+            (
+                jax.tree.map(np.asarray, (state.params, state.bank)),
+                float(metrics.terms.total),
+                float(metrics.gradient_norm),
+            )
         )
     (params, loss, norm), (mesh_params, mesh_loss, mesh_norm) = results
     assert mesh_loss == pytest.approx(loss, rel=1e-5)
@@ -167,18 +186,29 @@ def test_a_mesh_gives_the_same_step(subjects, data, space):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+def _check_what_is_carried(start, state):
+    """The prototypes followed the samples of two steps, far beyond what a rate of learning would do."""
+    moved = np.abs(np.asarray(state.params["prototypes"]) - start).max(axis=-1)
+    assert (moved > 0.05).any()
+    bank = state.bank.samples
+    assert int(bank.valid.sum()) > 16
+    assert set(np.asarray(bank.classes)[np.asarray(bank.valid)]) == {0, 1}
+    assert float(jnp.abs(bank.embeddings[bank.valid]).min(axis=-1).max()) > 0
+
+
 def test_a_mesh_that_does_not_fit_is_refused():
     with pytest.raises(UserError, match="needs 999 devices"):
         make_mesh(999, 1)
 
 
-def test_checkpoint_restores_onto_another_mesh(subjects, tmp_path):
+@pytest.mark.parametrize("config", [CONFIG, CARRYING])
+def test_checkpoint_restores_onto_another_mesh(config, tmp_path):
     mesh = make_mesh(4, 2)
-    state = init_state(CONFIG, mesh)
+    state = init_state(config, mesh)
     with Checkpoints(tmp_path, 1) as checkpoints:
         checkpoints.save(state, None)
     with Checkpoints(tmp_path, 1) as checkpoints:
-        restored = checkpoints.restore(init_state(CONFIG, make_mesh()), make_mesh(1, 1))
+        restored = checkpoints.restore(init_state(config, make_mesh()), make_mesh(1, 1))
     assert equal(state, restored)
     assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(restored))
 

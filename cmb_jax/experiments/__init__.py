@@ -1,0 +1,1 @@
+"""Studies of many training runs: which part of the detector does what."""

@@ -1,0 +1,200 @@
+"""The training runs of an ablation: adopted when finished, continued when begun, else trained."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cmb_jax.commands import train
+from cmb_jax.config import Config, Triple
+from cmb_jax.config_io import config_from_json
+from cmb_jax.errors import UserError
+from cmb_jax.experiments.grid import Grid, Variant
+from cmb_jax.io.weights import named_leaves
+from cmb_jax.models.detector import Detector
+from cmb_jax.models.functional import Template
+
+TRAINING_ONLY = ("embedding.", "prototypes")  # parameters that inference does not use
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One variant from one seed."""
+
+    variant: Variant
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.folder.name
+
+    @property
+    def config(self) -> Config:
+        """What it is trained with."""
+        return self.variant.with_seed(self.seed)
+
+    @property
+    def weights(self) -> Path:
+        """Where train.py puts them."""
+        return self.folder / "weights.safetensors"
+
+
+def runs_of(grid: Grid, workdir: Path) -> tuple[Run, ...]:
+    """All runs, the variants of one seed after each other: a study that is cut short has all variants."""
+    return tuple(
+        Run(variant=variant, seed=seed, folder=workdir / f"{variant.name}-seed{seed}")
+        for seed in grid.seeds
+        for variant in grid.variants
+    )
+
+
+def stored_config(run: Run) -> Config | None:
+    """What the folder's run was begun with; None where nothing was begun.
+
+    Raises:
+      UserError: it is no configuration, or that of another variant or seed.
+    """
+    path = run.folder / "config.json"
+    if not path.exists():
+        return None
+    try:
+        stored = config_from_json(path.read_text())
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a configuration of this version ({error})") from error
+    wanted = run.config
+    differs = train.what_differs(stored, wanted)
+    differs += ["another loss"] * (stored.loss != wanted.loss)
+    differs += ["another seed"] * (stored.train.seed != wanted.train.seed)
+    if differs:
+        raise UserError(
+            f"{run.folder}: this run was begun with {' and '.join(differs)} than the grid says for "
+            f"{run.variant.name}; change the grid or move the folder away"
+        )
+    return stored
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the weights are those of the last step that the run itself was begun for.
+
+    Raises:
+      UserError: see `stored_config`.
+    """
+    stored, record = stored_config(run), _record(run)
+    return stored is not None and record is not None and record.get("steps", 0) >= stored.train.steps
+
+
+def other_settings(run: Run) -> tuple[str, ...]:
+    """Dotted names of what a run was begun with and what the grid says otherwise, beside names of files."""
+    stored = stored_config(run)
+    if stored is None:
+        return ()
+    ours, theirs = (dict(named_leaves(dataclasses.asdict(config))) for config in (run.config, stored))
+    aside = ("name", "phantom.cache_dir", "data.split_file", "inference.")
+    return tuple(name for name in ours if ours[name] != theirs[name] and not name.startswith(aside))
+
+
+def complete(runs: tuple[Run, ...], say: Callable[[str], None], *, training: bool) -> tuple[Run, ...]:
+    """Train what is not finished; returns the finished runs.
+
+    Args:
+      runs: all of the grid.
+      say: is told what is done with each run.
+      training: False leaves out what is not finished.
+
+    Raises:
+      UserError: a folder holds another run, or a training cannot go on.
+    """
+    states = [(run, is_finished(run)) for run in runs]  # all looked at before hours are spent on the first
+    finished = []
+    for run, done in states:
+        if done:
+            others = other_settings(run)
+            note = f", trained with other settings than the grid's: {', '.join(others)}" if others else ""
+            say(f"{run.name}: finished{note}")
+        elif not training:
+            say(f"{run.name}: not finished, left out")
+            continue
+        else:
+            say(f"{run.name}: {'continuing' if stored_config(run) else 'training'}")
+            train.run(run.config, run.folder)
+            jax.clear_caches()  # the next variant is another program
+        finished.append(run)
+    return tuple(finished)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a run took."""
+
+    parameters: int
+    parameters_at_inference: int
+    gflop: float  # forward pass of one training patch, multiplications and additions
+    steps: int
+    seconds_a_step: float  # median of the run's log; NaN without a log
+    hours: float  # all steps of the log, validation left out
+
+
+def cost_of(run: Run) -> Cost:
+    """Cost of a finished run by its network and its log."""
+    config = run.config
+    template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
+    sizes = {name: int(np.prod(leaf.shape)) for name, leaf in named_leaves(template.shapes())}
+    seconds, hours = _times(run.folder / "metrics.csv")
+    record: dict[str, Any] = _record(run) or {}
+    return Cost(
+        parameters=sum(sizes.values()),
+        parameters_at_inference=sum(n for name, n in sizes.items() if not name.startswith(TRAINING_ONLY)),
+        gflop=forward_gflop(template, config.data.patch_shape),
+        steps=int(record.get("steps", 0)),
+        seconds_a_step=seconds,
+        hours=hours,
+    )
+
+
+def forward_gflop(template: Template[Detector], shape: Triple) -> float:
+    """1e9 operations of one forward pass, as XLA counts those of the program that an accelerator would get.
+
+    On CPU the convolutions are calls of our own kernel, which XLA cannot count; nothing is compiled or run.
+    """
+    image = jax.ShapeDtypeStruct((1, *shape, 2), jnp.float32)
+    traced = jax.jit(lambda params, image: template.bind(params)(image)).trace(template.shapes(), image)
+    return traced.lower(lowering_platforms=("cuda",)).cost_analysis()["flops"] / 1e9
+
+
+def _times(path: Path) -> tuple[float, float]:
+    """Median seconds a step and hours of all steps by a run's log; a run that was stopped repeats some."""
+    if not path.exists():
+        return float("nan"), 0.0
+    rates: dict[int, float] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row.get("steps/s"):
+                rates[int(float(row["step"]))] = float(row["steps/s"])
+    if not rates:
+        return float("nan"), 0.0
+    steps = np.array(sorted(rates))
+    seconds = 1.0 / np.array([rates[int(step)] for step in steps])
+    return float(np.median(seconds)), float((np.diff(steps, prepend=0) * seconds).sum() / 3600)
+
+
+def _record(run: Run) -> dict[str, Any] | None:
+    """The training record of a run that has weights, else None."""
+    path = run.folder / "weights.json"
+    if not (path.exists() and run.weights.exists()):
+        return None
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not a training record ({error}); train again") from error
+    return record if isinstance(record, dict) else None

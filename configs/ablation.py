@@ -1,0 +1,23 @@
+"""The four configurations of the detector, from three seeds each: what fusion and prototypes do.
+
+python -m cmb_jax.experiments.ablation --config configs/ablation.py --workdir runs/ablation
+
+`get_config` is what all variants share: configs/small.py with a fifth of its steps, validated at the end.
+"""
+
+from cmb_jax.config import Config, DataConfig, TrainConfig
+from cmb_jax.experiments.grid import Grid, four_configurations
+
+
+def get_config() -> Config:
+    return Config(
+        name="ablation",
+        data=DataConfig(patch_shape=(32, 80, 80)),
+        train=TrainConfig(
+            steps=1600, warmup_steps=200, ema_decay=0.998, checkpoint_every=400, evaluate_every=100_000
+        ),
+    )
+
+
+def get_grid() -> Grid:
+    return Grid(variants=four_configurations(get_config()), seeds=(0, 1, 2), reference="rpn")
