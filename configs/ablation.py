@@ -2,7 +2,7 @@
 
 python -m cmb_jax.experiments.ablation --config configs/ablation.py --workdir runs/ablation
 
-`get_config` is what all variants share: configs/small.py with a fifth of its steps, validated at the end.
+`get_config` is what all variants share: configs/small.py with smaller patches and fewer steps.
 """
 
 from cmb_jax.config import Config, DataConfig, TrainConfig
@@ -12,9 +12,9 @@ from cmb_jax.experiments.grid import Grid, four_configurations
 def get_config() -> Config:
     return Config(
         name="ablation",
-        data=DataConfig(patch_shape=(32, 80, 80)),
+        data=DataConfig(patch_shape=(24, 64, 64)),
         train=TrainConfig(
-            steps=1600, warmup_steps=200, ema_decay=0.998, checkpoint_every=400, evaluate_every=100_000
+            steps=1200, warmup_steps=100, ema_decay=0.998, checkpoint_every=600, evaluate_every=100_000
         ),
     )
 
