@@ -4,8 +4,8 @@ Every window reaches beyond its core by the network's receptive field, or ends w
 each core cell is computed from the very voxels that a pass over the whole volume would use.
 
 Lengths are rounded up to buckets, so that the network is compiled for few shapes however many the scans are.
-Near the far faces the network sees the padding; how much there is depends on the volume's shape alone, so that
-every way to predict a scan gives the same.
+Near the far faces the network sees the padding; how much there is depends on the volume's shape alone, so
+that every way to predict a scan gives the same.
 """
 
 from __future__ import annotations

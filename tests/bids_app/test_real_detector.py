@@ -11,14 +11,18 @@ from flax import nnx
 from cmb_jax.bids_app.detector import detector_pipeline
 from cmb_jax.bids_app.outcome import Status
 from cmb_jax.bids_app.participants import Selection, run_participants
+from cmb_jax.bids_app.result import detections_tsv
 from cmb_jax.bids_app.scan_images import PhaseOptions
 from cmb_jax.commands.cohort_progress import Lines
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.datasets.bids.layout import read_layout
 from cmb_jax.inference.bundle import save_bundle
+from cmb_jax.inference.predict import load_detector
+from cmb_jax.io.nifti import read_volume
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
 from tests.datasets.bids import tree
+from tests.datasets.trees import brain
 from tests.tiny import TINY_MODEL
 
 CONFIG = Config(
@@ -28,6 +32,11 @@ CONFIG = Config(
         score_threshold=0.0, definite_threshold=0.6, candidate_threshold=0.0, max_detections=20
     ),
 )
+
+
+def outputs(out):
+    files = {path.relative_to(out): path for path in out.rglob("*.*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name.parts[0] != "logs"}
 
 
 @pytest.fixture
@@ -64,3 +73,30 @@ def test_echoes_to_labels_on_the_grid_of_the_scan(tmp_path, weights, capsys):
     assert "SWI made from magnitude and phase of 2 echoes" in sidecar
     # random phase tells no sign, so the maker's custom is taken, with a warning
     assert "customary for SIEMENS" in sidecar
+
+
+def test_devices_share_the_scans_and_change_no_byte(tmp_path, weights):
+    root = tree.description(tmp_path / "study")
+    for number in range(4):
+        tree.image(root, f"sub-{number}/anat/sub-{number}_swi", brain([(9, 9, 7)], seed=number))
+    layout, devices = read_layout(root), jax.local_devices()
+    for name, own in (("one", devices[:1]), ("two", devices[1:3])):
+        pipeline = detector_pipeline(str(weights), None, PhaseOptions(), own)
+        selection = Selection(participants=layout.participants)
+        run = run_participants(layout, tmp_path / name, selection, pipeline, progress=Lines())
+        assert {outcome.status for outcome in run.outcomes} == {Status.DONE}
+    assert len(outputs(tmp_path / "one")) == 4 * 5
+    assert outputs(tmp_path / "one") == outputs(tmp_path / "two")
+
+
+def test_a_cohort_finds_what_a_single_prediction_finds(tmp_path, weights):
+    root = tree.description(tmp_path / "study")
+    image = tree.image(root, "sub-1/anat/sub-1_swi")
+    layout = read_layout(root)
+    pipeline = detector_pipeline(str(weights), None, PhaseOptions(), jax.local_devices()[:1])
+    run_participants(layout, tmp_path / "out", Selection(participants=("1",)), pipeline, progress=Lines())
+    prediction = load_detector(weights).predict(read_volume(image))
+    assert len(prediction.rows) > 5
+    assert (tmp_path / "out/sub-1/anat/sub-1_desc-cmb_detections.tsv").read_text() == detections_tsv(
+        prediction.rows
+    )
