@@ -31,8 +31,7 @@ class Bar:
     """A bar; scans that do not end well get a line above it. A context, so that the bar is closed."""
 
     def __init__(self) -> None:
-        # the mean over the whole run: times of single scans say little where several are under way
-        self._bar = tqdm(unit="scan", smoothing=0, file=sys.stderr, dynamic_ncols=True)
+        self._bar = tqdm(disable=True)
 
     def __enter__(self) -> Bar:
         return self
@@ -41,13 +40,14 @@ class Bar:
         self._bar.close()
 
     def start(self, scans: int) -> None:
-        """Set the bar's length."""
-        self._bar.reset(scans)
+        """Show the bar."""
+        # the mean over the whole run: times of single scans say little where several are under way
+        self._bar = tqdm(total=scans, unit="scan", smoothing=0, file=sys.stderr, dynamic_ncols=True)
 
     def say(self, text: str) -> None:
         """Only what comes between scans is shown: those under way would crowd out the bar."""
         if not text.startswith(" "):
-            self._bar.write(text, file=sys.stderr)
+            tqdm.write(text, file=sys.stderr)
 
     def step(self, outcome: Outcome) -> None:
         """One further; what an earlier run has done does not count as speed."""
@@ -55,4 +55,4 @@ class Bar:
             self._bar.initial += 1
         self._bar.update()
         if outcome.status in (Status.FAILED, Status.STALE):
-            self._bar.write(f"{outcome.name}: {outcome.status.value}: {outcome.reason}", file=sys.stderr)
+            tqdm.write(f"{outcome.name}: {outcome.status.value}: {outcome.reason}", file=sys.stderr)

@@ -120,8 +120,9 @@ def test_heads_fall_into_few_buckets(rng):
     shapes = np.rint(brains_mm / (1.0, 0.5, 0.5)).astype(int)
     plans = [plan_tiles(tuple(shape), (176, 448, 384), (40, 80, 80), (8, 16, 16)) for shape in shapes]
     assert len({tuple(shape) for shape in shapes}) > 400
-    assert len({plan.window_shape for plan in plans}) <= 27
-    assert all(len(plan.windows) == 1 for plan in plans if plan.padded_shape == plan.window_shape)
+    assert len({plan.window_shape for plan in plans}) <= 12
+    added = [np.prod(plan.padded_shape) / shape.prod() for plan, shape in zip(plans, shapes, strict=True)]
+    assert np.mean(added) < 1.3
 
 
 def test_nothing_is_looked_for_in_the_padding(params):
