@@ -28,7 +28,10 @@ import tyro
 import cmb_jax
 from cmb_jax.commands.common import StoredPhase, run_for_people
 from cmb_jax.commands.implant_arguments import implant
+from cmb_jax.commands.participant_options import ParticipantOptions
 from cmb_jax.errors import UserError
+
+_ALL_PARTICIPANTS = ParticipantOptions()
 
 
 def predict(
@@ -320,14 +323,7 @@ def bids(
     data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")],
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
     level: tyro.conf.Positional[Literal["participant", "group"]],
-    participant_label: tuple[str, ...] = (),
-    session_label: tuple[str, ...] = (),
-    acq_label: str | None = None,
-    phase_sign: Literal["auto", "+1", "-1"] = "auto",
-    phase_range: StoredPhase = "auto",
-    weights: str = "small",
-    threshold: float | None = None,
-    overwrite: bool = False,
+    scans: tyro.conf.OmitArgPrefixes[ParticipantOptions] = _ALL_PARTICIPANTS,
 ) -> None:
     """Find microbleeds in a BIDS data set and write BIDS derivatives (a BIDS App).
 
@@ -338,28 +334,11 @@ def bids(
       data: folder of the BIDS data set; it is not changed.
       out: folder of the derivatives, such as DIR/derivatives/cmb-jax.
       level: participant or group.
-      participant_label: participants, with or without sub-; default: all.
-      session_label: sessions, with or without ses-; default: all.
-      acq_label: take only images with this acq-, where a scan has several.
-      phase_sign: what the stored phase is multiplied with, so that veins are positive.
-      phase_range: how the phase is stored; auto tells it from the data.
-      weights: name of bundled weights, or a .safetensors file.
-      threshold: score from which a candidate is kept; default: the weights' operating point.
-      overwrite: make finished scans again.
+      scans: which scans, and how.
     """
-    from cmb_jax.commands.bids import ParticipantOptions, run
+    from cmb_jax.commands.bids import run
 
-    options = ParticipantOptions(
-        participant_label=participant_label,
-        session_label=session_label,
-        acq_label=acq_label,
-        phase_sign=phase_sign,
-        phase_range=phase_range,
-        weights=weights,
-        threshold=threshold,
-        overwrite=overwrite,
-    )
-    run(data=data, out=out, level=level, options=options)
+    run(data=data, out=out, level=level, options=scans)
 
 
 def predict_cohort(
@@ -367,14 +346,7 @@ def predict_cohort(
     out: Path,
     process: str | None = None,
     distributed: bool = False,
-    participant_label: tuple[str, ...] = (),
-    session_label: tuple[str, ...] = (),
-    acq_label: str | None = None,
-    phase_sign: Literal["auto", "+1", "-1"] = "auto",
-    phase_range: StoredPhase = "auto",
-    weights: str = "small",
-    threshold: float | None = None,
-    overwrite: bool = False,
+    scans: tyro.conf.OmitArgPrefixes[ParticipantOptions] = _ALL_PARTICIPANTS,
 ) -> None:
     """Find microbleeds in all scans of a cohort, on all devices; run again to go on after a stop.
 
@@ -388,29 +360,11 @@ def predict_cohort(
         participants.
       distributed: take number and count from jax.distributed, which Slurm, Open MPI, Kubernetes or Cloud TPU
         tell it.
-      participant_label: participants, with or without sub-; default: all.
-      session_label: sessions, with or without ses-; default: all.
-      acq_label: take only images with this acq-, where a scan has several.
-      phase_sign: what the stored phase is multiplied with, so that veins are positive.
-      phase_range: how the phase is stored; auto tells it from the data.
-      weights: name of bundled weights, or a .safetensors file.
-      threshold: score from which a candidate is kept; default: the weights' operating point.
-      overwrite: make finished scans again.
+      scans: which scans, and how.
     """
-    from cmb_jax.commands.bids import ParticipantOptions
     from cmb_jax.commands.predict_cohort import run
 
-    options = ParticipantOptions(
-        participant_label=participant_label,
-        session_label=session_label,
-        acq_label=acq_label,
-        phase_sign=phase_sign,
-        phase_range=phase_range,
-        weights=weights,
-        threshold=threshold,
-        overwrite=overwrite,
-    )
-    run(bids=bids, out=out, process=process, distributed=distributed, options=options)
+    run(bids=bids, out=out, process=process, distributed=distributed, options=scans)
 
 
 def compare(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections import Counter
 from pathlib import Path
@@ -23,12 +22,12 @@ from cmb_jax.bids_app.participants import (
 )
 from cmb_jax.bids_app.scan_images import PhaseOptions
 from cmb_jax.commands.cohort_progress import Lines
-from cmb_jax.commands.common import StoredPhase, use_compilation_cache
+from cmb_jax.commands.common import use_compilation_cache
+from cmb_jax.commands.participant_options import ParticipantOptions
 from cmb_jax.commands.predict import check_threshold
 from cmb_jax.datasets.bids.layout import BidsLayout, read_layout
 from cmb_jax.datasets.bids.names import label_of
 from cmb_jax.errors import UserError
-from cmb_jax.inference.scan import PhaseSign
 from cmb_jax.io.phase import PhaseRange
 
 SOME_FAILED_CODE = 1
@@ -36,20 +35,6 @@ SOME_FAILED_CODE = 1
 
 MOST_LISTED = 20
 """Failures that are printed at the end; the table has all."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ParticipantOptions:
-    """Which scans, and how they are worked on, as typed."""
-
-    participant_label: tuple[str, ...] = ()
-    session_label: tuple[str, ...] = ()
-    acq_label: str | None = None
-    phase_sign: PhaseSign = "auto"
-    phase_range: StoredPhase = "auto"
-    weights: str = "small"
-    threshold: float | None = None
-    overwrite: bool = False
 
 
 def run(*, data: Path, out: Path, level: str, options: ParticipantOptions) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import jax
 
-from cmb_jax.commands.bids import ParticipantOptions, participants
+from cmb_jax.commands.bids import participants
 from cmb_jax.commands.cohort_progress import Bar
+from cmb_jax.commands.participant_options import ParticipantOptions
 from cmb_jax.errors import UserError
 
 _LONGEST_WAIT_S = 7 * 24 * 3600
