@@ -10,7 +10,7 @@ from cmb_jax.bids_app.scan_images import PhaseOptions, ScanImages
 from cmb_jax.bids_app.scan_work import Pipeline, Say
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle
 from cmb_jax.inference.predict import CmbDetector, FoundBoxes, Prediction
-from cmb_jax.inference.scan import PreparedScan
+from cmb_jax.inference.scan import PreparedScan, prepare_scan
 from cmb_jax.io import volume
 
 
@@ -24,8 +24,9 @@ class DeviceDetector:
 
     def prepare(self, images: ScanImages, say: Say) -> PreparedScan:
         """Phase, regions, working grid."""
-        return self._detector.prepare(
+        return prepare_scan(
             volume.ScanImages(swi=images.swi, phase=images.phase, magnitude=images.magnitude),
+            spacing_mm=self._detector.config.data.spacing_mm,
             phase_sign=images.phase_sign,
             phase_range=images.phase_range,
             customary_sign=images.customary_sign,

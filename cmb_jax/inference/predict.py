@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,8 +65,8 @@ class FoundBoxes:
 class CmbDetector:
     """A trained detector, ready for scans. Make it with `cmb_jax.load_detector`.
 
-    `predict` is `prepare`, `search` and `conclude` in a row; a cohort runs the three side by side, each for
-    another scan.
+    `predict` is `prepare_scan`, `search` and `conclude` in a row; a cohort runs the three side by side, each
+    for another scan.
 
     Args:
       bundle: the weights.
@@ -114,8 +113,9 @@ class CmbDetector:
           UserError: the images do not lie on one grid.
         """
         say = progress or (lambda _: None)
-        scan = self.prepare(
+        scan = prepare_scan(
             ScanImages(swi=swi, phase=phase, magnitude=magnitude),
+            spacing_mm=self.config.data.spacing_mm,
             phase_sign=phase_sign,
             phase_range=phase_range,
             customary_sign=customary_sign,
@@ -126,14 +126,6 @@ class CmbDetector:
         found = self.search(scan, lambda done, of: say(f"searched tile {done} of {of}"))
         say("naming the places")
         return self.conclude(swi, scan, found, threshold)
-
-    def prepare(self, images: ScanImages, **options: Any) -> PreparedScan:
-        """What the network is to see of a scan; `options` as for `cmb_jax.inference.scan.prepare_scan`.
-
-        Raises:
-          UserError: the images do not lie on one grid, or the phase has no known range.
-        """
-        return prepare_scan(images, spacing_mm=self.config.data.spacing_mm, **options)
 
     def search(self, scan: PreparedScan, progress: Callable[[int, int], None] | None = None) -> FoundBoxes:
         """The network on a prepared scan; `progress` is called with (windows done, windows in all)."""
