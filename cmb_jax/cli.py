@@ -10,6 +10,7 @@ Examples:
   cmb-jax implant --magnitude mag.nii.gz --phase phase.nii.gz --te-ms 20 --b0-t 3 --out implanted
   cmb-jax data check valdo/Task2 --out sheet.png
   cmb-jax bids study study/derivatives/cmb-jax participant --participant-label 01 02
+  cmb-jax predict-cohort --bids study --out study/derivatives/cmb-jax
   cmb-jax compare --baseline r1 --followup r2 --baseline-image 1.nii.gz --followup-image 2.nii.gz --out change
   cmb-jax review export result --out for_readers
   cmb-jax review import for_readers/review.xlsx --result result --out sub-01_points.csv
@@ -28,7 +29,10 @@ import tyro
 import cmb_jax
 from cmb_jax.commands.common import StoredPhase, run_for_people
 from cmb_jax.commands.implant_arguments import implant
+from cmb_jax.commands.participant_options import ParticipantOptions
 from cmb_jax.errors import UserError
+
+_ALL_PARTICIPANTS = ParticipantOptions()
 
 
 def predict(
@@ -339,14 +343,7 @@ def bids(
     data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")],
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
     level: tyro.conf.Positional[Literal["participant", "group"]],
-    participant_label: tuple[str, ...] = (),
-    session_label: tuple[str, ...] = (),
-    acq_label: str | None = None,
-    phase_sign: Literal["auto", "+1", "-1"] = "auto",
-    phase_range: StoredPhase = "auto",
-    weights: str = "small",
-    threshold: float | None = None,
-    overwrite: bool = False,
+    scans: tyro.conf.OmitArgPrefixes[ParticipantOptions] = _ALL_PARTICIPANTS,
 ) -> None:
     """Find microbleeds in a BIDS data set and write BIDS derivatives (a BIDS App).
 
@@ -357,30 +354,37 @@ def bids(
       data: folder of the BIDS data set; it is not changed.
       out: folder of the derivatives, such as DIR/derivatives/cmb-jax.
       level: participant or group.
-      participant_label: participants, with or without sub-; default: all.
-      session_label: sessions, with or without ses-; default: all.
-      acq_label: take only images with this acq-, where a scan has several.
-      phase_sign: what the stored phase is multiplied with, so that veins are positive.
-      phase_range: how the phase is stored; auto tells it from the data.
-      weights: name of bundled weights, or a .safetensors file.
-      threshold: score from which a candidate is kept; default: the weights' operating point.
-      overwrite: make finished scans again.
+      scans: which scans, and how.
     """
     from cmb_jax.commands.bids import run
 
-    run(
-        data=data,
-        out=out,
-        level=level,
-        participant_label=participant_label,
-        session_label=session_label,
-        acq_label=acq_label,
-        phase_sign=phase_sign,
-        phase_range=phase_range,
-        weights=weights,
-        threshold=threshold,
-        overwrite=overwrite,
-    )
+    run(data=data, out=out, level=level, options=scans)
+
+
+def predict_cohort(
+    bids: Path,
+    out: Path,
+    process: str | None = None,
+    distributed: bool = False,
+    scans: tyro.conf.OmitArgPrefixes[ParticipantOptions] = _ALL_PARTICIPANTS,
+) -> None:
+    """Find microbleeds in all scans of a cohort, on all devices; run again to go on after a stop.
+
+    The same results as `cmb-jax bids BIDS OUT participant`. Several processes may work into one folder: none
+    does what another does or has done. Exit codes as for `bids`.
+
+    Args:
+      bids: folder of the BIDS data set; it is not changed.
+      out: folder of the derivatives.
+      process: number and count, such as 0/8 to 7/8 for eight processes: each takes its share of the
+        participants.
+      distributed: take number and count from jax.distributed, which Slurm, Open MPI, Kubernetes or Cloud TPU
+        tell it.
+      scans: which scans, and how.
+    """
+    from cmb_jax.commands.predict_cohort import run
+
+    run(bids=bids, out=out, process=process, distributed=distributed, options=scans)
 
 
 def compare(
@@ -437,6 +441,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "weights": weights,
     "data": data,
     "bids": bids,
+    "predict-cohort": predict_cohort,
     "compare": compare,
     "review": review,
     "benchmark": benchmark,

@@ -45,7 +45,7 @@ Research use only; not a diagnosis. What stands here was found by a program and 
 - `*_desc-cmb_report.html`: the same as a page.
 - `*_desc-made_swi.nii.gz`: the susceptibility-weighted image, where it was made from magnitude and phase.
 - `{GROUP_TABLE}`: one line a scan, with the scans that failed (`cmb-jax bids DIR OUT group`).
-- `logs/`: why scans failed.
+- `logs/`: why scans failed (`failed.tsv` lists all), and how long each took.
 """
 
 
@@ -118,9 +118,9 @@ def finished_results(out: Path, participant: str) -> list[tuple[BidsName, Result
     return found
 
 
-def failure_log(out: Path, scan: Scan) -> Path:
-    """Where it stands why a scan failed."""
-    return out / "logs" / f"{scan.name}.json"
+def logs_folder(out: Path) -> Path:
+    """Where it stands how the runs went; the results do not depend on it."""
+    return out / "logs"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cmb_jax.bids_app import group_table
-from cmb_jax.bids_app.dataset import GROUP_TABLE, failure_log, finished_results, read_json, write_json
+from cmb_jax.bids_app.dataset import GROUP_TABLE, finished_results, write_json
+from cmb_jax.bids_app.failures import failure_log, read_reason
 from cmb_jax.datasets.bids.layout import BidsLayout
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
@@ -78,18 +79,11 @@ def _participant_rows(layout: BidsLayout, out: Path, label: str) -> Iterator[dic
             yield group_table.damaged_row(name, reason)
     finished = {(name.get("ses"), name.get("run")) for name, _ in results}
     for scan in scans:
-        log = failure_log(out, scan)
+        log = failure_log(out, scan.name)
         if log.is_file():
-            yield group_table.scan_row(scan, group_table.FAILED, _reason(log))
+            yield group_table.scan_row(scan, group_table.FAILED, read_reason(log))
         elif (scan.session, scan.run) not in finished:
             yield group_table.scan_row(scan, group_table.NOT_RUN)
-
-
-def _reason(log: Path) -> str:
-    try:
-        return str(read_json(log)["Reason"])
-    except (UserError, KeyError):
-        return f"{log.name} is damaged; run the participant again"
 
 
 def _name(row: dict[str, str]) -> str:

@@ -3,62 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from cmb_jax.bids_app.dataset import failure_log, result_files, write_json
-from cmb_jax.bids_app.result import Making, what_changed, write_result
-from cmb_jax.bids_app.scan_images import PhaseOptions, ScanImages, read_scan_images, taken_images
-from cmb_jax.datasets.bids.choice import Choice, choose
+from cmb_jax.bids_app.claims import Claims
+from cmb_jax.bids_app.dataset import logs_folder
+from cmb_jax.bids_app.failures import failure_log, write_failure, write_failure_table
+from cmb_jax.bids_app.outcome import Outcome, Status
+from cmb_jax.bids_app.overlap import StageTimes, overlapped
+from cmb_jax.bids_app.scan_work import Pipeline, ScanWork
 from cmb_jax.datasets.bids.layout import NO_IMAGES, BidsLayout, Scan
 from cmb_jax.datasets.bids.names import label_of
 from cmb_jax.errors import UserError
-from cmb_jax.inference.bundle import WeightsBundle
-from cmb_jax.inference.predict import Prediction
-
-Say = Callable[[str], None]
 
 
-class Status(enum.Enum):
-    """How a scan came out."""
+class Progress(Protocol):
+    """Is told how a run goes; `say` from several threads."""
 
-    DONE = "done"
-    SKIPPED = "skipped"  # done by an earlier run
-    STALE = "made otherwise"  # done by an earlier run with other weights, settings or images
-    FAILED = "failed"
-    NO_IMAGES = "no images"
+    def start(self, scans: int) -> None:
+        """So many scans there are."""
 
+    def say(self, text: str) -> None:
+        """What is being done, a line at a time."""
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of a scan."""
-
-    name: str  # sub-01_ses-2_run-1
-    status: Status
-    reason: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pipeline:
-    """How a scan is worked on."""
-
-    bundle: WeightsBundle
-    detect: Callable[[ScanImages, Say], Prediction]
-    threshold: float
-    phase: PhaseOptions
-
-    @property
-    def making(self) -> Making:
-        """What results depend on besides the images."""
-        return Making(
-            weights_name=self.bundle.path.name,
-            weights_sha256=self.bundle.sha256,
-            threshold=round(self.threshold, 6),
-            phase_sign=self.phase.sign,
-            phase_range="auto" if self.phase.stored is None else self.phase.stored.value,
-        )
+    def step(self, outcome: Outcome) -> None:
+        """A scan has come to its end."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +44,15 @@ class Selection:
         fitting = [scan for scan in scans if not self.sessions or scan.session in self.sessions]
         named = [scan.of_acquisition(self.acquisition) for scan in fitting]
         return tuple(scan for scan in named if scan.files)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParticipantsRun:
+    """What a run came to."""
+
+    outcomes: tuple[Outcome, ...]  # in order of participants and scans
+    times: StageTimes
+    failures: Path | None  # table of all that failed, in this run or before
 
 
 def select_participants(layout: BidsLayout, asked: Sequence[str]) -> tuple[str, ...]:
@@ -92,6 +71,11 @@ def select_participants(layout: BidsLayout, asked: Sequence[str]) -> tuple[str, 
     return labels
 
 
+def process_share(participants: tuple[str, ...], index: int, count: int) -> tuple[str, ...]:
+    """The participants of process `index` (from 0) of `count`: every count-th, so that shares are even."""
+    return participants[index::count]
+
+
 def run_participants(
     layout: BidsLayout,
     out: Path,
@@ -99,105 +83,75 @@ def run_participants(
     pipeline: Pipeline,
     *,
     overwrite: bool = False,
-    say: Say,
-) -> list[Outcome]:
+    progress: Progress,
+) -> ParticipantsRun:
     """Find microbleeds in the selected scans and write the derivatives.
 
     A scan that an earlier run has finished is left as it is, unless `overwrite` is set. A scan that fails
-    leaves its reason in logs/.
+    leaves its reason in logs/. A scan that another process is at work on is waited for at the end.
 
     Args:
         layout: of the source data set.
         out: the data set of derivatives, checked and with its own files.
         selection: of labels that exist.
-        pipeline: the detector and its settings.
+        pipeline: the detector on its devices, and its settings.
         overwrite: make finished results again.
-        say: told what is being done, a line at a time.
+        progress: told how it goes.
+
+    Raises:
+        UserError: nothing can be written into `out`.
     """
-    outcomes: list[Outcome] = []
-    for number, label in enumerate(selection.participants, start=1):
-        say(f"participant {number} of {len(selection.participants)}: sub-{label}")
+    listed = list(_listed(layout, out, selection))
+    scans = {entry.name: entry for entry in listed if isinstance(entry, Scan)}
+    outcomes = {entry.name: entry for entry in listed if isinstance(entry, Outcome)}
+    for outcome in outcomes.values():
+        progress.say(f"  {outcome.name}: {outcome.reason}")
+    progress.start(len(scans))
+    times = StageTimes()
+    with Claims(logs_folder(out) / "claims") as claims:
+        work = ScanWork(
+            root=layout.root,
+            out=out,
+            pipeline=pipeline,
+            claims=claims,
+            overwrite=overwrite,
+            say=progress.say,
+        )
+        lanes = [work.lane(detector) for detector in pipeline.detectors]
+        waiting = scans
+        while waiting:
+            elsewhere = {}
+            for outcome in overlapped(waiting.values(), lanes, times):
+                if outcome.status is Status.ELSEWHERE:
+                    elsewhere[outcome.name] = scans[outcome.name]
+                else:
+                    outcomes[outcome.name] = outcome
+                    progress.step(outcome)
+            waiting = elsewhere
+            if waiting:
+                progress.say(f"waiting for {len(waiting)} scans that another process is at work on")
+                claims.wait_for_any(list(waiting))
+    return ParticipantsRun(
+        outcomes=tuple(outcomes[entry.name] for entry in listed),
+        times=times,
+        failures=write_failure_table(out),
+    )
+
+
+def _listed(layout: BidsLayout, out: Path, selection: Selection) -> Iterator[Scan | Outcome]:
+    """The scans that are selected, and the participants that have none."""
+    for label in selection.participants:
+        name = f"sub-{label}"
         try:
             scans = layout.scans(label)
         except UserError as error:
-            outcomes.append(Outcome(name=f"sub-{label}", status=Status.FAILED, reason=str(error)))
-            say(f"  sub-{label}: failed: {error}")
+            write_failure(out, name, str(error))
+            yield Outcome(name=name, status=Status.FAILED, reason=str(error))
             continue
+        if all(scan.name != name for scan in scans):
+            failure_log(out, name).unlink(missing_ok=True)  # of the folder, which can be read now
         selected = selection.of(scans)
         if not selected:
             reason = f"{NO_IMAGES} of the session or acquisition asked for" if scans else NO_IMAGES
-            outcomes.append(Outcome(name=f"sub-{label}", status=Status.NO_IMAGES, reason=reason))
-            say(f"  sub-{label}: {reason}")
-        outcomes += [_run_scan(scan, layout.root, out, pipeline, overwrite, say) for scan in selected]
-    return outcomes
-
-
-def _run_scan(scan: Scan, root: Path, out: Path, pipeline: Pipeline, overwrite: bool, say: Say) -> Outcome:
-    """Work on one scan; whatever is wrong with it becomes its outcome and its log."""
-    try:
-        choice = choose(scan, root)
-        for line in choice_lines(choice):
-            say(f"  {line}")
-        outcome = _work(choice, out, pipeline, overwrite, say)
-    except UserError as error:
-        outcome = Outcome(name=scan.name, status=Status.FAILED, reason=_without_paths(str(error), root, out))
-    except Exception as error:  # the other scans must go on, and the reason must not be lost
-        traceback.print_exc()
-        reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it"
-        outcome = Outcome(name=scan.name, status=Status.FAILED, reason=_without_paths(reason, root, out))
-    log = failure_log(out, scan)
-    if outcome.status is Status.FAILED:
-        say(f"  {scan.name}: failed: {outcome.reason}")
-        write_json(log, {"Scan": scan.name, "Reason": outcome.reason})
-    elif outcome.status in (Status.DONE, Status.SKIPPED):
-        log.unlink(missing_ok=True)
-    return outcome
-
-
-def _work(choice: Choice, out: Path, pipeline: Pipeline, overwrite: bool, say: Say) -> Outcome:
-    """Detect and write, unless that has been done.
-
-    Raises:
-        UserError: images that cannot be used, files that cannot be written.
-    """
-    name, files = choice.scan.name, result_files(out, choice)
-    taken = taken_images(choice)
-    if files.table_sidecar.is_file() and not overwrite:
-        changed = what_changed(files, taken, pipeline.making)
-        if changed is not None:
-            reason = f"{changed} changed since; make it again with --overwrite, or give another folder"
-            say(f"  {name}: has a result that was made otherwise: {reason}")
-            return Outcome(name=name, status=Status.STALE, reason=reason)
-        say(f"  {name}: finished by an earlier run, skipped")
-        return Outcome(name=name, status=Status.SKIPPED)
-    say(f"  {name}: reading the images")
-    images = read_scan_images(choice, pipeline.phase)
-    prediction = pipeline.detect(images, lambda text: say(f"  {name}: {text}"))
-    prediction = dataclasses.replace(
-        prediction,
-        steps=(*images.steps, *prediction.steps),
-        warnings=(*choice.notes, *images.warnings, *prediction.warnings),
-    )
-    write_result(files, choice, images, taken, prediction, pipeline.bundle, pipeline.making)
-    kept = len(prediction.kept)
-    say(f"  {name}: done, {kept} kept, {len(prediction.rows) - kept} rejected")
-    return Outcome(name=name, status=Status.DONE)
-
-
-def choice_lines(choice: Choice) -> list[str]:
-    """What is taken of a scan and why, and what is left, for people."""
-    files = ", ".join(image.file.relative for image in choice.images)
-    return [
-        f"{choice.scan.name}: takes {files}",
-        f"  because: {choice.why}",
-        *(f"  leaves {image.file.relative}: {image.why}" for image in choice.left),
-        *(f"  note: {note}" for note in choice.notes),
-    ]
-
-
-def _without_paths(text: str, root: Path, out: Path) -> str:
-    """A message without the folders of this machine: reasons are kept, and may be passed on."""
-    for folder in (out, root):
-        if folder != Path("."):
-            text = text.replace(f"{folder}/", "")
-    return text
+            yield Outcome(name=name, status=Status.NO_IMAGES, reason=reason)
+        yield from selected

@@ -112,10 +112,14 @@ def write_result(
 ) -> None:
     """Write all files of a scan's result over older ones; the table's sidecar last, as the mark of the end.
 
+    No other process may be writing the same result: what a killed one has left half-written is cleared away.
+
     Raises:
         UserError: a file cannot be written.
     """
     files.table_sidecar.unlink(missing_ok=True)
+    for left in files.folder.glob(f".{files.stem}_desc-*"):  # named so by io.atomic
+        left.unlink()
     sources = [source_uri(image.file) for image in taken]
     spatial = source_uri(choice.reference.file.relative)
     write_volume(files.labels, instance_labels(prediction), prediction.swi, dtype=np.uint16, overwrite=True)
@@ -173,7 +177,6 @@ def _sidecar(
             "Steps": list(prediction.steps),
             "Warnings": list(prediction.warnings),
             "RegionsTrusted": prediction.region_map.trusted,
-            "TimingsSeconds": dict(prediction.timings),
         },
     }
 

@@ -6,113 +6,122 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import jax
+
 from cmb_jax.bids_app.dataset import check_out, write_dataset_files
+from cmb_jax.bids_app.detector import detector_pipeline
 from cmb_jax.bids_app.group import write_group
+from cmb_jax.bids_app.outcome import Status
 from cmb_jax.bids_app.participants import (
-    Outcome,
-    Pipeline,
-    Say,
+    ParticipantsRun,
+    Progress,
     Selection,
-    Status,
+    process_share,
     run_participants,
     select_participants,
 )
-from cmb_jax.bids_app.scan_images import PhaseOptions, ScanImages
-from cmb_jax.commands.common import stopwatch, use_compilation_cache
+from cmb_jax.bids_app.scan_images import PhaseOptions
+from cmb_jax.commands.cohort_progress import Lines
+from cmb_jax.commands.common import use_compilation_cache
+from cmb_jax.commands.participant_options import ParticipantOptions
 from cmb_jax.commands.predict import check_threshold
 from cmb_jax.datasets.bids.layout import BidsLayout, read_layout
 from cmb_jax.datasets.bids.names import label_of
 from cmb_jax.errors import UserError
-from cmb_jax.inference.predict import Prediction, load_detector
-from cmb_jax.inference.scan import PhaseSign
 from cmb_jax.io.phase import PhaseRange
 
 SOME_FAILED_CODE = 1
 """Exit code if some scans failed; 2 means that nothing was done."""
 
+MOST_LISTED = 20
+"""Failures that are printed at the end; the table has all."""
 
-def run(
-    *,
-    data: Path,
-    out: Path,
-    level: str,
-    participant_label: tuple[str, ...] = (),
-    session_label: tuple[str, ...] = (),
-    acq_label: str | None = None,
-    phase_sign: PhaseSign = "auto",
-    phase_range: str = "auto",
-    weights: str = "small",
-    threshold: float | None = None,
-    overwrite: bool = False,
-) -> None:
+
+def run(*, data: Path, out: Path, level: str, options: ParticipantOptions) -> None:
     """Run one level of analysis; progress on stderr, the end's summary on stdout.
 
     Raises:
       UserError: anything wrong with the data set as a whole or the arguments, or no scan that can be used.
       SystemExit: with code 1 if some scans failed.
     """
+    if level == "group":
+        _group(_layout(data, out), out, options.participant_label)
+    else:
+        participants(data, out, options, progress=Lines())
+
+
+def participants(
+    data: Path,
+    out: Path,
+    options: ParticipantOptions,
+    *,
+    progress: Progress,
+    share: tuple[int, int] = (0, 1),
+) -> None:
+    """The participant level, on all devices of this process.
+
+    Args:
+      data: folder of the data set.
+      out: folder of the derivatives.
+      options: as typed.
+      progress: told how it goes.
+      share: which of how many parts of the participants is worked on (index from 0, count).
+
+    Raises:
+      UserError: anything wrong with the data set as a whole or the arguments, or no scan that can be used.
+      SystemExit: with code 1 if some scans failed.
+    """
+    layout = _layout(data, out)
+    selection = Selection(
+        participants=process_share(select_participants(layout, options.participant_label), *share),
+        sessions=tuple(label_of(text, "ses") for text in options.session_label),
+        acquisition=None if options.acq_label is None else label_of(options.acq_label, "acq"),
+    )
+    check_threshold(options.threshold)
+    use_compilation_cache()
+    stored = None if options.phase_range == "auto" else PhaseRange(options.phase_range)
+    pipeline = detector_pipeline(
+        options.weights,
+        options.threshold,
+        PhaseOptions(sign=options.phase_sign, stored=stored),
+        jax.local_devices(),
+    )
+    write_dataset_files(data, out)
+    done = run_participants(layout, out, selection, pipeline, overwrite=options.overwrite, progress=progress)
+    progress.say(done.times.summary())
+    _report(done, data, out)
+
+
+def _layout(data: Path, out: Path) -> BidsLayout:
     layout = read_layout(data)
-    labels = select_participants(layout, participant_label)
     check_out(data, out)
     for problem in layout.problems:
         print(f"note: {problem.where}: {problem.what}", file=sys.stderr)
-    if level == "group":
-        _group(layout, out, labels)
-        return
-    selection = Selection(
-        participants=labels,
-        sessions=tuple(label_of(text, "ses") for text in session_label),
-        acquisition=None if acq_label is None else label_of(acq_label, "acq"),
-    )
-    check_threshold(threshold)
-    use_compilation_cache()
-    phase = PhaseOptions(sign=phase_sign, stored=None if phase_range == "auto" else PhaseRange(phase_range))
-    pipeline = detector_pipeline(weights, threshold, phase)
-    write_dataset_files(data, out)
-    outcomes = run_participants(layout, out, selection, pipeline, overwrite=overwrite, say=stopwatch())
-    _report(outcomes, data, out)
+    return layout
 
 
-def detector_pipeline(weights: str, threshold: float | None, phase: PhaseOptions) -> Pipeline:
-    """The trained detector as a pipeline.
-
-    Raises:
-      UserError: no such weights.
-    """
-    detector = load_detector(weights)
-
-    def detect(images: ScanImages, say: Say) -> Prediction:
-        return detector.predict(
-            images.swi,
-            images.phase,
-            images.magnitude,
-            phase_sign=images.phase_sign,
-            phase_range=images.phase_range,
-            customary_sign=images.customary_sign,
-            threshold=threshold,
-            progress=say,
-        )
-
-    cut = detector.config.inference.score_threshold if threshold is None else threshold
-    return Pipeline(bundle=detector.bundle, detect=detect, threshold=cut, phase=phase)
-
-
-def _report(outcomes: list[Outcome], data: Path, out: Path) -> None:
+def _report(done: ParticipantsRun, data: Path, out: Path) -> None:
+    outcomes = done.outcomes
     counts = Counter(outcome.status for outcome in outcomes)
     failed = [outcome for outcome in outcomes if outcome.status in (Status.FAILED, Status.STALE)]
-    if not counts[Status.DONE] and not counts[Status.SKIPPED]:
+    if outcomes and not counts[Status.DONE] and not counts[Status.SKIPPED]:
         more = f" (and {len(outcomes) - 1} more)" if len(outcomes) > 1 else ""
         first = (failed or outcomes)[0]
         raise UserError(f"{data}: nothing was done: {first.name}: {first.reason}{more}")
-    print(", ".join(f"{counts[status]} {status.value}" for status in Status if counts[status]))
-    for outcome in failed:
+    print(", ".join(f"{counts[status]} {status.value}" for status in Status if counts[status]) or "no scans")
+    for outcome in failed[:MOST_LISTED]:
         print(f"{outcome.name}: {outcome.status.value}: {outcome.reason}")
+    if len(failed) > MOST_LISTED:
+        print(f"and {len(failed) - MOST_LISTED} more")
+    if done.failures is not None:
+        print(f"failures of all runs so far: {done.failures}")
     print(f"written: {out} (research use only); one table over all: cmb-jax bids DIR OUT group")
     if failed:
         sys.exit(SOME_FAILED_CODE)
 
 
-def _group(layout: BidsLayout, out: Path, labels: tuple[str, ...]) -> None:
+def _group(layout: BidsLayout, out: Path, asked: tuple[str, ...]) -> None:
+    labels = select_participants(layout, asked)
     if not out.is_dir():
         raise UserError(f"{out}: no results there; run the participant level first")
     write_dataset_files(layout.root, out)

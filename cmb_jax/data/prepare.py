@@ -6,6 +6,7 @@ This is the one place where axes are turned round: outside arrays are (X, Y, Z),
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from cmb_jax.swi import homodyne_phase
 # Brain tissue of the reference percentile becomes 1: stable against lesions, veins and bright rims alike.
 REFERENCE_PERCENTILE = 75.0
 MAX_SCALED_INTENSITY = 2.0
+_LENGTH_STEP = 32
 MARGIN_MM = 8.0  # kept around the brain, so that lesions at its edge are seen with their surroundings
 
 
@@ -46,25 +48,33 @@ def brain_bounds(mask: np.ndarray, spacing_mm: tuple[float, float, float], margi
     return bounds
 
 
-@jax.jit
-def _interpolate_axis(data: jax.Array, positions: jax.Array) -> jax.Array:
-    """Linear interpolation of (X, Y, Z) along its first axis at fractional indices (N,), ends held."""
-    positions = jnp.clip(positions, 0, data.shape[0] - 1)
+@functools.partial(jax.jit, static_argnames="axis")
+def _interpolate_axis(data: jax.Array, positions: jax.Array, *, axis: int) -> jax.Array:
+    """Linear interpolation of (X, Y, Z) along an axis at fractional indices (N,) inside it."""
+    moved = jnp.moveaxis(data, axis, 0)
     low = jnp.floor(positions).astype(jnp.int32)
-    high = jnp.minimum(low + 1, data.shape[0] - 1)
+    high = jnp.minimum(low + 1, moved.shape[0] - 1)
     weight = (positions - low)[:, None, None]
-    return data[low] * (1 - weight) + data[high] * weight
+    return jnp.moveaxis(moved[low] * (1 - weight) + moved[high] * weight, 0, axis)
 
 
 def resample(data: np.ndarray, positions: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Separable linear resampling of (X, Y, Z) at fractional indices, one (N,) array for each axis."""
-    result = jnp.asarray(data, jnp.float32)
-    for axis, index in enumerate(positions):
-        if len(index) == result.shape[axis] and np.array_equal(index, np.arange(len(index))):
+    """Separable linear resampling of (X, Y, Z) at fractional indices, one (N,) array an axis; ends held.
+
+    Every head is cut to another size: lengths are padded to multiples of `_LENGTH_STEP` on the way, so that
+    few sizes are compiled for. No padded voxel has any weight.
+    """
+    result = jnp.asarray(_padded(np.asarray(data, np.float32)))
+    for axis, (index, size) in enumerate(zip(positions, data.shape, strict=True)):
+        if len(index) == size and np.array_equal(index, np.arange(size)):
             continue
-        moved = jnp.moveaxis(result, axis, 0)
-        result = jnp.moveaxis(_interpolate_axis(moved, jnp.asarray(index, jnp.float32)), 0, axis)
-    return np.asarray(result)
+        inside = _padded(np.clip(index.astype(np.float32), 0, size - 1))
+        result = _interpolate_axis(result, jnp.asarray(inside), axis=axis)
+    return np.asarray(result)[tuple(slice(len(index)) for index in positions)]
+
+
+def _padded(array: np.ndarray) -> np.ndarray:
+    return np.pad(array, [(0, -size % _LENGTH_STEP) for size in array.shape])
 
 
 def working_positions(size: int, native_spacing_mm: float, working_spacing_mm: float) -> np.ndarray:

@@ -26,7 +26,7 @@ from cmb_jax.evaluation.matching import CENTER3
 from cmb_jax.experiments.detections import SubjectSet, detections_of, subject_set
 from cmb_jax.experiments.embeddings import embedded_of, maps_of, require_scikit_learn
 from cmb_jax.experiments.grid import Grid, Variant, grid_from_file
-from cmb_jax.experiments.runs import Run, complete, cost_of, other_settings, runs_of
+from cmb_jax.experiments.runs import Cost, Run, complete, cost_of, other_settings, runs_of
 from cmb_jax.experiments.scores import (
     BAND_RATES,
     RunScores,
@@ -111,7 +111,8 @@ def write_study(
     say: Progress,
 ) -> None:
     """Write table.csv, table.md and ablation.html."""
-    costs, maps = defaultdict(list), []
+    costs: dict[str, list[Cost]] = defaultdict(list)
+    maps: list[EmbeddingMap] = []
     for run in runs:
         costs[run.variant.name].append(cost_of(run))
         if run.seed == min(other.seed for other in runs if other.variant == run.variant):
@@ -244,8 +245,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-train", action="store_true", help="tables of the finished runs alone")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="bootstrap resamples")
     known = parser.parse_args(arguments)
-    run_for_people(
-        lambda: run_study(
+
+    def command() -> None:
+        run_study(
             grid_from_file(known.config),
             known.workdir,
             validation=known.validation,
@@ -253,7 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             training=not known.no_train,
             samples=known.samples,
         )
-    )
+
+    run_for_people(command)
 
 
 if __name__ == "__main__":

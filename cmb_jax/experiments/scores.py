@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -131,7 +131,7 @@ def _events(scans: Sequence[SubjectDetections], truths: Sequence[SubjectTruth]) 
 
 
 def compare_variants(
-    runs: dict[str, Sequence[RunScores]],
+    runs: Mapping[str, Sequence[RunScores]],
     reference: str,
     *,
     matched_sensitivity: float | None = None,

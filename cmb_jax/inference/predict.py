@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -53,13 +54,29 @@ class Prediction:
         return tuple(row for row in self.rows if row.status == "kept")
 
 
-class CmbDetector:
-    """A trained detector, ready for scans. Make it with `cmb_jax.load_detector`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FoundBoxes:
+    """What the network found in a prepared scan, in NumPy arrays."""
 
-    def __init__(self, bundle: WeightsBundle):
+    detections: Detections
+    timings: tuple[tuple[str, float], ...]
+
+
+class CmbDetector:
+    """A trained detector, ready for scans. Make it with `cmb_jax.load_detector`.
+
+    `predict` is `prepare_scan`, `search` and `conclude` in a row; a cohort runs the three side by side, each
+    for another scan.
+
+    Args:
+      bundle: the weights.
+      device: that holds the weights and runs the network; default: JAX's default device.
+    """
+
+    def __init__(self, bundle: WeightsBundle, device: jax.Device | None = None):
         self.bundle = bundle
         self.config: Config = bundle.config
-        self._finder = ProposalFinder(bundle.config, bundle.params)
+        self._finder = ProposalFinder(bundle.config, bundle.params, device)
 
     def predict(
         self,
@@ -96,7 +113,6 @@ class CmbDetector:
           UserError: the images do not lie on one grid.
         """
         say = progress or (lambda _: None)
-        cut = self.config.inference.score_threshold if threshold is None else threshold
         scan = prepare_scan(
             ScanImages(swi=swi, phase=phase, magnitude=magnitude),
             spacing_mm=self.config.data.spacing_mm,
@@ -106,20 +122,38 @@ class CmbDetector:
             region_map=region_map,
             progress=say,
         )
-        clock, steps = Clock(scan.timings), list(scan.steps)
-
         say("searching for microbleeds")
-        with clock("detection"):
-            detections = self._finder.find(
-                scan.prepared.image, lambda done, of: say(f"searched tile {done} of {of}")
-            )
-        steps.append(f"network on tiles, suppression at IoU {self.config.inference.nms_iou:g}")
-
+        found = self.search(scan, lambda done, of: say(f"searched tile {done} of {of}"))
         say("naming the places")
-        with clock("localization"):
-            rows, boxes_mm = self._locate(detections, scan, swi, cut)
-        steps.append("each candidate looked up in the region map; kept or rejected with a reason")
+        return self.conclude(swi, scan, found, threshold)
 
+    def search(self, scan: PreparedScan, progress: Callable[[int, int], None] | None = None) -> FoundBoxes:
+        """The network on a prepared scan; `progress` is called with (windows done, windows in all)."""
+        clock = Clock()
+        with clock("detection"):
+            found = jax.device_get(self._finder.find(scan.prepared.image, progress))
+        return FoundBoxes(detections=found, timings=tuple(clock.timings))
+
+    def conclude(
+        self, swi: Volume, scan: PreparedScan, found: FoundBoxes, threshold: float | None = None
+    ) -> Prediction:
+        """Place, status and reason of every candidate.
+
+        Args:
+          swi: the image that `scan` was prepared from.
+          scan: the prepared scan.
+          found: in it.
+          threshold: as for `predict`.
+        """
+        cut = self.config.inference.score_threshold if threshold is None else threshold
+        clock = Clock((*scan.timings, *found.timings))
+        with clock("localization"):
+            rows, boxes_mm = self._locate(found.detections, scan, swi, cut)
+        steps = (
+            *scan.steps,
+            f"network on tiles, suppression at IoU {self.config.inference.nms_iou:g}",
+            "each candidate looked up in the region map; kept or rejected with a reason",
+        )
         radians = scan.phase_rad
         phase_volume = None if radians is None else dataclasses.replace(swi, data=radians.astype(np.float32))
         return Prediction(
@@ -132,7 +166,7 @@ class CmbDetector:
             boxes_mm=boxes_mm,
             warnings=scan.warnings,
             settings=self._settings(cut),
-            steps=tuple(steps),
+            steps=steps,
             timings=tuple(clock.timings),
         )
 
@@ -155,16 +189,11 @@ class CmbDetector:
         threshold: float,
     ) -> tuple[tuple[DetectionRow, ...], np.ndarray]:
         prepared, region_map = scan.prepared, scan.region_map
-        keep = np.asarray(detections.valid)
-        # best first: what the operating point leaves out is listed as far as a reader may want to look
-        above = int((np.asarray(detections.scores)[keep] >= threshold).sum())
-        keep = keep & (np.cumsum(keep) <= above + LISTED_BELOW_THRESHOLD)
-        boxes, scores = np.asarray(detections.boxes)[keep], np.asarray(detections.scores)[keep]
-        centers = points_from_edges(np.asarray(box_centers(jnp.asarray(boxes))), prepared.affine)
-        edges_mm = (np.asarray(box_sizes(jnp.asarray(boxes))) * np.array(prepared.spacing_mm))[:, ::-1]
+        # all boxes, valid or not, up to the rows: one shape for every scan, so that nothing is compiled anew
+        boxes = jnp.asarray(detections.boxes)
+        centers = points_from_edges(np.asarray(box_centers(boxes)), prepared.affine)
+        edges_mm = (np.asarray(box_sizes(boxes)) * np.array(prepared.spacing_mm))[:, ::-1]
         diameters = np.cbrt(edges_mm.prod(axis=1))
-        if len(boxes) == 0:
-            return (), np.zeros((0, 3))
 
         # an untrusted map still has a brain mask, but no places
         if region_map.trusted:
@@ -177,13 +206,18 @@ class CmbDetector:
             jnp.asarray(code),
             jnp.asarray(np.linalg.inv(affine), jnp.float32),
         )
+        located = jax.device_get(located)
         native = native_index(
             (np.linalg.inv(swi.affine) @ np.c_[centers, np.ones(len(centers))].T).T[:, :3], swi
         )
+        scores, valid = np.asarray(detections.scores), np.asarray(detections.valid)
         calibration = self.bundle.calibration
         probabilities = None if calibration is None else calibration.probability(scores)
-        rows = []
-        for n in range(len(boxes)):
+        # best first: what the operating point leaves out is listed as far as a reader may want to look
+        above = int((scores[valid] >= threshold).sum())
+        listed = np.flatnonzero(valid)[: above + LISTED_BELOW_THRESHOLD]
+        rows: list[DetectionRow] = []
+        for n in listed:
             reason = ""
             if not bool(located.keep[n]):
                 reason = REASON_TEXT[RejectReason(int(located.reason[n]))]
@@ -194,7 +228,7 @@ class CmbDetector:
             x_mm, y_mm, z_mm = (round(float(v), 2) for v in centers[n])
             rows.append(
                 DetectionRow(
-                    id=n + 1,
+                    id=len(rows) + 1,
                     i=i,
                     j=j,
                     k=k,
@@ -218,7 +252,7 @@ class CmbDetector:
                     reason=reason,
                 )
             )
-        return tuple(rows), edges_mm
+        return tuple(rows), edges_mm[listed]
 
 
 def load_detector(weights: str | Path = "small") -> CmbDetector:

@@ -27,11 +27,17 @@ STRIDE = (1, 2, 2)  # working voxels per cell of the proposal grid
 
 
 class ProposalFinder:
-    """The detector's network with its weights, compiled once for every window shape."""
+    """The detector's network with its weights, compiled once for every window shape.
 
-    def __init__(self, config: Config, params: Any):
+    Args:
+      config: of the detector.
+      params: its weights.
+      device: that holds the weights and does the work; default: JAX's default device.
+    """
+
+    def __init__(self, config: Config, params: Any, device: jax.Device | None = None):
         self.config = config
-        self.params = jax.device_put(params)
+        self.params = jax.device_put(params, device)
         self._template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
         self._candidates = jax.jit(functools.partial(_window_candidates, self._template, config))
         self._select = jax.jit(functools.partial(_select, config))
@@ -43,7 +49,7 @@ class ProposalFinder:
         return plan_tiles(shape, self.config.inference.tile_shape, receptive_halo(model), model.total_stride)
 
     def find(self, image: np.ndarray, progress: Callable[[int, int], None] | None = None) -> Detections:
-        """Boxes after suppression, best first.
+        """Boxes after suppression, best first; nothing is looked for in the padding.
 
         Args:
           image: (Z, Y, X, 2) prepared image.
@@ -52,6 +58,7 @@ class ProposalFinder:
         plan = self.plan(image.shape[:3])
         padded = pad_to(np.asarray(image, np.float32), plan.padded_shape)
         found = []
+        ends = np.array(image.shape[:3])
         for number, window in enumerate(plan.windows):
             found.append(
                 self._candidates(
@@ -59,7 +66,7 @@ class ProposalFinder:
                     _cut(padded, window, plan)[None],
                     jnp.array(window.start),
                     jnp.array(window.core_low),
-                    jnp.array(window.core_high),
+                    jnp.array(np.minimum(window.core_high, ends)),
                 )
             )
             if progress is not None:

@@ -2,6 +2,10 @@
 
 Every window reaches beyond its core by the network's receptive field, or ends where the volume ends, so that
 each core cell is computed from the very voxels that a pass over the whole volume would use.
+
+Lengths are rounded up to buckets, so that the network is compiled for few shapes however many the scans are.
+Near the far faces the network sees the padding; how much there is depends on the volume's shape alone, so
+that every way to predict a scan gives the same.
 """
 
 from __future__ import annotations
@@ -12,6 +16,9 @@ import itertools
 import numpy as np
 
 Triple = tuple[int, int, int]
+
+BUCKET_CELLS = 4
+"""Cells of the coarsest level from one bucket to the next: 32 mm for a total stride of 8 mm."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +34,7 @@ class Window:
 class TilePlan:
     """Windows of one common shape whose cores partition the padded volume."""
 
-    padded_shape: Triple  # multiple of the total stride
+    padded_shape: Triple  # multiple of `BUCKET_CELLS` total strides
     window_shape: Triple
     windows: tuple[Window, ...]
 
@@ -59,6 +66,8 @@ def _axis_windows(size: int, window: int, halo: int, stride: int) -> list[tuple[
 def plan_tiles(shape: Triple, tile_shape: Triple, halo: Triple, stride: Triple) -> TilePlan:
     """Cover a volume of `shape` voxels by windows of at most `tile_shape`.
 
+    A volume that fits a tile is one window even where its padding does not.
+
     Args:
       shape: volume (z, y, x) in voxels.
       tile_shape: largest window, halo included.
@@ -70,9 +79,8 @@ def plan_tiles(shape: Triple, tile_shape: Triple, halo: Triple, stride: Triple) 
     """
     padded, window_shape, axes = [], [], []
     for size, tile, reach, step in zip(shape, tile_shape, halo, stride, strict=True):
-        # two coarse cells as the rounding unit: fewer shapes to compile for
-        whole = round_up(size, 2 * step)
-        window = min(whole, tile // step * step)
+        whole = round_up(size, BUCKET_CELLS * step)
+        window = whole if size <= tile else min(whole, tile // step * step)
         if window < whole and window - 2 * reach < step:
             raise ValueError(f"a tile of {tile} voxels leaves no core: halo {reach}, stride {step}")
         padded.append(whole)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from cmb_jax.anatomy.regions import RegionMap
-from cmb_jax.bids_app.participants import Pipeline
 from cmb_jax.bids_app.scan_images import PhaseOptions
+from cmb_jax.bids_app.scan_work import Pipeline
 from cmb_jax.config import Config
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.predict import LOW_SCORE, Prediction
@@ -49,9 +49,16 @@ class StubDetector:
     def __init__(self):
         self.seen = []  # the images of each call
 
-    def __call__(self, images, say):
+    device = None
+
+    def prepare(self, images, say):
         self.seen.append(images)
+        return say
+
+    def search(self, say):
         say("searching for microbleeds")
+
+    def conclude(self, images, _prepared, _found):
         swi = images.swi
         rows = (
             row(swi, 1, (6, 8, 5), "lobar"),
@@ -75,6 +82,6 @@ class StubDetector:
         )
 
 
-def pipeline(detect, threshold=0.647, **phase):
+def pipeline(detector, threshold=0.647, **phase):
     """The stub as a pipeline."""
-    return Pipeline(bundle=BUNDLE, detect=detect, threshold=threshold, phase=PhaseOptions(**phase))
+    return Pipeline(bundle=BUNDLE, detectors=(detector,), threshold=threshold, phase=PhaseOptions(**phase))

@@ -22,7 +22,7 @@ def stub():
 def bids(monkeypatch, capsys, stub):
     """Runs `cmb-jax bids`; gives (exit code, stdout, stderr)."""
 
-    def pipeline(weights, threshold, phase):
+    def pipeline(weights, threshold, phase, devices):
         cut = 0.647 if threshold is None else threshold
         return app.pipeline(stub, cut, sign=phase.sign, stored=phase.stored)
 

@@ -49,6 +49,9 @@ def test_files_of_a_result(bids, study, out, validator_errors):
     expected = {"dataset_description.json", "README.md", ".bidsignore"}
     expected |= {f"sub-01/ses-{s}/anat/sub-01_ses-{s}_acq-hi_run-1_{name}" for s in "12" for name in results}
     expected |= {f"sub-02/anat/sub-02_{name}" for name in (*results, *made)}
+    expected |= {
+        f"logs/timings/{name}.json" for name in ("sub-01_ses-1_run-1", "sub-01_ses-2_run-1", "sub-02")
+    }
     assert written(out) == expected
     assert written(study) - {f"derivatives/cmb-jax/{name}" for name in expected} == before
     assert validator_errors(out) == []
@@ -209,25 +212,20 @@ def test_what_people_add_to_the_data_set_stays(bids, study, out):
 
 
 def test_an_unexpected_error_is_one_scan_s_failure(bids, study, out, stub, monkeypatch):
-    def call(images, say):
-        if len(images.swi.data) and images.made:
-            raise RuntimeError(f"no memory\nat {study}/x")
-        return stub(images, say)
+    prepare = stub.prepare
 
-    monkeypatch.setattr("tests.bids_app.app.pipeline", _pipeline_of(call))
+    def failing(images, say):
+        if images.made:
+            raise RuntimeError(f"no memory\nat {study}/x")
+        return prepare(images, say)
+
+    monkeypatch.setattr(stub, "prepare", failing)
     code, stdout, stderr = bids(study, out, "participant")
     assert code == 1
     assert "2 done, 1 failed" in stdout
     assert "sub-02: failed: unexpected RuntimeError: no memory at x; please report it" in stdout
     assert "Traceback" in stderr
     assert not list(out.glob("sub-02/**/*.nii.gz"))
-
-
-def _pipeline_of(detect):
-    from tests.bids_app import app
-
-    original = app.pipeline
-    return lambda _stub, threshold, **phase: original(detect, threshold, **phase)
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,27 @@
 
 import csv
 
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
 from flax import nnx
 
-from cmb_jax.bids_app.participants import Selection, Status, run_participants
+from cmb_jax.bids_app.detector import detector_pipeline
+from cmb_jax.bids_app.outcome import Status
+from cmb_jax.bids_app.participants import Selection, run_participants
+from cmb_jax.bids_app.result import detections_tsv
 from cmb_jax.bids_app.scan_images import PhaseOptions
-from cmb_jax.commands.bids import detector_pipeline
+from cmb_jax.commands.cohort_progress import Lines
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.datasets.bids.layout import read_layout
 from cmb_jax.inference.bundle import save_bundle
+from cmb_jax.inference.predict import load_detector
+from cmb_jax.io.nifti import read_volume
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
 from tests.datasets.bids import tree
+from tests.datasets.trees import brain
 from tests.tiny import TINY_MODEL
 
 CONFIG = Config(
@@ -27,6 +34,11 @@ CONFIG = Config(
 )
 
 
+def outputs(out):
+    files = {path.relative_to(out): path for path in out.rglob("*.*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name.parts[0] != "logs"}
+
+
 @pytest.fixture
 def weights(tmp_path):
     path = tmp_path / "tiny.safetensors"
@@ -34,17 +46,18 @@ def weights(tmp_path):
     return path
 
 
-def test_echoes_to_labels_on_the_grid_of_the_scan(tmp_path, weights):
+def test_echoes_to_labels_on_the_grid_of_the_scan(tmp_path, weights, capsys):
     root = tree.description(tmp_path / "study")
     tree.echoes(root, count=2, times_s=(0.01, 0.02), Manufacturer="SIEMENS")
-    said = []
-    (outcome,) = run_participants(
+    run = run_participants(
         read_layout(root),
         tmp_path / "out",
         Selection(participants=("01",)),
-        detector_pipeline(str(weights), None, PhaseOptions()),
-        say=said.append,
+        detector_pipeline(str(weights), None, PhaseOptions(), jax.local_devices()[:1]),
+        progress=Lines(),
     )
+    said = capsys.readouterr().err
+    (outcome,) = run.outcomes
     assert outcome.status is Status.DONE, outcome.reason
     anat = tmp_path / "out/sub-01/anat"
     labels = nib.load(anat / "sub-01_desc-cmb_dseg.nii.gz")
@@ -54,9 +67,36 @@ def test_echoes_to_labels_on_the_grid_of_the_scan(tmp_path, weights):
     with (anat / "sub-01_desc-cmb_detections.tsv").open(newline="") as file:
         kept = {int(row["id"]) for row in csv.DictReader(file, delimiter="\t") if row["status"] == "kept"}
     assert set(np.unique(labels.dataobj).tolist()) - {0} <= kept
-    assert "sub-01: takes " in said[1]
-    assert any("searching for microbleeds" in line for line in said)
+    assert "sub-01: takes " in said
+    assert "searching for microbleeds" in said
     sidecar = (anat / "sub-01_desc-cmb_detections.json").read_text()
     assert "SWI made from magnitude and phase of 2 echoes" in sidecar
     # random phase tells no sign, so the maker's custom is taken, with a warning
     assert "customary for SIEMENS" in sidecar
+
+
+def test_devices_share_the_scans_and_change_no_byte(tmp_path, weights):
+    root = tree.description(tmp_path / "study")
+    for number in range(4):
+        tree.image(root, f"sub-{number}/anat/sub-{number}_swi", brain([(9, 9, 7)], seed=number))
+    layout, devices = read_layout(root), jax.local_devices()
+    for name, own in (("one", devices[:1]), ("two", devices[1:3])):
+        pipeline = detector_pipeline(str(weights), None, PhaseOptions(), own)
+        selection = Selection(participants=layout.participants)
+        run = run_participants(layout, tmp_path / name, selection, pipeline, progress=Lines())
+        assert {outcome.status for outcome in run.outcomes} == {Status.DONE}
+    assert len(outputs(tmp_path / "one")) == 4 * 5
+    assert outputs(tmp_path / "one") == outputs(tmp_path / "two")
+
+
+def test_a_cohort_finds_what_a_single_prediction_finds(tmp_path, weights):
+    root = tree.description(tmp_path / "study")
+    image = tree.image(root, "sub-1/anat/sub-1_swi")
+    layout = read_layout(root)
+    pipeline = detector_pipeline(str(weights), None, PhaseOptions(), jax.local_devices()[:1])
+    run_participants(layout, tmp_path / "out", Selection(participants=("1",)), pipeline, progress=Lines())
+    prediction = load_detector(weights).predict(read_volume(image))
+    assert len(prediction.rows) > 5
+    assert (tmp_path / "out/sub-1/anat/sub-1_desc-cmb_detections.tsv").read_text() == detections_tsv(
+        prediction.rows
+    )

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from cmb_jax.data.prepare import (
+    _interpolate_axis,
     boxes_of_lesions,
     boxes_on_working_grid,
     brain_bounds,
@@ -102,6 +103,18 @@ def test_resampling_agrees_with_scipy(rng):
     mesh = np.meshgrid(*positions, indexing="ij")
     expected = ndimage.map_coordinates(data.astype(np.float64), mesh, order=1, mode="nearest")
     np.testing.assert_allclose(resample(data, positions), expected, atol=1e-5)
+
+
+def test_heads_of_other_sizes_need_no_other_program():
+    def run(x, y, z):
+        shape = (x, y, z)
+        positions = tuple(working_positions(size, 1.0, 0.7) for size in shape)
+        return resample(np.ones(shape, np.float32), positions)
+
+    run(40, 50, 60)
+    programs = _interpolate_axis._cache_size()
+    assert np.array_equal(run(37, 48, 61), np.ones((53, 69, 87)))
+    assert _interpolate_axis._cache_size() == programs
 
 
 def test_working_positions_share_the_outer_edge():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.inference.proposals import ProposalFinder
-from cmb_jax.inference.tiles import plan_tiles
+from cmb_jax.inference.tiles import BUCKET_CELLS, plan_tiles
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
 from tests.tiny import TINY_MODEL
@@ -94,3 +94,45 @@ def test_found_boxes_do_not_move_with_the_volume_origin(params, rng):
     b[24:48, 48:96, 48:96] = pattern
     first, second = (finder(params, (160, 320, 320)).objectness(x) for x in (a, b))
     np.testing.assert_allclose(first[16:40, 16:40, 16:40], second[24:48, 24:48, 24:48], atol=1e-4)
+
+
+@given(
+    size=st.tuples(*[st.integers(1, 400)] * 3),
+    smaller=st.tuples(*[st.integers(20, 50)] * 3),
+)
+@settings(max_examples=100, deadline=None)
+def test_padding_depends_on_the_volume_and_not_on_the_tiles(size, smaller):
+    stride, reach = (4, 8, 8), (8, 16, 16)
+    tile = tuple(n * s for n, s in zip(smaller, stride, strict=True))
+    plan = plan_tiles(size, tile, reach, stride)
+    assert plan.padded_shape == plan_tiles(size, (400, 400, 400), reach, stride).padded_shape
+    for padded, window, length, most, step in zip(
+        plan.padded_shape, plan.window_shape, size, tile, stride, strict=True
+    ):
+        assert padded % (BUCKET_CELLS * step) == 0
+        assert 0 <= padded - length < BUCKET_CELLS * step
+        assert window == (padded if length <= most else min(padded, most))
+
+
+def test_heads_fall_into_few_buckets(rng):
+    """Adults' heads, cropped to the brain with a margin, on the working grid of 1 x 0.5 x 0.5 mm."""
+    brains_mm = rng.normal((140, 172, 138), (7, 8, 7), size=(500, 3)) + 16
+    shapes = np.rint(brains_mm / (1.0, 0.5, 0.5)).astype(int)
+    plans = [plan_tiles(tuple(shape), (176, 448, 384), (40, 80, 80), (8, 16, 16)) for shape in shapes]
+    assert len({tuple(shape) for shape in shapes}) > 400
+    assert len({plan.window_shape for plan in plans}) <= 12
+    added = [np.prod(plan.padded_shape) / shape.prod() for plan, shape in zip(plans, shapes, strict=True)]
+    assert np.mean(added) < 1.3
+
+
+def test_nothing_is_looked_for_in_the_padding(params):
+    config = Config(
+        model=TINY_MODEL,
+        inference=InferenceConfig(
+            candidate_threshold=0.0, max_candidates=10_000, max_detections=10_000, nms_iou=1.0
+        ),
+    )
+    image = np.zeros((10, 20, 22, 2), np.float16)
+    found = ProposalFinder(config, params).find(image)
+    cells = 10 * 10 * 11
+    assert int(found.valid.sum()) == cells * len(TINY_MODEL.anchor_diameters_mm)

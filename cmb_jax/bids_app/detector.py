@@ -1,0 +1,59 @@
+"""The trained detector as the pipeline of the participant level, on one or several devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+
+from cmb_jax.bids_app.scan_images import PhaseOptions, ScanImages
+from cmb_jax.bids_app.scan_work import Pipeline, Say
+from cmb_jax.inference.bundle import WeightsBundle, load_bundle
+from cmb_jax.inference.predict import CmbDetector, FoundBoxes, Prediction
+from cmb_jax.inference.scan import PreparedScan, prepare_scan
+from cmb_jax.io import volume
+
+
+class DeviceDetector:
+    """`CmbDetector` on one device, with its threshold (None: the operating point of the weights)."""
+
+    def __init__(self, bundle: WeightsBundle, threshold: float | None, device: jax.Device) -> None:
+        self.device: jax.Device | None = device
+        self._detector = CmbDetector(bundle, device)
+        self._threshold = threshold
+
+    def prepare(self, images: ScanImages, say: Say) -> PreparedScan:
+        """Phase, regions, working grid."""
+        return prepare_scan(
+            volume.ScanImages(swi=images.swi, phase=images.phase, magnitude=images.magnitude),
+            spacing_mm=self._detector.config.data.spacing_mm,
+            phase_sign=images.phase_sign,
+            phase_range=images.phase_range,
+            customary_sign=images.customary_sign,
+            progress=say,
+        )
+
+    def search(self, prepared: PreparedScan) -> FoundBoxes:
+        """The network."""
+        return self._detector.search(prepared)
+
+    def conclude(self, images: ScanImages, prepared: PreparedScan, found: FoundBoxes) -> Prediction:
+        """Places and reasons."""
+        return self._detector.conclude(images.swi, prepared, found, self._threshold)
+
+
+def detector_pipeline(
+    weights: str, threshold: float | None, phase: PhaseOptions, devices: Sequence[jax.Device]
+) -> Pipeline:
+    """The detector on each of the devices.
+
+    Raises:
+      UserError: no such weights.
+    """
+    bundle = load_bundle(weights)
+    return Pipeline(
+        bundle=bundle,
+        detectors=tuple(DeviceDetector(bundle, threshold, device) for device in devices),
+        threshold=bundle.config.inference.score_threshold if threshold is None else threshold,
+        phase=phase,
+    )

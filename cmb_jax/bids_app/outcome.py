@@ -1,0 +1,26 @@
+"""What becomes of a scan."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+
+class Status(enum.Enum):
+    """How a scan came out."""
+
+    DONE = "done"
+    SKIPPED = "skipped"  # done by an earlier run
+    STALE = "made otherwise"  # done by an earlier run with other weights, settings or images
+    FAILED = "failed"
+    NO_IMAGES = "no images"
+    ELSEWHERE = "elsewhere"  # another process is at work on it; never an end
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a scan."""
+
+    name: str  # sub-01_ses-2_run-1
+    status: Status
+    reason: str = ""

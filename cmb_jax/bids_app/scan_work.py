@@ -1,0 +1,230 @@
+"""One scan from its images to its files, in three stages that may run on three threads."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import jax
+
+from cmb_jax.bids_app.claims import Claims
+from cmb_jax.bids_app.dataset import ResultFiles, logs_folder, result_files, write_json
+from cmb_jax.bids_app.failures import failure_log, write_failure
+from cmb_jax.bids_app.outcome import Outcome, Status
+from cmb_jax.bids_app.overlap import Lane
+from cmb_jax.bids_app.result import Making, what_changed, write_result
+from cmb_jax.bids_app.scan_images import (
+    PhaseOptions,
+    ScanImages,
+    TakenImage,
+    read_scan_images,
+    taken_images,
+)
+from cmb_jax.datasets.bids.choice import Choice, choose
+from cmb_jax.datasets.bids.layout import Scan
+from cmb_jax.errors import UserError
+from cmb_jax.inference.bundle import WeightsBundle
+from cmb_jax.inference.predict import Prediction
+from cmb_jax.inference.scan import Clock
+
+Say = Callable[[str], None]
+Result = TypeVar("Result")
+
+
+class ScanDetector(Protocol):
+    """The detector on one device."""
+
+    device: jax.Device | None  # None: JAX's default device
+
+    def prepare(self, images: ScanImages, say: Say) -> Any:
+        """What `search` takes."""
+
+    def search(self, prepared: Any) -> Any:
+        """What the network finds."""
+
+    def conclude(self, images: ScanImages, prepared: Any, found: Any) -> Prediction:
+        """The result."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """How scans are worked on."""
+
+    bundle: WeightsBundle
+    detectors: tuple[ScanDetector, ...]  # one for each device
+    threshold: float
+    phase: PhaseOptions
+
+    @property
+    def making(self) -> Making:
+        """What results depend on besides the images."""
+        return Making(
+            weights_name=self.bundle.path.name,
+            weights_sha256=self.bundle.sha256,
+            threshold=round(self.threshold, 6),
+            phase_sign=self.phase.sign,
+            phase_range="auto" if self.phase.stored is None else self.phase.stored.value,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A scan that is to be searched."""
+
+    scan: Scan
+    choice: Choice
+    files: ResultFiles
+    taken: tuple[TakenImage, ...]
+    images: ScanImages
+    prepared: Any
+    clock: Clock
+    found: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScanWork:
+    """Everything that scans have in common."""
+
+    root: Path  # of the source data set
+    out: Path
+    pipeline: Pipeline
+    claims: Claims
+    overwrite: bool
+    say: Say
+
+    def lane(self, detector: ScanDetector) -> Lane[Scan, Outcome]:
+        """The stages on a detector's device. What is decided early passes through the later ones."""
+
+        def compute(opened: _Opened | Outcome) -> _Opened | Outcome:
+            if isinstance(opened, Outcome):
+                return opened
+            return self._guarded(opened.scan, detector, lambda: self._search(opened, detector))
+
+        def write(opened: _Opened | Outcome) -> Outcome:
+            outcome = (
+                opened
+                if isinstance(opened, Outcome)
+                else self._guarded(opened.scan, detector, lambda: self._write(opened, detector))
+            )
+            self._settle(outcome)
+            return outcome
+
+        return Lane(
+            read=lambda scan: self._guarded(scan, detector, lambda: self._open(scan, detector)),
+            compute=compute,
+            write=write,
+        )
+
+    def _guarded(self, scan: Scan, detector: ScanDetector, work: Callable[[], Result]) -> Result | Outcome:
+        """The work's result; whatever is wrong with a scan becomes its outcome."""
+        try:
+            with jax.default_device(detector.device):
+                return work()
+        except UserError as error:
+            reason = str(error)
+        except Exception as error:  # the other scans must go on, and the reason must not be lost
+            traceback.print_exc()
+            reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it"
+        return Outcome(name=scan.name, status=Status.FAILED, reason=self._without_paths(reason))
+
+    def _open(self, scan: Scan, detector: ScanDetector) -> _Opened | Outcome:
+        """Images read and prepared, unless there is a result or another process makes it.
+
+        Raises:
+            UserError: images that cannot be used, a result that has been damaged.
+        """
+        name = scan.name
+        if not self.claims.take(name):
+            return Outcome(name=name, status=Status.ELSEWHERE)
+        choice = choose(scan, self.root)
+        for line in choice_lines(choice):
+            self.say(f"  {line}")
+        files, taken = result_files(self.out, choice), taken_images(choice)
+        if files.table_sidecar.is_file() and not self.overwrite:
+            changed = what_changed(files, taken, self.pipeline.making)
+            if changed is not None:
+                reason = f"{changed} changed since; make it again with --overwrite, or give another folder"
+                self.say(f"  {name}: has a result that was made otherwise: {reason}")
+                return Outcome(name=name, status=Status.STALE, reason=reason)
+            self.say(f"  {name}: finished by an earlier run, skipped")
+            return Outcome(name=name, status=Status.SKIPPED)
+        self.say(f"  {name}: reading the images")
+        clock = Clock()
+        with clock("reading"):
+            images = read_scan_images(choice, self.pipeline.phase)
+        return _Opened(
+            scan=scan,
+            choice=choice,
+            files=files,
+            taken=taken,
+            images=images,
+            prepared=detector.prepare(images, lambda text: self.say(f"  {name}: {text}")),
+            clock=clock,
+        )
+
+    def _search(self, opened: _Opened, detector: ScanDetector) -> _Opened:
+        self.say(f"  {opened.scan.name}: searching for microbleeds")
+        return dataclasses.replace(opened, found=detector.search(opened.prepared))
+
+    def _write(self, opened: _Opened, detector: ScanDetector) -> Outcome:
+        """The files of the result.
+
+        Raises:
+            UserError: files that cannot be written.
+        """
+        name, images, choice, clock = opened.scan.name, opened.images, opened.choice, opened.clock
+        prediction = detector.conclude(images, opened.prepared, opened.found)
+        timings = prediction.timings
+        prediction = dataclasses.replace(
+            prediction,
+            steps=(*images.steps, *prediction.steps),
+            warnings=(*choice.notes, *images.warnings, *prediction.warnings),
+            timings=(),  # a result is the same bytes whenever it is made
+        )
+        if not self.claims.holds(name):
+            return Outcome(name=name, status=Status.ELSEWHERE)
+        with clock("writing"):
+            write_result(
+                opened.files,
+                choice,
+                images,
+                opened.taken,
+                prediction,
+                self.pipeline.bundle,
+                self.pipeline.making,
+            )
+        seconds = dict((*clock.timings[:1], *timings, *clock.timings[1:]))
+        write_json(logs_folder(self.out) / "timings" / f"{name}.json", {"Scan": name, "Seconds": seconds})
+        kept = len(prediction.kept)
+        self.say(f"  {name}: done, {kept} kept, {len(prediction.rows) - kept} rejected")
+        return Outcome(name=name, status=Status.DONE)
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Keep or clear the reason of a failure, and let the scan go."""
+        if outcome.status is Status.FAILED:
+            self.say(f"  {outcome.name}: failed: {outcome.reason}")
+            write_failure(self.out, outcome.name, outcome.reason)
+        elif outcome.status in (Status.DONE, Status.SKIPPED):
+            failure_log(self.out, outcome.name).unlink(missing_ok=True)
+        self.claims.release(outcome.name)
+
+    def _without_paths(self, text: str) -> str:
+        """A message without the folders of this machine: reasons are kept, and may be passed on."""
+        for folder in (self.out, self.root):
+            if folder != Path("."):
+                text = text.replace(f"{folder}/", "")
+        return text
+
+
+def choice_lines(choice: Choice) -> list[str]:
+    """What is taken of a scan and why, and what is left, for people."""
+    files = ", ".join(image.file.relative for image in choice.images)
+    return [
+        f"{choice.scan.name}: takes {files}",
+        f"  because: {choice.why}",
+        *(f"  leaves {image.file.relative}: {image.why}" for image in choice.left),
+        *(f"  note: {note}" for note in choice.notes),
+    ]

@@ -1,0 +1,58 @@
+"""How a run over many scans is shown on stderr: as lines, or as a bar with the time left."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+from cmb_jax.bids_app.outcome import Outcome, Status
+from cmb_jax.commands.common import stopwatch
+
+
+class Lines:
+    """A line for everything that is done."""
+
+    def __init__(self) -> None:
+        self.say = stopwatch()
+        self._scans = self._ended = 0
+
+    def start(self, scans: int) -> None:
+        """Remember how many there are."""
+        self._scans = scans
+
+    def step(self, outcome: Outcome) -> None:
+        """Count."""
+        self._ended += 1
+        self.say(f"{self._ended} of {self._scans} scans: {outcome.name}: {outcome.status.value}")
+
+
+class Bar:
+    """A bar; scans that do not end well get a line above it. A context, so that the bar is closed."""
+
+    def __init__(self) -> None:
+        self._bar = tqdm(disable=True)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def start(self, scans: int) -> None:
+        """Show the bar."""
+        # the mean over the whole run: times of single scans say little where several are under way
+        self._bar = tqdm(total=scans, unit="scan", smoothing=0, file=sys.stderr, dynamic_ncols=True)
+
+    def say(self, text: str) -> None:
+        """Only what comes between scans is shown: those under way would crowd out the bar."""
+        if not text.startswith(" "):
+            tqdm.write(text, file=sys.stderr)
+
+    def step(self, outcome: Outcome) -> None:
+        """One further; what an earlier run has done does not count as speed."""
+        if outcome.status is Status.SKIPPED:
+            self._bar.initial += 1
+        self._bar.update()
+        if outcome.status in (Status.FAILED, Status.STALE):
+            tqdm.write(f"{outcome.name}: {outcome.status.value}: {outcome.reason}", file=sys.stderr)

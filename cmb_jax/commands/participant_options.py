@@ -1,0 +1,30 @@
+"""Arguments that the participant level has under each of its names; a light import for the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from cmb_jax.commands.common import StoredPhase
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParticipantOptions:
+    """Which scans, and how they are worked on."""
+
+    participant_label: tuple[str, ...] = ()
+    """Participants, with or without sub-; default: all."""
+    session_label: tuple[str, ...] = ()
+    """Sessions, with or without ses-; default: all."""
+    acq_label: str | None = None
+    """Take only images with this acq-, where a scan has several."""
+    phase_sign: Literal["auto", "+1", "-1"] = "auto"
+    """What the stored phase is multiplied with, so that veins are positive."""
+    phase_range: StoredPhase = "auto"
+    """How the phase is stored; auto tells it from the data."""
+    weights: str = "small"
+    """Name of bundled weights, or a .safetensors file."""
+    threshold: float | None = None
+    """Score from which a candidate is kept; default: the weights' operating point."""
+    overwrite: bool = False
+    """Make finished scans again."""

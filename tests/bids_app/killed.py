@@ -1,0 +1,20 @@
+"""A cohort with a stub for a detector as a process to kill: python -m tests.bids_app.killed ROOT OUT."""
+
+import sys
+from pathlib import Path
+
+from cmb_jax.bids_app.dataset import write_dataset_files
+from cmb_jax.bids_app.outcome import Status
+from cmb_jax.bids_app.participants import Selection, run_participants
+from cmb_jax.commands.cohort_progress import Lines
+from cmb_jax.datasets.bids.layout import read_layout
+from tests.bids_app import app
+
+if __name__ == "__main__":
+    root, out = map(Path, sys.argv[1:])
+    layout = read_layout(root)
+    write_dataset_files(root, out)
+    selection = Selection(participants=layout.participants)
+    run = run_participants(layout, out, selection, app.pipeline(app.StubDetector()), progress=Lines())
+    statuses = [outcome.status for outcome in run.outcomes]
+    print(statuses.count(Status.DONE), statuses.count(Status.SKIPPED))

@@ -1,0 +1,176 @@
+"""`cmb-jax predict-cohort`: the participant level shared among processes, resumed, interrupted."""
+
+import csv
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmb_jax.bids_app.dataset import write_dataset_files
+from cmb_jax.bids_app.outcome import Status
+from cmb_jax.bids_app.participants import Selection, process_share, run_participants
+from cmb_jax.commands.cohort_progress import Lines
+from cmb_jax.datasets.bids.layout import read_layout
+from tests.bids_app import app
+from tests.command_line import run_cli
+from tests.datasets.bids import tree
+from tests.datasets.trees import SHAPE, brain, refused
+
+COUNT, MANY = 6, 12
+
+
+def make_study(root, count):
+    tree.description(root)
+    for number in range(count):
+        tree.image(root, f"sub-{number:02d}/anat/sub-{number:02d}_swi", brain([(5, 6, 7)], seed=number))
+    return root
+
+
+@pytest.fixture
+def study(tmp_path):
+    return make_study(tmp_path / "study", COUNT)
+
+
+@pytest.fixture
+def cohort(bids, monkeypatch, capsys):
+    """Runs `cmb-jax predict-cohort` with the stub."""
+
+    def run(root, out, *more):
+        return run_cli(monkeypatch, capsys, "predict-cohort", "--bids", root, "--out", out, *more)
+
+    return run
+
+
+def contents(out):
+    """Bytes of every file but the logs, which hold times."""
+    files = {path.relative_to(out): path for path in out.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name.parts[0] != "logs"}
+
+
+def test_the_same_results_as_the_participant_level(bids, cohort, study, tmp_path):
+    code, stdout, stderr = cohort(study, tmp_path / "cohort")
+    assert code == 0, stderr
+    assert stdout.startswith(f"{COUNT} done\n")
+    assert f"{COUNT}/{COUNT}" in stderr  # the bar
+    assert "of it beside other work" in stderr
+    assert "reading the images" not in stderr
+    bids(study, tmp_path / "app", "participant")
+    found = contents(tmp_path / "cohort")
+    assert len(found) == 3 + 5 * COUNT
+    assert found == contents(tmp_path / "app")
+    code, stdout, _ = bids(study, tmp_path / "cohort", "group")
+    assert (code, stdout.splitlines()[0]) == (0, f"{COUNT} done")
+
+
+def test_shares_are_the_whole(cohort, study, tmp_path, stub):
+    out = tmp_path / "out"
+    for index in range(5):
+        share = len(range(index, COUNT, 5))
+        assert cohort(study, out, "--process", f"{index}/5")[1].startswith(f"{share} done\n")
+    assert len(stub.seen) == COUNT
+    assert cohort(study, out, "--process", "14/15")[:2] == (0, cohort(study, out, "--process", "13/15")[1])
+    assert cohort(study, out)[1].startswith(f"{COUNT} skipped\n")
+    assert len(stub.seen) == COUNT
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+def test_each_participant_is_in_one_share(count):
+    labels = tuple(str(n) for n in range(33))
+    shares = [process_share(labels, index, count) for index in range(count)]
+    assert sorted(label for share in shares for label in share) == sorted(labels)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_failures_stand_in_a_table_until_they_are_put_right(cohort, study, tmp_path, stub):
+    out = tmp_path / "out"
+    bad = "sub-03/anat/sub-03_swi"
+    tree.image(study, bad, np.full(SHAPE, 7.0, np.float32))
+    code, stdout, stderr = cohort(study, out)
+    assert code == 1
+    assert stdout.startswith(f"{COUNT - 1} done, 1 failed\n")
+    assert "sub-03: failed: sub-03/anat/sub-03_swi.nii.gz: every voxel is 7" in stderr
+    with (out / "logs" / "failed.tsv").open(newline="") as file:
+        (row,) = csv.DictReader(file, delimiter="\t")
+    assert row["scan"] == "sub-03"
+    assert row["reason"].startswith("sub-03/anat/sub-03_swi.nii.gz: every voxel is 7")
+    # a run over another share keeps the line
+    assert cohort(study, out, "--participant-label", "04")[0] == 0
+    assert (out / "logs" / "failed.tsv").is_file()
+    tree.image(study, bad)
+    assert cohort(study, out)[:2][0] == 0
+    assert not (out / "logs" / "failed.tsv").exists()
+
+
+def test_other_weights_do_not_pass_for_finished(cohort, study, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    cohort(study, out, "--participant-label", "00", "01")
+    before = contents(out)
+    monkeypatch.setattr(app, "BUNDLE", app.dataclasses.replace(app.BUNDLE, sha256="6b" * 32))
+    code, stdout, stderr = cohort(study, out, "--participant-label", "00", "01", "02")
+    assert code == 1
+    assert stdout.startswith("1 done, 2 made otherwise\n")
+    assert "sub-00: made otherwise: weights changed since; make it again with --overwrite" in stderr
+    assert before.items() <= contents(out).items()
+    assert cohort(study, out, "--overwrite")[1].startswith(f"{COUNT} done\n")
+    assert "6b6b6b" in (out / "sub-00/anat/sub-00_desc-cmb_detections.json").read_text()
+
+
+def test_bad_shares_are_refused(cohort, study, tmp_path):
+    for text in ("3/3", "x", "1/0", "-1/2", "1"):
+        refused(cohort(study, tmp_path / "out", f"--process={text}"), "number/count")
+    refused(cohort(study, tmp_path / "out", "--process", "0/2", "--distributed"), "give one of them")
+    refused(cohort(study, tmp_path / "out", "--distributed"), "--process NUMBER/COUNT")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_at_once_do_each_scan_once(study, tmp_path):
+    """Without shares: claims alone keep them apart, and each sees all scans to their end."""
+    layout, out, stub = read_layout(study), tmp_path / "out", app.StubDetector()
+    write_dataset_files(study, out)
+    runs = []
+
+    def run():
+        selection = Selection(participants=layout.participants)
+        runs.append(run_participants(layout, out, selection, app.pipeline(stub), progress=Lines()))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stub.seen) == COUNT
+    outcomes = [outcome for run in runs for outcome in run.outcomes]
+    for outcome in outcomes:
+        assert outcome.status in (Status.DONE, Status.SKIPPED), outcome
+    assert sum(outcome.status is Status.DONE for outcome in outcomes) == COUNT
+    assert not (out / "logs" / "claims").exists()
+
+
+def test_killed_in_the_middle_and_started_again(tmp_path):
+    study = make_study(tmp_path / "study", MANY)
+    command = [sys.executable, "-m", "tests.bids_app.killed", study]
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    home = Path(__file__).parents[2]
+    subprocess.run([*command, straight], check=True, cwd=home, capture_output=True)
+    killed = subprocess.Popen([*command, out], cwd=home, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while len(done := list(out.glob("sub-*/anat/*_detections.json"))) < MANY // 3:
+        assert killed.poll() is None
+        time.sleep(0.005)
+    killed.kill()
+    killed.wait()
+    done = list(out.glob("sub-*/anat/*_detections.json"))
+    assert len(done) < MANY
+    stamps = [path.stat().st_mtime_ns for path in done]
+    # as if it had been killed while it wrote
+    half = out / f"sub-{MANY - 1}" / "anat" / f".sub-{MANY - 1}_desc-cmb_report.html.abc"
+    half.parent.mkdir(parents=True, exist_ok=True)
+    half.write_text("<ht")
+    again = subprocess.run([*command, out], check=True, cwd=home, capture_output=True, text=True)
+    assert again.stdout.split() == [str(MANY - len(done)), str(len(done))]
+    assert [path.stat().st_mtime_ns for path in done] == stamps
+    assert contents(out) == contents(straight)
+    assert not (out / "logs" / "claims").exists()
