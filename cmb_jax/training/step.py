@@ -19,6 +19,7 @@ from cmb_jax.data.patches import PatchBatch
 from cmb_jax.losses.total import LossTerms, detection_loss
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template
+from cmb_jax.models.types import ProposalMaps
 from cmb_jax.training.sharding import over_batch, over_batch_and_depth, replicated
 from cmb_jax.training.state import TrainState, make_optimizer
 
@@ -46,11 +47,21 @@ class StepMetrics:
 Step = Callable[[TrainState, DeviceBatch], tuple[TrainState, StepMetrics]]
 
 
-def loss_function(params, batch: DeviceBatch, template: Template[Detector], config: Config):
-    """Total loss of a batch and its terms."""
+def loss_function(
+    params, batch: DeviceBatch, template: Template[Detector], config: Config, mesh: Mesh | None = None
+):
+    """Total loss of a batch and its terms; on a mesh every device runs the network on its own part."""
+
+    def propose(params, image: jax.Array) -> ProposalMaps:
+        return template.bind(params)(image)
+
+    if mesh is not None:
+        deep = over_batch_and_depth(mesh).spec
+        propose = jax.shard_map(propose, mesh=mesh, in_specs=(replicated(mesh).spec, deep), out_specs=deep)
     detector = template.bind(params)
     sizes = anchor_sizes(config.model.anchor_diameters_mm, config.data.spacing_mm)
-    return detection_loss(detector, detector(batch.image), batch.truths, batch.mimics, sizes, config.loss)
+    maps = propose(params, batch.image)
+    return detection_loss(detector, maps, batch.truths, batch.mimics, sizes, config.loss)
 
 
 def train_step(
@@ -60,10 +71,11 @@ def train_step(
     template: Template[Detector],
     optimizer: optax.GradientTransformation,
     config: Config,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """Gradient, update, moving average; what is not finite changes only the counters."""
     gradient = jax.value_and_grad(loss_function, has_aux=True)
-    (loss, terms), grads = gradient(state.params, batch, template, config)
+    (loss, terms), grads = gradient(state.params, batch, template, config, mesh)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     safe = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0.0), grads)
@@ -93,7 +105,7 @@ def make_step(config: Config, mesh: Mesh) -> Step:
     optimizer = make_optimizer(config.train)
 
     def step(state: TrainState, batch: DeviceBatch):
-        return train_step(state, batch, template=template, optimizer=optimizer, config=config)
+        return train_step(state, batch, template=template, optimizer=optimizer, config=config, mesh=mesh)
 
     everywhere = replicated(mesh)
     return jax.jit(
