@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -77,5 +78,5 @@ def init_state(config: Config, mesh: Mesh, params: Any = None) -> TrainState:
     where = replicated(mesh)
     if params is None:
         return jax.jit(create, out_shardings=where)()
-    # copied on the way, because the step donates what it is given
-    return jax.jit(begin, out_shardings=where)(jax.tree.map(jnp.array, params))
+    # from the host, because the devices of a mesh of several processes cannot be given what lies on one
+    return jax.jit(begin, out_shardings=where)(jax.tree.map(np.asarray, params))

@@ -60,9 +60,7 @@ def trajectory(data, space, dtype, steps):
     def step(state, batch):
         found = jax.value_and_grad(loss_function, has_aux=True)(state.params, batch, template, config, mesh)
         optimizer = make_optimizer(config.train)
-        after, _ = train_step(
-            state, batch, template=template, optimizer=optimizer, config=config, mesh=mesh
-        )
+        after, _ = train_step(state, batch, template=template, optimizer=optimizer, config=config, mesh=mesh)
         return after, (found[0][0], found[1])
 
     state = jax.tree.map(
@@ -77,10 +75,15 @@ def trajectory(data, space, dtype, steps):
 
 
 def assert_close(one, many, tolerance):
-    report = {jax.tree_util.keystr(p): float(np.linalg.norm(a - b) / np.linalg.norm(a)) for (p, a), b in zip(jax.tree_util.tree_leaves_with_path(one[1]), jax.tree.leaves(many[1]))}
-    print(abs(one[0]-many[0])/abs(one[0]), sorted(report.items(), key=lambda e: -e[1])[:3])
+    report = {
+        jax.tree_util.keystr(p): float(np.linalg.norm(a - b) / np.linalg.norm(a))
+        for (p, a), b in zip(jax.tree_util.tree_leaves_with_path(one[1]), jax.tree.leaves(many[1]))
+    }
+    print(abs(one[0] - many[0]) / abs(one[0]), sorted(report.items(), key=lambda e: -e[1])[:3])
     assert many[0] == pytest.approx(one[0], rel=tolerance)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one[1]), jax.tree.leaves(many[1]), strict=True):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one[1]), jax.tree.leaves(many[1]), strict=True
+    ):
         size = np.linalg.norm(a)
         assert size > 0
         assert np.linalg.norm(a - b) <= tolerance * size, jax.tree_util.keystr(path)
