@@ -7,12 +7,13 @@ import argparse
 import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workdir", type=Path, help="the run's folder; the subject lies in SUBJECT beside it")
     parser.add_argument("--steps", type=int, default=6)
@@ -22,11 +23,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--coordinator")
     parser.add_argument("--processes")
     parser.add_argument("--process", type=int)
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
-def main() -> None:
-    chosen = arguments()
+def main(given: Sequence[str] | None = None) -> None:
+    chosen = arguments(given)
     os.environ["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={chosen.devices} --xla_backend_optimization_level=0"
         " --xla_cpu_collective_call_terminate_timeout_seconds=600"
@@ -46,15 +47,19 @@ def main() -> None:
         start_processes,
         wait_for_all,
     )
-    from tests.training.spheres import CONFIG, StoredSubject, store_spheres
+    from cmb_jax.data.subjects import StoredSubject
+    from tests.training.spheres import CONFIG, store_spheres
 
     def run() -> None:
         start_processes(chosen.coordinator, chosen.processes, chosen.process)
         jax.config.update("jax_compilation_cache_dir", str(chosen.workdir.parent / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         folder = chosen.workdir.parent / "subject"
-        if not folder.exists():
-            one_after_the_others(lambda: store_spheres(folder), "subject")
+
+        def make() -> StoredSubject:
+            return StoredSubject(folder=folder) if folder.exists() else store_spheres(folder)
+
+        subject = one_after_the_others(make, "subject")
         data, space = map(int, chosen.mesh.split("x"))
         settings = dataclasses.replace(
             CONFIG.train,
@@ -66,7 +71,7 @@ def main() -> None:
         )
         chosen.workdir.mkdir(parents=True, exist_ok=True)
         config = dataclasses.replace(CONFIG, train=settings)
-        state = train(config, chosen.workdir, (StoredSubject(folder=folder),))
+        state = train(config, chosen.workdir, (subject,))
         if is_primary():
             print("final", fingerprint(state), flush=True)
         wait_for_all("the end")
