@@ -2,8 +2,8 @@
 
 python tools/kill_and_resume.py --out FOLDER [--kills 20] [--steps 60] [--devices 8 --mesh 4x2]
 
-Run from the root of the checkout. Every attempt must go on from a checkpoint, and the final state (parameters,
-their average, optimiser) must be that of the run left alone, bit for bit. Ends with code 1 otherwise.
+Run from the root of the checkout. The final state (parameters, their average, optimiser) must be that of the
+run left alone, bit for bit; ends with code 1 otherwise.
 """
 
 import argparse

@@ -6,6 +6,7 @@ Each carries the SHA-256 of its arrays, so that one whose files were damaged lat
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -48,7 +49,8 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int):
         self._folder = folder.resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._options = ocp.CheckpointManagerOptions(
+        self._leave_out_unreadable_records()
+        options = ocp.CheckpointManagerOptions(
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,  # of a run that was killed while it saved
             best_fn=_quality,  # without it metrics are not stored
@@ -60,7 +62,7 @@ class Checkpoints:
                 ]
             ),
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -132,19 +134,39 @@ class Checkpoints:
                 damaged[step] = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 continue
             self._set_aside(damaged)
+            self._manager.reload()
             return state
         if damaged:
-            step, reason = next(iter(damaged.items()))
-            raise UserError(
-                f"{self._folder}: no checkpoint can be read (the newest, {step}: {reason}); bring one back "
-                "from a copy, or choose a new --workdir to begin anew"
-            )
+            raise self._nothing_whole(damaged)
         return None
+
+    def _leave_out_unreadable_records(self) -> None:
+        """Orbax reads the metrics of all checkpoints as it opens a folder, and fails on a bad one."""
+        steps = sorted(
+            (int(entry.name) for entry in self._folder.iterdir() if entry.name.isdigit()), reverse=True
+        )
+        damaged = {}
+        for step in steps:
+            record = self._folder / str(step) / "metrics" / "metrics"
+            try:
+                if record.exists():
+                    float(json.loads(record.read_text())[QUALITY])
+            except (ValueError, KeyError, TypeError):
+                damaged[step] = "its metrics cannot be read"
+        if damaged and len(damaged) == len(steps):
+            raise self._nothing_whole(damaged)
+        wait_for_all("checkpoints are looked at")
+        self._set_aside(damaged)
+
+    def _nothing_whole(self, damaged: Mapping[int, str]) -> UserError:
+        step, reason = next(iter(damaged.items()))
+        return UserError(
+            f"{self._folder}: no checkpoint can be read (the newest, {step}: {reason}); bring one back "
+            "from a copy, or choose a new --workdir to begin anew"
+        )
 
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
         """Out of the way, because the run saves these steps again; kept for who wants to know why."""
-        if not damaged:
-            return
         if is_primary():
             for step, reason in damaged.items():
                 aside = self._folder.parent / "damaged_checkpoints" / str(step)
@@ -157,4 +179,3 @@ class Checkpoints:
                     file=sys.stderr,
                 )
         wait_for_all("damaged checkpoints are set aside")
-        self._manager.reload()

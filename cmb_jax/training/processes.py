@@ -33,9 +33,7 @@ class RunStopped(Exception):
     """SIGTERM: the state of `step` is saved, and the run ends."""
 
     def __init__(self, step: int):
-        super().__init__(
-            f"stopped by SIGTERM; step {step} is saved, and the same command goes on from it"
-        )
+        super().__init__(f"stopped by SIGTERM; step {step} is saved, and the same command goes on from it")
 
 
 def start_processes(coordinator: str | None, count: str | None, number: int | None) -> None:

@@ -78,17 +78,16 @@ def test_whichever_file_is_damaged_no_wrong_state_comes_back(saved, tmp_path, ca
     assert skipped >= 2
 
 
-def test_a_folder_without_any_whole_checkpoint_is_refused_and_left_alone(saved, tmp_path):
+@pytest.mark.parametrize("part", ["default", "metrics"])
+def test_a_folder_without_any_whole_checkpoint_is_refused_and_left_alone(saved, tmp_path, part):
     folder = tmp_path / "checkpoints"
     shutil.copytree(saved, folder)
-    for path in folder.rglob("*"):
-        if path.is_file() and path.parent.name != folder.name:
-            truncate(path)
-    with (
-        Checkpoints(folder, keep=2) as checkpoints,
-        pytest.raises(UserError, match="no checkpoint can be read"),
-    ):
-        checkpoints.restore_newest_whole(state_of(0), make_mesh())
+    for step in ("10", "20"):
+        for path in (folder / step / part).rglob("*"):
+            if path.is_file():
+                truncate(path)
+    with pytest.raises(UserError, match="no checkpoint can be read"):
+        restored_step(folder)
     assert {"10", "20"} <= {path.name for path in folder.iterdir()}
 
 

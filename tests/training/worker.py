@@ -38,6 +38,7 @@ def main(given: Sequence[str] | None = None) -> None:
     import jax
 
     from cmb_jax.commands.common import run_for_people
+    from cmb_jax.data.subjects import StoredSubject
     from cmb_jax.training.checkpoint import fingerprint
     from cmb_jax.training.loop import train
     from cmb_jax.training.processes import (
@@ -47,7 +48,6 @@ def main(given: Sequence[str] | None = None) -> None:
         start_processes,
         wait_for_all,
     )
-    from cmb_jax.data.subjects import StoredSubject
     from tests.training.spheres import CONFIG, store_spheres
 
     def run() -> None:
