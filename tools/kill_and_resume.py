@@ -19,6 +19,7 @@ sys.path.insert(0, os.getcwd())
 
 MODULES = ["jax", "grain", "orbax.checkpoint", "flax.nnx", "cmb_jax.training.loop", "tests.training.worker"]
 LONGEST_SECONDS = 3600  # that one attempt may take
+LONGEST_START_SECONDS = 20.0  # after which a process is killed that has made no step yet, if it shall be
 
 
 def attempt(arguments, log):
@@ -42,12 +43,17 @@ def start(context, arguments, log):
 
 
 def kill_somewhere(process, table, rng):
-    """SIGKILL after 0 to 5 more steps and a part of the next, or in the midst of starting; True if killed."""
-    begun, before, steps = time.monotonic(), lines(table), rng.randrange(6)
-    while process.is_alive() and lines(table) < before + steps and time.monotonic() - begun < LONGEST_SECONDS:
-        time.sleep(0.05)
-    one = (time.monotonic() - begun) / max(steps, 1) / 4 if steps else 20.0
-    process.join(rng.uniform(0, min(one, 20.0)))
+    """SIGKILL after 1 to 5 more steps and a part of the next, or in the midst of starting; True if killed."""
+    steps, begun, before = rng.randrange(6), time.monotonic(), lines(table)
+    limit = LONGEST_SECONDS if steps else rng.uniform(0, LONGEST_START_SECONDS)
+    seen, last, one_step = before, begun, 0.0
+    while process.is_alive() and time.monotonic() - begun < limit and seen < before + max(steps, 1):
+        time.sleep(0.01)
+        now = lines(table)
+        if now > seen:
+            one_step = (time.monotonic() - last) / (now - seen) if seen > before else 0.0
+            seen, last = now, time.monotonic()
+    process.join(rng.uniform(0, one_step))
     if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -68,7 +74,7 @@ def main():
     parser.add_argument("--mesh", default="1x1")
     parser.add_argument("--devices", default="1")
     chosen = parser.parse_args()
-    chosen.out.mkdir(parents=True)
+    chosen.out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(chosen.seed)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)  # each attempt begins with these imported
