@@ -58,13 +58,15 @@ def conv3d(
 
     Raises:
         ValueError: shapes or types do not fit each other, a kernel edge is neither 1 nor 3, a stride is less
-            than 1, or a part of a volume is to be strided along z.
+            than 1, or a kernel of 3 is to go in strides along z over a part of a volume.
     """
     _check(x, kernel, bias, coarse, strides)
     x, kernel, bias, coarse = vary_together(x, kernel, bias, coarse)
-    if is_part_of_depth(x) and (kernel.shape[0] == 3 or strides[0] != 1):
+    if kernel.shape[0] == 3 and is_part_of_depth(x):
         if strides[0] != 1:
-            raise ValueError("conv3d takes no strides along z where devices share the depth")
+            raise ValueError(
+                "conv3d with a kernel of 3 takes no strides along z where devices share the depth"
+            )
         # ReLU is left to the pass that takes the neighbours' planes off again
         whole = _apply(with_neighbours(x), kernel, bias, None, strides, relu=False)
         return _finish(whole[:, 1:-1], None, coarse, relu)

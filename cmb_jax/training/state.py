@@ -78,5 +78,6 @@ def init_state(config: Config, mesh: Mesh, params: Any = None) -> TrainState:
     where = replicated(mesh)
     if params is None:
         return jax.jit(create, out_shardings=where)()
-    # from the host, because the devices of a mesh of several processes cannot be given what lies on one
-    return jax.jit(begin, out_shardings=where)(jax.tree.map(np.asarray, params))
+    # copied, because the step donates what it is given; on the host, because what lies on one device cannot be
+    # handed to a mesh of several processes
+    return jax.jit(begin, out_shardings=where)(jax.tree.map(np.array, params))

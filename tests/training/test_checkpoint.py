@@ -53,6 +53,8 @@ def flip(path):
     path.write_bytes(content)
 
 
+# Orbax leaves the reading of the other arrays behind when one fails
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [truncate, flip])
 def test_whichever_file_is_damaged_no_wrong_state_comes_back(saved, tmp_path, capsys, damage):
     """Each file of the newest checkpoint in turn; what does not hold the state may be damaged unnoticed."""
