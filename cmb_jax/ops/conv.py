@@ -64,9 +64,7 @@ def conv3d(
     x, kernel, bias, coarse = vary_together(x, kernel, bias, coarse)
     if kernel.shape[0] == 3 and is_part_of_depth(x):
         if strides[0] != 1:
-            raise ValueError(
-                "conv3d with a kernel of 3 takes no strides along z where devices share the depth"
-            )
+            raise ValueError("conv3d takes no strides along z where devices share the depth")
         # ReLU is left to the pass that takes the neighbours' planes off again
         whole = _apply(with_neighbours(x), kernel, bias, None, strides, relu=False)
         return _finish(whole[:, 1:-1], None, coarse, relu)

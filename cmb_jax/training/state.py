@@ -78,6 +78,6 @@ def init_state(config: Config, mesh: Mesh, params: Any = None) -> TrainState:
     where = replicated(mesh)
     if params is None:
         return jax.jit(create, out_shardings=where)()
-    # copied, because the step donates what it is given; on the host, because what lies on one device cannot be
-    # handed to a mesh of several processes
+    # copied, because the step donates what it is given; on the host, because several processes cannot share
+    # what lies on one device
     return jax.jit(begin, out_shardings=where)(jax.tree.map(np.array, params))
