@@ -144,9 +144,9 @@ def test_shapes_and_padding_are_static(subjects):
     assert not batch.boxes[~batch.boxes_valid].any()
 
 
-def mixed(subjects, share, **where):
+def mixed(subjects, phantom_share, **where):
     """Subject 0 is own, subject 1 the phantom."""
-    config = dataclasses.replace(CONFIG, phantom_share=share)
+    config = dataclasses.replace(CONFIG, phantom_share=phantom_share)
     return patch_batches(subjects[:1], config, seed=4, phantoms=subjects[1:], **where)
 
 

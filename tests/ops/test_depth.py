@@ -38,7 +38,8 @@ def test_a_shared_convolution_and_its_gradients_are_those_of_the_whole(rng, dtyp
         value, pull = jax.vjp(function, x, kernel, bias, coarse)
         return value, *pull(jnp.cos(value))
 
-    for one, many in zip(jax.jit(results, static_argnums=0)(conv), results(shared), strict=True):
+    results = jax.jit(results, static_argnums=0)
+    for one, many in zip(results(conv), results(shared), strict=True):
         scale = np.abs(one).max()
         np.testing.assert_allclose(np.asarray(many) / scale, np.asarray(one) / scale, atol=tolerance)
 
