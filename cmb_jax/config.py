@@ -196,7 +196,7 @@ class TrainConfig:
     evaluate_every: int = 1000
     log_every: int = 20
     mesh_data: int = 1
-    """Devices that share the batch."""
+    """Devices that share the batch; 0: all that mesh_space leaves."""
     mesh_space: int = 1
     """Devices that share the depth of each volume."""
 

@@ -32,6 +32,14 @@ from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.training.checkpoint import QUALITY
 from cmb_jax.training.loop import train
 from cmb_jax.training.memory import keep_freed_memory
+from cmb_jax.training.processes import (
+    is_primary,
+    leaving_at_once,
+    one_after_the_others,
+    start_processes,
+    wait_for_all,
+)
+from cmb_jax.training.state import TrainState
 
 FP_RATES = (0.5, 1.0, 2.0, 4.0)
 OPERATING_FP_RATE = 2.0
@@ -183,10 +191,14 @@ def run(config: Config, workdir: Path) -> None:
       UserError: settings, data or weights that cannot be used.
     """
     start = weights_to_start_from(config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    _remember(config, workdir)
     use_compilation_cache()
-    data = training_data(config, workdir)
+
+    def prepare() -> TrainingData:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _remember(config, workdir)
+        return training_data(config, workdir)
+
+    data = one_after_the_others(prepare, "training data")
 
     def evaluate(params: Any) -> Mapping[str, float]:
         return quality_of(validation_curve(config, params, data.validation))
@@ -201,11 +213,25 @@ def run(config: Config, workdir: Path) -> None:
         start_from=None if start is None else start.params,
     )
     hours = (time.perf_counter() - tick) / 3600
-    curve = validation_curve(config, state.ema, data.validation) if data.validation else None
+    if is_primary():
+        _write_weights(config, workdir, state, data, start, hours)
+    wait_for_all("weights")
+
+
+def _write_weights(
+    config: Config,
+    workdir: Path,
+    state: TrainState,
+    data: TrainingData,
+    start: WeightsBundle | None,
+    hours: float,
+) -> None:
+    params = jax.device_get(state.ema)
+    curve = validation_curve(config, params, data.validation) if data.validation else None
     lesions = sum(len(subject.boxes()) for subject in data.validation)
     final, how = choose_operating_point(config, curve, lesions, start)
     weights = workdir / "weights.safetensors"
-    save_bundle(weights, state.ema, final)
+    save_bundle(weights, params, final)
     quality = {} if curve is None else quality_of(curve)
     record = training_record(final, data, start, int(state.step), hours, quality, how, weights)
     atomic_write_text(workdir / "weights.json", json.dumps(record, indent=2) + "\n", overwrite=True)
@@ -221,7 +247,12 @@ def main() -> None:
         parser = argument_parser(
             "train.py", "Train a detector on phantoms or own scans; run again to resume."
         )
+        parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, of several")
+        parser.add_argument("--processes", metavar="N", help="how many processes train together, or auto")
+        parser.add_argument("--process", type=int, metavar="I", help="this process, from 0")
         config, known = parse(parser, sys.argv[1:])
+        start_processes(known.coordinator, known.processes, known.process)
         run(config, known.workdir)
 
-    run_for_people(command)
+    with leaving_at_once():
+        run_for_people(command)

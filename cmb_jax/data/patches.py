@@ -25,6 +25,19 @@ class PatchBatch:
     mimics: np.ndarray  # (B, Z, Y // 2, X // 2) uint8
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Share:
+    """The part of every global batch that one process reads."""
+
+    rows: range  # of the patches of a batch
+    planes: range  # of the depth of each patch
+
+    @classmethod
+    def whole(cls, config: DataConfig) -> Share:
+        """All of it, for one process alone."""
+        return cls(rows=range(config.batch_size), planes=range(config.patch_shape[0]))
+
+
 def _center_cell(stored: StoredSubject, boxes: np.ndarray, config: DataConfig, rng: np.random.Generator):
     """Working-grid voxel (z, y, x) that the patch should hold, and how far it may lie from its middle."""
     draw = rng.random()
@@ -41,7 +54,10 @@ def _center_cell(stored: StoredSubject, boxes: np.ndarray, config: DataConfig, r
 
 
 def cut_patch(stored: StoredSubject, config: DataConfig, rng: np.random.Generator):
-    """One patch with its boxes: (image, boxes, mimics), patch coordinates, before augmentation."""
+    """One patch with its boxes: (image, boxes, mimics), patch coordinates, before augmentation.
+
+    The image is a view of the file where the patch lies inside the volume: what is not looked at is not read.
+    """
     image, boxes, mimics = stored.image(), stored.boxes(), stored.mimics()
     shape = np.array(config.patch_shape)
     stride = np.array(PROPOSAL_STRIDE)
@@ -56,7 +72,7 @@ def cut_patch(stored: StoredSubject, config: DataConfig, rng: np.random.Generato
     )
     start = (start // stride) * stride
 
-    patch = _window(image, start, shape).astype(np.float32)
+    patch = _window(image, start, shape)
     cells = _window(mimics, start // stride, shape // stride)
     local = boxes - np.tile(start, 2).astype(np.float32)
     overlaps = ((local[:, 3:] > 0) & (local[:, :3] < shape)).all(axis=1)
@@ -89,18 +105,29 @@ def turn(image: np.ndarray, boxes: np.ndarray, mimics: np.ndarray):
 
 
 def augment(
-    image: np.ndarray, boxes: np.ndarray, mimics: np.ndarray, config: DataConfig, rng: np.random.Generator
+    image: np.ndarray,
+    boxes: np.ndarray,
+    mimics: np.ndarray,
+    config: DataConfig,
+    rng: np.random.Generator,
+    planes: range | None = None,
 ):
-    """Random mirror images, turn, contrast, phase scale, noise and loss of the phase."""
+    """Random mirror images, turn, contrast, phase scale, noise and loss of the phase.
+
+    With `planes`, images and mimics are those planes of the result alone; boxes stay those of the patch, and
+    the random numbers are the same.
+    """
     for axis in range(3):
         if rng.random() < 0.5:
             image, boxes, mimics = flip(image, boxes, mimics, axis)
     if image.shape[1] == image.shape[2] and rng.random() < 0.5:
         image, boxes, mimics = turn(image, boxes, mimics)
-    image = image.copy()
+    part = slice(None) if planes is None else slice(planes.start, planes.stop)
+    shape = image.shape[:3]
+    image, mimics = np.array(image[part], np.float32), mimics[part]
     image[..., 0] = np.power(image[..., 0], rng.uniform(0.8, 1.25)) * rng.uniform(0.85, 1.15)
     image[..., 1] *= rng.uniform(0.7, 1.4)
-    image[..., 0] += rng.normal(0.0, rng.uniform(0.0, 0.04), image.shape[:3]).astype(np.float32)
+    image[..., 0] += rng.normal(0.0, rng.uniform(0.0, 0.04), shape)[part].astype(np.float32)
     if rng.random() < config.phase_dropout:
         image[..., 1] = 0.0
     return image, boxes, mimics
@@ -109,15 +136,16 @@ def augment(
 class SamplePatch(grain.transforms.RandomMap):
     """Subject number -> augmented patch as a `PatchBatch` without the batch axis."""
 
-    def __init__(self, subjects: Sequence[StoredSubject], config: DataConfig):
+    def __init__(self, subjects: Sequence[StoredSubject], config: DataConfig, planes: range | None = None):
         self._subjects = tuple(subjects)
         self._config = config
+        self._planes = planes
 
     def random_map(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Cut, augment and pad to static shapes."""
         config = self._config
         image, boxes, mimics = cut_patch(self._subjects[int(element)], config, rng)
-        image, boxes, mimics = augment(image, boxes, mimics, config, rng)
+        image, boxes, mimics = augment(image, boxes, mimics, config, rng, self._planes)
         return padded_patch(image, boxes, mimics, config)
 
 
@@ -143,6 +171,20 @@ def _endless(numbers: np.ndarray, seed: int) -> grain.MapDataset:
     return grain.MapDataset.source(numbers).seed(seed).shuffle().repeat(None)
 
 
+class _Batches:
+    """Grain source of the batches of a stream of patches, stacked; of each global batch, some patches."""
+
+    def __init__(self, patches: grain.MapDataset, size: int, rows: range):
+        self._patches, self._size, self._rows = patches, size, rows
+
+    def __len__(self) -> int:
+        return len(self._patches) // self._size
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        drawn = [self._patches[int(step) * self._size + row] for row in self._rows]
+        return {name: np.stack([patch[name] for patch in drawn]) for name in drawn[0]}
+
+
 def patch_batches(
     subjects: Sequence[StoredSubject],
     config: DataConfig,
@@ -150,12 +192,12 @@ def patch_batches(
     seed: int,
     phantoms: Sequence[StoredSubject] = (),
     first_step: int = 0,
-    host: int = 0,
-    hosts: int = 1,
+    share: Share | None = None,
 ) -> Iterator[PatchBatch]:
-    """Endless batches from `first_step` on; each of `hosts` gets its share of every global batch.
+    """Endless batches from `first_step` on, or a process's share of each.
 
-    Random numbers are drawn before the hosts part, so that the global batch does not depend on their number.
+    A patch and its random numbers follow from the seed and from its place in the stream alone, so that the
+    global batch depends neither on the number of processes nor on that of workers.
 
     Args:
         subjects: every one gives equally many patches.
@@ -163,17 +205,18 @@ def patch_batches(
         seed: of all random choices.
         phantoms: mixed in with the share `phantom_share` of the patches; none leave all to `subjects`.
         first_step: where a resumed run goes on.
-        host: number of this process.
-        hosts: how many processes share a batch.
+        share: what to read of each batch; all of it where None.
     """
+    share = Share.whole(config) if share is None else share
     count = len(subjects)
     dataset = _endless(np.arange(count), seed)
     if phantoms:
         others = _endless(np.arange(count, count + len(phantoms)), seed + 1)
-        share = config.phantom_share
-        dataset = grain.MapDataset.mix([dataset, others], weights=[1.0 - share, share]).seed(seed)
-    dataset = dataset.random_map(SamplePatch([*subjects, *phantoms], config))[host::hosts]
-    dataset = dataset.batch(config.batch_size // hosts, drop_remainder=True).slice(slice(first_step, None))
+        weights = [1.0 - config.phantom_share, config.phantom_share]
+        dataset = grain.MapDataset.mix([dataset, others], weights=weights).seed(seed)
+    patches = dataset.random_map(SamplePatch([*subjects, *phantoms], config, share.planes))
+    dataset = grain.MapDataset.source(_Batches(patches, config.batch_size, share.rows))
+    dataset = dataset.slice(slice(first_step, None))
     iterator = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     if config.workers:
         iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))

@@ -37,6 +37,7 @@ from cmb_jax.experiments.scores import (
 from cmb_jax.experiments.tables import csv_text, markdown_text, study_tables
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.report.ablation_html import AblationContent, write_ablation_report
+from cmb_jax.report.embedding_plot import EmbeddingMap
 from cmb_jax.report.evaluation_content import FrocLine
 from cmb_jax.training.memory import keep_freed_memory
 

@@ -13,6 +13,11 @@ from cmb_jax.ops.norm import channel_norm
 _HE_UNIFORM = nnx.initializers.variance_scaling(2.0, "fan_in", "uniform")
 
 
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Activations of a short type as float32, for what is summed over many voxels."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 class Conv(nnx.Module):
     """3-D convolution; parameters are float32, the arithmetic is of the input's type.
 

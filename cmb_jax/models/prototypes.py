@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cmb_jax.models.blocks import at_least_float32
+
 CLASSES = 2  # 0 = CMB, 1 = mimic
 
 
@@ -37,7 +39,7 @@ class AnchorEmbedding(nnx.Module):
             (..., E) float32.
         """
         everyone = (
-            jnp.einsum("...c,ace->...ae", features.astype(jnp.float32), self.kernel[...]) + self.bias[...]
+            jnp.einsum("...c,ace->...ae", at_least_float32(features), self.kernel[...]) + self.bias[...]
         )
         return jnp.take_along_axis(everyone, anchor_index[..., None, None], axis=-2)[..., 0, :]
 

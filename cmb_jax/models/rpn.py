@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from cmb_jax.models.blocks import Conv, ConvBlock
+from cmb_jax.models.blocks import Conv, ConvBlock, at_least_float32
 from cmb_jax.models.types import ProposalMaps
 
 # Objectness of an untrained network (Lin et al. 2017): the many negatives then do not drown the first steps.
@@ -38,11 +37,11 @@ class ProposalHead(nnx.Module):
         features = self.block(x)
         return ProposalMaps(
             features=features,
-            objectness=self.objectness(features).astype(jnp.float32),
+            objectness=at_least_float32(self.objectness(features)),
             deltas=self.box_codes(features),
         )
 
     def box_codes(self, features: jax.Array) -> jax.Array:
         """Box codes (B, Z, Y, X, A, 6) float32 of cells with features (B, Z, Y, X, C)."""
-        deltas = self.deltas(features).astype(jnp.float32)
+        deltas = at_least_float32(self.deltas(features))
         return deltas.reshape(*deltas.shape[:-1], -1, 6)

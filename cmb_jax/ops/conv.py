@@ -17,6 +17,7 @@ from jax import lax
 from cmb_jax.ops import conv_portable
 from cmb_jax.ops.cpu import library
 from cmb_jax.ops.cpu.calls import like, vary_together
+from cmb_jax.ops.depth import is_part_of_depth, with_neighbours
 from cmb_jax.ops.resample import sum_blocks, upsample_nearest
 
 Triple = tuple[int, int, int]
@@ -38,6 +39,9 @@ def conv3d(
     What usually follows is part of the operation, so that on CPU the result is written once: a bias, a
     coarser map whose voxels are repeated and added, ReLU, in this order.
 
+    Inside `jax.shard_map` over a mesh whose devices share the depth (`ops.depth`), x is one device's part and
+    the planes across the cuts are exchanged: the result is this device's part of the whole volume's.
+
     Differentiable once in reverse mode (`custom_vjp`). To export a CPU program, pass
     `jax.export.DisabledSafetyCheck.custom_call(name)` for each of `ops.cpu.library.TARGETS`.
 
@@ -53,11 +57,28 @@ def conv3d(
         (B, Z', Y', X', C_out) = (B, ceil(Z / sz), ceil(Y / sy), ceil(X / sx), C_out), of x's type.
 
     Raises:
-        ValueError: shapes or types do not fit each other, a kernel edge is neither 1 nor 3, or a stride is
-            less than 1.
+        ValueError: shapes or types do not fit each other, a kernel edge is neither 1 nor 3, a stride is less
+            than 1, or a kernel of 3 is to go in strides along z over a part of a volume.
     """
     _check(x, kernel, bias, coarse, strides)
     x, kernel, bias, coarse = vary_together(x, kernel, bias, coarse)
+    if kernel.shape[0] == 3 and is_part_of_depth(x):
+        if strides[0] != 1:
+            raise ValueError("conv3d takes no strides along z where devices share the depth")
+        # ReLU is left to the pass that takes the neighbours' planes off again
+        whole = _apply(with_neighbours(x), kernel, bias, None, strides, relu=False)
+        return _finish(whole[:, 1:-1], None, coarse, relu)
+    return _apply(x, kernel, bias, coarse, strides, relu)
+
+
+def _apply(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    coarse: jax.Array | None,
+    strides: Triple,
+    relu: bool,
+) -> jax.Array:
     if x.dtype != np.float32 or 0 in x.shape or 0 in kernel.shape:
         return _plain(x, kernel, bias, coarse, strides, relu)
     return _conv(x, kernel, bias, coarse, tuple(strides), relu)

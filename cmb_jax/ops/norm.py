@@ -24,7 +24,7 @@ def channel_norm(
     a result does not depend on what else is in the batch.
 
     Args:
-        x: (..., C); statistics are computed in float32.
+        x: (..., C); statistics are computed in float32, or x's type where that is wider.
         scale: (C,) float32.
         bias: (C,) float32.
         epsilon: added to the variance.
@@ -40,7 +40,7 @@ def channel_norm(
 
 
 def _plain(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, relu: bool) -> jax.Array:
-    values = x.astype(jnp.float32)
+    values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = values - values.mean(axis=-1, keepdims=True)
     variance = jnp.square(centred).mean(axis=-1, keepdims=True)
     y = centred * lax.rsqrt(variance + epsilon) * scale + bias

@@ -16,7 +16,9 @@ from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.errors import UserError
 from cmb_jax.training.checkpoint import QUALITY, Checkpoints
 from cmb_jax.training.logs import TrainLog
-from cmb_jax.training.sharding import make_mesh
+from cmb_jax.training.processes import RunStopped, StopRequest, as_process_0_says
+from cmb_jax.training.sharding import check_fit, make_mesh, share_of_process
+from cmb_jax.training.silent import train_log
 from cmb_jax.training.state import TrainState, init_state
 from cmb_jax.training.step import StepMetrics, make_step, put_batch
 
@@ -46,16 +48,21 @@ def train(
       start_from: pure dict of parameters of this network.
 
     Raises:
-      UserError: if ten steps in a row were not finite, or the mesh needs more devices than there are.
+      UserError: if ten steps in a row were not finite, the mesh needs more devices than there are or cannot
+        share the patches evenly, or no checkpoint can be read.
+      RunStopped: SIGTERM came; the state is saved.
     """
     mesh = make_mesh(config.train.mesh_data, config.train.mesh_space)
+    check_fit(config, mesh)
     step_function = make_step(config, mesh)
     # Simulated devices share one pool of threads: two steps at once may wait for each other for ever.
     simulated = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
-    with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
+    with (
+        Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints,
+        StopRequest() as stop,
+    ):
         state = init_state(config, mesh, start_from)
-        if checkpoints.latest_step() is not None:
-            state = checkpoints.restore(state, mesh)
+        state = checkpoints.restore_newest_whole(state, mesh) or state
         first = int(state.step)
         batches = patch_batches(
             subjects,
@@ -63,30 +70,32 @@ def train(
             seed=config.train.seed,
             phantoms=phantoms,
             first_step=first,
-            host=jax.process_index(),
-            hosts=jax.process_count(),
+            share=share_of_process(config, mesh),
         )
-        with TrainLog(workdir, config.train.steps, first) as log:
+        with train_log(workdir, config.train.steps, first) as log:
             if first:
                 log.message(f"continuing from step {first}")
             tick = time.perf_counter()
             for step in range(first, config.train.steps + 1):
                 last = step == config.train.steps
-                quality = None
+                values: Mapping[str, float] = {}
                 if (
                     evaluate is not None
                     and step > first
                     and (last or step % config.train.evaluate_every == 0)
                 ):
-                    values = evaluate(state.ema)
-                    quality = values[QUALITY]
+                    with stop.interrupting():
+                        values = as_process_0_says(evaluate(jax.device_get(state.ema)))
+                if values:
                     log.scalars(step, {f"validation/{name}": value for name, value in values.items()})
                     log.message(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in values.items()))
                     tick = time.perf_counter()
-                if step > first and (
-                    last or quality is not None or step % config.train.checkpoint_every == 0
-                ):
-                    checkpoints.save(state, quality)
+                stopping = step > first and stop.reached(step)
+                if step > first and (last or stopping or values or step % config.train.checkpoint_every == 0):
+                    checkpoints.save(state, values.get(QUALITY))
+                if stopping:
+                    checkpoints.wait()
+                    raise RunStopped(step)
                 if last:
                     break
                 batch = put_batch(next(batches), mesh)

@@ -3,28 +3,78 @@
 from __future__ import annotations
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cmb_jax.config import Config
+from cmb_jax.data.patches import Share
 from cmb_jax.errors import UserError
+from cmb_jax.ops.depth import DEPTH_AXIS
+
+_AXES = ("data", DEPTH_AXIS)
 
 
 def make_mesh(data: int = 1, space: int = 1) -> Mesh:
     """A mesh ("data", "space"): `data` devices share the batch, `space` share each volume's depth.
 
+    Args:
+      data: 0 takes all devices that `space` leaves.
+      space: neighbours along it exchange planes at every convolution, so it should stay within one machine
+        or one slice of a pod; JAX numbers the devices so.
+
     Raises:
-      UserError: if there are fewer devices than data * space.
+      UserError: if there are fewer devices than data * space, or several processes have more.
     """
-    needed, present = data * space, jax.device_count()
+    present = jax.device_count()
+    data = data or max(1, present // space)
+    needed = data * space
     if needed > present:
         raise UserError(
             f"the mesh {data} x {space} needs {needed} devices but {present} are here: "
             "set train.mesh_data and train.mesh_space to a product that fits"
         )
-    devices = np.array(jax.devices()[:needed]).reshape(data, space)
+    if needed < present and jax.process_count() > 1:
+        raise UserError(
+            f"the mesh {data} x {space} has no work for {present - needed} of the {present} devices of "
+            f"{jax.process_count()} processes: set train.mesh_data 0 (all that there are) and a "
+            "train.mesh_space that divides them"
+        )
     # Auto, because the atlas gather and Explicit axes do not go together in this JAX.
-    return Mesh(devices, ("data", "space"), axis_types=(AxisType.Auto, AxisType.Auto))
+    return jax.make_mesh(
+        (data, space), _AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=jax.devices()[:needed]
+    )
+
+
+def check_fit(config: Config, mesh: Mesh) -> None:
+    """Refuse batches and patches that the mesh cannot share evenly.
+
+    Raises:
+      UserError: the batch is no multiple of the mesh's "data", or the depth no multiple of its "space" times
+        the network's stride along z.
+    """
+    data, space = mesh.devices.shape
+    if config.data.batch_size % data:
+        raise UserError(
+            f"a batch of {config.data.batch_size} patches cannot be shared by {data} devices: set "
+            f"data.batch_size to a multiple of {data}, or another train.mesh_data"
+        )
+    depth, step = config.data.patch_shape[0], space * config.model.total_stride[0]
+    if depth % step:
+        raise UserError(
+            f"patches of {depth} planes cannot be shared by {space} devices: the first of data.patch_shape "
+            f"must be a multiple of {step}, or train.mesh_space another"
+        )
+
+
+def share_of_process(config: Config, mesh: Mesh) -> Share:
+    """What this process reads of every global batch: the patches and planes that its devices hold."""
+    size = (config.data.batch_size, config.data.patch_shape[0])
+    parts = over_batch_and_depth(mesh).addressable_devices_indices_map(size).values()
+    rows, planes = (
+        sorted({range(*part[axis].indices(size[axis])) for part in parts}, key=lambda held: held.start)
+        for axis in range(2)
+    )
+    return Share(rows=range(rows[0].start, rows[-1].stop), planes=range(planes[0].start, planes[-1].stop))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -39,4 +89,4 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 
 def over_batch_and_depth(mesh: Mesh) -> NamedSharding:
     """First axis over "data", second (depth) over "space": images and maps."""
-    return NamedSharding(mesh, P("data", "space"))
+    return NamedSharding(mesh, P(*_AXES))

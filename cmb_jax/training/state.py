@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -80,5 +81,6 @@ def init_state(config: Config, mesh: Mesh, params: Any = None) -> TrainState:
     where = replicated(mesh)
     if params is None:
         return jax.jit(create, out_shardings=where)()
-    # copied on the way, because the step donates what it is given
-    return jax.jit(begin, out_shardings=where)(jax.tree.map(jnp.array, params))
+    # copied, because the step donates what it is given; on the host, because several processes cannot share
+    # what lies on one device
+    return jax.jit(begin, out_shardings=where)(jax.tree.map(np.array, params))

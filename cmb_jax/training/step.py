@@ -20,6 +20,7 @@ from cmb_jax.losses.memory import SampleBank, Samples, moved_prototypes, remembe
 from cmb_jax.losses.total import LossTerms, detection_loss
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template
+from cmb_jax.models.types import ProposalMaps
 from cmb_jax.training.sharding import over_batch, over_batch_and_depth, replicated
 from cmb_jax.training.state import TrainState, make_optimizer
 
@@ -52,23 +53,26 @@ def loss_function(
     batch: DeviceBatch,
     template: Template[Detector],
     config: Config,
+    mesh: Mesh | None = None,
     *,
     bank: SampleBank | None = None,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[LossTerms, Samples | None]]:
-    """Total loss of a batch; its terms and samples, see `detection_loss`."""
+    """Total loss of a batch; its terms and samples, see `detection_loss`.
+
+    On a mesh every device runs the network on its own part.
+    """
+
+    def propose(params, image: jax.Array) -> ProposalMaps:
+        return template.bind(params)(image)
+
+    if mesh is not None:
+        deep = over_batch_and_depth(mesh).spec
+        propose = jax.shard_map(propose, mesh=mesh, in_specs=(replicated(mesh).spec, deep), out_specs=deep)
     detector = template.bind(params)
     sizes = anchor_sizes(config.model.anchor_diameters_mm, config.data.spacing_mm)
-    return detection_loss(
-        detector,
-        detector(batch.image),
-        batch.truths,
-        batch.mimics,
-        sizes,
-        config.loss,
-        bank=bank,
-        key=key,
-    )
+    maps = propose(params, batch.image)
+    return detection_loss(detector, maps, batch.truths, batch.mimics, sizes, config.loss, bank=bank, key=key)
 
 
 def follow_samples(params: Any, samples: Samples | None, config: LossConfig) -> Any:
@@ -86,12 +90,13 @@ def train_step(
     template: Template[Detector],
     optimizer: optax.GradientTransformation,
     config: Config,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """Gradient, update, moving average; what is not finite changes only the counters."""
     gradient = jax.value_and_grad(loss_function, has_aux=True)
     key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
     (loss, (terms, samples)), grads = gradient(
-        state.params, batch, template, config, bank=state.bank, key=key
+        state.params, batch, template, config, mesh, bank=state.bank, key=key
     )
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -124,7 +129,7 @@ def make_step(config: Config, mesh: Mesh) -> Step:
     optimizer = make_optimizer(config.train)
 
     def step(state: TrainState, batch: DeviceBatch):
-        return train_step(state, batch, template=template, optimizer=optimizer, config=config)
+        return train_step(state, batch, template=template, optimizer=optimizer, config=config, mesh=mesh)
 
     everywhere = replicated(mesh)
     return jax.jit(

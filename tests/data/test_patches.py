@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cmb_jax.config import DataConfig
-from cmb_jax.data.patches import augment, cut_patch, flip, patch_batches, turn
+from cmb_jax.data.patches import Share, augment, cut_patch, flip, patch_batches, turn
 from cmb_jax.data.subjects import StoredSubject
 
 CONFIG = DataConfig(patch_shape=(16, 32, 32), batch_size=4, max_truths=5, workers=0)
@@ -102,15 +102,38 @@ def test_resuming_at_a_step_gives_the_same_batches(subjects):
         np.testing.assert_array_equal(a.boxes, b.boxes)
 
 
-def test_the_global_batch_does_not_depend_on_the_number_of_hosts(subjects):
-    one = take(patch_batches(subjects, CONFIG, seed=2), 3)
-    shares = [take(patch_batches(subjects, CONFIG, seed=2, host=h, hosts=2), 3) for h in range(2)]
-    for step in range(3):
-        # host h has elements h, h + 2, ... of the global order
-        together = np.stack([shares[0][step].image, shares[1][step].image], axis=1).reshape(
-            one[step].image.shape
-        )
-        np.testing.assert_array_equal(together, one[step].image)
+def share(rows, planes=(0, 16)):
+    return Share(rows=range(*rows), planes=range(*planes))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_shares_put_together_are_the_global_batch(subjects, workers):
+    """Four processes: two of each patch, two of each half of its depth; and any number of workers."""
+    one = take(patch_batches(subjects, CONFIG, seed=2, first_step=1), 2)
+    config = dataclasses.replace(CONFIG, workers=workers)
+    shares = [[share(rows, planes) for planes in ((0, 8), (8, 16))] for rows in ((0, 2), (2, 4))]
+    read = [
+        [take(patch_batches(subjects, config, seed=2, first_step=1, share=part), 2) for part in row]
+        for row in (shares if not workers else shares[:1])
+    ]
+    for step, batch in enumerate(one):
+        for rows, row in zip((slice(0, 2), slice(2, 4)), read, strict=False):
+            for name in ("image", "mimics"):
+                together = np.concatenate([getattr(part[step], name) for part in row], axis=1)
+                np.testing.assert_array_equal(together, getattr(batch, name)[rows])
+            for part in row:
+                np.testing.assert_array_equal(part[step].boxes, batch.boxes[rows])
+
+
+def test_a_process_reads_only_its_planes(subjects):
+    """The patch stays a view of the file until its planes are copied, and their values are the whole's."""
+    for seed in range(8):
+        patch, boxes, mimics = cut_patch(subjects[0], CONFIG, np.random.default_rng(seed))
+        assert isinstance(patch.base, np.memmap) or not np.shares_memory(patch, patch.base)
+        part, _, cells = augment(patch, boxes, mimics, CONFIG, np.random.default_rng(seed), range(4, 8))
+        whole, _, whole_cells = augment(patch, boxes, mimics, CONFIG, np.random.default_rng(seed))
+        np.testing.assert_array_equal(part, whole[4:8])
+        np.testing.assert_array_equal(cells, whole_cells[4:8])
 
 
 def test_shapes_and_padding_are_static(subjects):
@@ -121,9 +144,9 @@ def test_shapes_and_padding_are_static(subjects):
     assert not batch.boxes[~batch.boxes_valid].any()
 
 
-def mixed(subjects, share, **where):
+def mixed(subjects, phantom_share, **where):
     """Subject 0 is own, subject 1 the phantom."""
-    config = dataclasses.replace(CONFIG, phantom_share=share)
+    config = dataclasses.replace(CONFIG, phantom_share=phantom_share)
     return patch_batches(subjects[:1], config, seed=4, phantoms=subjects[1:], **where)
 
 
@@ -145,9 +168,9 @@ def test_a_mixed_run_goes_on_with_the_same_batches(subjects):
     for a, b in zip(whole[3:], resumed, strict=True):
         np.testing.assert_array_equal(a.image, b.image)
         np.testing.assert_array_equal(a.boxes, b.boxes)
-    shares = [take(mixed(subjects, 0.25, host=h, hosts=2), 3) for h in range(2)]
+    shares = [take(mixed(subjects, 0.25, share=share(rows)), 3) for rows in ((0, 2), (2, 4))]
     for step in range(3):
-        together = np.stack([shares[0][step].image, shares[1][step].image], axis=1).reshape(4, 16, 32, 32, 2)
+        together = np.concatenate([shares[0][step].image, shares[1][step].image])
         np.testing.assert_array_equal(together, whole[step].image)
 
 

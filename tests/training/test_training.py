@@ -1,62 +1,31 @@
-"""Training: it learns, it resumes bit for bit, it skips what is not finite, a mesh changes nothing."""
+"""Training: it learns, it resumes bit for bit, it skips what is not finite, it stops when asked."""
 
 import csv
 import dataclasses
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmb_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from cmb_jax.config import TrainConfig
 from cmb_jax.data.patches import patch_batches
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.errors import UserError
 from cmb_jax.training.checkpoint import QUALITY, Checkpoints
 from cmb_jax.training.loop import train
-from cmb_jax.training.sharding import make_mesh
+from cmb_jax.training.processes import RunStopped
+from cmb_jax.training.sharding import check_fit, make_mesh
 from cmb_jax.training.state import init_state, learning_rate
 from cmb_jax.training.step import make_step, put_batch
-
-CONFIG = Config(
-    name="tiny",
-    model=ModelConfig(
-        widths=(4, 6, 8),
-        encoder_convs=(0, 1, 1),
-        decoder_convs=(0, 1),
-        fusion_width=4,
-        head_width=6,
-        embedding_dim=4,
-        prototypes_per_class=2,
-    ),
-    loss=LossConfig(max_positives=16, max_hard_negatives=16),
-    data=DataConfig(patch_shape=(16, 32, 32), batch_size=4, max_truths=4),
-    train=TrainConfig(
-        steps=6, warmup_steps=2, checkpoint_every=3, evaluate_every=100, log_every=2, learning_rate=5e-3
-    ),
-)
+from tests.training.spheres import CONFIG, store_spheres
 
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory):
-    """Dark spheres of 3 mm in noise."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("subject")
-    shape = (32, 64, 64)
-    image = rng.normal(0, 0.05, (*shape, 2)) + np.array([1.0, 0.0])
-    z, y, x = np.meshgrid(*[np.arange(n) + 0.5 for n in shape], indexing="ij")
-    boxes = []
-    for center in rng.uniform([5, 10, 10], [27, 54, 54], (6, 3)):
-        distance = np.sqrt((z - center[0]) ** 2 + ((y - center[1]) / 2) ** 2 + ((x - center[2]) / 2) ** 2)
-        image[distance < 1.5] = [0.1, 0.6]
-        half = np.array([1.5, 3, 3])
-        boxes.append(np.concatenate([center - half, center + half]))
-    np.save(folder / "image.npy", image.astype(np.float16))
-    np.save(folder / "boxes.npy", np.array(boxes, np.float32))
-    np.save(folder / "mimics.npy", np.zeros((32, 32, 32), np.uint8))
-    np.save(folder / "mimic_points.npy", np.zeros((0, 3), np.int32))
-    np.save(folder / "brain_points.npy", rng.integers(4, 28, (50, 3)).astype(np.int32))
-    return (StoredSubject(folder=folder),)
+    return (store_spheres(tmp_path_factory.mktemp("subject")),)
 
 
 def equal(a, b):
@@ -158,19 +127,18 @@ CARRYING = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize(("config", "data", "space"), [(CONFIG, 4, 2), (CARRYING, 1, 8)])
-def test_a_mesh_gives_the_same_step(subjects, config, data, space):
+def test_what_a_step_carries_is_the_same_on_a_mesh(subjects):
+    config = CARRYING
     batches = patch_batches(subjects, config.data, seed=0)
     two = [next(batches), next(batches)]
     results = []
-    for shape in ((1, 1), (data, space)):
+    for shape in ((1, 1), (4, 2)):
         mesh = make_mesh(*shape)
         step, state = make_step(config, mesh), init_state(config, mesh)
         start = np.asarray(state.params["prototypes"])
         for batch in two:
             state, metrics = step(state, put_batch(batch, mesh))
-        if config is CARRYING:
-            _check_what_is_carried(start, state)
+        _check_what_is_carried(start, state)
         results.append(
             (
                 jax.tree.map(np.asarray, (state.params, state.bank)),
@@ -201,9 +169,8 @@ def test_a_mesh_that_does_not_fit_is_refused():
         make_mesh(999, 1)
 
 
-@pytest.mark.parametrize("config", [CONFIG, CARRYING])
-def test_checkpoint_restores_onto_another_mesh(config, tmp_path):
-    mesh = make_mesh(4, 2)
+def test_a_bank_restores_onto_another_mesh(tmp_path):
+    config, mesh = CARRYING, make_mesh(4, 2)
     state = init_state(config, mesh)
     with Checkpoints(tmp_path, 1) as checkpoints:
         checkpoints.save(state, None)
@@ -211,6 +178,42 @@ def test_checkpoint_restores_onto_another_mesh(config, tmp_path):
         restored = checkpoints.restore(init_state(config, make_mesh()), make_mesh(1, 1))
     assert equal(state, restored)
     assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(restored))
+
+
+@pytest.mark.parametrize(
+    ("change", "mesh", "message"),
+    [
+        ({"batch_size": 6}, (4, 1), "a batch of 6 patches cannot be shared by 4 devices"),
+        ({"patch_shape": (24, 32, 32)}, (1, 4), "must be a multiple of 16"),
+    ],
+)
+def test_what_a_mesh_cannot_share_evenly_is_refused(change, mesh, message):
+    config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, **change))
+    with pytest.raises(UserError, match=message):
+        check_fit(config, make_mesh(*mesh))
+
+
+def test_all_devices_are_taken_where_none_are_counted():
+    assert make_mesh(0, 1).devices.shape == (8, 1)
+    assert make_mesh(0, 4).devices.shape == (2, 4)
+
+
+def test_a_stop_signal_saves_the_step_and_the_run_goes_on_from_it(subjects, tmp_path):
+    """The signal comes while validation runs, which is left at once."""
+    config = with_train(CONFIG, evaluate_every=2)
+
+    def evaluate(params):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("validation went on")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RunStopped, match="step 2 is saved"):
+        train(config, tmp_path / "run", subjects, evaluate)
+    assert signal.getsignal(signal.SIGTERM) is before
+    with Checkpoints(tmp_path / "run" / "checkpoints", 1) as checkpoints:
+        assert checkpoints.latest_step() == 2
+    continued = train(CONFIG, tmp_path / "run", subjects)
+    assert equal(continued, train(CONFIG, tmp_path / "whole", subjects))
 
 
 def test_the_schedule_warms_up_and_decays():

@@ -1,0 +1,205 @@
+"""Several processes of one run: how they find each other, what one of them does for all, how they stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from cmb_jax.errors import UserError
+
+# Exit codes: schedulers take any but 0 for "start again".
+LOST_PROCESS_CODE = 75  # EX_TEMPFAIL of sysexits.h
+STOPPED_CODE = 128 + signal.SIGTERM
+
+# A process that says nothing for so long is taken for dead, and the others stop.
+HEARTBEAT_SECONDS = 30
+_PREPARATION_SECONDS = 24 * 3600  # simulating many subjects takes hours
+
+T = TypeVar("T")
+
+
+class RunStopped(Exception):
+    """SIGTERM: the state of `step` is saved, and the run ends."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped by SIGTERM; step {step} is saved, and the same command goes on from it")
+
+
+def start_processes(coordinator: str | None, count: str | None, number: int | None) -> None:
+    """Join the other processes of the run, before anything else of JAX is used.
+
+    Nothing need be given under Slurm (`srun`), Open MPI and GKE's TPU pods, which say it in the environment;
+    one process alone starts nothing.
+
+    Args:
+      coordinator: HOST:PORT of process 0, reachable from all.
+      count: how many processes there are; "auto": JAX asks the platform (Cloud TPU).
+      number: this process, from 0.
+
+    Raises:
+      UserError: settings that do not fit each other.
+    """
+    if coordinator is None and number is None and count in (None, "auto"):
+        if count == "auto" or _launched_together(os.environ):
+            _initialize()
+        return
+    if coordinator is None or number is None or count is None:
+        raise UserError(
+            "several processes need all of --coordinator HOST:PORT, --processes N and --process I (from 0)"
+        )
+    if not count.isdigit() or not 0 <= number < int(count):
+        raise UserError(f"--process {number} of --processes {count}: processes are counted from 0 to N - 1")
+    if not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:
+        raise UserError(f"--coordinator {coordinator}: give host and port of process 0, such as node1:7777")
+    _initialize(
+        coordinator_address=coordinator,
+        num_processes=int(count),
+        process_id=number,
+        cluster_detection_method="deactivate",
+    )
+
+
+def _launched_together(environment: os._Environ[str] | dict[str, str]) -> bool:
+    """Whether a launcher that JAX knows has started several processes, this one among them."""
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+        return True
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+        return True
+    return "," in environment.get("TPU_WORKER_HOSTNAMES", "") and "TPU_WORKER_ID" in environment
+
+
+def _initialize(**how) -> None:
+    jax.distributed.initialize(
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=HEARTBEAT_SECONDS, **how
+    )
+
+
+def is_primary() -> bool:
+    """Whether this process writes what is written once: logs, weights, messages."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str, seconds: int = _PREPARATION_SECONDS) -> None:
+    """Return when every process is here; each name is used once."""
+    ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=seconds * 1000)
+
+
+def one_after_the_others(make: Callable[[], T], name: str) -> T:
+    """Process 0 makes something and keeps it in a cache; then the others find it there.
+
+    Args:
+      make: makes, or reads what is made already.
+      name: of the waiting, used once.
+    """
+    if not is_primary():
+        wait_for_all(name)
+        return make()
+    made = make()
+    wait_for_all(name)
+    return made
+
+
+def as_process_0_says(values: Mapping[str, float]) -> Mapping[str, float]:
+    """The same numbers in every process, whatever their last digits: decisions hang on them."""
+    if jax.process_count() == 1:
+        return values
+    told = multihost_utils.broadcast_one_to_all({name: np.float32(value) for name, value in values.items()})
+    return {name: float(value) for name, value in told.items()}
+
+
+class StopRequest:
+    """SIGTERM, as schedulers send it before they take a machine away; use as a context manager.
+
+    With several processes JAX passes the signal on, so that all of them stop at the same step.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._interruptible = False
+        self._alone = jax.process_count() == 1
+        # a program that trains in another thread keeps its own signals
+        self._listens = self._alone and threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> StopRequest:
+        if self._listens:
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._listens:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, number: int, frame) -> None:
+        self._asked = True
+        if self._interruptible:
+            raise _Interrupted
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop now; ask at every step, in every process."""
+        return self._asked if self._alone else multihost_utils.reached_preemption_sync_point(step)
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """A body that may take long and is left at once when the request comes (in a single process)."""
+        self._interruptible = True
+        try:
+            yield
+        except _Interrupted:
+            pass
+        finally:
+            self._interruptible = False
+
+
+class _Interrupted(BaseException):
+    """Not an `Exception`, so that nothing on the way takes it for an error of its own."""
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Around a whole program: a process that cannot go on leaves without waiting for the others.
+
+    Their next exchange with it then fails, and they leave in turn. A process that hangs, or a machine that
+    vanishes, is noticed by the missing heartbeat.
+    """
+    try:
+        yield
+    except RunStopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(STOPPED_CODE)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        print(
+            f"error: process {jax.process_index()} of {jax.process_count()} lost another one ({first_line}); "
+            "start all of them again to go on from the newest checkpoint",
+            file=sys.stderr,
+        )
+        _leave(LOST_PROCESS_CODE)
+    except SystemExit as leaving:
+        if not leaving.code or jax.process_count() == 1:
+            raise
+        _leave(leaving.code if isinstance(leaving.code, int) else 1)
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(code: int) -> NoReturn:
+    """End without JAX's farewell, which waits for all processes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
