@@ -16,9 +16,12 @@ from cmb_jax.boxes.anchors import anchor_sizes
 from cmb_jax.boxes.types import Truths
 from cmb_jax.config import Config
 from cmb_jax.data.patches import PatchBatch
+from cmb_jax.errors import UserError
 from cmb_jax.losses.total import LossTerms, detection_loss
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template
+from cmb_jax.models.types import ProposalMaps
+from cmb_jax.training.micro_batches import in_micro_batches
 from cmb_jax.training.sharding import over_batch, over_batch_and_depth, replicated
 from cmb_jax.training.state import TrainState, make_optimizer
 
@@ -48,9 +51,14 @@ Step = Callable[[TrainState, DeviceBatch], tuple[TrainState, StepMetrics]]
 
 def loss_function(params, batch: DeviceBatch, template: Template[Detector], config: Config):
     """Total loss of a batch and its terms."""
+
+    def propose(params, image: jax.Array) -> ProposalMaps:
+        return template.bind(params)(image)
+
     detector = template.bind(params)
     sizes = anchor_sizes(config.model.anchor_diameters_mm, config.data.spacing_mm)
-    return detection_loss(detector, detector(batch.image), batch.truths, batch.mimics, sizes, config.loss)
+    maps = in_micro_batches(propose, config.train.accumulate)(params, batch.image)
+    return detection_loss(detector, maps, batch.truths, batch.mimics, sizes, config.loss)
 
 
 def train_step(
@@ -88,7 +96,17 @@ def train_step(
 
 
 def make_step(config: Config, mesh: Mesh) -> Step:
-    """The jitted step: state replicated and donated, batch over "data", depth over "space"."""
+    """The jitted step: state replicated and donated, batch over "data", depth over "space".
+
+    Raises:
+      UserError: the batch cannot be shared among the devices in as many parts as it is to be computed in.
+    """
+    parts = mesh.shape["data"] * config.train.accumulate
+    if config.data.batch_size % parts:
+        raise UserError(
+            f"data.batch_size is {config.data.batch_size}, but train.mesh_data {mesh.shape['data']} and "
+            f"train.accumulate {config.train.accumulate} need a multiple of {parts}"
+        )
     template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
     optimizer = make_optimizer(config.train)
 
