@@ -135,7 +135,7 @@ class SamplePatch(grain.transforms.RandomMap):
         padded = np.zeros((config.max_truths, 6), np.float32)
         padded[: len(boxes)] = boxes
         return {
-            "image": np.ascontiguousarray(image, np.float32),
+            "image": np.stack([image[..., 0], image[..., 1]], axis=-1),  # quicker than a copy of the view
             "boxes": padded,
             "boxes_valid": np.arange(config.max_truths) < len(boxes),
             "mimics": np.ascontiguousarray(mimics),

@@ -103,13 +103,15 @@ def _read(config: Config, shape: tuple[int, int], hardware: str) -> tuple[Costs,
         compiled = compile_step(config, mesh)
     else:
         compiled = compile_accelerator_step(config, mesh, "cuda" if hardware == "h100" else "tpu")
-    found = compiled.memory_analysis()
+    found, text = compiled.memory_analysis(), compiled.as_text()
+    if found is None or text is None:
+        raise ValueError("this platform's compiler does not show its program")
     memory = Memory(
         arguments=found.argument_size_in_bytes,
         temporaries=found.temp_size_in_bytes,
         code=found.generated_code_size_in_bytes,
     )
-    return costs_of(parse(compiled.as_text()), mesh.size), memory
+    return costs_of(parse(text), mesh.size), memory
 
 
 def measure_step(config: Config, repeats: int = 5) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import jax
@@ -37,6 +38,9 @@ def tpu_mesh(data: int, space: int, topology: str) -> Mesh:
     Raises:
         UserError: libtpu is not installed or knows no such topology.
     """
+    # libtpu asks the cloud's server who it is unless it is told
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     try:
         devices = topologies.get_topology_desc(topology, platform="tpu").devices
     except (RuntimeError, ImportError, ValueError, jax.errors.JaxRuntimeError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,7 +45,8 @@ class StepMetrics:
     finite: jax.Array  # () bool: the step was taken
 
 
-Step = Callable[[TrainState, DeviceBatch], tuple[TrainState, StepMetrics]]
+Step = jax.stages.Wrapped
+"""Jitted (TrainState, DeviceBatch) -> (TrainState, StepMetrics); it can be lowered and exported."""
 
 
 def loss_function(params, batch: DeviceBatch, template: Template[Detector], config: Config):

@@ -26,7 +26,9 @@ def convolution(x, kernel, strides=(1, 1, 1), **options):
 @pytest.mark.parametrize("options", [{}, {"strides": (1, 2, 2)}, {"rhs_dilation": (2, 1, 1)}])
 def test_convolutions_and_their_gradients_as_xla_counts_them(options):
     def both(x, kernel):
-        return jax.grad(lambda x, k: jnp.square(convolution(x, k, **options)).sum(), argnums=(0, 1))(x, kernel)
+        return jax.grad(lambda x, k: jnp.square(convolution(x, k, **options)).sum(), argnums=(0, 1))(
+            x, kernel
+        )
 
     ours, theirs = costs(both, (2, 5, 6, 7, 3), (3, 3, 3, 3, 4))
     # XLA adds an operation for each element of the few other instructions
