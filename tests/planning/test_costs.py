@@ -1,4 +1,4 @@
-"""Operations, bytes and messages read from compiled programs, against XLA's own count and against formulas."""
+"""Operations, bytes and messages of compiled programs, against XLA's own count and against formulas."""
 
 import jax
 import jax.numpy as jnp
