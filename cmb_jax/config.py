@@ -178,6 +178,10 @@ class TrainConfig:
     mesh_space: int = 1
     """Devices that share the depth of each volume."""
 
+    def __post_init__(self) -> None:
+        if self.accumulate < 1 or self.profile_steps < 0:
+            raise ValueError("train.accumulate must be 1 or more, train.profile_steps 0 or more")
+
 
 @dataclasses.dataclass(frozen=True)
 class InferenceConfig:

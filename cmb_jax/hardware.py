@@ -83,8 +83,7 @@ def measured_cpu() -> Hardware:
     Takes about a quarter of a second on two idle cores. Simulated devices share the processor: links are
     copies in its memory.
     """
-    a = jnp.asarray(np.random.default_rng(0).standard_normal((_PRODUCT_EDGE,) * 2, np.float32))
-    flops = 2 * _PRODUCT_EDGE**3 / _least_seconds(jax.jit(jnp.dot), a, a)
+    flops = _product_flops()
     bandwidth = 8 * _COPIED_FLOATS / _least_seconds(jax.jit(lambda x: x + 1), jnp.zeros(_COPIED_FLOATS))
     return Hardware(
         name="this machine's processor",
@@ -95,16 +94,28 @@ def measured_cpu() -> Hardware:
         link_bandwidth=bandwidth,
         domain=jax.device_count(),
         network_bandwidth=bandwidth,
-        kinds=("cpu",),
     )
 
 
-def hardware_of(device: Any) -> Hardware | None:
-    """What a JAX device can do, measured if it is a processor; None for one that is not in the table."""
+def peak_flops(device: Any, dtype: str) -> float | None:
+    """Peak operations a second of a JAX device; of a processor as measured now, else from the table.
+
+    Args:
+        device: the table knows it by its `device_kind`.
+        dtype: "float32" or "bfloat16", of the maps.
+
+    Returns:
+        None for a device that is not in the table.
+    """
     if device.platform == "cpu":
-        return measured_cpu()
-    kind = device.device_kind
-    return next((hardware for hardware in ACCELERATORS.values() if kind in hardware.kinds), None)
+        return _product_flops()
+    known = [h.flops(dtype) for h in ACCELERATORS.values() if device.device_kind in h.kinds]
+    return known[0] if known else None
+
+
+def _product_flops() -> float:
+    a = jnp.asarray(np.random.default_rng(0).standard_normal((_PRODUCT_EDGE,) * 2, np.float32))
+    return 2 * _PRODUCT_EDGE**3 / _least_seconds(jax.jit(jnp.dot), a, a)
 
 
 def _least_seconds(function: Callable[..., jax.Array], *arguments: jax.Array) -> float:

@@ -44,6 +44,8 @@ def run(
         raise UserError("--measure runs the step on this machine: use it with --mesh 1x1 --hardware cpu")
     if out is not None and out.exists() and not overwrite:
         raise UserError(f"{out}: exists already; choose another name or give --overwrite")
+    if accumulate < 1 or (batch_size is not None and batch_size < 1):
+        raise UserError("--accumulate and --batch-size must be 1 or more")
     start = Config() if config is None else config_from_file(config)
     model = dataclasses.replace(
         start.model,

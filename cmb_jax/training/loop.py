@@ -15,8 +15,7 @@ from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.errors import UserError
 from cmb_jax.training.checkpoint import QUALITY, Checkpoints
 from cmb_jax.training.logs import TrainLog
-from cmb_jax.training.memory import peak_mb
-from cmb_jax.training.pace import Pace, Stopwatch, Utilisation
+from cmb_jax.training.pace import Pace, Stopwatch, Utilisation, peak_mb
 from cmb_jax.training.profile import StepProfile
 from cmb_jax.training.sharding import make_mesh
 from cmb_jax.training.state import TrainState, init_state, learning_rate

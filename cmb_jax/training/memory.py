@@ -1,12 +1,8 @@
-"""How the process of a training holds its memory, and how much."""
+"""How the process of a training holds its memory."""
 
 from __future__ import annotations
 
 import ctypes
-import resource
-import sys
-
-import jax
 
 
 def keep_freed_memory() -> bool:
@@ -26,13 +22,3 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return all([mallopt(arena_max, 1), mallopt(mmap_max, 0), mallopt(trim_threshold, -1)])
-
-
-def peak_mb() -> float:
-    """The most memory in use so far, in 1e6 bytes: of a device if it tells, else of this process."""
-    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
-    known = [peak for peak in peaks if peak is not None]
-    if known:
-        return max(known) / 1e6
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import jax
 
 from cmb_jax.config import Config
-from cmb_jax.hardware import hardware_of
+from cmb_jax.hardware import peak_flops
 from cmb_jax.models.flops import training_gflop
 
 
@@ -80,11 +82,21 @@ class Utilisation:
     def __init__(self, config: Config, params: Any, devices: list[Any]):
         data = config.data
         self._flop = 1e9 * training_gflop(params, data.patch_shape, data.batch_size)
-        hardware = hardware_of(devices[0])
+        peak = peak_flops(devices[0], config.model.compute_dtype)
         # simulated devices share one processor
         count = 1 if devices[0].platform == "cpu" else len(devices)
-        self._peak = None if hardware is None else count * hardware.flops(config.model.compute_dtype)
+        self._peak = None if peak is None else count * peak
 
     def of(self, steps_per_s: float) -> float:
         """Share of the peak, 0 to 1; NaN where the device's peak is not known."""
         return float("nan") if self._peak is None else self._flop * steps_per_s / self._peak
+
+
+def peak_mb() -> float:
+    """The most memory in use so far, in 1e6 bytes: of a device if it tells, else of this process."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    known = [peak for peak in peaks if peak is not None]
+    if known:
+        return max(known) / 1e6
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
