@@ -24,6 +24,7 @@ class Hardware:
     name: str
     bfloat16_flops: float  # 1/s, a multiply-add being two
     float32_flops: float  # 1/s at JAX's default precision: TPUs round products to bfloat16, H100s to TF32
+    flops_share: float  # of that, what convolutions are taken to reach
     memory_bytes: float
     memory_bandwidth: float  # bytes/s
     link_bandwidth: float  # bytes/s of a device to the others of its domain
@@ -36,11 +37,14 @@ class Hardware:
         return self.bfloat16_flops if dtype == "bfloat16" else self.float32_flops
 
 
+_ASSUMED = 0.5  # no accelerator has been measured
+
 ACCELERATORS = {
     "v5e": Hardware(
         name="TPU v5e",
         bfloat16_flops=197e12,
         float32_flops=197e12,
+        flops_share=_ASSUMED,
         memory_bytes=16e9,
         memory_bandwidth=819e9,
         link_bandwidth=200e9,
@@ -52,6 +56,7 @@ ACCELERATORS = {
         name="TPU v5p",
         bfloat16_flops=459e12,
         float32_flops=459e12,
+        flops_share=_ASSUMED,
         memory_bytes=95e9,
         memory_bandwidth=2765e9,
         link_bandwidth=600e9,
@@ -63,6 +68,7 @@ ACCELERATORS = {
         name="H100 SXM",
         bfloat16_flops=989e12,
         float32_flops=494e12,
+        flops_share=_ASSUMED,
         memory_bytes=80e9,
         memory_bandwidth=3350e9,
         link_bandwidth=450e9,
@@ -72,6 +78,8 @@ ACCELERATORS = {
     ),
 }
 
+# Of a matrix product, what our convolutions reach where memory does not bound them (docs/performance.md).
+_OF_OUR_KERNELS = 0.8
 _PRODUCT_EDGE = 1536
 _COPIED_FLOATS = 32 * 2**20
 _REPEATS = 3
@@ -89,6 +97,7 @@ def measured_cpu() -> Hardware:
         name="this machine's processor",
         bfloat16_flops=flops,  # it has no arithmetic of its own for bfloat16 here
         float32_flops=flops,
+        flops_share=_OF_OUR_KERNELS,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         memory_bandwidth=bandwidth,
         link_bandwidth=bandwidth,

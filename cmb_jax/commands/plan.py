@@ -64,7 +64,7 @@ def run(
     plan = plan_step(wanted, shape, hardware)
     print(describe(plan))
     print(
-        f"assumed: convolutions reach {estimate.FLOPS_SHARE:.0%} of the peak "
+        f"assumed: convolutions reach {plan.hardware.flops_share:.0%} of the peak "
         f"({plan.hardware.flops(model.compute_dtype) / 1e12:.3g} TFLOP/s), memory and links "
         f"{estimate.BANDWIDTH_SHARE:.0%} of {plan.hardware.memory_bandwidth / 1e9:.0f} and "
         f"{plan.hardware.link_bandwidth / 1e9:.0f} GB/s, {1e6 * estimate.LATENCY_S:.0f} us a message, "
@@ -128,7 +128,6 @@ def record(plan: StepPlan, measured: float | None) -> dict[str, Any]:
             "utilisation": plan.utilisation,
         },
         "assumed": {
-            "flops_share": estimate.FLOPS_SHARE,
             "bandwidth_share": estimate.BANDWIDTH_SHARE,
             "message_seconds": estimate.LATENCY_S,
         },

@@ -7,8 +7,6 @@ import dataclasses
 from cmb_jax.hardware import Hardware
 from cmb_jax.planning.costs import Collective, Costs
 
-FLOPS_SHARE = 0.6
-"""Of the peak that convolutions reach: what our CPU kernels reach on CPUs, assumed of accelerators."""
 BANDWIDTH_SHARE = 0.8
 """Of the stated memory and link bandwidth."""
 LATENCY_S = 5e-6
@@ -46,7 +44,7 @@ def predict(costs: Costs, hardware: Hardware, dtype: str) -> Seconds:
         hardware: its peaks.
         dtype: "float32" or "bfloat16", of the maps.
     """
-    peak = FLOPS_SHARE * hardware.flops(dtype)
+    peak = hardware.flops_share * hardware.flops(dtype)
     bandwidth = BANDWIDTH_SHARE * hardware.memory_bandwidth
     computing = moving = 0.0
     for operation in costs.operations:

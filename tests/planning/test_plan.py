@@ -13,7 +13,7 @@ from cmb_jax.config import Config, DataConfig, InferenceConfig, TrainConfig
 from cmb_jax.errors import UserError
 from cmb_jax.hardware import Hardware, peak_flops
 from cmb_jax.planning.costs import Collective, Costs, Operation
-from cmb_jax.planning.estimate import BANDWIDTH_SHARE, FLOPS_SHARE, LATENCY_S, message_seconds, predict
+from cmb_jax.planning.estimate import BANDWIDTH_SHARE, LATENCY_S, message_seconds, predict
 from cmb_jax.planning.plan import plan_step
 from cmb_jax.planning.program import compile_step, export_inference, export_step, tpu_mesh
 from cmb_jax.training.sharding import make_mesh
@@ -37,6 +37,7 @@ DEVICE = Hardware(
     name="round numbers",
     bfloat16_flops=2e9,
     float32_flops=1e9,
+    flops_share=0.5,
     memory_bytes=1e9,
     memory_bandwidth=1e8,
     link_bandwidth=1e7,
@@ -55,11 +56,11 @@ def test_each_instruction_takes_the_longer_of_its_two_bounds():
         unknown_loops=0,
     )
     seconds = predict(costs, DEVICE, "float32")
-    assert seconds.computing == pytest.approx(3 / FLOPS_SHARE)
+    assert seconds.computing == pytest.approx(3 / 0.5)
     assert seconds.moving == pytest.approx(1 / BANDWIDTH_SHARE)
     # a ring of 4 passes 2 * 3 / 4 of the array over each link
     assert seconds.messages == pytest.approx(2 * (LATENCY_S + 1.5e6 / (BANDWIDTH_SHARE * 1e7)))
-    assert predict(costs, DEVICE, "bfloat16").computing == pytest.approx(1.5 / FLOPS_SHARE)
+    assert predict(costs, DEVICE, "bfloat16").computing == pytest.approx(1.5 / 0.5)
 
 
 def test_a_group_beyond_a_domain_waits_for_the_network():
