@@ -339,6 +339,48 @@ def benchmark(
     )
 
 
+def plan(
+    mesh: str = "1x1",
+    hardware: Literal["v5e", "v5p", "h100", "cpu"] = "cpu",
+    config: Path | None = None,
+    batch_size: int | None = None,
+    compute_dtype: Literal["float32", "bfloat16"] | None = None,
+    remat: bool = False,
+    accumulate: int = 1,
+    measure: bool = False,
+    json: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Plan a training: compile its step for a mesh of devices and predict memory, messages and time.
+
+    Args:
+      mesh: devices that share the batch x devices that share the depth of each patch, such as 32x4.
+      hardware: TPU v5e, TPU v5p, H100, or this machine's processor.
+      config: configuration file, as for train.py; default: the small detector.
+      batch_size: patches for each of the devices that share the batch; default: the configuration's.
+      compute_dtype: type of activations; default: the configuration's.
+      remat: compute the inside of each block again in the backward pass.
+      accumulate: parts that the batch is computed in.
+      measure: also run the step here (with --mesh 1x1 --hardware cpu).
+      json: file for the plan with every message.
+      overwrite: replace the file if it exists.
+    """
+    from cmb_jax.commands.plan import run
+
+    run(
+        mesh=mesh,
+        hardware=hardware,
+        config=config,
+        batch_size=batch_size,
+        compute_dtype=compute_dtype,
+        remat=remat,
+        accumulate=accumulate,
+        measure=measure,
+        out=json,
+        overwrite=overwrite,
+    )
+
+
 def bids(
     data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")],
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
@@ -440,6 +482,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "calibrate": calibrate,
     "weights": weights,
     "data": data,
+    "plan": plan,
     "bids": bids,
     "predict-cohort": predict_cohort,
     "compare": compare,

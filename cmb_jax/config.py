@@ -45,6 +45,8 @@ class ModelConfig:
     """Prototypes of each class (CMB, mimic)."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations; parameters and reductions stay float32."""
+    remat: bool = False
+    """Compute the inside of each block again in the backward pass: less memory, the same values."""
 
     def __post_init__(self) -> None:
         levels = len(self.widths)
@@ -52,6 +54,10 @@ class ModelConfig:
             raise ValueError("encoder_convs needs one entry a level, decoder_convs one fewer")
         if levels < 3:
             raise ValueError("the detector needs at least three levels (P1..P3)")
+
+    def network(self) -> ModelConfig:
+        """What the weights belong to: the same for every way of computing it."""
+        return dataclasses.replace(self, compute_dtype="float32", remat=False)
 
     @property
     def total_stride(self) -> Triple:
@@ -195,10 +201,18 @@ class TrainConfig:
     keep_checkpoints: int = 2
     evaluate_every: int = 1000
     log_every: int = 20
+    accumulate: int = 1
+    """Parts that the batch is computed in, one after another: less memory, the same gradient."""
+    profile_steps: int = 0
+    """Steps that JAX's profiler traces, from the third of this start on, into the run's folder `profile`."""
     mesh_data: int = 1
     """Devices that share the batch; 0: all that mesh_space leaves."""
     mesh_space: int = 1
     """Devices that share the depth of each volume."""
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1 or self.profile_steps < 0:
+            raise ValueError("train.accumulate must be 1 or more, train.profile_steps 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)

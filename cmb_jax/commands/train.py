@@ -107,7 +107,7 @@ def choose_operating_point(
 def what_differs(before: Config, config: Config) -> list[str]:
     """What makes two configurations two runs that cannot go on as one, in words."""
     changed = {
-        "another network": before.model != config.model,
+        "another network": before.model.network() != config.model.network(),
         "another working grid": before.data.spacing_mm != config.data.spacing_mm,
         "other weights": before.train.init_from != config.train.init_from,
         "other data": (before.data.index is None) != (config.data.index is None),
@@ -139,9 +139,8 @@ def weights_to_start_from(config: Config) -> WeightsBundle | None:
     if name is None:
         return None
     bundle = load_bundle(name)
-    # the type of activations is no property of the weights
-    theirs = dataclasses.replace(bundle.config.model, compute_dtype=config.model.compute_dtype)
-    wanted, present = dataclasses.asdict(config.model), dataclasses.asdict(theirs)
+    wanted = dataclasses.asdict(config.model.network())
+    present = dataclasses.asdict(bundle.config.model.network())
     pairs = {f"model.{field}": (wanted[field], present[field]) for field in wanted}
     pairs["data.spacing_mm"] = (config.data.spacing_mm, bundle.config.data.spacing_mm)
     for field, (ours, its) in pairs.items():

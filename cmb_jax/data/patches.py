@@ -112,10 +112,13 @@ def augment(
     rng: np.random.Generator,
     planes: range | None = None,
 ):
-    """Random mirror images, turn, contrast, phase scale, noise and loss of the phase.
+    """Random mirror images and turn, then contrast, noise, phase scale and loss of the phase.
 
     With `planes`, images and mimics are those planes of the result alone; boxes stay those of the patch, and
     the random numbers are the same.
+
+    Returns:
+        The image as float32 (a view, not contiguous), boxes, mimics.
     """
     for axis in range(3):
         if rng.random() < 0.5:
@@ -124,12 +127,20 @@ def augment(
         image, boxes, mimics = turn(image, boxes, mimics)
     part = slice(None) if planes is None else slice(planes.start, planes.stop)
     shape = image.shape[:3]
-    image, mimics = np.array(image[part], np.float32), mimics[part]
-    image[..., 0] = np.power(image[..., 0], rng.uniform(0.8, 1.25)) * rng.uniform(0.85, 1.15)
-    image[..., 1] *= rng.uniform(0.7, 1.4)
-    image[..., 0] += rng.normal(0.0, rng.uniform(0.0, 0.04), shape)[part].astype(np.float32)
-    if rng.random() < config.phase_dropout:
-        image[..., 1] = 0.0
+    image, mimics = image[part], mimics[part]
+    # One array a channel until the very end: side by side every pass would take twice the time.
+    channels = np.zeros((2, *image.shape[:3]), np.float32)
+    swi, phase = channels
+    swi[:] = image[..., 0]
+    np.power(swi, np.float32(rng.uniform(0.8, 1.25)), out=swi)
+    swi *= np.float32(rng.uniform(0.85, 1.15))
+    phase_scale = np.float32(rng.uniform(0.7, 1.4))
+    noise = rng.standard_normal(shape, np.float32)[part]
+    swi += noise * np.float32(rng.uniform(0.0, 0.04))
+    if rng.random() >= config.phase_dropout:
+        phase[:] = image[..., 1]
+        phase *= phase_scale
+    image = np.moveaxis(channels, 0, -1)
     return image, boxes, mimics
 
 
@@ -159,7 +170,8 @@ def padded_patch(
     padded = np.zeros((config.max_truths, 6), np.float32)
     padded[: len(boxes)] = boxes
     return {
-        "image": np.ascontiguousarray(image, np.float32),
+        # quicker than a copy of the view
+        "image": np.stack([image[..., 0], image[..., 1]], axis=-1).astype(np.float32, copy=False),
         "boxes": padded,
         "boxes_valid": np.arange(config.max_truths) < len(boxes),
         "mimics": np.ascontiguousarray(mimics),
@@ -221,5 +233,6 @@ def patch_batches(
     if config.workers:
         iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
     for batch in iterator:
-        # workers hand out shared memory: copy before it goes
-        yield PatchBatch(**{name: np.array(array) for name, array in batch.items()})
+        if config.workers:  # they hand out shared memory: copy before it goes
+            batch = {name: np.array(array) for name, array in batch.items()}
+        yield PatchBatch(**batch)

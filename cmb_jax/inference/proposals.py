@@ -39,8 +39,8 @@ class ProposalFinder:
         self.config = config
         self.params = jax.device_put(params, device)
         self._template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
-        self._candidates = jax.jit(functools.partial(_window_candidates, self._template, config))
-        self._select = jax.jit(functools.partial(_select, config))
+        self._candidates = jax.jit(functools.partial(window_candidates, self._template, config))
+        self._select = jax.jit(functools.partial(best_of_windows, config))
         self._whole = jax.jit(lambda params, image: self._template.bind(params)(image).objectness)
 
     def plan(self, shape: tuple[int, int, int]) -> TilePlan:
@@ -100,7 +100,7 @@ def _cut(padded: np.ndarray, window: Window, plan: TilePlan) -> np.ndarray:
     ]
 
 
-def _window_candidates(
+def window_candidates(
     template: Template[Detector],
     config: Config,
     params: Any,
@@ -167,7 +167,7 @@ def _slab_candidates(
     )
 
 
-def _select(config: Config, candidates: Detections) -> Detections:
+def best_of_windows(config: Config, candidates: Detections) -> Detections:
     """Suppression over the candidates of all windows."""
     settings = config.inference
     count = min(settings.max_candidates, candidates.scores.shape[0])

@@ -56,8 +56,8 @@ class Conv(nnx.Module):
             coarse: (B, Z / 2, Y / 2, X / 2, outputs), whose voxels are repeated and added.
             relu: raise what is negative to 0.
         """
-        bias = None if self.bias is None else self.bias[...].astype(x.dtype)
-        return conv3d(x, self.kernel[...].astype(x.dtype), bias, coarse, relu=relu)
+        bias = None if self.bias is None else self.bias[...]
+        return conv3d(x, self.kernel[...], bias, coarse, relu=relu)
 
 
 class Norm(nnx.Module):
@@ -83,6 +83,7 @@ class ConvBlock(nnx.Module):
         outputs: channels out.
         kernel: edges along z, y, x.
         use_norm: without a norm the block is cheaper on fine grids and keeps absolute intensities.
+        remat: keep the input alone for the backward pass, which computes the block again.
         rngs: source of the initial parameters.
     """
 
@@ -93,18 +94,24 @@ class ConvBlock(nnx.Module):
         kernel: Triple = (3, 3, 3),
         *,
         use_norm: bool = True,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
+        self.remat = remat
         self.conv = Conv(inputs, outputs, kernel, bias=None, rngs=rngs)
         self.norm = Norm(outputs) if use_norm else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (B, Z, Y, X, inputs) to (B, Z, Y, X, outputs)."""
+        return jax.checkpoint(self._run)(x) if self.remat else self._run(x)
+
+    def _run(self, x: jax.Array) -> jax.Array:
         if self.norm is None:
             return self.conv(x, relu=True)
         return self.norm(self.conv(x), relu=True)
 
 
-def conv_blocks(count: int, inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.List:
+def conv_blocks(count: int, inputs: int, outputs: int, *, remat: bool = False, rngs: nnx.Rngs) -> nnx.List:
     """A row of 3x3x3 blocks, the first of which goes from `inputs` to `outputs` channels."""
-    return nnx.List([ConvBlock(inputs if i == 0 else outputs, outputs, rngs=rngs) for i in range(count)])
+    widths = [inputs, *[outputs] * count]
+    return nnx.List([ConvBlock(widths[i], outputs, remat=remat, rngs=rngs) for i in range(count)])

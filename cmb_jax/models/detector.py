@@ -34,12 +34,20 @@ class Detector(nnx.Module):
         self.config = config
         inputs = IMAGE_CHANNELS * STEM_STRIDE[0] * STEM_STRIDE[1] * STEM_STRIDE[2]
         self.unet = UNet(
-            inputs, config.widths, config.encoder_convs, config.decoder_convs, config.stem_kernel, rngs=rngs
+            inputs,
+            config.widths,
+            config.encoder_convs,
+            config.decoder_convs,
+            config.stem_kernel,
+            remat=config.remat,
+            rngs=rngs,
         )
         levels = FUSED_LEVELS if config.use_fusion else 1
         self.fusion = FeatureFusion(config.widths[:levels], config.fusion_width, config.fusion, rngs=rngs)
         anchors = len(config.anchor_diameters_mm)
-        self.head = ProposalHead(self.fusion.outputs, config.head_width, anchors, rngs=rngs)
+        self.head = ProposalHead(
+            self.fusion.outputs, config.head_width, anchors, remat=config.remat, rngs=rngs
+        )
         if config.use_prototypes:
             self.embedding = AnchorEmbedding(config.head_width, anchors, config.embedding_dim, rngs=rngs)
             self.prototypes = nnx.Param(

@@ -21,11 +21,12 @@ class ProposalHead(nnx.Module):
         inputs: channels in.
         width: channels of the block.
         anchors: anchors a cell.
+        remat: compute the block again in the backward pass.
         rngs: source of the initial parameters.
     """
 
-    def __init__(self, inputs: int, width: int, anchors: int, *, rngs: nnx.Rngs) -> None:
-        self.block = ConvBlock(inputs, width, use_norm=False, rngs=rngs)
+    def __init__(self, inputs: int, width: int, anchors: int, *, remat: bool = False, rngs: nnx.Rngs) -> None:
+        self.block = ConvBlock(inputs, width, use_norm=False, remat=remat, rngs=rngs)
         self.objectness = Conv(width, anchors, bias=-math.log((1 - PRIOR) / PRIOR), rngs=rngs)
         self.deltas = Conv(width, 6 * anchors, rngs=rngs)
         # Small, so that the first boxes are the anchors and the first scores the prior.

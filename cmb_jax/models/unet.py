@@ -22,6 +22,7 @@ class UNet(nnx.Module):
             the first level.
         decoder_convs: 3x3x3 blocks of each decoder level, finest first; one entry fewer.
         stem_kernel: edges of the first block's kernel along z, y, x.
+        remat: compute blocks again in the backward pass.
         rngs: source of the initial parameters.
 
     Raises:
@@ -36,6 +37,7 @@ class UNet(nnx.Module):
         decoder_convs: Sequence[int],
         stem_kernel: Triple = (3, 3, 3),
         *,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         levels = len(widths)
@@ -44,10 +46,13 @@ class UNet(nnx.Module):
                 f"a U-Net of {levels} levels needs as many encoder_convs (1 or more below the first level) "
                 f"and one decoder_convs fewer, got {tuple(encoder_convs)} and {tuple(decoder_convs)}"
             )
-        self.stem = ConvBlock(inputs, widths[0], stem_kernel, use_norm=False, rngs=rngs)
+        self.stem = ConvBlock(inputs, widths[0], stem_kernel, use_norm=False, remat=remat, rngs=rngs)
         above = (widths[0], *widths[:-1])
         self.encoder = nnx.List(
-            [conv_blocks(n, i, o, rngs=rngs) for n, i, o in zip(encoder_convs, above, widths, strict=True)]
+            [
+                conv_blocks(n, i, o, remat=remat, rngs=rngs)
+                for n, i, o in zip(encoder_convs, above, widths, strict=True)
+            ]
         )
         finer, coarser = widths[:-1], widths[1:]
         self.laterals = nnx.List([Conv(width, width, rngs=rngs) for width in finer])
@@ -55,7 +60,7 @@ class UNet(nnx.Module):
             [Conv(i, o, use_bias=False, rngs=rngs) for i, o in zip(coarser, finer, strict=True)]
         )
         self.decoder = nnx.List(
-            [conv_blocks(n, w, w, rngs=rngs) for n, w in zip(decoder_convs, finer, strict=True)]
+            [conv_blocks(n, w, w, remat=remat, rngs=rngs) for n, w in zip(decoder_convs, finer, strict=True)]
         )
 
     def __call__(self, x: jax.Array) -> list[jax.Array]:

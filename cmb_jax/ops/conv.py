@@ -46,9 +46,10 @@ def conv3d(
     `jax.export.DisabledSafetyCheck.custom_call(name)` for each of `ops.cpu.library.TARGETS`.
 
     Args:
-        x: (B, Z, Y, X, C_in). float32 on CPU takes the compiled kernel; other types the plain convolution.
-        kernel: (kz, ky, kx, C_in, C_out) of x's type, each of kz, ky, kx 1 or 3.
-        bias: (C_out,) of x's type.
+        x: (B, Z, Y, X, C_in). float32 and bfloat16 on CPU take the compiled kernel, which reckons in float32.
+        kernel: (kz, ky, kx, C_in, C_out) of x's type or float32, each of kz, ky, kx 1 or 3. It is rounded to
+            x's type; its gradient is summed, over devices too, in its own type.
+        bias: (C_out,) of the kernel's type.
         coarse: map of half the result's size, (B, Z' / 2, Y' / 2, X' / 2, C_out), of x's type.
         strides: steps along z, y, x.
         relu: raise what is negative to 0.
@@ -79,7 +80,7 @@ def _apply(
     strides: Triple,
     relu: bool,
 ) -> jax.Array:
-    if x.dtype != np.float32 or 0 in x.shape or 0 in kernel.shape:
+    if x.dtype not in (np.float32, jnp.bfloat16) or 0 in x.shape or 0 in kernel.shape:
         return _plain(x, kernel, bias, coarse, strides, relu)
     return _conv(x, kernel, bias, coarse, tuple(strides), relu)
 
@@ -95,9 +96,13 @@ def _check(
         raise ValueError(f"conv3d takes kernel edges of 1 or 3, got {kernel.shape[:3]}")
     if len(strides) != 3 or any(step < 1 for step in strides):
         raise ValueError(f"conv3d takes three strides of 1 or more, got {strides}")
-    types = [str(array.dtype) for array in (x, kernel, bias, coarse) if array is not None]
-    if len(set(types)) > 1:
-        raise ValueError(f"conv3d needs one type for input, kernel, bias and coarse map, got {types}")
+    maps = [str(array.dtype) for array in (x, coarse) if array is not None]
+    weights = [str(array.dtype) for array in (kernel, bias) if array is not None]
+    if len(set(maps)) > 1 or len(set(weights)) > 1 or weights[0] not in (maps[0], "float32"):
+        raise ValueError(
+            "conv3d needs one type for input and coarse map, and that type or float32 for kernel and bias, "
+            f"got {maps} and {weights}"
+        )
     outputs = kernel.shape[4]
     if bias is not None and bias.shape != (outputs,):
         raise ValueError(f"conv3d takes a bias of shape ({outputs},), got {bias.shape}")
@@ -157,12 +162,13 @@ _conv.defvjp(_conv_saved, _conv_backward)
 
 
 def _finish(y: jax.Array, bias: jax.Array | None, coarse: jax.Array | None, relu: bool) -> jax.Array:
-    y = y if bias is None else y + bias
+    y = y if bias is None else (y + bias).astype(y.dtype)
     y = y if coarse is None else y + upsample_nearest(coarse)
     return jax.nn.relu(y) if relu else y
 
 
 def _bare(x: jax.Array, kernel: jax.Array, strides: Triple) -> jax.Array:
+    kernel = kernel.astype(x.dtype)
     if kernel.shape[:3] == strides == (1, 1, 1):
         return jnp.dot(x, kernel[0, 0, 0])
     return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=_LAYOUT)
@@ -172,20 +178,55 @@ def _plain(x, kernel, bias, coarse, strides: Triple, relu: bool) -> jax.Array:
     return _finish(_bare(x, kernel, strides), bias, coarse, relu)
 
 
-def _after_convolution(g: jax.Array, y: jax.Array | None, coarse: bool):
+def _after_convolution(g: jax.Array, y: jax.Array | None, coarse: bool, weights: np.dtype):
     """Gradients towards the convolution's own result, the bias and the coarse map (None without one)."""
     g = g if y is None else jnp.where(y > 0, g, 0)
-    return g, g.sum(axis=(0, 1, 2, 3)), sum_blocks(g) if coarse else None
+    return g, g.sum(axis=(0, 1, 2, 3), dtype=weights), sum_blocks(g) if coarse else None
 
 
 def _backward_plain(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool):
-    g, towards_bias, towards_coarse = _after_convolution(g, y, coarse)
+    g, towards_bias, towards_coarse = _after_convolution(g, y, coarse, kernel.dtype)
     (towards_x,) = jax.linear_transpose(lambda x: _bare(x, kernel, strides), x)(g)
-    (towards_kernel,) = jax.linear_transpose(lambda kernel: _bare(x, kernel, strides), kernel)(g)
-    return towards_x, towards_kernel, towards_bias, towards_coarse
+    return towards_x, _kernel_gradient(x, kernel, g, strides), towards_bias, towards_coarse
+
+
+def _kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, strides: Triple) -> jax.Array:
+    """The convolution of x with g over batch and space, summed and returned in the kernel's type.
+
+    Not left to `jax.linear_transpose`, which would sum in the type of x, over devices too.
+    """
+    edges = kernel.shape[:3]
+    if edges == strides == (1, 1, 1):
+        everywhere = (((0, 1, 2, 3), (0, 1, 2, 3)), ((), ()))
+        product = lax.dot_general(x, g, everywhere, preferred_element_type=kernel.dtype)
+        return product.reshape(kernel.shape)
+    spanned = [(outputs - 1) * step + 1 for outputs, step in zip(g.shape[1:4], strides, strict=True)]
+    before = [low for low, _ in lax.padtype_to_pads(x.shape[1:4], edges, strides, "SAME")]
+    pads = [
+        (low, edge - 1 + span - low - size)
+        for low, edge, span, size in zip(before, edges, spanned, x.shape[1:4], strict=True)
+    ]
+    return lax.conv_general_dilated(
+        x,
+        g,
+        (1, 1, 1),
+        pads,
+        rhs_dilation=strides,
+        dimension_numbers=("CDHWN", "IDHWO", "DHWNC"),
+        preferred_element_type=kernel.dtype,
+    )
+
+
+def _in_float32(function, *arrays: jax.Array | None):
+    """`function` of the arrays in float32, for a kernel that knows nothing else."""
+    return function(*(None if array is None else array.astype(jnp.float32) for array in arrays))
 
 
 def _forward_on_cpu(x, kernel, bias, coarse, strides: Triple, relu: bool) -> jax.Array:
+    if x.dtype != np.float32:
+        kernel = kernel.astype(x.dtype)
+        same = functools.partial(_forward_on_cpu, strides=strides, relu=relu)
+        return _in_float32(same, x, kernel, bias, coarse).astype(x.dtype)
     if library.available():
         return _call(x, kernel, bias=bias, coarse=coarse, strides=strides, relu=relu)
     if strides != (1, 1, 1) or kernel.shape[:3] == (1, 1, 1):
@@ -194,11 +235,16 @@ def _forward_on_cpu(x, kernel, bias, coarse, strides: Triple, relu: bool) -> jax
 
 
 def _backward_on_cpu(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool):
+    if x.dtype != np.float32:
+        same = functools.partial(_backward_on_cpu, strides=strides, coarse=coarse)
+        results = _in_float32(same, x, kernel.astype(x.dtype), y, g)
+        types = (x.dtype, kernel.dtype, kernel.dtype, x.dtype)
+        return tuple(None if r is None else r.astype(t) for r, t in zip(results, types, strict=True))
     edges: Triple = (kernel.shape[0], kernel.shape[1], kernel.shape[2])
     if not library.available():
         if strides != (1, 1, 1) or edges == (1, 1, 1):
             return _backward_plain(x, kernel, y, g, strides, coarse)
-        g, towards_bias, towards_coarse = _after_convolution(g, y, coarse)
+        g, towards_bias, towards_coarse = _after_convolution(g, y, coarse, kernel.dtype)
         # With stride 1 the gradient towards the input is a convolution with the mirrored kernel.
         towards_x = conv_portable.convolve(g, kernel[::-1, ::-1, ::-1].swapaxes(3, 4))
         return towards_x, conv_portable.kernel_gradient(x, g, edges), towards_bias, towards_coarse

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from cmb_jax.config import Config
 from cmb_jax.data.patches import patch_batches
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.errors import UserError
 from cmb_jax.training.checkpoint import QUALITY, Checkpoints
-from cmb_jax.training.logs import TrainLog
+from cmb_jax.training.pace import Pace, Stopwatch, Utilisation, peak_mb
 from cmb_jax.training.processes import RunStopped, StopRequest, as_process_0_says
+from cmb_jax.training.profile import StepProfile
 from cmb_jax.training.sharding import check_fit, make_mesh, share_of_process
 from cmb_jax.training.silent import train_log
-from cmb_jax.training.state import TrainState, init_state
+from cmb_jax.training.state import TrainState, init_state, learning_rate
 from cmb_jax.training.step import StepMetrics, make_step, put_batch
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -72,10 +72,14 @@ def train(
             first_step=first,
             share=share_of_process(config, mesh),
         )
-        with train_log(workdir, config.train.steps, first) as log:
+        utilisation = Utilisation(config, state.params, list(mesh.devices.flat))
+        rate = learning_rate(config.train)
+        profile = StepProfile(workdir / "profile", first, config.train.profile_steps)
+        with train_log(workdir, config.train.steps, first) as log, profile:
             if first:
                 log.message(f"continuing from step {first}")
-            tick = time.perf_counter()
+            metrics = None
+            stopwatch = Stopwatch()
             for step in range(first, config.train.steps + 1):
                 last = step == config.train.steps
                 values: Mapping[str, float] = {}
@@ -89,7 +93,7 @@ def train(
                 if values:
                     log.scalars(step, {f"validation/{name}": value for name, value in values.items()})
                     log.message(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in values.items()))
-                    tick = time.perf_counter()
+                    stopwatch.restart()
                 stopping = step > first and stop.reached(step)
                 if step > first and (last or stopping or values or step % config.train.checkpoint_every == 0):
                     checkpoints.save(state, values.get(QUALITY))
@@ -98,36 +102,53 @@ def train(
                     raise RunStopped(step)
                 if last:
                     break
-                batch = put_batch(next(batches), mesh)
-                state, metrics = step_function(state, batch)
-                if simulated:
-                    jax.block_until_ready(metrics)
+                with stopwatch.fetching(metrics):
+                    batch = put_batch(next(batches), mesh)
+                before = metrics
+                with profile.step(step):
+                    state, metrics = step_function(state, batch)
+                # one step ahead of the devices is enough, and two batches are all that lie on them
+                jax.block_until_ready(metrics if simulated else before)
+                profile.done(step, metrics)
                 log.advance()
                 if (step + 1) % config.train.log_every == 0:
                     # waiting for the device is done only now and then, and before the clock is read
                     jax.block_until_ready(metrics)
-                    _log_step(log, metrics, state, config, time.perf_counter() - tick)
-                    tick = time.perf_counter()
+                    pace = stopwatch.read()
+                    values = step_values(metrics, state, config, pace, float(rate(step - int(state.skipped))))
+                    log.scalars(step + 1, values | {"mfu": utilisation.of(pace.steps_per_s)})
+                    stop_if_lost(state)
     return state
 
 
-def _log_step(log: TrainLog, metrics: StepMetrics, state: TrainState, config: Config, seconds: float) -> None:
+def step_values(
+    metrics: StepMetrics, state: TrainState, config: Config, pace: Pace, rate: float
+) -> dict[str, float]:
+    """What the log says of a step, by column (docs/planning.md); `rate` is its learning rate."""
     terms = metrics.terms
-    rate = config.train.log_every / seconds
-    log.scalars(
-        int(state.step),
-        {
-            "loss": float(terms.total),
-            "objectness": float(terms.objectness),
-            "box": float(terms.box),
-            "concentration": float(terms.concentration),
-            "positives": float(terms.positives),
-            "gradient_norm": float(metrics.gradient_norm),
-            "steps/s": rate,
-            "voxels/s": rate * config.data.batch_size * float(np.prod(config.data.patch_shape)),
-            "skipped": float(state.skipped),
-        },
-    )
+    voxels = config.data.batch_size * math.prod(config.data.patch_shape)
+    return {
+        "loss": float(terms.total),
+        "objectness": float(terms.objectness),
+        "box": float(terms.box),
+        "concentration": float(terms.concentration),
+        "positives": float(terms.positives),
+        "gradient_norm": float(metrics.gradient_norm),
+        "learning_rate": rate,
+        "steps/s": pace.steps_per_s,
+        "voxels/s": pace.steps_per_s * voxels,
+        "input_wait": pace.input_wait,
+        "memory_mb": peak_mb(),
+        "skipped": float(state.skipped),
+    }
+
+
+def stop_if_lost(state: TrainState) -> None:
+    """End a run whose loss is not finite any more.
+
+    Raises:
+      UserError: ten steps in a row were not.
+    """
     if int(state.skipped_in_a_row) >= MAX_SKIPPED_IN_A_ROW:
         raise UserError(
             f"the loss was not finite for {int(state.skipped_in_a_row)} steps in a row "

@@ -71,7 +71,9 @@ def share_of_process(config: Config, mesh: Mesh) -> Share:
     size = (config.data.batch_size, config.data.patch_shape[0])
     parts = over_batch_and_depth(mesh).addressable_devices_indices_map(size).values()
     rows, planes = (
-        sorted({range(*part[axis].indices(size[axis])) for part in parts}, key=lambda held: held.start)
+        sorted(
+            {range(*part[axis].indices(size[axis])) for part in parts if part}, key=lambda held: held.start
+        )
         for axis in range(2)
     )
     return Share(rows=range(rows[0].start, rows[-1].stop), planes=range(planes[0].start, planes[-1].stop))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,11 +15,13 @@ from cmb_jax.boxes.anchors import anchor_sizes
 from cmb_jax.boxes.types import Truths
 from cmb_jax.config import Config, LossConfig
 from cmb_jax.data.patches import PatchBatch
+from cmb_jax.errors import UserError
 from cmb_jax.losses.memory import SampleBank, Samples, moved_prototypes, remember
 from cmb_jax.losses.total import LossTerms, detection_loss
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template
 from cmb_jax.models.types import ProposalMaps
+from cmb_jax.training.micro_batches import in_micro_batches
 from cmb_jax.training.sharding import over_batch, over_batch_and_depth, replicated
 from cmb_jax.training.state import TrainState, make_optimizer
 
@@ -45,7 +46,8 @@ class StepMetrics:
     finite: jax.Array  # () bool: the step was taken
 
 
-Step = Callable[[TrainState, DeviceBatch], tuple[TrainState, StepMetrics]]
+Step = jax.stages.Wrapped
+"""Jitted (TrainState, DeviceBatch) -> (TrainState, StepMetrics); it can be lowered and exported."""
 
 
 def loss_function(
@@ -63,9 +65,10 @@ def loss_function(
     On a mesh every device runs the network on its own part.
     """
 
-    def propose(params, image: jax.Array) -> ProposalMaps:
+    def on_all(params, image: jax.Array) -> ProposalMaps:
         return template.bind(params)(image)
 
+    propose = in_micro_batches(on_all, config.train.accumulate)
     if mesh is not None:
         deep = over_batch_and_depth(mesh).spec
         propose = jax.shard_map(propose, mesh=mesh, in_specs=(replicated(mesh).spec, deep), out_specs=deep)
@@ -124,7 +127,17 @@ def train_step(
 
 
 def make_step(config: Config, mesh: Mesh) -> Step:
-    """The jitted step: state replicated and donated, batch over "data", depth over "space"."""
+    """The jitted step: state replicated and donated, batch over "data", depth over "space".
+
+    Raises:
+      UserError: the batch cannot be shared among the devices in as many parts as it is to be computed in.
+    """
+    parts = mesh.shape["data"] * config.train.accumulate
+    if config.data.batch_size % parts:
+        raise UserError(
+            f"data.batch_size is {config.data.batch_size}, but train.mesh_data {mesh.shape['data']} and "
+            f"train.accumulate {config.train.accumulate} need a multiple of {parts}"
+        )
     template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
     optimizer = make_optimizer(config.train)
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from benchmarks import inputs
-from benchmarks.flops import forward_gflop, training_gflop
 from benchmarks.machine import cpu_model
 from benchmarks.scaling import Curve, Sweep, curve_table, exponent
 from benchmarks.table import Row
 from benchmarks.turns import Measured, SideResult
+from cmb_jax.models.flops import forward_gflop, training_gflop
 
 SHAPE = (8, 32, 48)
 

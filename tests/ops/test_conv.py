@@ -237,13 +237,6 @@ def test_portable_kernel_gradient_does_not_depend_on_the_slab(rng, monkeypatch, 
     close(conv_portable.kernel_gradient(x, g, (3, 3, 3)), direct_kernel_gradient(x, g, (3, 3, 3)))
 
 
-def test_bfloat16_goes_to_the_plain_convolution(rng):
-    x, kernel = sample(rng, (1, 6, 5, 8, 3), 4, (3, 3, 3))
-    low = conv3d(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
-    assert low.dtype == jnp.bfloat16
-    np.testing.assert_allclose(low.astype(jnp.float32), direct(x, kernel), rtol=0.1, atol=0.3)
-
-
 def test_an_empty_batch():
     assert conv3d(jnp.zeros((0, 4, 5, 6, 2)), jnp.ones((3, 3, 3, 2, 4)), strides=(1, 2, 2)).shape == (
         0,

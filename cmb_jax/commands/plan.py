@@ -1,0 +1,135 @@
+"""Plan a training on other devices: compile its step for them here and read what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from cmb_jax.config import Config
+from cmb_jax.config_load import config_from_file
+from cmb_jax.errors import UserError
+from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.planning import estimate
+from cmb_jax.planning.plan import CPU, StepPlan, describe, measure_step, plan_step
+
+# Programs that are only read need no good machine code, which takes minutes to make.
+_QUICK_COMPILATION = "--xla_backend_optimization_level=0"
+
+
+def run(
+    mesh: str,
+    hardware: str,
+    config: Path | None = None,
+    batch_size: int | None = None,
+    compute_dtype: Literal["float32", "bfloat16"] | None = None,
+    remat: bool = False,
+    accumulate: int = 1,
+    measure: bool = False,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Print the plan; write it as JSON if asked to.
+
+    Raises:
+      UserError: a mesh that is none, settings that do not fit each other, a file that cannot be written.
+    """
+    shape = mesh_shape(mesh)
+    if measure and (hardware != CPU or shape != (1, 1)):
+        raise UserError("--measure runs the step on this machine: use it with --mesh 1x1 --hardware cpu")
+    if out is not None and out.exists() and not overwrite:
+        raise UserError(f"{out}: exists already; choose another name or give --overwrite")
+    if accumulate < 1 or (batch_size is not None and batch_size < 1):
+        raise UserError("--accumulate and --batch-size must be 1 or more")
+    start = Config() if config is None else config_from_file(config)
+    model = dataclasses.replace(
+        start.model,
+        compute_dtype=compute_dtype or start.model.compute_dtype,
+        remat=remat or start.model.remat,
+    )
+    wanted = dataclasses.replace(
+        start,
+        model=model,
+        data=dataclasses.replace(start.data, batch_size=batch_size or start.data.batch_size),
+        train=dataclasses.replace(
+            start.train, accumulate=accumulate, mesh_data=shape[0], mesh_space=shape[1]
+        ),
+    )
+    simulate_devices(shape[0] * shape[1], quick=hardware != CPU)
+    plan = plan_step(wanted, shape, hardware)
+    print(describe(plan))
+    print(
+        f"assumed: convolutions reach {plan.hardware.flops_share:.0%} of the peak "
+        f"({plan.hardware.flops(model.compute_dtype) / 1e12:.3g} TFLOP/s), memory and links "
+        f"{estimate.BANDWIDTH_SHARE:.0%} of {plan.hardware.memory_bandwidth / 1e9:.0f} and "
+        f"{plan.hardware.link_bandwidth / 1e9:.0f} GB/s, {1e6 * estimate.LATENCY_S:.0f} us a message, "
+        "no message hidden (docs/planning.md)"
+    )
+    measured = measure_step(wanted) if measure else None
+    if measured is not None:
+        print(f"measured: {1e3 * measured:.2f} ms, predicted {plan.seconds.total / measured:.2f} times that")
+    if out is not None:
+        atomic_write_text(out, json.dumps(record(plan, measured), indent=2) + "\n", overwrite=overwrite)
+
+
+def mesh_shape(text: str) -> tuple[int, int]:
+    """ "32x4" to (32, 4).
+
+    Raises:
+      UserError: anything else.
+    """
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise UserError(
+            f"--mesh {text}: give devices that share the batch x devices that share the depth, as in 32x4"
+        )
+    return int(found[1]), int(found[2])
+
+
+def simulate_devices(count: int, *, quick: bool) -> None:
+    """Let this process have so many devices that are its processor; before JAX has begun."""
+    if quick:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK_COMPILATION}"
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:  # JAX has begun: `make_mesh` says if its devices are too few
+        return
+
+
+def record(plan: StepPlan, measured: float | None) -> dict[str, Any]:
+    """The plan as it is written."""
+    return {
+        "name": plan.config.name,
+        "mesh": plan.mesh,
+        "hardware": dataclasses.asdict(plan.hardware),
+        "batch_size": plan.config.data.batch_size,
+        "patch_shape": plan.config.data.patch_shape,
+        "compute_dtype": plan.config.model.compute_dtype,
+        "remat": plan.config.model.remat,
+        "accumulate": plan.config.train.accumulate,
+        "device": {
+            "flops": plan.costs.flops,
+            "bytes": plan.costs.bytes,
+            "memory": dataclasses.asdict(plan.memory),
+            "collectives": [dataclasses.asdict(message) for message in plan.costs.collectives],
+            "loops_of_unknown_length": plan.costs.unknown_loops,
+        },
+        "model_flops": plan.model_flops,
+        "predicted": {
+            "seconds": plan.seconds.total,
+            **dataclasses.asdict(plan.seconds),
+            "weak_scaling": plan.weak_scaling,
+            "utilisation": plan.utilisation,
+        },
+        "assumed": {
+            "bandwidth_share": estimate.BANDWIDTH_SHARE,
+            "message_seconds": estimate.LATENCY_S,
+        },
+        "measured_seconds": measured,
+    }

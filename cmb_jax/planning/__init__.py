@@ -1,0 +1,1 @@
+"""What a compiled training step costs, and what that means on a given device: operations, bytes, messages."""
