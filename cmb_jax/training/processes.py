@@ -180,7 +180,7 @@ def leaving_at_once() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         print(
             f"error: process {jax.process_index()} of {jax.process_count()} lost another one ({first_line}); "
             "start all of them again to go on from the newest checkpoint",

@@ -114,8 +114,10 @@ def losses(workdir):
 def wait_for_step(workdir, step, running):
     until = time.monotonic() + PATIENCE
     while max(losses(workdir), default=0) < step:
-        assert all(process.poll() is None for process in running), said(workdir)
-        assert time.monotonic() < until, said(workdir)
+        if time.monotonic() > until or any(process.poll() is not None for process in running):
+            for process in running:
+                process.kill()
+            raise AssertionError(said(workdir))
         time.sleep(0.2)
 
 
