@@ -70,6 +70,16 @@ class RegionSample:
     side: jax.Array  # (Z, Y, X) int32 Side
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PhantomViews:
+    """Simulated subjects on the region grid, centred on the brain (see `data.region_phantoms`)."""
+
+    images: jax.Array  # (N, 2, Z, Y, X) uint8: SWI and magnitude, 170 = the 99th percentile
+    code: jax.Array  # (N, Z, Y, X) uint8 region code
+    brain_mm: jax.Array  # (N, 2) lowest and highest z of the brain, from the grid's centre
+
+
 def build_source(pack: AnatomyPack) -> RegionSource:
     """Centre a pack on its brain and bring it to the grids that sampling uses (seconds, on the host)."""
     occupied = np.argwhere(region_of(pack.code) != Region.OUTSIDE)
@@ -146,7 +156,27 @@ def make_sample(
     # One term at a time fuses into a single pass; a contraction of uint8 would be slow on a CPU.
     signal = sum(source.materials[m] * (weights[m] / 255) for m in range(NUM_MATERIALS))
     image = _sample_linear(jnp.asarray(signal)[None], points / MATERIAL_MM)[0]
-    image = normalise(_artefacts(artefact_key, image, code, in_view))
+    inner_key, scan_key = jax.random.split(artefact_key)
+    image = _scan_artefacts(scan_key, _inner_artefacts(inner_key, image), code, in_view)
+    return _finish(flip_key, image, code)
+
+
+def make_view_sample(views: PhantomViews, key: jax.Array) -> RegionSample:
+    """Draw one sample from a simulated subject: pose, field of view, scanner; deterministic in `key`."""
+    pick_key, shape_key, artefact_key, view_key, flip_key = jax.random.split(key, 5)
+    subject, channel = jax.random.randint(pick_key, (2,), 0, jnp.asarray(views.images.shape[:2]))
+    head_points, in_view = _head_points(view_key, views.brain_mm[subject])
+    points = _pose(shape_key, head_points) / GRID_MM
+    code = jnp.where(in_view, _sample_nearest(views.code[subject], points), 0)
+    edge = jnp.asarray(GRID_SHAPE)[:, None, None, None] / 2
+    in_view &= jnp.all(jnp.abs(points) <= edge, axis=0)
+    image = _sample_linear(views.images[subject, channel].astype(jnp.float32)[None] / 170, points)[0]
+    return _finish(flip_key, _scan_artefacts(artefact_key, image, code, in_view), code)
+
+
+def _finish(flip_key: jax.Array, image: jax.Array, code: jax.Array) -> RegionSample:
+    """Scale the image and turn left and right round in half of the samples."""
+    image = normalise(image)
     flip = jax.random.bernoulli(flip_key)
     image, code = (jnp.where(flip, a[..., ::-1], a) for a in (image, code))
     region, side = (f(code).astype(jnp.int32) for f in (region_of, side_of))
@@ -192,14 +222,20 @@ def _grid_mm() -> jax.Array:
     return jnp.stack(jnp.meshgrid(*axes, indexing="ij"))
 
 
-def _deform(key: jax.Array, points: jax.Array, source: RegionSource) -> jax.Array:
-    """Affine pose (rotation, scale, shear), then a diffeomorphic warp, of the grid's points (3, Z, Y, X)."""
-    angle_key, scale_key, shear_key, warp_key = jax.random.split(key, 4)
+def _pose(key: jax.Array, points: jax.Array) -> jax.Array:
+    """Affine pose (rotation, scale, shear) of points (3, ...)."""
+    angle_key, scale_key, shear_key = jax.random.split(key, 3)
     angles = _uniform(angle_key, -1.0, 1.0, (3,)) * jnp.deg2rad(jnp.asarray([12.0, 12.0, 18.0]))
     rotation = _rotation(0, 1, angles[0]) @ _rotation(0, 2, angles[1]) @ _rotation(1, 2, angles[2])
     scale = 1 + _uniform(scale_key, -0.12, 0.12, (3,))
     shear = jnp.eye(3) + jnp.triu(_uniform(shear_key, -0.06, 0.06, (3, 3)), 1)
-    posed = jnp.einsum("ij,j...->i...", rotation @ shear @ jnp.diag(scale), points)
+    return jnp.einsum("ij,j...->i...", rotation @ shear @ jnp.diag(scale), points)
+
+
+def _deform(key: jax.Array, points: jax.Array, source: RegionSource) -> jax.Array:
+    """Affine pose, then a diffeomorphic warp, of the grid's points (3, Z, Y, X)."""
+    pose_key, warp_key = jax.random.split(key)
+    posed = _pose(pose_key, points)
     # The warp is smooth: every second point is enough, and eight times as quick.
     blocks = posed.reshape(3, *(part for n in GRID_SHAPE for part in (n // 2, 2)))
     displacement = _sample_linear(_warp(warp_key, source), blocks.mean(axis=(2, 4, 6)) / FIELD_MM)
@@ -281,26 +317,31 @@ def _material_weights(key: jax.Array, variety: ContrastVariety) -> jax.Array:
     return jnp.where(jax.random.bernoulli(keys[9], 1 - variety.arbitrary), t2star, arbitrary)
 
 
-def _artefacts(key: jax.Array, image: jax.Array, code: jax.Array, in_view: jax.Array) -> jax.Array:
-    """Veins, lesions, texture, bias, signal loss, skull stripping, resolution, gamma and noise."""
-    keys = jax.random.split(key, 16)
+def _inner_artefacts(key: jax.Array, image: jax.Array) -> jax.Array:
+    """Veins, lesions, texture and signal loss: what simulated subjects have already."""
+    keys = jax.random.split(key, 7)
     image = jnp.maximum(image, 0.0)
     image *= 1 - _uniform(keys[0], 0.0, 0.9) * _veins(keys[1])
     image *= 1 - _uniform(keys[2], 0.3, 1.0) * _blobs(keys[3])
     image *= 1 + _uniform(keys[4], 0.0, 0.15) * _smooth_noise(keys[5], (30, 38, 32), GRID_SHAPE)[0]
-    image *= jnp.exp(_uniform(keys[6], 0.0, 0.4) * _smooth_noise(keys[7], (4, 5, 4), GRID_SHAPE)[0])
-    image *= 1 - _signal_loss(keys[8])
+    return image * (1 - _signal_loss(keys[6]))
+
+
+def _scan_artefacts(key: jax.Array, image: jax.Array, code: jax.Array, in_view: jax.Array) -> jax.Array:
+    """Bias, skull stripping, gamma, resolution and noise."""
+    keys = jax.random.split(key, 9)
+    image *= jnp.exp(_uniform(keys[0], 0.0, 0.4) * _smooth_noise(keys[1], (4, 5, 4), GRID_SHAPE)[0])
     brain = _blur((code > 0).astype(jnp.float32), jnp.ones(3))
-    stripped = jnp.where(brain > _uniform(keys[9], 0.25, 0.6), image, 0.0)
-    is_stripped = jax.random.bernoulli(keys[10], 0.3)
+    stripped = jnp.where(brain > _uniform(keys[2], 0.25, 0.6), image, 0.0)
+    is_stripped = jax.random.bernoulli(keys[3], 0.3)
     image = jnp.where(is_stripped, stripped, image)
-    image = jnp.maximum(image, 0.0) ** jnp.exp(_uniform(keys[11], -0.4, 0.4))
-    image = _blur(image, _blur_sigma(keys[12]))
-    level = _uniform(keys[13], 0.0, 0.1)
-    real, imaginary = level * jax.random.normal(keys[14], (2, *image.shape))
+    image = jnp.maximum(image, 0.0) ** jnp.exp(_uniform(keys[4], -0.4, 0.4))
+    image = _blur(image, _blur_sigma(keys[5]))
+    level = _uniform(keys[6], 0.0, 0.1)
+    real, imaginary = level * jax.random.normal(keys[7], (2, *image.shape))
     noisy = jnp.hypot(image + real, imaginary)  # Rician
     # Stripping comes after the noise as well: its background is exactly zero.
-    keep = in_view & (~is_stripped | (image > 0.02) | jax.random.bernoulli(keys[15]))
+    keep = in_view & (~is_stripped | (image > 0.02) | jax.random.bernoulli(keys[8]))
     return jnp.where(keep, noisy, 0.0)
 
 

@@ -82,7 +82,9 @@ def coarse():
 @pytest.fixture(scope="module")
 def run(coarse, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "region.safetensors"
-    config = RegionTraining(out=out, steps=12, save_every=6, warmup_steps=2, pack="synthetic", batch_size=2)
+    config = RegionTraining(
+        out=out, steps=12, save_every=6, warmup_steps=2, packs=("synthetic",), batch_size=2
+    )
     return config, train_regions(config)
 
 
@@ -120,14 +122,16 @@ def test_training_moves_the_weights_and_lowers_the_loss(run):
 def test_resume_needs_weights_that_fit(run, tmp_path):
     other = tmp_path / "other.safetensors"
     save_weights(other, {"a": np.zeros(3)}, {})
-    config = RegionTraining(out=tmp_path / "w.safetensors", resume=other, pack="synthetic", steps=1)
+    config = RegionTraining(out=tmp_path / "w.safetensors", resume=other, packs=("synthetic",), steps=1)
     with pytest.raises(UserError, match="another configuration"):
         regions.init_region_state(config)
     good, _ = run
-    again = regions.init_region_state(RegionTraining(out=other, resume=good.out, pack="synthetic", steps=1))
+    again = regions.init_region_state(
+        RegionTraining(out=other, resume=good.out, packs=("synthetic",), steps=1)
+    )
     np.testing.assert_array_equal(again.params["output"]["bias"], load_weights(good.out)[0]["output"]["bias"])
 
 
 def test_missing_folder_is_named_before_any_work(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        train_regions(RegionTraining(out=tmp_path / "missing" / "w.safetensors", pack="synthetic"))
+        train_regions(RegionTraining(out=tmp_path / "missing" / "w.safetensors", packs=("synthetic",)))
