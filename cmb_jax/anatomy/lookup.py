@@ -181,15 +181,15 @@ def _rotate(affine: jax.Array, columns: jax.Array | np.ndarray) -> _Columns:
     return i, j, k
 
 
-def _sample(region_map: jax.Array, index: _Columns) -> jax.Array:
-    """Codes (N,) uint8 of the voxels nearest to voxel positions; 0 (OUTSIDE) off the grid."""
+def _sample(region_map: jax.Array, index: _Columns, beyond: int = 0) -> jax.Array:
+    """Values (N,) uint8 of the voxels nearest to voxel positions; `beyond` (OUTSIDE) off the grid."""
     inside = jnp.ones(index[0].shape, bool)
     flat = jnp.zeros(index[0].shape, jnp.int32)
     for position, size in zip(index, region_map.shape, strict=True):
         inside &= (position >= -0.5) & (position < size - 0.5)  # False for NaN
         flat = flat * size + jnp.floor(position + 0.5).astype(jnp.int32)
     code = region_map.reshape(-1).at[jnp.where(inside, flat, 0)].get(mode="promise_in_bounds")
-    return jnp.where(inside, code, jnp.uint8(0))
+    return jnp.where(inside, code, jnp.uint8(beyond))
 
 
 def _sphere_votes(
@@ -231,15 +231,16 @@ def _look_around(region_map: jax.Array, index: _Columns, zone: jax.Array, offset
     `index` are the N centres, `offsets` the lattice, nearest first, both in voxels.
     """
 
+    bits = jnp.asarray(_NEIGHBOUR_OF_CODE)[region_map]  # once for the map, not once a sample
+    others = _ANY_ZONE & ~jnp.asarray(_BIT_OF_ZONE)[zone]
+
     def step(carry, sample):
         csf, border, seen = carry
         offset, distance_mm = sample
         i, j, k = (center + shift for center, shift in zip(index, offset, strict=True))
-        near = jnp.asarray(_NEIGHBOUR_OF_CODE)[_sample(region_map, (i, j, k))]
-        is_csf = (near & _CSF) != 0
-        other_zone = (near & _ANY_ZONE & ~jnp.asarray(_BIT_OF_ZONE)[zone]) != 0
-        csf = jnp.minimum(csf, jnp.where(is_csf, distance_mm, jnp.inf))
-        border = jnp.minimum(border, jnp.where(other_zone, distance_mm, jnp.inf))
+        near = _sample(bits, (i, j, k), _SKULL)
+        csf = jnp.minimum(csf, jnp.where(near & _CSF, distance_mm, jnp.inf))
+        border = jnp.minimum(border, jnp.where(near & others, distance_mm, jnp.inf))
         return (csf, border, seen | near), None
 
     far = jnp.full(index[0].shape, jnp.inf, jnp.float32)
@@ -248,8 +249,8 @@ def _look_around(region_map: jax.Array, index: _Columns, zone: jax.Array, offset
     (csf, border, seen), _ = lax.scan(step, start, (offsets, distance_mm))
     border = jnp.where(zone == Zone.NONE, jnp.inf, border)
 
-    def has(bits: int) -> jax.Array:
-        return (seen & bits) == bits
+    def has(all_of: int) -> jax.Array:
+        return (seen & all_of) == all_of
 
     both_lobes = _LOBE_LEFT | _LOBE_RIGHT
     lobe = (seen & both_lobes) != 0

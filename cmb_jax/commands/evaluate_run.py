@@ -49,6 +49,7 @@ def detections_of(prediction: Prediction, subject: str) -> SubjectDetections:
         status=tuple(_status(row) for row in rows),
         zones=tuple(row.zone for row in rows),
         regions=tuple(row.region for row in rows),
+        reasons=tuple(row.reason for row in rows),
     )
 
 

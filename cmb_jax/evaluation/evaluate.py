@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from cmb_jax.evaluation.metrics import write_metrics
 from cmb_jax.evaluation.present import format_table
 from cmb_jax.evaluation.read import find_predictions, find_truth, listed
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.rejection import rejected_by_reason, rejection_rules
 from cmb_jax.evaluation.result import EvaluationResult, RuleResult, SubjectRow, ValdoSummary
 from cmb_jax.evaluation.valdo import ValdoCase, valdo_case
 from cmb_jax.io.naming import is_pseudonym
@@ -53,6 +55,7 @@ class _Scored:
     mimics: list[str] | None  # names of the false positives; None: the truth knows no mimics
     zones: list[str] | None  # zones of the false positives; None: the prediction has none
     places: tuple[int, int, int] | None  # see breakdown.place_agreement
+    rejected: Counter[tuple[str, bool]]  # see rejection.rejected_by_reason
 
 
 def evaluate(
@@ -165,6 +168,9 @@ def evaluate_records(
             np.array([row.detections for row in rows]), np.array([row.lesions for row in rows])
         ),
         places=join_places([scan.places for scan in scored]),
+        rejection=rejection_rules(
+            (scan.rejected for scan in scored), sum(row.lesions for row in rows), scans
+        ),
         subjects=rows,
         bootstrap_samples=bootstrap_samples,
         seed=seed,
@@ -246,6 +252,7 @@ def _score(
         mimics=None if truth.mimics is None else name_by_mimic(false.centers_mm, truth.mimics),
         zones=None if false.zones is None else list(false.zones),
         places=place_agreement(reported, truth, shown.lesion),
+        rejected=rejected_by_reason(detections, truth, shown.found, breakdown_rule, threshold),
     )
 
 

@@ -46,6 +46,7 @@ def metrics(result: EvaluationResult) -> dict[str, Any]:
         "false_positives_by_zone": [dataclasses.asdict(group) for group in result.false_positives_by_zone],
         "count_agreement": dataclasses.asdict(result.counts),
         "place_agreement": None if result.places is None else dataclasses.asdict(result.places),
+        "rejection_by_rule": [dataclasses.asdict(each) for each in result.rejection],
         "subjects": [dataclasses.asdict(row) for row in result.subjects],
         "warnings": list(result.warnings),
     }

@@ -147,6 +147,7 @@ def read_detections_csv(path: Path, subject: str) -> SubjectDetections:
         status=tuple(status),
         zones=table.text("zone") if table.has("zone") else None,
         regions=table.text("region") if table.has("region") else None,
+        reasons=tuple(reasons),
     )
 
 

@@ -47,11 +47,14 @@ class SubjectDetections:
     status: tuple[str, ...] | None = None  # (K,) KEPT, CANDIDATE or REJECTED; None: all kept
     zones: tuple[str, ...] | None = None  # (K,) lower-case names of anatomy.regions.Zone
     regions: tuple[str, ...] | None = None  # (K,) lower-case names of anatomy.regions.Region
+    reasons: tuple[str, ...] | None = None  # (K,) why a rule removed it; empty for the others
     volume: LabelledVolume | None = None  # when they were read from voxels
     missing: bool = False  # no prediction was found for this scan: it counts as empty
 
     def __post_init__(self) -> None:
-        _check_lengths(self, ("centers_mm", "scores", "diameters_mm", "status", "zones", "regions"))
+        _check_lengths(
+            self, ("centers_mm", "scores", "diameters_mm", "status", "zones", "regions", "reasons")
+        )
 
     def select(self, mask: np.ndarray) -> SubjectDetections:
         """The detections with mask (K,) true, in the same order; labels are renumbered."""
@@ -70,6 +73,7 @@ class SubjectDetections:
             status=_take(self.status, rows),
             zones=_take(self.zones, rows),
             regions=_take(self.regions, rows),
+            reasons=_take(self.reasons, rows),
             volume=volume,
         )
 

@@ -9,6 +9,7 @@ from cmb_jax.evaluation.bootstrap import Estimate
 from cmb_jax.evaluation.breakdown import Breakdown, FalsePositiveGroup, PlaceAgreement
 from cmb_jax.evaluation.froc import FrocCurve
 from cmb_jax.evaluation.matching import Rule
+from cmb_jax.evaluation.rejection import RejectionRule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,7 @@ class EvaluationResult:
     false_positives_by_zone: tuple[FalsePositiveGroup, ...]
     counts: CountAgreement
     places: PlaceAgreement | None  # None: one side names no places
+    rejection: tuple[RejectionRule, ...]  # empty where the prediction rejects nothing
     subjects: tuple[SubjectRow, ...]
     bootstrap_samples: int
     seed: int
