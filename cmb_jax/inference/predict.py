@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from cmb_jax.anatomy.lookup import REASON_TEXT, RejectReason, anatomical_lookup
+from cmb_jax.anatomy.lookup import REACH_MM, REASON_TEXT, RejectReason, anatomical_lookup
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
 from cmb_jax.boxes.geometry import box_centers, box_sizes
 from cmb_jax.boxes.types import Detections
@@ -209,6 +209,9 @@ class CmbDetector:
                     side=Side(int(located.side[n])).name.lower() if named else "none",  # type: ignore[arg-type]
                     status="rejected" if reason else "kept",
                     reason=reason,
+                    zone_border_mm=round(min(float(located.zone_border_mm[n]), REACH_MM), 1)
+                    if named
+                    else 0.0,
                 )
             )
         return tuple(rows), edges_mm

@@ -30,9 +30,12 @@ class DetectionRow:
     side: Literal["left", "right", "none"]
     status: Literal["kept", "rejected"]
     reason: str  # why it was rejected; empty when kept
+    zone_border_mm: float = 0.0  # centre to the nearest tissue of another zone, at most 8; 0 without a zone
 
 
 DETECTION_COLUMNS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(DetectionRow))
+# Columns that results of earlier versions lack.
+LATER_COLUMNS = frozenset({"zone_border_mm"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
