@@ -179,6 +179,7 @@ class CmbDetector:
         native = native_index(
             (np.linalg.inv(swi.affine) @ np.c_[centers, np.ones(len(centers))].T).T[:, :3], swi
         )
+        border_mm = np.minimum(np.asarray(located.zone_border_mm), REACH_MM)
         rows = []
         for n in range(len(boxes)):
             reason = ""
@@ -209,9 +210,7 @@ class CmbDetector:
                     side=Side(int(located.side[n])).name.lower() if named else "none",  # type: ignore[arg-type]
                     status="rejected" if reason else "kept",
                     reason=reason,
-                    zone_border_mm=round(min(float(located.zone_border_mm[n]), REACH_MM), 1)
-                    if named
-                    else 0.0,
+                    zone_border_mm=round(float(border_mm[n]), 1) if named else 0.0,
                 )
             )
         return tuple(rows), edges_mm

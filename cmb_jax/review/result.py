@@ -65,9 +65,8 @@ def load_result(folder: Path, subject: str | None = None) -> Result:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; {_MADE_BY}")
-    table = read_columns(
-        folder / "detections.csv", required=[c for c in DETECTION_COLUMNS if c not in LATER_COLUMNS]
-    )
+    required = [name for name in DETECTION_COLUMNS if name not in LATER_COLUMNS]
+    table = read_columns(folder / "detections.csv", required=required)
     rows = _rows(table)
     labels, affine = read_labels(folder / "labels.nii.gz")
     kept = [row.id for row in rows if row.status == "kept"]

@@ -20,7 +20,10 @@ from cmb_jax.report.summary import (
 
 
 def test_columns_are_those_of_the_csv():
-    expected = "id,i,j,k,x_mm,y_mm,z_mm,diameter_mm,volume_mm3,score,category,zone,region,side,status,reason,zone_border_mm"
+    expected = (
+        "id,i,j,k,x_mm,y_mm,z_mm,diameter_mm,volume_mm3,score,category,zone,region,side,status,reason,"
+        "zone_border_mm"
+    )
     assert ",".join(DETECTION_COLUMNS) == expected
 
 
