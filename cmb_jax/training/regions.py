@@ -260,10 +260,10 @@ class _Materials:
         return self.source_step(state, self.sources[rng.integers(len(self.sources))])
 
 
-def train_regions(config: RegionTraining) -> RegionTrainState:
+def train_regions(config: RegionTraining, stop_after: int | None = None) -> RegionTrainState:
     """Train and save; weights, record and state are rewritten every `save_every` steps.
 
-    A run whose state lies beside `out` goes on where it stopped.
+    A run whose state lies beside `out` goes on where it stopped. `stop_after` ends it at that step.
 
     Raises:
         UserError: the folder of `out` is missing, or the loss is not finite.
@@ -276,7 +276,7 @@ def train_regions(config: RegionTraining) -> RegionTrainState:
     start, first = time.monotonic(), int(state.step)
     mean: dict[str, float] = {}
     with tqdm(total=config.steps, initial=first, desc="Region network", unit="step", mininterval=5.0) as bar:
-        for step in range(first + 1, config.steps + 1):
+        for step in range(first + 1, (stop_after or config.steps) + 1):
             state, loss = materials.take_step(state, config, step - 1)
             for field in dataclasses.fields(loss):
                 value = float(getattr(loss, field.name))

@@ -1,5 +1,6 @@
 """Training of the region network: the loss by hand, one short run with its files, and bad input."""
 
+import dataclasses
 import json
 
 import jax
@@ -130,6 +131,23 @@ def test_resume_needs_weights_that_fit(run, tmp_path):
         RegionTraining(out=other, resume=good.out, packs=("synthetic",), steps=1)
     )
     np.testing.assert_array_equal(again.params["output"]["bias"], load_weights(good.out)[0]["output"]["bias"])
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(run, coarse, tmp_path):
+    config, whole = run
+    part = dataclasses.replace(config, out=tmp_path / "part.safetensors")
+    stopped = regions.train_regions(part, stop_after=6)
+    assert int(stopped.step) == 6
+    again = regions.train_regions(part)
+    assert int(again.step) == 12
+    for got, want in zip(jax.tree.leaves(again.params), jax.tree.leaves(whole.params), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_phantoms_need_a_folder(tmp_path):
+    config = RegionTraining(out=tmp_path / "w.safetensors", packs=("synthetic",), phantoms=2)
+    with pytest.raises(UserError, match="--phantom-folder"):
+        train_regions(config)
 
 
 def test_missing_folder_is_named_before_any_work(tmp_path):
