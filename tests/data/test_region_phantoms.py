@@ -74,7 +74,7 @@ def test_samples_of_a_view_keep_the_sides(monkeypatch):
         images=jnp.asarray(images[None]), code=jnp.asarray(code[None]), brain_mm=jnp.asarray([[-39.0, 39.0]])
     )
     # without what a scanner adds the brighter half must carry one label
-    monkeypatch.setattr(region_samples, "_scan_artefacts", lambda key, image, code, in_view: image)
+    monkeypatch.setattr(region_samples, "scan_artefacts", lambda key, image, code, in_view: image)
     draw = jax.jit(make_view_sample)
     sides = set()
     for seed in range(4):

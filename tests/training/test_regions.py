@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 
 from cmb_jax.anatomy.regions import NUM_REGIONS, Side
-from cmb_jax.data import region_samples
 from cmb_jax.data.region_samples import RegionSample
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import sha256_file
@@ -19,6 +18,7 @@ from cmb_jax.models.functional import params_of
 from cmb_jax.models.region_net import RegionNet
 from cmb_jax.training import regions
 from cmb_jax.training.regions import RegionTraining, region_loss, train_regions
+from tests.region_grids import patch_grids
 
 
 @pytest.fixture
@@ -70,13 +70,7 @@ def test_voxels_without_side_do_not_count(batch):
 def coarse():
     """Grids four times as coarse as in use: the step is the same, the work is not."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "GRID_SHAPE": (16, 32, 32),
-            "GRID_MM": 8.0,
-            "MATERIAL_MM": 8.0,
-            "CODE_MM": 4.0,
-        }.items():
-            patch.setattr(region_samples, name, value)
+        patch_grids(patch, GRID_SHAPE=(16, 32, 32), GRID_MM=8.0, MATERIAL_MM=8.0, CODE_MM=4.0)
         yield
 
 
