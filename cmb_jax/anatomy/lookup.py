@@ -39,7 +39,7 @@ REASON_TEXT: dict[RejectReason, str] = {
 MIN_INSIDE_FRACTION = 0.1
 """A candidate stays when at least this share of its sphere is brain tissue. Far below one half: lobar
 microbleeds sit at the cortex's edge, and region maps err by about a voxel there."""
-REACH_MM = 8.0
+REACH_MM = 6.0
 """How far from the centre CSF, the zone's border and the walls of a sinus are searched for."""
 REACH_STEP_MM = 2.0
 
@@ -58,7 +58,7 @@ _Columns = tuple[jax.Array, jax.Array, jax.Array]
 
 # 123 sample points in the unit ball: 7 along each axis.
 SPHERE_OFFSETS = (_ball_lattice(3) / 3).astype(np.float32)
-# Sample points of the search around the centre, in mm: 257.
+# Sample points of the search around the centre, in mm: 123.
 REACH_OFFSETS_MM = (_ball_lattice(round(REACH_MM / REACH_STEP_MM)) * REACH_STEP_MM).astype(np.float32)
 
 _IS_TISSUE = ZONE_OF_REGION > 0

@@ -64,7 +64,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     },
     "reason": {"Description": "Why it was rejected; n/a if kept."},
     "zone_border_mm": {
-        "Description": "From the centre to the nearest tissue of another zone, at most 8; 0 without a zone. "
+        "Description": "From the centre to the nearest tissue of another zone, at most 6; 0 without a zone. "
         "The smaller, the less sure is the zone.",
         "Units": "mm",
     },

@@ -30,7 +30,7 @@ class DetectionRow:
     side: Literal["left", "right", "none"]
     status: Literal["kept", "rejected"]
     reason: str  # why it was rejected; empty when kept
-    zone_border_mm: float = 0.0  # centre to the nearest tissue of another zone, at most 8; 0 without a zone
+    zone_border_mm: float = 0.0  # centre to the nearest tissue of another zone, at most 6; 0 without a zone
 
 
 DETECTION_COLUMNS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(DetectionRow))

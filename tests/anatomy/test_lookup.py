@@ -49,7 +49,7 @@ def slow_lookup(point, diameter, region_map, inverse_affine):
     keep = inside >= 0.1
     reasons = {0: RejectReason.OUTSIDE_BRAIN, 14: RejectReason.IN_VENTRICLE, 15: RejectReason.IN_SULCAL_CSF}
     reason = RejectReason.NONE if keep else reasons[commonest(other)]
-    offsets = 2 * ball(4)
+    offsets = 2 * ball(3)
     around, unclear_b = slow_codes(region_map, inverse_affine, point + offsets)
     zone = ZONE_OF_REGION[region]
 
