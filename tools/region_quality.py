@@ -17,13 +17,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from tqdm import tqdm
 
 from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
-from cmb_jax.anatomy.lookup import REASON_TEXT, RejectReason, anatomical_lookup
+from cmb_jax.anatomy.lookup import REASON_TEXT, RejectReason, look_up
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Side, Zone, region_of
 from cmb_jax.commands.common import use_compilation_cache
@@ -89,7 +88,7 @@ def true_map(truth: Volume) -> RegionMap:
     )
 
 
-def look_up(table: Path, region_map: RegionMap) -> Places | None:
+def look_up_truth(table: Path, region_map: RegionMap) -> Places | None:
     """The microbleeds of a lesion table in a map; None where there are none."""
     with table.open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file, delimiter="\t") if row["kind"] == "cmb"]
@@ -97,19 +96,14 @@ def look_up(table: Path, region_map: RegionMap) -> Places | None:
         return None
     points = np.array([[float(row[f"{axis}_mm"]) for axis in "xyz"] for row in rows], np.float32)
     diameters = np.array([float(row["apparent_diameter_mm"]) for row in rows], np.float32)
-    found = anatomical_lookup(
-        jnp.asarray(points),
-        jnp.asarray(diameters + 2 * MAP_ERROR_MM),
-        jnp.asarray(region_map.code),
-        jnp.asarray(np.linalg.inv(region_map.affine), jnp.float32),
-    )
+    found = look_up(points, diameters + 2 * MAP_ERROR_MM, region_map)
     sides = np.array([Side[row["side"].upper()] for row in rows])
     sided = sides != Side.NONE
-    reasons = np.asarray(found.reason)[~np.asarray(found.keep)]
+    reasons = found.reason[~found.keep]
     return Places(
-        zone=np.asarray(found.zone) == [Zone[row["zone"].upper()] for row in rows],
-        region=np.asarray(found.region) == [Region[row["region"].upper()] for row in rows],
-        side=(np.asarray(found.side) == sides)[sided],
+        zone=found.zone == [Zone[row["zone"].upper()] for row in rows],
+        region=found.region == [Region[row["region"].upper()] for row in rows],
+        side=(found.side == sides)[sided],
         rejected=Counter(REASON_TEXT[RejectReason(int(reason))] for reason in reasons),
     )
 
@@ -134,7 +128,7 @@ def measure_tree(root: Path, arguments: Arguments) -> dict[str, object]:
         if not region_map.trusted:
             untrusted.append(f"{name}: {' '.join(region_map.messages)}")
         dices.append(overlaps(region_code_on(volume, region_map), code.data.astype(np.uint8)))
-        found = look_up(truth / f"{name}_desc-lesions.tsv", region_map)
+        found = look_up_truth(truth / f"{name}_desc-lesions.tsv", region_map)
         if found is not None:
             places.append(found)
     rejected = sum((each.rejected for each in places), Counter())

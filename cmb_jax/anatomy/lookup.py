@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cmb_jax.anatomy.regions import NUM_REGIONS, ZONE_OF_REGION, Region, Side, Zone, region_of
+from cmb_jax.anatomy.regions import NUM_REGIONS, ZONE_OF_REGION, Region, RegionMap, Side, Zone, region_of
 
 
 class RejectReason(enum.IntEnum):
@@ -61,6 +61,7 @@ SPHERE_OFFSETS = (_ball_lattice(3) / 3).astype(np.float32)
 # Sample points of the search around the centre, in mm: 123.
 REACH_OFFSETS_MM = (_ball_lattice(round(REACH_MM / REACH_STEP_MM)) * REACH_STEP_MM).astype(np.float32)
 
+_SMALLEST_BATCH = 64
 _IS_TISSUE = ZONE_OF_REGION > 0
 _REASON_OF_REGION = np.zeros(NUM_REGIONS, np.int32)
 _REASON_OF_REGION[Region.OUTSIDE] = RejectReason.OUTSIDE_BRAIN
@@ -169,6 +170,25 @@ def anatomical_lookup(
         keep=keep,
         reason=jnp.where(keep, RejectReason.NONE, reason).astype(jnp.int32),
     )
+
+
+def look_up(points_mm: np.ndarray, diameters_mm: np.ndarray, region_map: RegionMap) -> Location:
+    """`anatomical_lookup` from and to NumPy arrays; one compiled program serves many counts.
+
+    Args:
+      points_mm: (N, 3) lesion centres, RAS mm.
+      diameters_mm: (N,).
+      region_map: where they are looked up.
+    """
+    count = len(points_mm)
+    padding = max(_SMALLEST_BATCH, 1 << (count - 1).bit_length()) - count if count else _SMALLEST_BATCH
+    found = anatomical_lookup(
+        jnp.asarray(np.pad(np.asarray(points_mm, np.float32).reshape(-1, 3), ((0, padding), (0, 0)))),
+        jnp.asarray(np.pad(np.asarray(diameters_mm, np.float32), (0, padding))),
+        jnp.asarray(region_map.code),
+        jnp.asarray(np.linalg.inv(region_map.affine), jnp.float32),
+    )
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], found)
 
 
 def _rotate(affine: jax.Array, columns: jax.Array | np.ndarray) -> _Columns:

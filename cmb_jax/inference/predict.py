@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from cmb_jax.anatomy.lookup import REACH_MM, REASON_TEXT, RejectReason, anatomical_lookup
+from cmb_jax.anatomy.lookup import REACH_MM, REASON_TEXT, RejectReason, look_up
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
 from cmb_jax.boxes.geometry import box_centers, box_sizes
 from cmb_jax.boxes.types import Detections
@@ -166,16 +166,11 @@ class CmbDetector:
             return (), np.zeros((0, 3))
 
         # an untrusted map still has a brain mask, but no places
-        if region_map.trusted:
-            code, affine = region_map.code, region_map.affine
-        else:
-            code, affine = np.where(scan.brain_mask, np.uint8(Region.FRONTAL), np.uint8(0)), swi.affine
-        located = anatomical_lookup(
-            jnp.asarray(centers, jnp.float32),
-            jnp.asarray(diameters + 2 * MAP_ERROR_MM, jnp.float32),
-            jnp.asarray(code),
-            jnp.asarray(np.linalg.inv(affine), jnp.float32),
-        )
+        named_map = region_map
+        if not region_map.trusted:
+            code = np.where(scan.brain_mask, np.uint8(Region.FRONTAL), np.uint8(0))
+            named_map = RegionMap(code=code, affine=swi.affine)
+        located = look_up(centers, diameters + 2 * MAP_ERROR_MM, named_map)
         native = native_index(
             (np.linalg.inv(swi.affine) @ np.c_[centers, np.ones(len(centers))].T).T[:, :3], swi
         )

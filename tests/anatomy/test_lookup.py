@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cmb_jax.anatomy import lookup
 from cmb_jax.anatomy.lookup import REASON_TEXT, RejectReason, anatomical_lookup
-from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, Side, Zone, encode
+from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Side, Zone, encode
 
 SHAPE = (9, 8, 11)
 POINTS = 4
@@ -199,6 +199,15 @@ def test_maps_over_a_batch_of_subjects(rng):
     for b in range(3):
         single = anatomical_lookup(points[b], diameters[b], region_maps[b], inverse[b])
         jax.tree.map(lambda t, s, b=b: np.testing.assert_array_equal(t[b], s), together, single)
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 65])
+def test_numpy_in_and_out_for_any_count(rng, count):
+    region_map = encode(rng.integers(0, 16, SHAPE), rng.integers(0, 3, SHAPE))
+    points, diameters = rng.uniform(0, 9, (count, 3)).astype(np.float32), np.full(count, 3.0, np.float32)
+    found = lookup.look_up(points, diameters, RegionMap(code=region_map, affine=np.eye(4)))
+    want = anatomical_lookup(points, diameters, region_map, np.eye(4))
+    jax.tree.map(np.testing.assert_array_equal, found, want)
 
 
 def test_no_points():
