@@ -61,7 +61,11 @@ def test_image_and_code_of_a_view_lie_on_each_other():
     images, code = view_of(head())
     assert images.shape == (2, *GRID_SHAPE)
     assert images.dtype == code.dtype == np.uint8
-    np.testing.assert_array_equal(images[0] > 42, code > 0)
+    seen, labelled = images[0] > 42, code > 0
+    assert 2 * (seen & labelled).sum() > 0.97 * (seen.sum() + labelled.sum())  # faces are interpolated
+    for axis in range(3):  # and shifted by a voxel they fit less well
+        for step in (-1, 1):
+            assert (np.roll(seen, step, axis) & labelled).sum() < (seen & labelled).sum()
     found = np.argwhere(code > 0)
     np.testing.assert_allclose(
         (found.min(axis=0) + found.max(axis=0)) / 2, (np.array(GRID_SHAPE) - 1) / 2, atol=1
