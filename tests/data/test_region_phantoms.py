@@ -63,8 +63,8 @@ def test_image_and_code_of_a_view_lie_on_each_other():
     assert images.dtype == code.dtype == np.uint8
     seen, labelled = images[0] > 42, code > 0
     assert 2 * (seen & labelled).sum() > 0.97 * (seen.sum() + labelled.sum())  # faces are interpolated
-    for axis in range(3):  # and shifted by a voxel they fit less well
-        for step in (-1, 1):
+    for axis in range(3):  # and shifted by two voxels they fit less well
+        for step in (-2, 2):
             assert (np.roll(seen, step, axis) & labelled).sum() < (seen & labelled).sum()
     found = np.argwhere(code > 0)
     np.testing.assert_allclose(
