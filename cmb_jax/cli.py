@@ -46,6 +46,8 @@ def predict(
     phase_range: StoredPhase = "auto",
     weights: str = "small",
     threshold: float | None = None,
+    regions: Path | None = None,
+    region_labels: Path | None = None,
     dicom_out: bool = False,
     overwrite: bool = False,
     keep_identifiers: bool = False,
@@ -66,11 +68,16 @@ def predict(
         tells it from the data.
       weights: name of bundled weights, or a .safetensors file.
       threshold: score from which a candidate is kept; default: the weights' operating point.
+      regions: label volume in the scan's space that takes the place of the region network: SynthSeg with
+        --parc, FreeSurfer's aparc+aseg, or own labels (docs/regions.md).
+      region_labels: CSV with the columns label, region, side for own labels.
       dicom_out: write segmentation.dcm and report.dcm too, which refer to the DICOM series.
       overwrite: replace the folder if it exists.
       keep_identifiers: let the results name the input files as they are named, and DICOM results the
         patient and the study, as a PACS needs it (docs/privacy.md, docs/dicom.md).
     """
+    if region_labels is not None and regions is None:
+        raise UserError("--region-labels goes with --regions VOLUME")
     if dicom is not None:
         if swi is not None or phase is not None or magnitude is not None:
             raise UserError("--dicom: the folder takes the place of --swi, --phase and --magnitude; give one")
@@ -84,6 +91,8 @@ def predict(
             phase_range=phase_range,
             weights=weights,
             threshold=threshold,
+            regions=regions,
+            region_labels=region_labels,
             dicom_out=dicom_out,
             keep_identifiers=keep_identifiers,
             overwrite=overwrite,
@@ -104,6 +113,8 @@ def predict(
         phase_range=phase_range,
         weights=weights,
         threshold=threshold,
+        regions=regions,
+        region_labels=region_labels,
         overwrite=overwrite,
         keep_identifiers=keep_identifiers,
     )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cmb_jax.anatomy.regions import NUM_REGIONS, ZONE_OF_REGION, Region, Side, region_of
+from cmb_jax.anatomy.regions import NUM_REGIONS, ZONE_OF_REGION, Region, RegionMap, Side, Zone, region_of
 
 
 class RejectReason(enum.IntEnum):
@@ -25,6 +25,7 @@ class RejectReason(enum.IntEnum):
     OUTSIDE_BRAIN = 1
     IN_VENTRICLE = 2
     IN_SULCAL_CSF = 3
+    IN_SINUS = 4
 
 
 REASON_TEXT: dict[RejectReason, str] = {
@@ -32,13 +33,15 @@ REASON_TEXT: dict[RejectReason, str] = {
     RejectReason.OUTSIDE_BRAIN: "outside the brain",
     RejectReason.IN_VENTRICLE: "inside a ventricle",
     RejectReason.IN_SULCAL_CSF: "in the cerebrospinal fluid around the brain",
+    RejectReason.IN_SINUS: "where a venous sinus runs",
 }
 
 MIN_INSIDE_FRACTION = 0.1
 """A candidate stays when at least this share of its sphere is brain tissue. Far below one half: lobar
 microbleeds sit at the cortex's edge, and region maps err by about a voxel there."""
-MAX_CSF_DISTANCE_MM = 6.0
-CSF_STEP_MM = 1.0
+REACH_MM = 6.0
+"""How far from the centre CSF, the zone's border and the walls of a sinus are searched for."""
+REACH_STEP_MM = 2.0
 
 
 def _ball_lattice(radius: int) -> np.ndarray:
@@ -55,14 +58,36 @@ _Columns = tuple[jax.Array, jax.Array, jax.Array]
 
 # 123 sample points in the unit ball: 7 along each axis.
 SPHERE_OFFSETS = (_ball_lattice(3) / 3).astype(np.float32)
-# Sample points of the search for CSF, in mm.
-CSF_OFFSETS_MM = (_ball_lattice(round(MAX_CSF_DISTANCE_MM / CSF_STEP_MM)) * CSF_STEP_MM).astype(np.float32)
+# Sample points of the search around the centre, in mm: 123.
+REACH_OFFSETS_MM = (_ball_lattice(round(REACH_MM / REACH_STEP_MM)) * REACH_STEP_MM).astype(np.float32)
 
+_SMALLEST_BATCH = 64
 _IS_TISSUE = ZONE_OF_REGION > 0
 _REASON_OF_REGION = np.zeros(NUM_REGIONS, np.int32)
 _REASON_OF_REGION[Region.OUTSIDE] = RejectReason.OUTSIDE_BRAIN
 _REASON_OF_REGION[Region.VENTRICLE] = RejectReason.IN_VENTRICLE
 _REASON_OF_REGION[Region.SULCAL_CSF] = RejectReason.IN_SULCAL_CSF
+
+# What a code means to the neighbours of a point, as bits.
+_CSF, _SKULL, _LOBE_LEFT, _LOBE_RIGHT, _LOBAR, _DEEP, _INFRATENTORIAL, _CEREBELLUM = (
+    1 << b for b in range(8)
+)
+_ANY_ZONE = _LOBAR | _DEEP | _INFRATENTORIAL
+_BIT_OF_ZONE = np.array([0, _LOBAR, _DEEP, _INFRATENTORIAL], np.uint8)
+
+
+def _neighbour_bits(code: int) -> int:
+    region, side = code % 16, code // 16
+    bits = int(_BIT_OF_ZONE[ZONE_OF_REGION[region]])
+    bits |= _CSF if region in (Region.VENTRICLE, Region.SULCAL_CSF) else 0
+    bits |= _SKULL if region == Region.OUTSIDE else 0
+    bits |= _CEREBELLUM if region == Region.CEREBELLUM else 0
+    if bits & _LOBAR:
+        bits |= {Side.LEFT: _LOBE_LEFT, Side.RIGHT: _LOBE_RIGHT}.get(Side(side), 0) if side < 3 else 0
+    return bits
+
+
+_NEIGHBOUR_OF_CODE = np.array([_neighbour_bits(code) for code in range(256)], np.uint8)
 
 
 @jax.tree_util.register_dataclass
@@ -74,7 +99,10 @@ class Location:
     side: jax.Array  # (N,) int32, anatomy.regions.Side
     zone: jax.Array  # (N,) int32, anatomy.regions.Zone
     inside_fraction: jax.Array  # (N,) float32: share of the sphere that is brain tissue
-    csf_distance_mm: jax.Array  # (N,) float32: centre to the nearest CSF; inf beyond MAX_CSF_DISTANCE_MM
+    csf_distance_mm: jax.Array  # (N,) float32: centre to the nearest CSF; inf beyond REACH_MM
+    zone_border_mm: (
+        jax.Array
+    )  # (N,) float32: centre to the nearest tissue of another zone; inf beyond REACH_MM
     keep: jax.Array  # (N,) bool
     reason: jax.Array  # (N,) int32, RejectReason
 
@@ -90,8 +118,15 @@ def anatomical_lookup(
     sample is tissue, the commonest of all labels stands instead. OUTSIDE has no side. Ties go to the lower
     code. A lesion is rejected when less than MIN_INSIDE_FRACTION of its samples are tissue; the reason is the
     commonest of the other labels. Samples off the map's grid, and points that are not finite, count as
-    OUTSIDE. The distance to CSF is searched on a lattice of CSF_STEP_MM around the centre, so it is exact to
-    about that. To allow for an error of the map, add twice that error to the diameters.
+    OUTSIDE. To allow for an error of the map, add twice that error to the diameters.
+
+    Distances are searched on a lattice of REACH_STEP_MM around the centre and are exact to about that. How
+    near the next zone is says how sure the zone is: a map that errs by more names another.
+
+    A lesion rejected as outside the brain or in sulcal CSF lies in a sinus when within REACH_MM of it are,
+    under the skull (OUTSIDE), lobes of both sides (superior sagittal sinus) or a lobe and the cerebellum
+    (transverse sinus), or, at any depth, lobes of both sides and the cerebellum (straight sinus). The rule
+    only gives another name: it rejects nothing that would be kept without it.
 
     Args:
       points_mm: (N, 3) lesion centres (x, y, z), RAS mm.
@@ -116,16 +151,44 @@ def anatomical_lookup(
     inside_fraction = jnp.sum(tissue_votes, axis=0, dtype=jnp.float32) / len(SPHERE_OFFSETS)
     other = jnp.argmax(other_votes, axis=0)
     region = jnp.where(inside_fraction > 0, jnp.argmax(tissue_votes, axis=0), other).astype(jnp.int32)
+    zone = jnp.asarray(ZONE_OF_REGION)[region]
     keep = inside_fraction >= MIN_INSIDE_FRACTION
+    around = _look_around(region_map, index, zone, _rotate(affine, REACH_OFFSETS_MM.T))
+    reason = jnp.asarray(_REASON_OF_REGION)[other]
+    reason = jnp.where(
+        around.sinus & (reason != RejectReason.IN_VENTRICLE) & _is_finite(index),
+        RejectReason.IN_SINUS,
+        reason,
+    )
     return Location(
         region=region,
         side=_side_of_winner(codes, region),
-        zone=jnp.asarray(ZONE_OF_REGION)[region],
+        zone=zone,
         inside_fraction=inside_fraction,
-        csf_distance_mm=_csf_distance(region_map, index, _rotate(affine, CSF_OFFSETS_MM.T)),
+        csf_distance_mm=around.csf_mm,
+        zone_border_mm=around.border_mm,
         keep=keep,
-        reason=jnp.where(keep, RejectReason.NONE, jnp.asarray(_REASON_OF_REGION)[other]).astype(jnp.int32),
+        reason=jnp.where(keep, RejectReason.NONE, reason).astype(jnp.int32),
     )
+
+
+def look_up(points_mm: np.ndarray, diameters_mm: np.ndarray, region_map: RegionMap) -> Location:
+    """`anatomical_lookup` from and to NumPy arrays; one compiled program serves many counts.
+
+    Args:
+      points_mm: (N, 3) lesion centres, RAS mm.
+      diameters_mm: (N,).
+      region_map: where they are looked up.
+    """
+    count = len(points_mm)
+    padding = max(_SMALLEST_BATCH, 1 << (count - 1).bit_length()) - count if count else _SMALLEST_BATCH
+    found = anatomical_lookup(
+        jnp.asarray(np.pad(np.asarray(points_mm, np.float32).reshape(-1, 3), ((0, padding), (0, 0)))),
+        jnp.asarray(np.pad(np.asarray(diameters_mm, np.float32), (0, padding))),
+        jnp.asarray(region_map.code),
+        jnp.asarray(np.linalg.inv(region_map.affine), jnp.float32),
+    )
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], found)
 
 
 def _rotate(affine: jax.Array, columns: jax.Array | np.ndarray) -> _Columns:
@@ -138,15 +201,15 @@ def _rotate(affine: jax.Array, columns: jax.Array | np.ndarray) -> _Columns:
     return i, j, k
 
 
-def _sample(region_map: jax.Array, index: _Columns) -> jax.Array:
-    """Codes (N,) uint8 of the voxels nearest to voxel positions; 0 (OUTSIDE) off the grid."""
+def _sample(region_map: jax.Array, index: _Columns, beyond: int = 0) -> jax.Array:
+    """Values (N,) uint8 of the voxels nearest to voxel positions; `beyond` (OUTSIDE) off the grid."""
     inside = jnp.ones(index[0].shape, bool)
     flat = jnp.zeros(index[0].shape, jnp.int32)
     for position, size in zip(index, region_map.shape, strict=True):
         inside &= (position >= -0.5) & (position < size - 0.5)  # False for NaN
         flat = flat * size + jnp.floor(position + 0.5).astype(jnp.int32)
     code = region_map.reshape(-1).at[jnp.where(inside, flat, 0)].get(mode="promise_in_bounds")
-    return jnp.where(inside, code, jnp.uint8(0))
+    return jnp.where(inside, code, jnp.uint8(beyond))
 
 
 def _sphere_votes(
@@ -173,16 +236,47 @@ def _side_of_winner(codes: jax.Array, region: jax.Array) -> jax.Array:
     return jnp.where(region == Region.OUTSIDE, Side.NONE, jnp.argmax(votes, axis=0)).astype(jnp.int32)
 
 
-def _csf_distance(region_map: jax.Array, index: _Columns, offsets: _Columns) -> jax.Array:
-    """Distance (N,) in mm from voxel positions to the nearest point of the CSF lattice that is in CSF."""
+@dataclasses.dataclass(frozen=True)
+class _Around:
+    """What lies near each of N points."""
 
-    def step(nearest, sample):
+    csf_mm: jax.Array  # (N,) float32
+    border_mm: jax.Array  # (N,) float32
+    sinus: jax.Array  # (N,) bool: the neighbours of a sinus are there
+
+
+def _look_around(region_map: jax.Array, index: _Columns, zone: jax.Array, offsets: _Columns) -> _Around:
+    """Nearest CSF, nearest tissue of another zone, and whether a sinus would run here.
+
+    `index` are the N centres, `offsets` the lattice, nearest first, both in voxels.
+    """
+
+    bits = jnp.asarray(_NEIGHBOUR_OF_CODE)[region_map]  # once for the map, not once a sample
+    others = _ANY_ZONE & ~jnp.asarray(_BIT_OF_ZONE)[zone]
+
+    def step(carry, sample):
+        csf, border, seen = carry
         offset, distance_mm = sample
         i, j, k = (center + shift for center, shift in zip(index, offset, strict=True))
-        region = region_of(_sample(region_map, (i, j, k)))
-        is_csf = (region == Region.VENTRICLE) | (region == Region.SULCAL_CSF)
-        return jnp.minimum(nearest, jnp.where(is_csf, distance_mm, jnp.inf)), None
+        near = _sample(bits, (i, j, k), _SKULL)
+        csf = jnp.minimum(csf, jnp.where(near & _CSF, distance_mm, jnp.inf))
+        border = jnp.minimum(border, jnp.where(near & others, distance_mm, jnp.inf))
+        return (csf, border, seen | near), None
 
-    start = jnp.full(index[0].shape, jnp.inf, jnp.float32)
-    distance_mm = np.linalg.norm(CSF_OFFSETS_MM, axis=1)
-    return lax.scan(step, start, (offsets, distance_mm))[0]
+    far = jnp.full(index[0].shape, jnp.inf, jnp.float32)
+    start = (far, far, jnp.zeros(index[0].shape, jnp.uint8))
+    distance_mm = np.linalg.norm(REACH_OFFSETS_MM, axis=1)
+    (csf, border, seen), _ = lax.scan(step, start, (offsets, distance_mm))
+    border = jnp.where(zone == Zone.NONE, jnp.inf, border)
+
+    def has(all_of: int) -> jax.Array:
+        return (seen & all_of) == all_of
+
+    both_lobes = _LOBE_LEFT | _LOBE_RIGHT
+    lobe = (seen & both_lobes) != 0
+    sinus = (has(_SKULL) & (has(both_lobes) | (lobe & has(_CEREBELLUM)))) | has(both_lobes | _CEREBELLUM)
+    return _Around(csf, border, sinus)
+
+
+def _is_finite(index: _Columns) -> jax.Array:
+    return jnp.isfinite(index[0]) & jnp.isfinite(index[1]) & jnp.isfinite(index[2])

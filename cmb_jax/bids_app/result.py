@@ -67,6 +67,11 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "Levels": {"kept": "reported", "rejected": "not reported; see reason"},
     },
     "reason": {"Description": "Why it was rejected; n/a if kept."},
+    "zone_border_mm": {
+        "Description": "From the centre to the nearest tissue of another zone, at most 6; 0 without a zone. "
+        "The smaller, the less sure is the zone.",
+        "Units": "mm",
+    },
 }
 
 

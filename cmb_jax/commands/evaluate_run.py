@@ -52,6 +52,7 @@ def detections_of(prediction: Prediction, subject: str) -> SubjectDetections:
         probabilities=np.array(
             [np.nan if row.probability is None else row.probability for row in rows], np.float64
         ),
+        reasons=tuple(row.reason for row in rows),
     )
 
 

@@ -8,6 +8,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from cmb_jax.anatomy.own_regions import (
+    LabelTable,
+    freesurfer_table,
+    read_label_table,
+    regions_from_labels,
+)
 from cmb_jax.commands.common import Progress, existing_file, stopwatch, use_compilation_cache
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle
@@ -33,6 +39,26 @@ class ScanInput:
     inputs: tuple[tuple[str, str, str], ...]  # (role, name, sha256) of what was read
     steps: tuple[str, ...] = ()  # done before the detector
     warnings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnRegions:
+    """A label volume that takes the place of the region network."""
+
+    volume: Volume
+    table: LabelTable
+
+    @classmethod
+    def read(cls, path: Path, table: Path | None) -> OwnRegions:
+        """The volume and its table; without one that of FreeSurfer and SynthSeg.
+
+        Raises:
+          UserError: a file that is missing or cannot be read.
+        """
+        labels = (
+            freesurfer_table() if table is None else read_label_table(existing_file(table, "label table"))
+        )
+        return cls(volume=read_volume(existing_file(path, "regions")), table=labels)
 
 
 FurtherFiles = Callable[[Path, Prediction, WeightsBundle], None]
@@ -92,6 +118,8 @@ def run(
     phase_range: str = "auto",
     weights: str = "small",
     threshold: float | None = None,
+    regions: Path | None = None,
+    region_labels: Path | None = None,
     overwrite: bool = False,
     keep_identifiers: bool = False,
     announce: bool = True,
@@ -107,8 +135,13 @@ def run(
     swi_volume = read_volume(existing_file(swi, "SWI"))
     phase_volume = None if phase is None else read_volume(existing_file(phase, "phase"))
     magnitude_volume = None if magnitude is None else read_volume(existing_file(magnitude, "magnitude"))
+    own = None if regions is None else OwnRegions.read(regions, region_labels)
     inputs = described_inputs(
-        keep_identifiers=keep_identifiers, swi=swi_volume, phase=phase_volume, magnitude=magnitude_volume
+        keep_identifiers=keep_identifiers,
+        swi=swi_volume,
+        phase=phase_volume,
+        magnitude=magnitude_volume,
+        regions=None if own is None else own.volume,
     )
     scan = ScanInput(
         swi=swi_volume,
@@ -120,7 +153,14 @@ def run(
         inputs=inputs,
     )
     return predict_scan(
-        scan, out, weights=weights, threshold=threshold, overwrite=overwrite, announce=announce, say=say
+        scan,
+        out,
+        weights=weights,
+        threshold=threshold,
+        regions=own,
+        overwrite=overwrite,
+        announce=announce,
+        say=say,
     )
 
 
@@ -132,14 +172,18 @@ def predict_scan(
     threshold: float | None,
     overwrite: bool,
     say: Progress,
+    regions: OwnRegions | None = None,
     announce: bool = True,
     further: FurtherFiles | None = None,
 ) -> Prediction:
     """Predict and write the results of one scan; `further` adds files to the folder.
 
+    `regions` takes the place of the region network.
+
     Raises:
       UserError: the images do not fit together, no such weights, or a folder that cannot be written.
     """
+    region_map = None if regions is None else regions_from_labels(regions.volume, regions.table, scan.swi)
     use_compilation_cache()
     detector = load_detector(weights)
     prediction = detector.predict(
@@ -149,6 +193,7 @@ def predict_scan(
         phase_sign=scan.phase_sign,
         phase_range=scan.phase_range,
         threshold=threshold,
+        region_map=region_map,
         progress=say,
     )
     prediction = dataclasses.replace(

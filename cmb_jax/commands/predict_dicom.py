@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cmb_jax.commands.common import stopwatch
 from cmb_jax.commands.dicom import problem_lines, read_candidates
-from cmb_jax.commands.predict import ScanInput, check_output, check_threshold, predict_scan
+from cmb_jax.commands.predict import OwnRegions, ScanInput, check_output, check_threshold, predict_scan
 from cmb_jax.dicom.choose import choose
 from cmb_jax.dicom.load import DicomImages, load
 from cmb_jax.dicom.results import prepare_results
@@ -27,6 +27,8 @@ def run(
     phase_range: str = "auto",
     weights: str = "small",
     threshold: float | None = None,
+    regions: Path | None = None,
+    region_labels: Path | None = None,
     dicom_out: bool = False,
     keep_identifiers: bool = False,
     overwrite: bool = False,
@@ -42,6 +44,7 @@ def run(
     say = stopwatch()
     check_output(out, overwrite)
     check_threshold(threshold)
+    own = None if regions is None else OwnRegions.read(regions, region_labels)
     say("reading DICOM headers")
     content, found = read_candidates(dicom)
     choice = choose(found, series)
@@ -61,6 +64,7 @@ def run(
         out,
         weights=weights,
         threshold=threshold,
+        regions=own,
         overwrite=overwrite,
         say=say,
         further=further,

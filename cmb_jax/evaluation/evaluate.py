@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from cmb_jax.evaluation.metrics import write_metrics
 from cmb_jax.evaluation.present import format_table
 from cmb_jax.evaluation.read import find_predictions, find_truth, listed
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.rejection import rejected_by_reason, rejection_rules
 from cmb_jax.evaluation.reliability import Reliability, reliability
 from cmb_jax.evaluation.result import EvaluationResult, RuleResult, SubjectRow, ValdoSummary
 from cmb_jax.evaluation.valdo import ValdoCase, valdo_case
@@ -56,6 +58,7 @@ class _Scored:
     places: tuple[int, int, int] | None  # see breakdown.place_agreement
     probabilities: np.ndarray | None  # (K,) of the reported detections, NaN where not known; None: of none
     true: np.ndarray  # (K,) bool, whether each is no false positive
+    rejected: Counter[tuple[str, bool]]  # see rejection.rejected_by_reason
 
 
 def evaluate(
@@ -169,6 +172,9 @@ def evaluate_records(
         ),
         places=join_places([scan.places for scan in scored]),
         calibration=_calibration(scored, bootstrap_samples, seed),
+        rejection=rejection_rules(
+            (scan.rejected for scan in scored), sum(row.lesions for row in rows), scans
+        ),
         subjects=rows,
         bootstrap_samples=bootstrap_samples,
         seed=seed,
@@ -252,6 +258,7 @@ def _score(
         places=place_agreement(reported, truth, shown.lesion),
         probabilities=reported.probabilities,
         true=~shown.false_positive,
+        rejected=rejected_by_reason(detections, truth, shown.found, breakdown_rule, threshold),
     )
 
 

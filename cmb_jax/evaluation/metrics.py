@@ -48,6 +48,7 @@ def metrics(result: EvaluationResult) -> dict[str, Any]:
         "count_agreement": dataclasses.asdict(result.counts),
         "place_agreement": None if result.places is None else dataclasses.asdict(result.places),
         "calibration": None if result.calibration is None else reliability_values(result.calibration),
+        "rejection_by_rule": [dataclasses.asdict(each) for each in result.rejection],
         "subjects": [dataclasses.asdict(row) for row in result.subjects],
         "warnings": list(result.warnings),
     }

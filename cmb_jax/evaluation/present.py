@@ -71,6 +71,7 @@ def tables(result: EvaluationResult) -> tuple[Table, ...]:
         _froc_table(result),
         *_breakdown_tables(result),
         *_false_positive_tables(result),
+        *_rejection_tables(result),
         _count_table(result),
         *_calibration_tables(result),
         _valdo_table(result),
@@ -178,6 +179,32 @@ def _false_positive_tables(result: EvaluationResult) -> list[Table]:
         note = "The zone that the prediction gives."
         found.append(table("False positives by zone", result.false_positives_by_zone, note))
     return found
+
+
+def _rejection_tables(result: EvaluationResult) -> list[Table]:
+    if not result.rejection:
+        return []
+    return [
+        Table(
+            title="What rejection by place costs",
+            columns=("reason", "true lesions lost", "share of all", "false positives removed", "a scan"),
+            rows=tuple(
+                (
+                    each.reason,
+                    each.true_lost,
+                    estimate_text(each.lost_share),
+                    each.false_removed,
+                    f"{each.false_removed_per_scan:.2f}",
+                )
+                for each in result.rejection
+            ),
+            note=(
+                f"Candidates at the operating point that a rule removed, by the rule "
+                f"{RULES[result.breakdown_rule].title} against the lesions that nothing reported matches; "
+                f"share of all {result.lesions} lesions with its Wilson 95 % interval."
+            ),
+        )
+    ]
 
 
 def _count_table(result: EvaluationResult) -> Table:

@@ -153,6 +153,7 @@ def read_detections_csv(path: Path, subject: str) -> SubjectDetections:
         zones=table.text("zone") if table.has("zone") else None,
         regions=table.text("region") if table.has("region") else None,
         probabilities=None if np.isnan(probabilities).all() else probabilities,
+        reasons=tuple(reasons),
     )
 
 

@@ -48,12 +48,22 @@ class SubjectDetections:
     zones: tuple[str, ...] | None = None  # (K,) lower-case names of anatomy.regions.Zone
     regions: tuple[str, ...] | None = None  # (K,) lower-case names of anatomy.regions.Region
     probabilities: np.ndarray | None = None  # (K,) of a true lesion, NaN where not known; None: of none
+    reasons: tuple[str, ...] | None = None  # (K,) why a rule removed it; empty for the others
     volume: LabelledVolume | None = None  # when they were read from voxels
     missing: bool = False  # no prediction was found for this scan: it counts as empty
 
     def __post_init__(self) -> None:
-        fields = ("centers_mm", "scores", "diameters_mm", "status", "zones", "regions", "probabilities")
-        _check_lengths(self, fields)
+        names = (
+            "centers_mm",
+            "scores",
+            "diameters_mm",
+            "status",
+            "zones",
+            "regions",
+            "probabilities",
+            "reasons",
+        )
+        _check_lengths(self, names)
 
     def select(self, mask: np.ndarray) -> SubjectDetections:
         """The detections with mask (K,) true, in the same order; labels are renumbered."""
@@ -73,6 +83,7 @@ class SubjectDetections:
             zones=_take(self.zones, rows),
             regions=_take(self.regions, rows),
             probabilities=None if self.probabilities is None else self.probabilities[rows],
+            reasons=_take(self.reasons, rows),
             volume=volume,
         )
 

@@ -9,6 +9,7 @@ from cmb_jax.evaluation.bootstrap import Estimate
 from cmb_jax.evaluation.breakdown import Breakdown, FalsePositiveGroup, PlaceAgreement
 from cmb_jax.evaluation.froc import FrocCurve
 from cmb_jax.evaluation.matching import Rule
+from cmb_jax.evaluation.rejection import RejectionRule
 from cmb_jax.evaluation.reliability import Reliability
 
 
@@ -71,6 +72,7 @@ class EvaluationResult:
     counts: CountAgreement
     places: PlaceAgreement | None  # None: one side names no places
     calibration: Reliability | None  # of what is reported; None: detections carry no probabilities
+    rejection: tuple[RejectionRule, ...]  # empty where the prediction rejects nothing
     subjects: tuple[SubjectRow, ...]
     bootstrap_samples: int
     seed: int

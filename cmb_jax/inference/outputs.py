@@ -20,6 +20,8 @@ from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow, ReportContent
 from cmb_jax.report.html import write_report
+from cmb_jax.report.statements import statements
+from cmb_jax.report.summary import describe_pattern
 
 NOTICE = "Research use only; not a diagnosis."
 
@@ -74,12 +76,24 @@ def summary_json(
             "steps": list(prediction.steps),
             "warnings": list(prediction.warnings),
             "regions_trusted": prediction.region_map.trusted,
+            **_places(prediction),
             "timings_s": dict(prediction.timings),
             "coordinates": "i, j, k: native voxel indices from 0; x_mm, y_mm, z_mm: RAS mm",
             "detections": [dataclasses.asdict(row) for row in prediction.rows],
         },
         indent=2,
     )
+
+
+def _places(prediction: Prediction) -> dict[str, object]:
+    """Pattern and statements; nothing where zones are not reported."""
+    if not prediction.region_map.trusted:
+        return {}
+    partial = any("field of view" in line for line in prediction.region_map.messages)
+    return {
+        "pattern": describe_pattern(prediction.kept),
+        "statements": [dataclasses.asdict(each) for each in statements(prediction.kept, partial)],
+    }
 
 
 def described_inputs(

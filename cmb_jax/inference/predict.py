@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmb_jax.anatomy.lookup import REASON_TEXT, RejectReason, anatomical_lookup
+from cmb_jax.anatomy.lookup import REACH_MM, REASON_TEXT, RejectReason, look_up
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
 from cmb_jax.boxes.geometry import box_centers, box_sizes
 from cmb_jax.boxes.types import Detections
@@ -196,20 +196,15 @@ class CmbDetector:
         diameters = np.cbrt(edges_mm.prod(axis=1))
 
         # an untrusted map still has a brain mask, but no places
-        if region_map.trusted:
-            code, affine = region_map.code, region_map.affine
-        else:
-            code, affine = np.where(scan.brain_mask, np.uint8(Region.FRONTAL), np.uint8(0)), swi.affine
-        located = anatomical_lookup(
-            jnp.asarray(centers, jnp.float32),
-            jnp.asarray(diameters + 2 * MAP_ERROR_MM, jnp.float32),
-            jnp.asarray(code),
-            jnp.asarray(np.linalg.inv(affine), jnp.float32),
-        )
-        located = jax.device_get(located)
+        named_map = region_map
+        if not region_map.trusted:
+            code = np.where(scan.brain_mask, np.uint8(Region.FRONTAL), np.uint8(0))
+            named_map = RegionMap(code=code, affine=swi.affine)
+        located = look_up(centers, diameters + 2 * MAP_ERROR_MM, named_map)
         native = native_index(
             (np.linalg.inv(swi.affine) @ np.c_[centers, np.ones(len(centers))].T).T[:, :3], swi
         )
+        border_mm = np.minimum(np.asarray(located.zone_border_mm), REACH_MM)
         scores, valid = np.asarray(detections.scores), np.asarray(detections.valid)
         calibration = self.bundle.calibration
         probabilities = None if calibration is None else calibration.probability(scores)
@@ -250,6 +245,7 @@ class CmbDetector:
                     side=Side(int(located.side[n])).name.lower() if named else "none",  # type: ignore[arg-type]
                     status="rejected" if reason else "kept",
                     reason=reason,
+                    zone_border_mm=round(float(border_mm[n]), 1) if named else 0.0,
                 )
             )
         return tuple(rows), edges_mm[listed]

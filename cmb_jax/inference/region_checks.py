@@ -5,6 +5,8 @@ All arrays are (Z, Y, X) on the region grid (2 mm, x to the right).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from scipy import ndimage
 
@@ -15,6 +17,10 @@ BRAIN_CM3 = (700.0, 2400.0)  # intracranial volumes of adults, with room to spar
 SMALLEST_ZONE_CM3 = {Zone.LOBAR: 300.0, Zone.DEEP: 40.0, Zone.INFRATENTORIAL: 50.0}
 SIDE_SHARE = (0.4, 0.6)  # of the brain that may lie on the right
 LARGEST_CUT_CM2 = 40.0  # some millimetres of the vertex or of the cerebellum may be missing
+
+# Headers that err turn a head by half a turn or mirror it: axes (Z, Y, X) to flip, and what the head then is.
+TURNS: dict[str, tuple[int, ...]] = {"upside down": (0,), "back to front": (1,), "turned over": (0, 1)}
+LEAST_CONFIDENCE = 0.45  # of the network in the brain that it found; below, it does not know what it sees
 
 _VOXEL_CM3 = GRID_MM**3 / 1000
 _FACE_CM2 = GRID_MM**2 / 100
@@ -103,6 +109,22 @@ def trust_messages(region: np.ndarray, side: np.ndarray, view: np.ndarray) -> tu
             )
         elif _mean_x(side == Side.RIGHT) < _mean_x(side == Side.LEFT):
             messages.append("Left and right were found on the wrong sides of each other.")
+    return tuple(messages)
+
+
+def doubt_messages(confidence: float, turned: Mapping[str, float]) -> tuple[str, ...]:
+    """Why an image or its header is doubted, one line each; empty when neither is.
+
+    Args:
+        confidence: of the network in the brain that it found, 0 to 1.
+        turned: the same for the image turned as in `TURNS`.
+    """
+    messages = []
+    best = max(turned, key=lambda name: turned[name])
+    if turned[best] > confidence:
+        messages.append(f"The head seems to be {best}: check the orientation in the image's header.")
+    if confidence < LEAST_CONFIDENCE:
+        messages.append(f"The region network does not know such images (confidence {confidence:.2f}).")
     return tuple(messages)
 
 

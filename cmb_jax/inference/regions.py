@@ -27,7 +27,13 @@ from cmb_jax.data.region_grid import (
     normalise,
     to_grid,
 )
-from cmb_jax.inference.region_checks import clean_labels, intensity_mask, trust_messages
+from cmb_jax.inference.region_checks import (
+    TURNS,
+    clean_labels,
+    doubt_messages,
+    intensity_mask,
+    trust_messages,
+)
 from cmb_jax.io.volume import Volume
 from cmb_jax.io.weights import load_weights
 from cmb_jax.models.functional import Template
@@ -56,7 +62,8 @@ def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
 
     Returns:
         Region codes on the 2 mm grid, whose affine is in RAS mm. `trusted` is False, with the reasons in
-        `messages`, when the field of view is small or cuts the brain, or when volumes are implausible. In a
+        `messages`, when the field of view is small or cuts the brain, when volumes are implausible, or when
+        the network knows the image better upside down or not at all. A mirrored head cannot be told. In a
         small field of view all tissue is labelled deep white matter without side: a placeholder that says
         "brain" and no more.
 
@@ -83,7 +90,7 @@ def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
         if np.linalg.norm(shift_voxels * volume.spacing_mm) > _RECENTRE_MM:
             centre = centre + shift_voxels
             region, side, view = _label(volume, centre, params)
-    messages = trust_messages(region, side, view)
+    messages = (*trust_messages(region, side, view), *_doubts(volume, centre, params))
     if not (region != Region.OUTSIDE).any():
         return _by_intensity(volume, centre, "No brain was recognised.")
     return RegionMap(
@@ -142,6 +149,28 @@ def _label(volume: Volume, centre: np.ndarray, params: Any) -> tuple[np.ndarray,
     region, inner, side_logit = (np.asarray(a) for a in _labeller()(image, params))
     region, side = clean_labels(region, inner, side_logit, view)
     return region, side, view
+
+
+def _doubts(volume: Volume, centre: np.ndarray, params: Any) -> tuple[str, ...]:
+    """What the network's confidence says about the image and its header."""
+    image = to_grid(volume.data, volume.affine, centre)
+    turned = {name: float(_confidence()(np.flip(image, axes), params)) for name, axes in TURNS.items()}
+    return doubt_messages(float(_confidence()(image, params)), turned)
+
+
+@functools.cache
+def _confidence() -> Callable[[np.ndarray, Any], jax.Array]:
+    """Image (Z, Y, X), weights -> mean over the brain found of the highest probability of a region."""
+    template = _template()
+
+    @jax.jit
+    def confidence(image: jax.Array, params: Any) -> jax.Array:
+        logits = template.bind(params)(normalise(image)[None, ..., None])[0, ..., :NUM_REGIONS]
+        brain = jnp.argmax(logits, axis=-1) != Region.OUTSIDE
+        highest = jnp.max(jax.nn.softmax(logits), axis=-1)
+        return jnp.sum(highest * brain) / jnp.maximum(jnp.sum(brain), 1)
+
+    return confidence
 
 
 @functools.cache

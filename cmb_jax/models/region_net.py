@@ -25,6 +25,7 @@ class RegionNetConfig:
     widths: tuple[int, ...] = (16, 24, 32, 48)
     encoder_convs: tuple[int, ...] = (0, 1, 2, 2)
     decoder_convs: tuple[int, ...] = (1, 1, 1)
+    head_width: int = 48  # between the finest level and the labels of a cell's eight voxels
 
     @property
     def total_stride(self) -> Triple:
@@ -50,7 +51,8 @@ class RegionNet(nnx.Module):
         self.unet = UNet(
             block + 3, self.config.widths, self.config.encoder_convs, self.config.decoder_convs, rngs=rngs
         )
-        self.output = Conv(self.config.widths[0], block * REGION_OUTPUTS, rngs=rngs)
+        self.head = Conv(self.config.widths[0], self.config.head_width, rngs=rngs)
+        self.output = Conv(self.config.head_width, block * REGION_OUTPUTS, rngs=rngs)
 
     def __call__(self, image: jax.Array) -> jax.Array:
         """Map (B, Z, Y, X, 1) intensities at about 2 mm to (B, Z, Y, X, 17) logits: regions, then side.
@@ -71,4 +73,4 @@ class RegionNet(nnx.Module):
         place = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
         place = jnp.broadcast_to(place, (*blocks.shape[:4], 3))
         finest = self.unet(jnp.concatenate([blocks, place], axis=-1))[0]
-        return depth_to_space(self.output(finest), _BLOCK)
+        return depth_to_space(self.output(self.head(finest, relu=True)), _BLOCK)

@@ -24,15 +24,15 @@ class DetectionRow:
     diameter_mm: float
     volume_mm3: float
     score: float  # 0..1
-    probability: float | None = (
-        None  # of a true microbleed; None: weights not calibrated, or no place for one
-    )
+    # of a true microbleed; None: weights not calibrated, or no place for one
+    probability: float | None = None
     category: Literal["definite", "possible"]
     zone: Literal["lobar", "deep", "infratentorial", "none"]
     region: str  # lower-case name of a Region, e.g. basal_ganglia
     side: Literal["left", "right", "none"]
     status: Literal["kept", "rejected"]
     reason: str  # why it was rejected; empty when kept
+    zone_border_mm: float = 0.0  # centre to the nearest tissue of another zone, at most 6; 0 without a zone
 
     @property
     def certainty(self) -> float:
@@ -41,6 +41,8 @@ class DetectionRow:
 
 
 DETECTION_COLUMNS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(DetectionRow))
+# Columns that results of earlier versions lack.
+LATER_COLUMNS = frozenset({"probability", "zone_border_mm"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

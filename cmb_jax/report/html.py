@@ -11,6 +11,7 @@ from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.report.content import DetectionRow, ReportContent
 from cmb_jax.report.overview import DRAWN_REGIONS, glass_brain, quality_mosaic, shown_zone, slabs
 from cmb_jax.report.slices import choose_windows
+from cmb_jax.report.statements import bombs_table, statements
 from cmb_jax.report.summary import (
     ZONES,
     all_warnings,
@@ -81,6 +82,8 @@ def render_report(content: ReportContent, *, max_drawn: int = MAX_DRAWN) -> str:
             empty=empty_explanation(content),
             reasons=reason_counts(content.rows),
             mars=mars,
+            bombs=bombs_table(kept),
+            statements=statements(kept, content.partial_field_of_view),
             show_unsided=any(line.unsided.total for line in mars),
             detections=[maker.full(row) for row in drawn],
             undrawn=[row for row in kept if row not in drawn],

@@ -14,10 +14,9 @@ from cmb_jax.errors import UserError
 from cmb_jax.evaluation.read import read_labels
 from cmb_jax.evaluation.tables import TextTable, read_columns
 from cmb_jax.io.naming import is_bids_name, stem
-from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow
+from cmb_jax.report.content import DETECTION_COLUMNS, LATER_COLUMNS, DetectionRow
 
 _MADE_BY = "give the folder that cmb-jax predict wrote"
-_OPTIONAL = ("probability",)  # results of versions before there was one are read too
 _ALLOWED = {
     "category": ("definite", "possible"),
     "zone": ("lobar", "deep", "infratentorial", "none"),
@@ -66,10 +65,8 @@ def load_result(folder: Path, subject: str | None = None) -> Result:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; {_MADE_BY}")
-    table = read_columns(
-        folder / "detections.csv",
-        required=[name for name in DETECTION_COLUMNS if name not in _OPTIONAL],
-    )
+    required = [name for name in DETECTION_COLUMNS if name not in LATER_COLUMNS]
+    table = read_columns(folder / "detections.csv", required=required)
     rows = _rows(table)
     labels, affine = read_labels(folder / "labels.nii.gz")
     kept = [row.id for row in rows if row.status == "kept"]
@@ -92,9 +89,11 @@ def load_result(folder: Path, subject: str | None = None) -> Result:
 def _rows(table: TextTable) -> tuple[DetectionRow, ...]:
     columns: dict[str, Any] = {}
     for field in dataclasses.fields(DetectionRow):
+        if field.name in LATER_COLUMNS and not table.has(field.name):
+            continue
         if field.type == "float":
             columns[field.name] = table.numbers(field.name).tolist()
-        elif field.name in _OPTIONAL:
+        elif field.name == "probability":
             values = table.optional_numbers(field.name)
             columns[field.name] = [None if np.isnan(value) else float(value) for value in values]
         elif field.type == "int":

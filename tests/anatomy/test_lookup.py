@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cmb_jax.anatomy import lookup
 from cmb_jax.anatomy.lookup import REASON_TEXT, RejectReason, anatomical_lookup
-from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, Side, Zone, encode
+from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Side, Zone, encode
 
 SHAPE = (9, 8, 11)
 POINTS = 4
@@ -49,9 +49,24 @@ def slow_lookup(point, diameter, region_map, inverse_affine):
     keep = inside >= 0.1
     reasons = {0: RejectReason.OUTSIDE_BRAIN, 14: RejectReason.IN_VENTRICLE, 15: RejectReason.IN_SULCAL_CSF}
     reason = RejectReason.NONE if keep else reasons[commonest(other)]
-    around, unclear_b = slow_codes(region_map, inverse_affine, point + ball(6))
-    distances = [np.linalg.norm(o) for o, code in zip(ball(6), around, strict=True) if code % 16 in (14, 15)]
-    row = (region, side, ZONE_OF_REGION[region], inside, min(distances, default=np.inf), keep, reason)
+    offsets = 2 * ball(3)
+    around, unclear_b = slow_codes(region_map, inverse_affine, point + offsets)
+    zone = ZONE_OF_REGION[region]
+
+    def nearest(holds):
+        near = [np.linalg.norm(o) for o, code in zip(offsets, around, strict=True) if holds(code)]
+        return min(near, default=np.inf)
+
+    csf = nearest(lambda code: code % 16 in (14, 15))
+    border = nearest(lambda code: ZONE_OF_REGION[code % 16] not in (0, zone)) if zone else np.inf
+    lobes = {code // 16 for code in around if 9 <= code % 16 <= 13}
+    regions_around = {code % 16 for code in around}
+    sagittal = {1, 2} <= lobes and 0 in regions_around
+    transverse = lobes & {1, 2} and {0, 2} <= regions_around
+    straight = {1, 2} <= lobes and 2 in regions_around
+    if reason in (1, 3) and (sagittal or transverse or straight):
+        reason = RejectReason.IN_SINUS
+    row = (region, side, zone, inside, csf, border, keep, reason)
     return row, unclear_a or unclear_b
 
 
@@ -88,7 +103,16 @@ def test_equals_the_slow_reference(seed, csf_share, largest):
     found = anatomical_lookup(points, diameters, region_map, inverse)
     expected = [np.array(column) for column in zip(*rows, strict=True)]
     for name, want in zip(
-        ("region", "side", "zone", "inside_fraction", "csf_distance_mm", "keep", "reason"),
+        (
+            "region",
+            "side",
+            "zone",
+            "inside_fraction",
+            "csf_distance_mm",
+            "zone_border_mm",
+            "keep",
+            "reason",
+        ),
         expected,
         strict=True,
     ):
@@ -163,7 +187,7 @@ def test_off_the_grid_is_outside_even_half_a_voxel_away():
 @pytest.mark.parametrize("depth", [1.0, 3.0, 5.0])
 def test_distance_to_a_plane_of_csf(depth):
     # The first CSF voxel's near face is half a voxel before its centre at x = 0 mm.
-    assert abs(look((-0.5 - depth, -5, -5), 3.0).csf_distance_mm - depth) <= lookup.CSF_STEP_MM
+    assert abs(look((-0.5 - depth, -5, -5), 3.0).csf_distance_mm - depth) <= lookup.REACH_STEP_MM
     assert look((3.0, -5, -5), 3.0).csf_distance_mm == 0
 
 
@@ -175,6 +199,15 @@ def test_maps_over_a_batch_of_subjects(rng):
     for b in range(3):
         single = anatomical_lookup(points[b], diameters[b], region_maps[b], inverse[b])
         jax.tree.map(lambda t, s, b=b: np.testing.assert_array_equal(t[b], s), together, single)
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 65])
+def test_numpy_in_and_out_for_any_count(rng, count):
+    region_map = encode(rng.integers(0, 16, SHAPE), rng.integers(0, 3, SHAPE))
+    points, diameters = rng.uniform(0, 9, (count, 3)).astype(np.float32), np.full(count, 3.0, np.float32)
+    found = lookup.look_up(points, diameters, RegionMap(code=region_map, affine=np.eye(4)))
+    want = anatomical_lookup(points, diameters, region_map, np.eye(4))
+    jax.tree.map(np.testing.assert_array_equal, found, want)
 
 
 def test_no_points():

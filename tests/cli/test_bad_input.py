@@ -237,3 +237,19 @@ def test_unknown_arguments_exit_with_2(monkeypatch, capsys):
     code, _, err = run(monkeypatch, capsys, "predict", "--colour", "red")
     assert code == 2
     assert "Traceback" not in err
+
+
+def test_own_labels(monkeypatch, capsys, tmp_path, good, weights):
+    common = ("predict", "--swi", good, "--weights", weights, "--out", tmp_path / "out")
+    labels = save(tmp_path / "labels.nii.gz", np.where(np.indices((32, 36, 20))[0] > 8, 999_999, 0))
+    refused(monkeypatch, capsys, tmp_path, *common, "--regions", labels, match="labels 999999 are not in")
+    refused(monkeypatch, capsys, tmp_path, *common, "--regions", tmp_path / "none.nii", match="no such")
+    refused(monkeypatch, capsys, tmp_path, *common, "--region-labels", labels, match="goes with --regions")
+    refused(
+        monkeypatch,
+        capsys,
+        tmp_path,
+        *common,
+        *("--regions", labels, "--region-labels", labels),
+        match="cannot be read as a table",
+    )

@@ -15,7 +15,9 @@ from cmb_jax.data.region_grid import GRID_MM, GRID_SHAPE
 from cmb_jax.errors import UserError
 from cmb_jax.inference import regions as inference
 from cmb_jax.inference.region_checks import (
+    TURNS,
     clean_labels,
+    doubt_messages,
     intensity_mask,
     largest_component,
     split_sides,
@@ -118,6 +120,15 @@ def test_implausible_maps_are_named(head):
     assert any("wrong sides" in message for message in trust_messages(region, swapped, view))
     whole = np.full(GRID_SHAPE, Region.FRONTAL)
     assert any("plausible" in message for message in trust_messages(whole, side, view))
+
+
+def test_doubts_are_named():
+    surer = dict.fromkeys(TURNS, 0.5)
+    assert doubt_messages(0.6, surer) == ()
+    (message,) = doubt_messages(0.6, surer | {"upside down": 0.7, "back to front": 0.65})
+    assert "upside down" in message
+    (message,) = doubt_messages(0.3, dict.fromkeys(TURNS, 0.2))
+    assert "does not know" in message
 
 
 def oblique(spacing, degrees=(10, -6, 4)):

@@ -91,6 +91,18 @@ def test_predict_and_review(planted, run, weights, tmp_path):
     assert leaks(tmp_path / "named_readers") == []
 
 
+def test_predict_with_own_labels(planted, run, weights, tmp_path):
+    table = planted["mask"].with_name(f"{NAME}_labels.csv")
+    table.write_text(f"label,region,side,comment\n1,frontal,left,{TEXT}\n")
+    own = ("--regions", planted["mask"], "--region-labels", table)
+    run("predict", "--swi", planted["magnitude"], *own, "--weights", weights, "--out", tmp_path / "result")
+    assert leaks(tmp_path / "result") == []
+    summary = json.loads((tmp_path / "result" / "detections.json").read_text())
+    assert [each["role"] for each in summary["inputs"]] == ["swi", "regions"]
+    kept = [row for row in summary["detections"] if row["status"] == "kept"]
+    assert {(row["region"], row["side"], row["zone"]) for row in kept} <= {("frontal", "left", "lobar")}
+
+
 def test_review_of_labels_with_a_telling_header(run, tmp_path):
     result = make_result(tmp_path / "result", name=f"{NAME}_swi.nii.gz")
     labels = nib.load(result / "labels.nii.gz")

@@ -1,5 +1,6 @@
 """Training of the region network: the loss by hand, one short run with its files, and bad input."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,7 +10,6 @@ import pytest
 from flax import nnx
 
 from cmb_jax.anatomy.regions import NUM_REGIONS, Side
-from cmb_jax.data import region_samples
 from cmb_jax.data.region_samples import RegionSample
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import sha256_file
@@ -18,6 +18,7 @@ from cmb_jax.models.functional import params_of
 from cmb_jax.models.region_net import RegionNet
 from cmb_jax.training import regions
 from cmb_jax.training.regions import RegionTraining, region_loss, train_regions
+from tests.region_grids import patch_grids
 
 
 @pytest.fixture
@@ -69,20 +70,16 @@ def test_voxels_without_side_do_not_count(batch):
 def coarse():
     """Grids four times as coarse as in use: the step is the same, the work is not."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "GRID_SHAPE": (16, 32, 32),
-            "GRID_MM": 8.0,
-            "MATERIAL_MM": 8.0,
-            "CODE_MM": 4.0,
-        }.items():
-            patch.setattr(region_samples, name, value)
+        patch_grids(patch, GRID_SHAPE=(16, 32, 32), GRID_MM=8.0, MATERIAL_MM=8.0, CODE_MM=4.0)
         yield
 
 
 @pytest.fixture(scope="module")
 def run(coarse, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "region.safetensors"
-    config = RegionTraining(out=out, steps=12, save_every=6, warmup_steps=2, pack="synthetic", batch_size=2)
+    config = RegionTraining(
+        out=out, steps=12, save_every=6, warmup_steps=2, packs=("synthetic",), batch_size=2
+    )
     return config, train_regions(config)
 
 
@@ -120,14 +117,33 @@ def test_training_moves_the_weights_and_lowers_the_loss(run):
 def test_resume_needs_weights_that_fit(run, tmp_path):
     other = tmp_path / "other.safetensors"
     save_weights(other, {"a": np.zeros(3)}, {})
-    config = RegionTraining(out=tmp_path / "w.safetensors", resume=other, pack="synthetic", steps=1)
+    config = RegionTraining(out=tmp_path / "w.safetensors", resume=other, packs=("synthetic",), steps=1)
     with pytest.raises(UserError, match="another configuration"):
         regions.init_region_state(config)
     good, _ = run
-    again = regions.init_region_state(RegionTraining(out=other, resume=good.out, pack="synthetic", steps=1))
+    again = regions.init_region_state(
+        RegionTraining(out=other, resume=good.out, packs=("synthetic",), steps=1)
+    )
     np.testing.assert_array_equal(again.params["output"]["bias"], load_weights(good.out)[0]["output"]["bias"])
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(run, coarse, tmp_path):
+    config, whole = run
+    part = dataclasses.replace(config, out=tmp_path / "part.safetensors")
+    stopped = regions.train_regions(part, stop_after=6)
+    assert int(stopped.step) == 6
+    again = regions.train_regions(part)
+    assert int(again.step) == 12
+    for got, want in zip(jax.tree.leaves(again.params), jax.tree.leaves(whole.params), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_phantoms_need_a_folder(tmp_path):
+    config = RegionTraining(out=tmp_path / "w.safetensors", packs=("synthetic",), phantoms=2)
+    with pytest.raises(UserError, match="--phantom-folder"):
+        train_regions(config)
 
 
 def test_missing_folder_is_named_before_any_work(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        train_regions(RegionTraining(out=tmp_path / "missing" / "w.safetensors", pack="synthetic"))
+        train_regions(RegionTraining(out=tmp_path / "missing" / "w.safetensors", packs=("synthetic",)))
