@@ -15,6 +15,10 @@ PrototypeLossName = Literal[
 MinerName = Literal["mimics_first", "top_objectness", "semi_hard"]
 
 
+# Settings of the network that its weights do not depend on.
+HOW_IT_IS_COMPUTED = frozenset({"compute_dtype", "remat"})
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Detector network: space-to-depth stem, U-Net, feature fusion, region proposals, prototypes."""
@@ -57,7 +61,8 @@ class ModelConfig:
 
     def network(self) -> ModelConfig:
         """What the weights belong to: the same for every way of computing it."""
-        return dataclasses.replace(self, compute_dtype="float32", remat=False)
+        defaults = {each.name: each.default for each in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{name: defaults[name] for name in HOW_IT_IS_COMPUTED})
 
     @property
     def total_stride(self) -> Triple:
