@@ -91,10 +91,11 @@ def costs_of(program: Program, devices: int = 1) -> Costs:
                 kind=kind,
                 times=times,
                 bytes=sum(shape.bytes for shape in computation.operand_shapes(instruction)),
-                devices=_group(instruction, devices),
+                devices=group,
             )
             for instruction, computation, times in walk
-            if (kind := _collective(instruction)) is not None
+            # a group of one sends nothing
+            if (kind := _collective(instruction)) is not None and (group := _group(instruction, devices)) > 1
         ),
         unknown_loops=sum(
             instruction.opcode == "while" and _trips(instruction) is None

@@ -150,7 +150,7 @@ def test_cost_is_of_the_network_and_the_log(grid, finished_study):
     assert plain.seconds_a_step == pytest.approx((0.5 + 0.25) / 2)
     assert plain.hours == pytest.approx((0.5 + 0.25) / 3600)
     # convolutions alone, at the stride of each level, by the kernels' sizes
-    from benchmarks.flops import forward_gflop
+    from cmb_jax.models.flops import forward_gflop
 
     shape = BASE.data.patch_shape
     assert plain.gflop == pytest.approx(

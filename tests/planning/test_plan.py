@@ -93,8 +93,8 @@ def test_a_plan_on_this_machine_needs_what_the_model_needs():
 def test_a_mesh_shares_the_work_and_sums_the_gradient():
     plan = plan_step(CONFIG, (2, 2), "v5e")
     assert plan.config.data.batch_size == 4
-    # zeros at the border are not counted here, planes at the cuts are computed once
-    assert 0.6 < plan.costs.flops / (plan.model_flops / 4) < 1.1
+    # zeros at the border are not counted here; planes at the cuts are computed by both neighbours
+    assert 0.6 < plan.costs.flops / (plan.model_flops / 4) < 1.2
     kinds = {message.kind for message in plan.costs.collectives}
     assert {"all-reduce", "collective-permute"} <= kinds
     summed = sum(m.times * m.bytes for m in plan.costs.collectives if m.kind == "all-reduce")

@@ -1,5 +1,6 @@
 """A stored subject made in a moment: dark spheres of 3 mm in noise."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ SHAPE = (32, 64, 64)
 
 CONFIG = Config(
     name="tiny",
-    model=TINY_MODEL,
+    # a head that is wide enough to learn these spheres in some tens of steps
+    model=dataclasses.replace(TINY_MODEL, head_width=6, prototypes_per_class=2),
     loss=LossConfig(max_positives=16, max_hard_negatives=16),
     data=DataConfig(patch_shape=(16, 32, 32), batch_size=4, max_truths=4),
     train=TrainConfig(
