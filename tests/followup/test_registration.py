@@ -38,7 +38,7 @@ def test_the_same_images_give_the_same_matrix_and_contrast_does_not_matter(head)
     second.data[:] = 3.0 * np.clip(second.data, 0, None) ** 1.5
     twice = [register(first, brain, second, other_brain) for _ in range(2)]
     # sums over threads of the library may end in another last bit
-    np.testing.assert_allclose(twice[0].matrix, twice[1].matrix, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(twice[0].matrix, twice[1].matrix, rtol=0, atol=1e-6)
     points = brain_points(brain, affine)
     assert np.linalg.norm(moved(twice[0].matrix, points) - moved(motion, points), axis=1).max() < 0.5
 

@@ -27,7 +27,12 @@ CONFIG = Config(
     train=TrainConfig(steps=20, warmup_steps=2, learning_rate=2e-3),
 )
 VOLUME = (128, 128, 128)
-MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
+MESHES = (
+    pytest.param(8, 1, marks=pytest.mark.slow),
+    (4, 2),
+    pytest.param(2, 4, marks=pytest.mark.slow),
+    (1, 8),
+)
 STEPS = 20
 
 
