@@ -133,10 +133,8 @@ def codes(running, patience=PATIENCE):
             process.kill()
 
 
-@pytest.mark.parametrize(
-    ("launch", "count", "mesh"),
-    [(by_flags, 2, "2x1"), pytest.param(by_slurm, 4, "2x2", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("launch", "count", "mesh"), [(by_flags, 2, "2x1"), (by_slurm, 4, "2x2")])
 def test_several_processes_train_as_one_does(tmp_path, launch, count, mesh):
     """One is killed, and the others stop; all are started again; one is stopped, and all stop and save."""
     alone = begin(tmp_path / "alone", 0, ["--mesh", mesh, "--devices", str(count)], environment())
