@@ -1,0 +1,234 @@
+"""Commands that work on scans: predict, dicom, swi, bids, predict-cohort, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from cmb_jax.commands.common import StoredPhase
+from cmb_jax.commands.participant_options import ParticipantOptions
+from cmb_jax.errors import UserError
+
+_ALL_PARTICIPANTS = ParticipantOptions()
+
+
+def predict(
+    out: Path,
+    swi: Path | None = None,
+    dicom: Path | None = None,
+    series: tuple[str, ...] = (),
+    phase: Path | None = None,
+    magnitude: Path | None = None,
+    phase_sign: Literal["auto", "+1", "-1"] = "auto",
+    phase_range: StoredPhase = "auto",
+    weights: str = "small",
+    threshold: float | None = None,
+    regions: Path | None = None,
+    region_labels: Path | None = None,
+    dicom_out: bool = False,
+    overwrite: bool = False,
+    keep_identifiers: bool = False,
+) -> None:
+    """Find, locate and report the microbleeds of one scan, given as NIfTI (--swi) or DICOM (--dicom).
+
+    Writes detections.csv, detections.json, labels.nii.gz and report.html into a new folder.
+
+    Args:
+      out: folder to make.
+      swi: susceptibility-weighted or T2*-weighted image (NIfTI).
+      dicom: folder with the scan's DICOM series, sorted or not; `cmb-jax dicom` shows what is in it.
+      series: series to use if several fit: numbers as `cmb-jax dicom` lists them, or series UIDs.
+      phase: phase image on the same grid.
+      magnitude: magnitude image on the same grid, for the brain regions.
+      phase_sign: what the stored phase is multiplied with, so that veins are positive.
+      phase_range: how the phase is stored (pm4096: +-4096; symmetric: its largest value is pi); auto
+        tells it from the data.
+      weights: name of bundled weights, or a .safetensors file.
+      threshold: score from which a candidate is kept; default: the weights' operating point.
+      regions: label volume in the scan's space that takes the place of the region network: SynthSeg with
+        --parc, FreeSurfer's aparc+aseg, or own labels (docs/regions.md).
+      region_labels: CSV with the columns label, region, side for own labels.
+      dicom_out: write segmentation.dcm and report.dcm too, which refer to the DICOM series.
+      overwrite: replace the folder if it exists.
+      keep_identifiers: let the results name the input files as they are named, and DICOM results the
+        patient and the study, as a PACS needs it (docs/privacy.md, docs/dicom.md).
+    """
+    if region_labels is not None and regions is None:
+        raise UserError("--region-labels goes with --regions VOLUME")
+    if dicom is not None:
+        if swi is not None or phase is not None or magnitude is not None:
+            raise UserError("--dicom: the folder takes the place of --swi, --phase and --magnitude; give one")
+        from cmb_jax.commands.predict_dicom import run as run_dicom
+
+        run_dicom(
+            dicom=dicom,
+            out=out,
+            series=series,
+            phase_sign=phase_sign,
+            phase_range=phase_range,
+            weights=weights,
+            threshold=threshold,
+            regions=regions,
+            region_labels=region_labels,
+            dicom_out=dicom_out,
+            keep_identifiers=keep_identifiers,
+            overwrite=overwrite,
+        )
+        return
+    if swi is None:
+        raise UserError("give the scan: --swi IMAGE (NIfTI), or --dicom FOLDER")
+    if series or dicom_out:
+        raise UserError("--series and --dicom-out go with --dicom FOLDER")
+    from cmb_jax.commands.predict import run
+
+    run(
+        swi=swi,
+        out=out,
+        phase=phase,
+        magnitude=magnitude,
+        phase_sign=phase_sign,
+        phase_range=phase_range,
+        weights=weights,
+        threshold=threshold,
+        regions=regions,
+        region_labels=region_labels,
+        overwrite=overwrite,
+        keep_identifiers=keep_identifiers,
+    )
+
+
+def dicom(folder: tyro.conf.Positional[Path], series: tuple[str, ...] = ()) -> None:
+    """List the DICOM series of a folder: what each is and why, and which `predict --dicom` would use.
+
+    Args:
+      folder: folder with DICOM files, sorted or not.
+      series: look at the choice among these only: numbers as listed, or series UIDs.
+    """
+    from cmb_jax.commands.dicom import run
+
+    run(folder, series)
+
+
+def swi(
+    magnitude: Path,
+    phase: Path,
+    out: Path,
+    te_ms: tuple[float, ...] = (),
+    echo: int | None = None,
+    phase_sign: Literal["auto", "+1", "-1"] = "auto",
+    phase_range: StoredPhase = "auto",
+    overwrite: bool = False,
+    keep_identifiers: bool = False,
+) -> None:
+    """Make a susceptibility-weighted image from magnitude and phase (several echoes are combined).
+
+    Args:
+      magnitude: magnitude image, one or more echoes along the fourth axis.
+      phase: phase image, stored in any of the usual forms.
+      out: folder to make: swi, high-passed phase, minimum intensity projection.
+      te_ms: echo times in ms; needed to combine several echoes.
+      echo: use this echo alone, counted from 1.
+      phase_sign: what the stored phase is multiplied with, so that veins are positive.
+      phase_range: how the phase is stored; auto tells it from the data.
+      overwrite: replace the folder if it exists.
+      keep_identifiers: let swi.json name the input files as they are named (docs/privacy.md).
+    """
+    from cmb_jax.inference.swi_command import run_swi
+    from cmb_jax.io.phase import PhaseRange
+
+    stored = None if phase_range == "auto" else PhaseRange(phase_range)
+    folder = run_swi(
+        magnitude,
+        phase,
+        out,
+        te_ms,
+        echo,
+        phase_sign,
+        overwrite,
+        stored,
+        keep_identifiers=keep_identifiers,
+    )
+    print(f"written: {folder}")
+
+
+def bids(
+    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
+    level: tyro.conf.Positional[Literal["participant", "group"]],
+    scans: tyro.conf.OmitArgPrefixes[ParticipantOptions] = _ALL_PARTICIPANTS,
+) -> None:
+    """Find microbleeds in a BIDS data set and write BIDS derivatives (a BIDS App).
+
+    Run `participant` first, as often as needed: finished scans are left as they are. Then `group` makes one
+    table. Exit code 0: all done; 1: some scans failed, and are listed; 2: nothing was done.
+
+    Args:
+      data: folder of the BIDS data set; it is not changed.
+      out: folder of the derivatives, such as DIR/derivatives/cmb-jax.
+      level: participant or group.
+      scans: which scans, and how.
+    """
+    from cmb_jax.commands.bids import run
+
+    run(data=data, out=out, level=level, options=scans)
+
+
+def predict_cohort(
+    bids: Path,
+    out: Path,
+    process: str | None = None,
+    distributed: bool = False,
+    scans: tyro.conf.OmitArgPrefixes[ParticipantOptions] = _ALL_PARTICIPANTS,
+) -> None:
+    """Find microbleeds in all scans of a cohort, on all devices; run again to go on after a stop.
+
+    The same results as `cmb-jax bids BIDS OUT participant`. Several processes may work into one folder: none
+    does what another does or has done. Exit codes as for `bids`.
+
+    Args:
+      bids: folder of the BIDS data set; it is not changed.
+      out: folder of the derivatives.
+      process: number and count, such as 0/8 to 7/8 for eight processes: each takes its share of the
+        participants.
+      distributed: take number and count from jax.distributed, which Slurm, Open MPI, Kubernetes or Cloud TPU
+        tell it.
+      scans: which scans, and how.
+    """
+    from cmb_jax.commands.predict_cohort import run
+
+    run(bids=bids, out=out, process=process, distributed=distributed, options=scans)
+
+
+def compare(
+    baseline: Path,
+    followup: Path,
+    baseline_image: Path,
+    followup_image: Path,
+    out: Path,
+    match_mm: float = 4.0,
+    overwrite: bool = False,
+) -> None:
+    """Compare two scans of one patient: which microbleeds are new, resolved, stable or uncertain.
+
+    Args:
+      baseline: folder that `cmb-jax predict` wrote for the earlier scan.
+      followup: that of the later scan.
+      baseline_image: the image that was --swi of the baseline's prediction.
+      followup_image: the image that was --swi of the follow-up's prediction.
+      out: folder to make: comparison.csv, comparison.json, report.html.
+      match_mm: greatest distance in mm of one lesion at two times, after registration.
+      overwrite: replace the folder if it exists.
+    """
+    from cmb_jax.commands.compare import run
+
+    run(
+        baseline=baseline,
+        followup=followup,
+        baseline_image=baseline_image,
+        followup_image=followup_image,
+        out=out,
+        match_mm=match_mm,
+        overwrite=overwrite,
+    )
