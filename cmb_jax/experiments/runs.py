@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from cmb_jax.commands import train
-from cmb_jax.config import Config, Triple
+from cmb_jax.config import Config
 from cmb_jax.config_io import config_from_json
 from cmb_jax.errors import UserError
 from cmb_jax.experiments.grid import Grid, Variant
 from cmb_jax.io.weights import named_leaves
 from cmb_jax.models.detector import Detector
+from cmb_jax.models.flops import forward_gflop
 from cmb_jax.models.functional import Template
 
 TRAINING_ONLY = ("embedding.", "prototypes")  # parameters that inference does not use
@@ -139,7 +139,7 @@ class Cost:
 
     parameters: int
     parameters_at_inference: int
-    gflop: float  # forward pass of one training patch, multiplications and additions
+    gflop: float  # convolutions of the forward pass of one training patch, a multiply-add being two
     steps: int
     seconds_a_step: float  # median of the run's log; NaN without a log
     hours: float  # all steps of the log, validation left out
@@ -155,21 +155,11 @@ def cost_of(run: Run) -> Cost:
     return Cost(
         parameters=sum(sizes.values()),
         parameters_at_inference=sum(n for name, n in sizes.items() if not name.startswith(TRAINING_ONLY)),
-        gflop=forward_gflop(template, config.data.patch_shape),
+        gflop=forward_gflop(template.shapes(), config.data.patch_shape),
         steps=int(record.get("steps", 0)),
         seconds_a_step=seconds,
         hours=hours,
     )
-
-
-def forward_gflop(template: Template[Detector], shape: Triple) -> float:
-    """1e9 operations of one forward pass, as XLA counts those of the program that an accelerator would get.
-
-    On CPU the convolutions are calls of our own kernel, which XLA cannot count; nothing is compiled or run.
-    """
-    image = jax.ShapeDtypeStruct((1, *shape, 2), jnp.float32)
-    traced = jax.jit(lambda params, image: template.bind(params)(image)).trace(template.shapes(), image)
-    return traced.lower(lowering_platforms=("cuda",)).cost_analysis()["flops"] / 1e9
 
 
 def _times(path: Path) -> tuple[float, float]:

@@ -198,9 +198,9 @@ def _cost_table(study: Study, costs: Mapping[str, Sequence[Cost]]) -> Table:
             for variant in study.variants
         ),
         note=(
-            "GFLOP: forward pass of one training patch. Seconds a step: median of a run's log; hours: all "
-            "its steps, validation left out; both mean over the seeds, on the machine as it was, shared or "
-            "not."
+            "GFLOP: convolutions of a forward pass of one training patch. Seconds a step: median of a run's "
+            "log; hours: all its steps, validation left out; both mean over the seeds, on the machine as it "
+            "was, shared or not."
         ),
     )
 
