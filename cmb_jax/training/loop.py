@@ -17,7 +17,7 @@ from cmb_jax.training.checkpoint import QUALITY, Checkpoints
 from cmb_jax.training.pace import Pace, Stopwatch, Utilisation, peak_mb
 from cmb_jax.training.processes import RunStopped, StopRequest, as_process_0_says
 from cmb_jax.training.profile import StepProfile
-from cmb_jax.training.sharding import check_fit, make_mesh, share_of_process
+from cmb_jax.training.sharding import make_mesh, share_of_process
 from cmb_jax.training.silent import train_log
 from cmb_jax.training.state import TrainState, init_state, learning_rate
 from cmb_jax.training.step import StepMetrics, make_step, put_batch
@@ -53,7 +53,6 @@ def train(
       RunStopped: SIGTERM came; the state is saved.
     """
     mesh = make_mesh(config.train.mesh_data, config.train.mesh_space)
-    check_fit(config, mesh)
     step_function = make_step(config, mesh)
     # Simulated devices share one pool of threads: two steps at once may wait for each other for ever.
     simulated = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"

@@ -49,14 +49,16 @@ def check_fit(config: Config, mesh: Mesh) -> None:
     """Refuse batches and patches that the mesh cannot share evenly.
 
     Raises:
-      UserError: the batch is no multiple of the mesh's "data", or the depth no multiple of its "space" times
-        the network's stride along z.
+      UserError: the batch is no multiple of the mesh's "data" times the parts that it is computed in, or the
+        depth no multiple of its "space" times the network's stride along z.
     """
     data, space = mesh.devices.shape
-    if config.data.batch_size % data:
+    batch, parts = config.data.batch_size, config.train.accumulate
+    if batch % (data * parts):
+        each = f" in {parts} parts each" if parts > 1 else ""
         raise UserError(
-            f"a batch of {config.data.batch_size} patches cannot be shared by {data} devices: set "
-            f"data.batch_size to a multiple of {data}, or another train.mesh_data"
+            f"a batch of {batch} patches cannot be shared by {data} devices{each}: set data.batch_size to a "
+            f"multiple of {data * parts}, or another train.mesh_data or train.accumulate"
         )
     depth, step = config.data.patch_shape[0], space * config.model.total_stride[0]
     if depth % step:

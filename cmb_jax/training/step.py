@@ -15,14 +15,13 @@ from cmb_jax.boxes.anchors import anchor_sizes
 from cmb_jax.boxes.types import Truths
 from cmb_jax.config import Config, LossConfig
 from cmb_jax.data.patches import PatchBatch
-from cmb_jax.errors import UserError
 from cmb_jax.losses.memory import SampleBank, Samples, moved_prototypes, remember
 from cmb_jax.losses.total import LossTerms, detection_loss
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template
 from cmb_jax.models.types import ProposalMaps
 from cmb_jax.training.micro_batches import in_micro_batches
-from cmb_jax.training.sharding import over_batch, over_batch_and_depth, replicated
+from cmb_jax.training.sharding import check_fit, over_batch, over_batch_and_depth, replicated
 from cmb_jax.training.state import TrainState, make_optimizer
 
 
@@ -130,14 +129,9 @@ def make_step(config: Config, mesh: Mesh) -> Step:
     """The jitted step: state replicated and donated, batch over "data", depth over "space".
 
     Raises:
-      UserError: the batch cannot be shared among the devices in as many parts as it is to be computed in.
+      UserError: the mesh cannot share the patches evenly, see `check_fit`.
     """
-    parts = mesh.shape["data"] * config.train.accumulate
-    if config.data.batch_size % parts:
-        raise UserError(
-            f"data.batch_size is {config.data.batch_size}, but train.mesh_data {mesh.shape['data']} and "
-            f"train.accumulate {config.train.accumulate} need a multiple of {parts}"
-        )
+    check_fit(config, mesh)
     template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
     optimizer = make_optimizer(config.train)
 
