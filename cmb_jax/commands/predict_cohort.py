@@ -11,6 +11,7 @@ from cmb_jax.commands.bids import participants
 from cmb_jax.commands.cohort_progress import Bar
 from cmb_jax.commands.participant_options import ParticipantOptions
 from cmb_jax.errors import UserError
+from cmb_jax.training.processes import start_processes
 
 _LONGEST_WAIT_S = 7 * 24 * 3600
 """For the other processes at the end: shares of a cohort do not end together."""
@@ -51,12 +52,5 @@ def distributed_share() -> tuple[int, int]:
     Raises:
       UserError: no cluster is recognised, or the processes do not find each other.
     """
-    if not jax.distributed.is_initialized():
-        try:
-            jax.distributed.initialize(shutdown_timeout_seconds=_LONGEST_WAIT_S)
-        except (ValueError, RuntimeError) as error:
-            raise UserError(
-                f"--distributed: {' '.join(str(error).split())}; start all processes through the scheduler "
-                "(Slurm, Open MPI, Kubernetes, Cloud TPU), or give each its --process NUMBER/COUNT"
-            ) from error
+    start_processes(None, "auto", None, patience_s=_LONGEST_WAIT_S)
     return jax.process_index(), jax.process_count()

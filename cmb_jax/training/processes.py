@@ -36,7 +36,9 @@ class RunStopped(Exception):
         super().__init__(f"stopped by SIGTERM; step {step} is saved, and the same command goes on from it")
 
 
-def start_processes(coordinator: str | None, count: str | None, number: int | None) -> None:
+def start_processes(
+    coordinator: str | None, count: str | None, number: int | None, *, patience_s: int = HEARTBEAT_SECONDS
+) -> None:
     """Join the other processes of the run, before anything else of JAX is used.
 
     Nothing need be given under Slurm (`srun`), Open MPI and GKE's TPU pods, which say it in the environment;
@@ -46,13 +48,15 @@ def start_processes(coordinator: str | None, count: str | None, number: int | No
       coordinator: HOST:PORT of process 0, reachable from all.
       count: how many processes there are; "auto": JAX asks the platform (Cloud TPU).
       number: this process, from 0.
+      patience_s: how long the first process to end waits for the others.
 
     Raises:
-      UserError: settings that do not fit each other.
+      UserError: settings that do not fit each other, no cluster is recognised where one must be, or the
+        processes do not find each other.
     """
     if coordinator is None and number is None and count in (None, "auto"):
         if count == "auto" or _launched_together(os.environ):
-            _initialize()
+            _initialize(patience_s)
         return
     if coordinator is None or number is None or count is None:
         raise UserError(
@@ -63,6 +67,7 @@ def start_processes(coordinator: str | None, count: str | None, number: int | No
     if not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:
         raise UserError(f"--coordinator {coordinator}: give host and port of process 0, such as node1:7777")
     _initialize(
+        patience_s,
         coordinator_address=coordinator,
         num_processes=int(count),
         process_id=number,
@@ -79,10 +84,18 @@ def _launched_together(environment: os._Environ[str] | dict[str, str]) -> bool:
     return "," in environment.get("TPU_WORKER_HOSTNAMES", "") and "TPU_WORKER_ID" in environment
 
 
-def _initialize(**how) -> None:
-    jax.distributed.initialize(
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=HEARTBEAT_SECONDS, **how
-    )
+def _initialize(patience_s: int, **how) -> None:
+    if jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=patience_s, **how
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the processes could not join each other: {' '.join(str(error).split())}; start all of them "
+            "through the scheduler (Slurm, Open MPI, Kubernetes, Cloud TPU), or give each its number with --process"
+        ) from error
 
 
 def is_primary() -> bool:

@@ -145,9 +145,13 @@ def test_several_processes_train_as_one_does(tmp_path, launch, count, mesh):
     wait_for_step(workdir, 3, running)
     running[-1].kill()
     tick = time.monotonic()
-    assert codes(running[:-1]) == [LOST_PROCESS_CODE] * (count - 1), said(workdir)
+    left = codes(running[:-1])
     assert time.monotonic() - tick < 60
-    assert f"of {count} lost another one" in said(workdir)
+    # Where JAX notices first it ends the process itself, with a message of its own.
+    assert set(left) <= {LOST_PROCESS_CODE, -signal.SIGABRT}, said(workdir)
+    messages = said(workdir)
+    assert messages.count(f"of {count} lost another one") == left.count(LOST_PROCESS_CODE), messages
+    assert -signal.SIGABRT not in left or "Terminating process" in messages, messages
 
     before = max(losses(workdir))
     running = list(launch(workdir, count, mesh))
