@@ -10,7 +10,7 @@ import argparse
 import csv
 from pathlib import Path
 
-IMAGES = {"swi": "swi", "part-phase_T2starw": "phase", "part-mag_T2starw": "mag"}
+IMAGES = {"swi": "swi", "part-phase_T2starw": "phase", "part-mag_T2starw": "mag", "T2starw": "t2s"}
 
 
 def add_subject(tree: Path, site: Path, name: str) -> None:
@@ -18,9 +18,9 @@ def add_subject(tree: Path, site: Path, name: str) -> None:
     folder = site / name
     folder.mkdir(parents=True)
     for suffix, word in IMAGES.items():
-        (folder / f"{name}_{word}.nii.gz").symlink_to(
-            (tree / name / "anat" / f"{name}_{suffix}.nii.gz").resolve()
-        )
+        image = tree / name / "anat" / f"{name}_{suffix}.nii.gz"
+        if image.exists():
+            (folder / f"{name}_{word}.nii.gz").symlink_to(image.resolve())
     table = tree / "derivatives" / "truth" / name / "anat" / f"{name}_desc-lesions.tsv"
     with table.open(newline="") as file:
         lesions = [row for row in csv.DictReader(file, delimiter="\t") if row["kind"] == "cmb"]

@@ -27,7 +27,7 @@ def simulate(
       out: folder to make: a BIDS-like tree with the truth in derivatives/truth.
       subjects: how many.
       seed: of the first subject; the next ones count up.
-      protocol: acquisition by name: iso05, iso08, sabre, rss, thick3, swi7t.
+      protocol: acquisition by name: iso05, iso08, sabre, rss, thick3, swi7t, gre5.
       tier: easy or hard: how faint the microbleeds, how many the mimics, how good the scan.
       anatomy: heads, taken in turn.
       mean_cmbs: mean number of microbleeds; default: as in patients.

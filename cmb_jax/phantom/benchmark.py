@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from cmb_jax.errors import UserError
-from cmb_jax.phantom.protocols import PROTOCOLS
 from cmb_jax.phantom.tiers import TIERS
 from cmb_jax.phantom.tree import CohortMember
 from cmb_jax.phantom.types import SubjectSettings
@@ -18,6 +17,7 @@ from cmb_jax.phantom.types import SubjectSettings
 VERSION = 1  # raise when a seed would give another subject: figures of two versions do not compare
 Split = Literal["train", "validation", "test"]
 SIZES: Mapping[str, int | None] = {"train": None, "validation": 40, "test": 60}  # train has no end
+PROTOCOL_NAMES = ("iso05", "iso08", "sabre", "rss", "thick3", "swi7t")
 ANATOMIES = ("mni2009c", "colin27", "pycortex-s1")
 _FIRST_SEED = {"train": 1_000_000, "validation": 2_000_000, "test": 3_000_000}
 _TIER_OFFSET = {"easy": 0, "hard": 500_000}
@@ -62,7 +62,7 @@ class BenchmarkSplit:
         if not 1 <= count <= (size or TRAIN_LIMIT):
             raise UserError(f"{count} subjects; the {self.split} split has 1 to {size or TRAIN_LIMIT}")
         first = _FIRST_SEED[self.split] + _TIER_OFFSET[self.tier]
-        names = list(PROTOCOLS)
+        names = PROTOCOL_NAMES
         return [
             CohortMember(
                 name=f"sub-{self.split}{self.tier}{index + 1:04d}",

@@ -128,6 +128,20 @@ PROTOCOLS: dict[str, Protocol] = {
             phase_sign=-1,
             tilt_deg=(0.0, 10.0),
         ),
+        Protocol(
+            name="gre5",
+            about="T2*-weighted magnitude at 1.5 T, 0.9 x 0.9 x 5 mm; in no split: stands for a new site",
+            spacing_mm=(0.9, 0.9, 5.0),
+            field_of_view_mm=(192.6, 239.4, 170.0),
+            discarded_slices=1,
+            te_ms=(22.0, 28.0),
+            b0_t=(1.5,),
+            snr=(20.0, 40.0),
+            phase="none",
+            phase_storage="radians",
+            phase_sign=1,
+            tilt_deg=(0.0, 20.0),
+        ),
     )
 }
 

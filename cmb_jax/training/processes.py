@@ -94,7 +94,7 @@ def _initialize(patience_s: int, **how) -> None:
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"the processes could not join each other: {' '.join(str(error).split())}; start all of them "
-            "through the scheduler (Slurm, Open MPI, Kubernetes, Cloud TPU), or give each its number with --process"
+            "through the scheduler (Slurm, Open MPI, Kubernetes, Cloud TPU), or give each its --process"
         ) from error
 
 

@@ -1,0 +1,57 @@
+"""A detector of twice the channels that begins as the same function (Chen et al. 2016, Net2Net, ICLR)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_LEAST_SHARE = 0.2  # of a weight that one of the two copies of its input takes over
+_KERNELS = 2  # axes of a kernel that are channels: in, out
+
+
+def widen(params: Any, wider: Any, key: jax.Array) -> Any:
+    """Parameters of the wider network: every hidden channel twice, the same outputs.
+
+    A weight on a channel is shared among the channel's two copies, in parts drawn at random for each weight,
+    so that the copies get different gradients and part. Embeddings, which training alone uses, keep their
+    distances: both halves are the old one over sqrt(2).
+
+    Args:
+        params: pure dict of a `Detector`.
+        wider: pure dict of shapes of a detector whose hidden widths are all twice those of `params`.
+        key: draws the shares.
+
+    Raises:
+        ValueError: the networks are not of one kind, or widths are neither equal nor doubled.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    targets, other = jax.tree.flatten(wider)
+    if structure != other:
+        raise ValueError("the wider network has other layers; only its channels may be more")
+    widened = []
+    for index, ((path, leaf), target) in enumerate(zip(leaves, targets, strict=True)):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        embeds = name.split(".")[0] in ("embedding", "prototypes")
+        leaf_key = jax.random.fold_in(key, index)
+        widened.append(_widen_leaf(jnp.asarray(leaf), target.shape, name, leaf_key, embeds))
+    return jax.tree.unflatten(structure, widened)
+
+
+def _widen_leaf(
+    leaf: jax.Array, shape: tuple[int, ...], name: str, key: jax.Array, embeds: bool
+) -> jax.Array:
+    ratios = np.array(shape) / np.array(leaf.shape)
+    doubled = np.flatnonzero(ratios == 2)
+    if not np.isin(ratios, (1, 2)).all() or (doubled < leaf.ndim - _KERNELS).any():
+        raise ValueError(f"{name}: from {leaf.shape} to {shape} is not twice the channels")
+    last = leaf.ndim - 1
+    if last in doubled:
+        leaf = jnp.concatenate([leaf, leaf], axis=last)
+        leaf = leaf / jnp.sqrt(2.0) if embeds else leaf
+    if last - 1 in doubled:
+        share = jax.random.uniform(key, leaf.shape, minval=_LEAST_SHARE, maxval=1 - _LEAST_SHARE)
+        leaf = jnp.concatenate([share * leaf, (1 - share) * leaf], axis=last - 1)
+    return leaf

@@ -1,0 +1,72 @@
+"""Widening keeps the function: compared with the narrow network itself."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from cmb_jax.models.detector import Detector
+from cmb_jax.models.functional import Template, params_of
+from cmb_jax.models.widen import widen
+from tests.tiny import TINY_MODEL
+
+WIDE_MODEL = dataclasses.replace(
+    TINY_MODEL, widths=(8, 12, 16), fusion_width=8, head_width=8, embedding_dim=8
+)
+
+
+def template(model):
+    return Template.of(lambda: Detector(model, rngs=nnx.Rngs(0)))
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    return params_of(Detector(TINY_MODEL, rngs=nnx.Rngs(3)))
+
+
+@pytest.fixture(scope="module")
+def wide(narrow):
+    return widen(narrow, template(WIDE_MODEL).shapes(), jax.random.key(1))
+
+
+def test_the_wider_network_is_the_same_function(narrow, wide):
+    image = jax.random.normal(jax.random.key(2), (1, 8, 16, 16, 2))
+    expected = jax.jit(lambda p, x: template(TINY_MODEL).bind(p)(x))(narrow, image)
+    found = jax.jit(lambda p, x: template(WIDE_MODEL).bind(p)(x))(wide, image)
+    np.testing.assert_allclose(found.objectness, expected.objectness, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.deltas, expected.deltas, rtol=1e-5, atol=1e-5)
+
+
+def test_embeddings_keep_their_distances(narrow, wide):
+    features = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    anchors = np.arange(6) % 4
+
+    def distances(model, params, features):
+        embedded = template(model).bind(params).embedding(features, anchors)
+        return np.linalg.norm(
+            embedded[:, None] - params["prototypes"].reshape(1, -1, model.embedding_dim), axis=-1
+        )
+
+    narrow_distances = distances(TINY_MODEL, narrow, features)
+    wide_distances = distances(WIDE_MODEL, wide, np.concatenate([features, features], axis=1))
+    np.testing.assert_allclose(wide_distances, narrow_distances, rtol=1e-5)
+
+
+def test_the_copies_of_a_channel_get_different_gradients(wide):
+    image = jax.random.normal(jax.random.key(2), (1, 8, 16, 16, 2))
+    gradient = jax.jit(jax.grad(lambda p: (template(WIDE_MODEL).bind(p)(image).objectness ** 2).sum()))(wide)
+    kernel = np.asarray(gradient["unet"]["stem"]["conv"]["kernel"])
+    first, second = kernel[..., :4], kernel[..., 4:]
+    cosine = (first * second).sum() / np.linalg.norm(first) / np.linalg.norm(second)
+    assert abs(cosine) < 0.999
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"widths": (8, 12, 24)}, {"head_width": 6}, {"anchor_diameters_mm": (2.0, 3.0)}, {"use_fusion": False}],
+)
+def test_other_networks_are_refused(narrow, change):
+    with pytest.raises(ValueError, match=r"twice the channels|other layers"):
+        widen(narrow, template(dataclasses.replace(WIDE_MODEL, **change)).shapes(), jax.random.key(0))
