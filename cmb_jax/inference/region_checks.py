@@ -20,7 +20,8 @@ LARGEST_CUT_CM2 = 40.0  # some millimetres of the vertex or of the cerebellum ma
 
 # Headers that err turn a head by half a turn or mirror it: axes (Z, Y, X) to flip, and what the head then is.
 TURNS: dict[str, tuple[int, ...]] = {"upside down": (0,), "back to front": (1,), "turned over": (0, 1)}
-LEAST_CONFIDENCE = 0.45  # of the network in the brain that it found; below, it does not know what it sees
+# How much surer of an image the network must be than of the same turned: of what is no head it is not.
+LEAST_MARGIN = 0.006
 
 _VOXEL_CM3 = GRID_MM**3 / 1000
 _FACE_CM2 = GRID_MM**2 / 100
@@ -119,13 +120,13 @@ def doubt_messages(confidence: float, turned: Mapping[str, float]) -> tuple[str,
         confidence: of the network in the brain that it found, 0 to 1.
         turned: the same for the image turned as in `TURNS`.
     """
-    messages = []
     best = max(turned, key=lambda name: turned[name])
-    if turned[best] > confidence:
-        messages.append(f"The head seems to be {best}: check the orientation in the image's header.")
-    if confidence < LEAST_CONFIDENCE:
-        messages.append(f"The region network does not know such images (confidence {confidence:.2f}).")
-    return tuple(messages)
+    margin = confidence - turned[best]
+    if margin >= LEAST_MARGIN:
+        return ()
+    if margin <= -LEAST_MARGIN:
+        return (f"The head seems to be {best}: check the orientation in the image's header.",)
+    return ("This does not look like a head: the region network knows it as well turned as it is.",)
 
 
 def _cut_areas(brain: np.ndarray, view: np.ndarray) -> dict[str, float]:
