@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 from cmb_jax.commands.common import StoredPhase
@@ -26,5 +27,10 @@ class ParticipantOptions:
     """Name of bundled weights, or a .safetensors file."""
     threshold: float | None = None
     """Score from which a candidate is kept; default: the weights' operating point."""
+    regions: Path | None = None
+    """Derivative data set whose label volumes (sub-*/[ses-*/]anat/*_dseg.nii.gz) take the place of the region
+    network: SynthSeg with --parc, FreeSurfer's aparc+aseg, or own labels (docs/regions.md)."""
+    region_labels: Path | None = None
+    """CSV with the columns label, region, side for own labels."""
     overwrite: bool = False
     """Make finished scans again."""
