@@ -102,8 +102,8 @@ class RegionLabels:
             folder = relative(anat_folder(self.root, scan), self.root)
             own = join_entities(tuple(pair for pair in scan.entities if pair[0] != "run"))
             return (
-                f"no label volume in --regions; add {folder}/{own}_{_SUFFIX}.nii.gz there, in the scan's space, "
-                "or predict this participant without --regions into another folder"
+                f"no label volume in --regions; add {folder}/{own}_{_SUFFIX}.nii.gz there, in the scan's "
+                "space, or predict this participant without --regions into another folder"
             )
         names = ", ".join(file.relative for file in files)
         return (
