@@ -28,8 +28,7 @@ class ParticipantOptions:
     threshold: float | None = None
     """Score from which a candidate is kept; default: the weights' operating point."""
     regions: Path | None = None
-    """Derivative data set whose label volumes (sub-*/[ses-*/]anat/*_dseg.nii.gz) take the place of the region
-    network: SynthSeg with --parc, FreeSurfer's aparc+aseg, or own labels (docs/regions.md)."""
+    """Derivatives with label volumes (*_dseg.nii.gz) in place of the region network (docs/regions.md)."""
     region_labels: Path | None = None
     """CSV with the columns label, region, side for own labels."""
     overwrite: bool = False
