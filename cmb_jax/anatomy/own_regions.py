@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import enum
+import hashlib
 from importlib import resources
 from pathlib import Path
 
@@ -53,12 +54,18 @@ class LabelTable:
     labels: np.ndarray  # (K,) int64
     kinds: np.ndarray  # (K,) int64, Region or Coarse
     sides: np.ndarray  # (K,) int64, Side
+    sha256: str  # of the file
 
 
 def freesurfer_table() -> LabelTable:
     """FreeSurfer's aseg, aparc and wmparc numbers, which SynthSeg uses as well."""
     path = resources.files("cmb_jax.anatomy").joinpath("labels/freesurfer.csv")
-    return _parse_table(path.read_text(encoding="utf-8"), "freesurfer.csv")
+    return _parse_table(path.read_bytes(), "freesurfer.csv")
+
+
+def label_table(path: Path | None) -> LabelTable:
+    """An own table, or without one that of FreeSurfer and SynthSeg. Raises as `read_label_table`."""
+    return freesurfer_table() if path is None else read_label_table(path)
 
 
 def read_label_table(path: Path) -> LabelTable:
@@ -68,14 +75,13 @@ def read_label_table(path: Path) -> LabelTable:
         UserError: no such file, a column is missing, or a line that cannot be understood is named.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return _parse_table(path.read_bytes(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a table ({error}); give a CSV file") from error
-    return _parse_table(text, str(path))
 
 
-def _parse_table(text: str, name: str) -> LabelTable:
-    reader = csv.DictReader(text.splitlines())
+def _parse_table(content: bytes, name: str) -> LabelTable:
+    reader = csv.DictReader(content.decode("utf-8-sig").splitlines())
     missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
     if missing:
         raise UserError(f"{name}: lacks the column {missing[0]}; the columns are {', '.join(COLUMNS)}")
@@ -94,7 +100,8 @@ def _parse_table(text: str, name: str) -> LabelTable:
         entries[int(label)] = (_NAMES[region], _SIDES[side])
     labels = np.array(sorted(entries))
     kinds, sides = np.array([entries[label] for label in labels.tolist()]).T
-    return LabelTable(labels=labels, kinds=kinds, sides=sides)
+    digest = hashlib.sha256(content).hexdigest()
+    return LabelTable(labels=labels, kinds=kinds, sides=sides, sha256=digest)
 
 
 def regions_from_labels(volume: Volume, table: LabelTable, like: Volume) -> RegionMap:
@@ -128,7 +135,8 @@ def regions_from_labels(volume: Volume, table: LabelTable, like: Volume) -> Regi
     sides = _complete_sides(side[box], region, volume.spacing_mm)
     shift = np.eye(4)
     shift[:3, 3] = low
-    return RegionMap(code=encode(region, sides), affine=volume.affine @ shift)
+    messages = tuple(f"regions: {line}" for line in volume.warnings)
+    return RegionMap(code=encode(region, sides), affine=volume.affine @ shift, messages=messages)
 
 
 def _translate(data: np.ndarray, table: LabelTable, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -77,4 +77,4 @@ class RegionMap:
     code: np.ndarray  # (X, Y, Z) uint8, 16 * side + region
     affine: np.ndarray  # (4, 4), voxel index (x, y, z) -> RAS mm
     trusted: bool = True  # False: zones must not be reported (partial field of view, implausible volumes)
-    messages: tuple[str, ...] = ()  # why it is not trusted, one line each
+    messages: tuple[str, ...] = ()  # what is to be said of it, such as why it is not trusted

@@ -20,6 +20,9 @@ BIDS_VERSION = "1.10.0"
 RAW = "raw"
 """Name of the source data set in BIDS URIs."""
 
+REGIONS = "regions"
+"""Name in BIDS URIs of the data set with the label volumes, and the role of its images."""
+
 GROUP_TABLE = "group_desc-cmb_counts.tsv"
 _DESCRIPTION = "dataset_description.json"
 _KEPT_ENTITIES = ("acq", "ce", "rec")  # of the reference image, beside those that name the scan
@@ -99,12 +102,13 @@ def result_files(out: Path, choice: Choice) -> ResultFiles:
     extra = {key: label for key, label in choice.reference.file.name.entities if key in _KEPT_ENTITIES}
     order = ("sub", "ses", *_KEPT_ENTITIES, "run")
     entities = tuple((key, (named | extra)[key]) for key in order if key in named | extra)
-    return ResultFiles(folder=_folder(out, scan), stem=join_entities(entities))
+    return ResultFiles(folder=anat_folder(out, scan), stem=join_entities(entities))
 
 
-def _folder(out: Path, scan: Scan) -> Path:
+def anat_folder(derivatives: Path, scan: Scan) -> Path:
+    """Where a data set of derivatives has what belongs to a scan."""
     session = () if scan.session is None else (f"ses-{scan.session}",)
-    return out.joinpath(f"sub-{scan.participant}", *session, "anat")
+    return derivatives.joinpath(f"sub-{scan.participant}", *session, "anat")
 
 
 def finished_results(out: Path, participant: str) -> list[tuple[BidsName, ResultFiles]]:
@@ -167,17 +171,24 @@ def check_out(root: Path, out: Path) -> None:
         )
 
 
-def write_dataset_files(root: Path, out: Path) -> None:
-    """Write dataset_description.json, README.md and .bidsignore where there are none: people add to them."""
+def write_dataset_files(root: Path, out: Path, regions: Path | None = None) -> None:
+    """Write dataset_description.json, README.md and .bidsignore where there are none: people add to them.
+
+    Args:
+        root: the source data set.
+        out: the data set of derivatives.
+        regions: the data set with the label volumes, if any is used.
+    """
     description: dict[str, Any] = {
         "Name": "Cerebral microbleeds found by cmb-jax (research use only)",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": RESULTS_OF, "Version": cmb_jax.__version__}],
     }
-    link = source_link(root, out)
-    if link is not None:
-        description["DatasetLinks"] = {RAW: link}
+    sources = {RAW: root} if regions is None else {RAW: root, REGIONS: regions}
+    links = {name: link for name, source in sources.items() if (link := source_link(source, out))}
+    if links:
+        description["DatasetLinks"] = links
     files = {
         _DESCRIPTION: json.dumps(description, indent=2) + "\n",
         "README.md": _README,
@@ -189,9 +200,10 @@ def write_dataset_files(root: Path, out: Path) -> None:
 
 
 def source_link(root: Path, out: Path) -> str | None:
-    """The way from the derivatives to their data set, None where it would tell more than the set's own name.
+    """The way from the derivatives to a data set that they are made from.
 
-    A path through other folders may hold names of people, and is of no use elsewhere.
+    None where it would tell more than the set's own name: a path through other folders may hold names of
+    people, and is of no use elsewhere.
     """
     try:
         way = Path(os.path.relpath(root.resolve(), out.resolve()))
@@ -200,6 +212,6 @@ def source_link(root: Path, out: Path) -> str | None:
     return way.as_posix() if sum(part != ".." for part in way.parts) <= 1 else None
 
 
-def source_uri(relative: str) -> str:
-    """BIDS URI of a file of the source data set."""
-    return f"bids:{RAW}:{relative}"
+def source_uri(relative: str, data_set: str = RAW) -> str:
+    """BIDS URI of a file of the source data set, or of another one by its name in DatasetLinks."""
+    return f"bids:{data_set}:{relative}"

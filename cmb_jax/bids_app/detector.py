@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
+from cmb_jax.bids_app.region_labels import RegionLabels
 from cmb_jax.bids_app.scan_images import PhaseOptions, ScanImages
 from cmb_jax.bids_app.scan_work import Pipeline, Say
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle
@@ -30,6 +31,7 @@ class DeviceDetector:
             phase_sign=images.phase_sign,
             phase_range=images.phase_range,
             customary_sign=images.customary_sign,
+            region_map=images.region_map,
             progress=say,
         )
 
@@ -43,9 +45,13 @@ class DeviceDetector:
 
 
 def detector_pipeline(
-    weights: str, threshold: float | None, phase: PhaseOptions, devices: Sequence[jax.Device]
+    weights: str,
+    threshold: float | None,
+    phase: PhaseOptions,
+    devices: Sequence[jax.Device],
+    regions: RegionLabels | None = None,
 ) -> Pipeline:
-    """The detector on each of the devices.
+    """The detector on each of the devices; `regions` take the place of the region network.
 
     Raises:
       UserError: no such weights.
@@ -56,4 +62,5 @@ def detector_pipeline(
         detectors=tuple(DeviceDetector(bundle, threshold, device) for device in devices),
         threshold=bundle.config.inference.score_threshold if threshold is None else threshold,
         phase=phase,
+        regions=regions,
     )

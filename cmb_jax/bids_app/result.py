@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import cmb_jax
-from cmb_jax.bids_app.dataset import ResultFiles, read_json, source_uri, write_json
+from cmb_jax.bids_app.dataset import REGIONS, ResultFiles, read_json, source_uri, write_json
 from cmb_jax.bids_app.scan_images import ScanImages, TakenImage
 from cmb_jax.datasets.bids.choice import Choice
 from cmb_jax.errors import UserError
@@ -25,6 +25,9 @@ from cmb_jax.report.html import write_report
 
 PROVENANCE = "CmbJax"
 """Key of the sidecar under which everything stands that is no column of the table."""
+
+_NETWORK = "network"
+"""Where regions come from if no label volumes are given."""
 
 COLUMNS: dict[str, dict[str, Any]] = {
     "id": {"Description": "Number of the candidate in this scan, and its label in the dseg image."},
@@ -84,6 +87,7 @@ class Making:
     threshold: float
     phase_sign: str
     phase_range: str
+    label_table_sha256: str | None = None  # None: regions by the network
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the sidecar."""
@@ -92,6 +96,9 @@ class Making:
             "Threshold": self.threshold,
             "PhaseSign": self.phase_sign,
             "PhaseRange": self.phase_range,
+            "Regions": _NETWORK
+            if self.label_table_sha256 is None
+            else {"LabelTableSHA256": self.label_table_sha256},
         }
 
 
@@ -125,7 +132,7 @@ def write_result(
     files.table_sidecar.unlink(missing_ok=True)
     for left in files.folder.glob(f".{files.stem}_desc-*"):  # named so by io.atomic
         left.unlink()
-    sources = [source_uri(image.file) for image in taken]
+    sources = [image.uri for image in taken]
     spatial = source_uri(choice.reference.file.relative)
     write_volume(files.labels, instance_labels(prediction), prediction.swi, dtype=np.uint16, overwrite=True)
     write_json(
@@ -141,7 +148,8 @@ def write_result(
     if images.made:
         write_volume(files.made_swi, images.swi.data, images.swi, overwrite=True)
         made_of = {"Description": "Susceptibility-weighted image made from magnitude and phase."}
-        write_json(files.made_swi_sidecar, {**made_of, "Sources": sources, "EchoTimesMs": list(choice.te_ms)})
+        scanned = [image.uri for image in taken if image.role != REGIONS]
+        write_json(files.made_swi_sidecar, {**made_of, "Sources": scanned, "EchoTimesMs": list(choice.te_ms)})
     else:
         files.made_swi.unlink(missing_ok=True)
         files.made_swi_sidecar.unlink(missing_ok=True)
@@ -211,7 +219,9 @@ def read_provenance(sidecar: Path) -> Provenance:
         return Provenance(
             making={
                 name: made["Making"][name] for name in ("Weights", "Threshold", "PhaseSign", "PhaseRange")
-            },
+            }
+            # results older than label volumes do not say that the network gave the regions
+            | {"Regions": made["Making"].get("Regions", _NETWORK)},
             weights_sha256=str(made["Making"]["Weights"]["SHA256"]),
             images=frozenset((image["File"], image["SHA256"]) for image in made["Taken"]["Images"]),
             kind=made["Taken"]["Kind"],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from cmb_jax.anatomy.regions import RegionMap
+from cmb_jax.bids_app.dataset import RAW, REGIONS, source_uri
 from cmb_jax.datasets.bids.candidates import Candidate
 from cmb_jax.datasets.bids.choice import Choice, ChoiceKind
 from cmb_jax.inference.scan import PhaseSign
@@ -25,9 +27,14 @@ found, and export and filters may turn either."""
 class TakenImage:
     """A file that a result is made from."""
 
-    role: str  # swi, magnitude or phase
-    file: str  # relative to the data set
+    role: str  # swi, magnitude, phase or regions
+    file: str  # relative to the data set, that of the label volumes for regions
     sha256: str
+
+    @property
+    def uri(self) -> str:
+        """BIDS URI."""
+        return source_uri(self.file, REGIONS if self.role == REGIONS else RAW)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,7 @@ class ScanImages:
     phase_range: PhaseRange | None
     customary_sign: SignDecision | None  # of the maker, where phase_sign is auto
     made: bool  # SWI was made here, and is in no file
+    region_map: RegionMap | None = None  # in place of the region network's
     steps: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

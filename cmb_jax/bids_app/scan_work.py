@@ -15,6 +15,7 @@ from cmb_jax.bids_app.dataset import ResultFiles, logs_folder, result_files, wri
 from cmb_jax.bids_app.failures import failure_log, write_failure
 from cmb_jax.bids_app.outcome import Outcome, Status
 from cmb_jax.bids_app.overlap import Lane
+from cmb_jax.bids_app.region_labels import RegionLabels
 from cmb_jax.bids_app.result import Making, what_changed, write_result
 from cmb_jax.bids_app.scan_images import (
     PhaseOptions,
@@ -57,6 +58,7 @@ class Pipeline:
     detectors: tuple[ScanDetector, ...]  # one for each device
     threshold: float
     phase: PhaseOptions
+    regions: RegionLabels | None = None  # in place of the region network
 
     @property
     def making(self) -> Making:
@@ -67,6 +69,7 @@ class Pipeline:
             threshold=round(self.threshold, 6),
             phase_sign=self.phase.sign,
             phase_range="auto" if self.phase.stored is None else self.phase.stored.value,
+            label_table_sha256=None if self.regions is None else self.regions.table.sha256,
         )
 
 
@@ -143,6 +146,10 @@ class ScanWork:
         for line in choice_lines(choice):
             self.say(f"  {line}")
         files, taken = result_files(self.out, choice), taken_images(choice)
+        labels = None if self.pipeline.regions is None else self.pipeline.regions.of_scan(choice)
+        if labels is not None:
+            self.say(f"    regions: {labels.file.relative}")
+            taken = (*taken, labels.taken)
         if files.table_sidecar.is_file() and not self.overwrite:
             changed = what_changed(files, taken, self.pipeline.making)
             if changed is not None:
@@ -155,6 +162,8 @@ class ScanWork:
         clock = Clock()
         with clock("reading"):
             images = read_scan_images(choice, self.pipeline.phase)
+            if labels is not None:
+                images = dataclasses.replace(images, region_map=labels.region_map(images.swi))
         return _Opened(
             scan=scan,
             choice=choice,
@@ -213,8 +222,9 @@ class ScanWork:
 
     def _without_paths(self, text: str) -> str:
         """A message without the folders of this machine: reasons are kept, and may be passed on."""
-        for folder in (self.out, self.root):
-            if folder != Path("."):
+        regions = self.pipeline.regions
+        for folder in (self.out, None if regions is None else regions.root, self.root):
+            if folder not in (None, Path(".")):
                 text = text.replace(f"{folder}/", "")
         return text
 

@@ -20,6 +20,7 @@ from cmb_jax.bids_app.participants import (
     run_participants,
     select_participants,
 )
+from cmb_jax.bids_app.region_labels import RegionLabels, read_region_labels
 from cmb_jax.bids_app.scan_images import PhaseOptions
 from cmb_jax.commands.cohort_progress import Lines
 from cmb_jax.commands.common import use_compilation_cache
@@ -78,6 +79,7 @@ def participants(
         acquisition=None if options.acq_label is None else label_of(options.acq_label, "acq"),
     )
     check_threshold(options.threshold)
+    regions = _regions(options)
     use_compilation_cache()
     stored = None if options.phase_range == "auto" else PhaseRange(options.phase_range)
     pipeline = detector_pipeline(
@@ -85,8 +87,9 @@ def participants(
         options.threshold,
         PhaseOptions(sign=options.phase_sign, stored=stored),
         jax.local_devices(),
+        regions,
     )
-    write_dataset_files(data, out)
+    write_dataset_files(data, out, options.regions)
     done = run_participants(layout, out, selection, pipeline, overwrite=options.overwrite, progress=progress)
     progress.say(done.times.summary())
     _report(done, data, out)
@@ -98,6 +101,14 @@ def _layout(data: Path, out: Path) -> BidsLayout:
     for problem in layout.problems:
         print(f"note: {problem.where}: {problem.what}", file=sys.stderr)
     return layout
+
+
+def _regions(options: ParticipantOptions) -> RegionLabels | None:
+    if options.regions is not None:
+        return read_region_labels(options.regions, options.region_labels)
+    if options.region_labels is not None:
+        raise UserError("--region-labels goes with --regions DERIVATIVES")
+    return None
 
 
 def _report(done: ParticipantsRun, data: Path, out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 from cmb_jax.commands.common import StoredPhase
@@ -26,5 +27,9 @@ class ParticipantOptions:
     """Name of bundled weights, or a .safetensors file."""
     threshold: float | None = None
     """Score from which a candidate is kept; default: the weights' operating point."""
+    regions: Path | None = None
+    """Derivatives with label volumes (*_dseg.nii.gz) in place of the region network (docs/regions.md)."""
+    region_labels: Path | None = None
+    """CSV with the columns label, region, side for own labels."""
     overwrite: bool = False
     """Make finished scans again."""

@@ -8,12 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cmb_jax.anatomy.own_regions import (
-    LabelTable,
-    freesurfer_table,
-    read_label_table,
-    regions_from_labels,
-)
+from cmb_jax.anatomy.own_regions import LabelTable, label_table, regions_from_labels
 from cmb_jax.commands.common import Progress, existing_file, stopwatch, use_compilation_cache
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle
@@ -55,10 +50,9 @@ class OwnRegions:
         Raises:
           UserError: a file that is missing or cannot be read.
         """
-        labels = (
-            freesurfer_table() if table is None else read_label_table(existing_file(table, "label table"))
-        )
-        return cls(volume=read_volume(existing_file(path, "regions")), table=labels)
+        if table is not None:
+            existing_file(table, "label table")
+        return cls(volume=read_volume(existing_file(path, "regions")), table=label_table(table))
 
 
 FurtherFiles = Callable[[Path, Prediction, WeightsBundle], None]

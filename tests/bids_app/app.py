@@ -82,6 +82,12 @@ class StubDetector:
         )
 
 
-def pipeline(detector, threshold=0.647, **phase):
+def pipeline(detector, threshold=0.647, regions=None, **phase):
     """The stub as a pipeline."""
-    return Pipeline(bundle=BUNDLE, detectors=(detector,), threshold=threshold, phase=PhaseOptions(**phase))
+    return Pipeline(
+        bundle=BUNDLE,
+        detectors=(detector,),
+        threshold=threshold,
+        phase=PhaseOptions(**phase),
+        regions=regions,
+    )

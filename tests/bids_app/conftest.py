@@ -22,9 +22,9 @@ def stub():
 def bids(monkeypatch, capsys, stub):
     """Runs `cmb-jax bids`; gives (exit code, stdout, stderr)."""
 
-    def pipeline(weights, threshold, phase, devices):
+    def pipeline(weights, threshold, phase, devices, regions):
         cut = 0.647 if threshold is None else threshold
-        return app.pipeline(stub, cut, sign=phase.sign, stored=phase.stored)
+        return app.pipeline(stub, cut, regions, sign=phase.sign, stored=phase.stored)
 
     monkeypatch.setattr(command, "detector_pipeline", pipeline)
     monkeypatch.setattr(command, "use_compilation_cache", lambda: None)

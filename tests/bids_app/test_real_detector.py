@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cmb_jax.anatomy.own_regions import regions_from_labels
 from cmb_jax.bids_app.detector import detector_pipeline
 from cmb_jax.bids_app.outcome import Status
 from cmb_jax.bids_app.participants import Selection, run_participants
+from cmb_jax.bids_app.region_labels import read_region_labels
 from cmb_jax.bids_app.result import detections_tsv
 from cmb_jax.bids_app.scan_images import PhaseOptions
 from cmb_jax.commands.cohort_progress import Lines
@@ -22,7 +24,7 @@ from cmb_jax.io.nifti import read_volume
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
 from tests.datasets.bids import tree
-from tests.datasets.trees import brain
+from tests.datasets.trees import SHAPE, brain
 from tests.tiny import TINY_MODEL
 
 CONFIG = Config(
@@ -89,14 +91,23 @@ def test_devices_share_the_scans_and_change_no_byte(tmp_path, weights):
     assert outputs(tmp_path / "one") == outputs(tmp_path / "two")
 
 
-def test_a_cohort_finds_what_a_single_prediction_finds(tmp_path, weights):
+@pytest.mark.parametrize("own_labels", [False, True])
+def test_a_cohort_finds_what_a_single_prediction_finds(tmp_path, weights, own_labels):
     root = tree.description(tmp_path / "study")
     image = tree.image(root, "sub-1/anat/sub-1_swi")
+    swi, region_map, regions = read_volume(image), None, None
+    if own_labels:
+        data = np.zeros(SHAPE, np.int16)
+        data[1:-1, 1:-1, 1:-1] = 1022  # parietal, left
+        labels = tree.image(tmp_path / "labels", "sub-1/anat/sub-1_dseg", data)
+        regions = read_region_labels(tmp_path / "labels", None)
+        region_map = regions_from_labels(read_volume(labels), regions.table, swi)
     layout = read_layout(root)
-    pipeline = detector_pipeline(str(weights), None, PhaseOptions(), jax.local_devices()[:1])
+    pipeline = detector_pipeline(str(weights), None, PhaseOptions(), jax.local_devices()[:1], regions)
     run_participants(layout, tmp_path / "out", Selection(participants=("1",)), pipeline, progress=Lines())
-    prediction = load_detector(weights).predict(read_volume(image))
+    prediction = load_detector(weights).predict(swi, region_map=region_map)
     assert len(prediction.rows) > 5
+    assert ({row.region for row in prediction.kept} == {"parietal"}) == own_labels
     assert (tmp_path / "out/sub-1/anat/sub-1_desc-cmb_detections.tsv").read_text() == detections_tsv(
         prediction.rows
     )
