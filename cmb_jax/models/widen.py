@@ -27,10 +27,11 @@ def widen(params: Any, wider: Any, key: jax.Array) -> Any:
     Raises:
         ValueError: the networks are not of one kind, or widths are neither equal nor doubled.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    targets, other = jax.tree.flatten(wider)
-    if structure != other:
+    structure = jax.tree.structure(params)
+    if structure != jax.tree.structure(wider):
         raise ValueError("the wider network has other layers; only its channels may be more")
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    targets = jax.tree.leaves(wider)
     widened = []
     for index, ((path, leaf), target) in enumerate(zip(leaves, targets, strict=True)):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
