@@ -27,18 +27,17 @@ def widen(params: Any, wider: Any, key: jax.Array) -> Any:
     Raises:
         ValueError: the networks are not of one kind, or widths are neither equal nor doubled.
     """
-    structure = jax.tree.structure(params)
-    if structure != jax.tree.structure(wider):
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    targets = jax.tree_util.tree_leaves_with_path(wider)
+    if [path for path, _ in leaves] != [path for path, _ in targets]:
         raise ValueError("the wider network has other layers; only its channels may be more")
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    targets = jax.tree.leaves(wider)
     widened = []
-    for index, ((path, leaf), target) in enumerate(zip(leaves, targets, strict=True)):
+    for index, ((path, leaf), (_, target)) in enumerate(zip(leaves, targets, strict=True)):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         embeds = name.split(".")[0] in ("embedding", "prototypes")
         leaf_key = jax.random.fold_in(key, index)
         widened.append(_widen_leaf(jnp.asarray(leaf), target.shape, name, leaf_key, embeds))
-    return jax.tree.unflatten(structure, widened)
+    return jax.tree.unflatten(jax.tree.structure(params), widened)
 
 
 def _widen_leaf(
