@@ -23,7 +23,14 @@ from cmb_jax.config import Config
 from cmb_jax.config_io import config_from_json, config_to_json
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.froc import FrocCurve, choose_threshold, collect_events, froc_curve, sensitivity_at
+from cmb_jax.evaluation.froc import (
+    FrocCurve,
+    choose_threshold,
+    collect_events,
+    froc_curve,
+    sensitivity_at,
+    threshold_at_fp_rate,
+)
 from cmb_jax.evaluation.matching import CENTER3, events, pairs_of
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, save_bundle
 from cmb_jax.inference.prepared import detect, truth_of
@@ -65,13 +72,8 @@ def quality_of(curve: FrocCurve) -> dict[str, float]:
     return values | {QUALITY: float(np.mean(list(values.values())))}
 
 
-def with_operating_point(config: Config, curve: FrocCurve) -> Config:
-    """The configuration with the operating point chosen on validation subjects.
-
-    The highest sensitivity at no more than `OPERATING_FP_RATE` false positives a scan: a missed microbleed is
-    not seen again, a false one is looked at in the report.
-    """
-    threshold = float(choose_threshold(curve, max_fp_per_scan=OPERATING_FP_RATE))
+def with_threshold(config: Config, threshold: float) -> Config:
+    """The configuration with an operating point."""
     inference = dataclasses.replace(
         config.inference,
         score_threshold=threshold,
@@ -86,22 +88,32 @@ def choose_operating_point(
 ) -> tuple[Config, str]:
     """The configuration with its operating point, and where that comes from.
 
-    It is chosen on the validation subjects' curve; with fewer than `FEWEST_LESIONS` lesions among them it
-    stays that of the weights that training started from, if there are any.
+    The highest sensitivity at no more than `OPERATING_FP_RATE` false positives a validation scan: a missed
+    microbleed is not seen again, a false one is looked at in the report. With fewer than `FEWEST_LESIONS`
+    lesions the false positives alone decide. Without validation subjects it stays that of the weights that
+    training started from, if there are any.
     """
-    if start is not None and lesions < FEWEST_LESIONS:
-        theirs = start.config.inference
-        inference = dataclasses.replace(
-            config.inference,
-            score_threshold=theirs.score_threshold,
-            definite_threshold=theirs.definite_threshold,
+    if curve is not None and lesions >= FEWEST_LESIONS:
+        how = (
+            f"the highest sensitivity at no more than {OPERATING_FP_RATE:g} false positives a validation scan"
         )
-        how = f"that of the starting weights: {lesions} validation lesions are too few to choose another"
-        return dataclasses.replace(config, inference=inference), how
-    if curve is None or not lesions:
-        return config, "that of the configuration: there are no validation lesions to choose one by"
-    how = f"the highest sensitivity at no more than {OPERATING_FP_RATE:g} false positives a validation scan"
-    return with_operating_point(config, curve), how
+        return with_threshold(config, choose_threshold(curve, OPERATING_FP_RATE)), how
+    if curve is not None:
+        how = (
+            f"{OPERATING_FP_RATE:g} false positives a validation scan; {lesions} lesions there are too few to "
+            "look at what is found as well"
+        )
+        return with_threshold(config, threshold_at_fp_rate(curve, OPERATING_FP_RATE)), how
+    if start is None:
+        return config, "that of the configuration: there are no validation subjects to choose one by"
+    theirs = start.config.inference
+    inference = dataclasses.replace(
+        config.inference,
+        score_threshold=theirs.score_threshold,
+        definite_threshold=theirs.definite_threshold,
+    )
+    how = "that of the starting weights: there are no validation subjects to choose another by"
+    return dataclasses.replace(config, inference=inference), how
 
 
 def what_differs(before: Config, config: Config) -> list[str]:

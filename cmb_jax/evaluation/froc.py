@@ -147,7 +147,30 @@ def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None, fal
     if not possible.any():
         return float(np.nextafter(curve.thresholds[0], np.inf))  # nothing is reported
     order = np.lexsort((curve.fp, -merit, ~possible))
-    best = int(order[0])
+    return _just_below(curve, int(order[0]))
+
+
+def threshold_at_fp_rate(curve: FrocCurve, fp_per_scan: float, fallback: float = 0.5) -> float:
+    """The lowest threshold with at most so many false positives a scan, whatever is found at it.
+
+    For validation scans of too few lesions for `choose_threshold`: false positives there are many, and need
+    no lesions to be counted.
+
+    Args:
+        curve: of the validation scans; may have no lesion.
+        fp_per_scan: the limit.
+        fallback: returned when there is no detection.
+    """
+    if not len(curve.thresholds):
+        return fallback
+    possible = np.flatnonzero(curve.fp_per_scan <= fp_per_scan)
+    if not len(possible):
+        return float(np.nextafter(curve.thresholds[0], np.inf))  # nothing is reported
+    return _just_below(curve, int(possible[-1]))
+
+
+def _just_below(curve: FrocCurve, best: int) -> float:
+    """Halfway between a point's score and the next lower one."""
     chosen = float(curve.thresholds[best])
     if best + 1 < len(curve.thresholds):
         middle = 0.5 * (chosen + float(curve.thresholds[best + 1]))

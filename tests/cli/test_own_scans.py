@@ -121,9 +121,8 @@ def test_a_run_starts_from_given_weights(place, trained, tmp_path):
     assert equal(first.params, second.params)
     record = json.loads((tmp_path / "same" / "weights.json").read_text())
     assert record["started_from"] == {"name": "weights", "sha256": first.sha256}
-    # three validation lesions are too few for another operating point than that of the starting weights
-    assert second.config.inference.score_threshold == first.config.inference.score_threshold
-    assert "3 validation lesions are too few" in record["operating_point"]
+    assert second.config.inference.score_threshold == first.config.inference.score_threshold  # same scans
+    assert "2 false positives a validation scan; 3 lesions" in record["operating_point"]
 
 
 def test_without_lesions_to_validate_on_nothing_is_validated(place, trained, tmp_path, capsys):

@@ -13,6 +13,7 @@ from cmb_jax.evaluation.froc import (
     collect_events,
     froc_curve,
     sensitivity_at,
+    threshold_at_fp_rate,
 )
 from cmb_jax.evaluation.matching import CENTER3, TOUCH, events, pairs_of
 from cmb_jax.evaluation.records import LabelledVolume, SubjectDetections, SubjectTruth
@@ -132,6 +133,16 @@ def test_operating_point_by_best_f1():
 )
 def test_operating_point_by_false_positives(limit, threshold):
     assert choose_threshold(froc_curve(worked_curve()), limit) == pytest.approx(threshold)
+
+
+@pytest.mark.parametrize("lesions", [0, 2])
+def test_operating_point_without_lesions_to_choose_by(lesions):
+    """Two scans with false positives at 0.9, 0.5, 0.3 and 0.7, 0.2: one a scan is reached at 0.7."""
+    scores = [np.array([0.9, 0.5, 0.3]), np.array([0.7, 0.2])]
+    curve = froc_curve(collect_events([(np.zeros(0), found) for found in scores], [lesions, 0]))
+    assert threshold_at_fp_rate(curve, 1.0) == pytest.approx((0.7 + 0.5) / 2)
+    assert threshold_at_fp_rate(curve, 9.0) == pytest.approx(0.2)  # the lists end before
+    assert 0.9 < threshold_at_fp_rate(curve, 0.4) < 0.9001  # nothing is reported
 
 
 def test_operating_point_that_reports_nothing():
