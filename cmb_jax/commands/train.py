@@ -93,16 +93,12 @@ def choose_operating_point(
     lesions the false positives alone decide. Without validation subjects it stays that of the weights that
     training started from, if there are any.
     """
+    rate = f"{OPERATING_FP_RATE:g} false positives a validation scan"
     if curve is not None and lesions >= FEWEST_LESIONS:
-        how = (
-            f"the highest sensitivity at no more than {OPERATING_FP_RATE:g} false positives a validation scan"
-        )
-        return with_threshold(config, choose_threshold(curve, OPERATING_FP_RATE)), how
+        threshold = choose_threshold(curve, OPERATING_FP_RATE)
+        return with_threshold(config, threshold), f"the highest sensitivity at no more than {rate}"
     if curve is not None:
-        how = (
-            f"{OPERATING_FP_RATE:g} false positives a validation scan; {lesions} lesions there are too few to "
-            "look at what is found as well"
-        )
+        how = f"{rate}; {lesions} lesions there are too few to look at what is found as well"
         return with_threshold(config, threshold_at_fp_rate(curve, OPERATING_FP_RATE)), how
     if start is None:
         return config, "that of the configuration: there are no validation subjects to choose one by"
