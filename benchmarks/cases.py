@@ -43,6 +43,7 @@ TRAIN = ("benchmarks.sides.train_jax", "benchmarks.sides.train_torch")
 NETWORK = ("benchmarks.sides.network_jax", "benchmarks.sides.network_torch")
 VOLUME = ("benchmarks.sides.volume_jax", "benchmarks.sides.volume_monai")
 NMS = ("benchmarks.sides.nms_jax", "benchmarks.sides.nms_monai")
+LOOKUP = ("benchmarks.sides.lookup_jax", "benchmarks.sides.lookup_numpy")
 FROC = ("benchmarks.sides.froc_ours", "benchmarks.sides.froc_monai")
 FIELD = ("benchmarks.sides.field_jax", "benchmarks.sides.field_numpy")
 MATMUL = ("benchmarks.sides.matmul_jax", "benchmarks.sides.matmul_torch")
@@ -108,6 +109,13 @@ CASES: dict[str, Case] = {
             "MONAI",
             "suppression among 10 000 boxes in 1000 clusters",
             options={"boxes": 10_000},
+        ),
+        _case(
+            "lookup-100k",
+            LOOKUP,
+            "NumPy",
+            "region, side, distances and rejection of 100 000 places in a map of 2 mm",
+            options={"points": 100_000, "shape": (96, 112, 96)},
         ),
         _case(
             "froc",

@@ -109,6 +109,23 @@ def clustered_boxes(count: int) -> tuple[np.ndarray, np.ndarray]:
     return boxes, rng.permutation(count).astype(np.float32) / count
 
 
+def regions(shape: Triple) -> np.ndarray:
+    """Codes (X, Y, Z) uint8 of `cmb_jax.anatomy.regions` in cubes of 8 voxels."""
+    rng = np.random.default_rng(8)
+    coarse = rng.integers(0, 48, [-(-size // 8) for size in shape]).astype(np.uint8)
+    x, y, z = shape
+    return np.kron(coarse, np.ones((8, 8, 8), np.uint8))[:x, :y, :z]
+
+
+def places(count: int, extent_mm: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Points (N, 3) in mm and diameters (N,) in mm."""
+    rng = np.random.default_rng(9)
+    return (
+        (rng.random((count, 3)) * extent_mm).astype(np.float32),
+        rng.uniform(2, 10, count).astype(np.float32),
+    )
+
+
 def candidates(scans: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Each scan's scores of the lesions found (T,) and of the false positives (F,)."""
     rng = np.random.default_rng(6)
