@@ -36,9 +36,10 @@ REASON_TEXT: dict[RejectReason, str] = {
     RejectReason.IN_SINUS: "where a venous sinus runs",
 }
 
-MIN_INSIDE_FRACTION = 0.1
+MIN_INSIDE_FRACTION = 0.05
 """A candidate stays when at least this share of its sphere is brain tissue. Far below one half: lobar
-microbleeds sit at the cortex's edge, and region maps err by about a voxel there."""
+microbleeds sit at the cortex's edge, and region maps err by about a voxel there. Chosen on validation
+subjects (docs/regions.md)."""
 REACH_MM = 6.0
 """How far from the centre CSF, the zone's border and the walls of a sinus are searched for."""
 REACH_STEP_MM = 2.0

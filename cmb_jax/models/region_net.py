@@ -22,7 +22,7 @@ _BLOCK: Triple = (2, 2, 2)
 class RegionNetConfig:
     """Sizes of the region network; levels as in `UNet`, the finest at twice the input's voxel size."""
 
-    widths: tuple[int, ...] = (16, 24, 32, 48)
+    widths: tuple[int, ...] = (24, 32, 64, 96)
     encoder_convs: tuple[int, ...] = (0, 1, 2, 2)
     decoder_convs: tuple[int, ...] = (1, 1, 1)
     head_width: int = 48  # between the finest level and the labels of a cell's eight voxels

@@ -46,7 +46,7 @@ def slow_lookup(point, diameter, region_map, inverse_affine):
     region = commonest(tissue or other)
     side = commonest([code // 16 for code in sphere if code % 16 == region]) if region else 0
     inside = len(tissue) / len(sphere)
-    keep = inside >= 0.1
+    keep = inside >= 0.05
     reasons = {0: RejectReason.OUTSIDE_BRAIN, 14: RejectReason.IN_VENTRICLE, 15: RejectReason.IN_SULCAL_CSF}
     reason = RejectReason.NONE if keep else reasons[commonest(other)]
     offsets = 2 * ball(3)

@@ -1,5 +1,6 @@
 """Region inference: grids against SciPy, cleaning and trust on drawn heads, and views that are too small."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -24,7 +25,8 @@ from cmb_jax.inference.region_checks import (
     split_sides,
     trust_messages,
 )
-from cmb_jax.inference.regions import brain_mask_on, predict_regions, region_code_on
+from cmb_jax.inference.regions import BUNDLED_WEIGHTS, brain_mask_on, predict_regions, region_code_on
+from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import Volume
 from cmb_jax.io.weights import save_weights
 from cmb_jax.models.functional import params_of
@@ -241,6 +243,38 @@ def test_bundled_weights_label_a_drawn_head():
         overlap = 2 * ((zone_got == zone) & (zone_want == zone)).sum()
         assert overlap / ((zone_got == zone).sum() + (zone_want == zone).sum()) > 0.45
     assert jnp.isfinite(sample.image).all()
+
+
+def no_head(kind, shape=(110, 120, 80), spacing=(1.8, 1.9, 2.0)):
+    """A volume (X, Y, Z) as phantoms for quality control, or other parts of the body, are."""
+    rng = np.random.default_rng(0)
+    x, y, z = np.meshgrid(
+        *((np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)), indexing="ij"
+    )
+    speckle = 1 + 0.1 * ndimage.gaussian_filter(rng.normal(size=shape), 4) * 40
+    signal = {
+        "sphere": x**2 + y**2 + z**2 < 75**2,
+        "shell": (x / 65) ** 2 + (y / 85) ** 2 + (z / 65) ** 2 < 1,
+        "bottle": np.hypot(x, y) < 60,
+        "knee": speckle * (0.5 * (np.hypot(x, y) < 65) + 0.4 * (np.hypot(x - 20, y) < 25)),
+        "noise": np.zeros(shape),
+    }[kind]
+    image = 1000 * signal + 10 * np.abs(rng.normal(size=shape) + 1j * rng.normal(size=shape))
+    return Volume.from_array(image.astype(np.float32), np.diag([*spacing, 1.0]))
+
+
+@pytest.mark.parametrize("kind", ["sphere", "shell", "bottle", "knee", "noise"])
+def test_bundled_weights_do_not_take_anything_for_a_head(kind):
+    region_map = predict_regions(no_head(kind))
+    assert not region_map.trusted
+    assert any("look like a head" in line or "seems to be" in line for line in region_map.messages)
+
+
+def test_bundled_weights_know_the_demo_and_notice_when_it_is_turned():
+    volume = read_volume(next((BUNDLED_WEIGHTS.parents[1] / "demo").rglob("*_swi.nii.gz")))
+    assert predict_regions(volume).trusted
+    turned = dataclasses.replace(volume, data=volume.data[:, :, ::-1])
+    assert any("upside down" in line for line in predict_regions(turned).messages)
 
 
 def test_the_rounding_of_an_affine_does_not_decide_the_grid(monkeypatch, rng):
