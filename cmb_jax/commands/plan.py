@@ -17,6 +17,7 @@ from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.planning import estimate
 from cmb_jax.planning.plan import CPU, StepPlan, describe, measure_step, plan_step
+from cmb_jax.training.memory import keep_freed_memory
 
 # Programs that are only read need no good machine code, which takes minutes to make.
 _QUICK_COMPILATION = "--xla_backend_optimization_level=0"
@@ -61,6 +62,7 @@ def run(
         ),
     )
     simulate_devices(shape[0] * shape[1], quick=hardware != CPU)
+    keep_freed_memory()  # as train.py does: its steps wait for no new pages
     plan = plan_step(wanted, shape, hardware)
     print(describe(plan))
     print(
