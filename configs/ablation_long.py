@@ -5,18 +5,15 @@ python -m cmb_jax.experiments.ablation --config configs/ablation_long.py --workd
 The run `rpn_ffm_hspl-seed0` is that of configs/small.py.
 """
 
-from cmb_jax.config import Config, DataConfig, TrainConfig
+from pathlib import Path
+
+from cmb_jax.config import Config
+from cmb_jax.config_load import config_from_file
 from cmb_jax.experiments.grid import Grid, four_configurations
 
 
 def get_config() -> Config:
-    return Config(
-        name="small",
-        data=DataConfig(patch_shape=(32, 80, 80)),
-        train=TrainConfig(
-            steps=8000, warmup_steps=200, ema_decay=0.998, checkpoint_every=500, evaluate_every=4000
-        ),
-    )
+    return config_from_file(Path(__file__).with_name("small.py"))
 
 
 def get_grid() -> Grid:

@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from cmb_jax.commands.common import run_for_people, use_compilation_cache
+from cmb_jax.commands.train import prepared_events
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.bootstrap import froc_metrics, paired_bootstrap_froc
-from cmb_jax.evaluation.froc import FROC_RATES, FrocEvents, collect_events
-from cmb_jax.evaluation.matching import CENTER3, events, pairs_of
+from cmb_jax.evaluation.froc import FROC_RATES
 from cmb_jax.inference.bundle import load_bundle
-from cmb_jax.inference.prepared import detect, truth_of
-from cmb_jax.inference.proposals import ProposalFinder
 
 PHASE = 1  # channel
 
@@ -38,16 +34,6 @@ class WithoutPhase(StoredSubject):
         image = np.array(super().image())
         image[..., PHASE] = 0
         return image
-
-
-def found_in(finder: ProposalFinder, subjects: Sequence[StoredSubject], about: str) -> FrocEvents:
-    """Hits, false positives and lesions of all subjects."""
-    happened, lesions = [], []
-    for stored in tqdm(subjects, desc=about, unit="subject"):
-        found, truth = detect(finder, stored), truth_of(stored, finder.config.data.spacing_mm)
-        happened.append(events(pairs_of(CENTER3, found, truth), found.scores))
-        lesions.append(len(truth.centers_mm))
-    return collect_events(happened, lesions)
 
 
 def main() -> None:
@@ -65,10 +51,10 @@ def main() -> None:
         raise UserError(f"{arguments.folder}: no prepared subject (seed-*) with a phase in it")
     use_compilation_cache()
     bundle = load_bundle(arguments.weights)
-    finder = ProposalFinder(bundle.config, bundle.params)
     silent = [WithoutPhase(folder=subject.folder) for subject in subjects]
-    with_phase = found_in(finder, subjects, "with phase")
-    without = found_in(finder, silent, "without")
+    with_phase, without = (
+        prepared_events(bundle.config, bundle.params, those) for those in (subjects, silent)
+    )
     names = [*(f"sensitivity at {rate:g} FP a scan" for rate in FROC_RATES), "average precision"]
     everyone = np.ones((1, len(subjects)), int)
     values = [froc_metrics(side, everyone)[0] for side in (with_phase, without)]

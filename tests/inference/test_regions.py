@@ -251,7 +251,7 @@ def no_head(kind, shape=(110, 120, 80), spacing=(1.8, 1.9, 2.0)):
     x, y, z = np.meshgrid(
         *((np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)), indexing="ij"
     )
-    speckle = 1 + 0.1 * ndimage.gaussian_filter(rng.normal(size=shape), 4) * 40
+    speckle = 1 + 4 * ndimage.gaussian_filter(rng.normal(size=shape), 4)
     signal = {
         "sphere": x**2 + y**2 + z**2 < 75**2,
         "shell": (x / 65) ** 2 + (y / 85) ** 2 + (z / 65) ** 2 < 1,
