@@ -81,7 +81,11 @@ class LossConfig:
     focal_alpha: float = 0.5
     """Weight of positives in the focal objectness loss."""
     focal_gamma: float = 2.0
-    """Focusing exponent of the objectness loss."""
+    """Focusing exponent of the objectness loss; 0 is plain cross-entropy."""
+    lesion_balance: float = 0.0
+    """Positive anchors weigh n^-this, n those of their lesion: 0 anchors alike, 1 lesions alike."""
+    sampled_negatives: int = 0
+    """Negatives a patch that enter the objectness loss, drawn at random as in Faster R-CNN; 0: all of them."""
     box_weight: float = 0.5
     """Weight of the smooth-L1 box loss."""
     concentration_weight: float = 0.2
@@ -114,6 +118,10 @@ class LossConfig:
     """Samples of earlier steps that join those of a step in the prototype loss; 0: none."""
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.lesion_balance <= 1.0:
+            raise ValueError("loss.lesion_balance must be from 0 to 1")
+        if self.sampled_negatives < 0:
+            raise ValueError("loss.sampled_negatives must be 0 or more")
         if not 0.0 <= self.prototype_decay < 1.0:
             raise ValueError("loss.prototype_decay must be 0 or more and below 1")
         if min(self.prototype_gamma, self.supcon_temperature, self.proxy_scale) <= 0:

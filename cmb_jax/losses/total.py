@@ -17,6 +17,7 @@ from cmb_jax.config import LossConfig
 from cmb_jax.losses.detection import focal_loss, smooth_l1
 from cmb_jax.losses.memory import SampleBank, Samples, with_remembered
 from cmb_jax.losses.mining import MINERS, spread
+from cmb_jax.losses.objectness import drawn_negatives, lesion_weights
 from cmb_jax.losses.registry import NONE, prototype_loss
 from cmb_jax.models.detector import STEM_STRIDE, Detector
 from cmb_jax.models.types import ProposalMaps
@@ -65,7 +66,7 @@ def detection_loss(
         config: assignment thresholds and weights.
         patch_valid: (B,) bool: patches that count; all where None.
         bank: samples of earlier steps that join those of this batch in the prototype loss.
-        key: for prototype losses that draw random numbers.
+        key: for what draws random numbers: some prototype losses, and sampled negatives.
 
     Returns:
         The total (), and beside it its terms and the batch's samples, without gradient; no samples where
@@ -94,12 +95,22 @@ def detection_loss(
 
     positive = label == 1
     positives = positive.sum(dtype=jnp.int32)
-    elements = focal_loss(maps.objectness, positive, label >= 0, config.focal_alpha, config.focal_gamma)
-    objectness = elements.sum() / jnp.maximum(positives, 1)
+    counted = label >= 0
+    if config.sampled_negatives:
+        counted = positive | drawn_negatives(_needed(key), label == 0, config.sampled_negatives)
+    elements = focal_loss(maps.objectness, positive, counted, config.focal_alpha, config.focal_gamma)
+    objectness = elements.sum()
 
     label = label.reshape(batch, -1)
     chosen, chosen_valid = jax.vmap(lambda flags: spread(flags, MAX_BOX_ANCHORS))(label == 1)
     matched = jnp.take_along_axis(assignment.matched_index.reshape(batch, -1), chosen, axis=1)
+    if config.lesion_balance:
+        # The dense sum holds every positive with weight 1 already.
+        more = lesion_weights(matched, chosen_valid, boxes.shape[1], config.lesion_balance) - 1.0
+        logits = jnp.take_along_axis(maps.objectness.reshape(batch, -1), chosen, axis=1)
+        found = focal_loss(logits, chosen_valid, chosen_valid, config.focal_alpha, config.focal_gamma)
+        objectness += (more * found).sum()
+    objectness /= jnp.maximum(positives, 1)
     own = jnp.take_along_axis(boxes, matched[..., None], axis=1)
     target = encode_boxes(_anchors_at(chosen, grid, sizes), own)
 
@@ -151,6 +162,13 @@ def _prototype_term(
         prototypes = jax.lax.stop_gradient(prototypes)
     losses = prototype_loss(config)(samples.embeddings, samples.classes, samples.valid, prototypes, key)
     return losses.sum() / jnp.maximum(samples.valid.sum(), 1)
+
+
+def _needed(key: jax.Array | None) -> jax.Array:
+    """The key, which `loss.sampled_negatives` cannot do without."""
+    if key is None:
+        raise ValueError("loss.sampled_negatives draws random numbers: give a key")
+    return key
 
 
 def _cells(maps: ProposalMaps, anchor: jax.Array) -> jax.Array:

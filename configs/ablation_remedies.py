@@ -1,0 +1,36 @@
+"""What might make prototypes, or the detector at all, do more: the bundled weights trained on, one change each.
+
+python -m cmb_jax.experiments.ablation --config configs/ablation_remedies.py --workdir runs/remedies
+
+All start from the bundled `small`, so that a short run compares detectors at the end of their training.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from cmb_jax.config import Config
+from cmb_jax.config_load import config_from_file
+from cmb_jax.experiments.grid import Grid, four_configurations
+
+
+def get_config() -> Config:
+    small = config_from_file(Path(__file__).with_name("small.py"))
+    train = dataclasses.replace(
+        small.train, init_from="small", steps=1200, learning_rate=1e-3, warmup_steps=50, evaluate_every=100_000
+    )
+    return dataclasses.replace(small, name="ablation_remedies", train=train)
+
+
+def get_grid() -> Grid:
+    *_, full = four_configurations(get_config())
+    return Grid(
+        variants=(
+            full,
+            full.but("balanced", lesion_balance=1.0),
+            full.but("none", prototype_loss="none"),
+            full.but("heavy", concentration_weight=1.0),
+            full.but("top_objectness", miner="top_objectness"),
+        ),
+        seeds=(0,),
+        reference=full.name,
+    )
