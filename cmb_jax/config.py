@@ -85,7 +85,7 @@ class LossConfig:
     lesion_balance: float = 0.0
     """Positive anchors weigh n^-this, n those of their lesion: 0 anchors alike, 1 lesions alike."""
     sampled_negatives: int = 0
-    """Negatives a patch that enter the objectness loss, drawn at random as in Faster R-CNN; 0: all of them."""
+    """Negatives a patch in the objectness loss, drawn at random as in Faster R-CNN; 0: all of them."""
     box_weight: float = 0.5
     """Weight of the smooth-L1 box loss."""
     concentration_weight: float = 0.2

@@ -1,8 +1,9 @@
-"""What might make prototypes, or the detector at all, do more: the bundled weights trained on, one change each.
+"""What might make prototypes, or the detector at all, do more: one change each.
 
 python -m cmb_jax.experiments.ablation --config configs/ablation_remedies.py --workdir runs/remedies
 
-All start from the bundled `small`, so that a short run compares detectors at the end of their training.
+All go on from weights that were trained to the end, so that a short run compares finished detectors. The
+study of docs/results.md went on from the `small` of commit f219362.
 """
 
 import dataclasses
@@ -16,7 +17,12 @@ from cmb_jax.experiments.grid import Grid, four_configurations
 def get_config() -> Config:
     small = config_from_file(Path(__file__).with_name("small.py"))
     train = dataclasses.replace(
-        small.train, init_from="small", steps=1200, learning_rate=1e-3, warmup_steps=50, evaluate_every=100_000
+        small.train,
+        init_from="small",
+        steps=1200,
+        learning_rate=1e-3,
+        warmup_steps=50,
+        evaluate_every=100_000,
     )
     return dataclasses.replace(small, name="ablation_remedies", train=train)
 

@@ -121,6 +121,7 @@ def results_table(evaluations: list[Evaluation]) -> Table:
             for place in ("zone", "region")
         ),
         ("expected calibration error, kept", *(_calibration_error(each) for each in evaluations)),
+        ("the same of perfect probabilities, by chance", *(_chance_error(each) for each in evaluations)),
         (
             "ICC(2,1) of the counts",
             *(_number(each.content["count_agreement"]["icc"]) for each in evaluations),
@@ -298,6 +299,11 @@ def _place(evaluation: Evaluation, name: str) -> str:
 def _calibration_error(evaluation: Evaluation) -> str:
     found = evaluation.content.get("calibration")
     return "-" if found is None else estimate_of(found["ece_equal_mass"])
+
+
+def _chance_error(evaluation: Evaluation) -> str:
+    found = evaluation.content.get("calibration")
+    return _number(None if found is None else found["by_chance_equal_mass"])
 
 
 def _number(value: float | None) -> str:

@@ -87,11 +87,18 @@ def calibration_lines(bundle: WeightsBundle, record: dict[str, Any]) -> list[str
         f"true, of {data_text(found['data'])}",
         f"expected calibration error {estimate_of(kept['ece_equal_mass'])} in {kept['bins']} bins of equal "
         f"numbers, {estimate_of(kept['ece_equal_width'])} of equal width, of {kept['detections']} kept "
-        f"detections in {found['held_out']}",
+        f"detections in {found['held_out']}{_by_chance(kept)}",
         f"the score taken as a probability would have an error of {estimate_of(raw['ece_equal_mass'])}",
         f"definite, probability {definite['probability']:g} or more: {definite['held_out_detections']} "
         f"detections, {estimate_of(definite['held_out_precision'])} of them true",
     ]
+
+
+def _by_chance(kept: dict[str, Any]) -> str:
+    """What perfect probabilities would have; records of earlier versions do not say it."""
+    if "by_chance_equal_mass" not in kept:
+        return ""
+    return f"; perfect probabilities would have {kept['by_chance_equal_mass']:.3f} by chance"
 
 
 def describe(bundle: WeightsBundle) -> str:

@@ -232,9 +232,10 @@ def _calibration_tables(result: EvaluationResult) -> list[Table]:
         f"Of the {found.detections} reported detections, true by the rule "
         f"{RULES[result.breakdown_rule].title}: expected calibration error "
         f"{estimate_text(found.ece_equal_mass)} in {found.bins} bins of equal numbers (those shown), "
-        f"{estimate_text(found.ece_equal_width)} in {found.bins} of equal width; mean probability "
-        f"{found.mean_probability:.3f}, share of true ones {found.true / found.detections:.3f}. Resampling "
-        "adds scatter to every bin, so that the intervals lie high."
+        f"{estimate_text(found.ece_equal_width)} in {found.bins} of equal width; perfect probabilities would "
+        f"have {found.by_chance_equal_mass:.3f} and {found.by_chance_equal_width:.3f} by chance; mean "
+        f"probability {found.mean_probability:.3f}, share of true ones {found.true / found.detections:.3f}. "
+        "Resampling adds scatter to every bin, so that the intervals lie high."
     )
     return [
         Table(
@@ -329,7 +330,7 @@ def _reliability_line(found: Reliability | None) -> ReliabilityLine | None:
         share=np.array([each.share for each in found.equal_mass]),
         detections=np.array([each.detections for each in found.equal_mass]),
         note=f"{found.bins} bins of equal numbers; expected calibration error "
-        f"{estimate_text(found.ece_equal_mass)}",
+        f"{estimate_text(found.ece_equal_mass)}, by chance alone {found.by_chance_equal_mass:.3f}",
     )
 
 

@@ -3,7 +3,8 @@
 The expected calibration error is the mean over bins of |mean probability - share of true detections|, each
 bin weighing as much as it holds (Naeini et al. 2015, AAAI; Guo et al. 2017, ICML). It depends on the bins:
 here 10, once of equal numbers of detections, once of equal width. A perfect forecast of few detections has
-an error above 0 by chance alone.
+an error above 0 by chance alone (Bröcker & Smith 2007, Weather and Forecasting): `error_by_chance` says how
+much.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Reliability:
     equal_width: tuple[ReliabilityBin, ...]
     ece_equal_mass: Estimate
     ece_equal_width: Estimate
+    by_chance_equal_mass: float  # what perfect probabilities would be expected to have here
+    by_chance_equal_width: float
 
 
 def equal_mass_bins(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
@@ -68,6 +71,21 @@ def calibration_error(probabilities: np.ndarray, true: np.ndarray, bin_of: np.nd
     """
     gaps = np.bincount(bin_of, weights=np.asarray(probabilities) - np.asarray(true, float))
     return float(np.abs(gaps).sum() / len(bin_of))
+
+
+def error_by_chance(probabilities: np.ndarray, bin_of: np.ndarray) -> float:
+    """Expected calibration error that n detections would have if their probabilities were perfect.
+
+    The gap of a bin is then a sum of independent terms of mean 0 and variance p (1 - p); the mean of its
+    absolute value is sqrt(2 / pi) standard deviations of the normal distribution that it comes near to.
+
+    Args:
+        probabilities: (n,).
+        bin_of: (n,) int, as for `calibration_error`.
+    """
+    p = np.asarray(probabilities, float)
+    deviation = np.sqrt(np.bincount(bin_of, weights=p * (1 - p)))
+    return float(np.sqrt(2 / np.pi) * deviation.sum() / len(p))
 
 
 def reliability(
@@ -112,6 +130,8 @@ def reliability(
         equal_width=_bins(probabilities, true, by_width),
         ece_equal_mass=mass,
         ece_equal_width=width,
+        by_chance_equal_mass=error_by_chance(probabilities, by_mass),
+        by_chance_equal_width=error_by_chance(probabilities, by_width),
     )
 
 

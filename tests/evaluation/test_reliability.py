@@ -9,6 +9,7 @@ from cmb_jax.evaluation.reliability import (
     calibration_error,
     equal_mass_bins,
     equal_width_bins,
+    error_by_chance,
     reliability,
 )
 
@@ -73,6 +74,23 @@ def test_interval_is_of_scans_that_are_drawn_again():
     low, high = np.percentile(slow, [2.5, 97.5])
     assert found.ece_equal_mass.low == pytest.approx(low)
     assert found.ece_equal_mass.high == pytest.approx(high)
+
+
+@pytest.mark.parametrize("detections", [60, 400, 3000])
+def test_error_by_chance_against_outcomes_drawn_from_the_probabilities(detections):
+    rng = np.random.default_rng(detections)
+    probabilities = rng.uniform(0.2, 0.95, detections)
+    bin_of = equal_mass_bins(probabilities)
+    drawn = [
+        calibration_error(probabilities, rng.uniform(size=detections) < probabilities, bin_of)
+        for _ in range(3000)
+    ]
+    assert error_by_chance(probabilities, bin_of) == pytest.approx(np.mean(drawn), rel=0.05)
+
+
+def test_certain_probabilities_have_no_error_by_chance():
+    certain = np.array([0.0, 0.0, 1.0])
+    assert error_by_chance(certain, equal_width_bins(certain)) == 0
 
 
 def test_nothing_to_judge():
