@@ -27,7 +27,8 @@ def get_config() -> Config:
         warmup_steps=50,
         evaluate_every=100_000,
     )
-    return dataclasses.replace(small, name="ablation_remedies", train=train)
+    loss = dataclasses.replace(small.loss, lesion_balance=0.0)
+    return dataclasses.replace(small, name="ablation_remedies", loss=loss, train=train)
 
 
 def get_grid() -> Grid:

@@ -3,12 +3,13 @@
 python train.py --config configs/finetune.py --workdir runs/site --data.index site.json
 """
 
-from cmb_jax.config import Config, DataConfig, PhantomConfig, TrainConfig
+from cmb_jax.config import Config, DataConfig, LossConfig, PhantomConfig, TrainConfig
 
 
 def get_config() -> Config:
     return Config(
         name="finetune",
+        loss=LossConfig(lesion_balance=0.75),
         data=DataConfig(phantom_share=0.25),
         phantom=PhantomConfig(train_subjects=8),
         train=TrainConfig(
