@@ -16,7 +16,7 @@ from cmb_jax.data.region_grid import GRID_MM
 BRAIN_CM3 = (700.0, 2400.0)  # intracranial volumes of adults, with room to spare
 SMALLEST_ZONE_CM3 = {Zone.LOBAR: 300.0, Zone.DEEP: 40.0, Zone.INFRATENTORIAL: 50.0}
 SIDE_SHARE = (0.4, 0.6)  # of the brain that may lie on the right
-LARGEST_CUT_CM2 = 40.0  # some millimetres of the vertex or of the cerebellum may be missing
+LARGEST_CUT_CM2 = 50.0  # a centimetre of the vertex or of the cerebellum may be missing
 
 # Headers that err turn a head by half a turn or mirror it: axes (Z, Y, X) to flip, and what the head then is.
 TURNS: dict[str, tuple[int, ...]] = {"upside down": (0,), "back to front": (1,), "turned over": (0, 1)}
