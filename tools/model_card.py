@@ -299,7 +299,9 @@ def _place(evaluation: Evaluation, name: str) -> str:
 def _start(record: dict[str, Any]) -> str:
     """Weights that the training went on from."""
     start = record.get("started_from")
-    return "" if start is None else f", from weights `{start['name']}` with sha256 `{start['sha256'][:12]}...`"
+    if start is None:
+        return ""
+    return f", from weights `{start['name']}` with sha256 `{start['sha256'][:12]}...`"
 
 
 def _calibration_error(evaluation: Evaluation) -> str:
