@@ -215,7 +215,7 @@ def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evalua
             f"file `{bundle.path.name}`, sha256 `{bundle.sha256}`",
             f"trained {record.get('date', '(date not recorded)')} with cmb_jax {record.get('version', '?')}: "
             f"{record.get('steps', '?')} steps, {record.get('patches', '?')} patches, "
-            f"{record.get('devices', 'devices not recorded')}{_start(record)}",
+            f"{record.get('devices', 'devices not recorded')}{_started_from(record)}",
             f"working grid (z, y, x) {' x '.join(f'{edge:g}' for edge in config.data.spacing_mm)} mm; input "
             "SWI or T2*-weighted magnitude, and phase if there is one",
             "licence: Apache-2.0",
@@ -296,7 +296,7 @@ def _place(evaluation: Evaluation, name: str) -> str:
     return "-" if places is None else estimate_of(places[name])
 
 
-def _start(record: dict[str, Any]) -> str:
+def _started_from(record: dict[str, Any]) -> str:
     """Weights that the training went on from."""
     start = record.get("started_from")
     if start is None:

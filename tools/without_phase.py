@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +21,9 @@ from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.bootstrap import froc_metrics, paired_bootstrap_froc
 from cmb_jax.evaluation.breakdown import name_by_mimic
-from cmb_jax.evaluation.froc import FROC_RATES, FrocEvents, choose_threshold, collect_events, froc_curve
-from cmb_jax.evaluation.matching import CENTER3, events, match, pairs_of
+from cmb_jax.evaluation.froc import FROC_RATES, FrocEvents
+from cmb_jax.experiments.detections import SetDetections
+from cmb_jax.experiments.scores import RunScores, score_run
 from cmb_jax.inference.bundle import load_bundle
 from cmb_jax.inference.prepared import detect, mimics_of, truth_of
 from cmb_jax.inference.proposals import ProposalFinder
@@ -43,25 +43,17 @@ class WithoutPhase(StoredSubject):
         return image
 
 
-def look_at(finder: ProposalFinder, subjects: Sequence[StoredSubject]) -> tuple[FrocEvents, Counter[str]]:
-    """Hits and false positives, and the kinds of mimics at `FALSE_POSITIVES` a scan."""
+def look_at(name: str, finder: ProposalFinder, subjects: Sequence[StoredSubject]) -> RunScores:
+    """Hits, and false positives by kind of mimic at `FALSE_POSITIVES` a scan of these very subjects."""
     spacing = finder.config.data.spacing_mm
-    found = [detect(finder, each) for each in subjects]
-    truths = [truth_of(each, spacing) for each in subjects]
-    happened = collect_events(
-        [
-            events(pairs_of(CENTER3, scan, truth), scan.scores)
-            for scan, truth in zip(found, truths, strict=True)
-        ],
-        [len(truth.centers_mm) for truth in truths],
+    scans = tuple(detect(finder, each) for each in subjects)
+    mimics = tuple(
+        tuple(name_by_mimic(found.centers_mm, mimics_of(each, spacing)))
+        for found, each in zip(scans, subjects, strict=True)
     )
-    threshold = choose_threshold(froc_curve(happened), max_fp_per_scan=FALSE_POSITIVES)
-    kinds = Counter[str]()
-    for stored, scan, truth in zip(subjects, found, truths, strict=True):
-        kept = scan.select(scan.scores >= threshold)
-        names = np.array(name_by_mimic(kept.centers_mm, mimics_of(stored, spacing)), dtype=object)
-        kinds.update(names[match(pairs_of(CENTER3, kept, truth)).false_positive])
-    return happened, kinds
+    found = SetDetections(scans=scans, mimics=mimics)
+    truths = [truth_of(each, spacing) for each in subjects]
+    return score_run(name, found, truths, found, truths, max_fp_per_scan=FALSE_POSITIVES)
 
 
 def main() -> None:
@@ -85,12 +77,12 @@ def main() -> None:
         "phase left out": [WithoutPhase(folder=subject.folder) for subject in with_phase],
         "never had one": [subject for subject, there in zip(subjects, measured, strict=True) if not there],
     }
-    looked = {name: look_at(finder, group) for name, group in groups.items() if group}
-    compare(looked["with phase"][0], looked["phase left out"][0], len(with_phase))
+    looked = {name: look_at(name, finder, group) for name, group in groups.items() if group}
+    compare(looked["with phase"].events, looked["phase left out"].events, len(with_phase))
     print(f"\nfalse positives by kind of mimic, at {FALSE_POSITIVES:g} a scan of each group")
-    for name, (happened, kinds) in looked.items():
-        listed = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
-        print(f"{name}, {len(groups[name])} scans, {int(happened.lesions.sum())} microbleeds: {listed}")
+    for name, scores in looked.items():
+        listed = ", ".join(f"{kind} {count}" for kind, count in scores.false_positives.most_common())
+        print(f"{name}, {len(groups[name])} scans, {int(scores.events.lesions.sum())} microbleeds: {listed}")
 
 
 def compare(with_phase: FrocEvents, without: FrocEvents, scans: int) -> None:

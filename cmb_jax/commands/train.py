@@ -25,7 +25,6 @@ from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.froc import (
     FrocCurve,
-    FrocEvents,
     choose_threshold,
     collect_events,
     froc_curve,
@@ -56,19 +55,14 @@ FEWEST_LESIONS = 20
 
 
 def validation_curve(config: Config, params: Any, subjects: Sequence[StoredSubject]) -> FrocCurve:
-    """FROC on prepared subjects, see `prepared_events`."""
-    return froc_curve(prepared_events(config, params, subjects))
-
-
-def prepared_events(config: Config, params: Any, subjects: Sequence[StoredSubject]) -> FrocEvents:
-    """Hits (3 mm rule) and false positives, in mm of each one's own working grid, without localization."""
+    """FROC (3 mm rule) on prepared subjects, in mm of each one's own working grid, without localization."""
     finder = ProposalFinder(config, params)
     happened, lesions = [], []
     for stored in subjects:
         found, truth = detect(finder, stored), truth_of(stored, config.data.spacing_mm)
         happened.append(events(pairs_of(CENTER3, found, truth), found.scores))
         lesions.append(len(truth.centers_mm))
-    return collect_events(happened, lesions)
+    return froc_curve(collect_events(happened, lesions))
 
 
 def quality_of(curve: FrocCurve) -> dict[str, float]:

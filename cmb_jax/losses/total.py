@@ -97,7 +97,7 @@ def detection_loss(
     positives = positive.sum(dtype=jnp.int32)
     counted = label >= 0
     if config.sampled_negatives:
-        counted = positive | drawn_negatives(_needed(key), label == 0, config.sampled_negatives)
+        counted = positive | drawn_negatives(_required_key(key), label == 0, config.sampled_negatives)
     elements = focal_loss(maps.objectness, positive, counted, config.focal_alpha, config.focal_gamma)
     objectness = elements.sum()
 
@@ -164,7 +164,7 @@ def _prototype_term(
     return losses.sum() / jnp.maximum(samples.valid.sum(), 1)
 
 
-def _needed(key: jax.Array | None) -> jax.Array:
+def _required_key(key: jax.Array | None) -> jax.Array:
     """The key, which `loss.sampled_negatives` cannot do without."""
     if key is None:
         raise ValueError("loss.sampled_negatives draws random numbers: give a key")

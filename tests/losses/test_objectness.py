@@ -96,8 +96,8 @@ def test_objectness_with_lesions_alike_against_a_loop():
 def test_sampled_negatives_leave_the_positives_alone():
     everything, *_ = loss_with()
     sampled, *_ = loss_with(sampled_negatives=10)
-    none, *_ = loss_with(sampled_negatives=10**9)
-    assert none == pytest.approx(everything, rel=1e-6)  # more than there are: all
+    more_than_there_are, *_ = loss_with(sampled_negatives=10**9)
+    assert more_than_there_are == pytest.approx(everything, rel=1e-6)
     positives_only, *_ = loss_with(sampled_negatives=1, negative_iou=0.0)  # no negative at all
     assert positives_only < sampled < everything
 
