@@ -83,7 +83,7 @@ class LossConfig:
     focal_gamma: float = 2.0
     """Focusing exponent of the objectness loss; 0 is plain cross-entropy."""
     lesion_balance: float = 0.0
-    """Exponent b: a positive anchor weighs n^-b, n those of its lesion; 0 all anchors, 1 all lesions alike."""
+    """Exponent b: a positive anchor weighs n^-b, n those of its lesion (0 anchors alike, 1 lesions)."""
     sampled_negatives: int = 0
     """Negatives a patch in the objectness loss, drawn at random as in Faster R-CNN; 0: all of them."""
     box_weight: float = 0.5
