@@ -64,12 +64,14 @@ class UNet(nn.Module):
         self.stem = ConvBlock(inputs, widths[0], config.stem_kernel, norm=False)
         above = (widths[0], *finer)
         self.encoder = nn.ModuleList(
-            _blocks(n, i, o) for n, i, o in zip(config.encoder_convs, above, widths, strict=True)
+            _blocks(n, i, o, norm=level > 0)
+            for level, (n, i, o) in enumerate(zip(config.encoder_convs, above, widths, strict=True))
         )
         self.laterals = nn.ModuleList(Conv(width, width) for width in finer)
         self.rises = nn.ModuleList(Conv(i, o, bias=False) for i, o in zip(coarser, finer, strict=True))
         self.decoder = nn.ModuleList(
-            _blocks(n, width, width) for n, width in zip(config.decoder_convs, finer, strict=True)
+            _blocks(n, width, width, norm=level > 0)
+            for level, (n, width) in enumerate(zip(config.decoder_convs, finer, strict=True))
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -187,8 +189,8 @@ def channels_first(x: Tensor) -> Tensor:
     return x.permute(0, 4, 1, 2, 3)
 
 
-def _blocks(count: int, inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(*(ConvBlock(inputs if i == 0 else outputs, outputs) for i in range(count)))
+def _blocks(count: int, inputs: int, outputs: int, *, norm: bool) -> nn.Sequential:
+    return nn.Sequential(*(ConvBlock(inputs if i == 0 else outputs, outputs, norm=norm) for i in range(count)))
 
 
 def _add_risen(fine: Tensor, coarse: Tensor) -> Tensor:

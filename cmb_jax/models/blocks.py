@@ -111,7 +111,11 @@ class ConvBlock(nnx.Module):
         return self.norm(self.conv(x), relu=True)
 
 
-def conv_blocks(count: int, inputs: int, outputs: int, *, remat: bool = False, rngs: nnx.Rngs) -> nnx.List:
+def conv_blocks(
+    count: int, inputs: int, outputs: int, *, use_norm: bool = True, remat: bool = False, rngs: nnx.Rngs
+) -> nnx.List:
     """A row of 3x3x3 blocks, the first of which goes from `inputs` to `outputs` channels."""
     widths = [inputs, *[outputs] * count]
-    return nnx.List([ConvBlock(widths[i], outputs, remat=remat, rngs=rngs) for i in range(count)])
+    return nnx.List(
+        [ConvBlock(widths[i], outputs, use_norm=use_norm, remat=remat, rngs=rngs) for i in range(count)]
+    )

@@ -39,6 +39,7 @@ class Detector(nnx.Module):
             config.encoder_convs,
             config.decoder_convs,
             config.stem_kernel,
+            finest_norm=False,
             remat=config.remat,
             rngs=rngs,
         )

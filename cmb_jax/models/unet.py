@@ -22,6 +22,7 @@ class UNet(nnx.Module):
             the first level.
         decoder_convs: 3x3x3 blocks of each decoder level, finest first; one entry fewer.
         stem_kernel: edges of the first block's kernel along z, y, x.
+        finest_norm: norm in the blocks of the finest level; the stem never has one.
         remat: compute blocks again in the backward pass.
         rngs: source of the initial parameters.
 
@@ -37,6 +38,7 @@ class UNet(nnx.Module):
         decoder_convs: Sequence[int],
         stem_kernel: Triple = (3, 3, 3),
         *,
+        finest_norm: bool = True,
         remat: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
@@ -50,8 +52,8 @@ class UNet(nnx.Module):
         above = (widths[0], *widths[:-1])
         self.encoder = nnx.List(
             [
-                conv_blocks(n, i, o, remat=remat, rngs=rngs)
-                for n, i, o in zip(encoder_convs, above, widths, strict=True)
+                conv_blocks(n, i, o, use_norm=finest_norm or level > 0, remat=remat, rngs=rngs)
+                for level, (n, i, o) in enumerate(zip(encoder_convs, above, widths, strict=True))
             ]
         )
         finer, coarser = widths[:-1], widths[1:]
@@ -60,7 +62,10 @@ class UNet(nnx.Module):
             [Conv(i, o, use_bias=False, rngs=rngs) for i, o in zip(coarser, finer, strict=True)]
         )
         self.decoder = nnx.List(
-            [conv_blocks(n, w, w, remat=remat, rngs=rngs) for n, w in zip(decoder_convs, finer, strict=True)]
+            [
+                conv_blocks(n, w, w, use_norm=finest_norm or level > 0, remat=remat, rngs=rngs)
+                for level, (n, w) in enumerate(zip(decoder_convs, finer, strict=True))
+            ]
         )
 
     def __call__(self, x: jax.Array) -> list[jax.Array]:

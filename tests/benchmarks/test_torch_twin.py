@@ -156,6 +156,11 @@ def test_concatenation_without_prototypes(monkeypatch):
     compare(np.float32, model, monkeypatch, 1e-4, 1e-3)
 
 
+def test_blocks_on_the_finest_level(monkeypatch):
+    model = dataclasses.replace(MODEL, encoder_convs=(2, 1, 1), decoder_convs=(1, 1))
+    compare(np.float32, model, monkeypatch, 1e-4, 1e-3)
+
+
 def test_three_training_steps_give_the_same_parameters(monkeypatch):
     with precision(np.float64, monkeypatch):
         config, params, batch, trainer, twin_batch = both(np.float64)

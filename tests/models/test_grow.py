@@ -1,4 +1,4 @@
-"""Widening keeps the function: compared with the narrow network itself."""
+"""Growing keeps the function: compared with the smaller network itself."""
 
 import dataclasses
 
@@ -9,12 +9,13 @@ from flax import nnx
 
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template, params_of
-from cmb_jax.models.widen import widen
+from cmb_jax.models.grow import deepen, widen
 from tests.tiny import TINY_MODEL
 
 WIDE_MODEL = dataclasses.replace(
     TINY_MODEL, widths=(8, 12, 16), fusion_width=8, head_width=8, embedding_dim=8
 )
+DEEP_MODEL = dataclasses.replace(TINY_MODEL, encoder_convs=(2, 1, 1), decoder_convs=(1, 1))
 
 
 def template(model):
@@ -70,3 +71,30 @@ def test_the_copies_of_a_channel_get_different_gradients(wide):
 def test_other_networks_are_refused(narrow, change):
     with pytest.raises(ValueError, match=r"twice the channels|other layers"):
         widen(narrow, template(dataclasses.replace(WIDE_MODEL, **change)).shapes(), jax.random.key(0))
+
+
+def test_the_deeper_network_is_the_same_function_and_its_new_blocks_learn(narrow):
+    deep = deepen(narrow, template(DEEP_MODEL).shapes())
+    image = jax.random.normal(jax.random.key(2), (1, 8, 16, 16, 2))
+    expected = jax.jit(lambda p, x: template(TINY_MODEL).bind(p)(x))(narrow, image)
+    found = jax.jit(lambda p, x: template(DEEP_MODEL).bind(p)(x))(deep, image)
+    np.testing.assert_allclose(found.objectness, expected.objectness, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found.deltas, expected.deltas, rtol=1e-6, atol=1e-6)
+    gradient = jax.jit(jax.grad(lambda p: (template(DEEP_MODEL).bind(p)(image).objectness ** 2).sum()))(deep)
+    for block in (*gradient["unet"]["encoder"][0].values(), *gradient["unet"]["decoder"][0].values()):
+        taps = np.abs(np.asarray(block["conv"]["kernel"])).sum(axis=(3, 4))
+        assert taps.shape == (3, 3, 3)
+        assert (taps > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"widths": (4, 6, 12)}, "cannot become"),
+        ({"encoder_convs": (0, 2, 1)}, "only blocks of the finest level"),
+        ({"use_fusion": False}, "lacks layers"),
+    ],
+)
+def test_networks_that_are_not_deeper_are_refused(narrow, change, why):
+    with pytest.raises(ValueError, match=why):
+        deepen(narrow, template(dataclasses.replace(TINY_MODEL, **change)).shapes())

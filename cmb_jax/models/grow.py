@@ -1,4 +1,4 @@
-"""A detector of twice the channels that begins as the same function (Chen et al. 2016, Net2Net, ICLR)."""
+"""Larger detectors that begin as the function of a smaller one (Chen et al. 2016, Net2Net, ICLR)."""
 
 from __future__ import annotations
 
@@ -33,11 +33,54 @@ def widen(params: Any, wider: Any, key: jax.Array) -> Any:
         raise ValueError("the wider network has other layers; only its channels may be more")
     widened = []
     for index, ((path, leaf), (_, target)) in enumerate(zip(leaves, targets, strict=True)):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        name = _name(path)
         embeds = name.split(".")[0] in ("embedding", "prototypes")
         leaf_key = jax.random.fold_in(key, index)
         widened.append(_widen_leaf(jnp.asarray(leaf), target.shape, name, leaf_key, embeds))
     return jax.tree.unflatten(jax.tree.structure(params), widened)
+
+
+def deepen(params: Any, deeper: Any) -> Any:
+    """Parameters of the deeper network: new blocks on the finest level, the same outputs.
+
+    A new block has no norm and begins as the identity: what it is given went through a ReLU, so that its own
+    changes nothing.
+
+    Args:
+        params: pure dict of a `Detector`.
+        deeper: pure dict of shapes of a detector that differs from that of `params` only in that it has more
+            blocks on the finest encoder or decoder level.
+
+    Raises:
+        ValueError: the networks differ otherwise.
+    """
+    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    targets = {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(deeper)}
+    if not leaves.keys() <= targets.keys():
+        raise ValueError("the deeper network lacks layers of the other")
+    deepened = [
+        _old_leaf(leaves[name], shape, name) if name in leaves else _identity_leaf(shape, name)
+        for name, shape in targets.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(deeper), deepened)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _old_leaf(leaf: jax.Array, shape: tuple[int, ...], name: str) -> jax.Array:
+    if leaf.shape != shape:
+        raise ValueError(f"{name}: {leaf.shape} cannot become {shape} by more blocks")
+    return jnp.asarray(leaf)
+
+
+def _identity_leaf(shape: tuple[int, ...], name: str) -> jax.Array:
+    """Kernel or bias of a block that changes nothing."""
+    if not name.startswith(("unet.encoder.0.", "unet.decoder.0.")):
+        raise ValueError(f"{name}: only blocks of the finest level can begin as the identity")
+    leaf = jnp.zeros(shape, jnp.float32)
+    return leaf.at[1, 1, 1].set(jnp.eye(shape[-1])) if name.endswith(".kernel") else leaf
 
 
 def _widen_leaf(
