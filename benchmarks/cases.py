@@ -71,11 +71,11 @@ CASES: dict[str, Case] = {
             convolves=True,
         ),
         _case(
-            "train-base",
+            "train-wide",
             TRAIN,
             "PyTorch",
             "the same with twice the channels; batch 2 of 48 x 96 x 96",
-            options={"model": "base", "batch": 2, "patch": PATCH},
+            options={"model": "wide", "batch": 2, "patch": PATCH},
             keep_memory=True,
             convolves=True,
         ),

@@ -18,7 +18,7 @@ from cmb_jax.models.functional import Template
 
 MODELS = {
     "small": ModelConfig(),
-    "base": ModelConfig(widths=(32, 48, 64, 96), fusion_width=32, head_width=32),
+    "wide": ModelConfig(widths=(32, 48, 64, 96), fusion_width=32, head_width=32),
 }
 TRUTHS_A_PATCH = 4
 

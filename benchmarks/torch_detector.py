@@ -190,7 +190,8 @@ def channels_first(x: Tensor) -> Tensor:
 
 
 def _blocks(count: int, inputs: int, outputs: int, *, norm: bool) -> nn.Sequential:
-    return nn.Sequential(*(ConvBlock(inputs if i == 0 else outputs, outputs, norm=norm) for i in range(count)))
+    widths = [inputs, *[outputs] * count]
+    return nn.Sequential(*(ConvBlock(widths[i], outputs, norm=norm) for i in range(count)))
 
 
 def _add_risen(fine: Tensor, coarse: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def main() -> None:
     try:
         params = grow(bundle.params, bundle.config.model, model, arguments.seed)
     except ValueError as error:
-        raise UserError(f"{arguments.config}: not a larger detector of {arguments.weights}: {error}") from None
+        raise UserError(f"{arguments.config}: does not enlarge {arguments.weights}: {error}") from None
     save_bundle(arguments.out, params, dataclasses.replace(bundle.config, model=model))
     print(f"{arguments.out}: the function of {arguments.weights} in the detector of {arguments.config}")
 

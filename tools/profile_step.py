@@ -1,6 +1,6 @@
 """Where a training step's time goes, operation by operation: python tools/profile_step.py [CASE] [ROWS].
 
-CASE is a case of ours in `benchmarks` (train-small, train-base, infer-volume, ...). Run from the root of the
+CASE is a case of ours in `benchmarks` (train-small, train-wide, infer-volume, ...). Run from the root of the
 checkout. Prints each operation's milliseconds, its share, and for convolutions the operations a second.
 """
 

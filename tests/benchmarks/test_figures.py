@@ -9,6 +9,7 @@ from benchmarks.machine import cpu_model
 from benchmarks.scaling import Curve, Sweep, curve_table, exponent
 from benchmarks.table import Row
 from benchmarks.turns import Measured, SideResult
+from cmb_jax.config import ModelConfig
 from cmb_jax.models.flops import forward_gflop, training_gflop
 
 SHAPE = (8, 32, 48)
@@ -33,10 +34,12 @@ def torch_gflop(model, batch, backward):
     return counter.get_total_flops() / 1e9
 
 
-@pytest.mark.parametrize("name", ["small", "base"])
+MODELS = [*inputs.MODELS.values(), ModelConfig(encoder_convs=(2, 1, 2, 2), decoder_convs=(1, 1, 1))]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=[*inputs.MODELS, "blocks on the finest level"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_operations_of_the_detector(name, batch):
-    model = inputs.MODELS[name]
+def test_operations_of_the_detector(model, batch):
     shapes = inputs.parameter_shapes(model)
     assert forward_gflop(shapes, SHAPE, batch) == pytest.approx(torch_gflop(model, batch, False), rel=1e-12)
     assert training_gflop(shapes, SHAPE, batch) == pytest.approx(torch_gflop(model, batch, True), rel=1e-12)
