@@ -56,7 +56,7 @@ def test_the_demo_report_needs_no_network_and_shows_every_kept_row(demo):
 
 def test_bundled_files_are_small_and_hash_to_their_records():
     assert sum(path.stat().st_size for path in (PACKAGE / "demo").rglob("*") if path.is_file()) < 15e6
-    assert "small" in bundled_names()
+    assert bundled_names() == ("base", "small")
     for path in BUNDLED.glob("*.safetensors"):
         assert path.stat().st_size < 10e6
         record = json.loads(path.with_suffix(".json").read_text())
@@ -64,8 +64,12 @@ def test_bundled_files_are_small_and_hash_to_their_records():
         assert "research use only" in record["use"]
 
 
-def test_bundled_weights_are_those_of_configs_small():
+@pytest.mark.parametrize("name", ["small", "base"])
+def test_bundled_weights_are_those_of_their_configuration_and_card(name):
     from cmb_jax.config_load import config_from_file
 
-    config = config_from_file(PACKAGE.parent / "configs" / "small.py")
-    assert load_bundle("small").config.model == config.model
+    config = config_from_file(PACKAGE.parent / "configs" / f"{name}.py")
+    bundle = load_bundle(name)
+    assert (bundle.config.name, bundle.config.model) == (name, config.model)
+    assert bundle.calibration is not None
+    assert f"sha256 `{bundle.sha256}`" in (BUNDLED / f"{name}.md").read_text()
