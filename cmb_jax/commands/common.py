@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Literal
 from cmb_jax.errors import UserError
 
 USER_ERROR_CODE = 2
+CLOSED_OUTPUT_CODE = 128 + 13  # as of a program that SIGPIPE ends
 
 StoredPhase = Literal["auto", "radians", "pm4096", "0-4095", "milliradians", "0-2pi", "symmetric"]
 """How phase is stored, as typed: "auto" or a value of `cmb_jax.io.phase.PhaseRange`."""
@@ -32,15 +34,30 @@ def stopwatch() -> Progress:
 
 
 def run_for_people(command: Callable[[], None]) -> None:
-    """Run a command; a `UserError` becomes one line on stderr and exit code 2, without a traceback."""
+    """Run a command; a `UserError` becomes one line on stderr and exit code 2, without a traceback.
+
+    Whoever reads the output may stop, as `head` does: that ends the command without a word.
+    """
     try:
         command()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_CODE)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        if not _output_is_closed():  # another pipe broke, such as one to a worker
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is anything said at exit
+        sys.exit(CLOSED_OUTPUT_CODE)
+
+
+def _output_is_closed() -> bool:
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)  # 0: nothing but errors
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
 
 
 def use_compilation_cache() -> None:
