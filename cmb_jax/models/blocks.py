@@ -114,7 +114,7 @@ class ConvBlock(nnx.Module):
 def conv_blocks(
     count: int, inputs: int, outputs: int, *, use_norm: bool = True, remat: bool = False, rngs: nnx.Rngs
 ) -> nnx.List:
-    """A row of 3x3x3 blocks, the first of which goes from `inputs` to `outputs` channels."""
+    """A row of 3x3x3 blocks, the first of which goes from `inputs` to `outputs` channels; see `ConvBlock`."""
     widths = [inputs, *[outputs] * count]
     return nnx.List(
         [ConvBlock(widths[i], outputs, use_norm=use_norm, remat=remat, rngs=rngs) for i in range(count)]
