@@ -6,7 +6,7 @@ Every field can be overridden on the command line by its dotted name, e.g. `--tr
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 Triple = tuple[int, int, int]
 PrototypeLossName = Literal[
@@ -15,8 +15,15 @@ PrototypeLossName = Literal[
 MinerName = Literal["mimics_first", "top_objectness", "semi_hard"]
 
 
+Precision = Literal["float32", "mixed", "bfloat16"]
+
 # Settings of the network that its weights do not depend on.
-HOW_IT_IS_COMPUTED = frozenset({"compute_dtype", "remat"})
+HOW_IT_IS_COMPUTED = frozenset({"remat"})
+
+
+def _check_precision(part: str, value: str) -> None:
+    if value not in get_args(Precision):
+        raise ValueError(f"{part}.precision must be one of {', '.join(get_args(Precision))}, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +54,6 @@ class ModelConfig:
     """Length of the embedding of one anchor."""
     prototypes_per_class: int = 4
     """Prototypes of each class (CMB, mimic)."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of activations; parameters and reductions stay float32."""
     remat: bool = False
     """Compute the inside of each block again in the backward pass: less memory, the same values."""
 
@@ -61,7 +66,7 @@ class ModelConfig:
 
     def network(self) -> ModelConfig:
         """What the weights belong to: the same for every way of computing it."""
-        return dataclasses.replace(self, compute_dtype="float32", remat=False)  # HOW_IT_IS_COMPUTED
+        return dataclasses.replace(self, remat=False)  # HOW_IT_IS_COMPUTED
 
     @property
     def total_stride(self) -> Triple:
@@ -213,6 +218,9 @@ class TrainConfig:
     keep_checkpoints: int = 2
     evaluate_every: int = 1000
     log_every: int = 20
+    precision: Precision = "mixed"
+    """Type of maps and products (docs/performance.md): float32; mixed: float32 maps, convolutions multiply
+    bfloat16 (TensorFloat-32 on GPUs) and sum float32; bfloat16: maps too. Parameters stay float32."""
     accumulate: int = 1
     """Parts that the batch is computed in, one after another: less memory, the same gradient."""
     profile_steps: int = 0
@@ -225,6 +233,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.accumulate < 1 or self.profile_steps < 0:
             raise ValueError("train.accumulate must be 1 or more, train.profile_steps 0 or more")
+        _check_precision("train", self.precision)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +242,8 @@ class InferenceConfig:
 
     tile_shape: Triple = (176, 448, 384)
     """Largest tile (z, y, x) in voxels of the working grid, halo included; a multiple of the total stride."""
+    precision: Precision = "float32"
+    """As `train.precision`. Scores differ by a few hundredths at most between the three."""
     max_candidates: int = 4096
     """Candidates kept before suppression."""
     max_detections: int = 256
@@ -249,6 +260,9 @@ class InferenceConfig:
     """Knots of the map from score to probability, rising; none: the weights are not calibrated."""
     calibration_probabilities: tuple[float, ...] = ()
     """Probability at each knot, straight lines between; written by `cmb-jax calibrate`."""
+
+    def __post_init__(self) -> None:
+        _check_precision("inference", self.precision)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,7 +68,8 @@ def conv3d(
 
     Raises:
         ValueError: shapes or types do not fit each other, a kernel edge is neither 1 nor 3, a stride is less
-            than 1, products are of an unknown type, or a kernel of 3 is to go in strides along z over a part of a volume.
+            than 1, products are of an unknown type, or a kernel of 3 is to go in strides along z over a part
+            of a volume.
     """
     _check(x, kernel, bias, coarse, strides)
     if products not in ("float32", "bfloat16"):

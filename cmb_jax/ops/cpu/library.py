@@ -30,9 +30,14 @@ def available() -> bool:
     return instruction_set() != "none"
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the kernels have instructions for products of bfloat16; others round and multiply float32."""
+    return instruction_set() == "avx512bf16"
+
+
 @functools.cache
 def instruction_set() -> str:
-    """The instructions that the kernels use: "avx512bf16", "avx512", "avx2", "portable"; "none" without kernels."""
+    """What the kernels use: "avx512bf16", "avx512", "avx2", "portable"; "none" without kernels."""
     if os.environ.get("CMB_JAX_CPU_KERNEL", "").lower() in ("off", "0", "no"):
         return _without("CMB_JAX_CPU_KERNEL is off")
     built = sorted(Path(__file__).parent.glob("_kernels*.so"))
