@@ -1,5 +1,6 @@
-"""Compare the compiled kernels with sums in float64: `python -m cmb_jax.ops.cpu.self_test` in this process's
-instruction set, one line of JSON; `run` in each that the processor may have, a process each.
+"""The compiled kernels of every instruction set compared with sums in float64, a process each.
+
+`python -m cmb_jax.ops.cpu.self_test` is one of these processes and prints one line of JSON.
 """
 
 from __future__ import annotations
