@@ -25,6 +25,7 @@ def predict(
     phase_range: StoredPhase = "auto",
     weights: str = "small",
     threshold: float | None = None,
+    precision: Literal["float32", "mixed", "bfloat16"] | None = None,
     regions: Path | None = None,
     region_labels: Path | None = None,
     dicom_out: bool = False,
@@ -47,6 +48,8 @@ def predict(
         tells it from the data.
       weights: name of bundled weights, or a .safetensors file.
       threshold: score from which a candidate is kept; default: the weights' operating point.
+      precision: of the network; default: as the weights say. mixed is faster where the device multiplies
+        bfloat16, and changes scores by a few hundredths at most (docs/performance.md).
       regions: label volume in the scan's space that takes the place of the region network: SynthSeg with
         --parc, FreeSurfer's aparc+aseg, or own labels (docs/regions.md).
       region_labels: CSV with the columns label, region, side for own labels.
@@ -70,6 +73,7 @@ def predict(
             phase_range=phase_range,
             weights=weights,
             threshold=threshold,
+            precision=precision,
             regions=regions,
             region_labels=region_labels,
             dicom_out=dicom_out,
@@ -92,6 +96,7 @@ def predict(
         phase_range=phase_range,
         weights=weights,
         threshold=threshold,
+        precision=precision,
         regions=regions,
         region_labels=region_labels,
         overwrite=overwrite,

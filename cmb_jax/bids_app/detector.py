@@ -9,7 +9,8 @@ import jax
 from cmb_jax.bids_app.region_labels import RegionLabels
 from cmb_jax.bids_app.scan_images import PhaseOptions, ScanImages
 from cmb_jax.bids_app.scan_work import Pipeline, Say
-from cmb_jax.inference.bundle import WeightsBundle, load_bundle
+from cmb_jax.config import Precision
+from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision
 from cmb_jax.inference.predict import CmbDetector, FoundBoxes, Prediction
 from cmb_jax.inference.scan import PreparedScan, prepare_scan
 from cmb_jax.io import volume
@@ -50,13 +51,14 @@ def detector_pipeline(
     phase: PhaseOptions,
     devices: Sequence[jax.Device],
     regions: RegionLabels | None = None,
+    precision: Precision | None = None,
 ) -> Pipeline:
     """The detector on each of the devices; `regions` take the place of the region network.
 
     Raises:
       UserError: no such weights.
     """
-    bundle = load_bundle(weights)
+    bundle = with_precision(load_bundle(weights), precision)
     return Pipeline(
         bundle=bundle,
         detectors=tuple(DeviceDetector(bundle, threshold, device) for device in devices),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cmb_jax.anatomy.own_regions import LabelTable, label_table, regions_from_labels
 from cmb_jax.commands.common import Progress, existing_file, stopwatch, use_compilation_cache
+from cmb_jax.config import Precision
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import described_inputs, write_prediction
@@ -112,6 +113,7 @@ def run(
     phase_range: str = "auto",
     weights: str = "small",
     threshold: float | None = None,
+    precision: Precision | None = None,
     regions: Path | None = None,
     region_labels: Path | None = None,
     overwrite: bool = False,
@@ -151,6 +153,7 @@ def run(
         out,
         weights=weights,
         threshold=threshold,
+        precision=precision,
         regions=own,
         overwrite=overwrite,
         announce=announce,
@@ -164,6 +167,7 @@ def predict_scan(
     *,
     weights: str,
     threshold: float | None,
+    precision: Precision | None = None,
     overwrite: bool,
     say: Progress,
     regions: OwnRegions | None = None,
@@ -179,7 +183,7 @@ def predict_scan(
     """
     region_map = None if regions is None else regions_from_labels(regions.volume, regions.table, scan.swi)
     use_compilation_cache()
-    detector = load_detector(weights)
+    detector = load_detector(weights, precision)
     prediction = detector.predict(
         scan.swi,
         scan.phase,

@@ -8,6 +8,7 @@ from pathlib import Path
 from cmb_jax.commands.common import stopwatch
 from cmb_jax.commands.dicom import problem_lines, read_candidates
 from cmb_jax.commands.predict import OwnRegions, ScanInput, check_output, check_threshold, predict_scan
+from cmb_jax.config import Precision
 from cmb_jax.dicom.choose import choose
 from cmb_jax.dicom.load import DicomImages, load
 from cmb_jax.dicom.results import prepare_results
@@ -27,6 +28,7 @@ def run(
     phase_range: str = "auto",
     weights: str = "small",
     threshold: float | None = None,
+    precision: Precision | None = None,
     regions: Path | None = None,
     region_labels: Path | None = None,
     dicom_out: bool = False,
@@ -64,6 +66,7 @@ def run(
         out,
         weights=weights,
         threshold=threshold,
+        precision=precision,
         regions=own,
         overwrite=overwrite,
         say=say,
