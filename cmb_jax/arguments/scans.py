@@ -1,4 +1,4 @@
-"""Commands that work on scans: predict, dicom, swi, bids, predict-cohort, compare."""
+"""Commands that work on scans: predict, dicom, swi, bids, compare."""
 
 from __future__ import annotations
 
@@ -161,8 +161,9 @@ def bids(
 ) -> None:
     """Find microbleeds in a BIDS data set and write BIDS derivatives (a BIDS App).
 
-    Run `participant` first, as often as needed: finished scans are left as they are. Then `group` makes one
-    table. Exit code 0: all done; 1: some scans failed, and are listed; 2: nothing was done.
+    Run `participant` first; rerun it to resume: finished scans are left as they are. All devices are used;
+    `--process` splits a cohort over several processes or machines. Then `group` makes one table. Exit code 0:
+    all done; 1: some scans failed and are listed; 2: nothing was done.
 
     Args:
       data: folder of the BIDS data set; it is not changed.
@@ -173,32 +174,6 @@ def bids(
     from cmb_jax.commands.bids import run
 
     run(data=data, out=out, level=level, options=scans)
-
-
-def predict_cohort(
-    bids: Path,
-    out: Path,
-    process: str | None = None,
-    distributed: bool = False,
-    scans: tyro.conf.OmitArgPrefixes[ParticipantOptions] = _ALL_PARTICIPANTS,
-) -> None:
-    """Find microbleeds in all scans of a cohort, on all devices; run again to go on after a stop.
-
-    The same results as `cmb-jax bids BIDS OUT participant`. Several processes may work into one folder: none
-    does what another does or has done. Exit codes as for `bids`.
-
-    Args:
-      bids: folder of the BIDS data set; it is not changed.
-      out: folder of the derivatives.
-      process: number and count, such as 0/8 to 7/8 for eight processes: each takes its share of the
-        participants.
-      distributed: take number and count from jax.distributed, which Slurm, Open MPI, Kubernetes or Cloud TPU
-        tell it.
-      scans: which scans, and how.
-    """
-    from cmb_jax.commands.predict_cohort import run
-
-    run(bids=bids, out=out, process=process, distributed=distributed, options=scans)
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""Arguments that the participant level has under each of its names; a light import for the command line."""
+"""Options of `cmb-jax bids`; a light import for the command line."""
 
 from __future__ import annotations
 
@@ -31,5 +31,9 @@ class ParticipantOptions:
     """Derivatives with label volumes (*_dseg.nii.gz) in place of the region network (docs/regions.md)."""
     region_labels: Path | None = None
     """CSV with the columns label, region, side for own labels."""
+    process: str | None = None
+    """Share of the participants to process: 0/8 to 7/8 for eight processes."""
+    distributed: bool = False
+    """Take the share from jax.distributed (Slurm, Open MPI, Kubernetes, Cloud TPU)."""
     overwrite: bool = False
-    """Make finished scans again."""
+    """Process finished scans again."""
