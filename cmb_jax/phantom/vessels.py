@@ -31,7 +31,7 @@ MEDULLARY_ROOTS, MEDULLARY_STEPS = 340, 84
 MEDULLARY_BRANCHES, MEDULLARY_BRANCH_STEPS = 340, 44
 PIAL_ROOTS, PIAL_STEPS = 260, 130
 PIAL_BRANCHES, PIAL_BRANCH_STEPS = 520, 80
-PIAL_TWIGS, PIAL_TWIG_STEPS = 520, 48
+PIAL_TWIGS, PIAL_TWIG_STEPS = 320, 48
 CROSSING_ROOTS, CROSSING_STEPS = 200, 80
 MEDULLARY_RADII_MM = (0.15, 0.38)  # where a vein is widest, before the tier's factor
 PIAL_RADII_MM = (0.35, 0.88)
@@ -123,19 +123,24 @@ def _pial(
     A trunk is rooted where the surface meets the dura, mostly near a sinus, and runs into the sulci.
     """
     keys = jax.random.split(key, 10)
-    sulcal = in_regions(head.region, Region.SULCAL_CSF) * head.channels[..., Channel.CSF]
-    depth = blur(sulcal, 1.0)
+    nuclei = in_regions(head.region, Region.THALAMUS, Region.BASAL_GANGLIA, Region.BRAINSTEM)
+    brain = (head.region != Region.OUTSIDE) & (head.region != Region.VENTRICLE) & ~nuclei
+    fluid = head.channels[..., Channel.CSF] * brain
+    # The CSF of a narrow sulcus is lost on the planning grid: the two banks of cortex show where it is.
+    fold = fluid + 0.5 * head.channels[..., Channel.GREY_MATTER] * brain
     beyond = (head.region == Region.OUTSIDE).astype(jnp.float32)
     prior = jnp.clip((head.channels[..., Channel.VESSEL_PRIOR] - 0.3) / 0.4, 0.0, 1.0)
     sinus = blur(prior * head.channels[..., Extra.VENOUS], 8.0)
-    surface = sulcal * blur(beyond, 1.0) * blur(head.channels[..., Channel.GREY_MATTER], 1.0)
-    weight = surface * (0.15 + sinus / jnp.maximum(jnp.max(sinus), 1e-6))
+    surface = fluid * blur(beyond, 1.0) * blur(head.channels[..., Channel.GREY_MATTER], 1.0)
+    weight = surface * (0.3 + sinus / jnp.maximum(jnp.max(sinus), 1e-6))
     start = draw_voxels(keys[0], weight, grid, PIAL_ROOTS)
-    sheet = _sheet(depth)
-    # Off the axis of the sulcus a walk is bent back; what it has of a heading across is lost at once.
-    terrain = Terrain(gradient(depth) * 0.8, 0.5 * sheet, depth * 5.0)
+    # Sulci draw the walks in, not the surface that lies against the dura. Off the axis of a sulcus a walk is
+    # bent back; what it has of a heading across is lost at once.
+    inner = blur(fold * jnp.clip(1.0 - 4.0 * blur(beyond, 1.5), 0.0, 1.0), 1.0)
+    sheet = _sheet(inner)
+    terrain = Terrain(gradient(inner) * 0.8, 0.5 * sheet, blur(fold, 1.0) * 1.7)
     inward = interpolate(-gradient(blur(beyond, 3.0)), grid, start)
-    heading = unit(inward) + 0.8 * jax.random.normal(keys[5], start.shape)
+    heading = unit(inward) + 0.5 * jax.random.normal(keys[5], start.shape)
     normal = interpolate(sheet.reshape(*grid.shape, 9), grid, start).reshape(-1, 3, 3)
     heading = heading - jnp.einsum("wab,wb->wa", normal, heading)
     radius = _log_uniform(keys[1], PIAL_ROOTS, *PIAL_RADII_MM) * tier.vein_radius
@@ -237,7 +242,10 @@ def _along_courses(
     *,
     narrows: bool,
 ) -> Walks:
-    """Known courses, bent a little but for their ends, where they meet; `narrows`: the radius falls along them."""
+    """Known courses, bent a little but for their ends, where they meet.
+
+    `narrows`: the radius falls along them, else it grows.
+    """
     lines, there, radii = _course_points(courses)
     k_bend, k_radius = jax.random.split(key)
     count = len(lines)
