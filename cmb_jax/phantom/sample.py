@@ -29,7 +29,7 @@ from cmb_jax.phantom.posing import label_maps, tissue_maps
 from cmb_jax.phantom.protocols import Protocol
 from cmb_jax.phantom.render import add_bodies, head_field, part_field
 from cmb_jax.phantom.tiers import TIERS, Tier
-from cmb_jax.phantom.tissue import draw_tissue, head_volume
+from cmb_jax.phantom.tissue import draw_age, draw_tissue, head_volume
 from cmb_jax.phantom.types import MimicKind, SubjectSettings
 from cmb_jax.phantom.vessels import draw_vessels
 from cmb_jax.phantom.visibility import MIN_SURROUNDINGS, Visibility, visibility
@@ -188,11 +188,11 @@ def sample_at(
     k_scan, k_pose, k_blood, k_vessels, k_focal, k_bleeds, k_tissue, k_noise = jax.random.split(key, 8)
     tier, lattice, planning, grid = ranges.tier, plan.lattice, plan.planning, plan.acquired
     scan = _draw_scan(k_scan, ranges)
-    k_pose, k_atrophy = jax.random.split(k_pose)
-    atrophy = tier.atrophy * jax.random.uniform(k_atrophy)
+    k_pose, k_age = jax.random.split(k_pose)
+    age, atrophy = draw_age(k_age, tier)
     pose = random_pose(k_pose, anatomy, atrophy, middle_mm, lattice=lattice)
     head = head_maps(anatomy, pose, atrophy, lattice=lattice, grid=planning)
-    values = draw_tissue(k_tissue, anatomy, scan.b0_t, atrophy, tier)
+    values = draw_tissue(k_tissue, anatomy, scan.b0_t, age, atrophy, tier)
 
     chi_blood = jax.random.uniform(k_blood, (), minval=0.15, maxval=0.4)
     vessels = draw_vessels(

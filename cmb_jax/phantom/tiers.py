@@ -27,6 +27,8 @@ class Tier:
     siderosis: float  # probability
     vein_density: float  # share of the vein slots that are used at the most
     vein_radius: float  # factor
+    crossing_veins: float  # share used of the slots of straight veins at every angle to the slices
+    end_on: float  # share of these that run along the slices' normal
     artery_void: float  # share of arteries whose signal is lost to flow
     snr: float  # factor
     motion_mm: float  # root mean square displacement, at the most
@@ -45,6 +47,8 @@ TIERS: dict[str, Tier] = {
         siderosis=0.05,
         vein_density=0.7,
         vein_radius=0.9,
+        crossing_veins=0.5,
+        end_on=0.2,
         artery_void=0.4,
         snr=1.0,
         motion_mm=0.15,
@@ -61,11 +65,32 @@ TIERS: dict[str, Tier] = {
         siderosis=0.2,
         vein_density=1.0,
         vein_radius=1.2,
+        crossing_veins=0.8,
+        end_on=0.3,
         artery_void=0.8,
         snr=0.8,
         motion_mm=0.7,
         hyperintensity=1.0,
         atrophy=1.0,
+    ),
+    # Microbleeds among veins of their own caliber that cross the slices, and among little else.
+    "end_on": Tier(
+        faint_share=1.0,
+        min_apparent_mm=1.0,
+        min_cnr=3.0,
+        min_distinctness=1.5,
+        calcifications=0.0,
+        cavernoma=0.0,
+        siderosis=0.0,
+        vein_density=0.0,
+        vein_radius=1.2,
+        crossing_veins=1.0,
+        end_on=1.0,
+        artery_void=0.0,
+        snr=1.0,
+        motion_mm=0.0,
+        hyperintensity=0.0,
+        atrophy=0.5,
     ),
 }
 
