@@ -52,7 +52,8 @@ def crop_k_space(image: jax.Array, matrix: tuple[int, int, int]) -> jax.Array:
     """Complex image (X, Y, Z) -> `matrix` over the same field of view; voxel 0 keeps its place.
 
     The high frequencies are cut off where the matrix is coarser (dephasing between the image's voxels and
-    Gibbs ringing follow; within them `phantom.dephasing` sees to it) and filled with zeros where it is finer. Values keep their scale.
+    Gibbs ringing follow; within them `phantom.dephasing` sees to it) and filled with zeros where it is finer.
+    Values keep their scale.
     """
     return jnp.fft.ifftn(cropped_spectrum(image, matrix))
 

@@ -1,7 +1,7 @@
 """Spins that point apart within a voxel: the echo about small bodies, and where the field is steep.
 
-The field is computed on voxels of about half a millimeter. A microbleed turns the phase by many radians within
-one of them, so its echo cannot be taken at points of that grid. It is split in two, as in Ewald's sums:
+The field is computed on voxels of about half a millimeter. A microbleed turns the phase by many radians
+within one of them, so its echo cannot be taken at points of that grid. As in Ewald sums it is split in two:
 
 1. On the grid each body is a smooth ball of the same dipole moment, as wide as the body's *reach*: where the
    phase changes by little from voxel to voxel. Beyond the reach the two have the same field.
@@ -9,11 +9,11 @@ one of them, so its echo cannot be taken at points of that grid. It is split in 
 
        mean over points of the voxel of  (1 - d f) exp(-TE R2* f) exp(i 2 pi gammabar B0 TE (dB - dB_smooth)),
 
-   f being 1 inside the body, dB the body's field at the point, dB_smooth that of the smooth ball at the voxel's
-   center. Points lie `FINE_MM` apart.
+   f being 1 inside the body, dB the body's field at the point, dB_smooth that of the smooth ball at the
+   voxel's center. Points lie `FINE_MM` apart.
 
-The field of any radial distribution chi(r) is (mean of chi within r - chi(r)) (cos^2 theta - 1/3): the dipole's
-outside, zero within a uniform ball. Ellipsoids have the field of the ball of their volume.
+The field of any radial distribution chi(r) is (mean of chi within r - chi(r)) (cos^2 theta - 1/3): the
+dipole's outside, zero within a uniform ball. Ellipsoids have the field of the ball of their volume.
 
 Veins and air are on the grid as they are. There the phase within a voxel is taken as linear.
 """
@@ -81,7 +81,7 @@ def _for_each_tile(
 ) -> jax.Array:
     """state (*grid.shape) with `change` applied to the voxels within each body's reach, tile by tile.
 
-    change(window, own, body, axes): new values of a window of the state. `own` marks the voxels that are to be
+    change(window, own, body, axes): new values of a window of the state. `own` marks the voxels to be
     changed, `axes` are the mm along the window's axes relative to the body's center, `body` its number.
     The number of tiles is that of the bodies at hand, so that few small ones cost little.
     """
@@ -148,7 +148,7 @@ def dephase_about_bodies(
     *,
     grid: Grid,
 ) -> jax.Array:
-    """The echo (X, Y, Z), complex, of smooth balls turned into that of the bodies: step 2 of the module's text.
+    """The echo (X, Y, Z), complex, of smooth balls turned into that of the bodies: step 2 of the module.
 
     b0_direction (3,): unit vector in array axes.
     """
@@ -192,7 +192,7 @@ def dephased_echo(
     """`echo_signal` averaged over each voxel, the phase within it taken as linear.
 
     A step of d radians from one side of a voxel to the other leaves sinc(d / 2 pi) of the signal. The normal
-    curve of the same width, exp(-d^2 / 24), has no zeros, which would look like rings where the field is steep.
+    curve of the same width, exp(-d^2 / 24), has no zeros, which would look like rings in a steep field.
     """
     steps = []
     for axis in range(3):

@@ -216,7 +216,9 @@ def sample_at(
 
     volume = head_volume(anatomy, values)
     maps = tissue_maps(anatomy, volume, pose, lattice=lattice, grid=plan.simulation)
-    inclusions = join(Inclusions.of(join(bleeds, spaces), scan.b0_t / 3.0, 0.0), Inclusions.of(lime, 1.0, 0.75))
+    inclusions = join(
+        Inclusions.of(join(bleeds, spaces), scan.b0_t / 3.0, 0.0), Inclusions.of(lime, 1.0, 0.75)
+    )
     reach_mm = reaches(inclusions, scan.te_ms, scan.b0_t, plan.simulation)
     maps = add_vessels(maps, vessels, chi_blood, scan.b0_t, WIDEST, grid=plan.simulation)
     chi = add_smooth_balls(maps.chi_ppm, inclusions, reach_mm, grid=plan.simulation)
