@@ -51,8 +51,9 @@ def cropped_spectrum(image: jax.Array, matrix: tuple[int, int, int]) -> jax.Arra
 def crop_k_space(image: jax.Array, matrix: tuple[int, int, int]) -> jax.Array:
     """Complex image (X, Y, Z) -> `matrix` over the same field of view; voxel 0 keeps its place.
 
-    The high frequencies are cut off where the matrix is coarser (intravoxel dephasing and Gibbs ringing
-    follow) and filled with zeros where it is finer. Values keep their scale.
+    The high frequencies are cut off where the matrix is coarser (dephasing between the image's voxels and
+    Gibbs ringing follow; within them `phantom.dephasing` sees to it) and filled with zeros where it is finer.
+    Values keep their scale.
     """
     return jnp.fft.ifftn(cropped_spectrum(image, matrix))
 
@@ -92,12 +93,8 @@ class Acquired:
 
 
 def acquire(
-    signal: jax.Array,
-    r2_star: jax.Array,
-    field_ppm: jax.Array,
+    echo: jax.Array,
     brain: jax.Array,
-    te_ms: jax.Array,
-    b0_t: jax.Array,
     snr: jax.Array,
     motion_mm: jax.Array,
     phase_sign: jax.Array,
@@ -107,13 +104,13 @@ def acquire(
     field_of_view_mm: tuple[float, float, float],
     discarded: int,
 ) -> Acquired:
-    """Signal at the echo to a scan: k-space, motion, coil, noise.
+    """Signal at the echo, complex (x, y, z) on the simulation grid, to a scan: k-space, motion, coil, noise.
 
     `brain` (X, Y, Z of the result) marks where the mean signal over the noise is `snr`. `discarded` slices
     are dropped at either end. motion_mm (): root mean square displacement. phase_sign (): +1 or -1.
     """
     k_profile, k_noise, k_motion = jax.random.split(key, 3)
-    spectrum = cropped_spectrum(echo_signal(signal, r2_star, field_ppm, te_ms, b0_t), matrix)
+    spectrum = cropped_spectrum(echo, matrix)
     path = draw_motion(k_motion, matrix[0], motion_mm)
     kept = slice(discarded, matrix[2] - discarded)
     still = jnp.fft.ifftn(spectrum)

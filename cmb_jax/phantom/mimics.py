@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,6 +165,6 @@ def draw_cavernoma(
     return whole, spaces
 
 
-def join(*bodies: Bodies) -> Bodies:
-    """All bodies in one."""
+def join(*bodies: Any) -> Any:
+    """All bodies, of one dataclass, in one: their arrays end to end."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *bodies)

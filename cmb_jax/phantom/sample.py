@@ -18,6 +18,13 @@ from jax.sharding import PartitionSpec as P
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.phantom.acquisition import acquire
 from cmb_jax.phantom.bodies import Bodies, apparent_diameters
+from cmb_jax.phantom.dephasing import (
+    Inclusions,
+    add_smooth_balls,
+    dephase_about_bodies,
+    dephased_echo,
+    reaches,
+)
 from cmb_jax.phantom.geometry import Grid, lattice_for, simulation_grid
 from cmb_jax.phantom.labels import artefact_labels, focal_labels, instance_labels, vessel_labels
 from cmb_jax.phantom.lesions import DIAMETERS_MM, LesionDraw, draw_microbleeds
@@ -27,7 +34,7 @@ from cmb_jax.phantom.planning import PLANNING_SPACING_MM, head_maps
 from cmb_jax.phantom.pose import random_pose
 from cmb_jax.phantom.posing import label_maps, tissue_maps
 from cmb_jax.phantom.protocols import Protocol
-from cmb_jax.phantom.render import add_bodies, head_field, part_field
+from cmb_jax.phantom.render import add_vessels, head_field, part_field
 from cmb_jax.phantom.tiers import TIERS, Tier
 from cmb_jax.phantom.tissue import draw_age, draw_tissue, head_volume
 from cmb_jax.phantom.types import MimicKind, SubjectSettings
@@ -209,15 +216,22 @@ def sample_at(
 
     volume = head_volume(anatomy, values)
     maps = tissue_maps(anatomy, volume, pose, lattice=lattice, grid=plan.simulation)
-    iron = join(bleeds, spaces)
-    maps = add_bodies(maps, vessels, iron, lime, chi_blood, scan.b0_t, WIDEST, grid=plan.simulation)
+    inclusions = join(
+        Inclusions.of(join(bleeds, spaces), scan.b0_t / 3.0, 0.0), Inclusions.of(lime, 1.0, 0.75)
+    )
+    reach_mm = reaches(inclusions, scan.te_ms, scan.b0_t, plan.simulation)
+    maps = add_vessels(maps, vessels, chi_blood, scan.b0_t, WIDEST, grid=plan.simulation)
+    chi = add_smooth_balls(maps.chi_ppm, inclusions, reach_mm, grid=plan.simulation)
     field_of = head_field if plan.whole_head else part_field
-    field = field_of(maps.chi_ppm, scan.b0_direction, grid=plan.simulation)
+    field = field_of(chi, scan.b0_direction, grid=plan.simulation)
+    echo = dephased_echo(maps.signal, maps.r2_star, field, scan.te_ms, scan.b0_t)
+    echo = dephase_about_bodies(
+        echo, inclusions, reach_mm, scan.te_ms, scan.b0_t, scan.b0_direction, grid=plan.simulation
+    )
     code, mimics = label_maps(anatomy, volume, pose, lattice=lattice, grid=grid)
     solid = solid_tissue(code)
     acquired = acquire(
-        maps.signal, maps.r2_star, field, solid, scan.te_ms, scan.b0_t, scan.snr, scan.motion_mm,
-        scan.phase_sign, k_noise,
+        echo, solid, scan.snr, scan.motion_mm, scan.phase_sign, k_noise,
         matrix=plan.matrix, field_of_view_mm=plan.field_of_view_mm, discarded=plan.discarded_slices,
     )  # fmt: skip
 

@@ -59,12 +59,13 @@ def scan():
     shape = (32, 32, 16)
     inside = np.zeros(shape, np.float32)
     inside[6:26, 8:24, 2:14] = 1.0
-    signal, decay, field = jnp.asarray(inside), jnp.full(shape, 20.0), jnp.full(shape, 0.01)
+    decay, field = jnp.full(shape, 20.0), jnp.full(shape, 0.01)
+    echo = echo_signal(jnp.asarray(inside), decay, field, jnp.float32(20), jnp.float32(3))
     brain = jnp.asarray(inside[:, :, 1:15] > 0)
     run = jax.jit(
         lambda snr, sign, motion: acquire(
-            signal, decay, field, brain, jnp.float32(20), jnp.float32(3), snr, motion, sign,
-            jax.random.key(0), matrix=shape, field_of_view_mm=(32.0, 32.0, 32.0), discarded=1,
+            echo, brain, snr, motion, sign, jax.random.key(0),
+            matrix=shape, field_of_view_mm=(32.0, 32.0, 32.0), discarded=1,
         )
     )  # fmt: skip
     return lambda snr, sign=1.0, motion=0.0: (run(snr, sign, motion), np.asarray(brain))
