@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from cmb_jax.phantom.bodies import Bodies
+from cmb_jax.phantom.contrast import BRAIN_SIGNAL, Blood
 from cmb_jax.phantom.field import convolve_dipole, smooth_size
 from cmb_jax.phantom.geometry import Grid
 from cmb_jax.phantom.posing import TissueMaps
 from cmb_jax.phantom.stamps import draw_balls, draw_tubes, stamp_half_width
-from cmb_jax.phantom.tissue import BLOOD_R2_STAR, CHI_AIR
+from cmb_jax.phantom.tissue import CHI_AIR
 from cmb_jax.phantom.vessels import MAX_RADIUS_MM, MAX_THIN_MM
 from cmb_jax.phantom.walks import Vessels
 
@@ -46,7 +47,7 @@ def add_bodies(
     vessels: tuple[Vessels, Vessels],
     iron: Bodies,
     lime: Bodies,
-    chi_blood: jax.Array,
+    venous: Blood,
     b0_t: jax.Array,
     widest: float,
     *,
@@ -54,19 +55,19 @@ def add_bodies(
 ) -> TissueMaps:
     """Tissue with what lies in it.
 
-    vessels: thin and others; iron: microbleeds and the spaces of cavernomas; lime: calcifications;
-    widest: largest factor on the vessels' radii.
+    vessels: thin and others; venous: the blood of veins; iron: microbleeds and the spaces of cavernomas;
+    lime: calcifications; widest: largest factor on the vessels' radii.
     """
     empty = jnp.zeros(grid.shape, jnp.float32)
-    blood, flowing = maps.sinus * chi_blood, empty
+    blood, flowing = maps.sinus * venous.chi_ppm, empty
     for group, radius in zip(vessels, (MAX_THIN_MM, MAX_RADIUS_MM), strict=True):
-        venous = jnp.where(group.valid, group.chi_ppm, 0.0)
-        blood = _draw_vessels(blood, grid, group, venous, radius * widest)
+        amount = jnp.where(group.valid, group.chi_ppm, 0.0)
+        blood = _draw_vessels(blood, grid, group, amount, radius * widest)
     arterial = vessels[1]
     present = jnp.where(arterial.valid & (arterial.chi_ppm == 0), 1.0, 0.0)
     flowing = _draw_vessels(flowing, grid, arterial, present, MAX_RADIUS_MM * widest)
     artery_signal = jnp.max(jnp.where(present > 0, arterial.signal, 0.0))
-    filled = jnp.clip(blood / chi_blood, 0.0, 1.0)
+    filled = jnp.clip(blood / venous.chi_ppm, 0.0, 1.0)
 
     ball = stamp_half_width(_MAX_BODY_MM, grid.spacing_mm)
 
@@ -79,9 +80,9 @@ def add_bodies(
     stone = balls(lime, jnp.ones_like(lime.chi_ppm))
     field = b0_t / 3.0
     chi = maps.chi_ppm * (1 - filled) + blood + stain - chalk
-    r2_star = maps.r2_star * (1 - filled) + (filled * BLOOD_R2_STAR + decay) * field + 150.0 * stone
-    signal = maps.signal * (1 - 0.75 * stone) * (1 - filled) + 0.75 * filled
-    signal = signal * (1 - flowing) + 0.75 * artery_signal * flowing
+    r2_star = maps.r2_star * (1 - filled) + filled * venous.r2_star + decay * field + 150.0 * stone
+    signal = maps.signal * (1 - 0.75 * stone) * (1 - filled) + venous.signal * filled
+    signal = signal * (1 - flowing) + BRAIN_SIGNAL * artery_signal * flowing
     return dataclasses.replace(maps, chi_ppm=chi, r2_star=r2_star, signal=signal)
 
 
