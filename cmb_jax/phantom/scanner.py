@@ -153,7 +153,7 @@ def axis_window(length: int, share: jax.Array, partial: jax.Array, smoothing: ja
     the rest are zeros. smoothing (): see `ScannerRanges`; the middle of k-space always has weight 1.
     """
     frequency = jnp.fft.fftfreq(length) * 2 / share  # -1..1 over what a full scan measures
-    inside = (jnp.abs(frequency) <= 1.0) & (frequency >= 1.0 - 2.0 * partial)
+    inside = (jnp.abs(frequency) < 1.0001) & (frequency > 0.9999 - 2.0 * partial)  # rounding moves no edge
     hann = jnp.cos(0.5 * jnp.pi * frequency) ** 2
     return jnp.where(inside, 1.0 - smoothing + smoothing * hann, 0.0)
 
@@ -179,7 +179,7 @@ def draw_sensitivities(key: jax.Array, coils: jax.Array, points_mm: jax.Array) -
     height = jnp.where(number % 2 == 0, 30.0, -30.0) + 15.0 * jax.random.normal(k_height, (MAX_COILS,))
     place = jnp.stack([_RING_MM * jnp.cos(angle), _RING_MM * jnp.sin(angle), height], axis=1)
     agree = jnp.array([25.0, 30.0, 20.0]) * jax.random.normal(k_agree, (3,))
-    turn = jax.random.uniform(k_turn, (MAX_COILS,), minval=-1.0, maxval=1.0) / 45.0  # radians a mm
+    turn = jax.random.uniform(k_turn, (MAX_COILS,), minval=-1.0, maxval=1.0) / 22.0  # radians a mm
     gain = jnp.exp(0.15 * jax.random.normal(k_gain, (MAX_COILS,))) * (number < coils)
 
     def one(place: jax.Array, turn: jax.Array, gain: jax.Array) -> jax.Array:
