@@ -150,8 +150,10 @@ class PhantomConfig:
     """Seed of the first test subject; nothing is trained, tuned or chosen on these."""
     mean_cmbs: float = 25.0
     """Mean microbleeds a training subject: denser than patients, so that few volumes teach much."""
-    protocols: tuple[str, ...] = ("iso05", "iso08", "sabre", "rss", "thick3", "swi7t")
+    protocols: tuple[str, ...] = ("iso05", "iso08", "sabre", "rss", "thick3", "swi7t", "wide1", "wide3")
     """Acquisition protocols, taken in turn by subject; names as in cmb_jax.phantom.protocols."""
+    variety: float = 0.2
+    """How much wider than the protocols' the ranges of training scanners are, as a share at either end."""
     tiers: tuple[str, ...] = ("easy", "hard")
     """How hard the subjects are, taken in turn; names as in cmb_jax.phantom.tiers."""
     anatomies: tuple[str, ...] = ("mni2009c", "colin27", "pycortex-s1")

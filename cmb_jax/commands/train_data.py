@@ -55,12 +55,14 @@ def training_data(config: Config, workdir: Path) -> TrainingData:
 
 
 def phantom_member(
-    phantom: PhantomConfig, index: int, mean_cmbs: float | None = None
+    phantom: PhantomConfig, index: int, mean_cmbs: float | None = None, variety: float = 0.0
 ) -> tuple[SubjectSettings, str]:
     """Settings and anatomy of subject `index`: protocols in turn, every round with other tiers and heads."""
     turn, protocol = divmod(index, len(phantom.protocols))
     tier = phantom.tiers[turn % len(phantom.tiers)]
-    settings = SubjectSettings(protocol=phantom.protocols[protocol], tier=tier, mean_cmbs=mean_cmbs)
+    settings = SubjectSettings(
+        protocol=phantom.protocols[protocol], tier=tier, mean_cmbs=mean_cmbs, variety=variety
+    )
     # the protocol shifts the turn, so that no protocol is seen on one head only
     return settings, phantom.anatomies[(turn + protocol) % len(phantom.anatomies)]
 
@@ -73,7 +75,8 @@ def phantom_subjects(config: Config, workdir: Path, which: str) -> tuple[StoredS
         "validation": (phantom.validation_subjects, phantom.validation_seed, None),
         "test": (phantom.test_subjects, phantom.test_seed, None),
     }[which]
-    members = [phantom_member(phantom, index, mean) for index in range(count)]
+    variety = phantom.variety if which == "training" else 0.0
+    members = [phantom_member(phantom, index, mean, variety) for index in range(count)]
     root = Path(phantom.cache_dir) if phantom.cache_dir else workdir / "phantoms"
     pack_of = PackLoader()
 

@@ -7,11 +7,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from cmb_jax.phantom.contrast import BRAIN_SIGNAL, Blood
 from cmb_jax.phantom.field import convolve_dipole, smooth_size
 from cmb_jax.phantom.geometry import Grid
 from cmb_jax.phantom.posing import TissueMaps
 from cmb_jax.phantom.stamps import draw_tubes, stamp_half_width
-from cmb_jax.phantom.tissue import BLOOD_R2_STAR, CHI_AIR
+from cmb_jax.phantom.tissue import CHI_AIR
 from cmb_jax.phantom.vessels import MAX_RADIUS_MM, MAX_THIN_MM
 from cmb_jax.phantom.walks import Vessels
 
@@ -42,28 +43,30 @@ def _draw_vessels(
 def add_vessels(
     maps: TissueMaps,
     vessels: tuple[Vessels, Vessels],
-    chi_blood: jax.Array,
-    b0_t: jax.Array,
+    venous: Blood,
     widest: float,
     *,
     grid: Grid,
 ) -> TissueMaps:
-    """Tissue with the vessels (thin and others) that lie in it; widest: largest factor on their radii."""
+    """Tissue with the vessels that lie in it.
+
+    vessels: thin and others; venous: the blood of veins; widest: largest factor on the vessels' radii.
+    """
     empty = jnp.zeros(grid.shape, jnp.float32)
-    blood, flowing = maps.sinus * chi_blood, empty
+    blood, flowing = maps.sinus * venous.chi_ppm, empty
     for group, radius in zip(vessels, (MAX_THIN_MM, MAX_RADIUS_MM), strict=True):
-        venous = jnp.where(group.valid, group.chi_ppm, 0.0)
-        blood = _draw_vessels(blood, grid, group, venous, radius * widest)
+        amount = jnp.where(group.valid, group.chi_ppm, 0.0)
+        blood = _draw_vessels(blood, grid, group, amount, radius * widest)
     arterial = vessels[1]
     present = jnp.where(arterial.valid & (arterial.chi_ppm == 0), 1.0, 0.0)
     flowing = _draw_vessels(flowing, grid, arterial, present, MAX_RADIUS_MM * widest)
     artery_signal = jnp.max(jnp.where(present > 0, arterial.signal, 0.0))
-    filled = jnp.clip(blood / chi_blood, 0.0, 1.0)
+    filled = jnp.clip(blood / venous.chi_ppm, 0.0, 1.0)
 
     chi = maps.chi_ppm * (1 - filled) + blood
-    r2_star = maps.r2_star * (1 - filled) + filled * BLOOD_R2_STAR * b0_t / 3.0
-    signal = maps.signal * (1 - filled) + 0.75 * filled
-    signal = signal * (1 - flowing) + 0.75 * artery_signal * flowing
+    r2_star = maps.r2_star * (1 - filled) + filled * venous.r2_star
+    signal = maps.signal * (1 - filled) + venous.signal * filled
+    signal = signal * (1 - flowing) + BRAIN_SIGNAL * artery_signal * flowing
     return dataclasses.replace(maps, chi_ppm=chi, r2_star=r2_star, signal=signal)
 
 

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.phantom.acquisition import acquire
 from cmb_jax.phantom.bodies import Bodies, apparent_diameters
+from cmb_jax.phantom.contrast import draw_blood
 from cmb_jax.phantom.dephasing import (
     Inclusions,
     add_smooth_balls,
@@ -35,6 +36,7 @@ from cmb_jax.phantom.pose import random_pose
 from cmb_jax.phantom.posing import label_maps, tissue_maps
 from cmb_jax.phantom.protocols import Protocol
 from cmb_jax.phantom.render import add_vessels, head_field, part_field
+from cmb_jax.phantom.scanner import Scanner, ScannerRanges, draw_scanner
 from cmb_jax.phantom.tiers import TIERS, Tier
 from cmb_jax.phantom.tissue import draw_age, draw_tissue, head_volume
 from cmb_jax.phantom.types import MimicKind, SubjectSettings
@@ -103,6 +105,7 @@ class Ranges:
     snr: jax.Array  # (2,)
     tilt_deg: jax.Array  # (2,)
     phase_sign: jax.Array  # () +1 or -1
+    scanner: ScannerRanges
     lesions: LesionDraw
     tier: Tier
 
@@ -117,6 +120,7 @@ class Ranges:
             snr=jnp.asarray(protocol.snr, jnp.float32),
             tilt_deg=jnp.asarray(protocol.tilt_deg, jnp.float32),
             phase_sign=jnp.float32(protocol.phase_sign),
+            scanner=jax.tree.map(jnp.float32, protocol.scanner),
             lesions=LesionDraw(
                 mean_cmbs=jnp.float32(settings.mean_cmbs or 0.0),
                 patient_like=jnp.asarray(settings.mean_cmbs is None),
@@ -138,6 +142,7 @@ class Scan:
     snr: jax.Array
     motion_mm: jax.Array
     phase_sign: jax.Array
+    scanner: Scanner
     b0_direction: jax.Array  # (3,) unit vector in array axes
 
 
@@ -164,7 +169,7 @@ class Sample:
 
 
 def _draw_scan(key: jax.Array, ranges: Ranges) -> Scan:
-    keys = jax.random.split(key, 6)
+    keys = jax.random.split(key, 7)
 
     def between(k: jax.Array, limits: jax.Array) -> jax.Array:
         return limits[0] + (limits[1] - limits[0]) * jax.random.uniform(k)
@@ -172,12 +177,14 @@ def _draw_scan(key: jax.Array, ranges: Ranges) -> Scan:
     tilt = jnp.deg2rad(between(keys[3], ranges.tilt_deg))
     roll = tilt * jax.random.uniform(keys[4], minval=-0.3, maxval=0.3)
     direction = jnp.stack([jnp.sin(roll), jnp.sin(tilt) * jnp.cos(roll), jnp.cos(tilt) * jnp.cos(roll)])
+    te_ms = between(keys[0], ranges.te_ms)
     return Scan(
-        te_ms=between(keys[0], ranges.te_ms),
+        te_ms=te_ms,
         b0_t=jax.random.choice(keys[1], ranges.b0_t),
         snr=between(keys[2], ranges.snr) * ranges.tier.snr,
         motion_mm=ranges.tier.motion_mm * jax.random.uniform(keys[5]) ** 2,
         phase_sign=ranges.phase_sign,
+        scanner=draw_scanner(keys[6], ranges.scanner, te_ms),
         b0_direction=direction,
     )
 
@@ -199,11 +206,20 @@ def sample_at(
     age, atrophy = draw_age(k_age, tier)
     pose = random_pose(k_pose, anatomy, atrophy, middle_mm, lattice=lattice)
     head = head_maps(anatomy, pose, atrophy, lattice=lattice, grid=planning)
-    values = draw_tissue(k_tissue, anatomy, scan.b0_t, age, atrophy, tier)
+    scanner = scan.scanner
+    values = draw_tissue(k_tissue, anatomy, scan.b0_t, scanner.tr_ms, scanner.flip_deg, age, atrophy, tier)
 
-    chi_blood = jax.random.uniform(k_blood, (), minval=0.15, maxval=0.4)
+    blood = draw_blood(k_blood, scan.b0_t, values.contrast.blood)
     vessels = draw_vessels(
-        k_vessels, anatomy, pose, head, chi_blood, values.artery_signal, tier, lattice=lattice, grid=planning
+        k_vessels,
+        anatomy,
+        pose,
+        head,
+        blood.chi_ppm,
+        values.artery_signal,
+        tier,
+        lattice=lattice,
+        grid=planning,
     )
     k_lime, k_cavernoma = jax.random.split(k_focal)
     lime = draw_calcifications(k_lime, anatomy, pose, head, tier, lattice=lattice, grid=planning)
@@ -220,7 +236,7 @@ def sample_at(
         Inclusions.of(join(bleeds, spaces), scan.b0_t / 3.0, 0.0), Inclusions.of(lime, 1.0, 0.75)
     )
     reach_mm = reaches(inclusions, scan.te_ms, scan.b0_t, plan.simulation)
-    maps = add_vessels(maps, vessels, chi_blood, scan.b0_t, WIDEST, grid=plan.simulation)
+    maps = add_vessels(maps, vessels, blood, WIDEST, grid=plan.simulation)
     chi = add_smooth_balls(maps.chi_ppm, inclusions, reach_mm, grid=plan.simulation)
     field_of = head_field if plan.whole_head else part_field
     field = field_of(chi, scan.b0_direction, grid=plan.simulation)
@@ -231,13 +247,16 @@ def sample_at(
     code, mimics = label_maps(anatomy, volume, pose, lattice=lattice, grid=grid)
     solid = solid_tissue(code)
     acquired = acquire(
-        echo, solid, scan.snr, scan.motion_mm, scan.phase_sign, k_noise,
+        echo, solid, scan.snr, scan.motion_mm, scan.phase_sign, scanner, k_noise,
         matrix=plan.matrix, field_of_view_mm=plan.field_of_view_mm, discarded=plan.discarded_slices,
+        away_mm=middle_mm - anatomy.centre_mm,
     )  # fmt: skip
 
     swi, phase = acquired.magnitude, acquired.phase
     if plan.weighted:
-        image = susceptibility_weighted(swi, phase, grid.spacing_mm, sign=scan.phase_sign)
+        image = susceptibility_weighted(
+            swi, phase, grid.spacing_mm, scan.phase_sign, scanner.mask_power, scanner.homodyne_mm
+        )
         swi = image.swi
         phase = image.filtered_phase * scan.phase_sign if plan.filtered_phase else phase
 

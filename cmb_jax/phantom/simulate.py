@@ -55,6 +55,8 @@ def simulate_subject(pack: AnatomyPack, seed: int, settings: SubjectSettings | N
         seed=seed,
         te_ms=float(sample.scan.te_ms),
         b0_t=float(sample.scan.b0_t),
+        tr_ms=float(sample.scan.scanner.tr_ms),
+        flip_deg=float(sample.scan.scanner.flip_deg),
         snr=float(sample.scan.snr),
         motion_mm=float(sample.scan.motion_mm),
         phase_sign=protocol.phase_sign,

@@ -8,6 +8,7 @@ import jax
 
 from cmb_jax.errors import UserError
 from cmb_jax.phantom.protocols import Protocol, check_protocol, check_range, get_protocol
+from cmb_jax.phantom.scanner import widen_scanner, widened
 from cmb_jax.phantom.types import SubjectSettings
 
 LARGEST_LESION_MM = 10.0  # a microbleed is 10 mm across at most (Greenberg et al. 2009)
@@ -105,10 +106,13 @@ def get_tier(name: str) -> Tier:
 def check_settings(settings: SubjectSettings) -> tuple[Protocol, Tier]:
     """Protocol, with the settings' own ranges put in, and tier; UserError where a setting is impossible."""
     protocol, tier = get_protocol(settings.protocol), get_tier(settings.tier)
+    variety = settings.variety
+    check_range("variety", (variety, variety), 0.0, 0.5)
     protocol = dataclasses.replace(
         protocol,
-        te_ms=settings.te_ms or protocol.te_ms,
-        snr=settings.snr or protocol.snr,
+        te_ms=settings.te_ms or widened(protocol.te_ms, variety),
+        snr=settings.snr or widened(protocol.snr, variety),
+        scanner=widen_scanner(protocol.scanner, variety),
         b0_t=protocol.b0_t if settings.b0_t is None else (settings.b0_t,),
     )
     check_protocol(protocol)

@@ -1,7 +1,8 @@
 """Susceptibility, transverse relaxation and signal of a subject's tissues, voxel by voxel of the pack.
 
-Values at 3 T after Marques et al. 2021 (QSM reconstruction challenge 2.0), varied from subject to subject;
-the iron of the deep nuclei after Hallgren and Sourander 1958 (J Neurochem 3:41), by age.
+Signal without decay comes from `phantom.contrast`. Susceptibility and R2* at 3 T after Marques et al. 2021
+(QSM reconstruction challenge 2.0), varied from subject to subject; the iron of the deep nuclei after Hallgren
+and Sourander 1958 (J Neurochem 3:41), by age.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import Region, region_of
+from cmb_jax.phantom.contrast import Contrast, draw_contrast
 from cmb_jax.phantom.geometry import cubic_weights, smooth_noise
 from cmb_jax.phantom.packed import Extra, PackedAnatomy, unpack
 from cmb_jax.phantom.tiers import Tier
@@ -30,19 +32,16 @@ NUCLEI = (
 )
 IRON_RICH = tuple(n for n in NUCLEI if n not in (Channel.CAUDATE, Channel.THALAMUS))
 CHI_AIR = 9.4  # ppm against tissue
-BLOOD_R2_STAR = 45.0  # 1/s at 3 T, venous
 ARTERIAL_CORE = 0.7  # of the vessel prior
 TEXTURE_VOXELS = 3.0  # pack voxels from one point of the texture's lattice to the next
 
-# One column a tissue: grey, white, CSF, soft, air; `iron_mg` gives those of NUCLEI, but for the signal.
-# Signal: relative, TR and flip angle included.
+# One column a tissue: grey, white, CSF, soft, air; `iron_mg` gives those of NUCLEI.
 _CHI_PPM = np.array([0.020, -0.030, 0.019, 0.0, CHI_AIR])
 _R2_STAR = np.array([17.0, 21.0, 3.0, 30.0, 0.0])
-_SIGNAL = np.array([0.80, 0.72, 0.66, 0.0, 0.0, 0.77, 0.77, 0.74, 0.75, 0.74, 0.74, 0.77])
 # Standard deviation of a subject's value over the tabulated one.
 _CHI_SPREAD = np.array([0.2, 0.15, 0.1, 0.0, 0.01])
 _R2_SPREAD = np.array([0.1, 0.1, 0.2, 0.1, 0.0])
-_SIGNAL_SPREAD = np.array([0.04, 0.04, 0.18, 0.0, 0.0, 0.04, 0.04, 0.04, 0.04, 0.04, 0.04, 0.04])
+_R2_SPREAD_ALL = 0.12  # of a factor on all of a subject's R2*: shim, hydration, temperature
 
 AGES = (45.0, 90.0)  # years
 # Non-heme iron in mg per 100 g of fresh tissue at an age in years: most * (1 - exp(-rate * age)) + least,
@@ -67,7 +66,7 @@ class TissueValues:
 
     chi_ppm: jax.Array
     r2_star: jax.Array  # 1/s at the subject's field strength
-    signal: jax.Array
+    contrast: Contrast
     atrophy: jax.Array  # () 0..1
     hyperintensity: jax.Array  # () threshold on the prior of white-matter hyperintensities
     texture: jax.Array  # (x, y, z, 3) on the texture's lattice: chi in ppm, relative signal, lesion threshold
@@ -110,12 +109,19 @@ def iron_mg(age: jax.Array) -> jax.Array:
 
 
 def draw_tissue(
-    key: jax.Array, anatomy: PackedAnatomy, b0_t: jax.Array, age: jax.Array, atrophy: jax.Array, tier: Tier
+    key: jax.Array,
+    anatomy: PackedAnatomy,
+    b0_t: jax.Array,
+    tr_ms: jax.Array,
+    flip_deg: jax.Array,
+    age: jax.Array,
+    atrophy: jax.Array,
+    tier: Tier,
 ) -> TissueValues:
     """A subject's values; R2* grows in proportion to the field, white-matter lesions with age."""
     keys = jax.random.split(key, 11)
 
-    def vary(k: jax.Array, values: np.ndarray | jax.Array, spread: np.ndarray) -> jax.Array:
+    def vary(k: jax.Array, values: np.ndarray | jax.Array, spread: np.ndarray | float) -> jax.Array:
         draw = jnp.clip(jax.random.normal(k, values.shape), -2.0, 2.0)
         return jnp.asarray(values, jnp.float32) * (1.0 + jnp.asarray(spread, jnp.float32) * draw)
 
@@ -133,8 +139,9 @@ def draw_tissue(
         jnp.concatenate(
             [vary(keys[7], _R2_STAR, _R2_SPREAD), _R2_STAR_OF_IRON[0] + _R2_STAR_OF_IRON[1] * iron]
         )
+        * vary(keys[10], np.ones(1), _R2_SPREAD_ALL)
         * (b0_t / 3.0),
-        vary(keys[8], _SIGNAL, _SIGNAL_SPREAD),
+        draw_contrast(keys[8], tr_ms, flip_deg, b0_t),
         atrophy,
         0.85 - 0.65 * load,
         texture,
@@ -192,8 +199,10 @@ def mix_tissue(
     hyper = hyper * fractions[:, Channel.WHITE_MATTER]
     chi = fractions @ values.chi_ppm + brain * (texture[:, 0] + 0.02 * own) + 0.025 * hyper - 1.0 * bone
     r2_star = fractions @ values.r2_star + 60.0 * bone - 5.0 * hyper
-    signal = fractions @ values.signal + 0.85 * jnp.clip(t1, 0.0, 1.0) * soft
-    signal = signal * (1.0 + brain * (texture[:, 1] + 0.15 * own) + 0.1 * hyper)
+    signal = fractions @ values.contrast.signal + 0.85 * jnp.clip(t1, 0.0, 1.0) * soft
+    # the T1 image's own deviations are those of T1; lesions have more water and a T1 longer by 40 %
+    short = values.contrast.t1_weighting
+    signal = signal * (1.0 + brain * (texture[:, 1] + 0.3 * short * own) + (0.12 - 0.34 * short) * hyper)
 
     stain = siderotic * channels[:, Extra.PIAL] * brain
     chi = chi + values.siderosis_ppm * stain

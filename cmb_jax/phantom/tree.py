@@ -102,6 +102,8 @@ def _sidecar(subject: PhantomSubject) -> dict[str, object]:
         "MagneticFieldStrength": round(subject.b0_t, 3),
         "ImagingFrequency": round(subject.b0_t * GAMMA_BAR_MHZ_PER_T, 3),
         "EchoTime": round(subject.te_ms / 1000.0, 6),
+        "RepetitionTime": round(subject.tr_ms / 1000.0, 6),
+        "FlipAngle": round(subject.flip_deg, 2),
         "Protocol": subject.protocol,
         "Tier": subject.tier,
         "Anatomy": subject.anatomy,

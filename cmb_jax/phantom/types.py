@@ -126,6 +126,8 @@ class SubjectSettings:
     """Field strength in T."""
     snr: tuple[float, float] | None = None
     """Range of the mean brain signal over the noise of one channel."""
+    variety: float = 0.0
+    """How much wider than the protocol's every range of its scanner is, as a share at either end."""
     diameters_mm: tuple[float, float] | None = None
     """Smallest and largest true diameter of a microbleed in mm."""
     gap_mm: float = 1.0
@@ -149,6 +151,8 @@ class PhantomSubject:
     seed: int
     te_ms: float
     b0_t: float
+    tr_ms: float
+    flip_deg: float
     snr: float  # mean brain signal over the noise of one channel
     motion_mm: float  # root mean square displacement of the head during the scan
     phase_sign: int  # +1: paramagnetic tissue has positive phase

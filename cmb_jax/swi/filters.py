@@ -36,7 +36,7 @@ def _hann(length: int, spacing: jax.Array | float, width_mm: jax.Array | float) 
 
 
 def low_pass(
-    volume: jax.Array, spacing_mm: Sequence[float] | jax.Array, width_mm: float = DEFAULT_WIDTH_MM
+    volume: jax.Array, spacing_mm: Sequence[float] | jax.Array, width_mm: float | jax.Array = DEFAULT_WIDTH_MM
 ) -> jax.Array:
     """Smooths every slice; beyond the volume's edges lie zeros.
 
@@ -68,7 +68,7 @@ def homodyne_phase(
     phase_rad: jax.Array,
     magnitude: jax.Array,
     spacing_mm: Sequence[float] | jax.Array,
-    width_mm: float = DEFAULT_WIDTH_MM,
+    width_mm: float | jax.Array = DEFAULT_WIDTH_MM,
 ) -> jax.Array:
     """High-passed phase by homodyne filtering: the angle of the image over its own in-plane low-pass.
 

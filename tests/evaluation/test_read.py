@@ -337,6 +337,8 @@ def test_phantom_in_memory_is_what_is_read_from_its_files(tmp_path):
         protocol="iso05",
         seed=0,
         te_ms=20.0,
+        tr_ms=30.0,
+        flip_deg=15.0,
         b0_t=3.0,
         snr=20.0,
         phase_sign=1,

@@ -17,7 +17,9 @@ def volume(anatomy, hard):
 
     @jax.jit
     def make(seed, age, atrophy, tier, b0):
-        values = draw_tissue(jax.random.key(seed), anatomy, b0, age, atrophy, tier)
+        values = draw_tissue(
+            jax.random.key(seed), anatomy, b0, jnp.float32(30.0), jnp.float32(15.0), age, atrophy, tier
+        )
         return values, head_volume(anatomy, values)
 
     def made(seed, atrophy=0.0, b0=3.0, age=70.0, **change):
