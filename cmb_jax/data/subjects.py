@@ -75,8 +75,8 @@ def _check_versions(folder: Path) -> None:
         raise UserError(f"{folder / STORE_FILE}: cannot be read ({type(error).__name__})") from error
     if found != _versions():
         raise UserError(
-            f"{folder}: was prepared from CMB-Phantom {found.get('phantom')} (form {found.get('store')}), but "
-            f"this cmb-jax trains on CMB-Phantom {VERSION} (form {STORE_VERSION}); prepare it again"
+            f"{folder}: was prepared from CMB-Phantom {found.get('phantom')} (form {found.get('store')}), "
+            f"but this cmb-jax trains on CMB-Phantom {VERSION} (form {STORE_VERSION}); prepare it again"
         )
 
 

@@ -7,10 +7,10 @@ Every rule first says which pairs may match (`Pairs`), then how pairs are chosen
 * any (touch): a lesion is found if any detection touches it, a detection is a false positive if it touches
   no lesion; two detections on one lesion are neither punished nor rewarded.
 
-Truth may hold lesions that are ignored, because no reader would see them for sure. They are never missed, and a
-detection on one of them that is no hit of another lesion is left out of the count, as in COCO (Lin et al. 2014):
-it is `excused`. Where one lesion could be matched to an excused or to another detection, the other is taken, so
-that an ignored lesion can take away false positives and never adds one.
+Truth may hold lesions that are ignored, because no reader would see them for sure. They are never missed, and
+a detection on one of them that is no hit of another lesion is left out of the count, as in COCO (Lin et al.
+2014): it is `excused`. Where one lesion could be matched to an excused or to another detection, the other is
+taken, so that an ignored lesion can take away false positives and never adds one.
 
 The VALDO challenge's own rule is neither and lives in `evaluation.valdo`.
 """

@@ -75,7 +75,7 @@ def tables(result: EvaluationResult) -> tuple[Table, ...]:
         _found_table(result),
         _precision_table(result),
         _froc_table(result),
-        _subset_table(result),
+        *_subset_tables(result),
         *_breakdown_tables(result),
         *_false_positive_tables(result),
         *_rejection_tables(result),
@@ -153,42 +153,48 @@ def _froc_table(result: EvaluationResult) -> Table:
     )
 
 
-_SUBSET_RATES = (0.5, 1.0, 2.0)
+_SUBSET_RATES = (0.5, 1.0)
 
 
-def _subset_table(result: EvaluationResult) -> Table:
-    columns = ("scans", "size", "calcifications", "number", "lesions")
-    shown = [FROC_RATES.index(rate) for rate in _SUBSET_RATES]
-    return Table(
-        title="By phase, protocol and size",
-        columns=(
-            *columns,
-            "sensitivity",
-            "FP per scan",
-            "AP",
-            *(f"at {rate:g} FP" for rate in _SUBSET_RATES),
-        ),
+def _subset_tables(result: EvaluationResult) -> tuple[Table, Table]:
+    """Parts of the scans and lesions at the operating point, and over all thresholds."""
+    part = ("scans", "size", "calcified")
+    names = [(each.scans_of, each.size, each.calcifications) for each in result.subsets]
+    rates = [FROC_RATES.index(rate) for rate in _SUBSET_RATES]
+    point = Table(
+        title="By phase, size, protocol",
+        columns=(*part, "number", "lesions", "sensitivity", "FP per scan"),
         rows=tuple(
             (
-                each.scans_of,
-                each.size,
-                each.calcifications,
+                *name,
                 each.scans,
                 each.lesions,
                 estimate_text(each.sensitivity),
                 estimate_text(each.fp_per_scan, 2),
-                estimate_text(each.average_precision),
-                *(estimate_text(each.froc[row]) for row in shown),
             )
-            for each in result.subsets
+            for name, each in zip(names, result.subsets, strict=True)
         ),
         note=(
-            f"By the rule {RULES[result.breakdown_rule].title}. Lesions of other sizes are ignored: never "
-            "missed, and a detection on one is no false positive. Calcifications left out: in scans without a "
-            "phase, where nobody can tell them from microbleeds, a detection on one is no false positive. AP: "
-            "average precision; at N FP: sensitivity at N false positives per scan." + _interval_note(result)
+            f"At the operating point, by the rule {RULES[result.breakdown_rule].title}. Lesions of other "
+            "sizes are ignored: never missed, and a detection on one is no false positive. Calcified, left "
+            "out: in scans without a phase, where nobody can tell a calcification from a microbleed, a "
+            "detection on one is no false positive."
         ),
     )
+    curve = Table(
+        title="By phase, size, protocol: sensitivity at false positives per scan",
+        columns=(*part, "average precision", *(f"at {rate:g}" for rate in _SUBSET_RATES)),
+        rows=tuple(
+            (
+                *name,
+                estimate_text(each.average_precision),
+                *(estimate_text(each.froc[row]) for row in rates),
+            )
+            for name, each in zip(names, result.subsets, strict=True)
+        ),
+        note="Over all thresholds." + _interval_note(result),
+    )
+    return point, curve
 
 
 def _breakdown_tables(result: EvaluationResult) -> list[Table]:

@@ -350,7 +350,7 @@ def _simulated_sources(root: Path, folder: Path) -> list[TruthSource]:
                 path / "anat",
                 path.name,
                 *drawn.get(path.name, (None, None)),
-                has_phase=_has_phase(folder / path.name / "anat"),
+                has_phase=_has_phase(folder, path.name),
             ),
         )
         for path in sorted(root.glob("sub-*"))
@@ -358,9 +358,13 @@ def _simulated_sources(root: Path, folder: Path) -> list[TruthSource]:
     ]
 
 
-def _has_phase(images: Path) -> bool | None:
-    """Whether a phase is among a subject's images; None where the images are not there."""
-    return any(images.glob("*_part-phase_*.nii*")) if images.is_dir() and any(images.iterdir()) else None
+def _has_phase(folder: Path, subject: str) -> bool | None:
+    """Whether a phase is among a subject's images in a simulated tree; None where there are no images."""
+    for root in (folder, folder.parent.parent):
+        images = [path.name for path in (root / subject / "anat").glob("*_T2starw.nii*")]
+        if images:
+            return any("_part-phase_" in name for name in images)
+    return None
 
 
 def _participants(folder: Path) -> dict[str, tuple[str | None, str | None]]:

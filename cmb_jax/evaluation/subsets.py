@@ -1,9 +1,9 @@
 """The same evaluation of a part: scans with or without a phase, lesions of one size, calcifications left out.
 
-* Lesions of other sizes are ignored, as those that no reader would see: never missed, and a detection on one of
-  them is no mistake.
-* On the magnitude alone nobody can tell a calcification from a microbleed. So figures of scans without a phase
-  are also given with detections on calcifications left out of the count (unless they are hits).
+* Lesions of other sizes are ignored, as those that no reader would see: never missed, and a detection on one
+  of them is no mistake.
+* On the magnitude alone nobody can tell a calcification from a microbleed. So figures of scans without a
+  phase are also given with detections on calcifications left out of the count (unless they are hits).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CALCIFICATION_NAMES = tuple(kind.name.lower() for kind in CALCIFICATIONS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One scan with the lesions of one size: what was reported, and what happens while the threshold falls."""
+    """One scan with the lesions of one size: at the operating point, and while the threshold falls."""
 
     tp: int
     fp: int

@@ -10,8 +10,8 @@ than 5 mm apart. The details below reproduce what the organisers' program return
 * F1 and Dice of a scan without microbleeds are undefined (NaN): only the counts and volumes speak there;
 * distances and volumes take the voxel size of the header, not the affine.
 
-Simulated truth may hold lesions that are ignored (see `evaluation.matching`), which the challenge does not know:
-an unmatched element whose centre is nearer than the limit to one of them is left out of the count.
+Simulated truth may hold lesions that are ignored (see `evaluation.matching`), which the challenge does not
+know: an unmatched element whose centre is nearer than the limit to one of them is left out of the count.
 """
 
 from __future__ import annotations

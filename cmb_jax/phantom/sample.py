@@ -256,12 +256,11 @@ def sample_at(
 
 
 def _on_grid(points_mm: jax.Array, grid: Grid, reach_mm: jax.Array | float = 0.0) -> jax.Array:
-    """(N,) whether points lie on the grid's voxels, or no farther than `reach_mm` (N,) outside along an axis."""
-    index = (points_mm - jnp.asarray(grid.origin_mm)) / jnp.asarray(grid.spacing_mm)
-    reach = jnp.broadcast_to(jnp.asarray(reach_mm), points_mm.shape[:1])[:, None] / jnp.asarray(
-        grid.spacing_mm
-    )
-    return jnp.all((index >= -0.5 - reach) & (index < jnp.asarray(grid.shape) - 0.5 + reach), axis=-1)
+    """(N,) whether points lie on the grid's voxels, or at most `reach_mm` (N,) outside along each axis."""
+    spacing, shape = jnp.asarray(grid.spacing_mm), jnp.asarray(grid.shape)
+    index = (points_mm - jnp.asarray(grid.origin_mm)) / spacing
+    reach = jnp.broadcast_to(jnp.asarray(reach_mm), points_mm.shape[:1])[:, None] / spacing
+    return jnp.all((index >= -0.5 - reach) & (index < shape - 0.5 + reach), axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames=("plan",))

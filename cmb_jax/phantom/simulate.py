@@ -24,9 +24,9 @@ def simulate_subject(pack: AnatomyPack, seed: int, settings: SubjectSettings | N
     """A simulated scan with its truth; the same pack, seed and settings give the same arrays.
 
     The image axes are those of the head (right, anterior, superior) up to a few degrees; the affine turns
-    them so that the scanner's field points to +z. A microbleed counts if a reader would see it on the finished
-    SWI (`phantom.visibility`). The others are ignored: they have no instance label, and their rows at the end
-    of the table and the mimic labels say where they are.
+    them so that the scanner's field points to +z. A microbleed counts if a reader would see it on the
+    finished SWI (`phantom.visibility`). The others are ignored: they have no instance label, and their rows
+    at the end of the table and the mimic labels say where they are.
 
     Raises:
         UserError: settings that are impossible; says what is allowed.

@@ -69,7 +69,7 @@ class LesionRow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LesionTable:
-    """Microbleeds that count (ids 1..n are their instance labels), focal mimics, microbleeds that are ignored.
+    """Microbleeds that count (ids 1..n are their instance labels), focal mimics, ignored microbleeds.
 
     One entry for each lesion, in that order.
     """

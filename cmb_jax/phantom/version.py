@@ -15,7 +15,7 @@ VERSION_KEY = "PhantomVersion"  # in dataset_description.json; version 1 has no 
 
 
 def phantom_version(folder: Path) -> int:
-    """The version that dataset_description.json of a simulated tree, or of its truth, names; 1 if it names none.
+    """The version that dataset_description.json of a simulated tree, or of its truth, names; else 1.
 
     Raises:
         UserError: the file holds no JSON, or no whole number there.

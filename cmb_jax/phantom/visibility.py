@@ -1,14 +1,14 @@
 """Whether a reader would see a lesion on the simulated SWI: the rule of what counts as a microbleed.
 
-A lesion counts where a reader would see it, whatever the tier. That is judged by its detectability, the d' of
-a matched filter that knows place and size: contrast over the spread of the surroundings, times the square root
-of the number of voxels in its cross-section (white noise averages out over them). An ideal observer needs a d'
-of 5 to name a spot for sure among the many places of a picture (Rose 1973, Vision: Human and Electronic), and
-people use about half of the information that such an observer has (Burgess et al. 1981, Science 214:93), which
-costs a factor sqrt(2): `MIN_DETECTABILITY` is 5 sqrt(2), about 7.
+A lesion counts where a reader would see it, whatever the tier. That is judged by its detectability, the d'
+of a matched filter that knows place and size: contrast over the spread of the surroundings, times the square
+root of the number of voxels in its cross-section (white noise averages out over them). An ideal observer
+needs a d' of 5 to name a spot for sure among the many places of a picture (Rose 1973, Vision: Human and
+Electronic), and people use about half of the information that such an observer has (Burgess et al. 1981,
+Science 214:93), which costs a factor sqrt(2): `MIN_DETECTABILITY` is 5 sqrt(2), about 7.
 
-All other simulated microbleeds, those in a signal void and those at the border of what can be seen among them,
-are ignored: neither truth nor negative.
+All other simulated microbleeds, those in a signal void and those at the border of what can be seen among
+them, are ignored: neither truth nor negative.
 """
 
 from __future__ import annotations
