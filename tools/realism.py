@@ -167,7 +167,7 @@ def measure(subjects: list[PhantomSubject]) -> list[dict[str, object]]:
                 "true_mm": lesions.diameter_mm[bleeds].tolist(),
                 "apparent_mm": lesions.apparent_diameter_mm[bleeds].tolist(),
                 "cnr": lesions.cnr[bleeds].tolist(),
-                "focal_mimics": int((~bleeds).sum()),
+                "focal_mimics": int(lesions.is_mimic.sum()),
                 "candidates": {k.name.lower(): v for k, v in candidates.items()},
                 "candidates_total": sum(v for k, v in candidates.items() if k != MimicKind.NONE),
                 "medullary_mm3_per_cm3_deep_white": float(

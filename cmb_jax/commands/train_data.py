@@ -21,6 +21,7 @@ from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.phantom import SubjectSettings, simulate_subject
 from cmb_jax.phantom.tree import PackLoader
+from cmb_jax.phantom.version import VERSION
 from cmb_jax.training.scans import OwnData, PreparedPart, open_data, prepare_cases
 
 SPLIT_FILE = "split.csv"
@@ -93,7 +94,7 @@ def phantom_subjects(config: Config, workdir: Path, which: str) -> tuple[StoredS
 
 def _digest(spacing_mm: tuple[float, float, float], settings: SubjectSettings, anatomy: str) -> str:
     """Tells stored subjects of one seed apart by all that they depend on."""
-    described = json.dumps([STORE_VERSION, spacing_mm, dataclasses.asdict(settings), anatomy])
+    described = json.dumps([STORE_VERSION, VERSION, spacing_mm, dataclasses.asdict(settings), anatomy])
     return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import tempfile
@@ -16,9 +17,11 @@ from cmb_jax.anatomy.regions import region_of
 from cmb_jax.data.prepare import PreparedVolume, boxes_of_lesions, points_from_edges, prepare
 from cmb_jax.errors import UserError
 from cmb_jax.phantom import MimicKind, PhantomSubject
+from cmb_jax.phantom.version import VERSION
 
 # Part of every cache folder's name: raise it when the stored form changes.
-STORE_VERSION = 2
+STORE_VERSION = 3
+STORE_FILE = "store.json"  # in every folder: which form it has, and which CMB-Phantom was simulated
 POINTS_PER_KIND = 400
 BRAIN_POINTS = 2000
 PROPOSAL_STRIDE = (1, 2, 2)
@@ -56,6 +59,25 @@ class StoredSubject:
 def is_stored(folder: Path) -> bool:
     """Whether a subject lies there; its folder appears whole or not at all."""
     return (folder / "image.npy").exists()
+
+
+def _versions() -> dict[str, int]:
+    return {"store": STORE_VERSION, "phantom": VERSION}
+
+
+def _check_versions(folder: Path) -> None:
+    """Refuse a stored subject of another form, or simulated by another version."""
+    try:
+        found = json.loads((folder / STORE_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        found = {"store": "2 or older", "phantom": 1}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / STORE_FILE}: cannot be read ({type(error).__name__})") from error
+    if found != _versions():
+        raise UserError(
+            f"{folder}: was prepared from CMB-Phantom {found.get('phantom')} (form {found.get('store')}), "
+            f"but this cmb-jax trains on CMB-Phantom {VERSION} (form {STORE_VERSION}); prepare it again"
+        )
 
 
 def _cells_of(labels: np.ndarray, labels_affine: np.ndarray, prepared: PreparedVolume) -> np.ndarray:
@@ -178,6 +200,7 @@ def _store(
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     for name, array in arrays.items():
         np.save(temporary / f"{name}.npy", array)
+    (temporary / STORE_FILE).write_text(json.dumps(_versions()) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(temporary, folder)
     return StoredSubject(folder=folder)
@@ -213,10 +236,12 @@ def subjects_in(folder: Path) -> tuple[StoredSubject, ...]:
     """The subjects that a folder holds, in the order of their seeds.
 
     Raises:
-      UserError: no such folder, or no prepared subject in it.
+      UserError: no such folder, no prepared subject in it, or one of an older version.
     """
     found = [path for path in folder.glob("seed-*") if is_stored(path)]
     if not found:
         raise UserError(f"{folder}: holds no prepared subject (a folder seed-NUMBER with image.npy in it)")
+    for path in found:
+        _check_versions(path)
     found.sort(key=lambda path: (len(path.name), path.name))
     return tuple(StoredSubject(folder=path) for path in found)

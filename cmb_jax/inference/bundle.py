@@ -14,7 +14,13 @@ from cmb_jax.config_io import config_from_json, config_to_json, without_paths
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.calibration_map import CalibrationMap
 from cmb_jax.io.atomic import sha256_file
-from cmb_jax.io.weights import copy_weights, load_weights, save_weights
+from cmb_jax.io.weights import (
+    check_input_version,
+    copy_weights,
+    load_weights,
+    save_weights,
+    with_input_version,
+)
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template
 
@@ -65,7 +71,7 @@ def bundled_names() -> tuple[str, ...]:
 
 
 def save_bundle(path: Path, params: Any, config: Config, dtype: str = "float32") -> None:
-    """Write weights with their configuration (without names of files) in the file's metadata, atomically.
+    """Write weights with configuration (without names of files) and input version in the file's metadata.
 
     Raises:
       UserError: the file cannot be written.
@@ -73,7 +79,7 @@ def save_bundle(path: Path, params: Any, config: Config, dtype: str = "float32")
     save_weights(
         path,
         params,
-        {CONFIG_KEY: config_to_json(without_paths(config))},
+        with_input_version({CONFIG_KEY: config_to_json(without_paths(config))}),
         dtype="float16" if dtype == "float16" else "float32",
     )
 
@@ -84,14 +90,16 @@ def save_with_config(bundle: WeightsBundle, path: Path, config: Config) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    copy_weights(bundle.path, path, {CONFIG_KEY: config_to_json(without_paths(config))})
+    metadata = with_input_version({CONFIG_KEY: config_to_json(without_paths(config))})
+    copy_weights(bundle.path, path, metadata)
 
 
 def load_bundle(weights: str | Path) -> WeightsBundle:
     """Read weights by bundled name or by path.
 
     Raises:
-      UserError: no such name or file, a damaged file, weights that are not a detector's.
+      UserError: no such name or file, a damaged file, weights that are not a detector's, or are for another
+        version of the network's input.
     """
     path = Path(weights)
     if not path.exists() and path.name == str(weights) and path.suffix == "":
@@ -102,6 +110,7 @@ def load_bundle(weights: str | Path) -> WeightsBundle:
     _, metadata = load_weights(path)
     if CONFIG_KEY not in metadata:
         raise UserError(f"{path}: these are not weights of a detector (no configuration inside); give others")
+    check_input_version(path, metadata)
     try:
         config = config_from_json(metadata[CONFIG_KEY])
         calibration_of(config)  # refuses knots that are no map

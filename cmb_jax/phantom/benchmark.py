@@ -12,8 +12,8 @@ from typing import Literal
 from cmb_jax.errors import UserError
 from cmb_jax.phantom.tree import CohortMember
 from cmb_jax.phantom.types import SubjectSettings
+from cmb_jax.phantom.version import VERSION
 
-VERSION = 1  # raise when a seed would give another subject: figures of two versions do not compare
 Split = Literal["train", "validation", "test"]
 SIZES: Mapping[str, int | None] = {"train": None, "validation": 40, "test": 60}  # train has no end
 PROTOCOL_NAMES = ("iso05", "iso08", "sabre", "rss", "thick3", "swi7t")

@@ -41,7 +41,7 @@ from cmb_jax.phantom.tiers import TIERS, Tier
 from cmb_jax.phantom.tissue import draw_age, draw_tissue, head_volume
 from cmb_jax.phantom.types import MimicKind, SubjectSettings
 from cmb_jax.phantom.vessels import draw_vessels
-from cmb_jax.phantom.visibility import MIN_SURROUNDINGS, Visibility, visibility
+from cmb_jax.phantom.visibility import Visibility, is_seen, visibility
 from cmb_jax.swi import susceptibility_weighted
 
 ALONG_SLICES = 1.25  # voxel of the simulation along the slices over its in-plane edge
@@ -162,6 +162,7 @@ class Sample:
     bleed_mm: jax.Array  # (N,) apparent diameters
     bleed_seen: Visibility
     counts: jax.Array  # (N,) bool: the microbleed is a truth
+    ignored: jax.Array  # (N,) bool: it reaches into the image, but no reader would see it for sure
     focal: Bodies  # calcifications and cavernoma
     focal_mm: jax.Array
     focal_seen: Visibility
@@ -263,35 +264,36 @@ def sample_at(
     bleed_mm = apparent_diameters(bleeds, scan.te_ms, scan.b0_t)
     focal_mm = apparent_diameters(focal, scan.te_ms, scan.b0_t)
     occupied = instance_labels(bleeds, bleed_mm, bleeds.valid.astype(jnp.int32), grid=grid) > 0
-    free = solid & ~occupied
+    free = solid & ~occupied & (focal_labels(jnp.zeros_like(mimics), focal, focal_mm, grid=grid) == 0)
     seen, focal_seen = (
         visibility(swi, free, acquired.sigma, bodies.centre_mm, size, grid=grid)
         for bodies, size in ((bleeds, bleed_mm), (focal, focal_mm))
     )
     typical = jnp.nanmedian(jnp.where(free, swi, jnp.nan)[::4, ::4])
-    counts = bleeds.valid & _on_grid(bleeds.centre_mm, grid) & (seen.cnr >= tier.min_cnr)
-    counts = counts & (seen.surroundings >= MIN_SURROUNDINGS * typical)
-    counts = counts & (seen.distinctness >= tier.min_distinctness)
+    counts = bleeds.valid & _on_grid(bleeds.centre_mm, grid) & is_seen(seen, typical)
+    ignored = bleeds.valid & _on_grid(bleeds.centre_mm, grid, bleed_mm / 2) & ~counts
     labels = instance_labels(bleeds, bleed_mm, jnp.where(counts, jnp.arange(len(counts)) + 1, 0), grid=grid)
 
     for group in vessels:
         mimics = vessel_labels(mimics, group, WIDEST, grid=grid)
     mimics = focal_labels(mimics, focal, focal_mm, grid=grid)
-    unseen = occupied & (labels == 0) & (mimics == 0)
-    mimics = jnp.where(unseen, int(MimicKind.UNSEEN_MICROBLEED), jnp.where(labels > 0, 0, mimics))
+    only_ignored = occupied & (labels == 0) & (mimics == 0)
+    mimics = jnp.where(only_ignored, int(MimicKind.IGNORED_MICROBLEED), jnp.where(labels > 0, 0, mimics))
     mimics = artefact_labels(mimics, solid, ~occupied, acquired.ghost, acquired.ringing)
     return Sample(
         swi=swi, phase=phase, magnitude=acquired.magnitude, labels=labels, mimics=mimics, code=code,
-        scan=scan, bleeds=bleeds, bleed_mm=bleed_mm, bleed_seen=seen, counts=counts,
+        scan=scan, bleeds=bleeds, bleed_mm=bleed_mm, bleed_seen=seen, counts=counts, ignored=ignored,
         focal=dataclasses.replace(focal, valid=focal.valid & _on_grid(focal.centre_mm, grid)),
         focal_mm=focal_mm, focal_seen=focal_seen, middle_mm=middle_mm,
     )  # fmt: skip
 
 
-def _on_grid(points_mm: jax.Array, grid: Grid) -> jax.Array:
-    """(N,) whether points lie on the grid's voxels."""
-    index = jnp.round((points_mm - jnp.asarray(grid.origin_mm)) / jnp.asarray(grid.spacing_mm))
-    return jnp.all((index >= 0) & (index < jnp.asarray(grid.shape)), axis=-1)
+def _on_grid(points_mm: jax.Array, grid: Grid, reach_mm: jax.Array | float = 0.0) -> jax.Array:
+    """(N,) whether points lie on the grid's voxels, or at most `reach_mm` (N,) outside along each axis."""
+    spacing, shape = jnp.asarray(grid.spacing_mm), jnp.asarray(grid.shape)
+    index = (points_mm - jnp.asarray(grid.origin_mm)) / spacing
+    reach = jnp.broadcast_to(jnp.asarray(reach_mm), points_mm.shape[:1])[:, None] / spacing
+    return jnp.all((index >= -0.5 - reach) & (index < shape - 0.5 + reach), axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames=("plan",))

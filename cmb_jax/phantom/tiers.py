@@ -21,8 +21,6 @@ class Tier:
 
     faint_share: float  # of the microbleeds: drawn small and of low susceptibility, left as faint as they are
     min_apparent_mm: float  # the others are made at least this large to look at
-    min_cnr: float  # below it a microbleed is no truth
-    min_distinctness: float  # contrast over the spread of the surroundings, likewise
     calcifications: float  # mean number, over that of healthy old age
     cavernoma: float  # probability
     siderosis: float  # probability
@@ -41,8 +39,6 @@ TIERS: dict[str, Tier] = {
     "easy": Tier(
         faint_share=0.0,
         min_apparent_mm=2.0,
-        min_cnr=3.0,
-        min_distinctness=2.0,
         calcifications=1.0,
         cavernoma=0.05,
         siderosis=0.05,
@@ -59,8 +55,6 @@ TIERS: dict[str, Tier] = {
     "hard": Tier(
         faint_share=0.4,
         min_apparent_mm=1.0,
-        min_cnr=3.0,
-        min_distinctness=1.5,
         calcifications=4.0,
         cavernoma=0.2,
         siderosis=0.2,
