@@ -72,8 +72,6 @@ TIERS: dict[str, Tier] = {
     "end_on": Tier(
         faint_share=1.0,
         min_apparent_mm=1.0,
-        min_cnr=3.0,
-        min_distinctness=1.5,
         calcifications=0.0,
         cavernoma=0.0,
         siderosis=0.0,
