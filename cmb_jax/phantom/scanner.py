@@ -11,6 +11,7 @@ line ends there. All three need one complex noise image and coil maps on a coars
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ def widened(limits: tuple[float, float], variety: float) -> tuple[float, float]:
 
 def widen_scanner(ranges: ScannerRanges, variety: float) -> ScannerRanges:
     """The ranges made wider by a share at either end, within what is possible; 0 leaves them."""
-    wider = {}
+    wider: dict[str, Any] = {}
     for name, (low, high) in _LIMITS.items():
         own = getattr(ranges, name)
         if variety > 0 and own[0] < own[1]:
@@ -136,14 +137,6 @@ def draw_scanner(key: jax.Array, ranges: ScannerRanges, te_ms: jax.Array) -> Sca
         mask_power=between(ranges.mask_power),
         homodyne_mm=between(ranges.homodyne_mm),
     )
-
-
-PLAIN = Scanner(
-    tr_ms=30.0, flip_deg=15.0, coils=1.0, sum_of_squares=0.0, unmatched_phase=0.0, acceleration=1.0,
-    partial_x=1.0, partial_z=1.0, in_plane=1.0, along_slices=1.0, smoothing=0.0, correction=1.0,
-    mask_power=4.0, homodyne_mm=8.0,
-)  # fmt: skip
-"""All of k-space, white noise, no profile in the magnitude."""
 
 
 def axis_window(length: int, share: jax.Array, partial: jax.Array, smoothing: jax.Array) -> jax.Array:
@@ -209,7 +202,7 @@ class Receive:
     phase: jax.Array  # complex: angle of the receive phase; modulus: its signal over that of the magnitude
 
 
-def draw_receive(key: jax.Array, scanner: Scanner, grid: Grid, away_mm: jax.Array) -> Receive:
+def draw_receive(key: jax.Array, scanner: Scanner, grid: Grid, away_mm: jax.Array | float) -> Receive:
     """The coils' maps on a grid whose middle is `away_mm` (3,) from that of the head."""
     k_coils, k_middle, k_phase = jax.random.split(key, 3)
     extent = [h * n for h, n in zip(grid.spacing_mm, grid.shape, strict=True)]

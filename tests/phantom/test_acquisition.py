@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cmb_jax.phantom.acquisition import acquire, crop_k_space, echo_signal, without_ringing
-from cmb_jax.phantom.scanner import PLAIN
+from tests.phantom.scanners import plain_scanner
 
 
 def test_phase_is_linear_in_echo_time_field_and_shift():
@@ -65,7 +65,7 @@ def scan():
     brain = jnp.asarray(inside[:, :, 1:15] > 0)
     run = jax.jit(
         lambda snr, sign, motion: acquire(
-            echo, brain, snr, motion, sign, PLAIN, jax.random.key(0),
+            echo, brain, snr, motion, sign, plain_scanner(), jax.random.key(0),
             matrix=shape, field_of_view_mm=(32.0, 32.0, 32.0), discarded=1,
         )
     )  # fmt: skip

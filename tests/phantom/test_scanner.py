@@ -1,6 +1,5 @@
 """Coils, sampling and ranges against explicit coils and explicit k-space in NumPy."""
 
-import dataclasses
 import itertools
 
 import jax
@@ -13,9 +12,7 @@ from cmb_jax.phantom.geometry import Grid
 from cmb_jax.phantom.protocols import PROTOCOLS
 from cmb_jax.phantom.scanner import (
     MAX_COILS,
-    PLAIN,
     Receive,
-    Scanner,
     ScannerRanges,
     axis_window,
     draw_receive,
@@ -24,12 +21,9 @@ from cmb_jax.phantom.scanner import (
     k_space_window,
     widen_scanner,
 )
+from tests.phantom.scanners import plain_scanner
 
 GRID = Grid.over((192.0, 240.0, 160.0), (24, 30, 20))
-
-
-def _scanner(**changes) -> Scanner:
-    return jax.tree.map(jnp.float32, dataclasses.replace(PLAIN, **changes))
 
 
 def _points(grid):
@@ -60,12 +54,12 @@ def test_smoothing_leaves_the_middle_and_takes_the_edge():
 
 
 def test_a_plain_scanner_measures_all_of_k_space():
-    np.testing.assert_array_equal(k_space_window(_scanner(), (16, 15, 12)), 1.0)
+    np.testing.assert_array_equal(k_space_window(plain_scanner(), (16, 15, 12)), 1.0)
 
 
 def test_noise_has_unit_deviation_whatever_is_measured():
     for changes in ({}, {"partial_x": 0.75, "in_plane": 0.6, "smoothing": 0.5}, {"along_slices": 0.5}):
-        window = k_space_window(_scanner(**changes), (32, 32, 16))
+        window = k_space_window(plain_scanner(**changes), (32, 32, 16))
         noise = np.asarray(windowed_noise(jax.random.key(2), window))
         assert noise.real.std() == pytest.approx(1.0, rel=0.04)
         assert noise.imag.std() == pytest.approx(1.0, rel=0.04)
@@ -100,7 +94,7 @@ def test_magnitudes_are_distributed_as_those_of_explicit_coils(rng, squares, coi
     ones = jnp.ones(shape)
     drawn = windowed_noise(jax.random.key(1), ones)
     receive = Receive(ones, ones, ones.astype(jnp.complex64))
-    scanner = _scanner(sum_of_squares=squares, coils=coils)
+    scanner = plain_scanner(sum_of_squares=squares, coils=coils)
     image = (level * jnp.exp(0.3j) * ones).astype(jnp.complex64)
     fast = np.asarray(combine_coils(image, drawn, receive, ones, scanner)[0])
     assert fast.mean() == pytest.approx(slow.mean(), rel=0.02)
@@ -118,14 +112,16 @@ def test_phase_of_the_plain_sum_is_that_of_summed_coils(rng):
     plain = (maps / 2).sum() / 2  # over the root of the number of coils
     receive = Receive(ones, ones, jnp.full(shape, plain, jnp.complex64))
     drawn = windowed_noise(jax.random.key(1), ones)
-    fast = combine_coils(level * ones.astype(jnp.complex64), drawn, receive, ones, _scanner(coils=4))[1]
+    fast = combine_coils(level * ones.astype(jnp.complex64), drawn, receive, ones, plain_scanner(coils=4))[1]
     assert np.asarray(fast).mean() == pytest.approx(slow.mean(), abs=2e-3)
     assert np.asarray(fast).std() == pytest.approx(slow.std(), rel=0.04)
 
 
 def test_noise_map_is_the_deviation_over_seeds():
     """Measured over 200 draws, with acceleration 3; it peaks in the middle at 1 + (3 - 1)^2 / 4 = 2."""
-    receive = draw_receive(jax.random.key(3), _scanner(coils=6, acceleration=3.0, correction=0.0), GRID, 0.0)
+    receive = draw_receive(
+        jax.random.key(3), plain_scanner(coils=6, acceleration=3.0, correction=0.0), GRID, 0.0
+    )
     noise = np.asarray(receive.noise)
     assert noise.max() == pytest.approx(2.0, rel=0.03)
     middle = np.unravel_index(noise.argmax(), noise.shape)
@@ -135,7 +131,7 @@ def test_noise_map_is_the_deviation_over_seeds():
     @jax.vmap
     def run(key):
         image = jnp.full(GRID.shape, 50.0, jnp.complex64)
-        return combine_coils(image, windowed_noise(key, window), receive, receive.noise, _scanner())[0]
+        return combine_coils(image, windowed_noise(key, window), receive, receive.noise, plain_scanner())[0]
 
     measured = np.asarray(run(jax.random.split(jax.random.key(4), 200))).std(axis=0)
     assert np.corrcoef(measured.ravel(), noise.ravel())[0, 1] > 0.9
@@ -144,7 +140,7 @@ def test_noise_map_is_the_deviation_over_seeds():
 
 def test_intensity_correction_flattens_the_profile():
     off, on = (
-        np.asarray(draw_receive(jax.random.key(3), _scanner(coils=8, correction=c), GRID, 0.0).gain)
+        np.asarray(draw_receive(jax.random.key(3), plain_scanner(coils=8, correction=c), GRID, 0.0).gain)
         for c in (0.0, 1.0)
     )
     np.testing.assert_allclose(on, 1.0, atol=1e-5)
@@ -163,7 +159,7 @@ def test_only_the_plain_sum_leaves_open_ended_fringe_lines():
     poles = {0.0: 0, 1.0: 0}
     for seed in range(6):
         for unmatched in poles:
-            scanner = _scanner(coils=8, unmatched_phase=unmatched)
+            scanner = plain_scanner(coils=8, unmatched_phase=unmatched)
             phase = np.angle(draw_receive(jax.random.key(seed), scanner, GRID, 0.0).phase)
             poles[unmatched] += sum(int(np.abs(_winding(p)).sum()) for p in np.moveaxis(phase, 2, 0))
     assert poles[0.0] == 0 < poles[1.0]
@@ -171,7 +167,7 @@ def test_only_the_plain_sum_leaves_open_ended_fringe_lines():
 
 def test_part_of_a_head_sees_the_coils_where_it_lies():
     """The map of a small field of view off the middle is that part of the whole map."""
-    scanner = _scanner(coils=6, correction=0.0, acceleration=2.5)
+    scanner = plain_scanner(coils=6, correction=0.0, acceleration=2.5)
     whole = draw_receive(jax.random.key(5), scanner, GRID, jnp.zeros(3))
     part = Grid.over((48.0, 48.0, 48.0), (6, 6, 6))
     here = draw_receive(jax.random.key(5), scanner, part, jnp.array([32.0, -40.0, 24.0]))
