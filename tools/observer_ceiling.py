@@ -17,7 +17,8 @@ Each is a microbleed to it, except for what is said of each line:
   scans with and one for scans without a phase; it knows them exactly, as no detector does.
 
 Noise is left out: what counts has a detectability of 7 or more, of which noise hides next to nothing. So are
-all mimics that can be told. A detector on the same scans will do worse. The last line is one model's estimate.
+all mimics that can be told, and a detector on the same scans will do worse. The last line is one model's
+estimate.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ class Piece:
 def isolated_pieces(mimics: np.ndarray, lesions: np.ndarray, spacing_mm: np.ndarray) -> list[Piece]:
     """Pieces of vessel label of at most `LONGEST_MM` that nothing but tissue is around.
 
-    Labels of vessels up to two voxels apart count as joined (a label is drawn from points along the vessel), and
-    so does a piece beside a lesion or a focal mimic, whose label may cover the rest of it.
+    Labels of vessels up to two voxels apart count as joined (a label is drawn from points along the vessel),
+    and so does a piece beside a lesion or a focal mimic, whose label may cover the rest of it.
 
     Args:
         mimics: (X, Y, Z) MimicKind.

@@ -76,9 +76,9 @@ class Pairs:
 
     def of_lesions(self, keep: np.ndarray) -> Pairs:
         """The pairs of some lesions alone, (M,) bool; all others are ignored."""
-        others = self.allowed[:, ~keep].any(axis=1)
+        others = np.any(self.allowed[:, ~keep], axis=1)
         kept = dataclasses.replace(self, allowed=self.allowed[:, keep], cost=self.cost[:, keep])
-        return kept.with_excused(others)
+        return kept.with_excused(np.asarray(others))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,11 +145,11 @@ def on_ignored(rule: Rule, detections: SubjectDetections, truth: SubjectTruth) -
         diameters_mm=truth.ignored_diameters_mm,
     )
     if rule.criterion == "box":
-        return (box_overlaps(detections, ignored) >= rule.limit).any(axis=1)
+        return np.asarray(np.any(box_overlaps(detections, ignored) >= rule.limit, axis=1))
     if rule.criterion == "touch":
-        return touching(detections, ignored).any(axis=1)
+        return np.asarray(np.any(touching(detections, ignored), axis=1))
     distance = center_distances(detections.centers_mm, ignored.centers_mm)
-    return (distance < rule.limit).any(axis=1)
+    return np.asarray(np.any(distance < rule.limit, axis=1))
 
 
 def center_distances(a_mm: np.ndarray, b_mm: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -122,19 +122,15 @@ def subset_results(scans: Sequence[ScanCells], *, samples: int, seed: int) -> tu
         samples: resamples of the part's scans for the 95 % intervals.
         seed: of the resampling.
     """
-    found = []
-    groups: list[tuple[str, Callable[[ScanCells], bool], tuple[str, ...]]] = [
-        (ALL_SCANS, lambda scan: True, SIZES),
-        (WITH_PHASE, lambda scan: scan.phase == WITH_PHASE, SIZES),
-        (ALONE, lambda scan: scan.phase == ALONE, SIZES),
-    ]
-    for name in _names(scan.protocol for scan in scans):
-        groups.append((name, lambda scan, name=name: scan.protocol == name, (ALL_SIZES,)))
+    parts: list[tuple[str, Sequence[ScanCells], tuple[str, ...]]] = [(ALL_SCANS, scans, SIZES)]
+    parts += [(phase, [s for s in scans if s.phase == phase], SIZES) for phase in (WITH_PHASE, ALONE)]
+    for protocol in _names(scan.protocol for scan in scans):
+        parts.append((protocol, [scan for scan in scans if scan.protocol == protocol], (ALL_SIZES,)))
     tiers = _names(scan.tier for scan in scans)
-    for name in tiers if len(tiers) > 1 else ():
-        groups.append((name, lambda scan, name=name: scan.tier == name, (ALL_SIZES,)))
-    for name, belongs, sizes in groups:
-        part = [scan for scan in scans if belongs(scan)]
+    for tier in tiers if len(tiers) > 1 else ():
+        parts.append((tier, [scan for scan in scans if scan.tier == tier], (ALL_SIZES,)))
+    found = []
+    for name, part, sizes in parts:
         left_out = any((ALL_SIZES, LEFT_OUT) in scan.cells for scan in part)
         for size in sizes if part else ():
             for calcifications in (COUNTED, LEFT_OUT) if left_out else (COUNTED,):
@@ -143,7 +139,7 @@ def subset_results(scans: Sequence[ScanCells], *, samples: int, seed: int) -> tu
 
 
 def _result(
-    part: list[ScanCells], name: str, size: str, calcifications: str, samples: int, seed: int
+    part: Sequence[ScanCells], name: str, size: str, calcifications: str, samples: int, seed: int
 ) -> SubsetResult:
     # a scan with a phase has one way to count calcifications
     cells = [scan.cells.get((size, calcifications), scan.cells[size, COUNTED]) for scan in part]

@@ -131,7 +131,8 @@ def _empty_like(other: LabelledVolume | None, rows: int) -> LabelledVolume | Non
 
 def _near_ignored(predicted_mm: np.ndarray, truth: SubjectTruth, limit_mm: float) -> np.ndarray:
     """(K,) bool: the element's centre (K, 3) is nearer than the limit to an ignored lesion."""
-    return (center_distances(predicted_mm, truth.ignored_centers_mm) < limit_mm).any(axis=1)
+    distance = center_distances(predicted_mm, truth.ignored_centers_mm)
+    return np.asarray(np.any(distance < limit_mm, axis=1))
 
 
 def _elements_mm(volume: LabelledVolume | None, centers_mm: np.ndarray, connectivity: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cmb_jax.anatomy.pack import AnatomyPack
@@ -84,7 +85,7 @@ def _affine(sample: Sample, grid: Grid) -> np.ndarray:
 def lesion_table(sample: Sample) -> LesionTable:
     """Microbleeds that count, focal mimics, microbleeds that are ignored, of one sample on the host."""
     world = _world(sample)
-    unseen = np.full_like(sample.bleeds.kind, MimicKind.IGNORED_MICROBLEED)
+    unseen = jnp.full_like(sample.bleeds.kind, int(MimicKind.IGNORED_MICROBLEED))
     ignored = dataclasses.replace(sample.bleeds, kind=unseen)
     groups = (
         (sample.bleeds, sample.counts, sample.bleed_mm, sample.bleed_seen.cnr),

@@ -63,10 +63,10 @@ def visibility(
     """Contrast-to-noise ratio, surroundings and detectability of lesions.
 
     Core: voxels within half the apparent radius, the nearest voxel at least. Surroundings: `tissue` (brain
-    without CSF and lesions) 1 to 3.5 mm beyond the apparent radius, or all of that shell where none is left.
-    Their level is the median and their spread 1.4826 times the median absolute deviation, at least the noise,
-    so that a vessel or a lesion beside costs nothing. The cross-section is that of the apparent diameter in
-    the slice, one voxel at least.
+    without CSF and lesions) in the same slices, as a reader looks at them, 1 to 3.5 mm beyond the apparent
+    radius, or all of that ring where none is left. Their level is the median and their spread 1.4826 times
+    the median absolute deviation, at least the noise, so that a vessel or a lesion beside costs nothing. The
+    cross-section is that of the apparent diameter in the slice, one voxel at least.
 
     swi and tissue (X, Y, Z); sigma () noise of one channel, in units of swi; centre_mm (N, 3) image frame;
     apparent_mm (N,) diameters.
@@ -84,9 +84,13 @@ def visibility(
         start = jnp.clip(start, 0, jnp.asarray(grid.shape) - jnp.asarray(size))
         values = jax.lax.dynamic_slice(swi, start, size)
         solid = jax.lax.dynamic_slice(tissue, start, size)
-        distance = jnp.linalg.norm((start + steps - position) * spacing, axis=-1)
+        offset = (start + steps - position) * spacing
+        distance = jnp.linalg.norm(offset, axis=-1)
         core = distance <= jnp.maximum(diameter / 4, jnp.min(distance) + 1e-4)
-        shell = (distance >= diameter / 2 + _RING_MM[0]) & (distance <= diameter / 2 + _RING_MM[1])
+        through = jnp.abs(offset[..., 2])
+        same_slices = through <= jnp.maximum(diameter / 4, jnp.min(through) + 1e-4)
+        beyond = jnp.linalg.norm(offset[..., :2], axis=-1) - diameter / 2
+        shell = same_slices & (beyond >= _RING_MM[0]) & (beyond <= _RING_MM[1])
         ring = shell & solid
         ring = jnp.where(jnp.any(ring), ring, shell)
 

@@ -106,6 +106,13 @@ def test_a_dark_neighbour_costs_nothing(beside):
     assert seen(with_ball(image, MIDDLE, 2.5, 8.0), 2.5, tissue=tissue)
 
 
+def test_signal_loss_in_the_next_slices_costs_nothing():
+    """A reader looks at one slice at a time."""
+    image = brain()
+    image[:, :, :7] *= 0.1  # the lesion lies in slice 8
+    assert seen(with_ball(image, MIDDLE, 2.0, 10.0), 2.0)
+
+
 def test_what_cannot_be_seen_does_not_count():
     image = brain()
     assert not seen(image, 3.0)  # nothing there
