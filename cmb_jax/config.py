@@ -17,6 +17,8 @@ MinerName = Literal["mimics_first", "top_objectness", "semi_hard"]
 
 # Settings of the network that its weights do not depend on.
 HOW_IT_IS_COMPUTED = frozenset({"compute_dtype", "remat"})
+# Settings of the network that older weights know nothing of: their defaults are the network as it was.
+NEWER_THAN_SOME_WEIGHTS = frozenset({"box_width", "semantic_head"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,10 @@ class ModelConfig:
     """Channels that each decoder level is reduced to."""
     head_width: int = 16
     """Channels of the proposal head's 3x3x3 convolution."""
+    box_width: int = 0
+    """Channels of a 3x3x3 convolution of its own for the boxes; 0: they are read from the scores' one."""
+    semantic_head: bool = False
+    """Training also tells vein, calcification, nucleus and others apart, cell by cell."""
     anchor_diameters_mm: tuple[float, ...] = (2.5, 4.0, 6.0, 10.0)
     """Edge length of the cubic anchors at every cell."""
     use_prototypes: bool = True
