@@ -18,7 +18,7 @@ from cmb_jax.errors import UserError
 from cmb_jax.phantom import MimicKind, PhantomSubject
 
 # Part of every cache folder's name: raise it when the stored form changes.
-STORE_VERSION = 2
+STORE_VERSION = 3
 POINTS_PER_KIND = 400
 BRAIN_POINTS = 2000
 PROPOSAL_STRIDE = (1, 2, 2)
@@ -39,6 +39,10 @@ class StoredSubject:
     def boxes(self) -> np.ndarray:
         """(M, 6) float32 boxes of the microbleeds."""
         return np.load(self.folder / "boxes.npy")
+
+    def ignored_boxes(self) -> np.ndarray:
+        """(K, 6) float32 boxes of what is neither a microbleed to be found nor background."""
+        return np.load(self.folder / "ignored_boxes.npy")
 
     def mimics(self) -> np.ndarray:
         """(Z, Y // 2, X // 2) uint8 `MimicKind` or `READERS_MIMIC` on the proposal grid, memory-mapped."""
@@ -112,11 +116,12 @@ def store_subject(
     prepared = prepare_phantom(subject, spacing_mm)
     affine = subject.swi.affine
     lesions = subject.lesions
-    cmb = lesions.is_cmb
+    boxes = boxes_of_lesions(lesions.centre_mm, lesions.apparent_diameter_mm, prepared)
     return _store(
         folder,
         prepared,
-        boxes=boxes_of_lesions(lesions.centre_mm[cmb], lesions.apparent_diameter_mm[cmb], prepared),
+        boxes=boxes[lesions.is_cmb],
+        ignored_boxes=boxes[lesions.is_ignored],
         mimics=_cells_of(subject.mimic_labels.astype(np.uint8), affine, prepared),
         brain=region_of(_cells_of(subject.region_code, affine, prepared)) > 0,
         seed=subject.seed,
@@ -150,6 +155,7 @@ def store_scan(
         folder,
         prepared,
         boxes=boxes,
+        ignored_boxes=np.zeros((0, 6)),
         mimics=_cells_in_balls(spheres, brain.shape),
         brain=brain if brain.any() else ~brain,
         seed=seed,
@@ -161,6 +167,7 @@ def _store(
     prepared: PreparedVolume,
     *,
     boxes: np.ndarray,
+    ignored_boxes: np.ndarray,
     mimics: np.ndarray,
     brain: np.ndarray,
     seed: int,
@@ -170,6 +177,7 @@ def _store(
     arrays = {
         "image": prepared.image,
         "boxes": boxes.astype(np.float32),
+        "ignored_boxes": ignored_boxes.astype(np.float32),
         "mimics": mimics,
         "mimic_points": _points_by_kind(mimics, rng),
         "brain_points": rng.permutation(np.argwhere(brain))[:BRAIN_POINTS].astype(np.int32),

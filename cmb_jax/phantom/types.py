@@ -87,6 +87,11 @@ class LesionTable:
         """(N,) bool: microbleed or mimic."""
         return self.kind == CMB_KIND
 
+    @property
+    def is_ignored(self) -> np.ndarray:
+        """(N,) bool: a microbleed that does not count, neither to be found nor background."""
+        return self.kind == MimicKind.UNSEEN_MICROBLEED
+
     def rows(self) -> Iterator[LesionRow]:
         """The table by line, codes as lower-case names."""
         for i in range(len(self)):
