@@ -1,4 +1,4 @@
-"""The detector's loss in PyTorch: the sums and denominators of `cmb_jax.losses.total` with its default settings.
+"""The detector's loss in PyTorch: that of `cmb_jax.losses.total` with the defaults of `LossConfig`.
 
 Shapes are static but for the assignment, which looks at each true box's own neighbourhood and so runs in
 Python over the boxes: in eager mode that is far quicker than a dense pass a box.

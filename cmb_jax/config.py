@@ -81,7 +81,7 @@ class LossConfig:
     """Assignment of anchors and weights of the loss terms."""
 
     assignment: Literal["iou", "atss"] = "iou"
-    """Positive anchors by overlap, or by adaptive training sample selection: a few nearest (docs/losses.md)."""
+    """Positive anchors by overlap, or by ATSS: a few of the nearest (docs/losses.md)."""
     atss_candidates: int = 4
     """Nearest anchors of each size that ATSS chooses from."""
     ignore_mm: float = 0.0

@@ -63,7 +63,9 @@ def assign_lattice(
     chex.assert_shape(truths.valid, (truths.boxes.shape[0],))
     chex.assert_shape(sizes, (None, 3))
     sizes = jnp.asarray(sizes, jnp.float32)
-    boxes = jnp.where(truths.counted[:, None], truths.boxes.astype(jnp.float32), 0)  # padding may hold anything
+    boxes = jnp.where(
+        truths.counted[:, None], truths.boxes.astype(jnp.float32), 0
+    )  # padding may hold anything
     anchor_volume = product_of_axes(sizes)
     overlaps = [  # each (M, A, cells)
         _axis_overlap(boxes[:, axis], boxes[:, axis + 3], sizes[:, axis], grid_shape[axis], stride[axis])
@@ -171,7 +173,7 @@ def inside_truths(
 
 
 def _any_below(parts: list[jax.Array], limit: jax.Array, count: jax.Array) -> jax.Array:
-    """Where the sum of three terms (M, Z), (M, Y), (M, X) is at most the limit (M,) for one of the first M."""
+    """Where the sum of three terms (M, Z), (M, Y), (M, X) is at most the limit (M,), for any m < count."""
     start = jnp.zeros(tuple(part.shape[1] for part in parts), bool)
 
     def step(number: jax.Array, found: jax.Array) -> jax.Array:

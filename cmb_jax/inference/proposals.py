@@ -119,9 +119,7 @@ def window_candidates(
         # Only the slab's own planes count: those around it are another slab's.
         low = core_low.at[0].max(start[0] + first)
         high = core_high.at[0].min(start[0] + first + slab_planes(depth))
-        return _slab_candidates(
-            config, detector, box_input, objectness[0], start.at[0].add(plane), low, high
-        )
+        return _slab_candidates(config, detector, box_input, objectness[0], start.at[0].add(plane), low, high)
 
     slabs = map_slabs(of_slab, depth)
     # Slabs follow each other as their anchors do: ties go to the lower anchor, as in one list of all.

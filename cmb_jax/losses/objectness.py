@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from cmb_jax.ops.top import top_k
+from cmb_jax.ops.top import kth_largest
 
 
 def lesion_weights(
@@ -49,7 +49,7 @@ def hardest(negative: jax.Array, objectness: jax.Array, count: int) -> jax.Array
         (B, ...) bool, a subset of `negative`.
     """
     score = jnp.where(negative, jax.lax.stop_gradient(objectness), -jnp.inf).reshape(negative.shape[0], -1)
-    last = jax.vmap(lambda row: top_k(row, min(count, row.shape[0]))[0][-1])(score)
+    last = kth_largest(score, min(count, score.shape[1]))
     return negative & (score >= last[:, None]).reshape(negative.shape)
 
 

@@ -1,4 +1,4 @@
-"""What lies in each cell of a patch, as an auxiliary task of training: so that the features tell mimics apart.
+"""What lies in each cell of a patch: an auxiliary task of training, so that features tell mimics apart.
 
 A dense loss beside the anchors', as in Retina U-Net (Jaeger et al. 2020). Simulated subjects have all labels.
 """

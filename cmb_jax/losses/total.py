@@ -46,7 +46,7 @@ class LossTerms:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What the anchors of a batch should say. B patches, M truths, S = `MAX_BOX_ANCHORS` positives."""
+    """What the anchors of a batch should say. B patches, M truths, S places for positives."""
 
     label: jax.Array  # (B, Z, Y, X, A) int8: 1 positive, 0 negative, -1 ignored
     matched: jax.Array  # (B, Z, Y, X, A) int32 truth of each positive anchor
@@ -154,7 +154,10 @@ def assign(
         label = jnp.where(patch_valid[:, None, None, None, None], label, jnp.int8(-1))
         patches = patch_valid.sum(dtype=jnp.int32)
     positive = (label == 1).reshape(batch, -1)
-    chosen, chosen_valid = jax.vmap(lambda flags: spread(flags, MAX_BOX_ANCHORS))(positive)
+    slots = MAX_BOX_ANCHORS
+    if config.assignment == "atss":  # there cannot be more positives than candidates
+        slots = min(slots, truths.valid.shape[1] * sizes.shape[0] * config.atss_candidates)
+    chosen, chosen_valid = jax.vmap(lambda flags: spread(flags, slots))(positive)
     matched = assignment.matched_index
     return Targets(
         label=label,
@@ -197,7 +200,9 @@ def _objectness_term(
         )
         own = jnp.take_along_axis(logits.reshape(batch, -1), targets.chosen, axis=1)
         valid = targets.chosen_valid
-        total += ((weights - 1.0) * focal_loss(own, valid, valid, config.focal_alpha, config.focal_gamma)).sum()
+        total += (
+            (weights - 1.0) * focal_loss(own, valid, valid, config.focal_alpha, config.focal_gamma)
+        ).sum()
     if config.expected_lesions:
         return total / (config.expected_lesions * jnp.maximum(targets.patches, 1))
     return total / jnp.maximum(positive.sum(dtype=jnp.int32), 1)

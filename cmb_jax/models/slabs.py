@@ -71,8 +71,8 @@ def slab_maps(
 
     Returns:
         start: () int32, plane of the first result.
-        box_input: (B, N, Y / 2, X / 2, C) of N planes, those of the slab among them. Only the slab's box codes
-            are right: the others are as if the volume ended with the last of them.
+        box_input: (B, N, Y / 2, X / 2, C) of N planes, those of the slab among them. Only the slab's box
+            codes are right: the others are as if the volume ended with the last of them.
         objectness: (B, N, Y / 2, X / 2, A) float32 logits of the same planes.
     """
     depth = image.shape[1]

@@ -73,7 +73,9 @@ def loss_function(
     detector = template.bind(params)
     maps = propose(params, batch.image)
     spacing = config.data.spacing_mm
-    return detection_loss(detector, maps, batch.truths, batch.mimics, spacing, config.loss, bank=bank, key=key)
+    return detection_loss(
+        detector, maps, batch.truths, batch.mimics, spacing, config.loss, bank=bank, key=key
+    )
 
 
 def follow_samples(params: Any, samples: Samples | None, config: LossConfig) -> Any:

@@ -105,7 +105,9 @@ def test_lesions_at_the_rim_are_ignored_only_if_asked(subjects):
     for asked, want in ((False, [0, 1, 0]), (True, [1, 1, 1])):
         config = dataclasses.replace(CONFIG, ignore_rim=asked)
         patch = padded_patch(image, boxes, flags, mimics, config)
-        by_box = {tuple(box): ignored for box, ignored in zip(patch["boxes"], patch["boxes_ignored"], strict=True)}
+        by_box = {
+            tuple(box): ignored for box, ignored in zip(patch["boxes"], patch["boxes_ignored"], strict=True)
+        }
         assert [by_box[tuple(box)] for box in boxes] == want
 
 

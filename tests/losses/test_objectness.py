@@ -149,7 +149,10 @@ def test_sampling_needs_a_key():
         detection_loss(detector, detector(image), truths, mimics, SPACING, config)
 
 
-@pytest.mark.parametrize("wrong", [{"lesion_balance": 1.5}, {"sampled_negatives": -1}, {"expected_lesions": -1.0}, {"atss_candidates": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lesion_balance": 1.5}, {"sampled_negatives": -1}, {"expected_lesions": -1.0}, {"atss_candidates": 0}],
+)
 def test_impossible_settings(wrong):
     with pytest.raises(ValueError, match="loss\\."):
         LossConfig(**wrong)

@@ -119,7 +119,7 @@ def test_boxes_of_single_anchors_agree_with_the_maps(rng, box_width):
 
 
 def test_scores_and_boxes_apart(rng):
-    """With a block of their own the boxes do not change with the scores' block, nor the scores with theirs."""
+    """With a block of their own the boxes do not depend on the scores' block, nor the scores on theirs."""
     graph, state = nnx.split(make(dataclasses.replace(TINY, box_width=6)))
     image = jnp.asarray(rng.normal(size=(1, 8, 16, 16, 2)), jnp.float32)
     before = nnx.merge(graph, state)(image)

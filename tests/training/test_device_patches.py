@@ -15,7 +15,9 @@ from cmb_jax.phantom.sample import Ranges
 from cmb_jax.training.device_patches import PatchPlan, for_patches, simulate_patches
 from cmb_jax.training.sharding import make_mesh
 
-DATA = DataConfig(spacing_mm=(2.0, 1.0, 1.0), patch_shape=(16, 32, 32), max_truths=6, phase_dropout=0.5)
+DATA = DataConfig(
+    spacing_mm=(2.0, 1.0, 1.0), patch_shape=(16, 32, 32), max_truths=6, phase_dropout=0.5, ignore_rim=True
+)
 BATCH = 4
 
 
@@ -86,13 +88,13 @@ def test_devices_make_the_same_patches(keys, batch, anatomy, ranges, plan):
     np.testing.assert_allclose(found.truths.boxes, batch.truths.boxes, atol=1e-3)
 
 
-def test_lesions_beyond_the_rim_are_ignored_if_asked(keys, batch, anatomy, ranges, plan):
-    asked = simulate_patches(keys, anatomy, ranges, plan=dataclasses.replace(plan, ignore_rim=True))
-    found = jax.device_get(asked.truths)
-    np.testing.assert_array_equal(found.valid, batch.truths.valid)
+def test_lesions_beyond_the_rim_are_ignored(batch):
+    found = batch.truths
     center = (found.boxes[..., :3] + found.boxes[..., 3:]) / 2
     outside = ((center < 0) | (center >= np.array(batch.image.shape[1:4]))).any(axis=-1) & found.valid
-    np.testing.assert_array_equal(found.ignored, batch.truths.ignored | outside)
+    assert outside.any()
+    assert found.ignored[outside].all()
+    assert (found.valid & ~found.ignored).sum() > 3
 
 
 def test_no_microbleeds_when_none_are_asked_for(keys, anatomy, ranges, plan):
