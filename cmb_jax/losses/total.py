@@ -154,10 +154,10 @@ def assign(
         label = jnp.where(patch_valid[:, None, None, None, None], label, jnp.int8(-1))
         patches = patch_valid.sum(dtype=jnp.int32)
     positive = (label == 1).reshape(batch, -1)
-    slots = MAX_BOX_ANCHORS
+    places = MAX_BOX_ANCHORS
     if config.assignment == "atss":  # there cannot be more positives than candidates
-        slots = min(slots, truths.valid.shape[1] * sizes.shape[0] * config.atss_candidates)
-    chosen, chosen_valid = jax.vmap(lambda flags: spread(flags, slots))(positive)
+        places = min(places, truths.valid.shape[1] * sizes.shape[0] * config.atss_candidates)
+    chosen, chosen_valid = jax.vmap(lambda flags: spread(flags, places))(positive)
     matched = assignment.matched_index
     return Targets(
         label=label,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmb_jax.models.blocks import Conv, ConvBlock, at_least_float32
+from cmb_jax.ops.conv import conv3d
 
 # Objectness of an untrained network (Lin et al. 2017): the many negatives then do not drown the first steps.
 PRIOR = 0.01
@@ -68,10 +69,12 @@ class ProposalHead(nnx.Module):
             found = jnp.take_along_axis(rows, cells[..., None], axis=1)
         else:
             around = _neighborhoods(box_input, cells)
-            conv = self.box_block.conv
-            kernel = conv.kernel[...].astype(around.dtype)
-            bias = conv.bias[...].astype(around.dtype)
-            found = jax.nn.relu(around @ kernel.reshape(-1, kernel.shape[-1]) + bias)
+            kernel = self.box_block.conv.kernel[...]
+            # as a 1x1x1 convolution of what the 3x3x3 one sees
+            bias = None if self.box_block.conv.bias is None else self.box_block.conv.bias[...]
+            found = conv3d(
+                around[:, None, None], kernel.reshape(1, 1, 1, -1, kernel.shape[-1]), bias, relu=True
+            )[:, 0, 0]
         return self._codes(found[:, None, None])[:, 0, 0]
 
     def _codes(self, cells: jax.Array) -> jax.Array:
