@@ -17,6 +17,8 @@ MinerName = Literal["mimics_first", "top_objectness", "semi_hard"]
 
 # Settings of the network that its weights do not depend on.
 HOW_IT_IS_COMPUTED = frozenset({"compute_dtype", "remat"})
+# Settings of the network that older weights know nothing of: their defaults are the network as it was.
+NEWER_THAN_SOME_WEIGHTS = frozenset({"box_width", "semantic_head"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,10 @@ class ModelConfig:
     """Channels that each decoder level is reduced to."""
     head_width: int = 16
     """Channels of the proposal head's 3x3x3 convolution."""
+    box_width: int = 0
+    """Channels of a 3x3x3 convolution of its own for the boxes; 0: they are read from the scores' one."""
+    semantic_head: bool = False
+    """Training also tells vein, calcification, nucleus and others apart, cell by cell."""
     anchor_diameters_mm: tuple[float, ...] = (2.5, 4.0, 6.0, 10.0)
     """Edge length of the cubic anchors at every cell."""
     use_prototypes: bool = True
@@ -74,6 +80,12 @@ class ModelConfig:
 class LossConfig:
     """Assignment of anchors and weights of the loss terms."""
 
+    assignment: Literal["iou", "atss"] = "iou"
+    """Positive anchors by overlap, or by ATSS: a few of the nearest (docs/losses.md)."""
+    atss_candidates: int = 4
+    """Nearest anchors of each size that ATSS chooses from."""
+    ignore_mm: float = 0.0
+    """Anchors centered this near to a truth's box are ignored where they are not positive; 0: none are."""
     positive_iou: float = 0.35
     """An anchor at or above this IoU with a truth is positive; each truth's best anchor always is."""
     negative_iou: float = 0.15
@@ -86,10 +98,18 @@ class LossConfig:
     """Exponent b: a positive anchor weighs n^-b, n those of its lesion (0 anchors alike, 1 lesions)."""
     sampled_negatives: int = 0
     """Negatives a patch in the objectness loss, drawn at random as in Faster R-CNN; 0: all of them."""
+    negative_pool: int = 0
+    """Sampled negatives are drawn from this many times as many that score highest; 0: from all of them."""
+    expected_lesions: float = 0.0
+    """Lesions a patch by which the objectness loss is divided; 0: by the batch's positive anchors."""
     box_weight: float = 0.5
     """Weight of the smooth-L1 box loss."""
     concentration_weight: float = 0.2
     """Weight of the prototype loss, whichever it is."""
+    semantic_weight: float = 0.2
+    """Weight of the cross-entropy of `model.semantic_head`."""
+    prototype_balance: bool = False
+    """Classes weigh alike in the prototype loss, and so do the lesions of a patch; else all samples do."""
     prototype_loss: PrototypeLossName = "concentration"
     """Loss of the mined anchors' embeddings (docs/losses.md)."""
     prototype_update: Literal["learned", "moving_average"] = "learned"
@@ -110,6 +130,8 @@ class LossConfig:
     """Margin between distances in the triplet loss."""
     miner: MinerName = "mimics_first"
     """Which negatives are hard (docs/losses.md)."""
+    mine_peaks: bool = False
+    """Only negatives that score highest among their neighbors are mined, one of each vein's dark spots."""
     max_positives: int = 64
     """Positive anchors a patch that enter the prototype loss."""
     max_hard_negatives: int = 64
@@ -118,6 +140,10 @@ class LossConfig:
     """Samples of earlier steps that join those of a step in the prototype loss; 0: none."""
 
     def __post_init__(self) -> None:
+        if self.atss_candidates < 1:
+            raise ValueError("loss.atss_candidates must be 1 or more")
+        if min(self.ignore_mm, self.negative_pool, self.expected_lesions) < 0:
+            raise ValueError("loss.ignore_mm, loss.negative_pool and loss.expected_lesions must be 0 or more")
         if not 0.0 <= self.lesion_balance <= 1.0:
             raise ValueError("loss.lesion_balance must be from 0 to 1")
         if self.sampled_negatives < 0:
@@ -184,6 +210,8 @@ class DataConfig:
     """Patches a step, over all devices and hosts."""
     max_truths: int = 24
     """True boxes a patch, padded."""
+    ignore_rim: bool = False
+    """Lesions whose centers lie outside the patch are ignored; else they are to be found at its rim."""
     lesion_patch_fraction: float = 0.6
     """Share of patches that hold a lesion; the rest are centred on a mimic or anywhere in the brain."""
     phase_dropout: float = 0.15

@@ -22,6 +22,7 @@ class PatchBatch:
     image: np.ndarray  # (B, Z, Y, X, 2) float32
     boxes: np.ndarray  # (B, M, 6) float32, voxels of the patch
     boxes_valid: np.ndarray  # (B, M) bool
+    boxes_ignored: np.ndarray  # (B, M) bool: neither to be found nor background
     mimics: np.ndarray  # (B, Z, Y // 2, X // 2) uint8
 
 
@@ -54,11 +55,13 @@ def _center_cell(stored: StoredSubject, boxes: np.ndarray, config: DataConfig, r
 
 
 def cut_patch(stored: StoredSubject, config: DataConfig, rng: np.random.Generator):
-    """One patch with its boxes: (image, boxes, mimics), patch coordinates, before augmentation.
+    """One patch with its boxes: (image, boxes, ignored, mimics), patch coordinates, before augmentation.
 
+    The boxes (M, 6) that `ignored` (M,) flags are neither to be found nor background.
     The image is a view of the file where the patch lies inside the volume: what is not looked at is not read.
     """
     image, boxes, mimics = stored.image(), stored.boxes(), stored.mimics()
+    ignored = stored.ignored_boxes()
     shape = np.array(config.patch_shape)
     stride = np.array(PROPOSAL_STRIDE)
     center = _center_cell(stored, boxes, config, rng)
@@ -74,9 +77,10 @@ def cut_patch(stored: StoredSubject, config: DataConfig, rng: np.random.Generato
 
     patch = _window(image, start, shape)
     cells = _window(mimics, start // stride, shape // stride)
-    local = boxes - np.tile(start, 2).astype(np.float32)
+    ignored_here = np.arange(len(boxes) + len(ignored)) >= len(boxes)
+    local = np.concatenate([boxes, ignored]) - np.tile(start, 2).astype(np.float32)
     overlaps = ((local[:, 3:] > 0) & (local[:, :3] < shape)).all(axis=1)
-    return patch, local[overlaps], cells
+    return patch, local[overlaps], ignored_here[overlaps], cells
 
 
 def _window(array: np.ndarray, start: np.ndarray, shape: np.ndarray) -> np.ndarray:
@@ -155,25 +159,31 @@ class SamplePatch(grain.transforms.RandomMap):
     def random_map(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Cut, augment and pad to static shapes."""
         config = self._config
-        image, boxes, mimics = cut_patch(self._subjects[int(element)], config, rng)
+        image, boxes, ignored, mimics = cut_patch(self._subjects[int(element)], config, rng)
+        # boxes keep their order, so that the flags need no part in it
         image, boxes, mimics = augment(image, boxes, mimics, config, rng, self._planes)
-        return padded_patch(image, boxes, mimics, config)
+        return padded_patch(image, boxes, ignored, mimics, config)
 
 
 def padded_patch(
-    image: np.ndarray, boxes: np.ndarray, mimics: np.ndarray, config: DataConfig
+    image: np.ndarray, boxes: np.ndarray, ignored: np.ndarray, mimics: np.ndarray, config: DataConfig
 ) -> dict[str, np.ndarray]:
     """A patch in static shapes, as a `PatchBatch` without the batch axis."""
+    shape, center = np.array(config.patch_shape), (boxes[:, :3] + boxes[:, 3:]) / 2
+    if config.ignore_rim:  # no anchor of the patch could be right for them
+        ignored = ignored | ((center < 0) | (center >= shape)).any(axis=1)
     # more lesions than places: keep those nearest to the middle, whose surroundings are whole
-    distance = np.abs((boxes[:, :3] + boxes[:, 3:]) / 2 - np.array(config.patch_shape) / 2).max(axis=1)
-    boxes = boxes[np.argsort(distance, kind="stable")[: config.max_truths]]
+    kept = np.argsort(np.abs(center - shape / 2).max(axis=1), kind="stable")[: config.max_truths]
     padded = np.zeros((config.max_truths, 6), np.float32)
-    padded[: len(boxes)] = boxes
+    padded[: len(kept)] = boxes[kept]
+    flags = np.zeros(config.max_truths, bool)
+    flags[: len(kept)] = ignored[kept]
     return {
         # quicker than a copy of the view
         "image": np.stack([image[..., 0], image[..., 1]], axis=-1).astype(np.float32, copy=False),
         "boxes": padded,
-        "boxes_valid": np.arange(config.max_truths) < len(boxes),
+        "boxes_valid": np.arange(config.max_truths) < len(kept),
+        "boxes_ignored": flags,
         "mimics": np.ascontiguousarray(mimics),
     }
 

@@ -43,6 +43,10 @@ class StoredSubject:
         """(M, 6) float32 boxes of the microbleeds."""
         return np.load(self.folder / "boxes.npy")
 
+    def ignored_boxes(self) -> np.ndarray:
+        """(K, 6) float32 boxes of what is neither a microbleed to be found nor background."""
+        return np.load(self.folder / "ignored_boxes.npy")
+
     def mimics(self) -> np.ndarray:
         """(Z, Y // 2, X // 2) uint8 `MimicKind` or `READERS_MIMIC` on the proposal grid, memory-mapped."""
         return np.load(self.folder / "mimics.npy", mmap_mode="r")
@@ -134,11 +138,12 @@ def store_subject(
     prepared = prepare_phantom(subject, spacing_mm)
     affine = subject.swi.affine
     lesions = subject.lesions
-    cmb = lesions.is_cmb
+    boxes = boxes_of_lesions(lesions.centre_mm, lesions.apparent_diameter_mm, prepared)
     return _store(
         folder,
         prepared,
-        boxes=boxes_of_lesions(lesions.centre_mm[cmb], lesions.apparent_diameter_mm[cmb], prepared),
+        boxes=boxes[lesions.is_cmb],
+        ignored_boxes=boxes[lesions.is_ignored],
         mimics=_cells_of(subject.mimic_labels.astype(np.uint8), affine, prepared),
         brain=region_of(_cells_of(subject.region_code, affine, prepared)) > 0,
         seed=subject.seed,
@@ -172,6 +177,7 @@ def store_scan(
         folder,
         prepared,
         boxes=boxes,
+        ignored_boxes=np.zeros((0, 6)),
         mimics=_cells_in_balls(spheres, brain.shape),
         brain=brain if brain.any() else ~brain,
         seed=seed,
@@ -183,6 +189,7 @@ def _store(
     prepared: PreparedVolume,
     *,
     boxes: np.ndarray,
+    ignored_boxes: np.ndarray,
     mimics: np.ndarray,
     brain: np.ndarray,
     seed: int,
@@ -192,6 +199,7 @@ def _store(
     arrays = {
         "image": prepared.image,
         "boxes": boxes.astype(np.float32),
+        "ignored_boxes": ignored_boxes.astype(np.float32),
         "mimics": mimics,
         "mimic_points": _points_by_kind(mimics, rng),
         "brain_points": rng.permutation(np.argwhere(brain))[:BRAIN_POINTS].astype(np.int32),

@@ -115,13 +115,11 @@ def window_candidates(
     context = context_of(detector, image)
 
     def of_slab(first: jax.Array) -> Detections:
-        plane, features, objectness = slab_maps(detector, image, context, first)
+        plane, box_input, objectness = slab_maps(detector, image, context, first)
         # Only the slab's own planes count: those around it are another slab's.
         low = core_low.at[0].max(start[0] + first)
         high = core_high.at[0].min(start[0] + first + slab_planes(depth))
-        return _slab_candidates(
-            config, detector, features[0], objectness[0], start.at[0].add(plane), low, high
-        )
+        return _slab_candidates(config, detector, box_input, objectness[0], start.at[0].add(plane), low, high)
 
     slabs = map_slabs(of_slab, depth)
     # Slabs follow each other as their anchors do: ties go to the lower anchor, as in one list of all.
@@ -136,7 +134,7 @@ def window_candidates(
 def _slab_candidates(
     config: Config,
     detector: Detector,
-    features: jax.Array,  # (Z, Y, X, C)
+    box_input: jax.Array,  # (1, Z, Y, X, C)
     logits: jax.Array,  # (Z, Y, X, A)
     start: jax.Array,  # (3,) working voxels of the first cell
     core_low: jax.Array,
@@ -159,7 +157,7 @@ def _slab_candidates(
     center = (position + 0.5) * jnp.array(STRIDE, jnp.float32) + start
     sizes = jnp.asarray(anchor_sizes(config.model.anchor_diameters_mm, config.data.spacing_mm))[anchor]
     # Box codes of the candidates alone: the dense map of them would be the largest array of all.
-    codes = detector.box_codes(features.reshape(-1, features.shape[-1])[cell], anchor)
+    codes = detector.box_codes(box_input, index[None])[0]
     return Detections(
         boxes=decode_boxes(boxes_from_centers(center, sizes), codes),
         scores=best,

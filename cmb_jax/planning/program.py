@@ -61,6 +61,7 @@ def step_arguments(config: Config, mesh: Mesh) -> tuple[TrainState, DeviceBatch]
         truths=Truths(
             boxes=jax.ShapeDtypeStruct((batch, truths, 6), jnp.float32),  # type: ignore[arg-type]
             valid=jax.ShapeDtypeStruct((batch, truths), jnp.bool_),  # type: ignore[arg-type]
+            ignored=jax.ShapeDtypeStruct((batch, truths), jnp.bool_),  # type: ignore[arg-type]
         ),
         mimics=jax.ShapeDtypeStruct((batch, z, y // 2, x // 2), jnp.uint8),  # type: ignore[arg-type]
     )

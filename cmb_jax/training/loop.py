@@ -131,6 +131,7 @@ def step_values(
         "objectness": float(terms.objectness),
         "box": float(terms.box),
         "concentration": float(terms.concentration),
+        "semantic": float(terms.semantic),
         "positives": float(terms.positives),
         "gradient_norm": float(metrics.gradient_norm),
         "learning_rate": rate,

@@ -33,6 +33,7 @@ def test_boxes_lie_round_the_true_centres(phantom, stored):
     centers = edge_coordinates(lesions.centre_mm[lesions.is_cmb], prepare_phantom(phantom, SPACING).affine)
     boxes = stored[1].boxes()
     assert len(boxes) == lesions.is_cmb.sum() > 3
+    assert stored[1].ignored_boxes().shape == (lesions.is_ignored.sum(), 6)
     np.testing.assert_allclose((boxes[:, :3] + boxes[:, 3:]) / 2, centers, atol=1e-3)
 
 

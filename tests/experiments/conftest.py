@@ -47,6 +47,7 @@ def subject_folder(tmp_path_factory):
         mimics[:, 2, 2] = MimicKind.PIAL_VEIN
         np.save(folder / "image.npy", image.astype(np.float16))
         np.save(folder / "boxes.npy", np.array(boxes, np.float32).reshape(-1, 6))
+        np.save(folder / "ignored_boxes.npy", np.zeros((0, 6), np.float32))
         np.save(folder / "mimics.npy", mimics)
         np.save(folder / "mimic_points.npy", np.argwhere(mimics).astype(np.int32))
         np.save(folder / "brain_points.npy", rng.integers(4, 12, (50, 3)).astype(np.int32))

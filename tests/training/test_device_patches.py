@@ -15,7 +15,9 @@ from cmb_jax.phantom.sample import Ranges
 from cmb_jax.training.device_patches import PatchPlan, for_patches, simulate_patches
 from cmb_jax.training.sharding import make_mesh
 
-DATA = DataConfig(spacing_mm=(2.0, 1.0, 1.0), patch_shape=(16, 32, 32), max_truths=6, phase_dropout=0.5)
+DATA = DataConfig(
+    spacing_mm=(2.0, 1.0, 1.0), patch_shape=(16, 32, 32), max_truths=6, phase_dropout=0.5, ignore_rim=True
+)
 BATCH = 4
 
 
@@ -59,9 +61,13 @@ def test_shapes_and_values(batch):
 
 def test_microbleeds_are_dark_where_their_boxes_are(batch):
     inside, around = [], []
-    for image, boxes, valid in zip(batch.image, batch.truths.boxes, batch.truths.valid, strict=True):
+    truths = batch.truths
+    for image, boxes, valid, ignored in zip(
+        batch.image, truths.boxes, truths.valid, truths.ignored, strict=True
+    ):
         assert (valid[:-1] >= valid[1:]).all()  # the valid ones come first
-        for z0, y0, x0, z1, y1, x1 in boxes[valid]:
+        assert valid[ignored].all()
+        for z0, y0, x0, z1, y1, x1 in boxes[valid & ~ignored]:
             centre = np.floor([(z0 + z1) / 2, (y0 + y1) / 2, (x0 + x1) / 2]).astype(int)
             if ((centre < 2) | (centre >= np.array(image.shape[:3]) - 2)).any():
                 continue
@@ -80,6 +86,15 @@ def test_devices_make_the_same_patches(keys, batch, anatomy, ranges, plan):
     np.testing.assert_allclose(found.image, batch.image, atol=2e-3)
     np.testing.assert_array_equal(found.truths.valid, batch.truths.valid)
     np.testing.assert_allclose(found.truths.boxes, batch.truths.boxes, atol=1e-3)
+
+
+def test_lesions_beyond_the_rim_are_ignored(batch):
+    found = batch.truths
+    center = (found.boxes[..., :3] + found.boxes[..., 3:]) / 2
+    outside = ((center < 0) | (center >= np.array(batch.image.shape[1:4]))).any(axis=-1) & found.valid
+    assert outside.any()
+    assert found.ignored[outside].all()
+    assert (found.valid & ~found.ignored).sum() > 3
 
 
 def test_no_microbleeds_when_none_are_asked_for(keys, anatomy, ranges, plan):

@@ -53,6 +53,7 @@ def batch_of(number):
         image=image.astype(np.float32),
         boxes=boxes,
         boxes_valid=np.arange(4)[None] < np.full((count, 1), 2),
+        boxes_ignored=np.arange(4)[None] == np.arange(count)[:, None] % 3,
         mimics=(rng.random((count, SHAPE[0], SHAPE[1] // 2, SHAPE[2] // 2)) < 0.01).astype(np.uint8),
     )
 
