@@ -6,13 +6,14 @@ Every field can be overridden on the command line by its dotted name, e.g. `--tr
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 Triple = tuple[int, int, int]
 PrototypeLossName = Literal[
     "concentration", "dce", "gcpl", "center", "supcon", "proxy_anchor", "triplet_hard", "none"
 ]
 MinerName = Literal["mimics_first", "top_objectness", "semi_hard"]
+Flips = Literal["none", "x", "xyz"]
 
 
 # Settings of the network that its weights do not depend on.
@@ -245,10 +246,16 @@ class InferenceConfig:
     """From this score on a detection is called definite, below it possible."""
     candidate_threshold: float = 0.05
     """Candidates below this score are not listed at all."""
+    flips: Flips = "none"
+    """Mirror images whose scores are averaged with the image's own: none, x (2 passes), xyz (4 passes)."""
     calibration_scores: tuple[float, ...] = ()
     """Knots of the map from score to probability, rising; none: the weights are not calibrated."""
     calibration_probabilities: tuple[float, ...] = ()
     """Probability at each knot, straight lines between; written by `cmb-jax calibrate`."""
+
+    def __post_init__(self) -> None:
+        if self.flips not in get_args(Flips):
+            raise ValueError(f"inference.flips must be one of {', '.join(get_args(Flips))}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,6 +88,7 @@ def participants(
         PhaseOptions(sign=options.phase_sign, stored=stored),
         jax.local_devices(),
         regions,
+        options.flips,
     )
     write_dataset_files(data, out, options.regions)
     done = run_participants(layout, out, selection, pipeline, overwrite=options.overwrite, progress=progress)

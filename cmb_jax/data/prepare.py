@@ -113,7 +113,8 @@ def _high_passed(image: jax.Array, spacing_mm: jax.Array) -> tuple[jax.Array, ja
     """
     low = low_pass(image, spacing_mm)
     size = jnp.abs(low)
-    background = jnp.sqrt(jnp.sum(size * jnp.angle(low) ** 2) / jnp.maximum(jnp.sum(size), 1e-6))
+    weight = size**2  # of tissue: in noise the mean is small
+    background = jnp.sqrt(jnp.sum(weight * jnp.angle(low) ** 2) / jnp.maximum(jnp.sum(weight), 1e-6))
     back = jnp.where(size > 0, jnp.conj(low) / jnp.where(size > 0, size, 1.0), 1.0)
     filtered = jnp.where(background < _FILTERED_BELOW_RAD, image, image * back)
     angle = jnp.angle(filtered)
