@@ -162,6 +162,61 @@ class PhantomConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of a training patch's images, beside mirror images and the turn. The defaults are mild."""
+
+    gamma: float = 1.25
+    """SWI to a power from 1 / gamma to gamma."""
+    gain: float = 1.15
+    """SWI times a factor from 1 / gain to gain."""
+    noise: float = 0.04
+    """Largest standard deviation of white noise on the SWI, in units of brain tissue."""
+    phase_noise: bool = False
+    """Noise of the same size on the phase too, over the SWI, as in a complex image."""
+    phase_scale: float = 1.4
+    """Phase times a factor from 1 / phase_scale to phase_scale: echo time times field strength; it wraps."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur, along each axis by its own width."""
+    blur_mm: float = 0.5
+    """Largest standard deviation of the blur along an axis."""
+    thickness: float = 0.0
+    """Probability of thicker slices (or larger voxels in plane, a third of the cases), interpolated back."""
+    thickness_factor: float = 3.0
+    """Largest factor on the voxel's edge."""
+    bias: float = 0.0
+    """Probability of a smooth bias field on the SWI."""
+    bias_size: float = 0.3
+    """Largest standard deviation of the field's logarithm."""
+    high_pass: float = 0.0
+    """Probability that the phase is high-passed once more, by a random strength and width."""
+
+    def __post_init__(self) -> None:
+        if min(self.gamma, self.gain, self.phase_scale, self.thickness_factor) < 1.0:
+            raise ValueError(
+                "data.augment: gamma, gain, phase_scale and thickness_factor must be 1 or more (1: no change)"
+            )
+        if min(self.noise, self.blur_mm, self.bias_size) < 0.0:
+            raise ValueError("data.augment: noise, blur_mm and bias_size must be 0 or more")
+        shares = (self.blur, self.thickness, self.bias, self.high_pass)
+        if not all(0.0 <= share <= 1.0 for share in shares):
+            raise ValueError("data.augment: blur, thickness, bias and high_pass are probabilities, 0 to 1")
+
+
+WIDE_AUGMENTATION = AugmentConfig(
+    gamma=1.5,
+    gain=1.3,
+    noise=0.06,
+    phase_noise=True,
+    phase_scale=2.0,
+    blur=0.3,
+    thickness=0.25,
+    bias=0.4,
+    high_pass=0.25,
+)
+"""For transfer to scanners that were never simulated."""
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where scans come from, working grid, patches and augmentation."""
 
@@ -187,6 +242,8 @@ class DataConfig:
     """Share of patches that hold a lesion; the rest are centred on a mimic or anywhere in the brain."""
     phase_dropout: float = 0.15
     """Probability that a patch's phase channel is zeroed."""
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    """Random changes of the images (cmb_jax/data/augment.py)."""
     workers: int = 0
     """Grain worker processes; 0 reads in the main process with threads."""
 

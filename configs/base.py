@@ -8,14 +8,14 @@ python tools/grow_detector.py small configs/base.py base-start.safetensors
 python train.py --config configs/base.py --train.init-from base-start.safetensors --workdir runs/base
 """
 
-from cmb_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from cmb_jax.config import WIDE_AUGMENTATION, Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 
 
 def get_config() -> Config:
     return Config(
         name="base",
         model=ModelConfig(encoder_convs=(2, 1, 2, 2), decoder_convs=(2, 1, 1)),
-        data=DataConfig(patch_shape=(32, 80, 80)),
+        data=DataConfig(patch_shape=(32, 80, 80), augment=WIDE_AUGMENTATION),
         loss=LossConfig(lesion_balance=0.75),
         train=TrainConfig(
             steps=6000,
