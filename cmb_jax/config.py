@@ -267,6 +267,10 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.995
     seed: int = 0
+    final_patch_shape: Triple | None = None
+    """Patch (z, y, x) of the last steps, larger than `data.patch_shape`; none: the same throughout."""
+    final_share: float = 0.25
+    """Share of the steps, the last ones, that have patches of `final_patch_shape`."""
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
     evaluate_every: int = 1000
@@ -283,6 +287,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.accumulate < 1 or self.profile_steps < 0:
             raise ValueError("train.accumulate must be 1 or more, train.profile_steps 0 or more")
+        if not 0.0 <= self.final_share <= 1.0:
+            raise ValueError("train.final_share must be from 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True)
