@@ -6,13 +6,14 @@ Every field can be overridden on the command line by its dotted name, e.g. `--tr
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 Triple = tuple[int, int, int]
 PrototypeLossName = Literal[
     "concentration", "dce", "gcpl", "center", "supcon", "proxy_anchor", "triplet_hard", "none"
 ]
 MinerName = Literal["mimics_first", "top_objectness", "semi_hard"]
+Flips = Literal["none", "x", "xyz"]
 
 
 # Settings of the network that its weights do not depend on.
@@ -189,6 +190,61 @@ class PhantomConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of a training patch's images, beside mirror images and the turn. The defaults are mild."""
+
+    gamma: float = 1.25
+    """SWI to a power from 1 / gamma to gamma."""
+    gain: float = 1.15
+    """SWI times a factor from 1 / gain to gain."""
+    noise: float = 0.04
+    """Largest standard deviation of white noise on the SWI, in units of brain tissue."""
+    phase_noise: bool = False
+    """Noise of the same size on the phase too, over the SWI, as in a complex image."""
+    phase_scale: float = 1.4
+    """Phase times a factor from 1 / phase_scale to phase_scale: echo time times field strength; it wraps."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur, along each axis by its own width."""
+    blur_mm: float = 0.5
+    """Largest standard deviation of the blur along an axis."""
+    thickness: float = 0.0
+    """Probability of thicker slices (or larger voxels in plane, a third of the cases), interpolated back."""
+    thickness_factor: float = 3.0
+    """Largest factor on the voxel's edge."""
+    bias: float = 0.0
+    """Probability of a smooth bias field on the SWI."""
+    bias_size: float = 0.3
+    """Largest standard deviation of the field's logarithm."""
+    high_pass: float = 0.0
+    """Probability that the phase is high-passed once more, by a random strength and width."""
+
+    def __post_init__(self) -> None:
+        if min(self.gamma, self.gain, self.phase_scale, self.thickness_factor) < 1.0:
+            raise ValueError(
+                "data.augment: gamma, gain, phase_scale and thickness_factor must be 1 or more (1: no change)"
+            )
+        if min(self.noise, self.blur_mm, self.bias_size) < 0.0:
+            raise ValueError("data.augment: noise, blur_mm and bias_size must be 0 or more")
+        shares = (self.blur, self.thickness, self.bias, self.high_pass)
+        if not all(0.0 <= share <= 1.0 for share in shares):
+            raise ValueError("data.augment: blur, thickness, bias and high_pass are probabilities, 0 to 1")
+
+
+WIDE_AUGMENTATION = AugmentConfig(
+    gamma=1.5,
+    gain=1.3,
+    noise=0.06,
+    phase_noise=True,
+    phase_scale=2.0,
+    blur=0.3,
+    thickness=0.25,
+    bias=0.4,
+    high_pass=0.25,
+)
+"""For transfer to scanners that were never simulated."""
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where scans come from, working grid, patches and augmentation."""
 
@@ -216,6 +272,8 @@ class DataConfig:
     """Share of patches that hold a lesion; the rest are centred on a mimic or anywhere in the brain."""
     phase_dropout: float = 0.15
     """Probability that a patch's phase channel is zeroed."""
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    """Random changes of the images (cmb_jax/data/augment.py)."""
     workers: int = 0
     """Grain worker processes; 0 reads in the main process with threads."""
 
@@ -239,6 +297,10 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.995
     seed: int = 0
+    final_patch_shape: Triple | None = None
+    """Patch (z, y, x) of the last steps, larger than `data.patch_shape`; none: the same throughout."""
+    final_share: float = 0.25
+    """Share of the steps, the last ones, that have patches of `final_patch_shape`."""
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
     evaluate_every: int = 1000
@@ -255,6 +317,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.accumulate < 1 or self.profile_steps < 0:
             raise ValueError("train.accumulate must be 1 or more, train.profile_steps 0 or more")
+        if not 0.0 <= self.final_share <= 1.0:
+            raise ValueError("train.final_share must be from 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,10 +339,16 @@ class InferenceConfig:
     """From this score on a detection is called definite, below it possible."""
     candidate_threshold: float = 0.05
     """Candidates below this score are not listed at all."""
+    flips: Flips = "none"
+    """Mirror images whose scores are averaged with the image's own: none, x (2 passes), xyz (4 passes)."""
     calibration_scores: tuple[float, ...] = ()
     """Knots of the map from score to probability, rising; none: the weights are not calibrated."""
     calibration_probabilities: tuple[float, ...] = ()
     """Probability at each knot, straight lines between; written by `cmb-jax calibrate`."""
+
+    def __post_init__(self) -> None:
+        if self.flips not in get_args(Flips):
+            raise ValueError(f"inference.flips must be one of {', '.join(get_args(Flips))}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,14 +6,14 @@ The bundled weights are older: they have none of the settings of model and loss 
 which came in half-way through their 16000 steps. `tools/grow_detector.py` turns them into a start for this.
 """
 
-from cmb_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from cmb_jax.config import WIDE_AUGMENTATION, Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 
 
 def get_config() -> Config:
     return Config(
         name="small",
         # More and smaller patches a second: the norm looks at one voxel, so no statistic depends on the size.
-        data=DataConfig(patch_shape=(32, 80, 80), ignore_rim=True),
+        data=DataConfig(patch_shape=(32, 80, 80), ignore_rim=True, augment=WIDE_AUGMENTATION),
         model=ModelConfig(box_width=16, semantic_head=True),
         loss=LossConfig(
             assignment="atss",

@@ -9,6 +9,7 @@ import tyro
 
 from cmb_jax.commands.common import StoredPhase
 from cmb_jax.commands.participant_options import ParticipantOptions
+from cmb_jax.config import Flips
 from cmb_jax.errors import UserError
 
 _ALL_PARTICIPANTS = ParticipantOptions()
@@ -24,6 +25,7 @@ def predict(
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
     phase_range: StoredPhase = "auto",
     weights: str = "small",
+    flips: Flips | None = None,
     threshold: float | None = None,
     regions: Path | None = None,
     region_labels: Path | None = None,
@@ -45,7 +47,9 @@ def predict(
       phase_sign: what the stored phase is multiplied with, so that veins are positive.
       phase_range: how the phase is stored (pm4096: +-4096; symmetric: its largest value is pi); auto
         tells it from the data.
-      weights: name of bundled weights, or a .safetensors file.
+      weights: name of bundled weights, or a .safetensors file; several with commas between are averaged.
+      flips: average scores with those of mirror images: x takes twice the network's time, xyz four times;
+        default: as the weights say.
       threshold: score from which a candidate is kept; default: the weights' operating point.
       regions: label volume in the scan's space that takes the place of the region network: SynthSeg with
         --parc, FreeSurfer's aparc+aseg, or own labels (docs/regions.md).
@@ -69,6 +73,7 @@ def predict(
             phase_sign=phase_sign,
             phase_range=phase_range,
             weights=weights,
+            flips=flips,
             threshold=threshold,
             regions=regions,
             region_labels=region_labels,
@@ -91,6 +96,7 @@ def predict(
         phase_sign=phase_sign,
         phase_range=phase_range,
         weights=weights,
+        flips=flips,
         threshold=threshold,
         regions=regions,
         region_labels=region_labels,

@@ -9,6 +9,7 @@ import jax
 from cmb_jax.bids_app.region_labels import RegionLabels
 from cmb_jax.bids_app.scan_images import PhaseOptions, ScanImages
 from cmb_jax.bids_app.scan_work import Pipeline, Say
+from cmb_jax.config import Flips
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle
 from cmb_jax.inference.predict import CmbDetector, FoundBoxes, Prediction
 from cmb_jax.inference.scan import PreparedScan, prepare_scan
@@ -50,13 +51,16 @@ def detector_pipeline(
     phase: PhaseOptions,
     devices: Sequence[jax.Device],
     regions: RegionLabels | None = None,
+    flips: Flips | None = None,
 ) -> Pipeline:
     """The detector on each of the devices; `regions` take the place of the region network.
+
+    `flips` takes the place of the weights' own setting.
 
     Raises:
       UserError: no such weights.
     """
-    bundle = load_bundle(weights)
+    bundle = load_bundle(weights, flips)
     return Pipeline(
         bundle=bundle,
         detectors=tuple(DeviceDetector(bundle, threshold, device) for device in devices),

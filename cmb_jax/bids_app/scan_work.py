@@ -63,9 +63,10 @@ class Pipeline:
     def making(self) -> Making:
         """What results depend on besides the images."""
         return Making(
-            weights_name=self.bundle.path.name,
+            weights_name=self.bundle.file_name,
             weights_sha256=self.bundle.sha256,
             threshold=round(self.threshold, 6),
+            flips=self.bundle.config.inference.flips,
             phase_sign=self.phase.sign,
             phase_range="auto" if self.phase.stored is None else self.phase.stored.value,
             label_table_sha256=None if self.regions is None else self.regions.table.sha256,

@@ -74,6 +74,7 @@ def _participants(data: Path, out: Path, options: ParticipantOptions) -> None:
         PhaseOptions(sign=options.phase_sign, stored=stored),
         jax.local_devices(),
         regions,
+        options.flips,
     )
     write_dataset_files(data, out, options.regions)
     with shown_progress() as progress:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cmb_jax.commands.common import StoredPhase
+from cmb_jax.config import Flips
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,10 @@ class ParticipantOptions:
     phase_range: StoredPhase = "auto"
     """How the phase is stored; auto tells it from the data."""
     weights: str = "small"
-    """Name of bundled weights, or a .safetensors file."""
+    """Name of bundled weights, or a .safetensors file; several with commas between are averaged."""
+    flips: Flips | None = None
+    """Average scores with those of mirror images: x takes twice the network's time, xyz four times;
+    default: as the weights say."""
     threshold: float | None = None
     """Score from which a candidate is kept; default: the weights' operating point."""
     regions: Path | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cmb_jax.anatomy.own_regions import LabelTable, label_table, regions_from_labels
 from cmb_jax.commands.common import Progress, existing_file, stopwatch, use_compilation_cache
+from cmb_jax.config import Flips
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import described_inputs, write_prediction
@@ -111,6 +112,7 @@ def run(
     phase_sign: PhaseSign = "auto",
     phase_range: str = "auto",
     weights: str = "small",
+    flips: Flips | None = None,
     threshold: float | None = None,
     regions: Path | None = None,
     region_labels: Path | None = None,
@@ -150,6 +152,7 @@ def run(
         scan,
         out,
         weights=weights,
+        flips=flips,
         threshold=threshold,
         regions=own,
         overwrite=overwrite,
@@ -163,6 +166,7 @@ def predict_scan(
     out: Path,
     *,
     weights: str,
+    flips: Flips | None = None,
     threshold: float | None,
     overwrite: bool,
     say: Progress,
@@ -179,7 +183,7 @@ def predict_scan(
     """
     region_map = None if regions is None else regions_from_labels(regions.volume, regions.table, scan.swi)
     use_compilation_cache()
-    detector = load_detector(weights)
+    detector = load_detector(weights, flips)
     prediction = detector.predict(
         scan.swi,
         scan.phase,

@@ -12,6 +12,7 @@ import grain
 import numpy as np
 
 from cmb_jax.config import DataConfig
+from cmb_jax.data.augment import change_contrast, change_phase, change_resolution, draw_changes
 from cmb_jax.data.subjects import PROPOSAL_STRIDE, StoredSubject
 
 
@@ -116,7 +117,7 @@ def augment(
     rng: np.random.Generator,
     planes: range | None = None,
 ):
-    """Random mirror images and turn, then contrast, noise, phase scale and loss of the phase.
+    """Random mirror images and turn, then the changes of `data.augment` and loss of the phase.
 
     With `planes`, images and mimics are those planes of the result alone; boxes stay those of the patch, and
     the random numbers are the same.
@@ -129,23 +130,27 @@ def augment(
             image, boxes, mimics = flip(image, boxes, mimics, axis)
     if image.shape[1] == image.shape[2] and rng.random() < 0.5:
         image, boxes, mimics = turn(image, boxes, mimics)
-    part = slice(None) if planes is None else slice(planes.start, planes.stop)
+    part = slice(0, image.shape[0]) if planes is None else slice(planes.start, planes.stop)
     shape = image.shape[:3]
-    image, mimics = image[part], mimics[part]
-    # One array a channel until the very end: side by side every pass would take twice the time.
-    channels = np.zeros((2, *image.shape[:3]), np.float32)
-    swi, phase = channels
-    swi[:] = image[..., 0]
-    np.power(swi, np.float32(rng.uniform(0.8, 1.25)), out=swi)
-    swi *= np.float32(rng.uniform(0.85, 1.15))
-    phase_scale = np.float32(rng.uniform(0.7, 1.4))
+    changes = draw_changes(shape, config.spacing_mm, config.augment, rng)
+    keeps_phase = rng.random() >= config.phase_dropout
+    # planes that others depend on are read for that alone
+    read = slice(None) if changes.mixes_planes else part
+    # one array a channel until the very end: side by side every pass would take twice the time
+    swi = image[read, ..., 0].astype(np.float32)
+    phase = image[read, ..., 1].astype(np.float32) if keeps_phase else None
+    if changes.mixes_planes:
+        swi, phase = change_resolution(swi, phase, changes)
+        swi, phase = swi[part], None if phase is None else phase[part]
+    change_contrast(swi, changes, shape[0], part)
     noise = rng.standard_normal(shape, np.float32)[part]
-    swi += noise * np.float32(rng.uniform(0.0, 0.04))
-    if rng.random() >= config.phase_dropout:
-        phase[:] = image[..., 1]
-        phase *= phase_scale
+    phase_noise = rng.standard_normal(shape, np.float32)[part] if changes.phase_noise else None
+    channels = np.zeros((2, *swi.shape), np.float32)
+    if phase is not None:
+        channels[1] = change_phase(phase, swi, changes, phase_noise)
+    channels[0] = swi + noise * changes.noise
     image = np.moveaxis(channels, 0, -1)
-    return image, boxes, mimics
+    return image, boxes, mimics[part]
 
 
 class SamplePatch(grain.transforms.RandomMap):

@@ -70,7 +70,7 @@ def summary_json(
         {
             "notice": NOTICE,
             "version": cmb_jax.__version__,
-            "weights": {"name": bundle.path.name, "sha256": bundle.sha256},
+            "weights": {"name": bundle.file_name, "sha256": bundle.sha256},
             "inputs": [{"role": role, "file": name, "sha256": digest} for role, name, digest in inputs],
             "settings": dict(prediction.settings),
             "steps": list(prediction.steps),

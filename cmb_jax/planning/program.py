@@ -124,7 +124,7 @@ def export_inference(
     candidates = functools.partial(window_candidates, template, config)
 
     def infer(params: Any, images: jax.Array, *corners: jax.Array) -> Detections:
-        found = jax.vmap(candidates, in_axes=(None, 0, 0, 0, 0))(params, images[:, None], *corners)
+        found = jax.vmap(candidates, in_axes=(None, 0, 0, 0, 0))((params,), images[:, None], *corners)
         return best_of_windows(config, jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), found))
 
     spread, everywhere = over_batch(mesh), replicated(mesh)
