@@ -88,9 +88,9 @@ def combine_coils(
     image: complex (X, Y, Z) of an ideal coil. noise: complex, standard deviation 1 a channel.
     sigma: (X, Y, Z) standard deviation of the noise in the combined image.
     """
-    level = receive.gain * jnp.abs(image)
-    disturbed = sigma * noise  # turned with the image's own phase, which changes nothing
-    matched = jnp.abs(level + disturbed)
+    image = receive.gain * image
+    disturbed = sigma * noise
+    matched = jnp.abs(image + disturbed)
     # chi-square of the other coils (Wilson and Hilferty 1931); its normal is noise from far away
     free = jnp.maximum(2.0 * (scanner.coils - 1.0), 1e-3)
     far = jnp.roll(noise.real, tuple(n // 2 for n in noise.shape), (0, 1, 2))
@@ -98,7 +98,7 @@ def combine_coils(
     others = jnp.where((scanner.sum_of_squares > 0) & (scanner.coils > 1), others, 0.0)
     magnitude = jnp.sqrt(matched**2 + sigma**2 * others)
     strength = jnp.abs(receive.phase)  # of the image's signal in what the phase is taken from
-    return magnitude, jnp.angle(receive.phase * image * (level * strength + disturbed))
+    return magnitude, jnp.angle(receive.phase * (strength * image + disturbed))
 
 
 def acquire(
