@@ -65,14 +65,15 @@ class Inclusions:
 
 
 def reaches(bodies: Inclusions, te_ms: jax.Array, b0_t: jax.Array, grid: Grid) -> jax.Array:
-    """(N,) mm from each body's center to where its phase changes by `STEP_RAD` a voxel.
+    """(N,) mm from each body's center to where its phase changes by `STEP_RAD` per voxel.
 
     On its axis a dipole's phase p (a / r)^3 changes by 3 p a^3 h / r^4 over a voxel h.
     """
     h = max(grid.spacing_mm)
     pole = phase_per_ppm(te_ms, b0_t) * jnp.abs(bodies.chi_ppm) * (2 / 3)
     flat = (3 * pole * bodies.radius_mm**3 * h / STEP_RAD) ** 0.25
-    least = jnp.maximum(jnp.max(bodies.radii_mm, axis=1) + h, 3 * h)
+    smooth = 5 * h  # a smaller ball is not smooth on the grid
+    least = jnp.maximum(jnp.max(bodies.radii_mm, axis=1) + h, smooth)
     return jnp.maximum(least, jnp.minimum(flat, MAX_REACH_MM))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cmb_jax.phantom.acquisition import crop_k_space, echo_signal
+from cmb_jax.phantom.bodies import seen_mm
 from cmb_jax.phantom.dephasing import (
     Inclusions,
     add_smooth_balls,
@@ -123,3 +124,20 @@ def test_a_linear_phase_leaves_its_sinc_and_a_uniform_field_all():
         ratio = np.asarray(echo / point)[:, 1:-1]
         assert shape == echo.shape
         np.testing.assert_allclose(ratio, np.sinc(d / (2 * np.pi)), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("diameter", "chi"),
+    [(1.0, 0.5), (1.5, 1.0), (2.0, 1.0), (3.0, 1.5), (5.0, 1.5), (2.2, -2.0), (4.0, -2.0)],
+)
+def test_apparent_diameter_is_the_width_at_half_depth(diameter, chi):
+    """In plane, in slices of 2 mm, to a fifth; the profile is that of the formula, not of the simulator."""
+    at = np.arange(0.0, 6.0, 0.1)
+    profile = np.array(
+        [abs(box_mean((0, 0, 0), diameter, chi, (x, 0, 0), (0.5, 0.5, 2.0), ALONG_Z)) for x in at]
+    )
+    depth = (1 - profile) / (1 - profile).max()
+    last = np.flatnonzero(depth > 0.5)[-1]
+    width = 2 * (at[last] + 0.1 * (depth[last] - 0.5) / (depth[last] - depth[last + 1]))
+    said = float(seen_mm(jnp.float32(diameter), jnp.float32(TE), jnp.float32(B0), jnp.float32(chi)))
+    assert said == pytest.approx(width, rel=0.2)
