@@ -292,6 +292,8 @@ def main(arguments: Arguments) -> None:
         for size in (ALL_SIZES, SMALL, READERS_SIZE):
             keep = inside & (~spots.is_cmb | of_size(spots.diameter_mm, size))
             part = spots.select(keep, scans)
+            if not part.is_cmb.any():
+                continue
             for name, score in scores.items():
                 values = sensitivities(part, score[keep])
                 print(f"{size + ', ' + name:42s}" + "".join(f"{value:8.3f}" for value in values))
