@@ -116,9 +116,7 @@ def draw_changes(
         factor = rng.uniform(min(_LEAST_THICKNESS, config.thickness_factor), config.thickness_factor)
         for axis in (1, 2) if rng.random() < 1 / 3 else (0,):
             coarse[axis] = thickness_matrix(shape[axis], factor, rng.uniform(0.0, factor))
-    both = tuple(
-        b if a is None else a if b is None else b @ a for a, b in zip(blur, coarse, strict=True)
-    )
+    both = tuple(b if a is None else a if b is None else b @ a for a, b in zip(blur, coarse, strict=True))
     log_bias = None
     if rng.random() < config.bias:
         log_bias = rng.standard_normal((_BIAS_KNOTS,) * 3, np.float32)
@@ -171,7 +169,9 @@ def change_contrast(swi: np.ndarray, changes: Changes, depth: int, planes: slice
         swi *= np.exp(apply((first, second, third), changes.log_bias))
 
 
-def change_phase(phase: np.ndarray, swi: np.ndarray, changes: Changes, noise: np.ndarray | None) -> np.ndarray:
+def change_phase(
+    phase: np.ndarray, swi: np.ndarray, changes: Changes, noise: np.ndarray | None
+) -> np.ndarray:
     """Scale and noise of a phase; `swi` as it is before noise: the darker, the noisier."""
     phase = phase * changes.phase_scale
     if noise is not None:

@@ -102,7 +102,9 @@ def content_bounds(data: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def _high_passed(image: jax.Array, spacing_mm: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def _high_passed(
+    image: jax.Array, spacing_mm: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Cosine and sine of the high-passed phase, its trust and the low-passed phase's typical size in radians.
 
     The homodyne filter of `swi.homodyne_phase`, left out where the phase has been through one.

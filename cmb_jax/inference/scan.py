@@ -136,9 +136,7 @@ def prepare_scan(
         with clock("phase"):
             # zeros around the head decide nothing
             bounds = content_bounds(swi.data)
-            choice = read_phase(
-                phase.cut(bounds), swi.cut(bounds), phase_sign, phase_range, customary_sign
-            )
+            choice = read_phase(phase.cut(bounds), swi.cut(bounds), phase_sign, phase_range, customary_sign)
         radians = np.zeros(swi.shape, choice.radians.dtype)
         radians[tuple(slice(low, high) for low, high in bounds)] = choice.radians
         steps.append(choice.sentence)

@@ -88,7 +88,9 @@ def homodyne_phase(
 
 
 TRUST_WIDTH_MM = 4.0
-_TRUSTED_SIGNAL = 0.25  # of the reference tissue: signal of one direction that makes a phase worth its full size
+_TRUSTED_SIGNAL = (
+    0.25  # of the reference tissue: signal of one direction that makes a phase worth its full size
+)
 
 
 @jax.jit

@@ -67,8 +67,12 @@ def test_a_run_goes_on_in_either_stage_bit_for_bit(tmp_path):
     resumed = train(config, tmp_path / "parts", subjects)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
-    plain = train(dataclasses.replace(config, train=dataclasses.replace(config.train, final_patch_shape=None)),
-                  tmp_path / "plain", subjects)
+    plain = train(
+        dataclasses.replace(config, train=dataclasses.replace(config.train, final_patch_shape=None)),
+        tmp_path / "plain",
+        subjects,
+    )
     assert any(
-        not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(plain.params), strict=True)
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(plain.params), strict=True)
     )
