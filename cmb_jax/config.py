@@ -191,7 +191,7 @@ class PhantomConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of a training patch's images, beside mirror images and the turn. The defaults are mild."""
+    """Random changes of a training patch's images, beside mirror images and the turn; mild by default."""
 
     gamma: float = 1.25
     """SWI to a power from 1 / gamma to gamma."""

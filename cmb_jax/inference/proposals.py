@@ -121,7 +121,7 @@ def _mirrored(array: jax.Array, view: tuple[int, ...], first_axis: int) -> jax.A
 def _window_objectness(
     template: Template[Detector], config: Config, members: tuple[Any, ...], image: jax.Array
 ) -> jax.Array:
-    """Mean objectness logits (1, Z, Y // 2, X // 2, A) over networks and views of an image (1, Z, Y, X, 2)."""
+    """Mean objectness logits (1, Z, Y // 2, X // 2, A) over networks and views of (1, Z, Y, X, 2)."""
     logits = [
         _mirrored(template.bind(params)(_mirrored(image, view, 1)).objectness, view, 1)
         for params in members

@@ -83,7 +83,7 @@ def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
             f"The field of view is small ({size} mm): where in the brain it lies cannot be told.",
         )
     params, _ = load_weights(weights or BUNDLED_WEIGHTS, expected=_template().shapes())
-    region, side = _label(volume, centre, params)
+    region, side, _ = _label(volume, centre, params)
     found = np.argwhere(region != Region.OUTSIDE)
     if len(found):
         middle = (found.min(axis=0) + found.max(axis=0)) / 2
@@ -92,7 +92,7 @@ def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
         shift_voxels = to_volume[:3, :3] @ shift
         if np.linalg.norm(shift_voxels * volume.spacing_mm) > _RECENTRE_MM:
             centre = centre + shift_voxels
-            region, side = _label(volume, centre, params)
+            region, side, _ = _label(volume, centre, params)
     # but a brain that ends with the zeros around it is whole
     view = field_of_view(given.shape, given.affine, centre + bounds[:, 0])
     messages = (*trust_messages(region, side, view), *_doubts(volume, centre, params))
@@ -147,12 +147,13 @@ def _by_intensity(volume: Volume, centre: np.ndarray, message: str) -> RegionMap
     )
 
 
-def _label(volume: Volume, centre: np.ndarray, params: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Cleaned region and side, (Z, Y, X) on the grid around `centre`."""
+def _label(volume: Volume, centre: np.ndarray, params: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cleaned region and side and the field of view, (Z, Y, X) on the grid around `centre`."""
     view = field_of_view(volume.shape, volume.affine, centre)
     image = to_grid(volume.data, volume.affine, centre)
     region, inner, side_logit = (np.asarray(a) for a in _labeller()(image, params))
-    return clean_labels(region, inner, side_logit, view)
+    region, side = clean_labels(region, inner, side_logit, view)
+    return region, side, view
 
 
 def _doubts(volume: Volume, centre: np.ndarray, params: Any) -> tuple[str, ...]:

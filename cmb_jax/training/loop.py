@@ -19,7 +19,7 @@ from cmb_jax.training.processes import RunStopped, StopRequest, as_process_0_say
 from cmb_jax.training.profile import StepProfile
 from cmb_jax.training.sharding import make_mesh, share_of_process
 from cmb_jax.training.silent import train_log
-from cmb_jax.training.stages import stages
+from cmb_jax.training.stages import Stage, stages
 from cmb_jax.training.state import TrainState, init_state, learning_rate
 from cmb_jax.training.step import StepMetrics, make_step, put_batch
 
@@ -70,7 +70,8 @@ def train(
         with train_log(workdir, config.train.steps, first) as log, profile:
             if first:
                 log.message(f"continuing from step {first}")
-            metrics, stage = None, None
+            metrics: StepMetrics | None = None
+            stage: Stage | None = None
             stopwatch = Stopwatch()
             for step in range(first, config.train.steps + 1):
                 last = step == config.train.steps

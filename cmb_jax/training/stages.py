@@ -1,4 +1,4 @@
-"""Which patches belong to which steps: a function of the step's number alone, so that a run can be resumed."""
+"""Which patches belong to which steps: a function of the step alone, so that a run can be resumed."""
 
 from __future__ import annotations
 

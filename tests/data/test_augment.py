@@ -86,8 +86,8 @@ def test_bias_is_smooth_and_leaves_the_phase(rng):
     np.testing.assert_allclose(result[..., 1], 0.5, atol=1e-6)
     swi = result[..., 0]
     assert swi.std() > 0.01
-    for axis in range(3):
-        assert np.abs(np.diff(np.log(swi), axis=axis)).max() < 0.25
+    for axis in range(3):  # no edge: a step takes several voxels
+        assert np.abs(np.diff(np.log(swi), axis=axis)).max() < 0.3 * np.ptp(np.log(swi))
 
 
 def test_phase_noise_is_larger_where_the_swi_is_dark():
@@ -132,5 +132,5 @@ def test_planes_are_those_of_the_whole(rng):
 
 @pytest.mark.parametrize("wrong", [{"gamma": 0.8}, {"noise": -1.0}, {"blur": 1.5}])
 def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(ValueError, match="data.augment"):
+    with pytest.raises(ValueError, match=r"data\.augment"):
         AugmentConfig(**wrong)
