@@ -16,10 +16,17 @@ MinerName = Literal["mimics_first", "top_objectness", "semi_hard"]
 Flips = Literal["none", "x", "xyz"]
 
 
+Precision = Literal["float32", "mixed", "bfloat16"]
+
 # Settings of the network that its weights do not depend on.
-HOW_IT_IS_COMPUTED = frozenset({"compute_dtype", "remat"})
+HOW_IT_IS_COMPUTED = frozenset({"remat"})
 # Settings of the network that older weights know nothing of: their defaults are the network as it was.
 NEWER_THAN_SOME_WEIGHTS = frozenset({"box_width", "semantic_head"})
+
+
+def _check_precision(part: str, value: str) -> None:
+    if value not in get_args(Precision):
+        raise ValueError(f"{part}.precision must be one of {', '.join(get_args(Precision))}, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +61,6 @@ class ModelConfig:
     """Length of the embedding of one anchor."""
     prototypes_per_class: int = 4
     """Prototypes of each class (CMB, mimic)."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of activations; parameters and reductions stay float32."""
     remat: bool = False
     """Compute the inside of each block again in the backward pass: less memory, the same values."""
 
@@ -68,7 +73,7 @@ class ModelConfig:
 
     def network(self) -> ModelConfig:
         """What the weights belong to: the same for every way of computing it."""
-        return dataclasses.replace(self, compute_dtype="float32", remat=False)  # HOW_IT_IS_COMPUTED
+        return dataclasses.replace(self, remat=False)  # HOW_IT_IS_COMPUTED
 
     @property
     def total_stride(self) -> Triple:
@@ -305,6 +310,9 @@ class TrainConfig:
     keep_checkpoints: int = 2
     evaluate_every: int = 1000
     log_every: int = 20
+    precision: Precision = "mixed"
+    """Type of maps and products (docs/performance.md): float32; mixed: float32 maps, convolutions multiply
+    bfloat16 (TensorFloat-32 on GPUs) and sum float32; bfloat16: maps too. Parameters stay float32."""
     accumulate: int = 1
     """Parts that the batch is computed in, one after another: less memory, the same gradient."""
     profile_steps: int = 0
@@ -319,6 +327,7 @@ class TrainConfig:
             raise ValueError("train.accumulate must be 1 or more, train.profile_steps 0 or more")
         if not 0.0 <= self.final_share <= 1.0:
             raise ValueError("train.final_share must be from 0 to 1")
+        _check_precision("train", self.precision)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,6 +336,8 @@ class InferenceConfig:
 
     tile_shape: Triple = (176, 448, 384)
     """Largest tile (z, y, x) in voxels of the working grid, halo included; a multiple of the total stride."""
+    precision: Precision = "float32"
+    """As `train.precision`. Scores differ by a few hundredths at most between the three."""
     max_candidates: int = 4096
     """Candidates kept before suppression."""
     max_detections: int = 256
@@ -349,6 +360,7 @@ class InferenceConfig:
     def __post_init__(self) -> None:
         if self.flips not in get_args(Flips):
             raise ValueError(f"inference.flips must be one of {', '.join(get_args(Flips))}")
+        _check_precision("inference", self.precision)
 
 
 @dataclasses.dataclass(frozen=True)

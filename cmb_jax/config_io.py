@@ -35,7 +35,17 @@ def config_from_json(text: str) -> Config:
     Raises:
       ValueError: unknown fields, a network without all its settings, or values that the tree refuses.
     """
-    return _build(Config, json.loads(text), "config")
+    return _build(Config, _with_precision(json.loads(text)), "config")
+
+
+def _with_precision(values: dict[str, Any]) -> dict[str, Any]:
+    """Earlier versions had `model.compute_dtype` for both; without it they computed in float32."""
+    model, train, inference = (dict(values.get(part, {})) for part in ("model", "train", "inference"))
+    before = model.pop("compute_dtype", "float32")
+    train.setdefault("precision", before)
+    inference.setdefault("precision", before)
+    parts = {"model": model, "train": train, "inference": inference}
+    return values | {name: part for name, part in parts.items() if part}
 
 
 def _build(kind: type, values: dict[str, Any], where: str) -> Any:

@@ -23,7 +23,7 @@ class Hardware:
 
     name: str
     bfloat16_flops: float  # 1/s, a multiply-add being two
-    float32_flops: float  # 1/s at JAX's default precision: TPUs round products to bfloat16, H100s to TF32
+    float32_flops: float  # 1/s of mixed precision: TPUs round products to bfloat16, H100s to TF32
     flops_share: float  # of that, what convolutions are taken to reach
     memory_bytes: float
     memory_bandwidth: float  # bytes/s
@@ -32,9 +32,9 @@ class Hardware:
     network_bandwidth: float  # bytes/s of a device to other domains
     kinds: tuple[str, ...] = ()  # `jax.Device.device_kind` of it
 
-    def flops(self, dtype: str) -> float:
-        """Peak operations a second with "float32" or "bfloat16" maps."""
-        return self.bfloat16_flops if dtype == "bfloat16" else self.float32_flops
+    def flops(self, precision: str) -> float:
+        """Peak operations a second; of "float32" that of "mixed", since the table has no other."""
+        return self.bfloat16_flops if precision == "bfloat16" else self.float32_flops
 
 
 _ASSUMED = 0.5  # no accelerator has been measured
@@ -96,7 +96,7 @@ def measured_cpu() -> Hardware:
     bandwidth = 8 * _COPIED_FLOATS / _least_seconds(jax.jit(lambda x: x + 1), jnp.zeros(_COPIED_FLOATS))
     return Hardware(
         name="this machine's processor",
-        bfloat16_flops=flops,  # it has no arithmetic of its own for bfloat16 here
+        bfloat16_flops=flops,  # that of float32: what it gains by bfloat16 is not measured
         float32_flops=flops,
         flops_share=_OF_OUR_KERNELS,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -107,19 +107,19 @@ def measured_cpu() -> Hardware:
     )
 
 
-def peak_flops(device: Any, dtype: str) -> float | None:
+def peak_flops(device: Any, precision: str) -> float | None:
     """Peak operations a second of a JAX device; of a processor as measured now, else from the table.
 
     Args:
         device: the table knows it by its `device_kind`.
-        dtype: "float32" or "bfloat16", of the maps.
+        precision: of training, see `config.TrainConfig`.
 
     Returns:
         None for a device that is not in the table.
     """
     if device.platform == "cpu":
         return _product_flops()
-    known = [h.flops(dtype) for h in ACCELERATORS.values() if device.device_kind in h.kinds]
+    known = [h.flops(precision) for h in ACCELERATORS.values() if device.device_kind in h.kinds]
     return known[0] if known else None
 
 

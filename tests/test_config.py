@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cmb_jax.config import Config, DataConfig, ModelConfig, PhantomConfig, TrainConfig
+from cmb_jax.config import Config, DataConfig, InferenceConfig, ModelConfig, PhantomConfig, TrainConfig
 from cmb_jax.config_io import config_from_json, config_to_json, without_paths
 from cmb_jax.config_load import config_from_file, override
 from cmb_jax.errors import UserError
@@ -35,6 +35,25 @@ def test_settings_newer_than_the_json_take_their_default():
     values = json.loads(config_to_json(config))
     del values["data"]["index"], values["train"]["init_from"]
     assert config_from_json(json.dumps(values)) == config
+
+
+def test_precision_of_earlier_versions():
+    """They had one type for training and inference, and computed in float32 where they did not name it."""
+    values = json.loads(config_to_json(Config()))
+    del values["train"]["precision"], values["inference"]["precision"]
+    without = config_from_json(json.dumps(values))
+    assert (without.train.precision, without.inference.precision) == ("float32", "float32")
+    values["model"]["compute_dtype"] = "bfloat16"
+    named = config_from_json(json.dumps(values))
+    assert (named.train.precision, named.inference.precision) == ("bfloat16", "bfloat16")
+    assert named.model == ModelConfig()
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match=r"train\.precision must be one of float32, mixed, bfloat16"):
+        TrainConfig(precision="float16")
+    with pytest.raises(ValueError, match=r"inference\.precision .* got 'fp8'"):
+        InferenceConfig(precision="fp8")
 
 
 def test_no_name_of_a_file_goes_out_with_weights():

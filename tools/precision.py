@@ -1,4 +1,4 @@
-"""Loss curves of bfloat16, rematerialisation and accumulation over those of float32, on a small detector.
+"""Loss curves of other precisions, rematerialisation and accumulation over float32, on a small detector.
 
 python tools/precision.py SUBJECTS OUT.png [STEPS]
 
@@ -31,26 +31,24 @@ def small_config(steps):
             widths=(8, 12, 16), encoder_convs=(0, 1, 1), decoder_convs=(0, 1), fusion_width=8, head_width=8
         ),
         data=DataConfig(patch_shape=(16, 48, 48), batch_size=4, max_truths=8),
-        train=TrainConfig(steps=steps, warmup_steps=20),
+        train=TrainConfig(steps=steps, warmup_steps=20, precision="float32"),
     )
 
 
 def variants(config):
     """Name -> configuration; the first is what the others are compared with."""
 
-    def with_seed(seed):
-        return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+    def with_train(**changes):
+        return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
 
-    def with_model(**changes):
-        return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
-
-    accumulated = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=2))
+    remat = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=True))
     return {
         "float32": config,
-        "float32, another start": with_seed(1),
-        "bfloat16": with_model(compute_dtype="bfloat16"),
-        "remat": with_model(remat=True),
-        "accumulate 2": accumulated,
+        "float32, another start": with_train(seed=1),
+        "mixed": with_train(precision="mixed"),
+        "bfloat16": with_train(precision="bfloat16"),
+        "remat": remat,
+        "accumulate 2": with_train(accumulate=2),
     }
 
 

@@ -184,7 +184,7 @@ def plan(
     hardware: Literal["v5e", "v5p", "h100", "cpu"] = "cpu",
     config: Path | None = None,
     batch_size: int | None = None,
-    compute_dtype: Literal["float32", "bfloat16"] | None = None,
+    precision: Literal["float32", "mixed", "bfloat16"] | None = None,
     remat: bool = False,
     accumulate: int = 1,
     measure: bool = False,
@@ -198,7 +198,7 @@ def plan(
       hardware: TPU v5e, TPU v5p, H100, or this machine's processor.
       config: configuration file, as for train.py; default: the small detector.
       batch_size: patches for each of the devices that share the batch; default: the configuration's.
-      compute_dtype: type of activations; default: the configuration's.
+      precision: type of maps and products; default: the configuration's.
       remat: compute the inside of each block again in the backward pass.
       accumulate: parts that the batch is computed in.
       measure: also run the step here (with --mesh 1x1 --hardware cpu).
@@ -212,7 +212,7 @@ def plan(
         hardware=hardware,
         config=config,
         batch_size=batch_size,
-        compute_dtype=compute_dtype,
+        precision=precision,
         remat=remat,
         accumulate=accumulate,
         measure=measure,

@@ -7,11 +7,11 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
-from cmb_jax.config import Config
+from cmb_jax.config import Config, Precision
 from cmb_jax.config_load import config_from_file
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
@@ -28,7 +28,7 @@ def run(
     hardware: str,
     config: Path | None = None,
     batch_size: int | None = None,
-    compute_dtype: Literal["float32", "bfloat16"] | None = None,
+    precision: Precision | None = None,
     remat: bool = False,
     accumulate: int = 1,
     measure: bool = False,
@@ -48,17 +48,17 @@ def run(
     if accumulate < 1 or (batch_size is not None and batch_size < 1):
         raise UserError("--accumulate and --batch-size must be 1 or more")
     start = Config() if config is None else config_from_file(config)
-    model = dataclasses.replace(
-        start.model,
-        compute_dtype=compute_dtype or start.model.compute_dtype,
-        remat=remat or start.model.remat,
-    )
+    model = dataclasses.replace(start.model, remat=remat or start.model.remat)
     wanted = dataclasses.replace(
         start,
         model=model,
         data=dataclasses.replace(start.data, batch_size=batch_size or start.data.batch_size),
         train=dataclasses.replace(
-            start.train, accumulate=accumulate, mesh_data=shape[0], mesh_space=shape[1]
+            start.train,
+            precision=precision or start.train.precision,
+            accumulate=accumulate,
+            mesh_data=shape[0],
+            mesh_space=shape[1],
         ),
     )
     simulate_devices(shape[0] * shape[1], quick=hardware != CPU)
@@ -67,7 +67,7 @@ def run(
     print(describe(plan))
     print(
         f"assumed: convolutions reach {plan.hardware.flops_share:.0%} of the peak "
-        f"({plan.hardware.flops(model.compute_dtype) / 1e12:.3g} TFLOP/s), memory and links "
+        f"({plan.hardware.flops(wanted.train.precision) / 1e12:.3g} TFLOP/s), memory and links "
         f"{estimate.BANDWIDTH_SHARE:.0%} of {plan.hardware.memory_bandwidth / 1e9:.0f} and "
         f"{plan.hardware.link_bandwidth / 1e9:.0f} GB/s, {1e6 * estimate.LATENCY_S:.0f} us a message, "
         "no message hidden (docs/planning.md)"
@@ -112,7 +112,7 @@ def record(plan: StepPlan, measured: float | None) -> dict[str, Any]:
         "hardware": dataclasses.asdict(plan.hardware),
         "batch_size": plan.config.data.batch_size,
         "patch_shape": plan.config.data.patch_shape,
-        "compute_dtype": plan.config.model.compute_dtype,
+        "precision": plan.config.train.precision,
         "remat": plan.config.model.remat,
         "accumulate": plan.config.train.accumulate,
         "device": {

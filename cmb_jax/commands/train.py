@@ -37,6 +37,8 @@ from cmb_jax.inference.prepared import detect, truth_of
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.io.weights import INPUT_VERSION
+from cmb_jax.ops.cpu import library
+from cmb_jax.ops.precision import usable_precision
 from cmb_jax.training.checkpoint import QUALITY
 from cmb_jax.training.loop import train
 from cmb_jax.training.memory import keep_freed_memory
@@ -183,6 +185,8 @@ def training_record(
         "patches": steps * config.data.batch_size,
         "hours": round(hours, 2),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "precision": config.train.precision,
+        "cpu_kernel": library.instruction_set() if jax.devices()[0].platform == "cpu" else None,
         "started_from": None if start is None else {"name": start.path.stem, "sha256": start.sha256},
         "training_data": data.trained_on,
         "validation_data": f"{data.validated_on}, without localization" if data.validation else "none",
@@ -201,6 +205,8 @@ def run(config: Config, workdir: Path) -> None:
     """
     start = weights_to_start_from(config)
     use_compilation_cache()
+    precision = usable_precision(config.train.precision, "train.precision")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
 
     def prepare() -> TrainingData:
         workdir.mkdir(parents=True, exist_ok=True)

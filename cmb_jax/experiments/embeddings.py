@@ -81,7 +81,7 @@ def embedded_of(weights: Path, subjects: SubjectSet, say: Callable[[str], None])
 
 def _embed(bundle: WeightsBundle, subjects: SubjectSet) -> dict[str, np.ndarray]:
     config, rng, mesh = bundle.config, np.random.default_rng(0), make_mesh()
-    template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
+    template = Template.of(lambda: Detector(config.model, precision=config.train.precision, rngs=nnx.Rngs(0)))
     samples_of = jax.jit(lambda params, batch: loss_function(params, batch, template, config)[1][1])
     embeddings, classes = [], []
     for number in range(PATCHES):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from cmb_jax.inference.tiles import TilePlan, Window, pad_to, plan_tiles
 from cmb_jax.models.detector import Detector, receptive_halo
 from cmb_jax.models.functional import Template
 from cmb_jax.models.slabs import context_of, map_slabs, slab_maps, slab_planes
+from cmb_jax.ops.precision import usable_precision
 from cmb_jax.ops.top import top_k
 
 STRIDE = (1, 2, 2)  # working voxels per cell of the proposal grid
@@ -49,9 +51,15 @@ class ProposalFinder:
     def __init__(
         self, config: Config, params: Any, device: jax.Device | None = None, *, others: Sequence[Any] = ()
     ):
+        precision = usable_precision(config.inference.precision, "inference.precision", device)
+        config = dataclasses.replace(
+            config, inference=dataclasses.replace(config.inference, precision=precision)
+        )
         self.config = config
         self.members = tuple(jax.device_put(one, device) for one in (params, *others))
-        self._template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
+        self._template = Template.of(
+            lambda: Detector(config.model, precision=config.inference.precision, rngs=nnx.Rngs(0))
+        )
         self._candidates = jax.jit(functools.partial(window_candidates, self._template, config))
         self._select = jax.jit(functools.partial(best_of_windows, config))
         self._whole = jax.jit(functools.partial(_window_objectness, self._template, config))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmb_jax.ops.conv import Triple, conv3d
+from cmb_jax.ops.conv import Products, Triple, conv3d
 from cmb_jax.ops.norm import channel_norm
 
 # Uniform, not truncated normal: the same variance (He et al. 2015), and far quicker to compile.
@@ -19,7 +19,9 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 
 
 class Conv(nnx.Module):
-    """3-D convolution; parameters are float32, the arithmetic is of the input's type.
+    """3-D convolution; parameters are float32, the result is of the input's type.
+
+    `products` says in which type float32 maps are multiplied; `Detector` sets it in all its convolutions.
 
     Args:
         inputs: channels in.
@@ -47,6 +49,7 @@ class Conv(nnx.Module):
         else:
             start = jnp.full((outputs,), bias, jnp.float32)
         self.bias = nnx.Param(start) if use_bias else None
+        self.products: Products = "float32"
 
     def __call__(self, x: jax.Array, coarse: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
         """Map (B, Z, Y, X, inputs) to (B, Z, Y, X, outputs).
@@ -57,7 +60,7 @@ class Conv(nnx.Module):
             relu: raise what is negative to 0.
         """
         bias = None if self.bias is None else self.bias[...]
-        return conv3d(x, self.kernel[...], bias, coarse, relu=relu)
+        return conv3d(x, self.kernel[...], bias, coarse, relu=relu, products=self.products)
 
 
 class Norm(nnx.Module):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmb_jax.config import ModelConfig, Triple
+from cmb_jax.config import ModelConfig, Precision, Triple
 from cmb_jax.models.blocks import Conv, at_least_float32
 from cmb_jax.models.fusion import FeatureFusion
 from cmb_jax.models.prototypes import AnchorEmbedding, initial_prototypes
@@ -30,11 +30,13 @@ class Detector(nnx.Module):
 
     Args:
         config: sizes and switches.
+        precision: type of maps and products, as `config.TrainConfig.precision`.
         rngs: source of the initial parameters.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, *, precision: Precision = "float32", rngs: nnx.Rngs) -> None:
         self.config = config
+        self.precision = precision
         inputs = IMAGE_CHANNELS * STEM_STRIDE[0] * STEM_STRIDE[1] * STEM_STRIDE[2]
         self.unet = UNet(
             inputs,
@@ -64,6 +66,8 @@ class Detector(nnx.Module):
             )
         if config.semantic_head:
             self.semantic = Conv(self.fusion.outputs, SEMANTIC_CLASSES, rngs=rngs)
+        if precision != "float32":
+            self.set_attributes(Conv, products="bfloat16")
 
     def __call__(self, image: jax.Array) -> ProposalMaps:
         """Propose boxes.
@@ -86,8 +90,7 @@ class Detector(nnx.Module):
                 f"the detector takes images whose size (z, y, x) is a multiple of {stride}, "
                 f"got {image.shape[1:4]}: pad the image at its far ends"
             )
-        cells = space_to_depth(image.astype(jnp.dtype(self.config.compute_dtype)), STEM_STRIDE)
-        levels = self.unet(cells)
+        levels = self.unet(self.cells(image))
         fused = self.fusion(levels[: FUSED_LEVELS if self.config.use_fusion else 1])
         features, objectness = self.head.scores(fused)
         box_input = self.head.box_input(fused, features)
@@ -98,6 +101,11 @@ class Detector(nnx.Module):
             deltas=self.head.box_codes(box_input),
             semantic=at_least_float32(self.semantic(fused)) if self.config.semantic_head else None,
         )
+
+    def cells(self, image: jax.Array) -> jax.Array:
+        """The network's input (B, Z, Y / 2, X / 2, 8) of an image (B, Z, Y, X, 2)."""
+        maps = image.astype(jnp.bfloat16) if self.precision == "bfloat16" else at_least_float32(image)
+        return space_to_depth(maps, STEM_STRIDE)
 
     def embed(self, features: jax.Array, anchor_index: jax.Array) -> jax.Array:
         """Embed anchors for the prototype loss: (..., C) features and (...,) anchor number to (..., E).

@@ -73,7 +73,11 @@ class ProposalHead(nnx.Module):
             # as a 1x1x1 convolution of what the 3x3x3 one sees
             bias = None if self.box_block.conv.bias is None else self.box_block.conv.bias[...]
             found = conv3d(
-                around[:, None, None], kernel.reshape(1, 1, 1, -1, kernel.shape[-1]), bias, relu=True
+                around[:, None, None],
+                kernel.reshape(1, 1, 1, -1, kernel.shape[-1]),
+                bias,
+                relu=True,
+                products=self.box_block.conv.products,
             )[:, 0, 0]
         return self._codes(found[:, None, None])[:, 0, 0]
 

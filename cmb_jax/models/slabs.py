@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cmb_jax.models.detector import STEM_STRIDE, Detector
-from cmb_jax.ops.resample import max_pool, space_to_depth
+from cmb_jax.models.detector import Detector
+from cmb_jax.ops.resample import max_pool
 
 MOST_PLANES = 16  # of a slab: some MB for each map of it
 T = TypeVar("T")
@@ -97,8 +97,7 @@ def _even(planes: int) -> int:
 
 
 def _skip(detector: Detector, image: jax.Array, start: jax.Array, count: int) -> jax.Array:
-    cells = space_to_depth(_planes(image, start, count), STEM_STRIDE)
-    return detector.unet.fine(cells.astype(jnp.dtype(detector.config.compute_dtype)))
+    return detector.unet.fine(detector.cells(_planes(image, start, count)))
 
 
 def _around(first: jax.Array, planes: int, reach: int, depth: int) -> tuple[jax.Array, int]:

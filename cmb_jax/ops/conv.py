@@ -8,6 +8,7 @@ and matrix products (`conv_portable`). Accelerators get what their compilers kno
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from cmb_jax.ops.depth import is_part_of_depth, with_neighbours
 from cmb_jax.ops.resample import sum_blocks, upsample_nearest
 
 Triple = tuple[int, int, int]
+Products = Literal["float32", "bfloat16"]
 
 _LAYOUT = ("NDHWC", "DHWIO", "NDHWC")
 
@@ -33,6 +35,7 @@ def conv3d(
     *,
     strides: Triple = (1, 1, 1),
     relu: bool = False,
+    products: Products = "float32",
 ) -> jax.Array:
     """Convolve with zero padding that keeps the shape ("SAME"), divided by the strides.
 
@@ -42,34 +45,44 @@ def conv3d(
     Inside `jax.shard_map` over a mesh whose devices share the depth (`ops.depth`), x is one device's part and
     the planes across the cuts are exchanged: the result is this device's part of the whole volume's.
 
+    With bfloat16 products and float32 maps, both factors of each product are rounded to bfloat16 (to nearest,
+    ties to even) as they are read, in both directions; sums, bias, maps and their gradients are float32. On
+    CPUs without instructions for it the numbers are rounded and multiplied as float32, which is no faster.
+    GPUs take TensorFloat-32 instead, TPUs bfloat16: the default precision of their compilers.
+
     Differentiable once in reverse mode (`custom_vjp`). To export a CPU program, pass
     `jax.export.DisabledSafetyCheck.custom_call(name)` for each of `ops.cpu.library.TARGETS`.
 
     Args:
-        x: (B, Z, Y, X, C_in). float32 and bfloat16 on CPU take the compiled kernel, which reckons in float32.
+        x: (B, Z, Y, X, C_in). float32 and bfloat16 on CPU take the compiled kernel, which sums in float32.
         kernel: (kz, ky, kx, C_in, C_out) of x's type or float32, each of kz, ky, kx 1 or 3. It is rounded to
             x's type; its gradient is summed, over devices too, in its own type.
         bias: (C_out,) of the kernel's type.
         coarse: map of half the result's size, (B, Z' / 2, Y' / 2, X' / 2, C_out), of x's type.
         strides: steps along z, y, x.
         relu: raise what is negative to 0.
+        products: type of the factors of each product, for float32 maps.
 
     Returns:
         (B, Z', Y', X', C_out) = (B, ceil(Z / sz), ceil(Y / sy), ceil(X / sx), C_out), of x's type.
 
     Raises:
         ValueError: shapes or types do not fit each other, a kernel edge is neither 1 nor 3, a stride is less
-            than 1, or a kernel of 3 is to go in strides along z over a part of a volume.
+            than 1, products are of an unknown type, or a kernel of 3 is to go in strides along z over a part
+            of a volume.
     """
     _check(x, kernel, bias, coarse, strides)
+    if products not in ("float32", "bfloat16"):
+        raise ValueError(f"conv3d takes products of float32 or bfloat16, got {products}")
+    rounded = products == "bfloat16" or x.dtype == jnp.bfloat16
     x, kernel, bias, coarse = vary_together(x, kernel, bias, coarse)
     if kernel.shape[0] == 3 and is_part_of_depth(x):
         if strides[0] != 1:
             raise ValueError("conv3d takes no strides along z where devices share the depth")
         # ReLU is left to the pass that takes the neighbours' planes off again
-        whole = _apply(with_neighbours(x), kernel, bias, None, strides, relu=False)
+        whole = _apply(with_neighbours(x), kernel, bias, None, strides, False, rounded)
         return _finish(whole[:, 1:-1], None, coarse, relu)
-    return _apply(x, kernel, bias, coarse, strides, relu)
+    return _apply(x, kernel, bias, coarse, strides, relu, rounded)
 
 
 def _apply(
@@ -79,10 +92,11 @@ def _apply(
     coarse: jax.Array | None,
     strides: Triple,
     relu: bool,
+    rounded: bool,
 ) -> jax.Array:
     if x.dtype not in (np.float32, jnp.bfloat16) or 0 in x.shape or 0 in kernel.shape:
-        return _plain(x, kernel, bias, coarse, strides, relu)
-    return _conv(x, kernel, bias, coarse, tuple(strides), relu)
+        return _plain(x, kernel, bias, coarse, strides, relu, rounded)
+    return _conv(x, kernel, bias, coarse, tuple(strides), relu, rounded)
 
 
 def _check(
@@ -120,7 +134,7 @@ def _output_grid(x: jax.Array, strides: Triple) -> Triple:
     return (z, y, x_size)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _conv(
     x: jax.Array,
     kernel: jax.Array,
@@ -128,32 +142,33 @@ def _conv(
     coarse: jax.Array | None,
     strides: Triple,
     relu: bool,
+    rounded: bool,
 ) -> jax.Array:
     return lax.platform_dependent(
         x,
         kernel,
         bias,
         coarse,
-        cpu=functools.partial(_forward_on_cpu, strides=strides, relu=relu),
-        default=functools.partial(_plain, strides=strides, relu=relu),
+        cpu=functools.partial(_forward_on_cpu, strides=strides, relu=relu, rounded=rounded),
+        default=functools.partial(_plain, strides=strides, relu=relu, rounded=rounded),
     )
 
 
-def _conv_saved(x, kernel, bias, coarse, strides: Triple, relu: bool):
-    y = _conv(x, kernel, bias, coarse, strides, relu)
+def _conv_saved(x, kernel, bias, coarse, strides: Triple, relu: bool, rounded: bool):
+    y = _conv(x, kernel, bias, coarse, strides, relu, rounded)
     # what no gradient depends on is kept by its type alone
     return y, (x, kernel, bias is None, coarse is None, y if relu else None)
 
 
-def _conv_backward(strides: Triple, relu: bool, saved, g: jax.Array):
+def _conv_backward(strides: Triple, relu: bool, rounded: bool, saved, g: jax.Array):
     x, kernel, no_bias, no_coarse, y = saved
     towards_x, towards_kernel, towards_bias, towards_coarse = lax.platform_dependent(
         x,
         kernel,
         y,
         g,
-        cpu=functools.partial(_backward_on_cpu, strides=strides, coarse=not no_coarse),
-        default=functools.partial(_backward_plain, strides=strides, coarse=not no_coarse),
+        cpu=functools.partial(_backward_on_cpu, strides=strides, coarse=not no_coarse, rounded=rounded),
+        default=functools.partial(_backward_plain, strides=strides, coarse=not no_coarse, rounded=rounded),
     )
     return towards_x, towards_kernel, None if no_bias else towards_bias, towards_coarse
 
@@ -167,15 +182,22 @@ def _finish(y: jax.Array, bias: jax.Array | None, coarse: jax.Array | None, relu
     return jax.nn.relu(y) if relu else y
 
 
-def _bare(x: jax.Array, kernel: jax.Array, strides: Triple) -> jax.Array:
+def _precision(rounded: bool) -> lax.Precision:
+    """Of products on accelerators: the fastest, or that of float32."""
+    return lax.Precision.DEFAULT if rounded else lax.Precision.HIGHEST
+
+
+def _bare(x: jax.Array, kernel: jax.Array, strides: Triple, rounded: bool = False) -> jax.Array:
     kernel = kernel.astype(x.dtype)
     if kernel.shape[:3] == strides == (1, 1, 1):
-        return jnp.dot(x, kernel[0, 0, 0])
-    return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=_LAYOUT)
+        return jnp.dot(x, kernel[0, 0, 0], precision=_precision(rounded))
+    return lax.conv_general_dilated(
+        x, kernel, strides, "SAME", dimension_numbers=_LAYOUT, precision=_precision(rounded)
+    )
 
 
-def _plain(x, kernel, bias, coarse, strides: Triple, relu: bool) -> jax.Array:
-    return _finish(_bare(x, kernel, strides), bias, coarse, relu)
+def _plain(x, kernel, bias, coarse, strides: Triple, relu: bool, rounded: bool) -> jax.Array:
+    return _finish(_bare(x, kernel, strides, rounded), bias, coarse, relu)
 
 
 def _after_convolution(g: jax.Array, y: jax.Array | None, coarse: bool, weights: np.dtype):
@@ -184,22 +206,24 @@ def _after_convolution(g: jax.Array, y: jax.Array | None, coarse: bool, weights:
     return g, g.sum(axis=(0, 1, 2, 3), dtype=weights), sum_blocks(g) if coarse else None
 
 
-def _backward_plain(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool):
+def _backward_plain(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool, rounded: bool):
     g, towards_bias, towards_coarse = _after_convolution(g, y, coarse, kernel.dtype)
-    (towards_x,) = jax.linear_transpose(lambda x: _bare(x, kernel, strides), x)(g)
-    return towards_x, _kernel_gradient(x, kernel, g, strides), towards_bias, towards_coarse
+    (towards_x,) = jax.linear_transpose(lambda x: _bare(x, kernel, strides, rounded), x)(g)
+    return towards_x, _kernel_gradient(x, kernel, g, strides, rounded), towards_bias, towards_coarse
 
 
-def _kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, strides: Triple) -> jax.Array:
+def _kernel_gradient(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, strides: Triple, rounded: bool
+) -> jax.Array:
     """The convolution of x with g over batch and space, summed and returned in the kernel's type.
 
     Not left to `jax.linear_transpose`, which would sum in the type of x, over devices too.
     """
     edges = kernel.shape[:3]
+    options = {"precision": _precision(rounded), "preferred_element_type": kernel.dtype}
     if edges == strides == (1, 1, 1):
         everywhere = (((0, 1, 2, 3), (0, 1, 2, 3)), ((), ()))
-        product = lax.dot_general(x, g, everywhere, preferred_element_type=kernel.dtype)
-        return product.reshape(kernel.shape)
+        return lax.dot_general(x, g, everywhere, **options).reshape(kernel.shape)
     spanned = [(outputs - 1) * step + 1 for outputs, step in zip(g.shape[1:4], strides, strict=True)]
     before = [low for low, _ in lax.padtype_to_pads(x.shape[1:4], edges, strides, "SAME")]
     pads = [
@@ -213,7 +237,7 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, strides: Tri
         pads,
         rhs_dilation=strides,
         dimension_numbers=("CDHWN", "IDHWO", "DHWNC"),
-        preferred_element_type=kernel.dtype,
+        **options,
     )
 
 
@@ -222,36 +246,38 @@ def _in_float32(function, *arrays: jax.Array | None):
     return function(*(None if array is None else array.astype(jnp.float32) for array in arrays))
 
 
-def _forward_on_cpu(x, kernel, bias, coarse, strides: Triple, relu: bool) -> jax.Array:
+def _to_bfloat16(x: jax.Array) -> jax.Array:
+    """Float32 numbers as bfloat16 would hold them; a cast there and back is one that XLA may leave out."""
+    return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
+def _forward_on_cpu(x, kernel, bias, coarse, strides: Triple, relu: bool, rounded: bool) -> jax.Array:
     if x.dtype != np.float32:
         kernel = kernel.astype(x.dtype)
-        same = functools.partial(_forward_on_cpu, strides=strides, relu=relu)
+        same = functools.partial(_forward_on_cpu, strides=strides, relu=relu, rounded=rounded)
         return _in_float32(same, x, kernel, bias, coarse).astype(x.dtype)
     if library.available():
-        return _call(x, kernel, bias=bias, coarse=coarse, strides=strides, relu=relu)
+        return _call(x, kernel, bias=bias, coarse=coarse, strides=strides, relu=relu, rounded=rounded)
+    if rounded:
+        x, kernel = _to_bfloat16(x), _to_bfloat16(kernel)
     if strides != (1, 1, 1) or kernel.shape[:3] == (1, 1, 1):
-        return _plain(x, kernel, bias, coarse, strides, relu)
+        return _plain(x, kernel, bias, coarse, strides, relu, rounded)
     return _finish(conv_portable.convolve(x, kernel), bias, coarse, relu)
 
 
-def _backward_on_cpu(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool):
+def _backward_on_cpu(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool, rounded: bool):
     if x.dtype != np.float32:
-        same = functools.partial(_backward_on_cpu, strides=strides, coarse=coarse)
+        same = functools.partial(_backward_on_cpu, strides=strides, coarse=coarse, rounded=rounded)
         results = _in_float32(same, x, kernel.astype(x.dtype), y, g)
         types = (x.dtype, kernel.dtype, kernel.dtype, x.dtype)
         return tuple(None if r is None else r.astype(t) for r, t in zip(results, types, strict=True))
     edges: Triple = (kernel.shape[0], kernel.shape[1], kernel.shape[2])
     if not library.available():
-        if strides != (1, 1, 1) or edges == (1, 1, 1):
-            return _backward_plain(x, kernel, y, g, strides, coarse)
-        g, towards_bias, towards_coarse = _after_convolution(g, y, coarse, kernel.dtype)
-        # With stride 1 the gradient towards the input is a convolution with the mirrored kernel.
-        towards_x = conv_portable.convolve(g, kernel[::-1, ::-1, ::-1].swapaxes(3, 4))
-        return towards_x, conv_portable.kernel_gradient(x, g, edges), towards_bias, towards_coarse
+        return _backward_portable(x, kernel, y, g, strides, coarse, rounded)
     gate = _nothing(g) if y is None else y
     results = (like(x, kernel.shape), like(x, kernel.shape[4:]))
     call = jax.ffi.ffi_call(library.KERNEL_GRADIENT, results, vmap_method="sequential")
-    towards_kernel, towards_bias = call(x, g, gate, strides=np.array(strides, np.int64))
+    towards_kernel, towards_bias = call(x, g, gate, strides=np.array(strides, np.int64), rounded=rounded)
     towards_coarse = None
     if coarse:
         batch, *grid, outputs = g.shape
@@ -260,7 +286,23 @@ def _backward_on_cpu(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool):
     if strides != (1, 1, 1):
         g = _spread(g if y is None else jnp.where(y > 0, g, 0), x.shape, edges, strides)
         gate = _nothing(g)
-    return _call(g, kernel, gate=gate, mirrored=True), towards_kernel, towards_bias, towards_coarse
+    towards_x = _call(g, kernel, gate=gate, mirrored=True, rounded=rounded)
+    return towards_x, towards_kernel, towards_bias, towards_coarse
+
+
+def _backward_portable(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool, rounded: bool):
+    """Without the compiled kernel."""
+    g, towards_bias, towards_coarse = _after_convolution(g, y, coarse, kernel.dtype)
+    if rounded:
+        x, kernel, g = (_to_bfloat16(array) for array in (x, kernel, g))
+    edges: Triple = (kernel.shape[0], kernel.shape[1], kernel.shape[2])
+    if strides != (1, 1, 1) or edges == (1, 1, 1):
+        towards_x, towards_kernel, _, _ = _backward_plain(x, kernel, None, g, strides, False, rounded)
+    else:
+        # With stride 1 the gradient towards the input is a convolution with the mirrored kernel.
+        towards_x = conv_portable.convolve(g, kernel[::-1, ::-1, ::-1].swapaxes(3, 4))
+        towards_kernel = conv_portable.kernel_gradient(x, g, edges)
+    return towards_x, towards_kernel, towards_bias, towards_coarse
 
 
 def _call(
@@ -273,15 +315,15 @@ def _call(
     strides: Triple = (1, 1, 1),
     mirrored: bool = False,
     relu: bool = False,
+    rounded: bool = False,
 ) -> jax.Array:
     """The compiled kernel; x counts where the gate is positive."""
     outputs = kernel.shape[3 if mirrored else 4]
     result = like(x, (x.shape[0], *_output_grid(x, strides), outputs))
     call = jax.ffi.ffi_call(library.CONVOLUTION, result, vmap_method="sequential")
     gate, bias, coarse = (_nothing(x) if array is None else array for array in (gate, bias, coarse))
-    return call(
-        x, gate, kernel, bias, coarse, strides=np.array(strides, np.int64), mirrored=mirrored, relu=relu
-    )
+    options = {"mirrored": mirrored, "relu": relu, "rounded": rounded}
+    return call(x, gate, kernel, bias, coarse, strides=np.array(strides, np.int64), **options)
 
 
 def _nothing(x: jax.Array) -> jax.Array:

@@ -36,15 +36,15 @@ class Seconds:
         return self.computing + self.moving + self.messages
 
 
-def predict(costs: Costs, hardware: Hardware, dtype: str) -> Seconds:
+def predict(costs: Costs, hardware: Hardware, precision: str) -> Seconds:
     """Each instruction takes max(operations / (share of peak), bytes / (share of bandwidth)).
 
     Args:
         costs: of one device.
         hardware: its peaks.
-        dtype: "float32" or "bfloat16", of the maps.
+        precision: of training, see `config.TrainConfig`.
     """
-    peak = hardware.flops_share * hardware.flops(dtype)
+    peak = hardware.flops_share * hardware.flops(precision)
     bandwidth = BANDWIDTH_SHARE * hardware.memory_bandwidth
     computing = moving = 0.0
     for operation in costs.operations:

@@ -63,7 +63,7 @@ class StepPlan:
     @property
     def utilisation(self) -> float:
         """Model FLOP utilisation that is predicted."""
-        peak = self.hardware.flops(self.config.model.compute_dtype) * self.devices
+        peak = self.hardware.flops(self.config.train.precision) * self.devices
         return self.model_flops / self.seconds.total / peak
 
 
@@ -83,7 +83,7 @@ def plan_step(config: Config, mesh: tuple[int, int], hardware: str) -> StepPlan:
     device = measured_cpu() if hardware == CPU else ACCELERATORS[hardware]
     costs, memory = _read(config, mesh, hardware)
     alone = costs if mesh == (1, 1) else _read(config, (1, 1), hardware)[0]
-    dtype = config.model.compute_dtype
+    precision = config.train.precision
     params = step_arguments(config, make_mesh())[0].params
     return StepPlan(
         config=config,
@@ -92,8 +92,8 @@ def plan_step(config: Config, mesh: tuple[int, int], hardware: str) -> StepPlan:
         model_flops=1e9 * training_gflop(params, config.data.patch_shape, config.data.batch_size),
         costs=costs,
         memory=memory,
-        seconds=predict(costs, device, dtype),
-        one_device_seconds=predict(alone, device, dtype),
+        seconds=predict(costs, device, precision),
+        one_device_seconds=predict(alone, device, precision),
     )
 
 
@@ -138,7 +138,7 @@ def describe(plan: StepPlan) -> str:
     data, space = plan.mesh
     patch = " x ".join(map(str, config.data.patch_shape))
     model = config.model
-    switches = f"{model.compute_dtype}, remat {model.remat}, accumulate {config.train.accumulate}"
+    switches = f"{config.train.precision}, remat {model.remat}, accumulate {config.train.accumulate}"
     needed = plan.model_flops / plan.devices
     lines = [
         f"{config.name}: {plan.devices} x {device.name}, mesh {data} x {space} (batch x depth), "

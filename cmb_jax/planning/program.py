@@ -120,7 +120,9 @@ def export_inference(
         windows: how many.
         platforms: "cuda", "tpu".
     """
-    template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
+    template = Template.of(
+        lambda: Detector(config.model, precision=config.inference.precision, rngs=nnx.Rngs(0))
+    )
     candidates = functools.partial(window_candidates, template, config)
 
     def infer(params: Any, images: jax.Array, *corners: jax.Array) -> Detections:

@@ -82,7 +82,7 @@ class Utilisation:
     def __init__(self, config: Config, params: Any, devices: list[Any]):
         data = config.data
         self._flop = 1e9 * training_gflop(params, data.patch_shape, data.batch_size)
-        peak = peak_flops(devices[0], config.model.compute_dtype)
+        peak = peak_flops(devices[0], config.train.precision)
         # simulated devices share one processor
         count = 1 if devices[0].platform == "cpu" else len(devices)
         self._peak = None if peak is None else count * peak

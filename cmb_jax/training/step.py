@@ -133,7 +133,7 @@ def make_step(config: Config, mesh: Mesh) -> Step:
       UserError: the mesh cannot share the patches evenly, see `check_fit`.
     """
     check_fit(config, mesh)
-    template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
+    template = Template.of(lambda: Detector(config.model, precision=config.train.precision, rngs=nnx.Rngs(0)))
     optimizer = make_optimizer(config.train)
 
     def step(state: TrainState, batch: DeviceBatch):

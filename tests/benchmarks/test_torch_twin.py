@@ -94,7 +94,8 @@ def precision(dtype, monkeypatch):
 
 def both(dtype, model=MODEL):
     """Configuration, weights and batch in JAX; trainer and batch in PyTorch."""
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(model, compute_dtype=np.dtype(dtype).name))
+    train = dataclasses.replace(CONFIG.train, precision="float32")
+    config = dataclasses.replace(CONFIG, model=model, train=train)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), weights(model))
     data = patches()
     batch = DeviceBatch(

@@ -39,9 +39,10 @@ def make(config):
 
 
 @functools.cache
-def runner(config):
+def runner(config, precision="float32"):
     """Functional use: the weights are an argument, the structure is closed over."""
-    graph, state = nnx.split(make(config))
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Detector(config, precision=precision, rngs=nnx.Rngs(0))))
+    state = nnx.state(make(config))
     run = jax.jit(lambda state, image: nnx.merge(graph, state)(image))
     return lambda image: run(state, image)
 
@@ -148,11 +149,13 @@ def test_embeddings_of_single_anchors(rng):
         )
 
 
-def test_bfloat16_is_close_to_float32(rng):
+@pytest.mark.parametrize("precision", ["mixed", "bfloat16"])
+def test_less_precision_is_close_to_float32(rng, precision):
     image = jnp.asarray(rng.normal(size=(1, 8, 16, 16, 2)), jnp.float32)
     full = runner(TINY)(image)
-    low = runner(dataclasses.replace(TINY, compute_dtype="bfloat16"))(image)
-    assert low.features.dtype == jnp.bfloat16
+    low = runner(TINY, precision)(image)
+    assert low.features.dtype == (jnp.bfloat16 if precision == "bfloat16" else jnp.float32)
+    assert (low.objectness != full.objectness).any()
     assert low.objectness.dtype == low.deltas.dtype == jnp.float32
     np.testing.assert_allclose(low.objectness, full.objectness, atol=0.05)
 

@@ -202,7 +202,7 @@ def test_the_kernel_refuses_what_does_not_fit(rng):
 
     def call(x, kernel, shape, strides=(1, 1, 1), gate=nothing, bias=nothing, coarse=nothing):
         result = jax.ShapeDtypeStruct(shape, jnp.float32)
-        options = {"strides": np.array(strides, np.int64), "mirrored": False, "relu": False}
+        options = {"strides": np.array(strides, np.int64), "mirrored": False, "relu": False, "rounded": False}
         return jax.ffi.ffi_call(library.CONVOLUTION, result)(x, gate, kernel, bias, coarse, **options)
 
     right = {"x": x, "kernel": kernel, "shape": (1, 4, 4, 4, 3)}

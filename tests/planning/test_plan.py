@@ -111,16 +111,23 @@ def test_accumulation_and_bfloat16_take_less_memory():
     assert 1.2 < parts.costs.flops / whole.costs.flops < 1.45
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_step_is_lowered_for_cuda_and_tpu(dtype):
-    model = dataclasses.replace(TINY_MODEL, compute_dtype=dtype)
-    exported = export_step(dataclasses.replace(CONFIG, model=model), make_mesh(2, 4))
+def with_precision(precision):
+    return dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, precision=precision))
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed", "bfloat16"])
+def test_the_step_is_lowered_for_cuda_and_tpu(precision):
+    exported = export_step(with_precision(precision), make_mesh(2, 4))
     assert exported.platforms == ("cuda", "tpu")
     assert exported.nr_devices == 8
     text = exported.mlir_module()
     assert "sdy.sharding" in text
     assert "custom_call @cmb_jax" not in text
-    assert ("bf16" in text) == (dtype == "bfloat16")
+    assert ("bf16" in text) == (precision == "bfloat16")
+    convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert convolutions
+    for line in convolutions:
+        assert ("HIGHEST" in line) == (precision == "float32")
     assert all(aval.dtype == "float32" for aval in jax.tree.leaves(exported.out_avals) if aval.ndim > 0)
 
 
@@ -134,8 +141,7 @@ def test_inference_is_lowered_for_cuda_and_tpu():
 @pytest.mark.tpu
 def test_the_step_compiles_for_a_v5e_slice():
     pytest.importorskip("libtpu")
-    model = dataclasses.replace(TINY_MODEL, compute_dtype="bfloat16")
-    compiled = compile_step(dataclasses.replace(CONFIG, model=model), tpu_mesh(2, 2, "v5e:2x2"))
+    compiled = compile_step(with_precision("bfloat16"), tpu_mesh(2, 2, "v5e:2x2"))
     assert "all-reduce" in compiled.as_text()
     assert 0 < compiled.memory_analysis().temp_size_in_bytes < 16e9
 

@@ -1,4 +1,4 @@
-"""Accumulation and rematerialisation change no gradient; bfloat16 follows float32."""
+"""Accumulation and rematerialisation change no gradient; mixed precision and bfloat16 follow float32."""
 
 import dataclasses
 import functools
@@ -26,17 +26,17 @@ CONFIG = Config(
 )
 
 
-def variant(accumulate=1, **model):
+def variant(remat=False, **train):
     return dataclasses.replace(
         CONFIG,
-        model=dataclasses.replace(TINY_MODEL, **model),
-        train=dataclasses.replace(CONFIG.train, accumulate=accumulate),
+        model=dataclasses.replace(TINY_MODEL, remat=remat),
+        train=dataclasses.replace(CONFIG.train, **{"precision": "float32", **train}),
     )
 
 
 def value_and_gradient(config, loss):
     """Value, gradient as one vector and program text of `loss(params, template, batch)`."""
-    template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
+    template = Template.of(lambda: Detector(config.model, precision=config.train.precision, rngs=nnx.Rngs(0)))
     params = jax.tree.map(jnp.asarray, parameters(TINY_MODEL))
     batch = put_batch(patches(config), make_mesh())
     lowered = jax.jit(jax.value_and_grad(lambda p: loss(p, template, batch))).lower(params)
@@ -46,14 +46,14 @@ def value_and_gradient(config, loss):
 
 
 @functools.cache
-def of_the_network(**model):
+def of_the_network(**changes):
     """Of a simple function of the maps, which compiles sooner than the loss."""
 
     def loss(params, template, batch):
         maps = template.bind(params)(batch.image)
         return jnp.square(maps.objectness).mean() + jnp.square(maps.features.astype(jnp.float32)).mean()
 
-    return value_and_gradient(variant(**model), loss)
+    return value_and_gradient(variant(**changes), loss)
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch():
@@ -77,10 +77,12 @@ def test_rematerialisation_changes_no_value():
     np.testing.assert_allclose(other_grads, grads, rtol=1e-4, atol=1e-6 * np.abs(grads).max())
 
 
-def test_bfloat16_follows_float32():
+@pytest.mark.parametrize("precision", ["mixed", "bfloat16"])
+def test_less_precision_follows_float32(precision):
     value, grads, _ = of_the_network()
-    low_value, low_grads, text = of_the_network(compute_dtype="bfloat16")
-    assert "bf16" in text
+    low_value, low_grads, text = of_the_network(precision=precision)
+    assert ("bf16" in text) == (precision == "bfloat16")
+    assert low_value != value
     assert low_value == pytest.approx(value, rel=0.02)
     cosine = np.dot(grads, low_grads) / np.linalg.norm(grads) / np.linalg.norm(low_grads)
     assert cosine > 0.99

@@ -61,12 +61,13 @@ def batch_of(number):
 @functools.cache
 def trajectory(data, space, dtype, steps):
     """Loss and gradients at the first and at the last of some steps of training."""
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, compute_dtype=dtype))
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, precision="float32"))
     mesh = make_mesh(data, space)
     template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
 
     @jax.jit
     def step(state, batch):
+        batch = dataclasses.replace(batch, image=batch.image.astype(dtype))
         found = jax.value_and_grad(loss_function, has_aux=True)(state.params, batch, template, config, mesh)
         optimizer = make_optimizer(config.train)
         after, _ = train_step(state, batch, template=template, optimizer=optimizer, config=config, mesh=mesh)

@@ -3,7 +3,12 @@
 #include <cstring>
 #include <exception>
 #include <limits>
+#include <type_traits>
 #include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "instruction_sets.h"
 #include "parallel.h"
@@ -15,6 +20,7 @@ namespace cmb_jax {
 
 constexpr int64_t kWindowFloats = 64 * 1024;  // of the window of input rows: half of a small second-level cache
 constexpr int64_t kLineFloats = 6 * 1024;     // of what the kernel gradient streams: most of a first-level cache
+constexpr int64_t kPairWindowFloats = 128 * 1024;  // the same for bfloat16: such processors have a larger cache
 
 #if defined(__x86_64__)
 
@@ -35,6 +41,14 @@ namespace avx512 {
 #include "conv3d_kernels.inc"
 }
 CMB_TARGET_END
+
+#if defined(CMB_WITH_AVX512BF16)
+CMB_TARGET_BEGIN("avx512bf16,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")
+namespace avx512bf16 {
+#include "conv3d_bfloat16.inc"
+}
+CMB_TARGET_END
+#endif
 #undef LANES
 #undef REGISTERS
 
@@ -53,7 +67,7 @@ namespace portable {
 namespace {
 
 struct Kernels {
-  int lanes = 0;
+  int lanes = 0;  // of a register
 #if defined(__x86_64__)
   decltype(&avx2::Forward) forward = nullptr;
   decltype(&avx2::KernelGradient) gradient = nullptr;
@@ -63,9 +77,15 @@ struct Kernels {
 #endif
 };
 
-Kernels Select() {
+// `rounded`: products of bfloat16. Sets without instructions for them round the numbers and multiply them as float32.
+Kernels Select(bool rounded) {
   switch (Chosen()) {
 #if defined(__x86_64__)
+#if defined(CMB_WITH_AVX512BF16)
+    case InstructionSet::kAvx512Bf16:
+      if (rounded) return {16, avx512bf16::Forward, avx512bf16::KernelGradient};
+      return {16, avx512::Forward, avx512::KernelGradient};
+#endif
     case InstructionSet::kAvx512: return {16, avx512::Forward, avx512::KernelGradient};
     case InstructionSet::kAvx2: return {8, avx2::Forward, avx2::KernelGradient};
 #else
@@ -117,9 +137,10 @@ bool Fits(const Buffer& buffer, int64_t count) {
 }
 
 ffi::Error ForwardCall(ffi::ThreadPool pool, Buffer x, Buffer gate, Buffer kernel, Buffer bias, Buffer coarse, Result y,
-                       Dimensions strides, bool mirrored, bool relu) {
-  const Kernels kernels = Select();
+                       Dimensions strides, bool mirrored, bool relu, bool rounded) {
+  const Kernels kernels = Select(rounded);
   Problem p;
+  p.rounded = rounded;
   ffi::Error fits = Check(kernels, x.dimensions(), kernel.dimensions(), y->dimensions(), strides, mirrored, &p);
   if (fits.failure()) return fits;
   if (Empty(p) || p.outputs == 0) return ffi::Error::Success();
@@ -139,9 +160,10 @@ ffi::Error ForwardCall(ffi::ThreadPool pool, Buffer x, Buffer gate, Buffer kerne
 }
 
 ffi::Error GradientCall(ffi::ThreadPool pool, Buffer x, Buffer g, Buffer gate, Result kernel, Result bias,
-                        Dimensions strides) {
-  const Kernels kernels = Select();
+                        Dimensions strides, bool rounded) {
+  const Kernels kernels = Select(rounded);
   Problem p;
+  p.rounded = rounded;
   ffi::Error fits = Check(kernels, x.dimensions(), kernel->dimensions(), g.dimensions(), strides, false, &p);
   if (fits.failure()) return fits;
   if (!Fits(gate, static_cast<int64_t>(g.element_count()))) return Refuse("cmb_jax conv3d: the gate does not fit");
@@ -176,7 +198,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cmb_jax_conv3d, cmb_jax::ForwardCall,
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<ffi::Span<const int64_t>>("strides")
                                   .Attr<bool>("mirrored")
-                                  .Attr<bool>("relu"));
+                                  .Attr<bool>("relu")
+                                  .Attr<bool>("rounded"));  // products of bfloat16
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cmb_jax_conv3d_kernel_gradient, cmb_jax::GradientCall,
                               ffi::Ffi::Bind()
@@ -186,9 +209,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cmb_jax_conv3d_kernel_gradient, cmb_jax::GradientC
                                   .Arg<ffi::Buffer<ffi::F32>>()  // where it counts: empty, or of its shape
                                   .Ret<ffi::Buffer<ffi::F32>>()  // towards the kernel
                                   .Ret<ffi::Buffer<ffi::F32>>()  // towards the bias
-                                  .Attr<ffi::Span<const int64_t>>("strides"));
+                                  .Attr<ffi::Span<const int64_t>>("strides")
+                                  .Attr<bool>("rounded"));
 
-// The instruction set in use: "avx512", "avx2", "portable", or "none" where there is no kernel for the processor.
+// The instruction set in use, "none" where there is no kernel for the processor.
 extern "C" const char* cmb_jax_instruction_set() { return cmb_jax::Name(cmb_jax::Chosen()); }
 
 #pragma GCC visibility pop

@@ -5,6 +5,15 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+// Compilers that know AVX512-BF16.
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10)
+#define CMB_WITH_AVX512BF16 1
+#endif
+
 // Functions compiled between these two may use instructions that are checked for before they are called.
 #if defined(__clang__)
 #define CMB_TARGET_BEGIN_(text) _Pragma(#text)
@@ -19,9 +28,17 @@
 
 namespace cmb_jax {
 
-enum class InstructionSet { kNone, kPortable, kAvx2, kAvx512 };
+enum class InstructionSet { kNone, kPortable, kAvx2, kAvx512, kAvx512Bf16 };  // each has those before it
 
-// The widest set of this processor, or a narrower one that CMB_JAX_CPU_ISA asks for by name.
+#if defined(__x86_64__)
+inline bool HasAvx512Bf16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 5 & 1) != 0;
+}
+#endif
+
+// The best set of this processor, or another one that CMB_JAX_CPU_ISA asks for by name. Intel's processors multiply
+// pairs of bfloat16 no faster than single float32 numbers, so that AVX512-BF16 is only their choice if asked for.
 inline InstructionSet Chosen() {
   static const InstructionSet chosen = [] {
     const char* wish = std::getenv("CMB_JAX_CPU_ISA");
@@ -30,6 +47,12 @@ inline InstructionSet Chosen() {
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
     const bool narrow = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#if defined(CMB_WITH_AVX512BF16)
+    const bool named = wish != nullptr && *wish != 0;
+    if (wide && HasAvx512Bf16() && wanted("avx512bf16") && (named || __builtin_cpu_is("amd"))) {
+      return InstructionSet::kAvx512Bf16;
+    }
+#endif
     if (wide && wanted("avx512")) return InstructionSet::kAvx512;
     if (narrow && wanted("avx2")) return InstructionSet::kAvx2;
 #else
@@ -42,6 +65,7 @@ inline InstructionSet Chosen() {
 
 inline const char* Name(InstructionSet set) {
   switch (set) {
+    case InstructionSet::kAvx512Bf16: return "avx512bf16";
     case InstructionSet::kAvx512: return "avx512";
     case InstructionSet::kAvx2: return "avx2";
     case InstructionSet::kPortable: return "portable";

@@ -28,6 +28,7 @@ struct Axis {
 struct Problem {
   int64_t batch = 0, inputs = 0, outputs = 0;
   Axis z, y, x;
+  bool rounded = false;  // both factors of each product are rounded to bfloat16; sums are float32 either way
 
   int64_t Inner() const { return x.kernel * inputs; }  // contiguous inputs of one output along a row
   int64_t Taps() const { return z.kernel * y.kernel; }  // rows that one output looks at

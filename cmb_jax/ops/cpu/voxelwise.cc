@@ -65,7 +65,7 @@ struct Kernels {
 Kernels For(int64_t channels) {
 #if defined(__x86_64__)
   const InstructionSet set = Chosen();
-  if (set == InstructionSet::kAvx512 && channels >= 16) {
+  if (set >= InstructionSet::kAvx512 && channels >= 16) {
     return {avx512::Norm, avx512::NormGradient, avx512::BlockSumRow};
   }
   if (set != InstructionSet::kNone && channels >= 8) return {avx2::Norm, avx2::NormGradient, avx2::BlockSumRow};
