@@ -1,6 +1,7 @@
 """Patches that are simulated where they are trained on."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,10 @@ from cmb_jax.config import DataConfig
 from cmb_jax.phantom import PROTOCOLS, TIERS, SubjectSettings
 from cmb_jax.phantom.packed import pack_anatomy
 from cmb_jax.phantom.sample import Ranges
-from cmb_jax.training.device_patches import PatchPlan, for_patches, simulate_patches
+from cmb_jax.training.device_patches import PatchPlan, _truths, for_patches, simulate_patches
 from cmb_jax.training.sharding import make_mesh
 
-DATA = DataConfig(
-    spacing_mm=(2.0, 1.0, 1.0), patch_shape=(16, 32, 32), max_truths=6, phase_dropout=0.5, ignore_rim=True
-)
+DATA = DataConfig(spacing_mm=(2.0, 1.0, 1.0), patch_shape=(16, 32, 32), max_truths=6, phase_dropout=0.5)
 BATCH = 4
 
 
@@ -88,13 +87,19 @@ def test_devices_make_the_same_patches(keys, batch, anatomy, ranges, plan):
     np.testing.assert_allclose(found.truths.boxes, batch.truths.boxes, atol=1e-3)
 
 
-def test_lesions_beyond_the_rim_are_ignored(batch):
-    found = batch.truths
-    center = (found.boxes[..., :3] + found.boxes[..., 3:]) / 2
-    outside = ((center < 0) | (center >= np.array(batch.image.shape[1:4]))).any(axis=-1) & found.valid
-    assert outside.any()
-    assert found.ignored[outside].all()
-    assert (found.valid & ~found.ignored).sum() > 3
+@pytest.mark.parametrize("ignore_rim", [False, True])
+def test_what_is_ignored(plan, ignore_rim):
+    """In 32 mm: a lesion inside, one that does not count, one centered beyond the rim, one far off."""
+    bleeds = SimpleNamespace(
+        centre_mm=jnp.asarray([[2.0, 0, 0], [0, 6, 0], [16.5, 0, 0], [40, 0, 0], [0, 0, 0]]),
+        valid=jnp.asarray([True, True, True, True, False]),
+    )
+    counts = jnp.asarray([True, False, True, True, False])
+    sample = SimpleNamespace(bleeds=bleeds, bleed_mm=jnp.full(5, 3.0), counts=counts)
+    truths = _truths(sample, dataclasses.replace(plan, ignore_rim=ignore_rim))
+    np.testing.assert_array_equal(truths.valid, [True, True, True, False, False])
+    np.testing.assert_array_equal(truths.ignored, [False, True, ignore_rim, False, False])
+    np.testing.assert_allclose(truths.boxes[0], [7.25, 14.5, 16.5, 8.75, 17.5, 19.5])
 
 
 def test_no_microbleeds_when_none_are_asked_for(keys, anatomy, ranges, plan):
