@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cmb_jax.config import Config, PhantomConfig
+from cmb_jax.data.prepare import PREPARATION_VERSION
 from cmb_jax.data.subjects import STORE_VERSION, StoredSubject, stored_subjects
 from cmb_jax.datasets.sheets import read_csv
 from cmb_jax.datasets.split import SPLITS
@@ -94,7 +95,8 @@ def phantom_subjects(config: Config, workdir: Path, which: str) -> tuple[StoredS
 
 def _digest(spacing_mm: tuple[float, float, float], settings: SubjectSettings, anatomy: str) -> str:
     """Tells stored subjects of one seed apart by all that they depend on."""
-    described = json.dumps([STORE_VERSION, VERSION, spacing_mm, dataclasses.asdict(settings), anatomy])
+    versions = [STORE_VERSION, VERSION, PREPARATION_VERSION]
+    described = json.dumps([*versions, spacing_mm, dataclasses.asdict(settings), anatomy])
     return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 

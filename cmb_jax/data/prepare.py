@@ -18,7 +18,7 @@ from cmb_jax.swi import low_pass, phase_trust
 # Of what the network sees: raise it when `prepare` gives other numbers, so that old weights can be told.
 # 1: phase interpolated as an angle, filtered over the whole field of view, noise at full strength.
 # 2: phase interpolated as cosine and sine, weighed by `phase_trust`; nothing depends on the field of view.
-INPUT_VERSION = 2
+PREPARATION_VERSION = 2
 # Brain tissue of the reference percentile becomes 1: stable against lesions, veins and bright rims alike.
 REFERENCE_PERCENTILE = 75.0
 MAX_SCALED_INTENSITY = 2.0

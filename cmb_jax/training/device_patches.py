@@ -23,6 +23,7 @@ from cmb_jax.data.subjects import PROPOSAL_STRIDE
 from cmb_jax.phantom.packed import PackedAnatomy, window
 from cmb_jax.phantom.protocols import Protocol
 from cmb_jax.phantom.sample import Plan, Ranges, Sample, over_devices, sample_at, solid_tissue
+from cmb_jax.swi import phase_trust
 from cmb_jax.training.step import DeviceBatch
 
 RIM_MM = 8.0  # simulated beyond the patch on every side, then cut off
@@ -144,7 +145,10 @@ def simulate_patch(
     scaled = jnp.clip(sample.swi / jnp.maximum(reference, 1e-6), 0.0, MAX_SCALED_INTENSITY)
     intensity = _on_working_grid(scaled, plan)
     has_phase = plan.part.weighted & (jax.random.uniform(k_phase) >= plan.phase_dropout)
-    phase = _on_working_grid(sample.phase * sample.scan.phase_sign / jnp.pi, plan)
+    radians = sample.phase * sample.scan.phase_sign
+    trust = phase_trust(scaled * jnp.exp(1j * radians), plan.part.acquired.spacing_mm)
+    cosine, sine, trust = (_on_working_grid(a, plan) for a in (jnp.cos(radians), jnp.sin(radians), trust))
+    phase = jnp.arctan2(sine, cosine) / jnp.pi * trust  # as `data.prepare` does it
     image = jnp.stack([intensity, jnp.where(has_phase, phase, 0.0)], axis=-1)
     return image, _truths(sample, plan), _cells(sample.mimics, plan)
 
