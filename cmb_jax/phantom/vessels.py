@@ -16,6 +16,7 @@ from cmb_jax.phantom.tiers import Tier
 from cmb_jax.phantom.types import MimicKind
 from cmb_jax.phantom.walks import (
     STEP_MM,
+    SYMMETRIC,
     Terrain,
     Vessels,
     Walks,
@@ -68,17 +69,19 @@ _LONGEST_COURSE = 220  # steps
 
 
 def _sheet(depth: jax.Array) -> jax.Array:
-    """(X, Y, Z, 3, 3) projection onto the normal of the sheet that ridges of `depth` (X, Y, Z) form.
+    """(X, Y, Z, 6) projection onto the normal of the sheet that ridges of `depth` (X, Y, Z) form.
 
     The structure tensor of the gradient over its trace (Bigun and Granlund 1987): 1 across a sulcus, 0 along.
     """
-    slope = gradient(depth)
-    row, column = np.triu_indices(3)
-    six = [blur(slope[..., i] * slope[..., j], 1.0) for i, j in zip(row, column, strict=True)]
+    six = [blur(product, 1.0) for product in jnp.moveaxis(_squares(gradient(depth)), -1, 0)]
     trace = six[0] + six[3] + six[5] + 1e-6
-    full = np.zeros((3, 3), int)
-    full[row, column] = full[column, row] = np.arange(6)
-    return (jnp.stack(six, axis=-1) / trace[..., None])[..., full]
+    return jnp.stack(six, axis=-1) / trace[..., None]
+
+
+def _squares(vectors: jax.Array) -> jax.Array:
+    """(..., 3) -> (..., 6) upper triangle of the outer product of each with itself."""
+    row, column = np.triu_indices(3)
+    return vectors[..., row] * vectors[..., column]
 
 
 def _medullary(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array, tier: Tier) -> Vessels:
@@ -97,7 +100,7 @@ def _medullary(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array,
     start = start - 1.5 * heading  # at the wall, or just within
     nuclei = in_regions(head.region, Region.THALAMUS, Region.BASAL_GANGLIA)
     room = blur(((white + near > 0.5) & ~below & ~nuclei).astype(jnp.float32), 0.7) * 1.4
-    across = 0.08 * (jnp.eye(3) - outward[..., :, None] * outward[..., None, :])
+    across = 0.08 * (jnp.eye(3)[np.triu_indices(3)] - _squares(outward))
     terrain = Terrain(0.02 * outward, across, room)
     radius = _log_uniform(keys[1], MEDULLARY_ROOTS, *MEDULLARY_RADII_MM) * tier.vein_radius
     length = jax.random.randint(keys[2], (MEDULLARY_ROOTS,), MEDULLARY_STEPS // 3, MEDULLARY_STEPS + 1)
@@ -141,7 +144,7 @@ def _pial(
     terrain = Terrain(gradient(inner) * 0.8, 0.5 * sheet, blur(fold, 1.0) * 1.7)
     inward = interpolate(-gradient(blur(beyond, 3.0)), grid, start)
     heading = unit(inward) + 0.5 * jax.random.normal(keys[5], start.shape)
-    normal = interpolate(sheet.reshape(*grid.shape, 9), grid, start).reshape(-1, 3, 3)
+    normal = interpolate(sheet, grid, start)[:, SYMMETRIC]
     heading = heading - jnp.einsum("wab,wb->wa", normal, heading)
     radius = _log_uniform(keys[1], PIAL_ROOTS, *PIAL_RADII_MM) * tier.vein_radius
     length = jax.random.randint(keys[2], (PIAL_ROOTS,), PIAL_STEPS // 3, PIAL_STEPS + 1)
@@ -190,7 +193,7 @@ def _crossing(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array, 
     inward = jnp.sum(interpolate(gradient(blur(solid, 2.0)), grid, start) * heading, axis=1, keepdims=True)
     heading = jnp.where(inward < 0, -heading, heading)
     terrain = Terrain(
-        jnp.zeros((*grid.shape, 3)), jnp.zeros((*grid.shape, 3, 3)), jnp.minimum(filled * 1.4, 1.0)
+        jnp.zeros((*grid.shape, 3)), jnp.zeros((*grid.shape, 6)), jnp.minimum(filled * 1.4, 1.0)
     )
     radius = _log_uniform(keys[4], CROSSING_ROOTS, *CROSSING_RADII_MM) * tier.vein_radius
     length = jax.random.randint(keys[5], (CROSSING_ROOTS,), CROSSING_STEPS // 3, CROSSING_STEPS + 1)

@@ -14,6 +14,7 @@ from cmb_jax.phantom.planning import interpolate
 STEP_MM = 0.5
 SHORTEST_MM = 10.0  # from a walk's root to its farthest point: a shorter one is not drawn
 MURRAY = 2.0 ** (-1.0 / 3.0)  # radius of a daughter over its mother's, two equal daughters (Murray 1926)
+SYMMETRIC = np.array([[0, 1, 2], [1, 3, 4], [2, 4, 5]])  # a matrix from its upper triangle, row by row
 TAPER = 0.55  # of the radius is lost from a walk's root to its tip
 
 
@@ -48,9 +49,7 @@ class Terrain:
     """What bends walks and where they may go, on the planning grid."""
 
     pull: jax.Array  # (X, Y, Z, 3) added to the heading at every step
-    across: (
-        jax.Array
-    )  # (X, Y, Z, 3, 3) symmetric: the heading loses this times itself, and so follows a sheet
+    across: jax.Array  # (X, Y, Z, 6) symmetric matrix: at every step the heading loses this times itself
     room: jax.Array  # (X, Y, Z) above 0.5 where a walk may be
 
 
@@ -78,17 +77,12 @@ def grow(
     used (W,): the others stay empty. wander: how much the heading turns at random, a step.
     """
     k_noise, k_first = jax.random.split(key)
-    row, column = np.triu_indices(3)
-    ground = jnp.concatenate(
-        [terrain.pull, terrain.across[..., row, column], terrain.room[..., None]], axis=-1
-    )
-    full = np.zeros((3, 3), int)
-    full[row, column] = full[column, row] = np.arange(3, 9)
+    ground = jnp.concatenate([terrain.pull, terrain.across, terrain.room[..., None]], axis=-1)
 
     def step(state: tuple[jax.Array, ...], k: jax.Array):
         point, heading, drift, alive, here = state
         drift = 0.85 * drift + wander * jax.random.normal(k, point.shape)
-        held = jnp.einsum("wab,wb->wa", here[:, full], heading)
+        held = jnp.einsum("wab,wb->wa", here[:, 3 + SYMMETRIC], heading)
         heading = unit(heading + here[:, :3] - held + drift)
         point = point + STEP_MM * heading
         here = interpolate(ground, grid, point)
