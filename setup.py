@@ -12,12 +12,17 @@ class BuildKernel(build_ext):
     """A failed build is one line, not a failed installation."""
 
     def build_extension(self, ext):
-        """Add jaxlib's headers and build."""
+        """Add jaxlib's headers and build; without instructions that the compiler does not know."""
         try:
             import jaxlib
 
             ext.include_dirs.append(str(Path(jaxlib.__file__).parent / "include"))
-            super().build_extension(ext)
+            try:
+                super().build_extension(ext)
+            except Exception as error:
+                self.warn(f"built without instructions for bfloat16 ({error})")
+                ext.extra_compile_args.append("-DCMB_WITHOUT_BFLOAT16")
+                super().build_extension(ext)
         except Exception as error:
             self.warn(f"the CPU kernels were not built ({error}); a slower form in JAX is used")
 

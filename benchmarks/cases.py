@@ -58,50 +58,56 @@ def _case(name: str, modules: tuple[str, str], other_name: str, about: str, **mo
     return Case(name=name, ours=ours, other=other, other_name=other_name, about=about, **more)
 
 
+def _both(name: str, modules: tuple[str, str], other_name: str, about: str, **more: Any) -> tuple[Case, Case]:
+    """A case with our side in float32, and `NAME-mixed`; the other side takes what is fastest."""
+    options = more.pop("options")
+
+    def with_precision(precision: str, suffix: str) -> Case:
+        given = {**options, "precision": precision}
+        return _case(name + suffix, modules, other_name, about, options=given, convolves=True, **more)
+
+    return with_precision("float32", ""), with_precision("mixed", "-mixed")
+
+
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
-        _case(
+        *_both(
             "train-small",
             TRAIN,
             "PyTorch",
             "a training step: loss, gradient, AdamW, moving average; batch 4 of 48 x 96 x 96",
             options={"model": "small", "batch": 4, "patch": PATCH},
             keep_memory=True,
-            convolves=True,
         ),
-        _case(
+        *_both(
             "train-wide",
             TRAIN,
             "PyTorch",
             "the same with twice the channels; batch 2 of 48 x 96 x 96",
             options={"model": "wide", "batch": 2, "patch": PATCH},
             keep_memory=True,
-            convolves=True,
         ),
-        _case(
+        *_both(
             "infer-patch",
             NETWORK,
             "PyTorch",
             "the small network forwards on 64 x 128 x 128",
             options={"model": "small", "shape": (64, 128, 128)},
-            convolves=True,
         ),
-        _case(
+        *_both(
             "infer-volume",
             VOLUME,
             "PyTorch + MONAI",
             "384 x 448 x 72 voxels to detections; MONAI slides over it, overlap 0.25",
             options={"shape": WHOLE_HEAD, "sliding": True},
-            convolves=True,
         ),
-        _case(
+        *_both(
             "infer-volume-whole",
             VOLUME,
             "PyTorch + MONAI",
             "the same, with the other side too in one pass instead of a sliding window",
             options={"shape": WHOLE_HEAD, "sliding": False},
-            convolves=True,
         ),
         _case(
             "nms-10k",

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cmb_jax.config import Config, DataConfig, ModelConfig, Triple
+from cmb_jax.config import Config, DataConfig, ModelConfig, Precision, Triple
 from cmb_jax.data.patches import PatchBatch
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template
+from cmb_jax.ops.precision import usable_precision
 
 MODELS = {
     "small": ModelConfig(),
@@ -35,9 +36,15 @@ def triple(values: Sequence[int]) -> Triple:
 
 
 def train_config(options: dict[str, Any]) -> Config:
-    """The experiment of a training case."""
+    """The experiment of a training case, in its precision or the nearest that this device has."""
     data = DataConfig(patch_shape=triple(options["patch"]), batch_size=options["batch"])
-    return dataclasses.replace(Config(), model=MODELS[options["model"]], data=data)
+    train = dataclasses.replace(Config().train, precision=precision(options))
+    return dataclasses.replace(Config(), model=MODELS[options["model"]], data=data, train=train)
+
+
+def precision(options: dict[str, Any]) -> Precision:
+    """Our side's precision in a case, or float32 where this device does not have it."""
+    return usable_precision(options["precision"], "the case's precision")
 
 
 def parameter_shapes(model: ModelConfig) -> Any:

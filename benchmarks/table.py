@@ -50,6 +50,7 @@ class Row:
             "against": measured.case.other_name,
             "device": measured.device,
             "keep_memory": measured.case.keep_memory,
+            "precision": measured.case.options.get("precision"),
             "ours_s": measured.ours.median_s,
             "other_s": measured.other.median_s,
             "ratio": measured.ratio,

@@ -145,8 +145,7 @@ class AnchorEmbedding(nn.Module):
 class TorchDetector(nn.Module):
     """Twin of `cmb_jax.models.detector.Detector`.
 
-    The arithmetic is of the image's and the parameters' common type: `config.compute_dtype` is not read; for
-    bfloat16 use `torch.autocast`.
+    The arithmetic is of the image's and the parameters' common type; others: `sides.on_torch.forms_of`.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -21,7 +21,8 @@ __all__ = ["device_peak_mb", "prepare"]
 def prepare(options: dict[str, Any], device: str) -> Prepared:
     """Jitted; the image lies on the device."""
     model, shape = inputs.MODELS[options["model"]], inputs.triple(options["shape"])
-    template = Template.of(lambda: Detector(model, rngs=nnx.Rngs(0)))
+    precision = inputs.precision(options)
+    template = Template.of(lambda: Detector(model, precision=precision, rngs=nnx.Rngs(0)))
     params = jax.tree.map(jnp.asarray, inputs.parameters(model))
     image = jnp.asarray(inputs.image(shape)[None])
     forward = jax.jit(lambda params, image: template.bind(params)(image))
@@ -29,5 +30,5 @@ def prepare(options: dict[str, Any], device: str) -> Prepared:
         run=lambda: jax.block_until_ready(forward(params, image)),
         result=lambda maps: float(jnp.abs(maps.deltas).mean()),
         gflop=forward_gflop(params, shape),
-        note=convolution_note(device),
+        note=convolution_note(device, precision),
     )

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import inputs
 from benchmarks.cases import Prepared
-from benchmarks.sides.on_torch import device_peak_mb, faster, finish, start
+from benchmarks.sides.on_torch import device_peak_mb, fastest, finish, forms_of, start
 from benchmarks.torch_detector import TorchDetector, channels_first
 from benchmarks.torch_weights import to_torch
 
@@ -17,7 +17,7 @@ __all__ = ["device_peak_mb", "prepare"]
 
 
 def prepare(options: dict[str, Any], device: str) -> Prepared:
-    """In inference mode, channels last, eager or compiled, whichever is faster."""
+    """In inference mode, channels last, in the precision and form that is fastest."""
     where = start(device)
     config = inputs.MODELS[options["model"]]
     model = TorchDetector(config).to(where).eval()
@@ -30,5 +30,5 @@ def prepare(options: dict[str, Any], device: str) -> Prepared:
         finish()
         return maps
 
-    forward, note = faster(model, use)
+    forward, note = fastest(forms_of(model, casts_each_time=False), use)
     return Prepared(run=lambda: use(forward), result=lambda maps: float(maps[2].abs().mean()), note=note)

@@ -14,6 +14,6 @@ def device_peak_mb() -> float | None:
     return None if peak is None else peak / 1e6
 
 
-def convolution_note(device: str) -> str:
-    """Which convolution kernel runs."""
-    return f"CPU kernel: {library.instruction_set()}" if device == "cpu" else ""
+def convolution_note(device: str, precision: str) -> str:
+    """Precision of the network and which convolution kernel runs."""
+    return f"{precision}, CPU kernel {library.instruction_set()}" if device == "cpu" else precision

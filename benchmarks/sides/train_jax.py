@@ -39,5 +39,5 @@ def prepare(options: dict[str, Any], device: str) -> Prepared:
         run=run,
         result=lambda metrics: float(metrics.terms.total),
         gflop=training_gflop(params, config.data.patch_shape, config.data.batch_size),
-        note=convolution_note(device),
+        note=convolution_note(device, config.train.precision),
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, nn
+
 from benchmarks import inputs
 from benchmarks.cases import Prepared
-from benchmarks.sides.on_torch import device_peak_mb, faster, finish, start
+from benchmarks.sides.on_torch import device_peak_mb, fastest, finish, forms_of, start
 from benchmarks.torch_detector import TorchDetector
 from benchmarks.torch_loss import TorchTerms
 from benchmarks.torch_step import Maps, TorchBatch, TorchTrainer
@@ -15,8 +17,20 @@ from benchmarks.torch_weights import to_torch
 __all__ = ["device_peak_mb", "prepare"]
 
 
+class TrainingMaps(nn.Module):
+    """The detector's maps that training looks at, as a network of its own."""
+
+    def __init__(self, model: TorchDetector) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """As `TorchDetector.training_maps`."""
+        return self.model.training_maps(image)
+
+
 def prepare(options: dict[str, Any], device: str) -> Prepared:
-    """The step with the network eager or compiled, whichever is faster."""
+    """The step with the network in the precision and form that is fastest; the loss is float32."""
     where = start(device)
     config = inputs.train_config(options)
     params, data = inputs.parameters(config.model), inputs.patches(config)
@@ -33,7 +47,7 @@ def prepare(options: dict[str, Any], device: str) -> Prepared:
             trial.maps = maps
             trial.train_step(batch)
 
-        return faster(model.training_maps, use)
+        return fastest(forms_of(TrainingMaps(model), casts_each_time=True), use)
 
     model = TorchDetector(config.model).to(where)
     maps, note = choose()

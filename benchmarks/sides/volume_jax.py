@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -20,7 +21,9 @@ __all__ = ["device_peak_mb", "prepare"]
 def prepare(options: dict[str, Any], device: str) -> Prepared:
     """The bundled weights `small`: tiles, network, decoding, suppression."""
     bundle = load_bundle("small")
-    finder = ProposalFinder(bundle.config, bundle.params)
+    precision = inputs.precision(options)
+    inference = dataclasses.replace(bundle.config.inference, precision=precision)
+    finder = ProposalFinder(dataclasses.replace(bundle.config, inference=inference), bundle.params)
     image = inputs.head(inputs.triple(options["shape"]))
     plan = finder.plan(image.shape[:3])
 
@@ -32,5 +35,5 @@ def prepare(options: dict[str, Any], device: str) -> Prepared:
         run=run,
         result=lambda found: float(found.valid.sum()),
         gflop=forward_gflop(bundle.params, inputs.triple(options["shape"])),
-        note="; ".join(filter(None, [windows, convolution_note(device)])),
+        note="; ".join(filter(None, [windows, convolution_note(device, precision)])),
     )

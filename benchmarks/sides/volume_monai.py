@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import inputs
 from benchmarks.cases import Prepared
-from benchmarks.sides.on_torch import device_peak_mb, faster, finish, start
+from benchmarks.sides.on_torch import device_peak_mb, fastest, finish, forms_of, start
 from benchmarks.torch_detector import STEM_STRIDE, TorchDetector, channels_first, channels_last
 from benchmarks.torch_weights import to_torch
 from cmb_jax.boxes.anchors import anchor_sizes
@@ -30,7 +30,7 @@ OVERLAP = 0.25  # MONAI's default, as are one window at a time and constant weig
 
 
 def prepare(options: dict[str, Any], device: str) -> Prepared:
-    """The network, eager or compiled, in windows or in one pass."""
+    """The network in the precision and form that is fastest, in windows or in one pass."""
     where = start(device)
     bundle = load_bundle("small")
     config = bundle.config
@@ -56,7 +56,7 @@ def prepare(options: dict[str, Any], device: str) -> Prepared:
         finish()
         return boxes
 
-    forward, note = faster(model, detections)
+    forward, note = fastest(forms_of(model, casts_each_time=False), detections)
     windows = f"window {' x '.join(map(str, roi))}" + (f", overlap {OVERLAP}" if options["sliding"] else "")
     return Prepared(
         run=lambda: detections(forward),

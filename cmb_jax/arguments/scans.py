@@ -27,6 +27,7 @@ def predict(
     weights: str = "small",
     flips: Flips | None = None,
     threshold: float | None = None,
+    precision: Literal["float32", "mixed", "bfloat16"] | None = None,
     regions: Path | None = None,
     region_labels: Path | None = None,
     dicom_out: bool = False,
@@ -51,6 +52,8 @@ def predict(
       flips: average scores with those of mirror images: x takes twice the network's time, xyz four times;
         default: as the weights say.
       threshold: score from which a candidate is kept; default: the weights' operating point.
+      precision: of the network; default: as the weights say. mixed is faster where the device multiplies
+        bfloat16, and changes scores by a few hundredths at most (docs/performance.md).
       regions: label volume in the scan's space that takes the place of the region network: SynthSeg with
         --parc, FreeSurfer's aparc+aseg, or own labels (docs/regions.md).
       region_labels: CSV with the columns label, region, side for own labels.
@@ -75,6 +78,7 @@ def predict(
             weights=weights,
             flips=flips,
             threshold=threshold,
+            precision=precision,
             regions=regions,
             region_labels=region_labels,
             dicom_out=dicom_out,
@@ -98,6 +102,7 @@ def predict(
         weights=weights,
         flips=flips,
         threshold=threshold,
+        precision=precision,
         regions=regions,
         region_labels=region_labels,
         overwrite=overwrite,

@@ -156,6 +156,7 @@ def benchmark(
     scaling: bool = False,
     overwrite: bool = False,
     keep_memory: bool | None = None,
+    self_test: bool = False,
 ) -> None:
     """Time this package against PyTorch, MONAI and NumPy on the same cores (source checkout only).
 
@@ -166,6 +167,7 @@ def benchmark(
       scaling: also measure time and memory against volume size and number of candidates.
       overwrite: replace the file if it exists.
       keep_memory: whether both sides' allocator keeps freed memory; default: in training, as train.py does.
+      self_test: instead compare the convolution kernels of every instruction set with sums in float64.
     """
     from cmb_jax.commands.benchmark import run
 
@@ -176,6 +178,7 @@ def benchmark(
         scaling=scaling,
         overwrite=overwrite,
         keep_memory=keep_memory,
+        self_test=self_test,
     )
 
 

@@ -9,8 +9,8 @@ import jax
 from cmb_jax.bids_app.region_labels import RegionLabels
 from cmb_jax.bids_app.scan_images import PhaseOptions, ScanImages
 from cmb_jax.bids_app.scan_work import Pipeline, Say
-from cmb_jax.config import Flips
-from cmb_jax.inference.bundle import WeightsBundle, load_bundle
+from cmb_jax.config import Flips, Precision
+from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision
 from cmb_jax.inference.predict import CmbDetector, FoundBoxes, Prediction
 from cmb_jax.inference.scan import PreparedScan, prepare_scan
 from cmb_jax.io import volume
@@ -52,6 +52,7 @@ def detector_pipeline(
     devices: Sequence[jax.Device],
     regions: RegionLabels | None = None,
     flips: Flips | None = None,
+    precision: Precision | None = None,
 ) -> Pipeline:
     """The detector on each of the devices; `regions` take the place of the region network.
 
@@ -60,7 +61,7 @@ def detector_pipeline(
     Raises:
       UserError: no such weights.
     """
-    bundle = load_bundle(weights, flips)
+    bundle = with_precision(load_bundle(weights, flips), precision)
     return Pipeline(
         bundle=bundle,
         detectors=tuple(DeviceDetector(bundle, threshold, device) for device in devices),

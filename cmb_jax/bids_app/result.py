@@ -87,6 +87,7 @@ class Making:
     threshold: float
     phase_sign: str
     phase_range: str
+    precision: str = "float32"
     label_table_sha256: str | None = None  # None: regions by the network
     flips: str = "none"
 
@@ -98,6 +99,7 @@ class Making:
             **({} if self.flips == "none" else {"Flips": self.flips}),  # so that older results stay valid
             "PhaseSign": self.phase_sign,
             "PhaseRange": self.phase_range,
+            "Precision": self.precision,
             "Regions": _NETWORK
             if self.label_table_sha256 is None
             else {"LabelTableSHA256": self.label_table_sha256},
@@ -242,7 +244,8 @@ def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: Maki
         UserError: its sidecar has been damaged.
     """
     then = read_provenance(files.table_sidecar)
-    changed = [name.lower() for name, value in making.to_json().items() if then.making[name] != value]
+    made = {"Precision": "float32", **then.making}  # results of earlier versions do not say it
+    changed = [name.lower() for name, value in making.to_json().items() if made[name] != value]
     if then.images != {(image.file, image.sha256) for image in taken}:
         changed.append("images")
     return ", ".join(changed) or None

@@ -67,6 +67,7 @@ class Pipeline:
             weights_sha256=self.bundle.sha256,
             threshold=round(self.threshold, 6),
             flips=self.bundle.config.inference.flips,
+            precision=self.bundle.config.inference.precision,
             phase_sign=self.phase.sign,
             phase_range="auto" if self.phase.stored is None else self.phase.stored.value,
             label_table_sha256=None if self.regions is None else self.regions.table.sha256,

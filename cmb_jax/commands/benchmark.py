@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cmb_jax
 from cmb_jax.errors import UserError
+from cmb_jax.ops.cpu import self_test as kernels_self_test
 
 CHECKOUT = Path(cmb_jax.__file__).resolve().parent.parent
 
@@ -20,12 +21,22 @@ def run(
     scaling: bool,
     overwrite: bool,
     keep_memory: bool | None,
+    self_test: bool = False,
 ) -> None:
     """Run the comparison in a process of its own; its exit code becomes ours.
+
+    With `self_test` the CPU kernels are compared with sums in float64 instead; the exit code is 1 if they
+    differ.
 
     Raises:
       UserError: this is an installation without the folder `benchmarks`.
     """
+    if self_test:
+        tests = kernels_self_test.run()
+        print(kernels_self_test.table(tests))
+        if not all(test.passed for test in tests):
+            sys.exit(1)
+        return
     if not (CHECKOUT / "benchmarks" / "__main__.py").is_file():
         raise UserError(
             "the comparison with other frameworks is in the source checkout only (folder benchmarks); "

@@ -75,6 +75,7 @@ def _participants(data: Path, out: Path, options: ParticipantOptions) -> None:
         jax.local_devices(),
         regions,
         options.flips,
+        options.precision,
     )
     write_dataset_files(data, out, options.regions)
     with shown_progress() as progress:

@@ -31,6 +31,8 @@ class ParticipantOptions:
     default: as the weights say."""
     threshold: float | None = None
     """Score from which a candidate is kept; default: the weights' operating point."""
+    precision: Literal["float32", "mixed", "bfloat16"] | None = None
+    """Of the network; default: as the weights say (docs/performance.md)."""
     regions: Path | None = None
     """Derivatives with label volumes (*_dseg.nii.gz) in place of the region network (docs/regions.md)."""
     region_labels: Path | None = None

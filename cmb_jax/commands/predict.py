@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cmb_jax.anatomy.own_regions import LabelTable, label_table, regions_from_labels
 from cmb_jax.commands.common import Progress, existing_file, stopwatch, use_compilation_cache
-from cmb_jax.config import Flips
+from cmb_jax.config import Flips, Precision
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import described_inputs, write_prediction
@@ -114,6 +114,7 @@ def run(
     weights: str = "small",
     flips: Flips | None = None,
     threshold: float | None = None,
+    precision: Precision | None = None,
     regions: Path | None = None,
     region_labels: Path | None = None,
     overwrite: bool = False,
@@ -154,6 +155,7 @@ def run(
         weights=weights,
         flips=flips,
         threshold=threshold,
+        precision=precision,
         regions=own,
         overwrite=overwrite,
         announce=announce,
@@ -168,6 +170,7 @@ def predict_scan(
     weights: str,
     flips: Flips | None = None,
     threshold: float | None,
+    precision: Precision | None = None,
     overwrite: bool,
     say: Progress,
     regions: OwnRegions | None = None,
@@ -183,7 +186,7 @@ def predict_scan(
     """
     region_map = None if regions is None else regions_from_labels(regions.volume, regions.table, scan.swi)
     use_compilation_cache()
-    detector = load_detector(weights, flips)
+    detector = load_detector(weights, flips, precision)
     prediction = detector.predict(
         scan.swi,
         scan.phase,

@@ -8,7 +8,7 @@ from pathlib import Path
 from cmb_jax.commands.common import stopwatch
 from cmb_jax.commands.dicom import problem_lines, read_candidates
 from cmb_jax.commands.predict import OwnRegions, ScanInput, check_output, check_threshold, predict_scan
-from cmb_jax.config import Flips
+from cmb_jax.config import Flips, Precision
 from cmb_jax.dicom.choose import choose
 from cmb_jax.dicom.load import DicomImages, load
 from cmb_jax.dicom.results import prepare_results
@@ -29,6 +29,7 @@ def run(
     weights: str = "small",
     flips: Flips | None = None,
     threshold: float | None = None,
+    precision: Precision | None = None,
     regions: Path | None = None,
     region_labels: Path | None = None,
     dicom_out: bool = False,
@@ -67,6 +68,7 @@ def run(
         weights=weights,
         flips=flips,
         threshold=threshold,
+        precision=precision,
         regions=own,
         overwrite=overwrite,
         say=say,

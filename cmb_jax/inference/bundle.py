@@ -10,7 +10,7 @@ from typing import Any
 
 from flax import nnx
 
-from cmb_jax.config import Config, Flips
+from cmb_jax.config import Config, Flips, Precision
 from cmb_jax.config_io import config_from_json, config_to_json, without_paths
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.calibration_map import CalibrationMap
@@ -75,6 +75,14 @@ def calibration_of(config: Config) -> CalibrationMap | None:
 def record_path(weights: Path) -> Path:
     """Where the record of weights lies: beside them."""
     return weights.with_suffix(".json")
+
+
+def with_precision(bundle: WeightsBundle, precision: Precision | None) -> WeightsBundle:
+    """The bundle with another precision of inference; as it is for None."""
+    if precision is None:
+        return bundle
+    inference = dataclasses.replace(bundle.config.inference, precision=precision)
+    return dataclasses.replace(bundle, config=dataclasses.replace(bundle.config, inference=inference))
 
 
 def bundled_names() -> tuple[str, ...]:

@@ -14,9 +14,9 @@ from cmb_jax.anatomy.lookup import REACH_MM, REASON_TEXT, RejectReason, look_up
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
 from cmb_jax.boxes.geometry import box_centers, box_sizes
 from cmb_jax.boxes.types import Detections
-from cmb_jax.config import Config, Flips
+from cmb_jax.config import Config, Flips, Precision
 from cmb_jax.data.prepare import points_from_edges
-from cmb_jax.inference.bundle import WeightsBundle, load_bundle
+from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.inference.scan import Clock, PhaseSign, PreparedScan, prepare_scan
 from cmb_jax.io.nifti import native_index
@@ -182,6 +182,7 @@ class CmbDetector:
             ("candidate_threshold", f"{inference.candidate_threshold:.3f}"),
             ("nms_iou", f"{inference.nms_iou:g}"),
             ("flips", inference.flips),
+            ("precision", self._finder.config.inference.precision),
         )
 
     def _locate(
@@ -254,14 +255,17 @@ class CmbDetector:
         return tuple(rows), edges_mm[listed]
 
 
-def load_detector(weights: str | Path = "small", flips: Flips | None = None) -> CmbDetector:
+def load_detector(
+    weights: str | Path = "small", flips: Flips | None = None, precision: Precision | None = None
+) -> CmbDetector:
     """A detector by the name of bundled weights or from a safetensors file.
 
     Args:
       weights: several with commas between are averaged (`load_bundle`).
       flips: mirror images averaged at inference; default: as the weights say.
+      precision: of the network; default: as the weights say, which is float32 for the bundled ones.
 
     Raises:
       UserError: no such weights, or a file that does not hold a detector.
     """
-    return CmbDetector(load_bundle(weights, flips))
+    return CmbDetector(with_precision(load_bundle(weights, flips), precision))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cmb_jax.ops import precision
 from cmb_jax.ops.conv import conv3d
-from cmb_jax.ops.cpu import library
+from cmb_jax.ops.cpu import library, self_test
 from tests.ops.test_conv import (
     EDGES,
     STRIDES,
@@ -215,3 +215,22 @@ def test_lowered_programs(rng):
     assert text("float32").count("HIGHEST") == 6  # both factors of three convolutions
     assert "HIGHEST" not in text("bfloat16")
     assert "bf16" not in text("bfloat16")
+
+
+def test_self_test_of_the_kernels_finds_a_wrong_one(monkeypatch):
+    """The table's verdict: as they are, and with a convolution that is wrong by a thousandth."""
+    monkeypatch.setattr(self_test, "_CHANNELS", (3, 16))
+    monkeypatch.setattr(self_test, "_rates", lambda products: (1.0, 2.0, 3.0))
+    right = self_test._test("bfloat16")
+    assert right.passed
+    assert right.shapes == 4
+    monkeypatch.setattr(self_test, "conv3d", lambda *a, **o: 1.001 * conv3d(*a, **o))
+    wrong = self_test._test("bfloat16")
+    assert not wrong.passed
+    lines = self_test.table(
+        [right, wrong, self_test.SelfTest(instruction_set="amx", products="both", missing="no")]
+    )
+    assert [line.split("  ")[-1] for line in lines.splitlines()[1:3]] == [
+        "ok",
+        "FAILED: an error above 1e-05",
+    ]

@@ -1,5 +1,6 @@
 // 3-D convolution for CPUs, called by XLA (jax.ffi): NDHWC images, DHWIO kernels, float32, "SAME" padding, kernel
 // edges 1 or 3, any strides and channels. The instruction set is chosen when the program runs.
+#include <atomic>
 #include <cstring>
 #include <exception>
 #include <limits>
@@ -42,10 +43,13 @@ namespace avx512 {
 }
 CMB_TARGET_END
 
-#if defined(CMB_WITH_AVX512BF16)
+#if defined(CMB_WITH_BFLOAT16)
 CMB_TARGET_BEGIN("avx512bf16,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")
 namespace avx512bf16 {
 #include "conv3d_bfloat16.inc"
+}
+namespace amx {
+#include "conv3d_amx.inc"
 }
 CMB_TARGET_END
 #endif
@@ -81,7 +85,10 @@ struct Kernels {
 Kernels Select(bool rounded) {
   switch (Chosen()) {
 #if defined(__x86_64__)
-#if defined(CMB_WITH_AVX512BF16)
+#if defined(CMB_WITH_BFLOAT16)
+    case InstructionSet::kAmx:
+      if (rounded) return {16, amx::Forward, amx::KernelGradient};
+      return {16, avx512::Forward, avx512::KernelGradient};
     case InstructionSet::kAvx512Bf16:
       if (rounded) return {16, avx512bf16::Forward, avx512bf16::KernelGradient};
       return {16, avx512::Forward, avx512::KernelGradient};

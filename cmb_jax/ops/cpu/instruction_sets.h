@@ -9,9 +9,15 @@
 #include <cpuid.h>
 #endif
 
-// Compilers that know AVX512-BF16.
-#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10)
-#define CMB_WITH_AVX512BF16 1
+// Instructions for bfloat16: AVX512-BF16 and AMX. Compilers before GCC 10 and Clang 9 know neither; where the build
+// fails otherwise, setup.py leaves them out.
+#if defined(__x86_64__) && !defined(CMB_WITHOUT_BFLOAT16) && (defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10)
+#define CMB_WITH_BFLOAT16 1
+#endif
+
+#if defined(CMB_WITH_BFLOAT16) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 // Functions compiled between these two may use instructions that are checked for before they are called.
@@ -28,12 +34,28 @@
 
 namespace cmb_jax {
 
-enum class InstructionSet { kNone, kPortable, kAvx2, kAvx512, kAvx512Bf16 };  // each has those before it
+enum class InstructionSet { kNone, kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };  // each has those before it
 
-#if defined(__x86_64__)
+#if defined(CMB_WITH_BFLOAT16)
 inline bool HasAvx512Bf16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 5 & 1) != 0;
+}
+
+// Whether the processor has tiles and Linux lets this process use them: a permission of the process, which all of its
+// threads then have, those too that are there already.
+inline bool HasAmx() {
+#if defined(CMB_AMX_IN_SOFTWARE)
+  return true;
+#elif defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  const bool tiles = (d >> 24 & 1) != 0, bfloat16 = (d >> 22 & 1) != 0;
+  constexpr int kRequest = 0x1023 /* ARCH_REQ_XCOMP_PERM */, kTileData = 18;
+  return tiles && bfloat16 && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -47,9 +69,11 @@ inline InstructionSet Chosen() {
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
     const bool narrow = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#if defined(CMB_WITH_AVX512BF16)
+#if defined(CMB_WITH_BFLOAT16)
+    const bool short_floats = wide && HasAvx512Bf16();
+    if (short_floats && wanted("amx") && HasAmx()) return InstructionSet::kAmx;
     const bool named = wish != nullptr && *wish != 0;
-    if (wide && HasAvx512Bf16() && wanted("avx512bf16") && (named || __builtin_cpu_is("amd"))) {
+    if (short_floats && wanted("avx512bf16") && (named || __builtin_cpu_is("amd"))) {
       return InstructionSet::kAvx512Bf16;
     }
 #endif
@@ -65,6 +89,7 @@ inline InstructionSet Chosen() {
 
 inline const char* Name(InstructionSet set) {
   switch (set) {
+    case InstructionSet::kAmx: return "amx";
     case InstructionSet::kAvx512Bf16: return "avx512bf16";
     case InstructionSet::kAvx512: return "avx512";
     case InstructionSet::kAvx2: return "avx2";

@@ -1,7 +1,7 @@
 """Finding the compiled kernels and handing them to XLA.
 
 They are built when the package is installed, if a C++ compiler is there. Two environment variables are for
-tests and for finding faults: CMB_JAX_CPU_KERNEL=off leaves them out, CMB_JAX_CPU_ISA=avx512bf16 |
+tests and for finding faults: CMB_JAX_CPU_KERNEL=off leaves them out, CMB_JAX_CPU_ISA=amx | avx512bf16 |
 avx512 | avx2 | portable asks for one instruction set (one that the processor lacks counts as no kernel).
 """
 
@@ -32,12 +32,12 @@ def available() -> bool:
 
 def multiplies_bfloat16() -> bool:
     """Whether the kernels have instructions for products of bfloat16; others round and multiply float32."""
-    return instruction_set() == "avx512bf16"
+    return instruction_set() in ("amx", "avx512bf16")
 
 
 @functools.cache
 def instruction_set() -> str:
-    """What the kernels use: "avx512bf16", "avx512", "avx2", "portable"; "none" without kernels."""
+    """What the kernels use: "amx", "avx512bf16", "avx512", "avx2", "portable"; "none" without kernels."""
     if os.environ.get("CMB_JAX_CPU_KERNEL", "").lower() in ("off", "0", "no"):
         return _without("CMB_JAX_CPU_KERNEL is off")
     built = sorted(Path(__file__).parent.glob("_kernels*.so"))
