@@ -31,6 +31,7 @@ class Result:
 
     folder: Path
     subject: str  # pseudonym
+    swi_sha256: str  # of the image that was searched
     rows: tuple[DetectionRow, ...]
     labels: np.ndarray  # (X, Y, Z) int32 on `grid`: ids of kept candidates
     grid: Grid  # of the labels, axes turned to Right, Anterior, Superior
@@ -77,9 +78,11 @@ def load_result(folder: Path, subject: str | None = None) -> Result:
             f"{_MADE_BY}"
         )
     x, y, z = labels.shape
+    name, digest = _searched_image(folder / "detections.json")
     return Result(
         folder=folder,
-        subject=subject or _subject(folder / "detections.json"),
+        subject=subject or name,
+        swi_sha256=digest,
         rows=rows,
         labels=labels.astype(np.int32),
         grid=Grid(shape=(x, y, z), affine=affine),
@@ -115,8 +118,8 @@ def _rows(table: TextTable) -> tuple[DetectionRow, ...]:
     )
 
 
-def _subject(path: Path) -> str:
-    """The BIDS name of the image that was searched, else a name of its hash."""
+def _searched_image(path: Path) -> tuple[str, str]:
+    """The BIDS name of the image that was searched, else a name of its hash; and that hash."""
     try:
         inputs = json.loads(path.read_text(encoding="utf-8"))["inputs"]
         name, digest = next((each["file"], each["sha256"]) for each in inputs if each["role"] == "swi")
@@ -125,4 +128,4 @@ def _subject(path: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}); {_MADE_BY}") from error
     name = stem(str(name))
-    return name if is_bids_name(name) else f"scan-{str(digest)[:8]}"
+    return (name if is_bids_name(name) else f"scan-{str(digest)[:8]}"), str(digest)
