@@ -1,9 +1,9 @@
 """Put NiiVue into the package: `python tools/vendor_niivue.py 0.69.0`.
 
-Takes the published package with `npm pack` and copies its one-file browser build (dist/niivue.umd.js, minified by
-its authors) byte for byte. Writes beside it vendor/niivue.json (version, SHA-256 of the file and of the package)
-and vendor/LICENSES.txt (NiiVue's license and those of what its build contains). Needs npm and a network; the
-package itself needs neither.
+Takes the published package with `npm pack` and copies its one-file browser build (dist/niivue.umd.js,
+minified by its authors) byte for byte. Writes beside it vendor/niivue.json (version, SHA-256 of the file and
+of the package) and vendor/LICENSES.txt (NiiVue's license and those of what its build contains). Needs npm and
+a network; the package itself needs neither.
 """
 
 import argparse

@@ -30,6 +30,7 @@ def run(
     regions: Path | None = None,
     region_labels: Path | None = None,
     dicom_out: bool = False,
+    viewer: bool = True,
     keep_identifiers: bool = False,
     overwrite: bool = False,
 ) -> Prediction:
@@ -65,6 +66,7 @@ def run(
         weights=weights,
         threshold=threshold,
         regions=own,
+        viewer=viewer,
         overwrite=overwrite,
         say=say,
         further=further,

@@ -13,7 +13,7 @@ from cmb_jax.datasets.grid import Grid
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.read import read_labels
 from cmb_jax.evaluation.tables import TextTable, read_columns
-from cmb_jax.io.naming import is_bids_name, stem
+from cmb_jax.io.naming import pseudonym
 from cmb_jax.report.content import DETECTION_COLUMNS, LATER_COLUMNS, DetectionRow
 
 _MADE_BY = "give the folder that cmb-jax predict wrote"
@@ -127,5 +127,4 @@ def _searched_image(path: Path) -> tuple[str, str]:
         raise UserError(f"{path}: no such file; {_MADE_BY}") from None
     except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}); {_MADE_BY}") from error
-    name = stem(str(name))
-    return (name if is_bids_name(name) else f"scan-{str(digest)[:8]}"), str(digest)
+    return pseudonym(str(name), str(digest)), str(digest)

@@ -1,4 +1,4 @@
-"""A reader's verdicts as the viewer saves them: one JSON file a reader and scan, checked on the way in and out."""
+"""A reader's verdicts as the viewer saves them: a JSON file per reader and scan, checked when read."""
 
 from __future__ import annotations
 
@@ -156,7 +156,9 @@ def read_verdicts(path: Path, result: Result) -> Verdicts:
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: is too large for a file of verdicts; give the one that the viewer saved")
+            raise UserError(
+                f"{path}: is too large for a file of verdicts; give the one that the viewer saved"
+            )
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}); check the file") from error

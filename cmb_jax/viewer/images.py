@@ -53,8 +53,8 @@ def viewer_images(scan: ScanOnGrid, levels: int = LEVELS[0]) -> ViewerImages:
     """The scan as small files.
 
     Gray values are whole numbers (int16): of the SWI, `levels` between the lowest and the brightest in the
-    brain, or the scan's own if those are whole and no finer; of the phase, `levels` in 2 pi. Phase outside the
-    brain's surroundings is noise that takes half of the space, and is left out.
+    brain, or the scan's own if those are whole and no finer; of the phase, `levels` in 2 pi. Phase outside
+    the brain's surroundings is noise that takes half of the space, and is left out.
     """
     brain = scan.brain_mask
     window = tuple(slice(0, n) for n in scan.swi.shape)

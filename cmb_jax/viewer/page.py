@@ -26,7 +26,9 @@ MODULES = ("state", "verdicts", "store", "volumes", "scene", "marks", "agreement
 
 _IMPORT = re.compile(r"^import\s[^;]*?\sfrom\s*'\./[a-z]+\.js';\n", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(async function|function|const|let|class) )", re.MULTILINE)
-_IMAGE = re.compile(rb'<script type="application/octet-stream" id="image-([a-z]+)">([A-Za-z0-9+/=]*)</script>')
+_IMAGE = re.compile(
+    rb'<script type="application/octet-stream" id="image-([a-z]+)">([A-Za-z0-9+/=]*)</script>'
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ def render_viewer(case: ViewerCase, images: ViewerImages | None, *, embed: bool 
 def policy() -> str:
     """The page's content security policy: its own two scripts and style sheet by hash, and nothing else.
 
-    `connect-src 'self'` lets a page of the local server save verdicts there; opened from disk it allows nothing.
+    `connect-src 'self'` lets a page of the local server save verdicts there; from disk it allows nothing.
     """
     scripts = " ".join(_hash(_script(text)) for text in (_read("vendor/niivue.umd.js"), _program()))
     return (

@@ -565,8 +565,8 @@ function wireKeys() {
     {
       step,
       scroll: (steps) => scene?.scroll(steps),
-      level: (by) => scene?.changeWindow(-by * 0.04, 0),
-      width: (by) => scene?.changeWindow(0, -by * 0.08),
+      level: (by) => scene?.changeWindow(by * 0.04, 0),
+      width: (by) => scene?.changeWindow(0, by * 0.08),
       enter: () => (view.adding && scene ? addAt(scene.voxel) : false),
       escape: () => (view.adding ? setAdding(false) : false),
       leave: () => byId('over').focus({ preventScroll: true }),
@@ -599,7 +599,7 @@ async function openImages() {
   if (!facts.images.includes('swi')) {
     return 'The images are not in this page.\nOpen them with: cmb-jax view RESULT --swi FILE --phase FILE';
   }
-  if (!hasWebGL()) {
+  if (!hasWebGL(byId('images'))) {
     return (
       'This browser cannot show the images: WebGL 2 is missing or switched off.\n' +
       'Use a current Chrome, Edge, Firefox or Safari, and switch on graphics acceleration in its settings.\n' +

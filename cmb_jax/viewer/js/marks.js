@@ -1,4 +1,4 @@
-// Rings round candidates, cross-hair, letters of orientation and scale, drawn on the canvas above the images.
+// Rings around candidates, cross-hair, letters of orientation and scale, drawn on the canvas above the images.
 
 export const COLORS = {
   microbleed: '#ff8f6b',

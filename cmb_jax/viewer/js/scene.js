@@ -13,10 +13,10 @@ const REGION_COLORS = {
 }; // prettier-ignore
 const LABEL_COLOR = [255, 122, 89];
 
-/** @returns {boolean} whether the browser can draw volumes at all */
-export function hasWebGL() {
+/** @returns {boolean} whether the browser can draw volumes on this canvas, on which NiiVue will find the same context */
+export function hasWebGL(canvas) {
   try {
-    return document.createElement('canvas').getContext('webgl2') !== null;
+    return canvas.getContext('webgl2', { alpha: true, antialias: false }) !== null;
   } catch {
     return false;
   }
@@ -152,7 +152,8 @@ export class Scene {
       this.arrangeThree();
     } else {
       this.plane = layout;
-      this.nv.setCustomLayout([{ sliceType: PLANES.indexOf(layout), position: [0, 0, 1, 1] }]);
+      this.nv.clearCustomLayout();
+      this.nv.setSliceType(PLANES.indexOf(layout)); // fills the canvas
     }
     if (this.modality === 'minip') this.showBase();
     else this.draw();

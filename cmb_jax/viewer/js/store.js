@@ -58,7 +58,7 @@ export class Store {
   async text(reader) {
     if (!this.server) return localStorage.getItem(this.key(reader));
     const answer = await fetch(`verdicts/${reader}`, { cache: 'no-store' });
-    if (answer.status === 404) return null;
+    if (answer.status === 204) return null; // nothing yet
     if (!answer.ok) throw new Error(await answer.text());
     this.etagOfText = answer.headers.get('ETag');
     return answer.text();
