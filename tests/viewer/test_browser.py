@@ -218,7 +218,8 @@ def test_nothing_leaves_the_machine(page, made):
       const image = new Image(); image.onload = () => done(true); image.onerror = () => done(false);
       image.src = url; })"""
     assert not page.page.evaluate(loads, made.page.as_uri())
-    assert page.page.evaluate("(() => { try { eval('1'); return false } catch { return true } })()")
+    added = "const s = document.createElement('script'); s.textContent = 'window.ran = 1';"
+    assert page.page.evaluate(f"{added} document.body.append(s); window.ran === undefined")
     assert not [url for url in page.requests if not url.startswith(("file://", "blob:"))]
 
 
@@ -252,12 +253,12 @@ def test_server_keeps_every_verdict(open_page, made, served, tmp_path):
     second.until("#count", "3 of 40")
     second.keys("u")
     second.until("#save", "Saved")
-    page.keys("k", "m")
+    page.keys("p")
     page.until("#notice", "other initials")
     assert json.loads((made.folder / "verdicts" / "CD.json").read_text())["marks"][0]["verdict"] == "uncertain"
     # nothing is lost: the one who was stopped can still take a file away
     mine = json.loads(page.saved(tmp_path).read_text())
-    assert mine["marks"][0]["verdict"] == "microbleed"
+    assert (mine["marks"][0]["verdict"], mine["marks"][0]["certainty"]) == ("microbleed", "possible")
     assert all(url.startswith((served.address, "blob:")) for url in page.requests + second.requests)
 
 
@@ -266,11 +267,14 @@ def test_server_gone(open_page, made, served):
     page.sign("EF")
     page.keys("m")
     page.until("#save", "Saved")
-    served.shutdown()
-    served.server_close()
+    page.page.route("**/verdicts/**", lambda route: route.abort())
     page.keys("j", "m")
     page.until("#save", "download the file before you close this page")
     assert "2 of 40" in page.text("#count")
+    assert len(json.loads((made.folder / "verdicts" / "EF.json").read_text())["marks"]) == 1
+    page.page.unroute("**/verdicts/**")  # it is started again: what was kept is sent
+    page.until("#save", "Saved")
+    assert len(json.loads((made.folder / "verdicts" / "EF.json").read_text())["marks"]) == 2
 
 
 def test_two_readers_compared_and_settled(open_page, made, served, tmp_path):
@@ -298,7 +302,7 @@ def test_two_readers_compared_and_settled(open_page, made, served, tmp_path):
     page.until("#reader", "consensus")
     page.until("#count", f"{same} of 45")
     for _ in range(10 - same):
-        page.keys("n", "m")
+        page.keys("m", "n")
     page.until("#save", "Saved in verdicts/consensus.json")
     (reading,) = read_readings(made.folder / "verdicts" / "consensus.json", load_result(made.folder))
     pairs = zip(*reads.values(), strict=True)
@@ -367,7 +371,7 @@ def test_narrow_touch_and_contrast(open_page, made):
     assert contrast(*worst[:2]) >= 4.5, worst  # WCAG 2.2 AA
     nameless = page.page.evaluate(
         """[...document.querySelectorAll('button, input, select, [role]')].filter((e) => e.type !== 'file')
-        .filter((e) => !(e.textContent.trim() || e.ariaLabel || e.labels?.length
+        .filter((e) => !['status', 'alert'].includes(e.role) && !(e.textContent.trim() || e.ariaLabel || e.labels?.length
                          || e.getAttribute('aria-labelledby'))).map((e) => e.outerHTML)"""
     )
     assert nameless == []
@@ -407,7 +411,7 @@ def test_time_and_memory_are_bounded(page):
 
     before = used()
     started = time.perf_counter()
-    for _ in range(30):
+    for _ in range(10):
         page.keys("f", "s", "ArrowUp")
-    assert time.perf_counter() - started < 30
+    assert time.perf_counter() - started < 20
     assert used() < before + 20e6

@@ -17,6 +17,7 @@ const view = { status: 'kept', sort: 'id', unread: false, selected: '', adding: 
 let scene = null;
 let saving = false; // false while a saved state is taken over
 let afterReader = null; // what was about to be done when the initials were missing
+let known = []; // readers with verdicts here
 let others = []; // files of other readers, for the comparison
 
 // ---- Candidates
@@ -190,21 +191,23 @@ async function openReader(reader, start = null) {
 async function askReader(then = null) {
   afterReader = then;
   byId('initials').value = store.reader;
-  await hintInitials();
+  hintInitials();
   byId('reader-dialog').showModal();
   byId('initials').select();
+  known = await store.readers().catch(() => []);
+  hintInitials();
 }
 
-async function hintInitials() {
+function hintInitials() {
   const name = byId('initials').value.trim();
-  const known = (await store.readers().catch(() => [])).find((each) => each.reader === name);
+  const here = known.find((each) => each.reader === name);
   byId('reader-ok').disabled = !isReader(name);
-  byId('reader-ok').textContent = known ? `Continue as ${name}` : 'Start';
+  byId('reader-ok').textContent = here ? `Continue as ${name}` : 'Start';
   if (!name) byId('initials-text').textContent = '';
   else if (!isReader(name)) byId('initials-text').textContent = `Allowed: ${facts.reader_rule}.`;
-  else if (known) {
+  else if (here) {
     byId('initials-text').textContent =
-      `${name} has ${known.marks} verdicts here, saved ${new Date(known.saved).toLocaleString()}. ` +
+      `${name} has ${here.marks} verdicts here, saved ${new Date(here.saved).toLocaleString()}. ` +
       'Continue only if that was you; else choose other initials.';
   } else byId('initials-text').textContent = 'Nothing is saved under these initials yet.';
 }

@@ -74,8 +74,9 @@ export class Scene {
     this.setLayout(this.layout);
   }
 
-  async volume(name) {
-    this.volumes[name] ??= parseNifti(await imageBytes(name));
+  /** An image by name; whoever asks while it is unpacked waits for the same one. */
+  volume(name) {
+    this.volumes[name] ??= imageBytes(name).then(parseNifti);
     return this.volumes[name];
   }
 
