@@ -53,11 +53,11 @@ def open_server(
     result: Path, swi: Path | None = None, phase: Path | None = None, port: int = 0
 ) -> ViewerServer:
     """The server of one result, listening; see `run`."""
+    if phase is not None and swi is None:
+        raise UserError("--phase goes with --swi IMAGE")
     read = load_result(result)
     record = json.loads((read.folder / "detections.json").read_text(encoding="utf-8"))
     images = _given(read, record, swi, phase) if swi is not None else _embedded(read, record)
-    if phase is not None and swi is None:
-        raise UserError("--phase goes with --swi IMAGE")
     case = ViewerCase(
         title=read.subject,
         subject=read.subject,

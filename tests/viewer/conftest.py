@@ -1,4 +1,4 @@
-"""A result with 40 kept and 5 rejected candidates, its images, and its viewer.html; a browser if there is one."""
+"""A result with 40 kept and 5 rejected candidates and its viewer.html; a browser if there is one."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""The viewer in a real browser: read by keyboard, reload, take the file to `review import`, and no way out."""
+"""The viewer in a real browser: read by keyboard, reload, import the file; and no way out."""
 
 import csv
 import json
@@ -191,7 +191,9 @@ def test_reads_forty_by_keyboard_and_imports_them(page, made, tmp_path):
     truth = write_truth([path], load_result(made.folder), tmp_path / "sub-07_points.csv")
     assert truth.unread == 0
     lines = list(csv.DictReader((tmp_path / "sub-07_points.csv").open()))
-    assert sum(line["kind"] == "cmb" for line in lines) == 1 + sum(w[0] == "microbleed" for w in expected.values())
+    assert sum(line["kind"] == "cmb" for line in lines) == 1 + sum(
+        w[0] == "microbleed" for w in expected.values()
+    )
     assert page.complaints == []
     assert {url.partition(":")[0] for url in page.requests} <= {"file", "blob"}
 
@@ -223,7 +225,9 @@ def test_nothing_leaves_the_machine(page, made):
     assert not [url for url in page.requests if not url.startswith(("file://", "blob:"))]
 
 
-@pytest.mark.parametrize("title", ["<script>alert(1)</script>", "</title></script><img src=x onerror=alert(1)>"])
+@pytest.mark.parametrize(
+    "title", ["<script>alert(1)</script>", "</title></script><img src=x onerror=alert(1)>"]
+)
 def test_hostile_name(open_page, tmp_path, title):
     page = open_page(make(tmp_path / "result", title=title).page.as_uri())
     assert page.text("#title") == title
@@ -255,7 +259,9 @@ def test_server_keeps_every_verdict(open_page, made, served, tmp_path):
     second.until("#save", "Saved")
     page.keys("p")
     page.until("#notice", "other initials")
-    assert json.loads((made.folder / "verdicts" / "CD.json").read_text())["marks"][0]["verdict"] == "uncertain"
+    assert (
+        json.loads((made.folder / "verdicts" / "CD.json").read_text())["marks"][0]["verdict"] == "uncertain"
+    )
     # nothing is lost: the one who was stopped can still take a file away
     mine = json.loads(page.saved(tmp_path).read_text())
     assert (mine["marks"][0]["verdict"], mine["marks"][0]["certainty"]) == ("microbleed", "possible")
@@ -306,7 +312,9 @@ def test_two_readers_compared_and_settled(open_page, made, served, tmp_path):
     page.until("#save", "Saved in verdicts/consensus.json")
     (reading,) = read_readings(made.folder / "verdicts" / "consensus.json", load_result(made.folder))
     pairs = zip(*reads.values(), strict=True)
-    expected = ["microbleed" if a != b else {"m": "microbleed", "x": "mimic", "u": "uncertain"}[a] for a, b in pairs]
+    expected = [
+        "microbleed" if a != b else {"m": "microbleed", "x": "mimic", "u": "uncertain"}[a] for a, b in pairs
+    ]
     assert [mark.verdict for mark in reading.marks[:10]] == expected
 
     page.keys("o")
