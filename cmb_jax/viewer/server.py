@@ -15,6 +15,7 @@ import http.server
 import json
 import re
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
@@ -258,6 +259,11 @@ class ViewerServer(http.server.ThreadingHTTPServer):
         self._token = secrets.token_urlsafe(24)
         handler = functools.partial(_Handler, site=site, folder=VerdictFolder(site), token=self._token)
         super().__init__((HOST, port), handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that closed its page in the middle of an answer is nothing to tell of."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:
