@@ -69,7 +69,7 @@ def render_viewer(case: ViewerCase, images: ViewerImages | None, *, embed: bool 
         "verdicts": list(Verdict),
         "certainties": list(CERTAINTIES),
         "mimic_kinds": list(MIMIC_KINDS),
-        "region_names": {int(region): region_title(region.name.lower()) for region in Region},
+        "region_names": {int(region): _region_name(region) for region in Region},
     }
     blocks = [f'<script type="application/json" id="case">{_json(facts)}</script>']
     if images is not None and embed:
@@ -85,6 +85,8 @@ def render_viewer(case: ViewerCase, images: ViewerImages | None, *, embed: bool 
         "TITLE": html.escape(f"{case.title}: microbleeds"),
         "STYLE": style,
         "DATA": "\n".join(blocks),
+        # its license asks to go along with every copy
+        "LICENSES": html.escape(_read("vendor/LICENSES.txt")),
         "LIBRARY": library,
         "PROGRAM": program,
     }
@@ -134,6 +136,10 @@ def _candidate(row: DetectionRow, trusted: bool) -> dict[str, Any]:
         "status": row.status,
         "reason": "" if row.status == "kept" else reason_text(row.reason),
     }
+
+
+def _region_name(region: Region) -> str:
+    return region_title(region.name.lower()).lower().replace("csf", "CSF")
 
 
 def _program() -> str:

@@ -375,6 +375,7 @@ def test_without_webgl(chromium, made):
 def test_narrow_touch_and_contrast(open_page, made):
     page = open_page(made.page.as_uri(), viewport={"width": 768, "height": 1024}, has_touch=True)
     assert page.page.evaluate("document.documentElement.scrollWidth") <= 768
+    assert page.page.evaluate("scrollY") == 0
     box = page.page.locator("#view").bounding_box()
     before = page.text("#place")
     page.page.touchscreen.tap(box["x"] + box["width"] / 4, box["y"] + box["height"] / 3)

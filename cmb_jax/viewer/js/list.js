@@ -68,7 +68,9 @@ export function showList(box, items, entryOf, selected, choose) {
   const row = box.querySelector('[aria-selected="true"]');
   if (row) {
     box.setAttribute('aria-activedescendant', row.id);
-    row.scrollIntoView({ block: 'nearest' });
+    // not scrollIntoView, which on small screens would move the whole page
+    const [top, bottom] = [row.offsetTop - box.offsetTop, row.offsetTop - box.offsetTop + row.offsetHeight];
+    box.scrollTop = Math.min(top, Math.max(box.scrollTop, bottom - box.clientHeight));
   } else box.removeAttribute('aria-activedescendant');
 }
 

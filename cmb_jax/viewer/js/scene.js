@@ -293,7 +293,7 @@ export class Scene {
     const [x, y, z] = this.voxel;
     const code = data[x + this.dims[0] * (y + this.dims[1] * z)];
     const side = ['', 'left ', 'right '][code >> 4] ?? '';
-    return code % 16 ? side + this.facts.region_names[code % 16].toLowerCase() : 'outside the brain';
+    return code % 16 ? side + this.facts.region_names[code % 16] : 'outside the brain';
   }
 
   /** The gray value at the cross-hair in the scan's own numbers. */
