@@ -113,8 +113,8 @@ def view(
     """Scroll through a scan and judge its candidates in the browser; verdicts are saved as they are given.
 
     Runs a small server for this machine alone until Ctrl-C, and opens the browser. Verdicts go to
-    RESULT/verdicts/READER.json, which `cmb-jax review import` reads. Nothing else is written, and nothing
-    leaves the machine.
+    RESULT/verdicts/READER.json, which `cmb-jax review import` reads, and the truth that you ask for to
+    RESULT/truth. Nothing else is written, and nothing leaves the machine.
 
     Args:
       result: folder that cmb-jax predict wrote.

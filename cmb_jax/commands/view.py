@@ -99,10 +99,9 @@ def _embedded(result: Result, record: dict[str, Any]) -> ViewerImages:
         raise UserError(
             f"{path}: cannot be read ({error}); give the images: --swi FILE --phase FILE"
         ) from error
-    name = next(each["file"] for each in record["inputs"] if each["role"] == "swi")
     raise UserError(
         f"{result.folder}: holds no viewer.html with the images; give them: --swi FILE --phase FILE "
-        f"(the image that was searched: {name}, SHA-256 {result.swi_sha256[:8]}...)"
+        f"(the image that was searched is {result.subject}, SHA-256 {result.swi_sha256[:8]}...)"
     )
 
 

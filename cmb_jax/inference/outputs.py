@@ -146,7 +146,8 @@ def viewer_page(
     detections_sha256: str,
 ) -> str:
     """The page on which a reader scrolls through the scan; without images that are too large for it."""
-    name, digest = next(((name, digest) for role, name, digest in inputs if role == "swi"), ("", ""))
+    # where the SWI was made from echoes, the first of them stands for the scan, as in review.result
+    _, name, digest = next((each for each in inputs if each[0] == "swi"), inputs[0])
     trusted = prediction.region_map.trusted
     return render_viewer(
         ViewerCase(

@@ -122,9 +122,11 @@ def _searched_image(path: Path) -> tuple[str, str]:
     """The BIDS name of the image that was searched, else a name of its hash; and that hash."""
     try:
         inputs = json.loads(path.read_text(encoding="utf-8"))["inputs"]
-        name, digest = next((each["file"], each["sha256"]) for each in inputs if each["role"] == "swi")
+        # where the SWI was made from echoes, the first of them stands for the scan
+        searched = next((each for each in inputs if each["role"] == "swi"), None) or inputs[0]
+        name, digest = searched["file"], searched["sha256"]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {_MADE_BY}") from None
-    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}); {_MADE_BY}") from error
     return pseudonym(str(name), str(digest)), str(digest)
