@@ -191,7 +191,7 @@ def write_prediction(
       inputs: (role, file name, sha256) of what was read.
       subject: what the report calls the scan.
       overwrite: replace the folder if it exists.
-      viewer: write viewer.html.
+      viewer: write viewer.html, if the images were read from files.
       also: writes further files into the folder before it appears.
 
     Raises:
@@ -204,10 +204,9 @@ def write_prediction(
         labels = instance_labels(prediction)
         write_volume(folder / "labels.nii.gz", labels, prediction.swi, dtype=np.uint16)
         write_report(report_content(prediction, bundle, inputs, subject), folder / "report.html")
-        if viewer:
-            page = viewer_page(
-                prediction, inputs, subject, labels, hashlib.sha256(table.encode()).hexdigest()
-            )
+        if viewer and inputs:  # verdicts are kept by the hash of what was read
+            digest = hashlib.sha256(table.encode()).hexdigest()
+            page = viewer_page(prediction, inputs, subject, labels, digest)
             atomic_write_text(folder / VIEWER, page)
         if also is not None:
             also(folder)

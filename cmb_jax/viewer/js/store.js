@@ -123,8 +123,10 @@ export class Store {
       if (answer.ok) {
         this.etag = answer.headers.get('ETag');
         if (this.pending === text) this.pending = null;
-        this.sent();
-        this.report('saved', this.where());
+        if (this.pending === null) {
+          this.sent();
+          this.report('saved', this.where());
+        }
       } else if (answer.status === 412 && (await this.isOurs())) {
         // an earlier answer was lost on its way: what lies there is what we had sent
       } else if (answer.status === 412) {
