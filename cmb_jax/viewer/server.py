@@ -164,7 +164,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _checked_path(self) -> str:
         """What follows the token in the address."""
-        port = self.server.server_address[1]
+        assert isinstance(self.server, ViewerServer)
+        port = self.server.server_port
         if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
             raise Refused(HTTPStatus.FORBIDDEN)
         if self.headers.get("Origin", f"http://{self.headers['Host']}") != f"http://{self.headers['Host']}":
@@ -268,4 +269,4 @@ class ViewerServer(http.server.ThreadingHTTPServer):
     @property
     def address(self) -> str:
         """To be opened in a browser on this machine."""
-        return f"http://{HOST}:{self.server_address[1]}/{self._token}/"
+        return f"http://{HOST}:{self.server_port}/{self._token}/"
