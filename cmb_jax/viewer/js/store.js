@@ -66,12 +66,13 @@ export class Store {
 
   /** Open a reader's verdicts, those that were kept here when the server could not be reached included. */
   async open(reader) {
-    this.reader = reader;
-    this.stopped = false;
-    this.tried = [];
+    await this.settled();
+    this.reader = ''; // until the verdicts are here, nothing can be judged
     this.etagOfText = null;
     let text = await this.text(reader);
     this.etag = this.etagOfText;
+    this.stopped = false;
+    this.tried = [];
     let unsent = false;
     if (this.server) {
       const here = this.local(reader);
@@ -81,9 +82,18 @@ export class Store {
       }
     }
     const found = text === null ? null : parseVerdicts(this.facts, text, `The file of ${reader}`);
+    this.reader = reader;
     if (unsent) this.save(found.state);
     else this.report(found ? 'saved' : 'new', found ? this.where() : '');
     return found;
+  }
+
+  /** Wait until the last change is saved; another reader's verdicts must not be opened over it. */
+  async settled() {
+    for (let waited = 0; this.sending && waited < RETRY_MS; waited += 50) {
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    if (this.sending) throw new Error(`The verdicts of ${this.reader} are not saved yet. Download them first.`);
   }
 
   /** Keep a state, now. */
