@@ -11,6 +11,7 @@ Examples:
   cmb-jax data check valdo/Task2 --out sheet.png
   cmb-jax bids study study/derivatives/cmb-jax participant --participant-label 01 02
   cmb-jax compare --baseline r1 --followup r2 --baseline-image 1.nii.gz --followup-image 2.nii.gz --out change
+  cmb-jax view result
   cmb-jax review export result --out for_readers
   cmb-jax review import for_readers/review.xlsx --result result --out sub-01_points.csv
 """
@@ -26,7 +27,7 @@ import tyro
 
 import cmb_jax
 from cmb_jax.arguments.implant import implant
-from cmb_jax.arguments.scans import bids, compare, dicom, predict, swi
+from cmb_jax.arguments.scans import bids, compare, dicom, predict, swi, view
 from cmb_jax.arguments.studies import benchmark, benchmark_data, calibrate, demo, evaluate, plan, simulate
 from cmb_jax.commands.common import run_for_people
 from cmb_jax.errors import UserError
@@ -46,6 +47,7 @@ def weights() -> None:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict,
+    "view": view,
     "dicom": dicom,
     "simulate": simulate,
     "benchmark-data": benchmark_data,

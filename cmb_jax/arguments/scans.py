@@ -31,12 +31,13 @@ def predict(
     regions: Path | None = None,
     region_labels: Path | None = None,
     dicom_out: bool = False,
+    viewer: bool = True,
     overwrite: bool = False,
     keep_identifiers: bool = False,
 ) -> None:
     """Find, locate and report the microbleeds of one scan, given as NIfTI (--swi) or DICOM (--dicom).
 
-    Writes detections.csv, detections.json, labels.nii.gz and report.html into a new folder.
+    Writes detections.csv, detections.json, labels.nii.gz, report.html and viewer.html into a new folder.
 
     Args:
       out: folder to make.
@@ -58,6 +59,7 @@ def predict(
         --parc, FreeSurfer's aparc+aseg, or own labels (docs/regions.md).
       region_labels: CSV with the columns label, region, side for own labels.
       dicom_out: write segmentation.dcm and report.dcm too, which refer to the DICOM series.
+      viewer: write viewer.html, which holds the images of the head: scroll, window, judge (docs/review.md).
       overwrite: replace the folder if it exists.
       keep_identifiers: let the results name the input files as they are named, and DICOM results the
         patient and the study, as a PACS needs it (docs/privacy.md, docs/dicom.md).
@@ -82,6 +84,7 @@ def predict(
             regions=regions,
             region_labels=region_labels,
             dicom_out=dicom_out,
+            viewer=viewer,
             keep_identifiers=keep_identifiers,
             overwrite=overwrite,
         )
@@ -105,9 +108,36 @@ def predict(
         precision=precision,
         regions=regions,
         region_labels=region_labels,
+        viewer=viewer,
         overwrite=overwrite,
         keep_identifiers=keep_identifiers,
     )
+
+
+def view(
+    result: tyro.conf.Positional[Path],
+    swi: Path | None = None,
+    phase: Path | None = None,
+    browser: bool = True,
+    port: int = 0,
+) -> None:
+    """Scroll through a scan and judge its candidates in the browser; verdicts are saved as they are given.
+
+    Runs a small server for this machine alone until Ctrl-C, and opens the browser. Verdicts go to
+    RESULT/verdicts/READER.json, which `cmb-jax review import` reads, and the truth that you ask for to
+    RESULT/truth. Nothing else is written, and nothing leaves the machine.
+
+    Args:
+      result: folder that cmb-jax predict wrote.
+      swi: the image that was searched, if the result holds no viewer.html with the images (or for the whole
+        image in full depth).
+      phase: its phase image.
+      browser: open the browser; else the address is only printed.
+      port: to listen on; default: one that is free.
+    """
+    from cmb_jax.commands.view import run
+
+    run(result=result, swi=swi, phase=phase, browser=browser, port=port)
 
 
 def dicom(folder: tyro.conf.Positional[Path], series: tuple[str, ...] = ()) -> None:

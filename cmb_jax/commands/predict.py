@@ -20,6 +20,7 @@ from cmb_jax.io.naming import stem
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.phase import PhaseRange
 from cmb_jax.io.volume import Volume
+from cmb_jax.review.verdicts import FOLDER as VERDICTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class OwnRegions:
         return cls(volume=read_volume(existing_file(path, "regions")), table=label_table(table))
 
 
+# of a prediction, or of a folder of predictions such as the demo's
+_VERDICTS = (f"{VERDICTS}/*.json", f"*/{VERDICTS}/*.json")
 FurtherFiles = Callable[[Path, Prediction, WeightsBundle], None]
 
 
@@ -63,10 +66,15 @@ def check_output(out: Path, overwrite: bool) -> None:
     """Refuse early what would fail after minutes of work.
 
     Raises:
-      UserError: `out` exists, or nothing can be written there.
+      UserError: `out` exists, holds readers' verdicts, or nothing can be written there.
     """
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
+    if read := [path for pattern in _VERDICTS for path in out.glob(pattern)]:
+        raise UserError(
+            f"{read[0]}: verdicts of a reader would be lost with the folder; move them away, or choose "
+            "another --out"
+        )
     parent = out.resolve().parent
     while not parent.exists():
         parent = parent.parent
@@ -117,6 +125,7 @@ def run(
     precision: Precision | None = None,
     regions: Path | None = None,
     region_labels: Path | None = None,
+    viewer: bool = True,
     overwrite: bool = False,
     keep_identifiers: bool = False,
     announce: bool = True,
@@ -157,6 +166,7 @@ def run(
         threshold=threshold,
         precision=precision,
         regions=own,
+        viewer=viewer,
         overwrite=overwrite,
         announce=announce,
         say=say,
@@ -174,12 +184,13 @@ def predict_scan(
     overwrite: bool,
     say: Progress,
     regions: OwnRegions | None = None,
+    viewer: bool = True,
     announce: bool = True,
     further: FurtherFiles | None = None,
 ) -> Prediction:
     """Predict and write the results of one scan; `further` adds files to the folder.
 
-    `regions` takes the place of the region network.
+    `regions` takes the place of the region network; `viewer`: write viewer.html.
 
     Raises:
       UserError: the images do not fit together, no such weights, or a folder that cannot be written.
@@ -210,6 +221,7 @@ def predict_scan(
         scan.inputs,
         subject=scan.subject,
         overwrite=overwrite,
+        viewer=viewer,
         also=None if further is None else lambda folder: further(folder, prediction, detector.bundle),
     )
     for line in prediction.warnings:
@@ -217,4 +229,6 @@ def predict_scan(
     if announce:
         print(summary(prediction))
         print(f"Report: {out / 'report.html'} (research use only)")
+        if viewer:
+            print(f"Scroll and judge: cmb-jax view {out}")
     return prediction

@@ -33,6 +33,7 @@ def run(
     regions: Path | None = None,
     region_labels: Path | None = None,
     dicom_out: bool = False,
+    viewer: bool = True,
     keep_identifiers: bool = False,
     overwrite: bool = False,
 ) -> Prediction:
@@ -70,6 +71,7 @@ def run(
         threshold=threshold,
         precision=precision,
         regions=own,
+        viewer=viewer,
         overwrite=overwrite,
         say=say,
         further=further,

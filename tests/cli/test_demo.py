@@ -41,6 +41,8 @@ def test_the_demo_finds_its_microbleeds(demo):
     assert headline["sensitivity"]["value"] >= 0.8
     assert headline["fp_per_scan"]["value"] <= 5
     assert "report.html" in stdout
+    assert stdout.splitlines()[-1].endswith(f"view {out / 'sub-0001'}")
+    assert (out / "sub-0001" / "viewer.html").stat().st_size < 15e6
     assert "esearch use only" in stdout
 
 
