@@ -67,6 +67,23 @@ class Scratch {
   int64_t size_ = 0;
 };
 
+// Memory of the next plane, asked for bit by bit while this one is multiplied.
+class Ahead {
+ public:
+  // `count` numbers from `from` on (none if null), in `turns` calls of Some.
+  Ahead(const float* from, int64_t count, int64_t turns)
+      : at_(reinterpret_cast<const char*>(from)),
+        left_(from == nullptr ? 0 : count * static_cast<int64_t>(sizeof(float)) / 64),
+        each_(left_ / std::max<int64_t>(1, turns) + 1) {}
+  void Some() {
+    for (int64_t i = std::min(each_, left_); i > 0; --i, --left_, at_ += 64) __builtin_prefetch(at_, 0, 2);
+  }
+
+ private:
+  const char* at_;
+  int64_t left_, each_;
+};
+
 // Output rows that share one window of input rows, so that the window stays in the second-level cache.
 inline int64_t RowsPerChunk(const Problem& p, int64_t floats_a_row, int64_t planes, int64_t budget) {
   const int64_t fit = budget / std::max<int64_t>(1, planes * p.y.stride * floats_a_row) - p.y.kernel;
