@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cmb_jax
 from cmb_jax.errors import UserError
-from cmb_jax.ops.cpu import self_test as kernels_self_test
+from cmb_jax.ops import self_test as kernels_self_test
 
 CHECKOUT = Path(cmb_jax.__file__).resolve().parent.parent
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmb_jax.ops import precision
+from cmb_jax.ops import precision, self_test
 from cmb_jax.ops.conv import conv3d
-from cmb_jax.ops.cpu import library, self_test
+from cmb_jax.ops.cpu import library
 from tests.ops.test_conv import (
     EDGES,
     STRIDES,

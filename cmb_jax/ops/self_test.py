@@ -1,6 +1,6 @@
 """The compiled kernels of every instruction set compared with sums in float64, a process each.
 
-`python -m cmb_jax.ops.cpu.self_test` is one of these processes and prints one line of JSON.
+`python -m cmb_jax.ops.self_test` is one of these processes and prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def run() -> list[SelfTest]:
     for wish in (*SETS, NO_KERNEL):
         setting = {"CMB_JAX_CPU_ISA": wish} if wish != NO_KERNEL else {"CMB_JAX_CPU_KERNEL": "off"}
         done = subprocess.run(
-            [sys.executable, "-m", "cmb_jax.ops.cpu.self_test"],
+            [sys.executable, "-m", "cmb_jax.ops.self_test"],
             env={**os.environ, **setting, "JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,
