@@ -180,7 +180,7 @@ def test_a_short_vein_is_found_by_the_rule_of_orphans(draw):
     stump = np.zeros_like(thin.valid)
     stump[np.flatnonzero(thin.valid)[:8]] = True
     assert fine_pieces((dataclasses.replace(thin, valid=stump), wide)).min() < 6.0
-    assert label_pieces((dataclasses.replace(thin, valid=stump), wide), "sabre").min() < 6.0
+    assert label_pieces((dataclasses.replace(thin, valid=stump), wide), "swi7t").min() < 6.0
 
 
 @pytest.mark.parametrize("tier", ["easy", "hard", "end_on"])

@@ -32,7 +32,7 @@ def plan():
 
 @pytest.fixture(scope="module")
 def ranges(plan):
-    settings = SubjectSettings(protocol="iso08", mean_cmbs=5.0)
+    settings = SubjectSettings(protocol="iso08", mean_cmbs=12.0)
     return for_patches(Ranges.of(PROTOCOLS["iso08"], TIERS["easy"], settings), plan)
 
 
