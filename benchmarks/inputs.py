@@ -77,6 +77,7 @@ def patches(config: Config) -> PatchBatch:
         image=rng.standard_normal((batch, *data.patch_shape, 2), np.float32),
         boxes=np.concatenate([center - half, center + half], axis=-1).astype(np.float32),
         boxes_valid=np.tile(np.arange(data.max_truths) < TRUTHS_A_PATCH, (batch, 1)),
+        boxes_ignored=np.zeros((batch, data.max_truths), bool),
         mimics=(rng.random((batch, *(shape // (1, 2, 2)))) < 0.002).astype(np.uint8),
     )
 

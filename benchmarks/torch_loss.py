@@ -1,4 +1,4 @@
-"""The detector's loss in PyTorch: the same sums and denominators as `cmb_jax.losses.total`.
+"""The detector's loss in PyTorch: that of `cmb_jax.losses.total` with the defaults of `LossConfig`.
 
 Shapes are static but for the assignment, which looks at each true box's own neighbourhood and so runs in
 Python over the boxes: in eager mode that is far quicker than a dense pass a box.
@@ -27,6 +27,7 @@ class TorchTerms:
     objectness: Tensor
     box: Tensor
     concentration: Tensor
+    semantic: Tensor
     total: Tensor
     positives: Tensor
     hard_negatives: Tensor
@@ -99,6 +100,7 @@ def detection_loss(
         objectness=focal.detach(),
         box=box.detach(),
         concentration=concentration.detach(),
+        semantic=torch.zeros_like(concentration),
         total=total.detach(),
         positives=positives,
         hard_negatives=hard_negatives,
@@ -200,14 +202,12 @@ def mine(
     Of equal scores at the last slot `topk` may take another one than JAX does.
     """
     score = logits.sigmoid().nan_to_num_(0.0)
-    parts = [(label == 1, score, max_positives), (label == 0, score + mimic, max_negatives)]
-    places, valid = [], []
-    for mask, values, slots in parts:
-        count = min(slots, values.shape[1])
-        best, place = torch.where(mask, values, -1.0).topk(count, dim=1, sorted=False)
-        places.append(F.pad(place, (0, slots - count)))
-        valid.append(F.pad(best >= 0, (0, slots - count)))
-    return torch.cat(places, dim=1), torch.cat(valid, dim=1)
+    positive, positive_valid = spread(label == 1, max_positives)
+    count = min(max_negatives, score.shape[1])
+    best, negative = torch.where(label == 0, score + mimic, -1.0).topk(count, dim=1, sorted=False)
+    rest = (0, max_negatives - count)
+    places = torch.cat([positive, F.pad(negative, rest)], dim=1)
+    return places, torch.cat([positive_valid, F.pad(best >= 0, rest)], dim=1)
 
 
 def focal_sum(logits: Tensor, label: Tensor, alpha: float, gamma: float) -> Tensor:

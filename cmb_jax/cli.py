@@ -10,8 +10,8 @@ Examples:
   cmb-jax implant --magnitude mag.nii.gz --phase phase.nii.gz --te-ms 20 --b0-t 3 --out implanted
   cmb-jax data check valdo/Task2 --out sheet.png
   cmb-jax bids study study/derivatives/cmb-jax participant --participant-label 01 02
-  cmb-jax predict-cohort --bids study --out study/derivatives/cmb-jax
   cmb-jax compare --baseline r1 --followup r2 --baseline-image 1.nii.gz --followup-image 2.nii.gz --out change
+  cmb-jax view result
   cmb-jax review export result --out for_readers
   cmb-jax review import for_readers/review.xlsx --result result --out sub-01_points.csv
 """
@@ -27,9 +27,10 @@ import tyro
 
 import cmb_jax
 from cmb_jax.arguments.implant import implant
-from cmb_jax.arguments.scans import bids, compare, dicom, predict, predict_cohort, swi
+from cmb_jax.arguments.scans import bids, compare, dicom, predict, swi, view
 from cmb_jax.arguments.studies import benchmark, benchmark_data, calibrate, demo, evaluate, plan, simulate
 from cmb_jax.commands.common import run_for_people
+from cmb_jax.errors import UserError
 
 
 def data() -> None:
@@ -46,6 +47,7 @@ def weights() -> None:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict,
+    "view": view,
     "dicom": dicom,
     "simulate": simulate,
     "benchmark-data": benchmark_data,
@@ -58,11 +60,13 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "data": data,
     "plan": plan,
     "bids": bids,
-    "predict-cohort": predict_cohort,
     "compare": compare,
     "review": review,
     "benchmark": benchmark,
 }
+
+RENAMED = {"predict-cohort": "cmb-jax bids DIR OUT participant"}
+"""Earlier commands and what to type now."""
 
 GROUPS = ("data", "review", "weights")
 """Commands with subcommands of their own: `COMMANDS` of the module of that name."""
@@ -76,6 +80,8 @@ def main() -> None:
         return
 
     def command() -> None:
+        if arguments[:1] and (now := RENAMED.get(arguments[0].replace("_", "-"))):
+            raise UserError(f"the command {arguments[0]} is now: {now}")
         if arguments[:1] and arguments[0] in GROUPS:
             group = importlib.import_module(f"cmb_jax.commands.{arguments[0]}")
             tyro.extras.subcommand_cli_from_dict(

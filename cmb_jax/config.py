@@ -13,12 +13,15 @@ PrototypeLossName = Literal[
     "concentration", "dce", "gcpl", "center", "supcon", "proxy_anchor", "triplet_hard", "none"
 ]
 MinerName = Literal["mimics_first", "top_objectness", "semi_hard"]
+Flips = Literal["none", "x", "xyz"]
 
 
 Precision = Literal["float32", "mixed", "bfloat16"]
 
 # Settings of the network that its weights do not depend on.
 HOW_IT_IS_COMPUTED = frozenset({"remat"})
+# Settings of the network that older weights know nothing of: their defaults are the network as it was.
+NEWER_THAN_SOME_WEIGHTS = frozenset({"box_width", "semantic_head"})
 
 
 def _check_precision(part: str, value: str) -> None:
@@ -46,6 +49,10 @@ class ModelConfig:
     """Channels that each decoder level is reduced to."""
     head_width: int = 16
     """Channels of the proposal head's 3x3x3 convolution."""
+    box_width: int = 0
+    """Channels of a 3x3x3 convolution of its own for the boxes; 0: they are read from the scores' one."""
+    semantic_head: bool = False
+    """Training also tells vein, calcification, nucleus and others apart, cell by cell."""
     anchor_diameters_mm: tuple[float, ...] = (2.5, 4.0, 6.0, 10.0)
     """Edge length of the cubic anchors at every cell."""
     use_prototypes: bool = True
@@ -79,6 +86,12 @@ class ModelConfig:
 class LossConfig:
     """Assignment of anchors and weights of the loss terms."""
 
+    assignment: Literal["iou", "atss"] = "iou"
+    """Positive anchors by overlap, or by ATSS: a few of the nearest (docs/losses.md)."""
+    atss_candidates: int = 4
+    """Nearest anchors of each size that ATSS chooses from."""
+    ignore_mm: float = 0.0
+    """Anchors centered this near to a truth's box are ignored where they are not positive; 0: none are."""
     positive_iou: float = 0.35
     """An anchor at or above this IoU with a truth is positive; each truth's best anchor always is."""
     negative_iou: float = 0.15
@@ -91,10 +104,18 @@ class LossConfig:
     """Exponent b: a positive anchor weighs n^-b, n those of its lesion (0 anchors alike, 1 lesions)."""
     sampled_negatives: int = 0
     """Negatives a patch in the objectness loss, drawn at random as in Faster R-CNN; 0: all of them."""
+    negative_pool: int = 0
+    """Sampled negatives are drawn from this many times as many that score highest; 0: from all of them."""
+    expected_lesions: float = 0.0
+    """Lesions a patch by which the objectness loss is divided; 0: by the batch's positive anchors."""
     box_weight: float = 0.5
     """Weight of the smooth-L1 box loss."""
     concentration_weight: float = 0.2
     """Weight of the prototype loss, whichever it is."""
+    semantic_weight: float = 0.2
+    """Weight of the cross-entropy of `model.semantic_head`."""
+    prototype_balance: bool = False
+    """Classes weigh alike in the prototype loss, and so do the lesions of a patch; else all samples do."""
     prototype_loss: PrototypeLossName = "concentration"
     """Loss of the mined anchors' embeddings (docs/losses.md)."""
     prototype_update: Literal["learned", "moving_average"] = "learned"
@@ -115,6 +136,8 @@ class LossConfig:
     """Margin between distances in the triplet loss."""
     miner: MinerName = "mimics_first"
     """Which negatives are hard (docs/losses.md)."""
+    mine_peaks: bool = False
+    """Only negatives that score highest among their neighbors are mined, one of each vein's dark spots."""
     max_positives: int = 64
     """Positive anchors a patch that enter the prototype loss."""
     max_hard_negatives: int = 64
@@ -123,6 +146,10 @@ class LossConfig:
     """Samples of earlier steps that join those of a step in the prototype loss; 0: none."""
 
     def __post_init__(self) -> None:
+        if self.atss_candidates < 1:
+            raise ValueError("loss.atss_candidates must be 1 or more")
+        if min(self.ignore_mm, self.negative_pool, self.expected_lesions) < 0:
+            raise ValueError("loss.ignore_mm, loss.negative_pool and loss.expected_lesions must be 0 or more")
         if not 0.0 <= self.lesion_balance <= 1.0:
             raise ValueError("loss.lesion_balance must be from 0 to 1")
         if self.sampled_negatives < 0:
@@ -155,14 +182,71 @@ class PhantomConfig:
     """Seed of the first test subject; nothing is trained, tuned or chosen on these."""
     mean_cmbs: float = 25.0
     """Mean microbleeds a training subject: denser than patients, so that few volumes teach much."""
-    protocols: tuple[str, ...] = ("iso05", "iso08", "sabre", "rss", "thick3", "swi7t")
+    protocols: tuple[str, ...] = ("iso05", "iso08", "sabre", "rss", "thick3", "swi7t", "wide1", "wide3")
     """Acquisition protocols, taken in turn by subject; names as in cmb_jax.phantom.protocols."""
+    variety: float = 0.2
+    """How much wider than the protocols' the ranges of training scanners are, as a share at either end."""
     tiers: tuple[str, ...] = ("easy", "hard")
     """How hard the subjects are, taken in turn; names as in cmb_jax.phantom.tiers."""
     anatomies: tuple[str, ...] = ("mni2009c", "colin27", "pycortex-s1")
     """Heads, taken in turn; names of anatomy packs."""
     cache_dir: str | None = None
     """Where prepared subjects are kept; default: the run's workdir."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of a training patch's images, beside mirror images and the turn; mild by default."""
+
+    gamma: float = 1.25
+    """SWI to a power from 1 / gamma to gamma."""
+    gain: float = 1.15
+    """SWI times a factor from 1 / gain to gain."""
+    noise: float = 0.04
+    """Largest standard deviation of white noise on the SWI, in units of brain tissue."""
+    phase_noise: bool = False
+    """Noise of the same size on the phase too, over the SWI, as in a complex image."""
+    phase_scale: float = 1.4
+    """Phase times a factor from 1 / phase_scale to phase_scale: echo time times field strength; it wraps."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur, along each axis by its own width."""
+    blur_mm: float = 0.5
+    """Largest standard deviation of the blur along an axis."""
+    thickness: float = 0.0
+    """Probability of thicker slices (or larger voxels in plane, a third of the cases), interpolated back."""
+    thickness_factor: float = 3.0
+    """Largest factor on the voxel's edge."""
+    bias: float = 0.0
+    """Probability of a smooth bias field on the SWI."""
+    bias_size: float = 0.3
+    """Largest standard deviation of the field's logarithm."""
+    high_pass: float = 0.0
+    """Probability that the phase is high-passed once more, by a random strength and width."""
+
+    def __post_init__(self) -> None:
+        if min(self.gamma, self.gain, self.phase_scale, self.thickness_factor) < 1.0:
+            raise ValueError(
+                "data.augment: gamma, gain, phase_scale and thickness_factor must be 1 or more (1: no change)"
+            )
+        if min(self.noise, self.blur_mm, self.bias_size) < 0.0:
+            raise ValueError("data.augment: noise, blur_mm and bias_size must be 0 or more")
+        shares = (self.blur, self.thickness, self.bias, self.high_pass)
+        if not all(0.0 <= share <= 1.0 for share in shares):
+            raise ValueError("data.augment: blur, thickness, bias and high_pass are probabilities, 0 to 1")
+
+
+WIDE_AUGMENTATION = AugmentConfig(
+    gamma=1.5,
+    gain=1.3,
+    noise=0.06,
+    phase_noise=True,
+    phase_scale=2.0,
+    blur=0.3,
+    thickness=0.25,
+    bias=0.4,
+    high_pass=0.25,
+)
+"""For transfer to scanners that were never simulated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,10 +271,14 @@ class DataConfig:
     """Patches a step, over all devices and hosts."""
     max_truths: int = 24
     """True boxes a patch, padded."""
+    ignore_rim: bool = False
+    """Lesions whose centers lie outside the patch are ignored; else they are to be found at its rim."""
     lesion_patch_fraction: float = 0.6
     """Share of patches that hold a lesion; the rest are centred on a mimic or anywhere in the brain."""
     phase_dropout: float = 0.15
     """Probability that a patch's phase channel is zeroed."""
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    """Random changes of the images (cmb_jax/data/augment.py)."""
     workers: int = 0
     """Grain worker processes; 0 reads in the main process with threads."""
 
@@ -214,6 +302,10 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.995
     seed: int = 0
+    final_patch_shape: Triple | None = None
+    """Patch (z, y, x) of the last steps, larger than `data.patch_shape`; none: the same throughout."""
+    final_share: float = 0.25
+    """Share of the steps, the last ones, that have patches of `final_patch_shape`."""
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
     evaluate_every: int = 1000
@@ -233,6 +325,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.accumulate < 1 or self.profile_steps < 0:
             raise ValueError("train.accumulate must be 1 or more, train.profile_steps 0 or more")
+        if not 0.0 <= self.final_share <= 1.0:
+            raise ValueError("train.final_share must be from 0 to 1")
         _check_precision("train", self.precision)
 
 
@@ -256,12 +350,16 @@ class InferenceConfig:
     """From this score on a detection is called definite, below it possible."""
     candidate_threshold: float = 0.05
     """Candidates below this score are not listed at all."""
+    flips: Flips = "none"
+    """Mirror images whose scores are averaged with the image's own: none, x (2 passes), xyz (4 passes)."""
     calibration_scores: tuple[float, ...] = ()
     """Knots of the map from score to probability, rising; none: the weights are not calibrated."""
     calibration_probabilities: tuple[float, ...] = ()
     """Probability at each knot, straight lines between; written by `cmb-jax calibrate`."""
 
     def __post_init__(self) -> None:
+        if self.flips not in get_args(Flips):
+            raise ValueError(f"inference.flips must be one of {', '.join(get_args(Flips))}")
         _check_precision("inference", self.precision)
 
 

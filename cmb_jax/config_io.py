@@ -7,7 +7,7 @@ import json
 import typing
 from typing import Any
 
-from cmb_jax.config import HOW_IT_IS_COMPUTED, Config, ModelConfig
+from cmb_jax.config import HOW_IT_IS_COMPUTED, NEWER_THAN_SOME_WEIGHTS, Config, ModelConfig
 
 
 def config_to_json(config: Config) -> str:
@@ -29,7 +29,8 @@ def config_from_json(text: str) -> Config:
     """Inverse of `config_to_json`.
 
     A setting that is newer than the text takes its default, so a new setting's default must be what the
-    program did before. The network is exempt: all settings that its weights depend on must be there.
+    program did before. The network is exempt: the settings that its weights depend on must be there, but for
+    `NEWER_THAN_SOME_WEIGHTS`.
 
     Raises:
       ValueError: unknown fields, a network without all its settings, or values that the tree refuses.
@@ -50,7 +51,8 @@ def _with_precision(values: dict[str, Any]) -> dict[str, Any]:
 def _build(kind: type, values: dict[str, Any], where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - set(fields))
-    missing = sorted(set(fields) - set(values) - HOW_IT_IS_COMPUTED) if kind is ModelConfig else []
+    optional = HOW_IT_IS_COMPUTED | NEWER_THAN_SOME_WEIGHTS
+    missing = sorted(set(fields) - set(values) - optional) if kind is ModelConfig else []
     if unknown or missing:
         raise ValueError(f"{where} has unknown fields {unknown} and lacks {missing}")
     types = typing.get_type_hints(kind)

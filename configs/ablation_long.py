@@ -6,14 +6,16 @@ python -m cmb_jax.experiments.ablation --config configs/ablation_long.py --workd
 import dataclasses
 from pathlib import Path
 
-from cmb_jax.config import Config
+from cmb_jax.config import Config, DataConfig, LossConfig, ModelConfig
 from cmb_jax.config_load import config_from_file
 from cmb_jax.experiments.grid import Grid, four_configurations
 
 
 def get_config() -> Config:
+    # the network, data and loss of the study as it was run, without the settings that came later
     small = config_from_file(Path(__file__).with_name("small.py"))
-    return dataclasses.replace(small, loss=dataclasses.replace(small.loss, lesion_balance=0.0))
+    data = DataConfig(patch_shape=small.data.patch_shape)
+    return dataclasses.replace(small, model=ModelConfig(), data=data, loss=LossConfig())
 
 
 def get_grid() -> Grid:

@@ -9,7 +9,7 @@ study of docs/results.md went on from the `small` of commit f219362.
 import dataclasses
 from pathlib import Path
 
-from cmb_jax.config import Config
+from cmb_jax.config import Config, DataConfig, LossConfig, ModelConfig
 from cmb_jax.config_load import config_from_file
 from cmb_jax.experiments.grid import Grid, four_configurations
 
@@ -27,8 +27,11 @@ def get_config() -> Config:
         warmup_steps=50,
         evaluate_every=100_000,
     )
-    loss = dataclasses.replace(small.loss, lesion_balance=0.0)
-    return dataclasses.replace(small, name="ablation_remedies", loss=loss, train=train)
+    # the network, data and loss of the study as it was run, without the settings that came later
+    data = DataConfig(patch_shape=small.data.patch_shape)
+    return dataclasses.replace(
+        small, name="ablation_remedies", model=ModelConfig(), data=data, loss=LossConfig(), train=train
+    )
 
 
 def get_grid() -> Grid:

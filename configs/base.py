@@ -8,21 +8,18 @@ python tools/grow_detector.py small configs/base.py base-start.safetensors
 python train.py --config configs/base.py --train.init-from base-start.safetensors --workdir runs/base
 """
 
-from cmb_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+import dataclasses
+from pathlib import Path
+
+from cmb_jax.config import Config
+from cmb_jax.config_load import config_from_file
 
 
 def get_config() -> Config:
-    return Config(
+    small = config_from_file(Path(__file__).with_name("small.py"))
+    return dataclasses.replace(
+        small,
         name="base",
-        model=ModelConfig(encoder_convs=(2, 1, 2, 2), decoder_convs=(2, 1, 1)),
-        data=DataConfig(patch_shape=(32, 80, 80)),
-        loss=LossConfig(lesion_balance=0.75),
-        train=TrainConfig(
-            steps=6000,
-            learning_rate=1.5e-3,
-            warmup_steps=200,
-            ema_decay=0.998,
-            checkpoint_every=500,
-            evaluate_every=3000,
-        ),
+        model=dataclasses.replace(small.model, encoder_convs=(2, 1, 2, 2), decoder_convs=(2, 1, 1)),
+        train=dataclasses.replace(small.train, steps=6000, learning_rate=1.5e-3, evaluate_every=3000),
     )

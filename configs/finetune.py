@@ -9,6 +9,7 @@ from cmb_jax.config import Config, DataConfig, LossConfig, PhantomConfig, TrainC
 def get_config() -> Config:
     return Config(
         name="finetune",
+        # network and loss of the bundled weights
         loss=LossConfig(lesion_balance=0.75),
         data=DataConfig(phantom_share=0.25),
         phantom=PhantomConfig(train_subjects=8),

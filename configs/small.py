@@ -2,19 +2,29 @@
 
 python train.py --config configs/small.py --workdir runs/small
 
-The bundled weights have twice the steps: 8000 with `--loss.lesion-balance 0`, then 8000 more as here, from
-those (`--train.init-from`).
+The bundled weights are older: they have none of the settings of model and loss below but `lesion_balance`,
+which came in half-way through their 16000 steps. `tools/grow_detector.py` turns them into a start for this.
 """
 
-from cmb_jax.config import Config, DataConfig, LossConfig, TrainConfig
+from cmb_jax.config import WIDE_AUGMENTATION, Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 
 
 def get_config() -> Config:
     return Config(
         name="small",
         # More and smaller patches a second: the norm looks at one voxel, so no statistic depends on the size.
-        data=DataConfig(patch_shape=(32, 80, 80)),
-        loss=LossConfig(lesion_balance=0.75),
+        data=DataConfig(patch_shape=(32, 80, 80), ignore_rim=True, augment=WIDE_AUGMENTATION),
+        model=ModelConfig(box_width=16, semantic_head=True),
+        loss=LossConfig(
+            assignment="atss",
+            ignore_mm=2.0,
+            # ATSS gives a lesion one to a few positives: half-way is enough to make lesions weigh alike.
+            lesion_balance=0.5,
+            expected_lesions=2.0,
+            focal_alpha=0.75,
+            prototype_balance=True,
+            mine_peaks=True,
+        ),
         train=TrainConfig(
             steps=8000, warmup_steps=200, ema_decay=0.998, checkpoint_every=500, evaluate_every=4000
         ),

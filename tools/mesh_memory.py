@@ -31,6 +31,7 @@ def compiled_step(config, mesh):
         truths=Truths(
             boxes=jax.ShapeDtypeStruct((batch, truths, 6), jnp.float32),
             valid=jax.ShapeDtypeStruct((batch, truths), jnp.bool_),
+            ignored=jax.ShapeDtypeStruct((batch, truths), jnp.bool_),
         ),
         mimics=jax.ShapeDtypeStruct((batch, z, y // 2, x // 2), jnp.uint8),
     )

@@ -1,7 +1,7 @@
 """The model card of weights (Mitchell et al. 2019, FAT*), every figure taken from files.
 
-    python tools/model_card.py --weights small --eval "CMB-Phantom 1 test, easy=easy.json" \
-        "CMB-Phantom 1 test, hard=hard.json" --out cmb_jax/weights/small.md
+    python tools/model_card.py --weights small --eval "CMB-Phantom 2 test, easy=easy.json" \
+        "CMB-Phantom 2 test, hard=hard.json" --out cmb_jax/weights/small.md
 
 The files are those of `cmb-jax evaluate --out` on predictions of these weights; the training record and the
 calibration are in the .json beside the weights.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from cmb_jax.commands.weights_record import (
     read_weights_record,
 )
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.breakdown import GROUP_ORDER, UNKNOWN
+from cmb_jax.evaluation.breakdown import ALONE, GROUP_ORDER, UNKNOWN, WITH_PHASE
+from cmb_jax.evaluation.subsets import ALL_SCANS
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle
 from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.phantom.protocols import PROTOCOLS
@@ -65,8 +65,8 @@ def read_evaluation(argument: str) -> Evaluation:
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         evaluation = Evaluation(name=name, content=content)
-        if "sensitivity" not in evaluation.main:
-            raise KeyError("sensitivity")
+        if "sensitivity" not in evaluation.main or "subsets" not in content:
+            raise KeyError("sensitivity, subsets")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{file}: is no file of cmb-jax evaluate ({type(error).__name__}); give its --out"
@@ -102,6 +102,14 @@ def results_table(evaluations: list[Evaluation]) -> Table:
         ("scans", *(str(each.content["scans"]) for each in evaluations)),
         ("scans without microbleeds", *(str(each.content["scans_without_lesions"]) for each in evaluations)),
         ("microbleeds", *(str(each.content["lesions"]) for each in evaluations)),
+        *(
+            (f"microbleeds {size}", *(str(each.content["lesions_by_size"][size]) for each in evaluations))
+            for size in evaluations[0].content["lesions_by_size"]
+        ),
+        (
+            "microbleeds that no reader would see, ignored",
+            *(str(each.content["lesions_ignored"]) for each in evaluations),
+        ),
         *(
             (title, *(estimate_of(each.main[name], digits) for each in evaluations))
             for title, name, digits in (
@@ -159,23 +167,57 @@ def breakdown_table(by: str, evaluations: list[Evaluation]) -> Table:
 
 def protocol_table(evaluations: list[Evaluation]) -> Table | None:
     """Sensitivity and false positives by protocol; None if no evaluation knows protocols."""
-    rows = []
-    for each in evaluations:
-        scans, false = Counter[str](), Counter[str]()
-        for row in each.content["subjects"]:
-            scans[row["protocol"]] += 1
-            false[row["protocol"]] += row["fp"]
-        for group in each.content["breakdowns"].get("protocol", []):
-            name = group["group"]
-            if name not in PROTOCOLS:
-                continue
-            phase = "no phase" if PROTOCOLS[name].phase == "none" else "phase"
-            sensitivity = f"{estimate_of(group['sensitivity'])} of {group['lesions']}"
-            rows.append(
-                (each.name, name, phase, scans[name], sensitivity, f"{false[name] / scans[name]:.2f}")
-            )
-    columns = ("data", "protocol", "phase", "scans", "sensitivity", "false positives a scan")
+    rows = [
+        (each.name, part["scans_of"], *_part_cells(part))
+        for each in evaluations
+        for part in each.content["subsets"]
+        if part["scans_of"] in PROTOCOLS
+    ]
+    columns = ("data", "protocol", *_PART_COLUMNS)
     return Table(title="By protocol", columns=columns, rows=tuple(rows)) if rows else None
+
+
+def part_table(evaluations: list[Evaluation]) -> Table:
+    """All figures by phase and size, with and without calcifications."""
+    rows = [
+        (each.name, part["scans_of"], part["size"], *_part_cells(part))
+        for each in evaluations
+        for part in each.content["subsets"]
+        if part["scans_of"] in (ALL_SCANS, WITH_PHASE, ALONE)
+    ]
+    return Table(
+        title="By phase and size",
+        columns=("data", "scans", "size", *_PART_COLUMNS),
+        rows=tuple(rows),
+        note="Lesions of other sizes are ignored: never missed, and a detection on one is no false positive. "
+        "Calcifications left out: in scans without a phase, where nobody can tell them from microbleeds, a "
+        "detection on one is no false positive.",
+    )
+
+
+_PART_RATES = (0.5, 1.0)
+_PART_COLUMNS = (
+    "calcifications",
+    "number",
+    "microbleeds",
+    "sensitivity",
+    "false positives per scan",
+    "average precision",
+    *(f"sensitivity at {rate:g}" for rate in _PART_RATES),
+)
+
+
+def _part_cells(part: dict[str, Any]) -> tuple[str, ...]:
+    at = {point["fp_per_scan"]: estimate_of(point["sensitivity"]) for point in part["froc"]}
+    return (
+        part["calcifications"],
+        str(part["scans"]),
+        str(part["lesions"]),
+        estimate_of(part["sensitivity"]),
+        estimate_of(part["fp_per_scan"], 2),
+        estimate_of(part["average_precision"]),
+        *(at[rate] for rate in _PART_RATES),
+    )
 
 
 def mimic_table(evaluations: list[Evaluation]) -> Table | None:
@@ -188,7 +230,12 @@ def mimic_table(evaluations: list[Evaluation]) -> Table | None:
     rows = tuple(
         (
             name.replace("_", " "),
-            *(str(groups[name]["count"]) if name in groups else "0" for groups in found.values()),
+            *(
+                f"{groups[name]['count']}, per scan {estimate_of(groups[name]['per_scan'], 2)}"
+                if name in groups
+                else "0"
+                for groups in found.values()
+            ),
         )
         for name in names
     )
@@ -250,6 +297,8 @@ def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evalua
         "## Metrics",
         _bullets(
             "a hit: centre within 3 mm of a true one, one to one; false positives over all scans",
+            "microbleeds that no reader would see are ignored: never missed, and a detection on one is no "
+            "false positive",
             "free-response ROC: sensitivity against false positives a scan over all thresholds",
             "intervals resample scans, not lesions; those of groups of lesions are Wilson's",
             "expected calibration error: mean over bins of |probability - share of true ones| "
@@ -266,7 +315,9 @@ def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evalua
         *([] if points is None else [markdown(points)]),
         "## Results",
         markdown(results_table(evaluations)),
-        *(["### By protocol, with and without phase", markdown(protocols)] if protocols else []),
+        "### By phase and size",
+        markdown(part_table(evaluations)),
+        *(["### By protocol", markdown(protocols)] if protocols else []),
         *(part for table in breakdowns if table.rows for part in (f"### {table.title}", markdown(table))),
         *(["### False positives by mimic", markdown(mimics)] if mimics else []),
         "## Ethical considerations",

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from cmb_jax.anatomy.regions import region_of, side_of
 from cmb_jax.commands.common import use_compilation_cache
-from cmb_jax.phantom import PROTOCOLS, TIERS, MimicKind, PhantomSubject, SubjectSettings, simulate_subject
-from cmb_jax.phantom.benchmark import ANATOMIES
+from cmb_jax.phantom import PROTOCOLS, MimicKind, PhantomSubject, SubjectSettings, simulate_subject
+from cmb_jax.phantom.benchmark import ANATOMIES, TIER_OFFSET
 from cmb_jax.phantom.candidates import mimic_candidates
 from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.training.memory import keep_freed_memory
@@ -34,7 +34,7 @@ CROP_MM = 26.0
 def simulate() -> list[PhantomSubject]:
     """Two subjects of each protocol."""
     packs, subjects = PackLoader(), []
-    jobs = [(protocol, tier) for protocol in PROTOCOLS for tier in TIERS]
+    jobs = [(protocol, tier) for protocol in PROTOCOLS for tier in TIER_OFFSET]
     for index, (protocol, tier) in enumerate(tqdm(jobs, desc="simulating", unit="subject")):
         settings = SubjectSettings(protocol=protocol, tier=tier, mean_cmbs=25.0)
         anatomy = ANATOMIES[index % len(ANATOMIES)]
@@ -167,7 +167,7 @@ def measure(subjects: list[PhantomSubject]) -> list[dict[str, object]]:
                 "true_mm": lesions.diameter_mm[bleeds].tolist(),
                 "apparent_mm": lesions.apparent_diameter_mm[bleeds].tolist(),
                 "cnr": lesions.cnr[bleeds].tolist(),
-                "focal_mimics": int((~bleeds).sum()),
+                "focal_mimics": int(lesions.is_mimic.sum()),
                 "candidates": {k.name.lower(): v for k, v in candidates.items()},
                 "candidates_total": sum(v for k, v in candidates.items() if k != MimicKind.NONE),
                 "medullary_mm3_per_cm3_deep_white": float(

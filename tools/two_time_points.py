@@ -35,7 +35,7 @@ from cmb_jax.phantom.geometry import Grid
 from cmb_jax.phantom.implant import effect_of_groups
 from cmb_jax.phantom.placement import Lesions, place, random_lesions
 from cmb_jax.phantom.tree import PackLoader
-from cmb_jax.phantom.visibility import MIN_CNR, MIN_DISTINCTNESS, MIN_SURROUNDINGS, visibility
+from cmb_jax.phantom.visibility import is_seen, visibility
 from cmb_jax.swi import susceptibility_weighted
 
 FIRST_SEED = 5_000_000  # in no split of CMB-Phantom
@@ -166,8 +166,7 @@ def finish(rng: np.random.Generator, scan: Complex, lesions: Lesions, folder: Pa
         jnp.asarray(lesions.apparent_mm(subject.te_ms, subject.b0_t), jnp.float32),
         grid=Grid(shape, spacing, (0.0, 0.0, 0.0)),
     )
-    clear = np.asarray(seen.surroundings) >= MIN_SURROUNDINGS * np.median(swi[scan.solid][::16])
-    return clear & (np.asarray(seen.cnr) >= MIN_CNR) & (np.asarray(seen.distinctness) >= MIN_DISTINCTNESS)
+    return np.asarray(is_seen(seen, jnp.float32(np.median(swi[scan.solid][::16]))))
 
 
 def make_pair(packs: PackLoader, number: int, folder: Path) -> None:

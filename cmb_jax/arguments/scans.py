@@ -1,4 +1,4 @@
-"""Commands that work on scans: predict, dicom, swi, bids, predict-cohort, compare."""
+"""Commands that work on scans: predict, dicom, swi, bids, compare."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tyro
 
 from cmb_jax.commands.common import StoredPhase
 from cmb_jax.commands.participant_options import ParticipantOptions
+from cmb_jax.config import Flips
 from cmb_jax.errors import UserError
 
 _ALL_PARTICIPANTS = ParticipantOptions()
@@ -24,17 +25,19 @@ def predict(
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
     phase_range: StoredPhase = "auto",
     weights: str = "small",
+    flips: Flips | None = None,
     threshold: float | None = None,
     precision: Literal["float32", "mixed", "bfloat16"] | None = None,
     regions: Path | None = None,
     region_labels: Path | None = None,
     dicom_out: bool = False,
+    viewer: bool = True,
     overwrite: bool = False,
     keep_identifiers: bool = False,
 ) -> None:
     """Find, locate and report the microbleeds of one scan, given as NIfTI (--swi) or DICOM (--dicom).
 
-    Writes detections.csv, detections.json, labels.nii.gz and report.html into a new folder.
+    Writes detections.csv, detections.json, labels.nii.gz, report.html and viewer.html into a new folder.
 
     Args:
       out: folder to make.
@@ -46,7 +49,9 @@ def predict(
       phase_sign: what the stored phase is multiplied with, so that veins are positive.
       phase_range: how the phase is stored (pm4096: +-4096; symmetric: its largest value is pi); auto
         tells it from the data.
-      weights: name of bundled weights, or a .safetensors file.
+      weights: name of bundled weights, or a .safetensors file; several with commas between are averaged.
+      flips: average scores with those of mirror images: x takes twice the network's time, xyz four times;
+        default: as the weights say.
       threshold: score from which a candidate is kept; default: the weights' operating point.
       precision: of the network; default: as the weights say. mixed is faster where the device multiplies
         bfloat16, and changes scores by a few hundredths at most (docs/performance.md).
@@ -54,6 +59,7 @@ def predict(
         --parc, FreeSurfer's aparc+aseg, or own labels (docs/regions.md).
       region_labels: CSV with the columns label, region, side for own labels.
       dicom_out: write segmentation.dcm and report.dcm too, which refer to the DICOM series.
+      viewer: write viewer.html, which holds the images of the head: scroll, window, judge (docs/review.md).
       overwrite: replace the folder if it exists.
       keep_identifiers: let the results name the input files as they are named, and DICOM results the
         patient and the study, as a PACS needs it (docs/privacy.md, docs/dicom.md).
@@ -72,11 +78,13 @@ def predict(
             phase_sign=phase_sign,
             phase_range=phase_range,
             weights=weights,
+            flips=flips,
             threshold=threshold,
             precision=precision,
             regions=regions,
             region_labels=region_labels,
             dicom_out=dicom_out,
+            viewer=viewer,
             keep_identifiers=keep_identifiers,
             overwrite=overwrite,
         )
@@ -95,13 +103,41 @@ def predict(
         phase_sign=phase_sign,
         phase_range=phase_range,
         weights=weights,
+        flips=flips,
         threshold=threshold,
         precision=precision,
         regions=regions,
         region_labels=region_labels,
+        viewer=viewer,
         overwrite=overwrite,
         keep_identifiers=keep_identifiers,
     )
+
+
+def view(
+    result: tyro.conf.Positional[Path],
+    swi: Path | None = None,
+    phase: Path | None = None,
+    browser: bool = True,
+    port: int = 0,
+) -> None:
+    """Scroll through a scan and judge its candidates in the browser; verdicts are saved as they are given.
+
+    Runs a small server for this machine alone until Ctrl-C, and opens the browser. Verdicts go to
+    RESULT/verdicts/READER.json, which `cmb-jax review import` reads, and the truth that you ask for to
+    RESULT/truth. Nothing else is written, and nothing leaves the machine.
+
+    Args:
+      result: folder that cmb-jax predict wrote.
+      swi: the image that was searched, if the result holds no viewer.html with the images (or for the whole
+        image in full depth).
+      phase: its phase image.
+      browser: open the browser; else the address is only printed.
+      port: to listen on; default: one that is free.
+    """
+    from cmb_jax.commands.view import run
+
+    run(result=result, swi=swi, phase=phase, browser=browser, port=port)
 
 
 def dicom(folder: tyro.conf.Positional[Path], series: tuple[str, ...] = ()) -> None:
@@ -166,8 +202,9 @@ def bids(
 ) -> None:
     """Find microbleeds in a BIDS data set and write BIDS derivatives (a BIDS App).
 
-    Run `participant` first, as often as needed: finished scans are left as they are. Then `group` makes one
-    table. Exit code 0: all done; 1: some scans failed, and are listed; 2: nothing was done.
+    Run `participant` first; rerun it to resume: finished scans are left as they are. All devices are used;
+    `--process` splits a cohort over several processes or machines. Then `group` makes one table. Exit code 0:
+    all done; 1: some scans failed and are listed; 2: nothing was done.
 
     Args:
       data: folder of the BIDS data set; it is not changed.
@@ -178,32 +215,6 @@ def bids(
     from cmb_jax.commands.bids import run
 
     run(data=data, out=out, level=level, options=scans)
-
-
-def predict_cohort(
-    bids: Path,
-    out: Path,
-    process: str | None = None,
-    distributed: bool = False,
-    scans: tyro.conf.OmitArgPrefixes[ParticipantOptions] = _ALL_PARTICIPANTS,
-) -> None:
-    """Find microbleeds in all scans of a cohort, on all devices; run again to go on after a stop.
-
-    The same results as `cmb-jax bids BIDS OUT participant`. Several processes may work into one folder: none
-    does what another does or has done. Exit codes as for `bids`.
-
-    Args:
-      bids: folder of the BIDS data set; it is not changed.
-      out: folder of the derivatives.
-      process: number and count, such as 0/8 to 7/8 for eight processes: each takes its share of the
-        participants.
-      distributed: take number and count from jax.distributed, which Slurm, Open MPI, Kubernetes or Cloud TPU
-        tell it.
-      scans: which scans, and how.
-    """
-    from cmb_jax.commands.predict_cohort import run
-
-    run(bids=bids, out=out, process=process, distributed=distributed, options=scans)
 
 
 def compare(

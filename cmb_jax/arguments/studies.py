@@ -28,7 +28,8 @@ def simulate(
       subjects: how many.
       seed: of the first subject; the next ones count up.
       protocol: acquisition by name: iso05, iso08, sabre, rss, thick3, swi7t, gre5.
-      tier: easy or hard: how faint the microbleeds, how many the mimics, how good the scan.
+      tier: easy or hard: how faint the microbleeds, how many the mimics, how good the scan; end_on:
+        microbleeds among veins of their own caliber that cross the slices.
       anatomy: heads, taken in turn.
       mean_cmbs: mean number of microbleeds; default: as in patients.
       te_ms: range of the echo time in ms; default: the protocol's.

@@ -9,7 +9,7 @@ import jax
 from cmb_jax.bids_app.region_labels import RegionLabels
 from cmb_jax.bids_app.scan_images import PhaseOptions, ScanImages
 from cmb_jax.bids_app.scan_work import Pipeline, Say
-from cmb_jax.config import Precision
+from cmb_jax.config import Flips, Precision
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision
 from cmb_jax.inference.predict import CmbDetector, FoundBoxes, Prediction
 from cmb_jax.inference.scan import PreparedScan, prepare_scan
@@ -51,14 +51,17 @@ def detector_pipeline(
     phase: PhaseOptions,
     devices: Sequence[jax.Device],
     regions: RegionLabels | None = None,
+    flips: Flips | None = None,
     precision: Precision | None = None,
 ) -> Pipeline:
     """The detector on each of the devices; `regions` take the place of the region network.
 
+    `flips` takes the place of the weights' own setting.
+
     Raises:
       UserError: no such weights.
     """
-    bundle = with_precision(load_bundle(weights), precision)
+    bundle = with_precision(load_bundle(weights, flips), precision)
     return Pipeline(
         bundle=bundle,
         detectors=tuple(DeviceDetector(bundle, threshold, device) for device in devices),

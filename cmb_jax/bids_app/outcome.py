@@ -14,7 +14,6 @@ class Status(enum.Enum):
     STALE = "made otherwise"  # done by an earlier run with other weights, settings or images
     FAILED = "failed"
     NO_IMAGES = "no images"
-    ELSEWHERE = "elsewhere"  # another process is at work on it; never an end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

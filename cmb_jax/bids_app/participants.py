@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from cmb_jax.bids_app.claims import Claims
-from cmb_jax.bids_app.dataset import logs_folder
 from cmb_jax.bids_app.failures import failure_log, write_failure, write_failure_table
 from cmb_jax.bids_app.outcome import Outcome, Status
 from cmb_jax.bids_app.overlap import StageTimes, overlapped
@@ -88,7 +86,7 @@ def run_participants(
     """Find microbleeds in the selected scans and write the derivatives.
 
     A scan that an earlier run has finished is left as it is, unless `overwrite` is set. A scan that fails
-    leaves its reason in logs/. A scan that another process is at work on is waited for at the end.
+    leaves its reason in logs/.
 
     Args:
         layout: of the source data set.
@@ -102,35 +100,17 @@ def run_participants(
         UserError: nothing can be written into `out`.
     """
     listed = list(_listed(layout, out, selection))
-    scans = {entry.name: entry for entry in listed if isinstance(entry, Scan)}
+    scans = [entry for entry in listed if isinstance(entry, Scan)]
     outcomes = {entry.name: entry for entry in listed if isinstance(entry, Outcome)}
     for outcome in outcomes.values():
         progress.say(f"  {outcome.name}: {outcome.reason}")
     progress.start(len(scans))
     times = StageTimes()
-    with Claims(logs_folder(out) / "claims") as claims:
-        work = ScanWork(
-            root=layout.root,
-            out=out,
-            pipeline=pipeline,
-            claims=claims,
-            overwrite=overwrite,
-            say=progress.say,
-        )
-        lanes = [work.lane(detector) for detector in pipeline.detectors]
-        waiting = scans
-        while waiting:
-            elsewhere = {}
-            for outcome in overlapped(waiting.values(), lanes, times):
-                if outcome.status is Status.ELSEWHERE:
-                    elsewhere[outcome.name] = scans[outcome.name]
-                else:
-                    outcomes[outcome.name] = outcome
-                    progress.step(outcome)
-            waiting = elsewhere
-            if waiting:
-                progress.say(f"waiting for {len(waiting)} scans that another process is at work on")
-                claims.wait_for_any(list(waiting))
+    work = ScanWork(root=layout.root, out=out, pipeline=pipeline, overwrite=overwrite, say=progress.say)
+    lanes = [work.lane(detector) for detector in pipeline.detectors]
+    for outcome in overlapped(scans, lanes, times):
+        outcomes[outcome.name] = outcome
+        progress.step(outcome)
     return ParticipantsRun(
         outcomes=tuple(outcomes[entry.name] for entry in listed),
         times=times,

@@ -89,12 +89,14 @@ class Making:
     phase_range: str
     precision: str = "float32"
     label_table_sha256: str | None = None  # None: regions by the network
+    flips: str = "none"
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the sidecar."""
         return {
             "Weights": {"Name": self.weights_name, "SHA256": self.weights_sha256},
             "Threshold": self.threshold,
+            **({} if self.flips == "none" else {"Flips": self.flips}),  # so that older results stay valid
             "PhaseSign": self.phase_sign,
             "PhaseRange": self.phase_range,
             "Precision": self.precision,

@@ -10,7 +10,6 @@ from typing import Any, Protocol, TypeVar
 
 import jax
 
-from cmb_jax.bids_app.claims import Claims
 from cmb_jax.bids_app.dataset import ResultFiles, logs_folder, result_files, write_json
 from cmb_jax.bids_app.failures import failure_log, write_failure
 from cmb_jax.bids_app.outcome import Outcome, Status
@@ -64,9 +63,10 @@ class Pipeline:
     def making(self) -> Making:
         """What results depend on besides the images."""
         return Making(
-            weights_name=self.bundle.path.name,
+            weights_name=self.bundle.file_name,
             weights_sha256=self.bundle.sha256,
             threshold=round(self.threshold, 6),
+            flips=self.bundle.config.inference.flips,
             precision=self.bundle.config.inference.precision,
             phase_sign=self.phase.sign,
             phase_range="auto" if self.phase.stored is None else self.phase.stored.value,
@@ -95,7 +95,6 @@ class ScanWork:
     root: Path  # of the source data set
     out: Path
     pipeline: Pipeline
-    claims: Claims
     overwrite: bool
     say: Say
 
@@ -135,14 +134,12 @@ class ScanWork:
         return Outcome(name=scan.name, status=Status.FAILED, reason=self._without_paths(reason))
 
     def _open(self, scan: Scan, detector: ScanDetector) -> _Opened | Outcome:
-        """Images read and prepared, unless there is a result or another process makes it.
+        """Images read and prepared, unless there is a result already.
 
         Raises:
             UserError: images that cannot be used, a result that has been damaged.
         """
         name = scan.name
-        if not self.claims.take(name):
-            return Outcome(name=name, status=Status.ELSEWHERE)
         choice = choose(scan, self.root)
         for line in choice_lines(choice):
             self.say(f"  {line}")
@@ -194,8 +191,6 @@ class ScanWork:
             warnings=(*choice.notes, *images.warnings, *prediction.warnings),
             timings=(),  # a result is the same bytes whenever it is made
         )
-        if not self.claims.holds(name):
-            return Outcome(name=name, status=Status.ELSEWHERE)
         with clock("writing"):
             write_result(
                 opened.files,
@@ -213,13 +208,12 @@ class ScanWork:
         return Outcome(name=name, status=Status.DONE)
 
     def _settle(self, outcome: Outcome) -> None:
-        """Keep or clear the reason of a failure, and let the scan go."""
+        """Keep or clear the reason of a failure."""
         if outcome.status is Status.FAILED:
             self.say(f"  {outcome.name}: failed: {outcome.reason}")
             write_failure(self.out, outcome.name, outcome.reason)
         elif outcome.status in (Status.DONE, Status.SKIPPED):
             failure_log(self.out, outcome.name).unlink(missing_ok=True)
-        self.claims.release(outcome.name)
 
     def _without_paths(self, text: str) -> str:
         """A message without the folders of this machine: reasons are kept, and may be passed on."""

@@ -1,4 +1,4 @@
-"""Greedy suppression and clustering of candidate boxes, exact, with fixed shapes.
+"""Greedy suppression of candidate boxes, exact, with fixed shapes.
 
 The textbook loop takes the best remaining candidate, keeps it and drops all that it overlaps. Here candidates
 go through in blocks, best first: a block is thinned by all that is kept so far, then within itself, so the
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cmb_jax.boxes.geometry import box_centers, pairwise_iou, volume
+from cmb_jax.boxes.geometry import pairwise_iou
 from cmb_jax.boxes.types import Detections
 
 BLOCK = 512
@@ -60,110 +60,6 @@ def nms_3d(
 
     chex.assert_shape(boxes, (None, 6))
     return _gather(boxes, scores, *_greedy(boxes, scores, valid, max_output, conflict))
-
-
-@functools.partial(jax.jit, static_argnames=("max_output",))
-def nms_centers(
-    boxes: jax.Array,
-    scores: jax.Array,
-    spacing_mm: Sequence[float] | jax.Array,
-    min_distance_mm: float | jax.Array,
-    max_output: int,
-    valid: jax.Array | None = None,
-) -> NmsResult:
-    """As `nms_3d`, but drops what lies closer (strictly) than `min_distance_mm` to a better kept one.
-
-    The distance is that of box centres; `spacing_mm` is the voxel size along (z, y, x).
-    """
-
-    def conflict(a: jax.Array, b: jax.Array) -> jax.Array:
-        dz, dy, dx = (a[:, None, axis] - b[None, :, axis] for axis in range(3))
-        # Squares compared: no rounding of a root decides at the limit.
-        return dz * dz + dy * dy + dx * dx < jnp.square(jnp.maximum(min_distance_mm, 0))
-
-    chex.assert_shape(boxes, (None, 6))
-    centers_mm = box_centers(boxes) * jnp.asarray(spacing_mm, boxes.dtype)
-    return _gather(boxes, scores, *_greedy(centers_mm, scores, valid, max_output, conflict))
-
-
-@functools.partial(jax.jit, static_argnames=("num_views", "max_output"))
-def weighted_box_clustering(
-    boxes: jax.Array,
-    scores: jax.Array,
-    views: jax.Array,
-    num_views: int,
-    iou_threshold: float | jax.Array,
-    max_output: int,
-    valid: jax.Array | None = None,
-) -> NmsResult:
-    """Merges the candidates of several views (models, flips) of one volume into consolidated boxes.
-
-    The clusters are those of `nms_3d`: a kept candidate and all it drops. Each gives one box (Jaeger et al.
-    2018, arXiv:1811.08661, section 2.3) with weights w = IoU with the kept one * volume:
-    box = sum(box * score * w) / sum(score * w), score = sum(score * w) / (sum(w) + missing * mean(w)), where
-    `missing` counts the views without a candidate in the cluster. Scores must not be negative. Clusters stand
-    in the order of their best candidates' scores; `indices` names these. A cluster whose weights are all zero
-    (empty boxes) keeps its best candidate's box, and that one's score divided by 1 + missing.
-
-    Args:
-      boxes: (N, 6) candidates of all views.
-      scores: (N,) float.
-      views: (N,) int, 0 .. num_views - 1: which view each candidate came from.
-      num_views: how many views were looked at.
-      iou_threshold: as for `nms_3d`.
-      max_output: K, the most clusters.
-      valid: (N,) bool; default all.
-    """
-    chex.assert_shape([scores, views], (boxes.shape[0],))
-    kept = nms_3d(boxes, scores, iou_threshold, max_output, valid)
-    count = boxes.shape[0]
-    if count == 0:
-        return kept
-    usable = _usable(scores, valid)
-    block = min(BLOCK, count)
-    blocks = -(-count // block)
-    source = jnp.arange(blocks * block).reshape(blocks, block)
-
-    def step(sums, rows):
-        weight_sum, score_sum, box_sum, members, seen = sums
-        row = jnp.minimum(rows, count - 1)
-        box, score = boxes[row], jnp.where(usable[row], scores[row], 0)
-        iou = pairwise_iou(box, kept.boxes)
-        chosen = (row[:, None] == kept.indices) & kept.valid
-        # A candidate belongs to the first kept one that drops it; a kept one to itself.
-        near = chosen | ((iou > iou_threshold) & kept.valid)
-        first = near & (jnp.cumsum(near, axis=1) == 1)
-        belongs = first & (usable[row] & (rows < count))[:, None]
-        weight = jnp.where(belongs, iou * volume(box)[:, None], 0)
-        scored = weight * score[:, None]
-        in_view = jax.nn.one_hot(views[row], num_views, dtype=bool)
-        return (
-            weight_sum + weight.sum(0),
-            score_sum + scored.sum(0),
-            box_sum + jnp.where(belongs[..., None], scored[..., None] * box[:, None], 0).sum(0),
-            members + belongs.sum(0),
-            seen | jnp.any(belongs[..., None] & in_view[:, None], axis=0),
-        ), None
-
-    zeros = jnp.zeros((max_output,), boxes.dtype)
-    start = (
-        zeros,
-        zeros,
-        jnp.zeros((max_output, 6), boxes.dtype),
-        jnp.zeros((max_output,), jnp.int32),
-        jnp.zeros((max_output, num_views), bool),
-    )
-    (weight_sum, score_sum, box_sum, members, seen), _ = lax.scan(step, start, source)
-    missing = num_views - seen.sum(-1)
-    relative = 1 + missing / jnp.maximum(members, 1)
-    positive = score_sum > 0
-    box = jnp.where(positive[:, None], box_sum / jnp.where(positive, score_sum, 1)[:, None], kept.boxes)
-    score = jnp.where(
-        weight_sum > 0,
-        score_sum / (jnp.where(weight_sum > 0, weight_sum, 1) * relative),
-        kept.scores / (1 + missing),
-    )
-    return dataclasses.replace(kept, boxes=box, scores=jnp.where(kept.valid, score, 0))
 
 
 def _usable(scores: jax.Array, valid: jax.Array | None) -> jax.Array:

@@ -20,7 +20,13 @@ class Detections:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Truths:
-    """True boxes padded to a fixed number."""
+    """True boxes padded to a fixed number. Ignored ones are neither to be found nor background."""
 
     boxes: jax.Array  # (..., M, 6) float32, convention as above
-    valid: jax.Array  # (..., M) bool
+    valid: jax.Array  # (..., M) bool: the box is no padding
+    ignored: jax.Array | None = None  # (..., M) bool; None: all valid boxes count
+
+    @property
+    def counted(self) -> jax.Array:
+        """(..., M) bool: valid and not ignored."""
+        return self.valid if self.ignored is None else self.valid & ~self.ignored

@@ -11,6 +11,7 @@ from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_directory
 from cmb_jax.phantom.benchmark import BenchmarkSplit, Comparison, Split, compare, read_checksums
 from cmb_jax.phantom.tree import PackLoader, write_cohort
+from cmb_jax.phantom.version import check_phantom_version
 
 
 def run(
@@ -32,6 +33,7 @@ def run(
     if verify:
         if not out.is_dir():
             raise UserError(f"{out}: no such folder; generate it first, without --verify")
+        check_phantom_version(out)
         comparison = compare(out, read_checksums(chosen.checksum_file))
         print(describe(comparison))
         if not comparison.identical or not comparison.subjects:

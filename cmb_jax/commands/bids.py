@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,6 @@ from cmb_jax.bids_app.group import write_group
 from cmb_jax.bids_app.outcome import Status
 from cmb_jax.bids_app.participants import (
     ParticipantsRun,
-    Progress,
     Selection,
     process_share,
     run_participants,
@@ -22,7 +22,7 @@ from cmb_jax.bids_app.participants import (
 )
 from cmb_jax.bids_app.region_labels import RegionLabels, read_region_labels
 from cmb_jax.bids_app.scan_images import PhaseOptions
-from cmb_jax.commands.cohort_progress import Lines
+from cmb_jax.commands.cohort_progress import shown_progress
 from cmb_jax.commands.common import use_compilation_cache
 from cmb_jax.commands.participant_options import ParticipantOptions
 from cmb_jax.commands.predict import check_threshold
@@ -30,9 +30,13 @@ from cmb_jax.datasets.bids.layout import BidsLayout, read_layout
 from cmb_jax.datasets.bids.names import label_of
 from cmb_jax.errors import UserError
 from cmb_jax.io.phase import PhaseRange
+from cmb_jax.training.processes import start_processes
 
 SOME_FAILED_CODE = 1
 """Exit code if some scans failed; 2 means that nothing was done."""
+
+_LONGEST_WAIT_S = 7 * 24 * 3600
+"""For the other processes at the end: shares of a cohort do not finish together."""
 
 MOST_LISTED = 20
 """Failures that are printed at the end; the table has all."""
@@ -48,30 +52,12 @@ def run(*, data: Path, out: Path, level: str, options: ParticipantOptions) -> No
     if level == "group":
         _group(_layout(data, out), out, options.participant_label)
     else:
-        participants(data, out, options, progress=Lines())
+        _participants(data, out, options)
 
 
-def participants(
-    data: Path,
-    out: Path,
-    options: ParticipantOptions,
-    *,
-    progress: Progress,
-    share: tuple[int, int] = (0, 1),
-) -> None:
-    """The participant level, on all devices of this process.
-
-    Args:
-      data: folder of the data set.
-      out: folder of the derivatives.
-      options: as typed.
-      progress: told how it goes.
-      share: which of how many parts of the participants is worked on (index from 0, count).
-
-    Raises:
-      UserError: anything wrong with the data set as a whole or the arguments, or no scan that can be used.
-      SystemExit: with code 1 if some scans failed.
-    """
+def _participants(data: Path, out: Path, options: ParticipantOptions) -> None:
+    """Process this process's share of the participants on all of its devices."""
+    share = process_of(options)
     layout = _layout(data, out)
     selection = Selection(
         participants=process_share(select_participants(layout, options.participant_label), *share),
@@ -88,12 +74,35 @@ def participants(
         PhaseOptions(sign=options.phase_sign, stored=stored),
         jax.local_devices(),
         regions,
+        options.flips,
         options.precision,
     )
     write_dataset_files(data, out, options.regions)
-    done = run_participants(layout, out, selection, pipeline, overwrite=options.overwrite, progress=progress)
-    progress.say(done.times.summary())
+    with shown_progress() as progress:
+        done = run_participants(
+            layout, out, selection, pipeline, overwrite=options.overwrite, progress=progress
+        )
+        progress.say(done.times.summary())
     _report(done, data, out)
+
+
+def process_of(options: ParticipantOptions) -> tuple[int, int]:
+    """Number of this process, from 0, and count of processes.
+
+    Raises:
+      UserError: both or a malformed option, or no cluster is recognized or complete.
+    """
+    if options.process is not None and options.distributed:
+        raise UserError("--process and --distributed both name this process's share; give one of them")
+    if options.distributed:
+        start_processes(None, "auto", None, patience_s=_LONGEST_WAIT_S)
+        return jax.process_index(), jax.process_count()
+    text = options.process or "0/1"
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    index, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if index >= count:
+        raise UserError(f"--process {text}: give number/count, such as 0/8 to 7/8 for eight processes")
+    return index, count
 
 
 def _layout(data: Path, out: Path) -> BidsLayout:

@@ -52,6 +52,8 @@ def run(
     """
     _check_arguments(pred, truth, out, max_fp, overwrite)
     bundle = load_bundle(weights)
+    if bundle.others:
+        raise UserError(f"{weights}: only one network's weights can be calibrated; give one file")
     record = read_weights_record(bundle.record_path) or {}
     labelled = read_labelled(pred, truth, bundle)
     known = above(labelled.events, labelled.complete_from)

@@ -21,8 +21,7 @@ from cmb_jax.evaluation.records import SubjectDetections
 from cmb_jax.followup.time_point import read_record
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.predict import LISTED_BELOW_THRESHOLD
-from cmb_jax.phantom.benchmark import BenchmarkSplit, Split
-from cmb_jax.phantom.tiers import TIERS
+from cmb_jax.phantom.benchmark import TIER_OFFSET, BenchmarkSplit, Split
 
 OWN_SCANS = "own labelled scans"
 _TEST = "test"
@@ -101,7 +100,7 @@ def tree_name(truth: Path) -> str:
         title = json.loads((truth / "dataset_description.json").read_text(encoding="utf-8"))["Name"]
     except (OSError, ValueError, KeyError, TypeError):
         return OWN_SCANS
-    for split, tier in itertools.product(get_args(Split), TIERS):
+    for split, tier in itertools.product(get_args(Split), TIER_OFFSET):
         if title == BenchmarkSplit(split=split, tier=tier).title:
             if split == _TEST:
                 raise UserError(

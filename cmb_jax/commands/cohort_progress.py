@@ -1,13 +1,24 @@
-"""How a run over many scans is shown on stderr: as lines, or as a bar with the time left."""
+"""Progress of a run over many scans on stderr: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 from tqdm import tqdm
 
 from cmb_jax.bids_app.outcome import Outcome, Status
 from cmb_jax.commands.common import stopwatch
+
+
+def shown_progress() -> contextlib.AbstractContextManager[Bar | Lines]:
+    """A bar with the time left where stderr is a terminal; otherwise lines, which log files can hold."""
+    return Bar() if shown_on_terminal() else contextlib.nullcontext(Lines())
+
+
+def shown_on_terminal() -> bool:
+    """Whether a person watches stderr."""
+    return sys.stderr.isatty()
 
 
 class Lines:

@@ -39,3 +39,6 @@ def run(*, out: Path, overwrite: bool = False) -> None:
         print(format_table(result))
         shutil.copy(folder / SUBJECT / "report.html", folder / "report.html")
     print(f"\nOpen {out / 'report.html'} in a browser. Research use only; not a diagnosis.")
+    command = Path(sys.argv[0])  # as it was started: `make demo` runs it out of .venv
+    shown = command if command.name == "cmb-jax" and command.is_file() else "cmb-jax"
+    print(f"To scroll through the scan and judge each candidate: {shown} view {out / SUBJECT}")

@@ -1,4 +1,4 @@
-"""Arguments that the participant level has under each of its names; a light import for the command line."""
+"""Options of `cmb-jax bids`; a light import for the command line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cmb_jax.commands.common import StoredPhase
+from cmb_jax.config import Flips
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,10 @@ class ParticipantOptions:
     phase_range: StoredPhase = "auto"
     """How the phase is stored; auto tells it from the data."""
     weights: str = "small"
-    """Name of bundled weights, or a .safetensors file."""
+    """Name of bundled weights, or a .safetensors file; several with commas between are averaged."""
+    flips: Flips | None = None
+    """Average scores with those of mirror images: x takes twice the network's time, xyz four times;
+    default: as the weights say."""
     threshold: float | None = None
     """Score from which a candidate is kept; default: the weights' operating point."""
     precision: Literal["float32", "mixed", "bfloat16"] | None = None
@@ -33,5 +37,9 @@ class ParticipantOptions:
     """Derivatives with label volumes (*_dseg.nii.gz) in place of the region network (docs/regions.md)."""
     region_labels: Path | None = None
     """CSV with the columns label, region, side for own labels."""
+    process: str | None = None
+    """Share of the participants to process: 0/8 to 7/8 for eight processes."""
+    distributed: bool = False
+    """Take the share from jax.distributed (Slurm, Open MPI, Kubernetes, Cloud TPU)."""
     overwrite: bool = False
-    """Make finished scans again."""
+    """Process finished scans again."""

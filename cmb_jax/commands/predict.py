@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cmb_jax.anatomy.own_regions import LabelTable, label_table, regions_from_labels
 from cmb_jax.commands.common import Progress, existing_file, stopwatch, use_compilation_cache
-from cmb_jax.config import Precision
+from cmb_jax.config import Flips, Precision
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import described_inputs, write_prediction
@@ -20,6 +20,7 @@ from cmb_jax.io.naming import stem
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.phase import PhaseRange
 from cmb_jax.io.volume import Volume
+from cmb_jax.review.verdicts import FOLDER as VERDICTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class OwnRegions:
         return cls(volume=read_volume(existing_file(path, "regions")), table=label_table(table))
 
 
+# of a prediction, or of a folder of predictions such as the demo's
+_VERDICTS = (f"{VERDICTS}/*.json", f"*/{VERDICTS}/*.json")
 FurtherFiles = Callable[[Path, Prediction, WeightsBundle], None]
 
 
@@ -63,10 +66,15 @@ def check_output(out: Path, overwrite: bool) -> None:
     """Refuse early what would fail after minutes of work.
 
     Raises:
-      UserError: `out` exists, or nothing can be written there.
+      UserError: `out` exists, holds readers' verdicts, or nothing can be written there.
     """
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
+    if read := [path for pattern in _VERDICTS for path in out.glob(pattern)]:
+        raise UserError(
+            f"{read[0]}: verdicts of a reader would be lost with the folder; move them away, or choose "
+            "another --out"
+        )
     parent = out.resolve().parent
     while not parent.exists():
         parent = parent.parent
@@ -112,10 +120,12 @@ def run(
     phase_sign: PhaseSign = "auto",
     phase_range: str = "auto",
     weights: str = "small",
+    flips: Flips | None = None,
     threshold: float | None = None,
     precision: Precision | None = None,
     regions: Path | None = None,
     region_labels: Path | None = None,
+    viewer: bool = True,
     overwrite: bool = False,
     keep_identifiers: bool = False,
     announce: bool = True,
@@ -152,9 +162,11 @@ def run(
         scan,
         out,
         weights=weights,
+        flips=flips,
         threshold=threshold,
         precision=precision,
         regions=own,
+        viewer=viewer,
         overwrite=overwrite,
         announce=announce,
         say=say,
@@ -166,24 +178,26 @@ def predict_scan(
     out: Path,
     *,
     weights: str,
+    flips: Flips | None = None,
     threshold: float | None,
     precision: Precision | None = None,
     overwrite: bool,
     say: Progress,
     regions: OwnRegions | None = None,
+    viewer: bool = True,
     announce: bool = True,
     further: FurtherFiles | None = None,
 ) -> Prediction:
     """Predict and write the results of one scan; `further` adds files to the folder.
 
-    `regions` takes the place of the region network.
+    `regions` takes the place of the region network; `viewer`: write viewer.html.
 
     Raises:
       UserError: the images do not fit together, no such weights, or a folder that cannot be written.
     """
     region_map = None if regions is None else regions_from_labels(regions.volume, regions.table, scan.swi)
     use_compilation_cache()
-    detector = load_detector(weights, precision)
+    detector = load_detector(weights, flips, precision)
     prediction = detector.predict(
         scan.swi,
         scan.phase,
@@ -207,6 +221,7 @@ def predict_scan(
         scan.inputs,
         subject=scan.subject,
         overwrite=overwrite,
+        viewer=viewer,
         also=None if further is None else lambda folder: further(folder, prediction, detector.bundle),
     )
     for line in prediction.warnings:
@@ -214,4 +229,6 @@ def predict_scan(
     if announce:
         print(summary(prediction))
         print(f"Report: {out / 'report.html'} (research use only)")
+        if viewer:
+            print(f"Scroll and judge: cmb-jax view {out}")
     return prediction

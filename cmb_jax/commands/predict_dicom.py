@@ -8,7 +8,7 @@ from pathlib import Path
 from cmb_jax.commands.common import stopwatch
 from cmb_jax.commands.dicom import problem_lines, read_candidates
 from cmb_jax.commands.predict import OwnRegions, ScanInput, check_output, check_threshold, predict_scan
-from cmb_jax.config import Precision
+from cmb_jax.config import Flips, Precision
 from cmb_jax.dicom.choose import choose
 from cmb_jax.dicom.load import DicomImages, load
 from cmb_jax.dicom.results import prepare_results
@@ -27,11 +27,13 @@ def run(
     phase_sign: PhaseSign = "auto",
     phase_range: str = "auto",
     weights: str = "small",
+    flips: Flips | None = None,
     threshold: float | None = None,
     precision: Precision | None = None,
     regions: Path | None = None,
     region_labels: Path | None = None,
     dicom_out: bool = False,
+    viewer: bool = True,
     keep_identifiers: bool = False,
     overwrite: bool = False,
 ) -> Prediction:
@@ -65,9 +67,11 @@ def run(
         _scan_input(images, phase_sign, keep_identifiers),
         out,
         weights=weights,
+        flips=flips,
         threshold=threshold,
         precision=precision,
         regions=own,
+        viewer=viewer,
         overwrite=overwrite,
         say=say,
         further=further,

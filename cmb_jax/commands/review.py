@@ -16,11 +16,9 @@ from cmb_jax.evaluation.present import estimate_text
 from cmb_jax.io.atomic import atomic_directory, atomic_write_bytes, atomic_write_text
 from cmb_jax.io.header import open_nifti
 from cmb_jax.io.storage import stored_values, write_stored
-from cmb_jax.review.consensus import truth_csv, truth_rows
 from cmb_jax.review.itksnap import label_descriptions
 from cmb_jax.review.markups import markups
-from cmb_jax.review.reading import read_readings
-from cmb_jax.review.record import agreement_json, read_review, review_json
+from cmb_jax.review.record import agreement_json, read_review
 from cmb_jax.review.result import load_result
 from cmb_jax.review.spreadsheet import spreadsheet
 from cmb_jax.review.statistics import (
@@ -29,6 +27,7 @@ from cmb_jax.review.statistics import (
     detector_agreement,
     reader_agreement,
 )
+from cmb_jax.review.truth import write_truth
 
 
 def export(
@@ -59,18 +58,21 @@ def import_(
     files: tyro.conf.Positional[tuple[Path, ...]],
     result: Path,
     out: Path,
+    labels: Path | None = None,
     subject: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Read readers' verdicts back: truth for fine-tuning, and agreement with the detector and each other.
 
-    Each file is one reader's: review.xlsx filled in, markups saved by 3D Slicer, labels painted in ITK-SNAP,
-    or an export of Microbleed-review-viewer (which may hold several readers).
+    Each file is one reader's: verdicts of cmb-jax view (.json), review.xlsx filled in, markups saved by
+    3D Slicer, labels painted in ITK-SNAP, or an export of Microbleed-review-viewer (which may hold several
+    readers).
 
     Args:
       files: what the readers saved, readers in the same order for every scan.
       result: folder that cmb-jax predict wrote.
       out: CSV file of truth to write; readings and agreement go beside it as .json.
+      labels: label image (.nii.gz) of the microbleeds to write too, for cmb-jax evaluate and calibrate.
       subject: as given to review export.
       overwrite: replace the files if they exist.
     """
@@ -79,28 +81,25 @@ def import_(
         raise UserError(f"{out}: truth is a .csv file, such as sub-01_points.csv; give such a name")
     if not files:
         raise UserError("no file of a reader was given; name at least one before --result")
-    for path in (out, record):
+    if labels is not None and not labels.name.endswith(".nii.gz"):
+        raise UserError(f"{labels}: labels are a .nii.gz file, such as truth/sub-01.nii.gz; give such a name")
+    for path in (out, record, *(() if labels is None else (labels,))):
         check_output(path, overwrite)
     read = load_result(result, subject)
-    readings = tuple(reading for path in files for reading in read_readings(path, read))
-    scan = ScanReview(subject=read.subject, rows=read.rows, readings=readings)
-    lines = truth_rows(read.rows, readings)
-    atomic_write_text(record, review_json(scan), overwrite=overwrite)
-    atomic_write_text(out, truth_csv(lines), overwrite=overwrite)
-    unread = sum(
-        row.status == "kept" and all(reading.marks[index].verdict is None for reading in readings)
-        for index, row in enumerate(read.rows)
+    truth = write_truth(files, read, out, labels, overwrite=overwrite)
+    if truth.unread:
+        print(f"warning: {unread_text(truth.unread, len(read.kept))}", file=sys.stderr)
+    print(f"truth: {truth.counts}")
+    print(summary([truth.scan]))
+    print(f"written: {', '.join(map(str, truth.files))} (research use only)")
+
+
+def unread_text(unread: int, kept: int) -> str:
+    """What is wrong with truth from a reading that is not finished."""
+    return (
+        f"{unread} of {kept} kept candidates were read by nobody and are not in the table; do not train on "
+        "this scan before they are"
     )
-    if unread:
-        print(
-            f"warning: {unread} of {len(read.kept)} kept candidates were read by nobody and are not in the "
-            "table; do not train on this scan before they are",
-            file=sys.stderr,
-        )
-    kinds = {kind: sum(line.kind == kind for line in lines) for kind in ("cmb", "mimic", "uncertain")}
-    print("truth: " + ", ".join(f"{kind} {count}" for kind, count in kinds.items()))
-    print(summary([scan]))
-    print(f"written: {out}, {record} (research use only)")
 
 
 def agreement(files: tyro.conf.Positional[tuple[Path, ...]], out: Path, overwrite: bool = False) -> None:

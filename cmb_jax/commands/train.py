@@ -36,6 +36,7 @@ from cmb_jax.inference.bundle import WeightsBundle, load_bundle, save_bundle
 from cmb_jax.inference.prepared import detect, truth_of
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
+from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.ops.cpu import library
 from cmb_jax.ops.precision import usable_precision
 from cmb_jax.training.checkpoint import QUALITY
@@ -178,6 +179,7 @@ def training_record(
         "name": config.name,
         "date": datetime.date.today().isoformat(),
         "version": cmb_jax.__version__,
+        "input_version": INPUT_VERSION,
         "jax": jax.__version__,
         "steps": steps,
         "patches": steps * config.data.batch_size,

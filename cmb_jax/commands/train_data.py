@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cmb_jax.config import Config, PhantomConfig
+from cmb_jax.data.prepare import PREPARATION_VERSION
 from cmb_jax.data.subjects import STORE_VERSION, StoredSubject, stored_subjects
 from cmb_jax.datasets.sheets import read_csv
 from cmb_jax.datasets.split import SPLITS
@@ -21,6 +22,7 @@ from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.phantom import SubjectSettings, simulate_subject
 from cmb_jax.phantom.tree import PackLoader
+from cmb_jax.phantom.version import VERSION
 from cmb_jax.training.scans import OwnData, PreparedPart, open_data, prepare_cases
 
 SPLIT_FILE = "split.csv"
@@ -55,12 +57,14 @@ def training_data(config: Config, workdir: Path) -> TrainingData:
 
 
 def phantom_member(
-    phantom: PhantomConfig, index: int, mean_cmbs: float | None = None
+    phantom: PhantomConfig, index: int, mean_cmbs: float | None = None, variety: float = 0.0
 ) -> tuple[SubjectSettings, str]:
     """Settings and anatomy of subject `index`: protocols in turn, every round with other tiers and heads."""
     turn, protocol = divmod(index, len(phantom.protocols))
     tier = phantom.tiers[turn % len(phantom.tiers)]
-    settings = SubjectSettings(protocol=phantom.protocols[protocol], tier=tier, mean_cmbs=mean_cmbs)
+    settings = SubjectSettings(
+        protocol=phantom.protocols[protocol], tier=tier, mean_cmbs=mean_cmbs, variety=variety
+    )
     # the protocol shifts the turn, so that no protocol is seen on one head only
     return settings, phantom.anatomies[(turn + protocol) % len(phantom.anatomies)]
 
@@ -73,7 +77,8 @@ def phantom_subjects(config: Config, workdir: Path, which: str) -> tuple[StoredS
         "validation": (phantom.validation_subjects, phantom.validation_seed, None),
         "test": (phantom.test_subjects, phantom.test_seed, None),
     }[which]
-    members = [phantom_member(phantom, index, mean) for index in range(count)]
+    variety = phantom.variety if which == "training" else 0.0
+    members = [phantom_member(phantom, index, mean, variety) for index in range(count)]
     root = Path(phantom.cache_dir) if phantom.cache_dir else workdir / "phantoms"
     pack_of = PackLoader()
 
@@ -90,7 +95,8 @@ def phantom_subjects(config: Config, workdir: Path, which: str) -> tuple[StoredS
 
 def _digest(spacing_mm: tuple[float, float, float], settings: SubjectSettings, anatomy: str) -> str:
     """Tells stored subjects of one seed apart by all that they depend on."""
-    described = json.dumps([STORE_VERSION, spacing_mm, dataclasses.asdict(settings), anatomy])
+    versions = [STORE_VERSION, VERSION, PREPARATION_VERSION]
+    described = json.dumps([*versions, spacing_mm, dataclasses.asdict(settings), anatomy])
     return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 

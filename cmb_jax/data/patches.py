@@ -12,6 +12,7 @@ import grain
 import numpy as np
 
 from cmb_jax.config import DataConfig
+from cmb_jax.data.augment import change_contrast, change_phase, change_resolution, draw_changes
 from cmb_jax.data.subjects import PROPOSAL_STRIDE, StoredSubject
 
 
@@ -22,6 +23,7 @@ class PatchBatch:
     image: np.ndarray  # (B, Z, Y, X, 2) float32
     boxes: np.ndarray  # (B, M, 6) float32, voxels of the patch
     boxes_valid: np.ndarray  # (B, M) bool
+    boxes_ignored: np.ndarray  # (B, M) bool: neither to be found nor background
     mimics: np.ndarray  # (B, Z, Y // 2, X // 2) uint8
 
 
@@ -54,11 +56,13 @@ def _center_cell(stored: StoredSubject, boxes: np.ndarray, config: DataConfig, r
 
 
 def cut_patch(stored: StoredSubject, config: DataConfig, rng: np.random.Generator):
-    """One patch with its boxes: (image, boxes, mimics), patch coordinates, before augmentation.
+    """One patch with its boxes: (image, boxes, ignored, mimics), patch coordinates, before augmentation.
 
+    The boxes (M, 6) that `ignored` (M,) flags are neither to be found nor background.
     The image is a view of the file where the patch lies inside the volume: what is not looked at is not read.
     """
     image, boxes, mimics = stored.image(), stored.boxes(), stored.mimics()
+    ignored = stored.ignored_boxes()
     shape = np.array(config.patch_shape)
     stride = np.array(PROPOSAL_STRIDE)
     center = _center_cell(stored, boxes, config, rng)
@@ -74,9 +78,10 @@ def cut_patch(stored: StoredSubject, config: DataConfig, rng: np.random.Generato
 
     patch = _window(image, start, shape)
     cells = _window(mimics, start // stride, shape // stride)
-    local = boxes - np.tile(start, 2).astype(np.float32)
+    ignored_here = np.arange(len(boxes) + len(ignored)) >= len(boxes)
+    local = np.concatenate([boxes, ignored]) - np.tile(start, 2).astype(np.float32)
     overlaps = ((local[:, 3:] > 0) & (local[:, :3] < shape)).all(axis=1)
-    return patch, local[overlaps], cells
+    return patch, local[overlaps], ignored_here[overlaps], cells
 
 
 def _window(array: np.ndarray, start: np.ndarray, shape: np.ndarray) -> np.ndarray:
@@ -112,7 +117,7 @@ def augment(
     rng: np.random.Generator,
     planes: range | None = None,
 ):
-    """Random mirror images and turn, then contrast, noise, phase scale and loss of the phase.
+    """Random mirror images and turn, then the changes of `data.augment` and loss of the phase.
 
     With `planes`, images and mimics are those planes of the result alone; boxes stay those of the patch, and
     the random numbers are the same.
@@ -125,23 +130,27 @@ def augment(
             image, boxes, mimics = flip(image, boxes, mimics, axis)
     if image.shape[1] == image.shape[2] and rng.random() < 0.5:
         image, boxes, mimics = turn(image, boxes, mimics)
-    part = slice(None) if planes is None else slice(planes.start, planes.stop)
+    part = slice(0, image.shape[0]) if planes is None else slice(planes.start, planes.stop)
     shape = image.shape[:3]
-    image, mimics = image[part], mimics[part]
-    # One array a channel until the very end: side by side every pass would take twice the time.
-    channels = np.zeros((2, *image.shape[:3]), np.float32)
-    swi, phase = channels
-    swi[:] = image[..., 0]
-    np.power(swi, np.float32(rng.uniform(0.8, 1.25)), out=swi)
-    swi *= np.float32(rng.uniform(0.85, 1.15))
-    phase_scale = np.float32(rng.uniform(0.7, 1.4))
+    changes = draw_changes(shape, config.spacing_mm, config.augment, rng)
+    keeps_phase = rng.random() >= config.phase_dropout
+    # planes that others depend on are read for that alone
+    read = slice(None) if changes.mixes_planes else part
+    # one array a channel until the very end: side by side every pass would take twice the time
+    swi = image[read, ..., 0].astype(np.float32)
+    phase = image[read, ..., 1].astype(np.float32) if keeps_phase else None
+    if changes.mixes_planes:
+        swi, phase = change_resolution(swi, phase, changes)
+        swi, phase = swi[part], None if phase is None else phase[part]
+    change_contrast(swi, changes, shape[0], part)
     noise = rng.standard_normal(shape, np.float32)[part]
-    swi += noise * np.float32(rng.uniform(0.0, 0.04))
-    if rng.random() >= config.phase_dropout:
-        phase[:] = image[..., 1]
-        phase *= phase_scale
+    phase_noise = rng.standard_normal(shape, np.float32)[part] if changes.phase_noise else None
+    channels = np.zeros((2, *swi.shape), np.float32)
+    if phase is not None:
+        channels[1] = change_phase(phase, swi, changes, phase_noise)
+    channels[0] = swi + noise * changes.noise
     image = np.moveaxis(channels, 0, -1)
-    return image, boxes, mimics
+    return image, boxes, mimics[part]
 
 
 class SamplePatch(grain.transforms.RandomMap):
@@ -155,25 +164,31 @@ class SamplePatch(grain.transforms.RandomMap):
     def random_map(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Cut, augment and pad to static shapes."""
         config = self._config
-        image, boxes, mimics = cut_patch(self._subjects[int(element)], config, rng)
+        image, boxes, ignored, mimics = cut_patch(self._subjects[int(element)], config, rng)
+        # boxes keep their order, so that the flags need no part in it
         image, boxes, mimics = augment(image, boxes, mimics, config, rng, self._planes)
-        return padded_patch(image, boxes, mimics, config)
+        return padded_patch(image, boxes, ignored, mimics, config)
 
 
 def padded_patch(
-    image: np.ndarray, boxes: np.ndarray, mimics: np.ndarray, config: DataConfig
+    image: np.ndarray, boxes: np.ndarray, ignored: np.ndarray, mimics: np.ndarray, config: DataConfig
 ) -> dict[str, np.ndarray]:
     """A patch in static shapes, as a `PatchBatch` without the batch axis."""
+    shape, center = np.array(config.patch_shape), (boxes[:, :3] + boxes[:, 3:]) / 2
+    if config.ignore_rim:  # no anchor of the patch could be right for them
+        ignored = ignored | ((center < 0) | (center >= shape)).any(axis=1)
     # more lesions than places: keep those nearest to the middle, whose surroundings are whole
-    distance = np.abs((boxes[:, :3] + boxes[:, 3:]) / 2 - np.array(config.patch_shape) / 2).max(axis=1)
-    boxes = boxes[np.argsort(distance, kind="stable")[: config.max_truths]]
+    kept = np.argsort(np.abs(center - shape / 2).max(axis=1), kind="stable")[: config.max_truths]
     padded = np.zeros((config.max_truths, 6), np.float32)
-    padded[: len(boxes)] = boxes
+    padded[: len(kept)] = boxes[kept]
+    flags = np.zeros(config.max_truths, bool)
+    flags[: len(kept)] = ignored[kept]
     return {
         # quicker than a copy of the view
         "image": np.stack([image[..., 0], image[..., 1]], axis=-1).astype(np.float32, copy=False),
         "boxes": padded,
-        "boxes_valid": np.arange(config.max_truths) < len(boxes),
+        "boxes_valid": np.arange(config.max_truths) < len(kept),
+        "boxes_ignored": flags,
         "mimics": np.ascontiguousarray(mimics),
     }
 

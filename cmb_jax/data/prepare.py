@@ -13,13 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmb_jax.io.volume import Volume
-from cmb_jax.swi import homodyne_phase
+from cmb_jax.swi import low_pass, phase_trust
 
+# Of what the network sees: raise it when `prepare` gives other numbers, so that old weights can be told.
+# 1: phase interpolated as an angle, filtered over the whole field of view, noise at full strength.
+# 2: phase interpolated as cosine and sine, weighed by `phase_trust`; nothing depends on the field of view.
+PREPARATION_VERSION = 2
 # Brain tissue of the reference percentile becomes 1: stable against lesions, veins and bright rims alike.
 REFERENCE_PERCENTILE = 75.0
 MAX_SCALED_INTENSITY = 2.0
 _LENGTH_STEP = 32
 MARGIN_MM = 8.0  # kept around the brain, so that lesions at its edge are seen with their surroundings
+_FILTER_MARGIN_MM = 12.0  # beyond that, for the phase filter alone: its kernel ends there but for 1 in 1000
+# Typical low-passed phase (rad) below which a phase was high-passed before. Raw phase has several radians.
+_FILTERED_BELOW_RAD = 0.35
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,7 @@ class PreparedVolume:
     affine: np.ndarray  # (4, 4), working voxel index (x, y, z; integers are voxel centres) -> RAS mm
     spacing_mm: tuple[float, float, float]  # (z, y, x)
     has_phase: bool
+    phase_was_filtered: bool = False  # the phase came high-passed, and was not filtered again
 
 
 def brain_bounds(mask: np.ndarray, spacing_mm: tuple[float, float, float], margin_mm: float) -> np.ndarray:
@@ -88,6 +96,57 @@ def working_positions(size: int, native_spacing_mm: float, working_spacing_mm: f
     return -0.5 + (np.arange(count) + 0.5) * (working_spacing_mm / native_spacing_mm)
 
 
+def content_bounds(data: np.ndarray) -> np.ndarray:
+    """Smallest box of an image (X, Y, Z) beyond which all is zero: (3, 2) half-open; of zeros, all of it."""
+    return brain_bounds(data != 0, (1.0, 1.0, 1.0), 0.0)
+
+
+@jax.jit
+def _high_passed(
+    image: jax.Array, spacing_mm: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Cosine and sine of the high-passed phase, its trust and the low-passed phase's typical size in radians.
+
+    The homodyne filter of `swi.homodyne_phase`, left out where the phase has been through one.
+
+    Args:
+      image: (X, Y, Z) complex, magnitude in units of the reference tissue.
+      spacing_mm: (3,) along (x, y, z).
+    """
+    low = low_pass(image, spacing_mm)
+    size = jnp.abs(low)
+    weight = size**2  # of tissue: in noise the mean is small
+    background = jnp.sqrt(jnp.sum(weight * jnp.angle(low) ** 2) / jnp.maximum(jnp.sum(weight), 1e-6))
+    back = jnp.where(size > 0, jnp.conj(low) / jnp.where(size > 0, size, 1.0), 1.0)
+    filtered = jnp.where(background < _FILTERED_BELOW_RAD, image, image * back)
+    angle = jnp.angle(filtered)
+    return jnp.cos(angle), jnp.sin(angle), phase_trust(filtered, spacing_mm), background
+
+
+def _phase_channel(
+    phase_rad: np.ndarray,
+    scaled: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    positions: tuple[np.ndarray, ...],
+) -> tuple[np.ndarray, bool]:
+    """High-passed phase over pi at fractional indices, weighed by trust; whether it came high-passed.
+
+    Cosine and sine are interpolated, because the mean of two angles on either side of a wrap is neither.
+
+    Args:
+      phase_rad: (X, Y, Z) radians.
+      scaled: (X, Y, Z) intensity in units of the reference tissue.
+      spacing_mm: (x, y, z).
+      positions: one (N,) array an axis.
+    """
+    magnitude, radians = _padded(scaled), _padded(np.asarray(phase_rad, np.float32))
+    image = magnitude * np.exp(1j * radians).astype(np.complex64)
+    *parts, background = _high_passed(image, jnp.asarray(spacing_mm, jnp.float32))
+    inside = tuple(slice(size) for size in scaled.shape)
+    cosine, sine, trust = (resample(np.asarray(part)[inside], positions) for part in parts)
+    return np.arctan2(sine, cosine) / np.float32(np.pi) * trust, float(background) < _FILTERED_BELOW_RAD
+
+
 def prepare(
     swi: Volume,
     phase_rad: np.ndarray | None,
@@ -96,6 +155,8 @@ def prepare(
     spacing_mm: tuple[float, float, float] = (1.0, 0.5, 0.5),
 ) -> PreparedVolume:
     """Crop to the brain, filter the phase, scale both channels and bring them to the working grid.
+
+    Zeros around the image and a positive factor on it change nothing.
 
     Args:
       swi: susceptibility-weighted (or T2*-weighted magnitude) image, RAS axes.
@@ -108,26 +169,29 @@ def prepare(
       The prepared volume; its affine keeps an oblique scan oblique.
     """
     native = swi.spacing_mm
-    bounds = brain_bounds(brain_mask, native, MARGIN_MM)
-    window = tuple(slice(low, high) for low, high in bounds)
+    content = content_bounds(swi.data)
+    bounds, filtered_bounds = (
+        _overlap(brain_bounds(brain_mask, native, margin), content)
+        for margin in (MARGIN_MM, MARGIN_MM + _FILTER_MARGIN_MM)
+    )
+    around = tuple(slice(low, high) for low, high in filtered_bounds)
     positions = tuple(
-        working_positions(high - low, native[axis], spacing_mm[2 - axis])
+        working_positions(high - low, native[axis], spacing_mm[2 - axis]) + (low - filtered_bounds[axis, 0])
         for axis, (low, high) in enumerate(bounds)
     )
 
     inside = swi.data[brain_mask] if brain_mask.any() else swi.data[swi.data > 0]
     reference = float(np.percentile(inside, REFERENCE_PERCENTILE)) if inside.size else 1.0
-    scaled = np.clip(swi.data[window] / max(reference, 1e-6), 0.0, MAX_SCALED_INTENSITY)
+    scaled = np.asarray(swi.data[around], np.float32) / np.float32(reference if reference > 0 else 1.0)
+    scaled = np.clip(scaled, 0.0, MAX_SCALED_INTENSITY)
     intensity = resample(scaled, positions)
 
-    if phase_rad is None:
-        phase = np.zeros_like(intensity)
-    else:
-        filtered = np.asarray(homodyne_phase(phase_rad, swi.data, native))
-        phase = resample(filtered[window], positions) / np.pi
+    phase, was_filtered = np.zeros_like(intensity), False
+    if phase_rad is not None:
+        phase, was_filtered = _phase_channel(phase_rad[around], scaled, native, positions)
 
     image = np.stack([intensity, phase], axis=-1).transpose(2, 1, 0, 3)
-    origin = np.array([index[0] for index in positions]) + bounds[:, 0]
+    origin = np.array([index[0] for index in positions]) + filtered_bounds[:, 0]
     step = np.array([index[1] - index[0] if len(index) > 1 else 1.0 for index in positions])
     to_native = np.eye(4)
     to_native[:3, :3] = np.diag(step)
@@ -137,7 +201,14 @@ def prepare(
         affine=swi.affine @ to_native,
         spacing_mm=spacing_mm,
         has_phase=phase_rad is not None,
+        phase_was_filtered=was_filtered,
     )
+
+
+def _overlap(bounds: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """What two boxes (3, 2) share; the second where they share nothing."""
+    low, high = np.maximum(bounds[:, 0], other[:, 0]), np.minimum(bounds[:, 1], other[:, 1])
+    return np.stack([low, high], axis=1) if (low < high).all() else other
 
 
 def edge_coordinates(points_mm: np.ndarray, affine: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from cmb_jax.phantom.protocols import PROTOCOLS
 from cmb_jax.phantom.simulate import simulate_subject
 from cmb_jax.phantom.tree import CohortMember, PackLoader
 from cmb_jax.phantom.types import PhantomSubject, SubjectSettings
+from cmb_jax.phantom.version import VERSION
 
 SIMULATION_SPACING_MM = 1.6
 GRID_PROTOCOL = "iso08"
@@ -59,7 +60,7 @@ def phantom_views(count: int, folder: Path) -> PhantomViews:
     pack = PackLoader()
     parts = []
     for member in tqdm(phantom_members(count), desc="Phantoms for the region network", unit="subject"):
-        path = folder / f"{member.name}.npz"
+        path = folder / f"phantom{VERSION}-{member.name}.npz"
         if not path.exists():
             view = view_of(simulate_subject(pack(member.anatomy), member.seed, member.settings))
             buffer = io.BytesIO()

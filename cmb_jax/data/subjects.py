@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import tempfile
@@ -16,9 +17,11 @@ from cmb_jax.anatomy.regions import region_of
 from cmb_jax.data.prepare import PreparedVolume, boxes_of_lesions, points_from_edges, prepare
 from cmb_jax.errors import UserError
 from cmb_jax.phantom import MimicKind, PhantomSubject
+from cmb_jax.phantom.version import VERSION
 
 # Part of every cache folder's name: raise it when the stored form changes.
-STORE_VERSION = 2
+STORE_VERSION = 3
+STORE_FILE = "store.json"  # in every folder: which form it has, and which CMB-Phantom was simulated
 POINTS_PER_KIND = 400
 BRAIN_POINTS = 2000
 PROPOSAL_STRIDE = (1, 2, 2)
@@ -40,6 +43,10 @@ class StoredSubject:
         """(M, 6) float32 boxes of the microbleeds."""
         return np.load(self.folder / "boxes.npy")
 
+    def ignored_boxes(self) -> np.ndarray:
+        """(K, 6) float32 boxes of what is neither a microbleed to be found nor background."""
+        return np.load(self.folder / "ignored_boxes.npy")
+
     def mimics(self) -> np.ndarray:
         """(Z, Y // 2, X // 2) uint8 `MimicKind` or `READERS_MIMIC` on the proposal grid, memory-mapped."""
         return np.load(self.folder / "mimics.npy", mmap_mode="r")
@@ -56,6 +63,25 @@ class StoredSubject:
 def is_stored(folder: Path) -> bool:
     """Whether a subject lies there; its folder appears whole or not at all."""
     return (folder / "image.npy").exists()
+
+
+def _versions() -> dict[str, int]:
+    return {"store": STORE_VERSION, "phantom": VERSION}
+
+
+def _check_versions(folder: Path) -> None:
+    """Refuse a stored subject of another form, or simulated by another version."""
+    try:
+        found = json.loads((folder / STORE_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        found = {"store": "2 or older", "phantom": 1}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / STORE_FILE}: cannot be read ({type(error).__name__})") from error
+    if found != _versions():
+        raise UserError(
+            f"{folder}: was prepared from CMB-Phantom {found.get('phantom')} (form {found.get('store')}), "
+            f"but this cmb-jax trains on CMB-Phantom {VERSION} (form {STORE_VERSION}); prepare it again"
+        )
 
 
 def _cells_of(labels: np.ndarray, labels_affine: np.ndarray, prepared: PreparedVolume) -> np.ndarray:
@@ -112,11 +138,12 @@ def store_subject(
     prepared = prepare_phantom(subject, spacing_mm)
     affine = subject.swi.affine
     lesions = subject.lesions
-    cmb = lesions.is_cmb
+    boxes = boxes_of_lesions(lesions.centre_mm, lesions.apparent_diameter_mm, prepared)
     return _store(
         folder,
         prepared,
-        boxes=boxes_of_lesions(lesions.centre_mm[cmb], lesions.apparent_diameter_mm[cmb], prepared),
+        boxes=boxes[lesions.is_cmb],
+        ignored_boxes=boxes[lesions.is_ignored],
         mimics=_cells_of(subject.mimic_labels.astype(np.uint8), affine, prepared),
         brain=region_of(_cells_of(subject.region_code, affine, prepared)) > 0,
         seed=subject.seed,
@@ -150,6 +177,7 @@ def store_scan(
         folder,
         prepared,
         boxes=boxes,
+        ignored_boxes=np.zeros((0, 6)),
         mimics=_cells_in_balls(spheres, brain.shape),
         brain=brain if brain.any() else ~brain,
         seed=seed,
@@ -161,6 +189,7 @@ def _store(
     prepared: PreparedVolume,
     *,
     boxes: np.ndarray,
+    ignored_boxes: np.ndarray,
     mimics: np.ndarray,
     brain: np.ndarray,
     seed: int,
@@ -170,6 +199,7 @@ def _store(
     arrays = {
         "image": prepared.image,
         "boxes": boxes.astype(np.float32),
+        "ignored_boxes": ignored_boxes.astype(np.float32),
         "mimics": mimics,
         "mimic_points": _points_by_kind(mimics, rng),
         "brain_points": rng.permutation(np.argwhere(brain))[:BRAIN_POINTS].astype(np.int32),
@@ -178,6 +208,7 @@ def _store(
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     for name, array in arrays.items():
         np.save(temporary / f"{name}.npy", array)
+    (temporary / STORE_FILE).write_text(json.dumps(_versions()) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(temporary, folder)
     return StoredSubject(folder=folder)
@@ -213,10 +244,12 @@ def subjects_in(folder: Path) -> tuple[StoredSubject, ...]:
     """The subjects that a folder holds, in the order of their seeds.
 
     Raises:
-      UserError: no such folder, or no prepared subject in it.
+      UserError: no such folder, no prepared subject in it, or one of an older version.
     """
     found = [path for path in folder.glob("seed-*") if is_stored(path)]
     if not found:
         raise UserError(f"{folder}: holds no prepared subject (a folder seed-NUMBER with image.npy in it)")
+    for path in found:
+        _check_versions(path)
     found.sort(key=lambda path: (len(path.name), path.name))
     return tuple(StoredSubject(folder=path) for path in found)

@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 from scipy.stats import binomtest
 
 from cmb_jax.anatomy.regions import Region, Zone
-from cmb_jax.evaluation.bootstrap import Estimate
+from cmb_jax.evaluation.bootstrap import Estimate, estimates, resample_weights
 from cmb_jax.evaluation.records import MimicMap, SubjectDetections, SubjectTruth
 
 # Edges of the size classes in mm, of the diameter as seen; 5 mm is the border of BOMBS (Cordonnier 2009).
@@ -22,6 +22,7 @@ CNR_EDGES: tuple[float, ...] = (2.0, 5.0, 10.0, 20.0)
 MIMIC_REACH_MM = 2.0
 UNNAMED = "none"  # a false positive with no known mimic near it
 UNKNOWN = "unknown"  # the truth does not say
+WITH_PHASE, ALONE = "with phase", "magnitude alone"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class LesionGroup:
 class Breakdown:
     """Sensitivity by one property."""
 
-    by: str  # zone, region, size_mm, cnr or protocol
+    by: str  # a key of GROUP_ORDER
     groups: tuple[LesionGroup, ...]
 
 
@@ -48,7 +49,7 @@ class FalsePositiveGroup:
 
     group: str
     count: int
-    per_scan: float
+    per_scan: Estimate  # 95 % interval over resampled scans
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,11 @@ def classify(values: np.ndarray, edges: Sequence[float], unit: str = "") -> tupl
     return tuple(names[i] for i in np.searchsorted(edges, values, side="right"))
 
 
+def phase_group(truth: SubjectTruth) -> str | None:
+    """Whether the scan has a phase, in words; None where the truth does not say."""
+    return None if truth.has_phase is None else WITH_PHASE if truth.has_phase else ALONE
+
+
 def lesion_groups(truth: SubjectTruth) -> dict[str, tuple[str, ...]]:
     """The group (M,) of each lesion by every property that the truth knows."""
     count = len(truth.centers_mm)
@@ -84,8 +90,9 @@ def lesion_groups(truth: SubjectTruth) -> dict[str, tuple[str, ...]]:
     groups["size_mm"] = classify(truth.seen_diameters_mm, SIZE_EDGES_MM, " mm")
     if truth.cnr is not None:
         groups["cnr"] = classify(truth.cnr, CNR_EDGES)
-    if truth.protocol is not None:
-        groups["protocol"] = (truth.protocol,) * count
+    for by, name in (("protocol", truth.protocol), ("tier", truth.tier), ("phase", phase_group(truth))):
+        if name is not None:
+            groups[by] = (name,) * count
     return groups
 
 
@@ -95,13 +102,15 @@ GROUP_ORDER: dict[str, tuple[str, ...]] = {
     "size_mm": class_names(SIZE_EDGES_MM, " mm"),
     "cnr": class_names(CNR_EDGES),
     "protocol": (),
+    "tier": (),
+    "phase": (WITH_PHASE, ALONE),
 }
 
 
 def sensitivity_breakdowns(
     subjects: Iterable[tuple[dict[str, tuple[str, ...]], np.ndarray]],
 ) -> tuple[Breakdown, ...]:
-    """Sensitivity by zone, region, size, contrast and protocol, as far as the truth knows them.
+    """Sensitivity by each of `GROUP_ORDER`, as far as the truth knows them.
 
     Args:
         subjects: for each scan its `lesion_groups` and which lesions were found, (M,) bool.
@@ -192,7 +201,24 @@ def name_by_mimic(points_mm: np.ndarray, mimics: MimicMap, reach_mm: float = MIM
     ]
 
 
-def false_positive_groups(names: Iterable[str], scans: int) -> tuple[FalsePositiveGroup, ...]:
-    """Count the names of the false positives, the most frequent first."""
-    ranked = sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))
-    return tuple(FalsePositiveGroup(group=name, count=n, per_scan=n / scans) for name, n in ranked)
+def false_positive_groups(
+    scans: Sequence[Sequence[str]], *, samples: int = 2000, seed: int = 0
+) -> tuple[FalsePositiveGroup, ...]:
+    """Count the names of the false positives, the most frequent first.
+
+    Args:
+        scans: the names of each of S scans.
+        samples: resamples of the scans for the intervals; 0 for none.
+        seed: of the resampling.
+    """
+    counts = [Counter(names) for names in scans]
+    ranked = sorted(sum(counts, Counter[str]()).items(), key=lambda item: (-item[1], item[0]))
+    if not ranked:
+        return ()
+    table = np.array([[count[name] for name, _ in ranked] for count in counts])
+    resampled = [weights @ table / len(scans) for weights in resample_weights(len(scans), samples, seed)]
+    rates = estimates(table.mean(axis=0), np.concatenate(resampled) if resampled else None)
+    return tuple(
+        FalsePositiveGroup(group=name, count=n, per_scan=rate)
+        for (name, n), rate in zip(ranked, rates, strict=True)
+    )

@@ -30,6 +30,7 @@ from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 from cmb_jax.evaluation.rejection import rejected_by_reason, rejection_rules
 from cmb_jax.evaluation.reliability import Reliability, reliability
 from cmb_jax.evaluation.result import EvaluationResult, RuleResult, SubjectRow, ValdoSummary
+from cmb_jax.evaluation.subsets import SIZES, ScanCells, of_size, scan_cells, subset_results
 from cmb_jax.evaluation.valdo import ValdoCase, valdo_case
 from cmb_jax.io.naming import is_pseudonym
 
@@ -51,13 +52,16 @@ class _Scored:
     counts: dict[str, tuple[int, int, int]]  # rule name -> tp, fp, lesions
     events: dict[str, tuple[np.ndarray, np.ndarray]]  # rule name -> see matching.events
     valdo: ValdoCase
+    cells: ScanCells
+    sizes: dict[str, int]  # lesions by size
+    lesions_ignored: int
     groups: dict[str, tuple[str, ...]]
     found: np.ndarray  # (M,) bool, by the rule of the breakdowns
     mimics: list[str] | None  # names of the false positives; None: the truth knows no mimics
     zones: list[str] | None  # zones of the false positives; None: the prediction has none
     places: tuple[int, int, int] | None  # see breakdown.place_agreement
     probabilities: np.ndarray | None  # (K,) of the reported detections, NaN where not known; None: of none
-    true: np.ndarray  # (K,) bool, whether each is no false positive
+    true: np.ndarray  # (K,) bool, whether each matches a lesion
     rejected: Counter[tuple[str, bool]]  # see rejection.rejected_by_reason
 
 
@@ -158,17 +162,20 @@ def evaluate_records(
         scans=scans,
         scans_without_lesions=sum(row.lesions == 0 for row in rows),
         lesions=sum(row.lesions for row in rows),
+        lesions_by_size={size: sum(scan.sizes[size] for scan in scored) for size in SIZES[1:]},
+        lesions_ignored=sum(scan.lesions_ignored for scan in scored),
         rules=tuple(_rule_result(r, scored, bootstrap_samples, seed) for r in RULES.values()),
         valdo=_valdo_summary([scan.valdo for scan in scored]),
         breakdowns=sensitivity_breakdowns((scan.groups, scan.found) for scan in scored),
+        subsets=subset_results([scan.cells for scan in scored], samples=bootstrap_samples, seed=seed),
         false_positives_by_mimic=false_positive_groups(
-            (name for scan in scored for name in scan.mimics or ()), scans
+            [scan.mimics or () for scan in scored], samples=bootstrap_samples, seed=seed
         ),
         false_positives_by_zone=false_positive_groups(
-            (name for scan in scored for name in scan.zones or ()), scans
+            [scan.zones or () for scan in scored], samples=bootstrap_samples, seed=seed
         ),
         counts=count_agreement(
-            np.array([row.detections for row in rows]), np.array([row.lesions for row in rows])
+            np.array([row.detections - row.ignored for row in rows]), np.array([row.lesions for row in rows])
         ),
         places=join_places([scan.places for scan in scored]),
         calibration=_calibration(scored, bootstrap_samples, seed),
@@ -246,18 +253,22 @@ def _score(
             tp=shown.tp,
             fp=shown.fp,
             fn=shown.fn,
+            ignored=int((~shown.counted).sum()),
             missing=detections.missing,
         ),
         counts={name: (m.tp, m.fp, len(m.found)) for name, m in matches.items()},
         events=scan_events,
         valdo=valdo,
+        cells=scan_cells(candidates, reported, truth, breakdown_rule),
+        sizes={size: int(of_size(truth.seen_diameters_mm, size).sum()) for size in SIZES},
+        lesions_ignored=len(truth.ignored_centers_mm),
         groups=lesion_groups(truth),
         found=shown.found,
         mimics=None if truth.mimics is None else name_by_mimic(false.centers_mm, truth.mimics),
         zones=None if false.zones is None else list(false.zones),
         places=place_agreement(reported, truth, shown.lesion),
-        probabilities=reported.probabilities,
-        true=~shown.false_positive,
+        probabilities=None if reported.probabilities is None else reported.probabilities[shown.counted],
+        true=shown.lesion[shown.counted] >= 0,
         rejected=rejected_by_reason(detections, truth, shown.found, breakdown_rule, threshold),
     )
 

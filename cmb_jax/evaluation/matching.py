@@ -7,6 +7,11 @@ Every rule first says which pairs may match (`Pairs`), then how pairs are chosen
 * any (touch): a lesion is found if any detection touches it, a detection is a false positive if it touches
   no lesion; two detections on one lesion are neither punished nor rewarded.
 
+Truth may hold lesions that are ignored, because no reader would see them for sure. They are never missed, and
+a detection on one of them that is no hit of another lesion is left out of the count, as in COCO (Lin et al.
+2014): it is `excused`. Where one lesion could be matched to an excused or to another detection, the other is
+taken, so that an ignored lesion can take away false positives and never adds one.
+
 The VALDO challenge's own rule is neither and lives in `evaluation.valdo`.
 """
 
@@ -58,6 +63,22 @@ class Pairs:
     allowed: np.ndarray  # (K, M) bool
     cost: np.ndarray  # (K, M) float >= 0, finite; the smaller the better the pair
     one_to_one: bool
+    excused: np.ndarray | None = None  # (K,) bool: on an ignored lesion, no false positive; None: none is
+
+    @property
+    def is_excused(self) -> np.ndarray:
+        """(K,) bool."""
+        return np.zeros(len(self.allowed), bool) if self.excused is None else self.excused
+
+    def with_excused(self, also: np.ndarray) -> Pairs:
+        """The same pairs with further detections (K,) bool excused."""
+        return dataclasses.replace(self, excused=self.is_excused | also)
+
+    def of_lesions(self, keep: np.ndarray) -> Pairs:
+        """The pairs of some lesions alone, (M,) bool; all others are ignored."""
+        others = np.any(self.allowed[:, ~keep], axis=1)
+        kept = dataclasses.replace(self, allowed=self.allowed[:, keep], cost=self.cost[:, keep])
+        return kept.with_excused(np.asarray(others))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +86,7 @@ class Match:
     """The outcome in one subject."""
 
     lesion: np.ndarray  # (K,) int, index of the lesion that a detection was matched to, -1 if none
-    false_positive: np.ndarray  # (K,) bool
+    false_positive: np.ndarray  # (K,) bool; neither matched nor false: left out of the count
     found: np.ndarray  # (M,) bool
 
     @property
@@ -83,6 +104,11 @@ class Match:
         """Lesions missed."""
         return int((~self.found).sum())
 
+    @property
+    def counted(self) -> np.ndarray:
+        """(K,) bool: matched or a false positive; the others lie on ignored lesions."""
+        return self.false_positive | (self.lesion >= 0)
+
 
 def pairs_of(rule: Rule, detections: SubjectDetections, truth: SubjectTruth) -> Pairs:
     """The pairs that a rule allows in one subject.
@@ -91,15 +117,39 @@ def pairs_of(rule: Rule, detections: SubjectDetections, truth: SubjectTruth) -> 
     around that sphere; boxes lie along the axes of the image whenever either side has one.
     """
     if rule.criterion == "centre":
-        distance = center_distances(detections.centers_mm, truth.centers_mm)
-        return Pairs(allowed=distance < rule.limit, cost=distance, one_to_one=rule.one_to_one)
-    if rule.criterion == "box":
+        cost = center_distances(detections.centers_mm, truth.centers_mm)
+        allowed = cost < rule.limit
+    elif rule.criterion == "box":
         iou = box_overlaps(detections, truth)
-        return Pairs(allowed=iou >= rule.limit, cost=1.0 - iou, one_to_one=rule.one_to_one)
+        allowed, cost = iou >= rule.limit, 1.0 - iou
+    elif rule.criterion == "touch":
+        cost = center_distances(detections.centers_mm, truth.centers_mm)
+        allowed = touching(detections, truth)
+    else:
+        raise ValueError(f"rule {rule.name!r} does not work on pairs")
+    return Pairs(
+        allowed=allowed, cost=cost, one_to_one=rule.one_to_one, excused=on_ignored(rule, detections, truth)
+    )
+
+
+def on_ignored(rule: Rule, detections: SubjectDetections, truth: SubjectTruth) -> np.ndarray:
+    """(K,) bool: the detection would be a hit of an ignored lesion, were it none.
+
+    Ignored lesions have no voxels of their own: they are the spheres of their centres and diameters.
+    """
+    if not len(truth.ignored_centers_mm):
+        return np.zeros(len(detections.centers_mm), bool)
+    ignored = SubjectTruth(
+        subject=truth.subject,
+        centers_mm=truth.ignored_centers_mm,
+        diameters_mm=truth.ignored_diameters_mm,
+    )
+    if rule.criterion == "box":
+        return np.asarray(np.any(box_overlaps(detections, ignored) >= rule.limit, axis=1))
     if rule.criterion == "touch":
-        distance = center_distances(detections.centers_mm, truth.centers_mm)
-        return Pairs(allowed=touching(detections, truth), cost=distance, one_to_one=rule.one_to_one)
-    raise ValueError(f"rule {rule.name!r} does not work on pairs")
+        return np.asarray(np.any(touching(detections, ignored), axis=1))
+    distance = center_distances(detections.centers_mm, ignored.centers_mm)
+    return np.asarray(np.any(distance < rule.limit, axis=1))
 
 
 def center_distances(a_mm: np.ndarray, b_mm: np.ndarray) -> np.ndarray:
@@ -150,14 +200,17 @@ def _match_one_to_one(pairs: Pairs) -> Match:
     k, m = pairs.allowed.shape
     lesion = np.full(k, -1)
     if k and m:
-        # One more match must always outweigh the costs of all others together.
-        bonus = 1.0 + pairs.cost[pairs.allowed].max(initial=0.0) * (min(k, m) + 1)
-        rows, columns = linear_sum_assignment(np.where(pairs.allowed, pairs.cost - bonus, 0.0))
+        # A match of an excused detection must always outweigh the costs of all others together, and one more
+        # match all of that.
+        penalty = 1.0 + pairs.cost[pairs.allowed].max(initial=0.0) * (min(k, m) + 1)
+        bonus = penalty * (min(k, m) + 2)
+        cost = pairs.cost + penalty * pairs.is_excused[:, None]
+        rows, columns = linear_sum_assignment(np.where(pairs.allowed, cost - bonus, 0.0))
         chosen = pairs.allowed[rows, columns]
         lesion[rows[chosen]] = columns[chosen]
     found = np.zeros(m, bool)
     found[lesion[lesion >= 0]] = True
-    return Match(lesion=lesion, false_positive=lesion < 0, found=found)
+    return Match(lesion=lesion, false_positive=(lesion < 0) & ~pairs.is_excused, found=found)
 
 
 def _match_any(pairs: Pairs) -> Match:
@@ -166,7 +219,8 @@ def _match_any(pairs: Pairs) -> Match:
     if m:
         nearest = np.where(pairs.allowed, pairs.cost, np.inf).argmin(axis=1)
         lesion = np.where(pairs.allowed.any(axis=1), nearest, -1)
-    return Match(lesion=lesion, false_positive=lesion < 0, found=np.asarray(pairs.allowed.any(axis=0)))
+    false_positive = (lesion < 0) & ~pairs.is_excused
+    return Match(lesion=lesion, false_positive=false_positive, found=np.asarray(pairs.allowed.any(axis=0)))
 
 
 def events(pairs: Pairs, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +229,9 @@ def events(pairs: Pairs, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     With a falling threshold the number of matches of the best one-to-one matching never falls, and a new
     detection raises it by one or not at all (the sets of detections that can be matched form a transversal
     matroid: Edmonds & Fulkerson 1965). So one pass in the order of the scores, with augmenting paths (Kuhn
-    1955), gives exactly the counts that matching anew at every threshold would give.
+    1955), gives exactly the counts that matching anew at every threshold would give. False positives come
+    from a pass over the detections that are not excused: by the same theory as many of them as can be matched
+    among themselves are matched in some best matching of all.
 
     Args:
         pairs: of K detections and M lesions.
@@ -187,12 +243,22 @@ def events(pairs: Pairs, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scores = np.asarray(scores, np.float64)
     if not pairs.one_to_one:
         best = np.where(pairs.allowed, scores[:, None], -np.inf).max(axis=0, initial=-np.inf)
-        return best[pairs.allowed.any(axis=0)], scores[~pairs.allowed.any(axis=1)]
-    owner = np.full(pairs.allowed.shape[1], -1)
+        false = ~pairs.allowed.any(axis=1) & ~pairs.is_excused
+        return best[pairs.allowed.any(axis=0)], scores[false]
+    true = _matched_in_turn(pairs.allowed, scores)
+    if not pairs.is_excused.any():
+        return scores[true], scores[~true]
+    counted = ~pairs.is_excused
+    return scores[true], scores[counted][~_matched_in_turn(pairs.allowed[counted], scores[counted])]
+
+
+def _matched_in_turn(allowed: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(K,) bool: the detection raises the number of matches, taken in the order of the scores."""
+    owner = np.full(allowed.shape[1], -1)
     true = np.zeros(len(scores), bool)
     for detection in np.argsort(-scores, kind="stable"):
-        true[detection] = _augment(pairs.allowed, owner, int(detection), np.zeros(len(owner), bool))
-    return scores[true], scores[~true]
+        true[detection] = _augment(allowed, owner, int(detection), np.zeros(len(owner), bool))
+    return true
 
 
 def _augment(allowed: np.ndarray, owner: np.ndarray, detection: int, visited: np.ndarray) -> bool:

@@ -14,6 +14,7 @@ from cmb_jax.evaluation.froc import FROC_RATES, FrocCurve
 from cmb_jax.evaluation.present import NOTICE, operating_point_text
 from cmb_jax.evaluation.reliability import Reliability
 from cmb_jax.evaluation.result import EvaluationResult, RuleResult
+from cmb_jax.evaluation.subsets import SubsetResult
 from cmb_jax.io.atomic import atomic_write_text
 
 
@@ -31,6 +32,8 @@ def metrics(result: EvaluationResult) -> dict[str, Any]:
         "scans_without_lesions": result.scans_without_lesions,
         "scans_without_prediction": [row.subject for row in result.subjects if row.missing],
         "lesions": result.lesions,
+        "lesions_by_size": result.lesions_by_size,
+        "lesions_ignored": result.lesions_ignored,
         "intervals": {
             "method": "percentile bootstrap over scans",
             "confidence": 0.95,
@@ -43,6 +46,7 @@ def metrics(result: EvaluationResult) -> dict[str, Any]:
             breakdown.by: [dataclasses.asdict(group) for group in breakdown.groups]
             for breakdown in result.breakdowns
         },
+        "subsets": [_subset(each) for each in result.subsets],
         "false_positives_by_mimic": [dataclasses.asdict(group) for group in result.false_positives_by_mimic],
         "false_positives_by_zone": [dataclasses.asdict(group) for group in result.false_positives_by_zone],
         "count_agreement": dataclasses.asdict(result.counts),
@@ -87,12 +91,20 @@ def _rule(each: RuleResult) -> dict[str, Any]:
         "precision": _estimate(each.precision),
         "f1": _estimate(each.f1),
         "average_precision": None if each.average_precision is None else _estimate(each.average_precision),
-        "froc": [
-            {"fp_per_scan": rate, "sensitivity": _estimate(point)}
-            for rate, point in zip(FROC_RATES, each.froc, strict=False)
-        ],
+        "froc": _froc(each.froc),
         "curve": None if each.curve is None else _curve(each.curve),
     }
+
+
+def _subset(each: SubsetResult) -> dict[str, Any]:
+    return {**dataclasses.asdict(each), "froc": _froc(each.froc)}
+
+
+def _froc(points: tuple[Estimate, ...]) -> list[dict[str, Any]]:
+    return [
+        {"fp_per_scan": rate, "sensitivity": _estimate(point)}
+        for rate, point in zip(FROC_RATES, points, strict=False)
+    ]
 
 
 def _estimate(estimate: Estimate) -> dict[str, float]:

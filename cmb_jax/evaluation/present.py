@@ -33,6 +33,8 @@ _BREAKDOWN_TITLES = {
     "size_mm": "Sensitivity by diameter as seen",
     "cnr": "Sensitivity by contrast-to-noise ratio",
     "protocol": "Sensitivity by protocol",
+    "tier": "Sensitivity by tier",
+    "phase": "Sensitivity with and without phase",
 }
 
 
@@ -57,9 +59,13 @@ def summary_text(result: EvaluationResult) -> str:
     """How many scans and lesions, in one line."""
     lacking = sum(row.missing for row in result.subjects)
     missing = f"; {lacking} without a prediction, counted as empty" if lacking else ""
+    sizes = ", ".join(f"{count} {size}" for size, count in result.lesions_by_size.items())
+    ignored = f"; {result.lesions_ignored} that no reader would see are ignored" * bool(
+        result.lesions_ignored
+    )
     return (
         f"{result.scans} scans, {result.scans_without_lesions} of them without microbleeds, "
-        f"{result.lesions} microbleeds{missing}"
+        f"{result.lesions} microbleeds ({sizes}){ignored}{missing}"
     )
 
 
@@ -69,6 +75,7 @@ def tables(result: EvaluationResult) -> tuple[Table, ...]:
         _found_table(result),
         _precision_table(result),
         _froc_table(result),
+        *_subset_tables(result),
         *_breakdown_tables(result),
         *_false_positive_tables(result),
         *_rejection_tables(result),
@@ -146,6 +153,50 @@ def _froc_table(result: EvaluationResult) -> Table:
     )
 
 
+_SUBSET_RATES = (0.5, 1.0)
+
+
+def _subset_tables(result: EvaluationResult) -> tuple[Table, Table]:
+    """Parts of the scans and lesions at the operating point, and over all thresholds."""
+    part = ("scans", "size", "calcified")
+    names = [(each.scans_of, each.size, each.calcifications) for each in result.subsets]
+    rates = [FROC_RATES.index(rate) for rate in _SUBSET_RATES]
+    point = Table(
+        title="By phase, size, protocol",
+        columns=(*part, "number", "lesions", "sensitivity", "FP per scan"),
+        rows=tuple(
+            (
+                *name,
+                each.scans,
+                each.lesions,
+                estimate_text(each.sensitivity),
+                estimate_text(each.fp_per_scan, 2),
+            )
+            for name, each in zip(names, result.subsets, strict=True)
+        ),
+        note=(
+            f"At the operating point, by the rule {RULES[result.breakdown_rule].title}. Lesions of other "
+            "sizes are ignored: never missed, and a detection on one is no false positive. Calcified, left "
+            "out: in scans without a phase, where nobody can tell a calcification from a microbleed, a "
+            "detection on one is no false positive."
+        ),
+    )
+    curve = Table(
+        title="By phase, size, protocol: sensitivity at false positives per scan",
+        columns=(*part, "average precision", *(f"at {rate:g}" for rate in _SUBSET_RATES)),
+        rows=tuple(
+            (
+                *name,
+                estimate_text(each.average_precision),
+                *(estimate_text(each.froc[row]) for row in rates),
+            )
+            for name, each in zip(names, result.subsets, strict=True)
+        ),
+        note="Over all thresholds." + _interval_note(result),
+    )
+    return point, curve
+
+
 def _breakdown_tables(result: EvaluationResult) -> list[Table]:
     note = f"By the rule {RULES[result.breakdown_rule].title}; Wilson 95 % intervals, lesions as independent."
     return [
@@ -166,8 +217,8 @@ def _false_positive_tables(result: EvaluationResult) -> list[Table]:
     def table(title: str, groups: tuple[FalsePositiveGroup, ...], note: str) -> Table:
         return Table(
             title=title,
-            columns=("group", "false positives", "a scan"),
-            rows=tuple((group.group, group.count, f"{group.per_scan:.2f}") for group in groups),
+            columns=("group", "false positives", "per scan"),
+            rows=tuple((group.group, group.count, estimate_text(group.per_scan, 2)) for group in groups),
             note=note,
         )
 

@@ -21,10 +21,12 @@ from cmb_jax.evaluation.records import (
     SubjectDetections,
     SubjectTruth,
 )
-from cmb_jax.evaluation.simulated import MIMIC_NAMES, rows_of_ids
+from cmb_jax.evaluation.simulated import IGNORED, MIMIC_NAMES, rows_of_ids
 from cmb_jax.evaluation.tables import read_columns
 from cmb_jax.evaluation.volumes import best_values, centers_mm, diameters_mm, label_volume
 from cmb_jax.io.header import open_nifti, world_affine
+from cmb_jax.phantom.protocols import PROTOCOLS
+from cmb_jax.phantom.version import DESCRIPTION, check_phantom_version
 
 # The reason that a detection below the operating point is rejected with: it still counts in the FROC curve.
 LOW_SCORE_REASON = "score below the operating point"
@@ -169,25 +171,37 @@ def read_truth_volume(path: Path, subject: str) -> SubjectTruth:
     )
 
 
-def read_simulated_truth(anat: Path, subject: str, protocol: str | None = None) -> SubjectTruth:
+def read_simulated_truth(
+    anat: Path,
+    subject: str,
+    protocol: str | None = None,
+    tier: str | None = None,
+    *,
+    has_phase: bool | None = None,
+) -> SubjectTruth:
     """Truth of one simulated subject.
 
     Args:
         anat: its folder in the tree of derivatives: lesion table, microbleed and mimic labels.
         subject: its name, sub-*.
         protocol: acquisition protocol, if known.
+        tier: how hard the subject is, if known.
+        has_phase: whether the scan has a phase; None: as the protocol says.
 
     Raises:
         UserError: a file is missing or does not fit the others.
     """
-    return _lesion_truth(
+    truth = _lesion_truth(
         anat / f"{subject}_desc-lesions.tsv",
         anat / f"{subject}_desc-cmb_dseg.nii.gz",
         anat / f"{subject}_desc-mimics_dseg.nii.gz",
         subject,
-        protocol,
         delimiter="\t",
     )
+    known = PROTOCOLS.get(protocol or "")
+    if has_phase is None and known is not None:
+        has_phase = known.phase != "none"
+    return dataclasses.replace(truth, protocol=protocol, tier=tier, has_phase=has_phase)
 
 
 def read_implanted_truth(folder: Path, subject: str) -> SubjectTruth:
@@ -206,14 +220,14 @@ def _lesion_truth(
     labels_path: Path,
     mimics_path: Path,
     subject: str,
-    protocol: str | None = None,
     *,
     delimiter: str,
 ) -> SubjectTruth:
     """Truth from the phantom's lesion table and its two label images."""
     required = ("id", "kind", "x_mm", "y_mm", "z_mm", "diameter_mm", "apparent_diameter_mm", "region", "zone")
     table = read_columns(path, required=(*required, "cnr"), delimiter=delimiter)
-    rows = np.flatnonzero(np.array(table.text("kind")) == "cmb")
+    kinds = np.array(table.text("kind"))
+    rows, ignored = np.flatnonzero(kinds == "cmb"), np.flatnonzero(kinds == IGNORED)
     values, affine = read_labels(labels_path)
     ids = table.numbers("id")[rows].astype(int)
     unknown = np.setdiff1d(np.unique(values[values > 0]), ids)
@@ -222,17 +236,19 @@ def _lesion_truth(
     codes, mimics_affine = read_labels(mimics_path)
     zones = tuple(table.text("zone")[row] for row in rows)
     placed = "unknown" not in zones  # implanted where the brain's regions could not be told
+    centers = np.stack([table.numbers(name) for name in ("x_mm", "y_mm", "z_mm")], axis=-1)
     return SubjectTruth(
         subject=subject,
-        centers_mm=np.stack([table.numbers(name)[rows] for name in ("x_mm", "y_mm", "z_mm")], axis=-1),
+        centers_mm=centers[rows],
         diameters_mm=table.numbers("diameter_mm")[rows],
         apparent_diameters_mm=table.numbers("apparent_diameter_mm")[rows],
         regions=tuple(table.text("region")[row] for row in rows) if placed else None,
         zones=zones if placed else None,
         cnr=table.numbers("cnr")[rows],
-        protocol=protocol,
         volume=LabelledVolume(labels=rows_of_ids(values, ids), affine=affine),
         mimics=MimicMap(codes=codes.astype(np.uint8), affine=mimics_affine, names=MIMIC_NAMES),
+        ignored_centers_mm=centers[ignored],
+        ignored_diameters_mm=table.numbers("apparent_diameter_mm")[ignored],
     )
 
 
@@ -240,7 +256,8 @@ def find_truth(folder: Path) -> list[TruthSource]:
     """The scans with truth in a folder, in order of their names.
 
     Raises:
-        UserError: the folder is missing or empty, holds no known layout, or one scan twice.
+        UserError: the folder is missing or empty, holds no known layout, one scan twice, or simulated
+            subjects of another version of CMB-Phantom.
     """
     _check_folder(folder, _TRUTH_LAYOUTS)
     for root in (folder / "derivatives" / "truth", folder):
@@ -322,25 +339,45 @@ def _longest_match(name: str, subjects: Sequence[str]) -> str | None:
 
 
 def _simulated_sources(root: Path, folder: Path) -> list[TruthSource]:
-    protocols = _protocols(folder)
+    roots = (folder, root, folder.parent.parent)
+    check_phantom_version(folder, next((each for each in roots if (each / DESCRIPTION).is_file()), folder))
+    drawn = _participants(folder)
     return [
         TruthSource(
             subject=path.name,
-            read=partial(read_simulated_truth, path / "anat", path.name, protocols.get(path.name)),
+            read=partial(
+                read_simulated_truth,
+                path / "anat",
+                path.name,
+                *drawn.get(path.name, (None, None)),
+                has_phase=_has_phase(folder, path.name),
+            ),
         )
         for path in sorted(root.glob("sub-*"))
         if path.is_dir()
     ]
 
 
-def _protocols(folder: Path) -> dict[str, str]:
-    """Protocol of each subject, from participants.tsv at the root of a simulated tree."""
+def _has_phase(folder: Path, subject: str) -> bool | None:
+    """Whether a phase is among a subject's images in a simulated tree; None where there are no images."""
+    for root in (folder, folder.parent.parent):
+        images = [path.name for path in (root / subject / "anat").glob("*_T2starw.nii*")]
+        if images:
+            return any("_part-phase_" in name for name in images)
+    return None
+
+
+def _participants(folder: Path) -> dict[str, tuple[str | None, str | None]]:
+    """Protocol and tier of each subject, from participants.tsv at the root of a simulated tree."""
     for root in (folder, folder.parent.parent):
         path = root / "participants.tsv"
         if path.is_file():
             table = read_columns(path, required=("participant_id",), delimiter="\t")
-            if table.has("protocol"):
-                return dict(zip(table.text("participant_id"), table.text("protocol"), strict=True))
+            names = table.text("participant_id")
+            columns = [
+                table.text(name) if table.has(name) else (None,) * len(names) for name in ("protocol", "tier")
+            ]
+            return dict(zip(names, zip(*columns, strict=True), strict=True))
     return {}
 
 

@@ -115,13 +115,21 @@ class SubjectTruth:
     zones: tuple[str, ...] | None = None  # (M,) lower-case names of anatomy.regions.Zone
     cnr: np.ndarray | None = None  # (M,) float, contrast-to-noise ratio
     protocol: str | None = None
+    tier: str | None = None
+    has_phase: bool | None = None  # whether the scan has a phase; None: not known
     volume: LabelledVolume | None = None  # when there are voxels: the touch, box and VALDO rules use them
     mimics: MimicMap | None = None
+    # Lesions that nobody must find and whose finding is no mistake: no reader would see them for sure.
+    ignored_centers_mm: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3)))  # (I, 3)
+    ignored_diameters_mm: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))  # (I,) as seen
 
     def __post_init__(self) -> None:
         _check_lengths(
             self, ("centers_mm", "diameters_mm", "apparent_diameters_mm", "regions", "zones", "cnr")
         )
+        ignored = (*self.ignored_centers_mm.shape, *self.ignored_diameters_mm.shape)
+        if ignored != (len(self.ignored_diameters_mm), 3, len(self.ignored_diameters_mm)):
+            raise ValueError(f"{self.subject}: ignored lesions need centres (n, 3) and n diameters")
 
     @property
     def seen_diameters_mm(self) -> np.ndarray:

@@ -38,7 +38,7 @@ def rejected_by_reason(
 
     Counted are those that would have been reported: by their score, or, where the program chose the operating
     point itself, those that score more than every candidate it put below. True are those that match a lesion
-    which nothing reported matches.
+    which nothing reported matches; those on ignored lesions are left out.
 
     Args:
         detections: of the scan, the rejected among them.
@@ -57,9 +57,14 @@ def rejected_by_reason(
         reported = detections.scores >= threshold
     rejected = detections.select((status == REJECTED) & reported)
     pairs = pairs_of(rule, rejected, truth)
-    hits = match(dataclasses.replace(pairs, allowed=pairs.allowed & ~found)).lesion >= 0
+    outcome = match(dataclasses.replace(pairs, allowed=pairs.allowed & ~found))
+    hits, counted = outcome.lesion >= 0, outcome.counted
     reasons = rejected.reasons or ("",) * len(hits)
-    return Counter((reason or NO_REASON, bool(hit)) for reason, hit in zip(reasons, hits, strict=True))
+    return Counter(
+        (reason or NO_REASON, bool(hit))
+        for reason, hit, counts in zip(reasons, hits, counted, strict=True)
+        if counts
+    )
 
 
 def rejection_rules(

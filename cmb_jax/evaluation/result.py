@@ -11,6 +11,7 @@ from cmb_jax.evaluation.froc import FrocCurve
 from cmb_jax.evaluation.matching import Rule
 from cmb_jax.evaluation.rejection import RejectionRule
 from cmb_jax.evaluation.reliability import Reliability
+from cmb_jax.evaluation.subsets import SubsetResult
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class SubjectRow:
     tp: int
     fp: int
     fn: int
+    ignored: int  # detections on lesions that are ignored, left out of the count
     missing: bool  # no prediction was found
 
 
@@ -64,9 +66,12 @@ class EvaluationResult:
     scans: int
     scans_without_lesions: int
     lesions: int
+    lesions_by_size: dict[str, int]  # of subsets.SIZES but the first
+    lesions_ignored: int  # that no reader would see for sure: neither missed nor false
     rules: tuple[RuleResult, ...]
     valdo: ValdoSummary
     breakdowns: tuple[Breakdown, ...]
+    subsets: tuple[SubsetResult, ...]  # by phase, size, protocol, tier; with and without calcifications
     false_positives_by_mimic: tuple[FalsePositiveGroup, ...]
     false_positives_by_zone: tuple[FalsePositiveGroup, ...]
     counts: CountAgreement

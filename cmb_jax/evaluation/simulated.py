@@ -8,6 +8,9 @@ from cmb_jax.anatomy.regions import Region, Zone
 from cmb_jax.evaluation.records import LabelledVolume, MimicMap, SubjectTruth
 from cmb_jax.phantom.types import MimicKind, PhantomSubject
 
+IGNORED = MimicKind.IGNORED_MICROBLEED.name.lower()
+"""Kind of a lesion in the truth table that no reader would see for sure."""
+
 MIMIC_NAMES: dict[int, str] = {int(kind): kind.name.lower() for kind in MimicKind}
 
 
@@ -20,6 +23,7 @@ def phantom_truth(phantom: PhantomSubject, subject: str) -> SubjectTruth:
     """
     lesions = phantom.lesions
     rows = np.flatnonzero(lesions.is_cmb)
+    ignored = lesions.is_ignored
     return SubjectTruth(
         subject=subject,
         centers_mm=lesions.centre_mm[rows],
@@ -29,10 +33,14 @@ def phantom_truth(phantom: PhantomSubject, subject: str) -> SubjectTruth:
         zones=tuple(Zone(int(code)).name.lower() for code in lesions.zone[rows]),
         cnr=lesions.cnr[rows],
         protocol=phantom.protocol,
+        tier=phantom.tier,
+        has_phase=phantom.phase is not None,
         volume=LabelledVolume(
             labels=rows_of_ids(phantom.cmb_labels, lesions.id[rows]), affine=phantom.swi.affine
         ),
         mimics=MimicMap(codes=phantom.mimic_labels, affine=phantom.swi.affine, names=MIMIC_NAMES),
+        ignored_centers_mm=lesions.centre_mm[ignored],
+        ignored_diameters_mm=lesions.apparent_diameter_mm[ignored],
     )
 
 

@@ -9,6 +9,9 @@ than 5 mm apart. The details below reproduce what the organisers' program return
 * no overlap is asked for: a match may have Dice 0;
 * F1 and Dice of a scan without microbleeds are undefined (NaN): only the counts and volumes speak there;
 * distances and volumes take the voxel size of the header, not the affine.
+
+Simulated truth may hold lesions that are ignored (see `evaluation.matching`), which the challenge does not
+know: an unmatched element whose centre is nearer than the limit to one of them is left out of the count.
 """
 
 from __future__ import annotations
@@ -33,12 +36,13 @@ class ValdoCase:
     volume_difference_mm3: float  # AVD, of the stored (soft) values at or above the threshold; NaN: no voxels
 
 
-def match_nearest(distance: np.ndarray, limit: float) -> Match:
+def match_nearest(distance: np.ndarray, limit: float, excused: np.ndarray | None = None) -> Match:
     """Assign by the challenge's rule.
 
     Args:
         distance: (K, M) between the centres of mass of predictions and references.
         limit: matches are strictly closer.
+        excused: (K,) bool, predictions that are no false positives; None: there are none.
     """
     k, m = distance.shape
     lesion = np.full(k, -1)
@@ -50,7 +54,8 @@ def match_nearest(distance: np.ndarray, limit: float) -> Match:
         lesion = np.where((own < limit) & (own == best[nearest]), nearest, -1)
     found = np.zeros(m, bool)
     found[lesion[lesion >= 0]] = True
-    return Match(lesion=lesion, false_positive=lesion < 0, found=found)
+    false = lesion < 0 if excused is None else (lesion < 0) & ~excused
+    return Match(lesion=lesion, false_positive=false, found=found)
 
 
 def f1_score(tp: int, fp: int, lesions: int) -> float:
@@ -82,12 +87,13 @@ def valdo_case(
     if seen is None or true is None:
         predicted_mm = _elements_mm(seen, detections.centers_mm, connectivity)
         reference_mm = _elements_mm(true, truth.centers_mm, connectivity)
-        found = match_nearest(center_distances(predicted_mm, reference_mm), limit_mm)
+        excused = _near_ignored(predicted_mm, truth, limit_mm)
+        found = match_nearest(center_distances(predicted_mm, reference_mm), limit_mm, excused)
         return ValdoCase(
             match=found,
             f1=f1_score(found.tp, found.fp, len(reference_mm)),
             dice=float("nan"),
-            count_difference=abs(len(predicted_mm) - len(reference_mm)),
+            count_difference=abs(int(found.counted.sum()) - len(reference_mm)),
             volume_difference_mm3=float("nan"),
         )
     spacing = true.spacing_mm
@@ -98,12 +104,13 @@ def valdo_case(
             centers_index(predicted, n_predicted) * spacing, centers_index(reference, n_reference) * spacing
         ),
         limit_mm,
+        _near_ignored(_world(centers_index(predicted, n_predicted), seen), truth, limit_mm),
     )
     return ValdoCase(
         match=found,
         f1=f1_score(found.tp, found.fp, n_reference),
         dice=_mean_dice(predicted, reference, found),
-        count_difference=abs(n_predicted - n_reference),
+        count_difference=abs(int(found.counted.sum()) - n_reference),
         volume_difference_mm3=abs(soft_volume_mm3(seen) - soft_volume_mm3(true)),
     )
 
@@ -122,11 +129,21 @@ def _empty_like(other: LabelledVolume | None, rows: int) -> LabelledVolume | Non
     return LabelledVolume(labels=np.zeros_like(other.labels), affine=other.affine)
 
 
+def _near_ignored(predicted_mm: np.ndarray, truth: SubjectTruth, limit_mm: float) -> np.ndarray:
+    """(K,) bool: the element's centre (K, 3) is nearer than the limit to an ignored lesion."""
+    distance = center_distances(predicted_mm, truth.ignored_centers_mm)
+    return np.asarray(np.any(distance < limit_mm, axis=1))
+
+
 def _elements_mm(volume: LabelledVolume | None, centers_mm: np.ndarray, connectivity: int) -> np.ndarray:
     if volume is None:
         return centers_mm
-    labels, count = components(volume.labels > 0, connectivity)
-    return centers_index(labels, count) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    return _world(centers_index(*components(volume.labels > 0, connectivity)), volume)
+
+
+def _world(index: np.ndarray, volume: LabelledVolume) -> np.ndarray:
+    """Voxel positions (K, 3) in RAS mm."""
+    return index @ volume.affine[:3, :3].T + volume.affine[:3, 3]
 
 
 def _mean_dice(predicted: np.ndarray, reference: np.ndarray, found: Match) -> float:

@@ -86,8 +86,8 @@ def _embed(bundle: WeightsBundle, subjects: SubjectSet) -> dict[str, np.ndarray]
     embeddings, classes = [], []
     for number in range(PATCHES):
         stored = subjects.subjects[number % len(subjects.subjects)]
-        image, boxes, mimics = cut_patch(stored, config.data, rng)
-        patch = padded_patch(image, boxes, mimics, config.data)
+        image, boxes, ignored, mimics = cut_patch(stored, config.data, rng)
+        patch = padded_patch(image, boxes, ignored, mimics, config.data)
         batch = PatchBatch(**{name: array[None] for name, array in patch.items()})
         samples = jax.device_get(samples_of(bundle.params, put_batch(batch, mesh)))
         embeddings.append(samples.embeddings[samples.valid])

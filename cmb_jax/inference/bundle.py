@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
-from cmb_jax.config import Config, Precision
+from cmb_jax.config import Config, Flips, Precision
 from cmb_jax.config_io import config_from_json, config_to_json, without_paths
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.calibration_map import CalibrationMap
 from cmb_jax.io.atomic import sha256_file
-from cmb_jax.io.weights import copy_weights, load_weights, save_weights
+from cmb_jax.io.weights import (
+    check_input_version,
+    copy_weights,
+    load_weights,
+    save_weights,
+    with_input_version,
+)
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template
 
@@ -24,12 +31,23 @@ CONFIG_KEY = "config"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightsBundle:
-    """A detector's weights as read from a file."""
+    """A detector's weights as read from a file, or from several whose networks are averaged."""
 
-    path: Path
-    sha256: str
-    config: Config
+    path: Path  # of the first
+    sha256: str  # of the file; of several, of their sums joined by commas
+    config: Config  # of the first: operating point, calibration
     params: Any  # pure dict of arrays
+    others: tuple[WeightsBundle, ...] = ()  # networks of the same configuration, averaged with this one
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file, or of all of them with commas between."""
+        return ",".join(one.path.name for one in (self, *self.others))
+
+    @property
+    def name(self) -> str:
+        """`file_name` without suffixes."""
+        return ",".join(one.path.stem for one in (self, *self.others))
 
     @property
     def calibration(self) -> CalibrationMap | None:
@@ -73,7 +91,7 @@ def bundled_names() -> tuple[str, ...]:
 
 
 def save_bundle(path: Path, params: Any, config: Config, dtype: str = "float32") -> None:
-    """Write weights with their configuration (without names of files) in the file's metadata, atomically.
+    """Write weights with configuration (without names of files) and input version in the file's metadata.
 
     Raises:
       UserError: the file cannot be written.
@@ -81,7 +99,7 @@ def save_bundle(path: Path, params: Any, config: Config, dtype: str = "float32")
     save_weights(
         path,
         params,
-        {CONFIG_KEY: config_to_json(without_paths(config))},
+        with_input_version({CONFIG_KEY: config_to_json(without_paths(config))}),
         dtype="float16" if dtype == "float16" else "float32",
     )
 
@@ -92,17 +110,46 @@ def save_with_config(bundle: WeightsBundle, path: Path, config: Config) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    copy_weights(bundle.path, path, {CONFIG_KEY: config_to_json(without_paths(config))})
+    metadata = with_input_version({CONFIG_KEY: config_to_json(without_paths(config))})
+    copy_weights(bundle.path, path, metadata)
 
 
-def load_bundle(weights: str | Path) -> WeightsBundle:
-    """Read weights by bundled name or by path.
+def load_bundle(weights: str | Path, flips: Flips | None = None) -> WeightsBundle:
+    """Read weights by bundled name or by path, or several with commas between, to be averaged.
+
+    Args:
+      weights: the first of several gives operating point, calibration and settings.
+      flips: takes the place of the weights' own `inference.flips`.
 
     Raises:
-      UserError: no such name or file, a damaged file, weights that are not a detector's.
+      UserError: no such name or file, a damaged file, weights that are not a detector's or are for another
+        version of the network's input, several that are not of one network and working grid.
     """
+    parts = [str(weights)] if Path(weights).exists() else [part.strip() for part in str(weights).split(",")]
+    first, *others = map(_load_one, parts)
+    for other in others:
+        if _averaged_by(other.config) != _averaged_by(first.config):
+            raise UserError(
+                f"{other.path}: cannot be averaged with {first.path.name}: another network or working grid; "
+                "give weights that were trained with one configuration"
+            )
+    config, sha256 = first.config, first.sha256
+    if others:
+        sums = ",".join(one.sha256 for one in (first, *others))
+        sha256 = hashlib.sha256(sums.encode()).hexdigest()
+    if flips is not None:
+        config = dataclasses.replace(config, inference=dataclasses.replace(config.inference, flips=flips))
+    return dataclasses.replace(first, sha256=sha256, config=config, others=tuple(others))
+
+
+def _averaged_by(config: Config) -> tuple[object, ...]:
+    """What networks that are averaged must share."""
+    return config.model.network(), config.data.spacing_mm
+
+
+def _load_one(weights: str) -> WeightsBundle:
     path = Path(weights)
-    if not path.exists() and path.name == str(weights) and path.suffix == "":
+    if not path.exists() and path.name == weights and path.suffix == "":
         path = BUNDLED / f"{weights}.safetensors"
         if not path.exists():
             known = ", ".join(bundled_names()) or "none"
@@ -110,6 +157,7 @@ def load_bundle(weights: str | Path) -> WeightsBundle:
     _, metadata = load_weights(path)
     if CONFIG_KEY not in metadata:
         raise UserError(f"{path}: these are not weights of a detector (no configuration inside); give others")
+    check_input_version(path, metadata)
     try:
         config = config_from_json(metadata[CONFIG_KEY])
         calibration_of(config)  # refuses knots that are no map

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -14,14 +15,17 @@ import numpy as np
 import cmb_jax
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.predict import Prediction
-from cmb_jax.io.atomic import atomic_directory
-from cmb_jax.io.naming import shown_name
+from cmb_jax.io.atomic import atomic_directory, atomic_write_text
+from cmb_jax.io.naming import pseudonym, shown_name
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow, ReportContent
 from cmb_jax.report.html import write_report
 from cmb_jax.report.statements import statements
 from cmb_jax.report.summary import describe_pattern
+from cmb_jax.viewer.images import ScanOnGrid, embedded_images
+from cmb_jax.viewer.page import NAME as VIEWER
+from cmb_jax.viewer.page import ViewerCase, render_viewer
 
 NOTICE = "Research use only; not a diagnosis."
 
@@ -70,7 +74,7 @@ def summary_json(
         {
             "notice": NOTICE,
             "version": cmb_jax.__version__,
-            "weights": {"name": bundle.path.name, "sha256": bundle.sha256},
+            "weights": {"name": bundle.file_name, "sha256": bundle.sha256},
             "inputs": [{"role": role, "file": name, "sha256": digest} for role, name, digest in inputs],
             "settings": dict(prediction.settings),
             "steps": list(prediction.steps),
@@ -134,6 +138,39 @@ def report_content(
     )
 
 
+def viewer_page(
+    prediction: Prediction,
+    inputs: tuple[tuple[str, str, str], ...],
+    subject: str,
+    labels: np.ndarray,
+    detections_sha256: str,
+) -> str:
+    """The page on which a reader scrolls through the scan; without images that are too large for it."""
+    # where the SWI was made from echoes, the first of them stands for the scan, as in review.result
+    _, name, digest = next((each for each in inputs if each[0] == "swi"), inputs[0])
+    trusted = prediction.region_map.trusted
+    return render_viewer(
+        ViewerCase(
+            title=subject,
+            subject=pseudonym(name, digest),
+            swi_sha256=digest,
+            detections_sha256=detections_sha256,
+            rows=prediction.rows,
+            regions_trusted=trusted,
+            warnings=prediction.warnings,
+        ),
+        embedded_images(
+            ScanOnGrid(
+                swi=prediction.swi,
+                phase=None if prediction.phase is None else prediction.phase.data,
+                labels=labels,
+                brain_mask=prediction.brain_mask,
+                region_code=prediction.region_code if trusted else None,
+            )
+        ),
+    )
+
+
 def write_prediction(
     prediction: Prediction,
     bundle: WeightsBundle,
@@ -142,9 +179,10 @@ def write_prediction(
     *,
     subject: str,
     overwrite: bool = False,
+    viewer: bool = True,
     also: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write detections.csv, detections.json, labels.nii.gz and report.html into the new folder `out`.
+    """Write detections.csv, detections.json, labels.nii.gz, report.html and viewer.html into the new `out`.
 
     Args:
       prediction: what was found.
@@ -153,15 +191,22 @@ def write_prediction(
       inputs: (role, file name, sha256) of what was read.
       subject: what the report calls the scan.
       overwrite: replace the folder if it exists.
+      viewer: write viewer.html, if the images were read from files.
       also: writes further files into the folder before it appears.
 
     Raises:
       UserError: the folder exists (and `overwrite` is not set) or cannot be written.
     """
     with atomic_directory(out, overwrite=overwrite) as folder:
-        (folder / "detections.csv").write_text(detections_csv(prediction.rows))
+        table = detections_csv(prediction.rows)
+        (folder / "detections.csv").write_text(table)
         (folder / "detections.json").write_text(summary_json(prediction, bundle, inputs))
-        write_volume(folder / "labels.nii.gz", instance_labels(prediction), prediction.swi, dtype=np.uint16)
+        labels = instance_labels(prediction)
+        write_volume(folder / "labels.nii.gz", labels, prediction.swi, dtype=np.uint16)
         write_report(report_content(prediction, bundle, inputs, subject), folder / "report.html")
+        if viewer and inputs:  # verdicts are kept by the hash of what was read
+            digest = hashlib.sha256(table.encode()).hexdigest()
+            page = viewer_page(prediction, inputs, subject, labels, digest)
+            atomic_write_text(folder / VIEWER, page)
         if also is not None:
             also(folder)

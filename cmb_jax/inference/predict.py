@@ -14,7 +14,7 @@ from cmb_jax.anatomy.lookup import REACH_MM, REASON_TEXT, RejectReason, look_up
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
 from cmb_jax.boxes.geometry import box_centers, box_sizes
 from cmb_jax.boxes.types import Detections
-from cmb_jax.config import Config, Precision
+from cmb_jax.config import Config, Flips, Precision
 from cmb_jax.data.prepare import points_from_edges
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision
 from cmb_jax.inference.proposals import ProposalFinder
@@ -76,7 +76,9 @@ class CmbDetector:
     def __init__(self, bundle: WeightsBundle, device: jax.Device | None = None):
         self.bundle = bundle
         self.config: Config = bundle.config
-        self._finder = ProposalFinder(bundle.config, bundle.params, device)
+        self._finder = ProposalFinder(
+            bundle.config, bundle.params, device, others=[other.params for other in bundle.others]
+        )
 
     def predict(
         self,
@@ -173,12 +175,13 @@ class CmbDetector:
     def _settings(self, threshold: float) -> tuple[tuple[str, str], ...]:
         inference = self.config.inference
         return (
-            ("weights", self.bundle.path.stem),
+            ("weights", self.bundle.name),
             ("score_threshold", f"{threshold:.3f}"),
             ("definite_threshold", f"{inference.definite_threshold:.3f}"),
             ("calibrated", "no" if self.bundle.calibration is None else "yes"),
             ("candidate_threshold", f"{inference.candidate_threshold:.3f}"),
             ("nms_iou", f"{inference.nms_iou:g}"),
+            ("flips", inference.flips),
             ("precision", self._finder.config.inference.precision),
         )
 
@@ -252,14 +255,17 @@ class CmbDetector:
         return tuple(rows), edges_mm[listed]
 
 
-def load_detector(weights: str | Path = "small", precision: Precision | None = None) -> CmbDetector:
+def load_detector(
+    weights: str | Path = "small", flips: Flips | None = None, precision: Precision | None = None
+) -> CmbDetector:
     """A detector by the name of bundled weights or from a safetensors file.
 
     Args:
-      weights: name or file.
+      weights: several with commas between are averaged (`load_bundle`).
+      flips: mirror images averaged at inference; default: as the weights say.
       precision: of the network; default: as the weights say, which is float32 for the bundled ones.
 
     Raises:
       UserError: no such weights, or a file that does not hold a detector.
     """
-    return CmbDetector(with_precision(load_bundle(weights), precision))
+    return CmbDetector(with_precision(load_bundle(weights, flips), precision))

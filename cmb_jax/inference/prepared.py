@@ -29,13 +29,18 @@ def detect(finder: ProposalFinder, stored: StoredSubject) -> SubjectDetections:
 
 
 def truth_of(stored: StoredSubject, spacing_mm: tuple[float, float, float]) -> SubjectTruth:
-    """The microbleeds of a prepared subject, as their boxes say."""
+    """The microbleeds of a prepared subject and those to be ignored, by their boxes."""
     spacing = np.array(spacing_mm)
-    boxes = stored.boxes()
+    counting, ignored = (
+        ((boxes[:, :3] + boxes[:, 3:]) / 2 * spacing, (boxes[:, 3] - boxes[:, 0]) * spacing[0])
+        for boxes in (stored.boxes(), stored.ignored_boxes())
+    )
     return SubjectTruth(
         subject=stored.folder.name,
-        centers_mm=(boxes[:, :3] + boxes[:, 3:]) / 2 * spacing,
-        diameters_mm=(boxes[:, 3] - boxes[:, 0]) * spacing[0],
+        centers_mm=counting[0],
+        diameters_mm=counting[1],
+        ignored_centers_mm=ignored[0],
+        ignored_diameters_mm=ignored[1],
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,30 +26,43 @@ from cmb_jax.ops.precision import usable_precision
 from cmb_jax.ops.top import top_k
 
 STRIDE = (1, 2, 2)  # working voxels per cell of the proposal grid
+# Axes (z, y, x) along which each pass sees the window mirrored; the first pass sees it as it is. Windows are
+# whole numbers of cells of every level, so that a mirror image maps cells onto cells exactly.
+VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "x": ((), (2,)),
+    "xyz": ((), (0,), (1,), (2,)),
+}
 
 
 class ProposalFinder:
     """The detector's network with its weights, compiled once for every window shape.
 
+    With `inference.flips` or several networks the logits of all passes are averaged at every anchor; boxes
+    are the mean over the networks, each looking at the image as it is. Time grows with networks times views.
+
     Args:
       config: of the detector.
       params: its weights.
       device: that holds the weights and does the work; default: JAX's default device.
+      others: weights of further networks of the same configuration, such as from other seeds.
     """
 
-    def __init__(self, config: Config, params: Any, device: jax.Device | None = None):
+    def __init__(
+        self, config: Config, params: Any, device: jax.Device | None = None, *, others: Sequence[Any] = ()
+    ):
         precision = usable_precision(config.inference.precision, "inference.precision", device)
         config = dataclasses.replace(
             config, inference=dataclasses.replace(config.inference, precision=precision)
         )
         self.config = config
-        self.params = jax.device_put(params, device)
+        self.members = tuple(jax.device_put(one, device) for one in (params, *others))
         self._template = Template.of(
             lambda: Detector(config.model, precision=config.inference.precision, rngs=nnx.Rngs(0))
         )
         self._candidates = jax.jit(functools.partial(window_candidates, self._template, config))
         self._select = jax.jit(functools.partial(best_of_windows, config))
-        self._whole = jax.jit(lambda params, image: self._template.bind(params)(image).objectness)
+        self._whole = jax.jit(functools.partial(_window_objectness, self._template, config))
 
     def plan(self, shape: tuple[int, int, int]) -> TilePlan:
         """How a volume of `shape` (z, y, x) working voxels is cut."""
@@ -70,7 +83,7 @@ class ProposalFinder:
         for number, window in enumerate(plan.windows):
             found.append(
                 self._candidates(
-                    self.params,
+                    self.members,
                     _cut(padded, window, plan)[None],
                     jnp.array(window.start),
                     jnp.array(window.core_low),
@@ -92,7 +105,7 @@ class ProposalFinder:
         cells = [size // step for size, step in zip(plan.padded_shape, STRIDE, strict=True)]
         whole = np.zeros((*cells, len(self.config.model.anchor_diameters_mm)), np.float32)
         for window in plan.windows:
-            part = np.asarray(self._whole(self.params, _cut(padded, window, plan)[None]))[0]
+            part = np.asarray(self._whole(self.members, _cut(padded, window, plan)[None]))[0]
             target, source = [], []
             for axis, step in enumerate(STRIDE):
                 low, high, start = window.core_low[axis], window.core_high[axis], window.start[axis]
@@ -108,27 +121,55 @@ def _cut(padded: np.ndarray, window: Window, plan: TilePlan) -> np.ndarray:
     ]
 
 
+def _mirrored(array: jax.Array, view: tuple[int, ...], first_axis: int) -> jax.Array:
+    """An array with the axes (z, y, x) from `first_axis` on, mirrored along those of a view."""
+    return jnp.flip(array, [first_axis + axis for axis in view]) if view else array
+
+
+def _window_objectness(
+    template: Template[Detector], config: Config, members: tuple[Any, ...], image: jax.Array
+) -> jax.Array:
+    """Mean objectness logits (1, Z, Y // 2, X // 2, A) over networks and views of (1, Z, Y, X, 2)."""
+    logits = [
+        _mirrored(template.bind(params)(_mirrored(image, view, 1)).objectness, view, 1)
+        for params in members
+        for view in VIEWS[config.inference.flips]
+    ]
+    return sum(logits[1:], logits[0]) / len(logits)
+
+
 def window_candidates(
     template: Template[Detector],
     config: Config,
-    params: Any,
+    members: tuple[Any, ...],  # weights of each network
     image: jax.Array,  # (1, Z, Y, X, 2)
     start: jax.Array,  # (3,) int32 working voxels
     core_low: jax.Array,  # (3,)
     core_high: jax.Array,  # (3,)
 ) -> Detections:
     """The best candidates whose cells lie in the window's core, in coordinates of the padded volume."""
-    detector = template.bind(params)
+    detectors = [template.bind(params) for params in members]
     depth = image.shape[1]
-    context = context_of(detector, image)
+    planes = slab_planes(depth)
+    passes = []
+    for detector in detectors:
+        for view in VIEWS[config.inference.flips]:
+            seen = _mirrored(image, view, 1)
+            passes.append((detector, view, seen, context_of(detector, seen)))
 
     def of_slab(first: jax.Array) -> Detections:
-        plane, features, objectness = slab_maps(detector, image, context, first)
-        # Only the slab's own planes count: those around it are another slab's.
-        low = core_low.at[0].max(start[0] + first)
-        high = core_high.at[0].min(start[0] + first + slab_planes(depth))
+        logits, box_inputs = [], []
+        for detector, view, seen, context in passes:
+            at = depth - planes - first if 0 in view else first
+            plane, box_input, wide_logits = slab_maps(detector, seen, context, at)
+            # Only the slab's own planes count: those around it are another slab's.
+            own = jax.lax.dynamic_slice_in_dim(wide_logits[0], at - plane, planes)
+            logits.append(_mirrored(own, view, 0))
+            if not view:
+                box_inputs.append((box_input, at - plane))
+        mean = sum(logits[1:], logits[0]) / len(logits)
         return _slab_candidates(
-            config, detector, features[0], objectness[0], start.at[0].add(plane), low, high
+            config, detectors, box_inputs, mean, start.at[0].add(first), core_low, core_high
         )
 
     slabs = map_slabs(of_slab, depth)
@@ -143,8 +184,8 @@ def window_candidates(
 
 def _slab_candidates(
     config: Config,
-    detector: Detector,
-    features: jax.Array,  # (Z, Y, X, C)
+    detectors: Sequence[Detector],
+    box_inputs: Sequence[tuple[jax.Array, jax.Array]],  # (1, N, Y, X, C) and the slab's first plane in it
     logits: jax.Array,  # (Z, Y, X, A)
     start: jax.Array,  # (3,) working voxels of the first cell
     core_low: jax.Array,
@@ -167,7 +208,11 @@ def _slab_candidates(
     center = (position + 0.5) * jnp.array(STRIDE, jnp.float32) + start
     sizes = jnp.asarray(anchor_sizes(config.model.anchor_diameters_mm, config.data.spacing_mm))[anchor]
     # Box codes of the candidates alone: the dense map of them would be the largest array of all.
-    codes = detector.box_codes(features.reshape(-1, features.shape[-1])[cell], anchor)
+    each = [
+        detector.box_codes(box_input, index[None] + plane * (height * width * anchors))[0]
+        for detector, (box_input, plane) in zip(detectors, box_inputs, strict=True)
+    ]
+    codes = sum(each[1:], each[0]) / len(each)
     return Detections(
         boxes=decode_boxes(boxes_from_centers(center, sizes), codes),
         scores=best,

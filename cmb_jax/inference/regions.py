@@ -19,6 +19,7 @@ from flax import nnx
 from scipy import ndimage
 
 from cmb_jax.anatomy.regions import NUM_REGIONS, Region, RegionMap, Side, encode, region_of
+from cmb_jax.data.prepare import content_bounds
 from cmb_jax.data.region_grid import (
     GRID_SHAPE,
     field_of_view,
@@ -70,6 +71,8 @@ def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
     Raises:
         UserError: the weights file is missing, damaged or of another network.
     """
+    given, bounds = volume, content_bounds(volume.data)
+    volume = volume.cut(bounds)  # zeros around the head decide nothing
     centre = foreground_centre(volume.data, volume.affine)
     extent = np.array(volume.shape) * volume.spacing_mm
     if extent.min() < _SMALLEST_VIEW_MM:
@@ -80,7 +83,7 @@ def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
             f"The field of view is small ({size} mm): where in the brain it lies cannot be told.",
         )
     params, _ = load_weights(weights or BUNDLED_WEIGHTS, expected=_template().shapes())
-    region, side, view = _label(volume, centre, params)
+    region, side, _ = _label(volume, centre, params)
     found = np.argwhere(region != Region.OUTSIDE)
     if len(found):
         middle = (found.min(axis=0) + found.max(axis=0)) / 2
@@ -89,7 +92,9 @@ def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
         shift_voxels = to_volume[:3, :3] @ shift
         if np.linalg.norm(shift_voxels * volume.spacing_mm) > _RECENTRE_MM:
             centre = centre + shift_voxels
-            region, side, view = _label(volume, centre, params)
+            region, side, _ = _label(volume, centre, params)
+    # but a brain that ends with the zeros around it is whole
+    view = field_of_view(given.shape, given.affine, centre + bounds[:, 0])
     messages = (*trust_messages(region, side, view), *_doubts(volume, centre, params))
     if not (region != Region.OUTSIDE).any():
         return _by_intensity(volume, centre, "No brain was recognised.")

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from cmb_jax.anatomy.regions import RegionMap
-from cmb_jax.data.prepare import PreparedVolume, prepare
+from cmb_jax.data.prepare import PreparedVolume, content_bounds, prepare
 from cmb_jax.errors import UserError
 from cmb_jax.inference.regions import brain_mask_on, predict_regions, region_code_on
 from cmb_jax.io.nifti import check_same_grid
@@ -134,8 +134,11 @@ def prepare_scan(
     if phase is not None:
         say("reading the phase")
         with clock("phase"):
-            choice = read_phase(phase, swi, phase_sign, phase_range, customary_sign)
-        radians = choice.radians
+            # zeros around the head decide nothing
+            bounds = content_bounds(swi.data)
+            choice = read_phase(phase.cut(bounds), swi.cut(bounds), phase_sign, phase_range, customary_sign)
+        radians = np.zeros(swi.shape, choice.radians.dtype)
+        radians[tuple(slice(low, high) for low, high in bounds)] = choice.radians
         steps.append(choice.sentence)
         if choice.warning:
             warnings.append(choice.warning)
@@ -157,9 +160,9 @@ def prepare_scan(
     with clock("preparation"):
         prepared = prepare(swi, radians, mask, spacing_mm=spacing_mm)
         z, y, x = prepared.spacing_mm
-        steps.append(
-            f"cropped to the brain, phase high-passed, resampled to {x:g} x {y:g} x {z:g} mm (x, y, z)"
-        )
+        was = prepared.phase_was_filtered
+        filtered = "phase taken as it is, high-passed already" if was else "phase high-passed"
+        steps.append(f"cropped to the brain, {filtered}, resampled to {x:g} x {y:g} x {z:g} mm (x, y, z)")
     return PreparedScan(
         prepared=prepared,
         phase_rad=radians,

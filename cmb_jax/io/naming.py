@@ -52,3 +52,8 @@ def shown_name(path: Path, sha256: str, *, keep_identifiers: bool = False) -> st
     if keep_identifiers or is_pseudonym(stem(path.name)):
         return path.name
     return f"file-{sha256[:8]}{path.name[len(stem(path.name)) :].lower()}"
+
+
+def pseudonym(name: str, sha256: str) -> str:
+    """What files for readers call a scan: the BIDS name of its image, else a name of the image's hash."""
+    return stem(name) if is_bids_name(stem(name)) else f"scan-{sha256[:8]}"

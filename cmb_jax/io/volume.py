@@ -43,6 +43,13 @@ class Volume:
         x, y, z = self.data.shape
         return (x, y, z)
 
+    def cut(self, bounds: np.ndarray) -> Volume:
+        """The box `bounds` (3, 2), half-open, of this volume, in its place in space."""
+        affine = self.affine.copy()
+        affine[:3, 3] = self.affine[:3, :3] @ bounds[:, 0] + self.affine[:3, 3]
+        window = tuple(slice(low, high) for low, high in bounds)
+        return dataclasses.replace(self, data=self.data[window], affine=affine)
+
     @classmethod
     def from_array(cls, data: np.ndarray, affine: np.ndarray) -> Volume:
         """A volume that was made here: `data` (X, Y, Z) runs R, A, S and its native grid is its own."""

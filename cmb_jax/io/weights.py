@@ -19,6 +19,11 @@ from cmb_jax.io.atomic import atomic_write_bytes
 
 PureDict = dict[Any, Any]
 
+INPUT_VERSION = 1
+"""What a detector's network is given: raise when `data.prepare` changes so that old weights no longer fit."""
+
+_INPUT_VERSION_KEY = "input_version"
+
 
 def named_leaves(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and value of every leaf of a nested dict.
@@ -110,6 +115,25 @@ def load_weights(
     if expected is not None:
         _check_fit(Path(path), flat, expected)
     return unflatten_state(flat), metadata
+
+
+def with_input_version(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Metadata of a detector's weights that say which input they are for."""
+    return {**metadata, _INPUT_VERSION_KEY: str(INPUT_VERSION)}
+
+
+def check_input_version(path: Path, metadata: Mapping[str, str]) -> None:
+    """Refuse a detector's weights that were trained on another input; those that name none are of version 1.
+
+    Raises:
+        UserError: says which version they are.
+    """
+    version = metadata.get(_INPUT_VERSION_KEY, "1")
+    if version != str(INPUT_VERSION):
+        raise UserError(
+            f"{path}: these weights are for input version {version}, but this cmb-jax makes input version "
+            f"{INPUT_VERSION}; use its bundled weights, train anew, or use the cmb-jax that wrote them"
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -22,6 +22,7 @@ class Samples:
     embeddings: jax.Array  # (S, E) float32
     classes: jax.Array  # (S,) int32: 0 = CMB, 1 = mimic
     valid: jax.Array  # (S,) bool
+    weights: jax.Array  # (S,) float32, what a sample counts in the mean of its class
 
 
 @jax.tree_util.register_dataclass
@@ -42,6 +43,7 @@ def empty_bank(size: int, dim: int) -> SampleBank | None:
             embeddings=jnp.zeros((size, dim), jnp.float32),
             classes=jnp.zeros(size, jnp.int32),
             valid=jnp.zeros(size, bool),
+            weights=jnp.zeros(size, jnp.float32),
         ),
         next=jnp.zeros((), jnp.int32),
     )

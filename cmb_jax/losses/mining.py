@@ -38,19 +38,18 @@ def mimics_first(
 ) -> Mined:
     """Negatives on known mimics come first, then all others; within both the highest objectness wins.
 
-    Ties go to the lower index. If there are more positives than fit, those of the highest objectness are
-    taken; so it is in the other miners.
+    Ties go to the lower index. If there are more positives than fit, an even choice of them is taken; so it
+    is in the other miners.
     """
     score = _scores(objectness)  # in 0..1, so that + 1 puts all mimics first
-    return _choose(score, score + mimic, label, max_positives, max_negatives)
+    return _choose(score + mimic, label, max_positives, max_negatives)
 
 
 def top_objectness(
     objectness: jax.Array, label: jax.Array, mimic: jax.Array, max_positives: int, max_negatives: int
 ) -> Mined:
     """The negatives of the highest objectness, whatever they lie on: needs no labels of mimics."""
-    score = _scores(objectness)
-    return _choose(score, score, label, max_positives, max_negatives)
+    return _choose(_scores(objectness), label, max_positives, max_negatives)
 
 
 def semi_hard(
@@ -67,7 +66,7 @@ def semi_hard(
     count = positive.sum()
     bar = jnp.where(count > 0, jnp.where(positive, score, 0.0).sum() / jnp.maximum(count, 1), 1.0)
     rank = jnp.where(score < bar, 1.0 + score, 1.0 - score)
-    return _choose(score, rank, label, max_positives, max_negatives)
+    return _choose(rank, label, max_positives, max_negatives)
 
 
 MINERS: dict[str, Miner] = {
@@ -83,17 +82,35 @@ def _scores(objectness: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(score), score, 0.0)
 
 
-def _choose(
-    score: jax.Array, rank: jax.Array, label: jax.Array, max_positives: int, max_negatives: int
-) -> Mined:
-    """Positives of the highest score and negatives of the highest rank; both (N,), 0 or more."""
-    positive, positive_valid = _top(jnp.where(label == 1, score, -1.0), max_positives)
+def _choose(rank: jax.Array, label: jax.Array, max_positives: int, max_negatives: int) -> Mined:
+    """An even choice of the positives and the negatives of the highest rank (N,), 0 or more."""
+    positive, positive_valid = spread(label == 1, max_positives)
     negative, negative_valid = _top(jnp.where(label == 0, rank, -1.0), max_negatives)
     return Mined(
         indices=jnp.concatenate([positive, negative]),
         classes=jnp.concatenate([jnp.zeros_like(positive), jnp.ones_like(negative)]),
         valid=jnp.concatenate([positive_valid, negative_valid]),
     )
+
+
+def peaks(negative: jax.Array, objectness: jax.Array) -> jax.Array:
+    """The negatives that score highest among all of their own and of the 26 cells around.
+
+    Of one dark spot only the best anchor is left, so that mined negatives are as many spots.
+
+    Args:
+        negative: (B, Z, Y, X, A) bool: the anchor is negative.
+        objectness: (B, Z, Y, X, A) logits.
+
+    Returns:
+        (B, Z, Y, X, A) bool, a subset of `negative`; several where they tie.
+    """
+    score = jnp.where(negative, lax.stop_gradient(objectness), -jnp.inf)
+    around = score.max(axis=-1, keepdims=True)
+    for axis in (1, 2, 3):
+        window = tuple(3 if other == axis else 1 for other in range(5))
+        around = lax.reduce_window(around, -jnp.inf, lax.max, window, (1,) * 5, "SAME")
+    return negative & (score == around)
 
 
 def spread(flags: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:

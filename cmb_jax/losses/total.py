@@ -8,18 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmb_jax.boxes.anchors import axis_centers
-from cmb_jax.boxes.assignment import assign_lattice
+from cmb_jax.boxes.anchors import anchor_sizes, axis_centers
+from cmb_jax.boxes.assignment import Assignment, assign_lattice, assign_nearest, near_truths
 from cmb_jax.boxes.coder import encode_boxes
 from cmb_jax.boxes.geometry import boxes_from_centers
 from cmb_jax.boxes.types import Truths
 from cmb_jax.config import LossConfig
 from cmb_jax.losses.detection import focal_loss, smooth_l1
 from cmb_jax.losses.memory import SampleBank, Samples, with_remembered
-from cmb_jax.losses.mining import MINERS, spread
-from cmb_jax.losses.objectness import drawn_negatives, lesion_weights
+from cmb_jax.losses.mining import MINERS, peaks, spread
+from cmb_jax.losses.objectness import drawn_negatives, hardest, lesion_weights
 from cmb_jax.losses.registry import NONE, prototype_loss
+from cmb_jax.losses.semantic import UNKNOWN, cell_classes, semantic_loss
 from cmb_jax.models.detector import STEM_STRIDE, Detector
+from cmb_jax.models.prototypes import CLASSES
 from cmb_jax.models.types import ProposalMaps
 
 # Positive anchors a patch in the box loss: a lesion has 1 to 50, a large one up to 280. Should there ever be
@@ -32,12 +34,27 @@ MAX_BOX_ANCHORS = 2048
 class LossTerms:
     """Terms of the loss before their weights, and counts; all scalars over the global batch."""
 
-    objectness: jax.Array  # focal loss of all anchors, a positive one
-    box: jax.Array  # smooth L1 of the six box targets, a positive anchor
+    objectness: jax.Array  # focal loss of the anchors, per positive one or per expected lesion
+    box: jax.Array  # smooth L1 of the six box targets, per positive anchor
     concentration: jax.Array  # the prototype loss that the configuration names, a sample; 0 without one
+    semantic: jax.Array  # cross-entropy of the cells' classes; 0 without a semantic head
     total: jax.Array
     positives: jax.Array  # int32
     hard_negatives: jax.Array  # int32; 0 without prototype loss
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What the anchors of a batch should say. B patches, M truths, S places for positives."""
+
+    label: jax.Array  # (B, Z, Y, X, A) int8: 1 positive, 0 negative, -1 ignored
+    matched: jax.Array  # (B, Z, Y, X, A) int32 truth of each positive anchor
+    boxes: jax.Array  # (B, M, 6) float32, a unit box where there is padding
+    chosen: jax.Array  # (B, S) int32 flat positive anchors
+    chosen_valid: jax.Array  # (B, S) bool
+    chosen_truth: jax.Array  # (B, S) int32
+    patches: jax.Array  # () int32, those that count
 
 
 def detection_loss(
@@ -45,24 +62,24 @@ def detection_loss(
     maps: ProposalMaps,
     truths: Truths,
     mimics: jax.Array,
-    sizes: jax.Array | np.ndarray,
+    spacing_mm: tuple[float, float, float],
     config: LossConfig,
     patch_valid: jax.Array | None = None,
     *,
     bank: SampleBank | None = None,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[LossTerms, Samples | None]]:
-    """Objectness + weighted box + weighted prototype loss.
+    """Objectness + weighted box + weighted prototype loss + weighted semantic loss.
 
     All sums are plain reductions over the batch and are divided by counts over the batch. Under `jax.jit` a
     batch that is sharded over a mesh is one global array, so 1 and N devices agree.
 
     Args:
-        detector: gives embeddings and prototypes.
+        detector: gives box codes, embeddings and prototypes.
         maps: what it proposed, on the grid (B, Z, Y, X) of stride (1, 2, 2).
         truths: boxes (B, M, 6) in voxels of the working grid.
         mimics: (B, Z, Y, X) uint8 on the proposal grid, not 0 where a known mimic lies.
-        sizes: (A, 3) edge lengths of the anchors in voxels of the working grid.
+        spacing_mm: edge lengths (z, y, x) of a voxel of the working grid.
         config: assignment thresholds and weights.
         patch_valid: (B,) bool: patches that count; all where None.
         bank: samples of earlier steps that join those of this batch in the prototype loss.
@@ -72,80 +89,198 @@ def detection_loss(
         The total (), and beside it its terms and the batch's samples, without gradient; no samples where
         there is no prototype loss.
     """
-    batch, *grid, anchors = maps.objectness.shape
-    # Padded boxes may hold anything; a unit box keeps their codes, which nothing uses, finite.
-    boxes = jnp.where(truths.valid[..., None], truths.boxes, jnp.asarray([0, 0, 0, 1, 1, 1], jnp.float32))
-    # Patches hold few lesions: the loop over them ends with the fullest patch of the batch.
-    slots = jnp.arange(truths.valid.shape[1], dtype=jnp.int32)
-    count = jnp.max(jnp.where(truths.valid, slots + 1, 0), initial=0)
-    assignment = jax.vmap(
-        lambda truth: assign_lattice(
-            truth,
-            (grid[0], grid[1], grid[2]),
-            STEM_STRIDE,
-            sizes,
-            config.positive_iou,
-            config.negative_iou,
-            count,
-        )
-    )(Truths(boxes=boxes, valid=truths.valid))
-    label = assignment.label
-    if patch_valid is not None:
-        label = jnp.where(patch_valid[:, None, None, None, None], label, jnp.int8(-1))
-
-    positive = label == 1
-    positives = positive.sum(dtype=jnp.int32)
-    counted = label >= 0
-    if config.sampled_negatives:
-        counted = positive | drawn_negatives(_required_key(key), label == 0, config.sampled_negatives)
-    elements = focal_loss(maps.objectness, positive, counted, config.focal_alpha, config.focal_gamma)
-    objectness = elements.sum()
-
-    label = label.reshape(batch, -1)
-    chosen, chosen_valid = jax.vmap(lambda flags: spread(flags, MAX_BOX_ANCHORS))(label == 1)
-    matched = jnp.take_along_axis(assignment.matched_index.reshape(batch, -1), chosen, axis=1)
-    if config.lesion_balance:
-        # The dense sum holds every positive with weight 1 already.
-        more = lesion_weights(matched, chosen_valid, boxes.shape[1], config.lesion_balance) - 1.0
-        logits = jnp.take_along_axis(maps.objectness.reshape(batch, -1), chosen, axis=1)
-        found = focal_loss(logits, chosen_valid, chosen_valid, config.focal_alpha, config.focal_gamma)
-        objectness += (more * found).sum()
-    objectness /= jnp.maximum(positives, 1)
-    own = jnp.take_along_axis(boxes, matched[..., None], axis=1)
-    target = encode_boxes(_anchors_at(chosen, grid, sizes), own)
-
-    concentration, hard_negatives, samples = jnp.float32(0), jnp.int32(0), None
-    if not has_prototype_loss(detector, config):
-        codes = detector.box_codes(_cells(maps, chosen), chosen % anchors)
-    else:
-        miner = MINERS[config.miner]
-        on_mimic = jnp.broadcast_to((mimics != 0)[..., None], maps.objectness.shape)
-        mined = jax.vmap(lambda o, c, m: miner(o, c, m, config.max_positives, config.max_hard_negatives))(
-            maps.objectness.reshape(batch, -1), label, on_mimic.reshape(batch, -1)
-        )
-        # One gather for both losses: its gradient is a scatter into the largest map of the network.
-        cells = _cells(maps, jnp.concatenate([chosen, mined.indices], axis=1))
-        codes = detector.box_codes(cells[:, :MAX_BOX_ANCHORS], chosen % anchors)
-        embeddings = detector.embed(cells[:, MAX_BOX_ANCHORS:], mined.indices % anchors)
-        samples = Samples(
-            embeddings=embeddings.reshape(-1, embeddings.shape[-1]),
-            classes=mined.classes.reshape(-1),
-            valid=mined.valid.reshape(-1),
-        )
-        concentration = _prototype_term(detector, with_remembered(samples, bank), config, key)
-        hard_negatives = (mined.valid & (mined.classes == 1)).sum(dtype=jnp.int32)
-    errors = jnp.where(chosen_valid[..., None], smooth_l1(codes, target), 0.0)
-    box = errors.sum() / jnp.maximum(chosen_valid.sum(), 1)
-    total = objectness + config.box_weight * box + config.concentration_weight * concentration
+    sizes = anchor_sizes(detector.config.anchor_diameters_mm, spacing_mm)
+    targets = assign(maps, truths, sizes, spacing_mm, config, patch_valid)
+    objectness = _objectness_term(maps.objectness, targets, config, key)
+    box = _box_term(detector, maps, targets, sizes)
+    concentration, samples = _prototype_term(detector, maps, targets, mimics, config, bank, key)
+    semantic = _semantic_term(maps.semantic, truths, mimics, patch_valid)
+    total = (
+        objectness
+        + config.box_weight * box
+        + config.concentration_weight * concentration
+        + config.semantic_weight * semantic
+    )
+    mined = jnp.int32(0) if samples is None else (samples.valid & (samples.classes == 1)).sum(dtype=jnp.int32)
     terms = LossTerms(
         objectness=objectness,
         box=box,
         concentration=concentration,
+        semantic=semantic,
         total=total,
-        positives=positives,
-        hard_negatives=hard_negatives,
+        positives=(targets.label == 1).sum(dtype=jnp.int32),
+        hard_negatives=mined,
     )
     return total, (terms, jax.lax.stop_gradient(samples))
+
+
+def assign(
+    maps: ProposalMaps,
+    truths: Truths,
+    sizes: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    config: LossConfig,
+    patch_valid: jax.Array | None,
+) -> Targets:
+    """First step: the part of every anchor, and the positive ones by number."""
+    batch, *grid = maps.objectness.shape[:-1]
+    shape = (grid[0], grid[1], grid[2])
+    # Padded boxes may hold anything; a unit box keeps their codes, which nothing uses, finite.
+    boxes = jnp.where(truths.valid[..., None], truths.boxes, jnp.asarray([0, 0, 0, 1, 1, 1], jnp.float32))
+    truths = dataclasses.replace(truths, boxes=boxes)
+    # Patches hold few lesions: the loops over them end with the fullest patch of the batch.
+    slots = jnp.arange(truths.valid.shape[1], dtype=jnp.int32)
+    count = jnp.max(jnp.where(truths.valid, slots + 1, 0), initial=0)
+
+    def of_patch(truth: Truths) -> Assignment:
+        if config.assignment == "atss":
+            found = assign_nearest(truth, shape, STEM_STRIDE, sizes, spacing_mm, config.atss_candidates)
+        else:
+            thresholds = (config.positive_iou, config.negative_iou)
+            found = assign_lattice(truth, shape, STEM_STRIDE, sizes, *thresholds, count)
+        if not config.ignore_mm and truth.ignored is None:
+            return found
+        # about a truth that is to be found only if asked for, about an ignored one at least where its box is
+        around = jnp.where(truth.counted & (config.ignore_mm == 0), -1.0, config.ignore_mm)
+        around = jnp.where(truth.valid, around, -1.0)
+        near = near_truths(truth.boxes, around, shape, STEM_STRIDE, spacing_mm, count)
+        label = jnp.where(near[..., None] & (found.label == 0), jnp.int8(-1), found.label)
+        return dataclasses.replace(found, label=label)
+
+    assignment = jax.vmap(of_patch)(truths)
+    label = assignment.label
+    patches = jnp.int32(batch)
+    if patch_valid is not None:
+        label = jnp.where(patch_valid[:, None, None, None, None], label, jnp.int8(-1))
+        patches = patch_valid.sum(dtype=jnp.int32)
+    positive = (label == 1).reshape(batch, -1)
+    places = MAX_BOX_ANCHORS
+    if config.assignment == "atss":  # there cannot be more positives than candidates
+        places = min(places, truths.valid.shape[1] * sizes.shape[0] * config.atss_candidates)
+    chosen, chosen_valid = jax.vmap(lambda flags: spread(flags, places))(positive)
+    matched = assignment.matched_index
+    return Targets(
+        label=label,
+        matched=matched,
+        boxes=boxes,
+        chosen=chosen,
+        chosen_valid=chosen_valid,
+        chosen_truth=jnp.take_along_axis(matched.reshape(batch, -1), chosen, axis=1),
+        patches=patches,
+    )
+
+
+def _objectness_term(
+    logits: jax.Array, targets: Targets, config: LossConfig, key: jax.Array | None
+) -> jax.Array:
+    """Second step: focal loss (), of all anchors or of the positives and some negatives.
+
+    Divided by the batch's positives, the weight of a negative would swing tenfold from batch to batch, down
+    beside a large lesion. With `expected_lesions` it is always the same, and a lesion of n anchors weighs
+    n^(1 - lesion_balance) whatever the others are.
+    """
+    batch = logits.shape[0]
+    positive, negative = targets.label == 1, targets.label == 0
+    if config.sampled_negatives:
+        if key is None:
+            raise ValueError("loss.sampled_negatives draws random numbers: give a key")
+        if config.negative_pool:
+            negative = hardest(negative, logits, config.negative_pool * config.sampled_negatives)
+        negative = drawn_negatives(key, negative, config.sampled_negatives)
+    elements = focal_loss(logits, positive, positive | negative, config.focal_alpha, config.focal_gamma)
+    total = elements.sum()
+    if config.lesion_balance:
+        # The dense sum holds every positive with weight 1 already.
+        weights = lesion_weights(
+            targets.chosen_truth,
+            targets.chosen_valid,
+            targets.boxes.shape[1],
+            config.lesion_balance,
+            mean_one=not config.expected_lesions,
+        )
+        own = jnp.take_along_axis(logits.reshape(batch, -1), targets.chosen, axis=1)
+        valid = targets.chosen_valid
+        total += (
+            (weights - 1.0) * focal_loss(own, valid, valid, config.focal_alpha, config.focal_gamma)
+        ).sum()
+    if config.expected_lesions:
+        return total / (config.expected_lesions * jnp.maximum(targets.patches, 1))
+    return total / jnp.maximum(positive.sum(dtype=jnp.int32), 1)
+
+
+def _box_term(detector: Detector, maps: ProposalMaps, targets: Targets, sizes: np.ndarray) -> jax.Array:
+    """Third step: smooth L1 () of the positive anchors' box codes."""
+    own = jnp.take_along_axis(targets.boxes, targets.chosen_truth[..., None], axis=1)
+    target = encode_boxes(_anchors_at(targets.chosen, maps.objectness.shape[1:4], sizes), own)
+    codes = detector.box_codes(maps.box_input, targets.chosen)
+    errors = jnp.where(targets.chosen_valid[..., None], smooth_l1(codes, target), 0.0)
+    return errors.sum() / jnp.maximum(targets.chosen_valid.sum(), 1)
+
+
+def _prototype_term(
+    detector: Detector,
+    maps: ProposalMaps,
+    targets: Targets,
+    mimics: jax.Array,
+    config: LossConfig,
+    bank: SampleBank | None,
+    key: jax.Array | None,
+) -> tuple[jax.Array, Samples | None]:
+    """Fourth step: the configuration's prototype loss () of mined samples; 0 and None without one."""
+    if not has_prototype_loss(detector, config):
+        return jnp.float32(0), None
+    samples = _mined_samples(detector, maps, targets, mimics, config)
+    joined = with_remembered(samples, bank)
+    prototypes = detector.prototypes[...]
+    if config.prototype_update == "moving_average":
+        prototypes = jax.lax.stop_gradient(prototypes)
+    losses = prototype_loss(config)(joined.embeddings, joined.classes, joined.valid, prototypes, key)
+    if not config.prototype_balance:
+        return losses.sum() / jnp.maximum(joined.valid.sum(), 1), samples
+    share = jax.nn.one_hot(joined.classes, CLASSES) * (joined.weights * joined.valid)[:, None]  # (S, classes)
+    whole = share.sum(axis=0)
+    means = (share * losses[:, None]).sum(axis=0) / jnp.maximum(whole, 1e-9)
+    return means.sum() / jnp.maximum((whole > 0).sum(), 1), samples
+
+
+def _mined_samples(
+    detector: Detector, maps: ProposalMaps, targets: Targets, mimics: jax.Array, config: LossConfig
+) -> Samples:
+    """Positives and hard negatives of each patch, embedded; a positive weighs 1 / (those of its lesion)."""
+    batch, *_, anchors = maps.objectness.shape
+    label = targets.label
+    if config.mine_peaks:
+        negative = label == 0
+        label = jnp.where(negative & ~peaks(negative, maps.objectness), jnp.int8(-1), label)
+    miner = MINERS[config.miner]
+    on_mimic = jnp.broadcast_to((mimics != 0)[..., None], maps.objectness.shape)
+    mined = jax.vmap(lambda o, c, m: miner(o, c, m, config.max_positives, config.max_hard_negatives))(
+        maps.objectness.reshape(batch, -1), label.reshape(batch, -1), on_mimic.reshape(batch, -1)
+    )
+    rows = maps.features.reshape(batch, -1, maps.features.shape[-1])
+    cells = jnp.take_along_axis(rows, (mined.indices // anchors)[..., None], axis=1)
+    embeddings = detector.embed(cells, mined.indices % anchors)
+    truth = jnp.take_along_axis(targets.matched.reshape(batch, -1), mined.indices, axis=1)
+    found = mined.valid & (mined.classes == 0)
+    of_lesion = lesion_weights(truth, found, targets.boxes.shape[1], 1.0, mean_one=False)
+    return Samples(
+        embeddings=embeddings.reshape(-1, embeddings.shape[-1]),
+        classes=mined.classes.reshape(-1),
+        valid=mined.valid.reshape(-1),
+        weights=jnp.where(found, of_lesion, 1.0).reshape(-1),
+    )
+
+
+def _semantic_term(
+    logits: jax.Array | None, truths: Truths, mimics: jax.Array, patch_valid: jax.Array | None
+) -> jax.Array:
+    """Fifth step: cross-entropy () of the cells' classes; 0 without a semantic head."""
+    if logits is None:
+        return jnp.float32(0)
+    classes = cell_classes(truths, mimics, STEM_STRIDE)
+    if patch_valid is not None:
+        classes = jnp.where(patch_valid[:, None, None, None], classes, jnp.int8(UNKNOWN))
+    return semantic_loss(logits, classes)
 
 
 def has_prototype_loss(detector: Detector, config: LossConfig) -> bool:
@@ -153,34 +288,10 @@ def has_prototype_loss(detector: Detector, config: LossConfig) -> bool:
     return detector.config.use_prototypes and config.prototype_loss != NONE
 
 
-def _prototype_term(
-    detector: Detector, samples: Samples, config: LossConfig, key: jax.Array | None
-) -> jax.Array:
-    """Mean () of the configuration's prototype loss over the valid samples."""
-    prototypes = detector.prototypes[...]
-    if config.prototype_update == "moving_average":
-        prototypes = jax.lax.stop_gradient(prototypes)
-    losses = prototype_loss(config)(samples.embeddings, samples.classes, samples.valid, prototypes, key)
-    return losses.sum() / jnp.maximum(samples.valid.sum(), 1)
-
-
-def _required_key(key: jax.Array | None) -> jax.Array:
-    """The key, which `loss.sampled_negatives` cannot do without."""
-    if key is None:
-        raise ValueError("loss.sampled_negatives draws random numbers: give a key")
-    return key
-
-
-def _cells(maps: ProposalMaps, anchor: jax.Array) -> jax.Array:
-    """Features (B, S, C) of the cells of anchors (B, S)."""
-    features = maps.features.reshape(anchor.shape[0], -1, maps.features.shape[-1])
-    return jnp.take_along_axis(features, (anchor // maps.objectness.shape[-1])[..., None], axis=1)
-
-
-def _anchors_at(anchor: jax.Array, grid: list[int], sizes: jax.Array | np.ndarray) -> jax.Array:
+def _anchors_at(anchor: jax.Array, grid: tuple[int, ...], sizes: np.ndarray) -> jax.Array:
     """Anchor boxes (..., 6) of flat anchor numbers (...,) on a grid of cells."""
     size = jnp.asarray(sizes)
-    cell = jnp.unravel_index(anchor // size.shape[0], tuple(grid))
+    cell = jnp.unravel_index(anchor // size.shape[0], grid)
     centers = [
         axis_centers(cells, stride)[index]
         for cells, stride, index in zip(grid, STEM_STRIDE, cell, strict=True)

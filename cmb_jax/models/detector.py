@@ -1,4 +1,4 @@
-"""The detector: space-to-depth stem, U-Net, feature fusion, region proposals, prototypes."""
+"""The detector: space-to-depth stem, U-Net, feature fusion, region proposals, prototypes, semantic head."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from cmb_jax.ops.resample import space_to_depth
 IMAGE_CHANNELS = 2
 STEM_STRIDE: Triple = (1, 2, 2)  # slices are thick: the first reduction leaves z alone
 FUSED_LEVELS = 3  # P1..P3
+SEMANTIC_CLASSES = 7  # `losses.semantic` says which
 
 
 class Detector(nnx.Module):
     """Find candidate microbleeds on a dense grid of anchors.
 
     The four configurations of one code path: with `use_fusion` the head sees P1..P3, else P1 alone; with
-    `use_prototypes` there are anchor embeddings and prototypes for the prototype loss.
+    `use_prototypes` there are anchor embeddings and prototypes for the prototype loss. Embeddings, prototypes
+    and the semantic head have weights that training alone uses.
 
     Args:
         config: sizes and switches.
@@ -50,13 +52,20 @@ class Detector(nnx.Module):
         self.fusion = FeatureFusion(config.widths[:levels], config.fusion_width, config.fusion, rngs=rngs)
         anchors = len(config.anchor_diameters_mm)
         self.head = ProposalHead(
-            self.fusion.outputs, config.head_width, anchors, remat=config.remat, rngs=rngs
+            self.fusion.outputs,
+            config.head_width,
+            anchors,
+            box_width=config.box_width,
+            remat=config.remat,
+            rngs=rngs,
         )
         if config.use_prototypes:
             self.embedding = AnchorEmbedding(config.head_width, anchors, config.embedding_dim, rngs=rngs)
             self.prototypes = nnx.Param(
                 initial_prototypes(config.prototypes_per_class, config.embedding_dim, rngs.params())
             )
+        if config.semantic_head:
+            self.semantic = Conv(self.fusion.outputs, SEMANTIC_CLASSES, rngs=rngs)
         if precision != "float32":
             self.set_attributes(Conv, products="bfloat16")
 
@@ -82,7 +91,16 @@ class Detector(nnx.Module):
                 f"got {image.shape[1:4]}: pad the image at its far ends"
             )
         levels = self.unet(self.cells(image))
-        return self.head(self.fusion(levels[: FUSED_LEVELS if self.config.use_fusion else 1]))
+        fused = self.fusion(levels[: FUSED_LEVELS if self.config.use_fusion else 1])
+        features, objectness = self.head.scores(fused)
+        box_input = self.head.box_input(fused, features)
+        return ProposalMaps(
+            features=features,
+            objectness=objectness,
+            box_input=box_input,
+            deltas=self.head.box_codes(box_input),
+            semantic=at_least_float32(self.semantic(fused)) if self.config.semantic_head else None,
+        )
 
     def cells(self, image: jax.Array) -> jax.Array:
         """The network's input (B, Z, Y / 2, X / 2, 8) of an image (B, Z, Y, X, 2)."""
@@ -99,15 +117,14 @@ class Detector(nnx.Module):
             raise ValueError("this detector was configured without prototypes and has no embedding")
         return self.embedding(features, anchor_index)
 
-    def box_codes(self, features: jax.Array, anchor_index: jax.Array) -> jax.Array:
-        """Box codes (..., 6) of single anchors: (..., C) features and (...,) anchor number.
+    def box_codes(self, box_input: jax.Array, anchors: jax.Array) -> jax.Array:
+        """Box codes (B, S, 6) of flat anchors (B, S), from `ProposalMaps.box_input` (B, Z, Y, X, C).
 
-        The same numbers as in `ProposalMaps.deltas`, for the few anchors whose codes training looks at.
+        The same numbers as in `ProposalMaps.deltas`, for the few anchors whose codes are looked at.
         """
-        cells = features.reshape(1, 1, 1, -1, features.shape[-1])
-        codes = self.head.box_codes(cells)[0, 0, 0]  # (cells, A, 6)
-        own = jnp.take_along_axis(codes, anchor_index.reshape(-1, 1, 1), axis=1)
-        return own.reshape(*anchor_index.shape, 6)
+        each = len(self.config.anchor_diameters_mm)
+        codes = self.head.box_codes_at(box_input, anchors // each)  # (B, S, A, 6)
+        return jnp.take_along_axis(codes, (anchors % each)[..., None, None], axis=2)[:, :, 0]
 
 
 def receptive_halo(config: ModelConfig) -> Triple:

@@ -27,7 +27,8 @@ def training_gflop(shapes: Any, image_shape: Triple, batch: int) -> float:
     The image needs no gradient, and box codes are computed at a few anchors only.
     """
     layers = _by_layer(shapes, image_shape)
-    layers.pop("head.deltas")
+    for at_few_anchors in ("head.deltas", "head.box_block.conv"):
+        layers.pop(at_few_anchors, None)
     return batch * (3 * sum(layers.values()) - layers["unet.stem.conv"])
 
 

@@ -41,15 +41,16 @@ def widen(params: Any, wider: Any, key: jax.Array) -> Any:
 
 
 def deepen(params: Any, deeper: Any) -> Any:
-    """Parameters of the deeper network: new blocks on the finest level, the same outputs.
+    """Parameters of a network with more layers and the same outputs.
 
-    A new block has no norm and begins as the identity: what it is given went through a ReLU, so that its own
-    changes nothing.
+    A new block on the finest level has no norm and begins as the identity: what it is given went through a
+    ReLU, so that its own changes nothing. A block of its own for the boxes begins as a copy of the block that
+    they shared; a semantic head begins with zeros.
 
     Args:
         params: pure dict of a `Detector`.
         deeper: pure dict of shapes of a detector that differs from that of `params` only in that it has more
-            blocks on the finest encoder or decoder level.
+            blocks on the finest encoder or decoder level, a block for the boxes or a semantic head.
 
     Raises:
         ValueError: the networks differ otherwise.
@@ -59,7 +60,7 @@ def deepen(params: Any, deeper: Any) -> Any:
     if not leaves.keys() <= targets.keys():
         raise ValueError("the deeper network lacks layers of the other")
     deepened = [
-        _old_leaf(leaves[name], shape, name) if name in leaves else _identity_leaf(shape, name)
+        _old_leaf(leaves[name], shape, name) if name in leaves else _new_leaf(leaves, shape, name)
         for name, shape in targets.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(deeper), deepened)
@@ -75,8 +76,12 @@ def _old_leaf(leaf: jax.Array, shape: tuple[int, ...], name: str) -> jax.Array:
     return jnp.asarray(leaf)
 
 
-def _identity_leaf(shape: tuple[int, ...], name: str) -> jax.Array:
-    """Kernel or bias of a block that changes nothing."""
+def _new_leaf(leaves: dict[str, jax.Array], shape: tuple[int, ...], name: str) -> jax.Array:
+    """Kernel or bias of a layer that changes nothing."""
+    if name.startswith("head.box_block."):
+        return _old_leaf(leaves[name.replace("box_block", "block")], shape, name)
+    if name.startswith("semantic."):
+        return jnp.zeros(shape, jnp.float32)
     if not name.startswith(("unet.encoder.0.", "unet.decoder.0.")):
         raise ValueError(f"{name}: only blocks of the finest level can begin as the identity")
     leaf = jnp.zeros(shape, jnp.float32)

@@ -61,7 +61,7 @@ def context_of(detector: Detector, image: jax.Array) -> Context:
 def slab_maps(
     detector: Detector, image: jax.Array, context: Context, first: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Features and objectness of one slab and of some planes around it.
+    """Objectness of one slab and of some planes around it, and what their box codes are computed from.
 
     Args:
         detector: the network.
@@ -71,8 +71,8 @@ def slab_maps(
 
     Returns:
         start: () int32, plane of the first result.
-        features: (B, N, Y / 2, X / 2, C) of N planes, those of the slab among them. Only the slab's are
-            right: the others are as if the volume ended with the last of them.
+        box_input: (B, N, Y / 2, X / 2, C) of N planes, those of the slab among them. Only the slab's box
+            codes are right: the others are as if the volume ended with the last of them.
         objectness: (B, N, Y / 2, X / 2, A) float32 logits of the same planes.
     """
     depth = image.shape[1]
@@ -83,8 +83,8 @@ def slab_maps(
     risen = _planes(context.risen, start // 2, count // 2)
     fused = None if context.fused is None else _planes(context.fused, start // 2, count // 2)
     fine = detector.fusion.fine(detector.unet.refine(0, skip, risen), fused)
-    features = detector.head.block(fine)
-    return start, features, detector.head.objectness(features).astype(jnp.float32)
+    features, objectness = detector.head.scores(fine)
+    return start, detector.head.box_input(fine, features), objectness
 
 
 def _reach_of_encoder(detector: Detector) -> int:

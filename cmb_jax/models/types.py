@@ -12,6 +12,8 @@ import jax
 class ProposalMaps:
     """Dense maps of the region proposal network on its grid (stride (1, 2, 2) from the working grid)."""
 
-    features: jax.Array  # (B, Z, Y, X, C) head features; embeddings are read from them
+    features: jax.Array  # (B, Z, Y, X, C) features of the scores; embeddings are read from them
+    box_input: jax.Array  # (B, Z, Y, X, C) what the box codes of single anchors are computed from
     objectness: jax.Array  # (B, Z, Y, X, A) logits
     deltas: jax.Array  # (B, Z, Y, X, A, 6) box code: centre offset over anchor size, log size ratio
+    semantic: jax.Array | None  # (B, Z, Y, X, classes) logits; None without a semantic head

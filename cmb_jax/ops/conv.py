@@ -220,10 +220,11 @@ def _kernel_gradient(
     Not left to `jax.linear_transpose`, which would sum in the type of x, over devices too.
     """
     edges = kernel.shape[:3]
-    options = {"precision": _precision(rounded), "preferred_element_type": kernel.dtype}
+    precision = _precision(rounded)
     if edges == strides == (1, 1, 1):
         everywhere = (((0, 1, 2, 3), (0, 1, 2, 3)), ((), ()))
-        return lax.dot_general(x, g, everywhere, **options).reshape(kernel.shape)
+        product = lax.dot_general(x, g, everywhere, precision=precision, preferred_element_type=kernel.dtype)
+        return product.reshape(kernel.shape)
     spanned = [(outputs - 1) * step + 1 for outputs, step in zip(g.shape[1:4], strides, strict=True)]
     before = [low for low, _ in lax.padtype_to_pads(x.shape[1:4], edges, strides, "SAME")]
     pads = [
@@ -237,7 +238,8 @@ def _kernel_gradient(
         pads,
         rhs_dilation=strides,
         dimension_numbers=("CDHWN", "IDHWO", "DHWNC"),
-        **options,
+        precision=precision,
+        preferred_element_type=kernel.dtype,
     )
 
 

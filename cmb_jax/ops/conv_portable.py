@@ -50,7 +50,8 @@ def _one_volume(x: jax.Array, kernel: jax.Array) -> jax.Array:
         source = lax.dynamic_slice_in_dim(padded, first, planes + 2 * margin)
         return lax.dynamic_update_slice_in_dim(out, _planes(source, kernel), first, 0)
 
-    return lax.fori_loop(0, slabs, slab, jnp.zeros((depth, height, width, kernel.shape[-1]), x.dtype))
+    start = _zeros((depth, height, width, kernel.shape[-1]), x, kernel)
+    return lax.fori_loop(0, slabs, slab, start)
 
 
 def _planes(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -112,9 +113,19 @@ def _gradient_by_slabs(x: jax.Array, g: jax.Array, edges: Triple) -> jax.Array:
         )
         return total + product, None
 
-    start = jnp.zeros((kx * inputs, kz * ky * outputs), x.dtype)
+    start = _zeros((kx * inputs, kz * ky * outputs), x, g)
     total, _ = lax.scan(slab, start, jnp.arange(0, depth, planes))
     return total.reshape(kx, inputs, kz, ky, outputs).transpose(2, 3, 0, 1, 4)
+
+
+def _zeros(shape: tuple[int, ...], *operands: jax.Array) -> jax.Array:
+    """Zeros of the operands' type that vary over every mesh axis over which an operand varies.
+
+    Inside `jax.shard_map` the carry of a loop must vary as the loop's results do.
+    """
+    axes = frozenset().union(*(jax.typeof(operand).manual_axis_type.varying for operand in operands))
+    zeros = jnp.zeros(shape, operands[0].dtype)
+    return lax.pcast(zeros, tuple(axes), to="varying") if axes else zeros
 
 
 def _pad(x: jax.Array, margins: Triple) -> jax.Array:

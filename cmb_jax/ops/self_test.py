@@ -151,7 +151,7 @@ def _errors(
     )
     g = rng.standard_normal(value.shape, np.float32)
     got = [np.asarray(array, np.float64) for array in (value, *pull(jnp.asarray(g)))]
-    rounded = _rounded if products == "bfloat16" else np.float64
+    rounded = _rounded if products == "bfloat16" else _as_float64
     gated = np.where(got[0] > 0, g, 0) if relu else g
     want_x, want_kernel = np.zeros(_padded(rounded(x), edges, strides).shape), np.zeros(kernel.shape)
     padded, want = _padded(rounded(x), edges, strides), np.zeros(value.shape) + bias
@@ -170,6 +170,10 @@ def _errors(
         max(_relative(got[2], want_kernel), _relative(got[3], want_bias)),
     ]
     return np.array([error if np.isfinite(error) else np.inf for error in found])
+
+
+def _as_float64(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float64)
 
 
 def _rounded(x: np.ndarray) -> np.ndarray:

@@ -8,8 +8,10 @@ import math
 import jax
 import jax.numpy as jnp
 
+from cmb_jax.phantom.geometry import Grid
 from cmb_jax.phantom.motion import draw_motion, move_lines
 from cmb_jax.phantom.protocols import GAMMA_BAR_MHZ_PER_T
+from cmb_jax.phantom.scanner import Receive, Scanner, draw_receive, k_space_window
 
 
 def echo_signal(
@@ -51,8 +53,9 @@ def cropped_spectrum(image: jax.Array, matrix: tuple[int, int, int]) -> jax.Arra
 def crop_k_space(image: jax.Array, matrix: tuple[int, int, int]) -> jax.Array:
     """Complex image (X, Y, Z) -> `matrix` over the same field of view; voxel 0 keeps its place.
 
-    The high frequencies are cut off where the matrix is coarser (intravoxel dephasing and Gibbs ringing
-    follow) and filled with zeros where it is finer. Values keep their scale.
+    The high frequencies are cut off where the matrix is coarser (dephasing between the image's voxels and
+    Gibbs ringing follow; within them `phantom.dephasing` sees to it) and filled with zeros where it is finer.
+    Values keep their scale.
     """
     return jnp.fft.ifftn(cropped_spectrum(image, matrix))
 
@@ -64,21 +67,6 @@ def without_ringing(image: jax.Array) -> jax.Array:
     return image
 
 
-def receive_profile(key: jax.Array, shape: tuple[int, ...], phase_sign: int | jax.Array) -> jax.Array:
-    """Smooth coil sensitivity with its phase, complex64 (X, Y, Z); mean magnitude about 1."""
-    k_size, k_phase = jax.random.split(key)
-    axes = [jnp.linspace(-1.0, 1.0, n, dtype=jnp.float32) for n in shape]
-    x, y, z = axes[0][:, None, None], axes[1][:, None], axes[2]
-    terms = (x, y, z, x * x, y * y, z * z, x * y, x * z, y * z)
-    size = jax.random.normal(k_size, (9,)) * jnp.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05])
-    size = size + jnp.array([0, 0, 0, 0.15, 0.15, 0.0, 0, 0, 0])  # array coils: brighter near the skull
-    phase = jax.random.normal(k_phase, (10,)) * jnp.array([0.8, 0.8, 0.8, 0.6, 0.6, 0.6, 0.3, 0.3, 0.3, 2.0])
-    log_size = sum(s * t for s, t in zip(size, terms, strict=True))
-    angle = sum((p * t for p, t in zip(phase[:9], terms, strict=True)), phase[9])
-    gain = jnp.exp(log_size)
-    return jax.lax.complex(gain * jnp.cos(angle), phase_sign * gain * jnp.sin(angle))
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Acquired:
@@ -86,34 +74,57 @@ class Acquired:
 
     magnitude: jax.Array
     phase: jax.Array  # radians, wrapped, as stored
-    sigma: jax.Array  # () standard deviation of the noise, a channel
+    sigma: jax.Array  # () standard deviation of the noise, a channel, mean over the brain
+    noise: jax.Array  # (X, Y, Z) its standard deviation in each voxel
     ghost: jax.Array  # how much darker motion makes a voxel, over the brain's mean signal
     ringing: jax.Array  # how much darker the sharp end of k-space makes it, likewise
 
 
+def combine_coils(
+    image: jax.Array, noise: jax.Array, receive: Receive, sigma: jax.Array, scanner: Scanner
+) -> tuple[jax.Array, jax.Array]:
+    """Magnitude and phase in radians of a scan by all coils, see `phantom.scanner`.
+
+    image: complex (X, Y, Z) of an ideal coil. noise: complex, standard deviation 1 a channel.
+    sigma: (X, Y, Z) standard deviation of the noise in the combined image.
+    """
+    image = receive.gain * image
+    disturbed = sigma * noise
+    matched = jnp.abs(image + disturbed)
+    # chi-square of the other coils (Wilson and Hilferty 1931); its normal is noise from far away
+    free = jnp.maximum(2.0 * (scanner.coils - 1.0), 1e-3)
+    far = jnp.roll(noise.real, tuple(n // 2 for n in noise.shape), (0, 1, 2))
+    others = free * jnp.maximum(1.0 - 2.0 / (9.0 * free) + jnp.sqrt(2.0 / (9.0 * free)) * far, 0.0) ** 3
+    others = jnp.where((scanner.sum_of_squares > 0) & (scanner.coils > 1), others, 0.0)
+    magnitude = jnp.sqrt(matched**2 + sigma**2 * others)
+    strength = jnp.abs(receive.phase)  # of the image's signal in what the phase is taken from
+    return magnitude, jnp.angle(receive.phase * (strength * image + disturbed))
+
+
 def acquire(
-    signal: jax.Array,
-    r2_star: jax.Array,
-    field_ppm: jax.Array,
+    echo: jax.Array,
     brain: jax.Array,
-    te_ms: jax.Array,
-    b0_t: jax.Array,
     snr: jax.Array,
     motion_mm: jax.Array,
     phase_sign: jax.Array,
+    scanner: Scanner,
     key: jax.Array,
     *,
     matrix: tuple[int, int, int],
     field_of_view_mm: tuple[float, float, float],
     discarded: int,
+    away_mm: jax.Array | float = 0.0,
 ) -> Acquired:
-    """Signal at the echo to a scan: k-space, motion, coil, noise.
+    """Signal at the echo, complex (x, y, z) on the simulation grid, to a scan by all coils.
 
-    `brain` (X, Y, Z of the result) marks where the mean signal over the noise is `snr`. `discarded` slices
-    are dropped at either end. motion_mm (): root mean square displacement. phase_sign (): +1 or -1.
+    `brain` (X, Y, Z of the result) marks where the mean signal over the mean noise is `snr`. `discarded`
+    slices are dropped at either end. motion_mm (): root mean square displacement. phase_sign (): +1 or -1.
+    away_mm (3,): middle of the image from that of the head, which the coils surround.
     """
-    k_profile, k_noise, k_motion = jax.random.split(key, 3)
-    spectrum = cropped_spectrum(echo_signal(signal, r2_star, field_ppm, te_ms, b0_t), matrix)
+    k_receive, k_noise, k_motion = jax.random.split(key, 3)
+    spectrum = cropped_spectrum(echo, matrix)
+    window = k_space_window(scanner, matrix)
+    spectrum = spectrum * window
     path = draw_motion(k_motion, matrix[0], motion_mm)
     kept = slice(discarded, matrix[2] - discarded)
     still = jnp.fft.ifftn(spectrum)
@@ -121,11 +132,23 @@ def acquire(
     ringing = (jnp.abs(without_ringing(still)) - jnp.abs(still))[:, :, kept]
     ghost = jnp.abs(still[:, :, kept]) - jnp.abs(image)
 
-    image = jax.lax.complex(image.real, phase_sign * image.imag)
-    image = image * receive_profile(k_profile, image.shape, phase_sign)
-    mean = jnp.sum(jnp.abs(image) * brain) / jnp.maximum(jnp.sum(brain), 1)
-    level = jnp.maximum(mean, 1e-6)
-    sigma = mean / snr
-    noise = jax.random.normal(k_noise, (2, *image.shape)) * sigma
-    image = image + jax.lax.complex(noise[0], noise[1])
-    return Acquired(jnp.abs(image), jnp.angle(image), sigma, ghost / level, ringing / level)
+    receive = draw_receive(k_receive, scanner, Grid.over(field_of_view_mm, matrix), away_mm)
+    receive = jax.tree.map(lambda part: part[:, :, kept], receive)
+    level = jnp.maximum(_mean(jnp.abs(image), brain), 1e-6)
+    sigma = _mean(receive.gain * jnp.abs(image), brain) / snr
+    local = receive.noise * (sigma / _mean(receive.noise, brain))
+    noise = windowed_noise(k_noise, window)[:, :, kept]
+    magnitude, phase = combine_coils(image, noise, receive, local, scanner)
+    wrapped = jnp.where(phase_sign < 0, -phase, phase)
+    return Acquired(magnitude, wrapped, sigma, local, ghost / level, ringing / level)
+
+
+def windowed_noise(key: jax.Array, window: jax.Array) -> jax.Array:
+    """Complex noise (X, Y, Z) of a k-space measured under `window`; standard deviation 1 a channel."""
+    drawn = jax.random.normal(key, (2, *window.shape))
+    size = window * (window.size / jnp.sqrt(jnp.sum(window**2)))
+    return jnp.fft.ifftn(jax.lax.complex(drawn[0], drawn[1]) * size)
+
+
+def _mean(image: jax.Array, brain: jax.Array) -> jax.Array:
+    return jnp.sum(image * brain) / jnp.maximum(jnp.sum(brain), 1)

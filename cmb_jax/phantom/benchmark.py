@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Literal
 
 from cmb_jax.errors import UserError
-from cmb_jax.phantom.tiers import TIERS
 from cmb_jax.phantom.tree import CohortMember
 from cmb_jax.phantom.types import SubjectSettings
+from cmb_jax.phantom.version import VERSION
 
-VERSION = 1  # raise when a seed would give another subject: figures of two versions do not compare
 Split = Literal["train", "validation", "test"]
 SIZES: Mapping[str, int | None] = {"train": None, "validation": 40, "test": 60}  # train has no end
 PROTOCOL_NAMES = ("iso05", "iso08", "sabre", "rss", "thick3", "swi7t")
 ANATOMIES = ("mni2009c", "colin27", "pycortex-s1")
 _FIRST_SEED = {"train": 1_000_000, "validation": 2_000_000, "test": 3_000_000}
-_TIER_OFFSET = {"easy": 0, "hard": 500_000}
+TIER_OFFSET = {"easy": 0, "hard": 500_000}  # the tiers that have splits
 TRAIN_LIMIT = 500_000
 _CHECKSUMS = Path(__file__).resolve().parent / "checksums"
 
@@ -35,8 +34,8 @@ class BenchmarkSplit:
     def __post_init__(self) -> None:
         if self.split not in SIZES:
             raise UserError(f"unknown split {self.split!r}; choose one of: {', '.join(SIZES)}")
-        if self.tier not in TIERS:
-            raise UserError(f"unknown tier {self.tier!r}; choose one of: {', '.join(TIERS)}")
+        if self.tier not in TIER_OFFSET:
+            raise UserError(f"unknown tier {self.tier!r}; choose one of: {', '.join(TIER_OFFSET)}")
 
     @property
     def title(self) -> str:
@@ -61,7 +60,7 @@ class BenchmarkSplit:
             count = size
         if not 1 <= count <= (size or TRAIN_LIMIT):
             raise UserError(f"{count} subjects; the {self.split} split has 1 to {size or TRAIN_LIMIT}")
-        first = _FIRST_SEED[self.split] + _TIER_OFFSET[self.tier]
+        first = _FIRST_SEED[self.split] + TIER_OFFSET[self.tier]
         names = PROTOCOL_NAMES
         return [
             CohortMember(

@@ -16,6 +16,7 @@ from cmb_jax.phantom.protocols import GAMMA_BAR_MHZ_PER_T
 MAX_APPARENT_MM = 10.0
 MAX_CHI_PPM = 2.5
 PHI0_RAD = 1.5  # a voxel's phase counts as seen from here on
+SHARP_MM = 1.8  # what blooms to more than this across has its border where the phase gets steep
 
 
 @jax.tree_util.register_dataclass
@@ -43,17 +44,34 @@ def phase_per_ppm(te_ms: jax.Array, b0_t: jax.Array) -> jax.Array:
 
 
 def blooming(te_ms: jax.Array, b0_t: jax.Array, chi_ppm: jax.Array) -> jax.Array:
-    """Apparent over true radius of a ball: max(1, (2 pi gammabar B0 TE dchi / (3 phi0))^(1/3)).
+    """Apparent over true radius of a small ball: max(1, (2 pi gammabar B0 TE dchi / (3 phi0))^(1/3)).
 
     Where the dipole's phase on the axis, (2/3) 2 pi gammabar B0 TE dchi (a / r)^3, falls to 2 phi0.
     """
     return jnp.maximum(1.0, (phase_per_ppm(te_ms, b0_t) * jnp.abs(chi_ppm) / (3.0 * PHI0_RAD)) ** (1.0 / 3.0))
 
 
+def seen_mm(true_mm: jax.Array, te_ms: jax.Array, b0_t: jax.Array, chi_ppm: jax.Array) -> jax.Array:
+    """Apparent diameters of balls of true diameters in mm: full width of the void at half its depth.
+
+    That of a small ball is its own times `blooming`. One that would then be d mm across, more than
+    `SHARP_MM`, ends where the spins of a voxel point apart: where its phase, chi a^3 / r^3, changes by a
+    fixed amount per millimeter, chi a^3 / r^4. It is (SHARP_MM d^3)^(1/4) across. At most `MAX_APPARENT_MM`
+    unless the body itself is larger.
+    """
+    bloomed = true_mm * blooming(te_ms, b0_t, chi_ppm)
+    steep = (SHARP_MM * bloomed**3) ** 0.25
+    return jnp.maximum(true_mm, jnp.minimum(jnp.minimum(bloomed, steep), MAX_APPARENT_MM))
+
+
+def bloomed_mm(apparent_mm: jax.Array | float) -> jax.Array:
+    """True diameter times `blooming` of what is to look `apparent_mm` across: the inverse of `seen_mm`."""
+    return jnp.maximum(apparent_mm, (apparent_mm**4 / SHARP_MM) ** (1 / 3))
+
+
 def apparent_diameters(bodies: Bodies, te_ms: jax.Array, b0_t: jax.Array) -> jax.Array:
-    """(N,) mm: with blooming, at most `MAX_APPARENT_MM` unless the body itself is larger."""
-    true = 2 * bodies.mean_radius_mm
-    return jnp.maximum(true, jnp.minimum(true * blooming(te_ms, b0_t, bodies.chi_ppm), MAX_APPARENT_MM))
+    """(N,) mm: `seen_mm` of the balls of the bodies' volumes."""
+    return seen_mm(2 * bodies.mean_radius_mm, te_ms, b0_t, bodies.chi_ppm)
 
 
 def log_normal(key: jax.Array, shape: tuple[int, ...], median: float, sigma: float, low, high) -> jax.Array:

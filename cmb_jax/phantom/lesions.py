@@ -15,11 +15,13 @@ from cmb_jax.phantom.bodies import (
     PHI0_RAD,
     Bodies,
     apparent_diameters,
+    bloomed_mm,
     blooming,
     ellipsoids,
     log_normal,
     phase_per_ppm,
     region_codes,
+    seen_mm,
 )
 from cmb_jax.phantom.geometry import Grid
 from cmb_jax.phantom.packed import PackedAnatomy
@@ -119,10 +121,11 @@ def _make_visible(
 
     Susceptibility first, up to 2.5 ppm; then the radius.
     """
-    needed = (floor_mm / 2 / radius) ** 3 * 3 * PHI0_RAD / phase_per_ppm(te_ms, b0_t)
-    chi = jnp.where(radius < floor_mm / 2, jnp.clip(needed, chi, jnp.maximum(chi, MAX_CHI_PPM)), chi)
-    radius = jnp.maximum(radius, floor_mm / 2 / blooming(te_ms, b0_t, chi))
-    return jnp.minimum(radius, MAX_APPARENT_MM / 2 / blooming(te_ms, b0_t, chi)), chi
+    floor, most = bloomed_mm(floor_mm) / 2, bloomed_mm(MAX_APPARENT_MM) / 2
+    needed = (floor / radius) ** 3 * 3 * PHI0_RAD / phase_per_ppm(te_ms, b0_t)
+    chi = jnp.where(radius < floor, jnp.clip(needed, chi, jnp.maximum(chi, MAX_CHI_PPM)), chi)
+    radius = jnp.maximum(radius, floor / blooming(te_ms, b0_t, chi))
+    return jnp.minimum(radius, most / blooming(te_ms, b0_t, chi)), chi
 
 
 @jax.tree_util.register_dataclass
@@ -190,7 +193,7 @@ def draw_microbleeds(
     usable = _in_tissue(anatomy, pose, lattice, points, atrophy) & there[zone]
 
     radius, chi = _sizes(keys[6], te_ms, b0_t, draw, tier)
-    reach = jnp.maximum(radius, jnp.minimum(radius * blooming(te_ms, b0_t, chi), MAX_APPARENT_MM / 2))
+    reach = seen_mm(2 * radius, te_ms, b0_t, chi) / 2
     clustered = jax.random.uniform(keys[7], (_CANDIDATES,)) < _CLUSTERED
     gap = jnp.where(clustered | (draw.gap_mm < 0), draw.gap_mm, jnp.maximum(draw.gap_mm, 3.0))
     other_reach = jnp.where(others.valid, apparent_diameters(others, te_ms, b0_t) / 2, -1e6)

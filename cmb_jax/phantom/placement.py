@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from cmb_jax.errors import UserError
-from cmb_jax.phantom.bodies import MAX_APPARENT_MM, MAX_CHI_PPM, blooming
+from cmb_jax.phantom.bodies import MAX_CHI_PPM, seen_mm
 from cmb_jax.phantom.implant import Implants
 from cmb_jax.phantom.types import CALCIFICATIONS, CMB_KIND, MimicKind
 
@@ -45,10 +45,9 @@ class Lesions:
     def apparent_mm(self, te_ms: float, b0_t: float) -> np.ndarray:
         """(N,) diameters with blooming at an echo time, as in the phantom's truth; veins do not bloom."""
         true = 2 * self.radius_mm
-        bloomed = true * np.asarray(
-            blooming(jnp.float32(te_ms), jnp.float32(b0_t), jnp.asarray(self.chi_ppm))
+        bloomed = np.asarray(
+            seen_mm(jnp.asarray(true), jnp.float32(te_ms), jnp.float32(b0_t), jnp.asarray(self.chi_ppm))
         )
-        bloomed = np.maximum(true, np.minimum(bloomed, MAX_APPARENT_MM))
         return np.where(self.length_mm > 0, true, bloomed)
 
     def groups(self) -> list[np.ndarray]:

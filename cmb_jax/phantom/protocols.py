@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from cmb_jax.errors import UserError
+from cmb_jax.phantom.scanner import ScannerRanges
 
 GAMMA_BAR_MHZ_PER_T = 42.577  # proton
 MAX_TILT_DEG = 45.0
@@ -30,6 +31,7 @@ class Protocol:
     phase_storage: Literal["radians", "pm4096", "0-4095"]
     phase_sign: int  # +1: paramagnetic tissue is stored with positive phase
     tilt_deg: tuple[float, float]  # of the slices about the left-right axis, against the main field
+    scanner: ScannerRanges  # contrast, coils, sampling, vendor's SWI: units are said there
 
     @property
     def matrix(self) -> tuple[int, int, int]:
@@ -39,8 +41,16 @@ class Protocol:
 
 
 _FIELD_OF_VIEW_MM = (192.0, 240.0, 162.0)
+_WIDE = ScannerRanges(
+    tr_ms=(20.0, 1500.0),
+    flip_deg=(5.0, 60.0),
+    sum_of_squares=0.5,
+    in_plane=(0.5, 1.0),
+    along_slices=(0.4, 1.0),
+)
 
 # Spacings are those of the sites named; echo times, field strengths and storage are typical of such scans.
+# TR, flip angle and, without phase, echo time are drawn widely around what is typical.
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
@@ -57,6 +67,7 @@ PROTOCOLS: dict[str, Protocol] = {
             phase_storage="radians",
             phase_sign=1,
             tilt_deg=(0.0, 0.0),
+            scanner=ScannerRanges(tr_ms=(25.0, 40.0)),
         ),
         Protocol(
             name="iso08",
@@ -71,6 +82,7 @@ PROTOCOLS: dict[str, Protocol] = {
             phase_storage="pm4096",
             phase_sign=-1,
             tilt_deg=(0.0, 20.0),
+            scanner=ScannerRanges(tr_ms=(35.0, 60.0), in_plane=(0.85, 1.0)),
         ),
         Protocol(
             name="sabre",
@@ -78,13 +90,14 @@ PROTOCOLS: dict[str, Protocol] = {
             spacing_mm=(0.45, 0.45, 4.0),
             field_of_view_mm=(194.4, 243.0, 168.0),
             discarded_slices=1,
-            te_ms=(18.0, 24.0),
+            te_ms=(14.0, 30.0),
             b0_t=(3.0,),
             snr=(20.0, 50.0),
             phase="none",
             phase_storage="radians",
             phase_sign=1,
             tilt_deg=(0.0, 20.0),
+            scanner=ScannerRanges(tr_ms=(35.0, 1500.0), flip_deg=(10.0, 50.0), acceleration=(1.0, 2.0)),
         ),
         Protocol(
             name="rss",
@@ -92,13 +105,14 @@ PROTOCOLS: dict[str, Protocol] = {
             spacing_mm=(0.49, 0.49, 0.8),
             field_of_view_mm=(196.0, 245.0, 160.0),
             discarded_slices=4,
-            te_ms=(28.0, 34.0),
+            te_ms=(20.0, 40.0),
             b0_t=(1.5,),
             snr=(10.0, 20.0),
             phase="none",
             phase_storage="radians",
             phase_sign=1,
             tilt_deg=(0.0, 5.0),
+            scanner=ScannerRanges(tr_ms=(30.0, 80.0), flip_deg=(8.0, 25.0), in_plane=(0.6, 1.0)),
         ),
         Protocol(
             name="thick3",
@@ -113,6 +127,7 @@ PROTOCOLS: dict[str, Protocol] = {
             phase_storage="0-4095",
             phase_sign=1,
             tilt_deg=(0.0, 15.0),
+            scanner=ScannerRanges(tr_ms=(40.0, 1000.0), flip_deg=(10.0, 35.0), in_plane=(0.85, 1.0)),
         ),
         Protocol(
             name="swi7t",
@@ -127,6 +142,39 @@ PROTOCOLS: dict[str, Protocol] = {
             phase_storage="radians",
             phase_sign=-1,
             tilt_deg=(0.0, 10.0),
+            scanner=ScannerRanges(tr_ms=(20.0, 35.0), flip_deg=(8.0, 15.0), unmatched_phase=0.4),
+        ),
+        # Two grids that hold magnitudes of every thickness from 1 to 5 mm: slices are acquired thicker than
+        # they are stored. Each further grid would be a compiled program of a minute or two.
+        Protocol(
+            name="wide1",
+            about="T2*-, T1- or density-weighted magnitude, 0.7 x 0.7 x 1 mm; training only",
+            spacing_mm=(0.7, 0.7, 1.0),
+            field_of_view_mm=(196.0, 245.0, 160.0),
+            discarded_slices=3,
+            te_ms=(8.0, 42.0),
+            b0_t=(1.5, 3.0, 3.0, 7.0),
+            snr=(8.0, 50.0),
+            phase="none",
+            phase_storage="radians",
+            phase_sign=1,
+            tilt_deg=(0.0, 25.0),
+            scanner=_WIDE,
+        ),
+        Protocol(
+            name="wide3",
+            about="T2*-, T1- or density-weighted magnitude, 0.5 x 0.5 x 3 mm; training only",
+            spacing_mm=(0.5, 0.5, 3.0),
+            field_of_view_mm=_FIELD_OF_VIEW_MM,
+            discarded_slices=1,
+            te_ms=(8.0, 42.0),
+            b0_t=(1.5, 3.0, 3.0, 7.0),
+            snr=(8.0, 50.0),
+            phase="none",
+            phase_storage="radians",
+            phase_sign=1,
+            tilt_deg=(0.0, 25.0),
+            scanner=dataclasses.replace(_WIDE, along_slices=(0.6, 1.0)),
         ),
         Protocol(
             name="gre5",
@@ -141,6 +189,7 @@ PROTOCOLS: dict[str, Protocol] = {
             phase_storage="radians",
             phase_sign=1,
             tilt_deg=(0.0, 20.0),
+            scanner=ScannerRanges(tr_ms=(500.0, 900.0), flip_deg=(15.0, 25.0)),
         ),
     )
 }
@@ -159,6 +208,8 @@ def check_protocol(protocol: Protocol) -> None:
     check_range(f"{name}: te_ms", protocol.te_ms, 1.0, 100.0, "ms")
     check_range(f"{name}: snr", protocol.snr, 1.0, 1e4)
     check_range(f"{name}: tilt_deg", protocol.tilt_deg, -MAX_TILT_DEG, MAX_TILT_DEG, "degrees")
+    check_range(f"{name}: tr_ms", protocol.scanner.tr_ms, 10.0, 5000.0, "ms")
+    check_range(f"{name}: flip_deg", protocol.scanner.flip_deg, 1.0, 90.0, "degrees")
     if not protocol.b0_t or not all(0.1 <= b <= 14 for b in protocol.b0_t):
         raise UserError(f"{name}: b0_t is {protocol.b0_t}; allowed: 0.1 to 14 T")
     if protocol.phase_sign not in (-1, 1):

@@ -1,4 +1,4 @@
-"""Vessels, microbleeds and mimics laid into the tissue that they displace."""
+"""Vessels laid into the tissue that they displace, and the field of a head or a part of one."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from cmb_jax.phantom.bodies import Bodies
+from cmb_jax.phantom.contrast import BRAIN_SIGNAL, Blood
 from cmb_jax.phantom.field import convolve_dipole, smooth_size
 from cmb_jax.phantom.geometry import Grid
 from cmb_jax.phantom.posing import TissueMaps
-from cmb_jax.phantom.stamps import draw_balls, draw_tubes, stamp_half_width
-from cmb_jax.phantom.tissue import BLOOD_R2_STAR, CHI_AIR
+from cmb_jax.phantom.stamps import draw_tubes, stamp_half_width
+from cmb_jax.phantom.tissue import CHI_AIR
 from cmb_jax.phantom.vessels import MAX_RADIUS_MM, MAX_THIN_MM
 from cmb_jax.phantom.walks import Vessels
 
 PADDING = 1.2  # of the field's grid: what wraps round is smooth and far away
-_MAX_BODY_MM = 4.5  # largest radius of a lesion's axis that a stamp holds
 _CHUNK = 8192  # points of a vessel drawn at a time, so that their stamps stay in the cache
 
 
@@ -41,47 +40,33 @@ def _draw_vessels(
     return jax.lax.scan(add, volume, parts)[0]
 
 
-def add_bodies(
+def add_vessels(
     maps: TissueMaps,
     vessels: tuple[Vessels, Vessels],
-    iron: Bodies,
-    lime: Bodies,
-    chi_blood: jax.Array,
-    b0_t: jax.Array,
+    venous: Blood,
     widest: float,
     *,
     grid: Grid,
 ) -> TissueMaps:
-    """Tissue with what lies in it.
+    """Tissue with the vessels that lie in it.
 
-    vessels: thin and others; iron: microbleeds and the spaces of cavernomas; lime: calcifications;
-    widest: largest factor on the vessels' radii.
+    vessels: thin and others; venous: the blood of veins; widest: largest factor on the vessels' radii.
     """
     empty = jnp.zeros(grid.shape, jnp.float32)
-    blood, flowing = maps.sinus * chi_blood, empty
+    blood, flowing = maps.sinus * venous.chi_ppm, empty
     for group, radius in zip(vessels, (MAX_THIN_MM, MAX_RADIUS_MM), strict=True):
-        venous = jnp.where(group.valid, group.chi_ppm, 0.0)
-        blood = _draw_vessels(blood, grid, group, venous, radius * widest)
+        amount = jnp.where(group.valid, group.chi_ppm, 0.0)
+        blood = _draw_vessels(blood, grid, group, amount, radius * widest)
     arterial = vessels[1]
     present = jnp.where(arterial.valid & (arterial.chi_ppm == 0), 1.0, 0.0)
     flowing = _draw_vessels(flowing, grid, arterial, present, MAX_RADIUS_MM * widest)
     artery_signal = jnp.max(jnp.where(present > 0, arterial.signal, 0.0))
-    filled = jnp.clip(blood / chi_blood, 0.0, 1.0)
+    filled = jnp.clip(blood / venous.chi_ppm, 0.0, 1.0)
 
-    ball = stamp_half_width(_MAX_BODY_MM, grid.spacing_mm)
-
-    def balls(bodies: Bodies, amplitude: jax.Array) -> jax.Array:
-        amplitude = jnp.where(bodies.valid, amplitude, 0.0)
-        return draw_balls(empty, grid, bodies.centre_mm, bodies.radii_mm, amplitude, ball)
-
-    stain, decay = balls(iron, iron.chi_ppm), balls(iron, iron.r2_star)
-    chalk = balls(lime, -lime.chi_ppm)
-    stone = balls(lime, jnp.ones_like(lime.chi_ppm))
-    field = b0_t / 3.0
-    chi = maps.chi_ppm * (1 - filled) + blood + stain - chalk
-    r2_star = maps.r2_star * (1 - filled) + (filled * BLOOD_R2_STAR + decay) * field + 150.0 * stone
-    signal = maps.signal * (1 - 0.75 * stone) * (1 - filled) + 0.75 * filled
-    signal = signal * (1 - flowing) + 0.75 * artery_signal * flowing
+    chi = maps.chi_ppm * (1 - filled) + blood
+    r2_star = maps.r2_star * (1 - filled) + filled * venous.r2_star
+    signal = maps.signal * (1 - filled) + venous.signal * filled
+    signal = signal * (1 - flowing) + BRAIN_SIGNAL * artery_signal * flowing
     return dataclasses.replace(maps, chi_ppm=chi, r2_star=r2_star, signal=signal)
 
 

@@ -18,6 +18,14 @@ from jax.sharding import PartitionSpec as P
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.phantom.acquisition import acquire
 from cmb_jax.phantom.bodies import Bodies, apparent_diameters
+from cmb_jax.phantom.contrast import draw_blood
+from cmb_jax.phantom.dephasing import (
+    Inclusions,
+    add_smooth_balls,
+    dephase_about_bodies,
+    dephased_echo,
+    reaches,
+)
 from cmb_jax.phantom.geometry import Grid, lattice_for, simulation_grid
 from cmb_jax.phantom.labels import artefact_labels, focal_labels, instance_labels, vessel_labels
 from cmb_jax.phantom.lesions import DIAMETERS_MM, LesionDraw, draw_microbleeds
@@ -27,12 +35,13 @@ from cmb_jax.phantom.planning import PLANNING_SPACING_MM, head_maps
 from cmb_jax.phantom.pose import random_pose
 from cmb_jax.phantom.posing import label_maps, tissue_maps
 from cmb_jax.phantom.protocols import Protocol
-from cmb_jax.phantom.render import add_bodies, head_field, part_field
+from cmb_jax.phantom.render import add_vessels, head_field, part_field
+from cmb_jax.phantom.scanner import Scanner, ScannerRanges, draw_scanner
 from cmb_jax.phantom.tiers import TIERS, Tier
-from cmb_jax.phantom.tissue import draw_tissue, head_volume
+from cmb_jax.phantom.tissue import draw_age, draw_tissue, head_volume
 from cmb_jax.phantom.types import MimicKind, SubjectSettings
 from cmb_jax.phantom.vessels import draw_vessels
-from cmb_jax.phantom.visibility import MIN_SURROUNDINGS, Visibility, visibility
+from cmb_jax.phantom.visibility import Visibility, is_seen, visibility
 from cmb_jax.swi import susceptibility_weighted
 
 ALONG_SLICES = 1.25  # voxel of the simulation along the slices over its in-plane edge
@@ -96,6 +105,7 @@ class Ranges:
     snr: jax.Array  # (2,)
     tilt_deg: jax.Array  # (2,)
     phase_sign: jax.Array  # () +1 or -1
+    scanner: ScannerRanges
     lesions: LesionDraw
     tier: Tier
 
@@ -110,6 +120,7 @@ class Ranges:
             snr=jnp.asarray(protocol.snr, jnp.float32),
             tilt_deg=jnp.asarray(protocol.tilt_deg, jnp.float32),
             phase_sign=jnp.float32(protocol.phase_sign),
+            scanner=jax.tree.map(jnp.float32, protocol.scanner),
             lesions=LesionDraw(
                 mean_cmbs=jnp.float32(settings.mean_cmbs or 0.0),
                 patient_like=jnp.asarray(settings.mean_cmbs is None),
@@ -131,6 +142,7 @@ class Scan:
     snr: jax.Array
     motion_mm: jax.Array
     phase_sign: jax.Array
+    scanner: Scanner
     b0_direction: jax.Array  # (3,) unit vector in array axes
 
 
@@ -150,6 +162,7 @@ class Sample:
     bleed_mm: jax.Array  # (N,) apparent diameters
     bleed_seen: Visibility
     counts: jax.Array  # (N,) bool: the microbleed is a truth
+    ignored: jax.Array  # (N,) bool: it reaches into the image, but no reader would see it for sure
     focal: Bodies  # calcifications and cavernoma
     focal_mm: jax.Array
     focal_seen: Visibility
@@ -157,7 +170,7 @@ class Sample:
 
 
 def _draw_scan(key: jax.Array, ranges: Ranges) -> Scan:
-    keys = jax.random.split(key, 6)
+    keys = jax.random.split(key, 7)
 
     def between(k: jax.Array, limits: jax.Array) -> jax.Array:
         return limits[0] + (limits[1] - limits[0]) * jax.random.uniform(k)
@@ -165,12 +178,14 @@ def _draw_scan(key: jax.Array, ranges: Ranges) -> Scan:
     tilt = jnp.deg2rad(between(keys[3], ranges.tilt_deg))
     roll = tilt * jax.random.uniform(keys[4], minval=-0.3, maxval=0.3)
     direction = jnp.stack([jnp.sin(roll), jnp.sin(tilt) * jnp.cos(roll), jnp.cos(tilt) * jnp.cos(roll)])
+    te_ms = between(keys[0], ranges.te_ms)
     return Scan(
-        te_ms=between(keys[0], ranges.te_ms),
+        te_ms=te_ms,
         b0_t=jax.random.choice(keys[1], ranges.b0_t),
         snr=between(keys[2], ranges.snr) * ranges.tier.snr,
         motion_mm=ranges.tier.motion_mm * jax.random.uniform(keys[5]) ** 2,
         phase_sign=ranges.phase_sign,
+        scanner=draw_scanner(keys[6], ranges.scanner, te_ms),
         b0_direction=direction,
     )
 
@@ -188,15 +203,24 @@ def sample_at(
     k_scan, k_pose, k_blood, k_vessels, k_focal, k_bleeds, k_tissue, k_noise = jax.random.split(key, 8)
     tier, lattice, planning, grid = ranges.tier, plan.lattice, plan.planning, plan.acquired
     scan = _draw_scan(k_scan, ranges)
-    k_pose, k_atrophy = jax.random.split(k_pose)
-    atrophy = tier.atrophy * jax.random.uniform(k_atrophy)
+    k_pose, k_age = jax.random.split(k_pose)
+    age, atrophy = draw_age(k_age, tier)
     pose = random_pose(k_pose, anatomy, atrophy, middle_mm, lattice=lattice)
     head = head_maps(anatomy, pose, atrophy, lattice=lattice, grid=planning)
-    values = draw_tissue(k_tissue, anatomy, scan.b0_t, atrophy, tier)
+    scanner = scan.scanner
+    values = draw_tissue(k_tissue, anatomy, scan.b0_t, scanner.tr_ms, scanner.flip_deg, age, atrophy, tier)
 
-    chi_blood = jax.random.uniform(k_blood, (), minval=0.15, maxval=0.4)
+    blood = draw_blood(k_blood, scan.b0_t, values.contrast.blood)
     vessels = draw_vessels(
-        k_vessels, anatomy, pose, head, chi_blood, values.artery_signal, tier, lattice=lattice, grid=planning
+        k_vessels,
+        anatomy,
+        pose,
+        head,
+        blood.chi_ppm,
+        values.artery_signal,
+        tier,
+        lattice=lattice,
+        grid=planning,
     )
     k_lime, k_cavernoma = jax.random.split(k_focal)
     lime = draw_calcifications(k_lime, anatomy, pose, head, tier, lattice=lattice, grid=planning)
@@ -209,56 +233,67 @@ def sample_at(
 
     volume = head_volume(anatomy, values)
     maps = tissue_maps(anatomy, volume, pose, lattice=lattice, grid=plan.simulation)
-    iron = join(bleeds, spaces)
-    maps = add_bodies(maps, vessels, iron, lime, chi_blood, scan.b0_t, WIDEST, grid=plan.simulation)
+    inclusions = join(
+        Inclusions.of(join(bleeds, spaces), scan.b0_t / 3.0, 0.0), Inclusions.of(lime, 1.0, 0.75)
+    )
+    reach_mm = reaches(inclusions, scan.te_ms, scan.b0_t, plan.simulation)
+    maps = add_vessels(maps, vessels, blood, WIDEST, grid=plan.simulation)
+    chi = add_smooth_balls(maps.chi_ppm, inclusions, reach_mm, grid=plan.simulation)
     field_of = head_field if plan.whole_head else part_field
-    field = field_of(maps.chi_ppm, scan.b0_direction, grid=plan.simulation)
+    field = field_of(chi, scan.b0_direction, grid=plan.simulation)
+    echo = dephased_echo(maps.signal, maps.r2_star, field, scan.te_ms, scan.b0_t)
+    echo = dephase_about_bodies(
+        echo, inclusions, reach_mm, scan.te_ms, scan.b0_t, scan.b0_direction, grid=plan.simulation
+    )
     code, mimics = label_maps(anatomy, volume, pose, lattice=lattice, grid=grid)
     solid = solid_tissue(code)
     acquired = acquire(
-        maps.signal, maps.r2_star, field, solid, scan.te_ms, scan.b0_t, scan.snr, scan.motion_mm,
-        scan.phase_sign, k_noise,
+        echo, solid, scan.snr, scan.motion_mm, scan.phase_sign, scanner, k_noise,
         matrix=plan.matrix, field_of_view_mm=plan.field_of_view_mm, discarded=plan.discarded_slices,
+        away_mm=middle_mm - anatomy.centre_mm,
     )  # fmt: skip
 
     swi, phase = acquired.magnitude, acquired.phase
     if plan.weighted:
-        image = susceptibility_weighted(swi, phase, grid.spacing_mm, sign=scan.phase_sign)
+        image = susceptibility_weighted(
+            swi, phase, grid.spacing_mm, scan.phase_sign, scanner.mask_power, scanner.homodyne_mm
+        )
         swi = image.swi
         phase = image.filtered_phase * scan.phase_sign if plan.filtered_phase else phase
 
     bleed_mm = apparent_diameters(bleeds, scan.te_ms, scan.b0_t)
     focal_mm = apparent_diameters(focal, scan.te_ms, scan.b0_t)
     occupied = instance_labels(bleeds, bleed_mm, bleeds.valid.astype(jnp.int32), grid=grid) > 0
-    free = solid & ~occupied
+    free = solid & ~occupied & (focal_labels(jnp.zeros_like(mimics), focal, focal_mm, grid=grid) == 0)
     seen, focal_seen = (
         visibility(swi, free, acquired.sigma, bodies.centre_mm, size, grid=grid)
         for bodies, size in ((bleeds, bleed_mm), (focal, focal_mm))
     )
     typical = jnp.nanmedian(jnp.where(free, swi, jnp.nan)[::4, ::4])
-    counts = bleeds.valid & _on_grid(bleeds.centre_mm, grid) & (seen.cnr >= tier.min_cnr)
-    counts = counts & (seen.surroundings >= MIN_SURROUNDINGS * typical)
-    counts = counts & (seen.distinctness >= tier.min_distinctness)
+    counts = bleeds.valid & _on_grid(bleeds.centre_mm, grid) & is_seen(seen, typical)
+    ignored = bleeds.valid & _on_grid(bleeds.centre_mm, grid, bleed_mm / 2) & ~counts
     labels = instance_labels(bleeds, bleed_mm, jnp.where(counts, jnp.arange(len(counts)) + 1, 0), grid=grid)
 
     for group in vessels:
         mimics = vessel_labels(mimics, group, WIDEST, grid=grid)
     mimics = focal_labels(mimics, focal, focal_mm, grid=grid)
-    unseen = occupied & (labels == 0) & (mimics == 0)
-    mimics = jnp.where(unseen, int(MimicKind.UNSEEN_MICROBLEED), jnp.where(labels > 0, 0, mimics))
+    only_ignored = occupied & (labels == 0) & (mimics == 0)
+    mimics = jnp.where(only_ignored, int(MimicKind.IGNORED_MICROBLEED), jnp.where(labels > 0, 0, mimics))
     mimics = artefact_labels(mimics, solid, ~occupied, acquired.ghost, acquired.ringing)
     return Sample(
         swi=swi, phase=phase, magnitude=acquired.magnitude, labels=labels, mimics=mimics, code=code,
-        scan=scan, bleeds=bleeds, bleed_mm=bleed_mm, bleed_seen=seen, counts=counts,
+        scan=scan, bleeds=bleeds, bleed_mm=bleed_mm, bleed_seen=seen, counts=counts, ignored=ignored,
         focal=dataclasses.replace(focal, valid=focal.valid & _on_grid(focal.centre_mm, grid)),
         focal_mm=focal_mm, focal_seen=focal_seen, middle_mm=middle_mm,
     )  # fmt: skip
 
 
-def _on_grid(points_mm: jax.Array, grid: Grid) -> jax.Array:
-    """(N,) whether points lie on the grid's voxels."""
-    index = jnp.round((points_mm - jnp.asarray(grid.origin_mm)) / jnp.asarray(grid.spacing_mm))
-    return jnp.all((index >= 0) & (index < jnp.asarray(grid.shape)), axis=-1)
+def _on_grid(points_mm: jax.Array, grid: Grid, reach_mm: jax.Array | float = 0.0) -> jax.Array:
+    """(N,) whether points lie on the grid's voxels, or at most `reach_mm` (N,) outside along each axis."""
+    spacing, shape = jnp.asarray(grid.spacing_mm), jnp.asarray(grid.shape)
+    index = (points_mm - jnp.asarray(grid.origin_mm)) / spacing
+    reach = jnp.broadcast_to(jnp.asarray(reach_mm), points_mm.shape[:1])[:, None] / spacing
+    return jnp.all((index >= -0.5 - reach) & (index < shape - 0.5 + reach), axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames=("plan",))

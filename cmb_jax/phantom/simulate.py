@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cmb_jax.anatomy.pack import AnatomyPack
@@ -15,17 +18,16 @@ from cmb_jax.phantom.packed import PackedAnatomy, pack_anatomy
 from cmb_jax.phantom.protocols import rotation_to_scanner
 from cmb_jax.phantom.sample import Plan, Ranges, Sample, simulate_sample
 from cmb_jax.phantom.tiers import check_settings
-from cmb_jax.phantom.types import LesionTable, PhantomSubject, SubjectSettings
+from cmb_jax.phantom.types import LesionTable, MimicKind, PhantomSubject, SubjectSettings
 
 
 def simulate_subject(pack: AnatomyPack, seed: int, settings: SubjectSettings | None = None) -> PhantomSubject:
     """A simulated scan with its truth; the same pack, seed and settings give the same arrays.
 
     The image axes are those of the head (right, anterior, superior) up to a few degrees; the affine turns
-    them so that the scanner's field points to +z. A microbleed that cannot be seen on the finished SWI, by
-    its contrast-to-noise ratio or because it lies in signal loss or among artefacts (`phantom.visibility` and
-    the tier's limits), is not counted as a truth: its row and label are left out, and the mimic labels say
-    where it is.
+    them so that the scanner's field points to +z. A microbleed counts if a reader would see it on the
+    finished SWI (`phantom.visibility`). The others are ignored: they have no instance label, and their rows
+    at the end of the table and the mimic labels say where they are.
 
     Raises:
         UserError: settings that are impossible; says what is allowed.
@@ -55,6 +57,8 @@ def simulate_subject(pack: AnatomyPack, seed: int, settings: SubjectSettings | N
         seed=seed,
         te_ms=float(sample.scan.te_ms),
         b0_t=float(sample.scan.b0_t),
+        tr_ms=float(sample.scan.scanner.tr_ms),
+        flip_deg=float(sample.scan.scanner.flip_deg),
         snr=float(sample.scan.snr),
         motion_mm=float(sample.scan.motion_mm),
         phase_sign=protocol.phase_sign,
@@ -79,11 +83,14 @@ def _affine(sample: Sample, grid: Grid) -> np.ndarray:
 
 
 def lesion_table(sample: Sample) -> LesionTable:
-    """Microbleeds that count, then focal mimics, of one sample on the host."""
+    """Microbleeds that count, focal mimics, microbleeds that are ignored, of one sample on the host."""
     world = _world(sample)
+    unseen = jnp.full_like(sample.bleeds.kind, int(MimicKind.IGNORED_MICROBLEED))
+    ignored = dataclasses.replace(sample.bleeds, kind=unseen)
     groups = (
         (sample.bleeds, sample.counts, sample.bleed_mm, sample.bleed_seen.cnr),
         (sample.focal, sample.focal.valid, sample.focal_mm, sample.focal_seen.cnr),
+        (ignored, sample.ignored, sample.bleed_mm, sample.bleed_seen.cnr),
     )
     parts = [
         _columns(bodies, np.asarray(keep), np.asarray(size), np.asarray(cnr), world)

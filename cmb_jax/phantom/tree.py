@@ -20,7 +20,8 @@ from cmb_jax.io.atomic import atomic_directory
 from cmb_jax.phantom.protocols import GAMMA_BAR_MHZ_PER_T, PROTOCOLS
 from cmb_jax.phantom.simulate import simulate_subject
 from cmb_jax.phantom.tiers import check_settings
-from cmb_jax.phantom.types import LesionRow, MimicKind, PhantomSubject, SubjectSettings
+from cmb_jax.phantom.types import READER_MM, LesionRow, MimicKind, PhantomSubject, SubjectSettings
+from cmb_jax.phantom.version import VERSION, VERSION_KEY
 
 _GZIP_LEVEL = 2  # noise does not compress; more only takes longer
 _DECIMALS = {
@@ -102,6 +103,8 @@ def _sidecar(subject: PhantomSubject) -> dict[str, object]:
         "MagneticFieldStrength": round(subject.b0_t, 3),
         "ImagingFrequency": round(subject.b0_t * GAMMA_BAR_MHZ_PER_T, 3),
         "EchoTime": round(subject.te_ms / 1000.0, 6),
+        "RepetitionTime": round(subject.tr_ms / 1000.0, 6),
+        "FlipAngle": round(subject.flip_deg, 2),
         "Protocol": subject.protocol,
         "Tier": subject.tier,
         "Anatomy": subject.anatomy,
@@ -158,12 +161,17 @@ PARTICIPANT_COLUMNS = (
     "motion_mm",
     "phase_sign",
     "cmbs",
+    "cmbs_below_2_mm",
+    "cmbs_2_to_10_mm",
+    "ignored_microbleeds",
     "focal_mimics",
 )
 
 
 def _participant(name: str, subject: PhantomSubject) -> tuple[str, ...]:
-    bleeds = int(subject.lesions.is_cmb.sum())
+    lesions = subject.lesions
+    seen_mm = lesions.apparent_diameter_mm[lesions.is_cmb]
+    small = int((seen_mm < READER_MM[0]).sum())
     return (
         name,
         str(subject.seed),
@@ -175,8 +183,11 @@ def _participant(name: str, subject: PhantomSubject) -> tuple[str, ...]:
         f"{subject.snr:.2f}",
         f"{subject.motion_mm:.3f}",
         str(subject.phase_sign),
-        str(bleeds),
-        str(len(subject.lesions) - bleeds),
+        str(len(seen_mm)),
+        str(small),
+        str(len(seen_mm) - small),
+        str(int(lesions.is_ignored.sum())),
+        str(int(lesions.is_mimic.sum())),
     )
 
 
@@ -188,6 +199,7 @@ def _write_tree_files(root: Path, title: str, participants: Sequence[tuple[str, 
             "Name": title,
             "BIDSVersion": "1.10.0",
             "DatasetType": "raw",
+            VERSION_KEY: VERSION,
             "GeneratedBy": generated_by,
         },
     )
@@ -197,6 +209,7 @@ def _write_tree_files(root: Path, title: str, participants: Sequence[tuple[str, 
             "Name": f"Truth of: {title}",
             "BIDSVersion": "1.10.0",
             "DatasetType": "derivative",
+            VERSION_KEY: VERSION,
             "GeneratedBy": generated_by,
         },
     )

@@ -12,14 +12,18 @@ import numpy as np
 from cmb_jax.anatomy.regions import Region, Side, Zone
 from cmb_jax.io.volume import Volume
 
-CMB_KIND = 0  # `LesionTable.kind` of a microbleed; every other kind is a `MimicKind`
+CMB_KIND = 0  # `LesionTable.kind` of a microbleed that counts; every other kind is a `MimicKind`
+
+
+READER_MM = (2.0, 10.0)
+"""Smallest and largest diameter, as seen, of what readers call a microbleed (Greenberg et al. 2009)."""
 
 
 class MimicKind(enum.IntEnum):
     """What a voxel that is no counted microbleed may be mistaken for.
 
     Codes are stored in label images: new kinds are added at the end. Where two meet, the higher code is kept,
-    except that the two artefacts and the unseen microbleeds give way to all others.
+    except that the two artefacts and the ignored microbleeds give way to all others.
     """
 
     NONE = 0
@@ -39,7 +43,7 @@ class MimicKind(enum.IntEnum):
     SUPERFICIAL_SIDEROSIS = 14
     MOTION_GHOST = 15
     GIBBS_RINGING = 16
-    UNSEEN_MICROBLEED = 17  # simulated, but too faint or hidden to count as a truth
+    IGNORED_MICROBLEED = 17  # simulated, but no reader would see it for sure: neither truth nor negative
 
 
 CALCIFICATIONS: tuple[MimicKind, ...] = tuple(kind for kind in MimicKind if kind.name.startswith("CALC"))
@@ -65,7 +69,10 @@ class LesionRow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LesionTable:
-    """Microbleeds first (ids 1..n are their instance labels), then focal mimics. One entry a lesion."""
+    """Microbleeds that count (ids 1..n are their instance labels), focal mimics, ignored microbleeds.
+
+    One entry for each lesion, in that order.
+    """
 
     id: np.ndarray  # (N,) int32
     kind: np.ndarray  # (N,) int32: CMB_KIND or a MimicKind
@@ -79,13 +86,23 @@ class LesionTable:
     cnr: np.ndarray  # (N,) float64, see `phantom.visibility`
 
     def __len__(self) -> int:
-        """Number of lesions, mimics included."""
+        """Number of lesions, mimics and ignored ones included."""
         return len(self.id)
 
     @property
     def is_cmb(self) -> np.ndarray:
-        """(N,) bool: microbleed or mimic."""
+        """(N,) bool: a microbleed that counts."""
         return self.kind == CMB_KIND
+
+    @property
+    def is_ignored(self) -> np.ndarray:
+        """(N,) bool: a microbleed that no reader would see for sure, neither truth nor negative."""
+        return self.kind == MimicKind.IGNORED_MICROBLEED
+
+    @property
+    def is_mimic(self) -> np.ndarray:
+        """(N,) bool: a calcification or a cavernoma."""
+        return ~(self.is_cmb | self.is_ignored)
 
     def rows(self) -> Iterator[LesionRow]:
         """The table by line, codes as lower-case names."""
@@ -126,6 +143,8 @@ class SubjectSettings:
     """Field strength in T."""
     snr: tuple[float, float] | None = None
     """Range of the mean brain signal over the noise of one channel."""
+    variety: float = 0.0
+    """How much wider than the protocol's every range of its scanner is, as a share at either end."""
     diameters_mm: tuple[float, float] | None = None
     """Smallest and largest true diameter of a microbleed in mm."""
     gap_mm: float = 1.0
@@ -149,6 +168,8 @@ class PhantomSubject:
     seed: int
     te_ms: float
     b0_t: float
+    tr_ms: float
+    flip_deg: float
     snr: float  # mean brain signal over the noise of one channel
     motion_mm: float  # root mean square displacement of the head during the scan
     phase_sign: int  # +1: paramagnetic tissue has positive phase

@@ -9,13 +9,14 @@ import numpy as np
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import Region
 from cmb_jax.phantom.geometry import Grid
-from cmb_jax.phantom.packed import PackedAnatomy, of_mni
+from cmb_jax.phantom.packed import Extra, PackedAnatomy, of_mni
 from cmb_jax.phantom.planning import HeadMaps, blur, draw_voxels, gradient, in_regions, interpolate
 from cmb_jax.phantom.pose import Pose, from_pack
 from cmb_jax.phantom.tiers import Tier
 from cmb_jax.phantom.types import MimicKind
 from cmb_jax.phantom.walks import (
     STEP_MM,
+    SYMMETRIC,
     Terrain,
     Vessels,
     Walks,
@@ -23,15 +24,24 @@ from cmb_jax.phantom.walks import (
     branch,
     concatenate,
     grow,
+    long_enough,
     unit,
 )
 
 MEDULLARY_ROOTS, MEDULLARY_STEPS = 340, 84
-MEDULLARY_BRANCHES, MEDULLARY_BRANCH_STEPS = 340, 36
-PIAL_ROOTS, PIAL_STEPS = 320, 110
-PIAL_BRANCHES, PIAL_BRANCH_STEPS = 480, 56
-MIN_THIN_MM, MAX_THIN_MM = 0.18, 0.42  # radius of a medullary vein where it is widest
+MEDULLARY_BRANCHES, MEDULLARY_BRANCH_STEPS = 340, 44
+PIAL_ROOTS, PIAL_STEPS = 260, 130
+PIAL_BRANCHES, PIAL_BRANCH_STEPS = 520, 80
+PIAL_TWIGS, PIAL_TWIG_STEPS = 320, 48
+CROSSING_ROOTS, CROSSING_STEPS = 200, 80
+MEDULLARY_RADII_MM = (0.15, 0.38)  # where a vein is widest, before the tier's factor
+PIAL_RADII_MM = (0.35, 0.88)
+CROSSING_RADII_MM = (0.25, 0.65)
+MAX_THIN_MM = (
+    0.7  # radius of the widest of all but the trunks of pial veins: their branches have 0.79 of them
+)
 MAX_RADIUS_MM = 1.4
+END_ON_RAD = 0.35  # a vein is end-on if it keeps within 20 degrees of the third axis of the image
 
 _Course = tuple[tuple[float, float, float], ...]
 
@@ -39,9 +49,12 @@ _Course = tuple[tuple[float, float, float], ...]
 # towards the great vein; arteries as listed, away from the heart. After standard atlases of neuroanatomy.
 _DEEP_VEINS: tuple[tuple[_Course, float], ...] = (
     (((2.5, 2, 9), (2.5, -10, 14), (2.5, -25, 13), (2, -36, 9), (0.5, -43, 10)), 0.9),  # internal cerebral
-    (((24, -30, 18), (19, -16, 22), (12, -2, 18), (4, 2, 10)), 0.6),  # thalamostriate
-    (((9, 27, 12), (4, 16, 11), (2.5, 3, 9)), 0.5),  # anterior septal
-    (((10, -6, -14), (17, -20, -10), (14, -34, 0), (1.5, -42, 7)), 0.8),  # basal vein of Rosenthal
+    (((24, -30, 18), (19, -16, 22), (12, -2, 18), (4, 2, 11), (2.5, 2, 9)), 0.6),  # thalamostriate
+    (((9, 27, 12), (4, 16, 11), (2.5, 2, 9)), 0.5),  # anterior septal
+    (
+        ((10, -6, -14), (17, -20, -10), (14, -34, 0), (3, -41, 7), (0.5, -43, 10)),
+        0.8,
+    ),  # basal vein of Rosenthal
     (((0.5, -43, 10), (0.5, -50, 14)), 1.1),  # great vein of Galen
 )
 _ARTERIES: tuple[tuple[_Course, float], ...] = (
@@ -55,8 +68,24 @@ _ARTERIES: tuple[tuple[_Course, float], ...] = (
 _LONGEST_COURSE = 220  # steps
 
 
+def _sheet(depth: jax.Array) -> jax.Array:
+    """(X, Y, Z, 6) projection onto the normal of the sheet that ridges of `depth` (X, Y, Z) form.
+
+    The structure tensor of the gradient over its trace (Bigun and Granlund 1987): 1 across a sulcus, 0 along.
+    """
+    six = [blur(product, 1.0) for product in jnp.moveaxis(_squares(gradient(depth)), -1, 0)]
+    trace = six[0] + six[3] + six[5] + 1e-6
+    return jnp.stack(six, axis=-1) / trace[..., None]
+
+
+def _squares(vectors: jax.Array) -> jax.Array:
+    """(..., 3) -> (..., 6) upper triangle of the outer product of each with itself."""
+    row, column = np.triu_indices(3)
+    return vectors[..., row] * vectors[..., column]
+
+
 def _medullary(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array, tier: Tier) -> Vessels:
-    """From the walls of the lateral ventricles through the white matter to the cortex."""
+    """From the walls of the lateral ventricles, where they end in larger veins, through the white matter."""
     keys = jax.random.split(key, 8)
     lateral = (head.region == Region.VENTRICLE) & (jnp.abs(head.mni_mm[..., 0]) > 4)
     near = blur(lateral.astype(jnp.float32), 1.2)
@@ -64,51 +93,116 @@ def _medullary(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array,
     white = head.channels[..., Channel.WHITE_MATTER]
     below = in_regions(head.region, Region.BRAINSTEM, Region.CEREBELLUM)
     upper = (head.mni_mm[..., 2] > 0) & ~below
-    weight = near * (1 - near) * white * upper
-    start = draw_voxels(keys[0], weight, grid, MEDULLARY_ROOTS)
+    weight = (near * (1 - near)) ** 2 * white * upper
     outward = unit(gradient(-jnp.log(far + 1e-5)))
+    start = draw_voxels(keys[0], weight, grid, MEDULLARY_ROOTS)
+    heading = unit(interpolate(outward, grid, start))
+    start = start - 1.5 * heading  # at the wall, or just within
     nuclei = in_regions(head.region, Region.THALAMUS, Region.BASAL_GANGLIA)
     room = blur(((white + near > 0.5) & ~below & ~nuclei).astype(jnp.float32), 0.7) * 1.4
-    terrain = Terrain(0.08 * outward, room)
-    radius = _log_uniform(keys[1], MEDULLARY_ROOTS, MIN_THIN_MM, MAX_THIN_MM)
+    across = 0.08 * (jnp.eye(3)[np.triu_indices(3)] - _squares(outward))
+    terrain = Terrain(0.02 * outward, across, room)
+    radius = _log_uniform(keys[1], MEDULLARY_ROOTS, *MEDULLARY_RADII_MM) * tier.vein_radius
     length = jax.random.randint(keys[2], (MEDULLARY_ROOTS,), MEDULLARY_STEPS // 3, MEDULLARY_STEPS + 1)
     share = tier.vein_density * jax.random.uniform(keys[3], minval=0.5)
     used = (jnp.arange(MEDULLARY_ROOTS) < share * MEDULLARY_ROOTS) & (jnp.sum(weight) > 0)
-    heading = interpolate(outward, grid, start)
     mothers = grow(
-        keys[4], start, heading, radius * tier.vein_radius, length, used, terrain,
-        wander=0.02, grid=grid, steps=MEDULLARY_STEPS,
+        keys[4], start, heading, radius, length, used, terrain,
+        wander=0.008, grid=grid, steps=MEDULLARY_STEPS,
     )  # fmt: skip
+    mothers = long_enough(mothers)
     daughters = branch(
-        keys[5], mothers, terrain, count=MEDULLARY_BRANCHES, angle_rad=(0.3, 0.8),
-        wander=0.03, grid=grid, steps=MEDULLARY_BRANCH_STEPS,
+        keys[5], mothers, terrain, count=MEDULLARY_BRANCHES, angle_rad=(0.3, 0.7),
+        wander=0.01, grid=grid, steps=MEDULLARY_BRANCH_STEPS,
     )  # fmt: skip
     return _venous(keys[6], (mothers, daughters), chi_blood, MimicKind.MEDULLARY_VEIN)
 
 
-def _pial(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array, tier: Tier) -> Vessels:
-    """Through the sulci and over the brain's surface."""
-    keys = jax.random.split(key, 8)
-    sulcal = in_regions(head.region, Region.SULCAL_CSF) * head.channels[..., Channel.CSF]
-    depth = blur(sulcal, 1.0)
-    grey = blur(head.channels[..., Channel.GREY_MATTER], 1.0)
-    weight = sulcal * jnp.clip(grey - 0.05, 0.0, 0.5)
+def _pial(
+    key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array, tier: Tier
+) -> tuple[Vessels, Vessels]:
+    """Branches and trunks of the veins in the sulci and over the brain's surface.
+
+    A trunk is rooted where the surface meets the dura, mostly near a sinus, and runs into the sulci.
+    """
+    keys = jax.random.split(key, 10)
+    nuclei = in_regions(head.region, Region.THALAMUS, Region.BASAL_GANGLIA, Region.BRAINSTEM)
+    brain = (head.region != Region.OUTSIDE) & (head.region != Region.VENTRICLE) & ~nuclei
+    fluid = head.channels[..., Channel.CSF] * brain
+    # The CSF of a narrow sulcus is lost on the planning grid: the two banks of cortex show where it is.
+    fold = fluid + 0.5 * head.channels[..., Channel.GREY_MATTER] * brain
+    beyond = (head.region == Region.OUTSIDE).astype(jnp.float32)
+    prior = jnp.clip((head.channels[..., Channel.VESSEL_PRIOR] - 0.3) / 0.4, 0.0, 1.0)
+    sinus = blur(prior * head.channels[..., Extra.VENOUS], 8.0)
+    surface = fluid * blur(beyond, 1.0) * blur(head.channels[..., Channel.GREY_MATTER], 1.0)
+    weight = surface * (0.3 + sinus / jnp.maximum(jnp.max(sinus), 1e-6))
     start = draw_voxels(keys[0], weight, grid, PIAL_ROOTS)
-    # Off the axis of the sulcus the walk is bent back; along it nothing acts.
-    terrain = Terrain(gradient(depth) * 1.2, depth * 4.0)
-    radius = _log_uniform(keys[1], PIAL_ROOTS, 0.3, 1.0) * tier.vein_radius
+    # Sulci draw the walks in, not the surface that lies against the dura. Off the axis of a sulcus a walk is
+    # bent back; what it has of a heading across is lost at once.
+    inner = blur(fold * jnp.clip(1.0 - 4.0 * blur(beyond, 1.5), 0.0, 1.0), 1.0)
+    sheet = _sheet(inner)
+    terrain = Terrain(gradient(inner) * 0.8, 0.5 * sheet, blur(fold, 1.0) * 1.7)
+    inward = interpolate(-gradient(blur(beyond, 3.0)), grid, start)
+    heading = unit(inward) + 0.5 * jax.random.normal(keys[5], start.shape)
+    normal = interpolate(sheet, grid, start)[:, SYMMETRIC]
+    heading = heading - jnp.einsum("wab,wb->wa", normal, heading)
+    radius = _log_uniform(keys[1], PIAL_ROOTS, *PIAL_RADII_MM) * tier.vein_radius
     length = jax.random.randint(keys[2], (PIAL_ROOTS,), PIAL_STEPS // 3, PIAL_STEPS + 1)
     share = tier.vein_density * jax.random.uniform(keys[3], minval=0.5)
     used = (jnp.arange(PIAL_ROOTS) < share * PIAL_ROOTS) & (jnp.sum(weight) > 0)
-    mothers = grow(
-        keys[4], start, jax.random.normal(keys[5], start.shape), radius, length, used, terrain,
-        wander=0.035, grid=grid, steps=PIAL_STEPS,
+    trunks = grow(
+        keys[4], start, heading, radius, length, used, terrain,
+        wander=0.012, grid=grid, steps=PIAL_STEPS,
     )  # fmt: skip
-    daughters = branch(
-        keys[6], mothers, terrain, count=PIAL_BRANCHES, angle_rad=(0.5, 1.2),
-        wander=0.04, grid=grid, steps=PIAL_BRANCH_STEPS,
+    trunks = long_enough(trunks)
+    branches = branch(
+        keys[6], trunks, terrain, count=PIAL_BRANCHES, angle_rad=(0.5, 1.2),
+        wander=0.012, grid=grid, steps=PIAL_BRANCH_STEPS,
     )  # fmt: skip
-    return _venous(keys[7], (mothers, daughters), chi_blood, MimicKind.PIAL_VEIN)
+    twigs = branch(
+        keys[7], branches, terrain, count=PIAL_TWIGS, angle_rad=(0.5, 1.2),
+        wander=0.012, grid=grid, steps=PIAL_TWIG_STEPS,
+    )  # fmt: skip
+    return (
+        _venous(keys[8], (branches, twigs), chi_blood, MimicKind.PIAL_VEIN),
+        _venous(keys[9], (trunks,), chi_blood, MimicKind.PIAL_VEIN),
+    )
+
+
+def _crossing(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array, tier: Tier) -> Vessels:
+    """Straight veins from the surface through the brain, at every angle to the slices.
+
+    Superficial medullary and transcerebral veins; `tier.end_on` of them run within `END_ON_RAD` of the
+    slices' normal, the others have directions spread evenly over the sphere.
+    """
+    keys = jax.random.split(key, 8)
+    solid = head.channels[..., Channel.GREY_MATTER] + head.channels[..., Channel.WHITE_MATTER]
+    solid = solid * (head.region < Region.VENTRICLE)
+    filled = blur(solid, 1.0)
+    sulcal = blur(in_regions(head.region, Region.SULCAL_CSF) * head.channels[..., Channel.CSF], 1.0)
+    cerebrum = in_regions(head.region, Region.FRONTAL, Region.PARIETAL, Region.TEMPORAL, Region.OCCIPITAL)
+    weight = sulcal * filled * cerebrum
+    start = draw_voxels(keys[0], weight, grid, CROSSING_ROOTS)
+    z = jax.random.uniform(keys[1], (CROSSING_ROOTS,), minval=-1.0)
+    steep = jax.random.uniform(keys[2], (CROSSING_ROOTS,)) < tier.end_on
+    limit = np.cos(END_ON_RAD)
+    z = jnp.where(steep, jnp.sign(z) * (limit + (1 - limit) * jnp.abs(z)), z)
+    turn = jax.random.uniform(keys[3], (CROSSING_ROOTS,), maxval=2 * np.pi)
+    flat = jnp.sqrt(1 - z**2)
+    heading = jnp.stack([flat * jnp.cos(turn), flat * jnp.sin(turn), z], axis=1)
+    inward = jnp.sum(interpolate(gradient(blur(solid, 2.0)), grid, start) * heading, axis=1, keepdims=True)
+    heading = jnp.where(inward < 0, -heading, heading)
+    terrain = Terrain(
+        jnp.zeros((*grid.shape, 3)), jnp.zeros((*grid.shape, 6)), jnp.minimum(filled * 1.4, 1.0)
+    )
+    radius = _log_uniform(keys[4], CROSSING_ROOTS, *CROSSING_RADII_MM) * tier.vein_radius
+    length = jax.random.randint(keys[5], (CROSSING_ROOTS,), CROSSING_STEPS // 3, CROSSING_STEPS + 1)
+    used = (jnp.arange(CROSSING_ROOTS) < tier.crossing_veins * CROSSING_ROOTS) & (jnp.sum(weight) > 0)
+    walks = grow(
+        keys[6], start, heading, radius, length, used, terrain,
+        wander=0.003, grid=grid, steps=CROSSING_STEPS,
+    )  # fmt: skip
+    return _venous(keys[7], (long_enough(walks),), chi_blood, MimicKind.MEDULLARY_VEIN)
 
 
 def _log_uniform(key: jax.Array, count: int, low: float, high: float) -> jax.Array:
@@ -151,14 +245,18 @@ def _along_courses(
     *,
     narrows: bool,
 ) -> Walks:
-    """Known courses, bent a little; `narrows`: the radius falls along them, else it grows."""
+    """Known courses, bent a little but for their ends, where they meet.
+
+    `narrows`: the radius falls along them, else it grows.
+    """
     lines, there, radii = _course_points(courses)
     k_bend, k_radius = jax.random.split(key)
     count = len(lines)
-    t = jnp.linspace(0.0, 1.0, _LONGEST_COURSE)
-    waves = jnp.stack([jnp.sin(jnp.pi * n * t) for n in (1, 2, 3, 5)])
+    steps = there.sum(axis=1, keepdims=True) - 1
+    t = np.minimum(np.arange(_LONGEST_COURSE) / steps, 1.0)  # (C, S) of the course's own length
+    waves = np.stack([np.sin(np.pi * n * t) for n in (1, 2, 3, 5)]) * np.minimum(steps * STEP_MM / 40.0, 1.0)
     bend = jax.random.normal(k_bend, (count, 3, 4)) * jnp.array([1.2, 0.8, 0.6, 0.3])
-    bent = jnp.asarray(lines) + jnp.einsum("cak,kt->cta", bend, waves)
+    bent = jnp.asarray(lines) + jnp.einsum("cak,kct->cta", bend, jnp.asarray(waves, jnp.float32))
     points = from_pack(pose, lattice, of_mni(anatomy, bent.reshape(-1, 3))).reshape(bent.shape)
     ahead = unit(jnp.diff(points, axis=1, append=2 * points[:, -1:] - points[:, -2:-1]))
     along = jnp.cumsum(jnp.asarray(there), axis=1) / jnp.sum(jnp.asarray(there), axis=1, keepdims=True)
@@ -179,13 +277,17 @@ def draw_vessels(
     lattice: Grid,
     grid: Grid,
 ) -> tuple[Vessels, Vessels]:
-    """Thin vessels (radius up to `MAX_THIN_MM` times the tier's factor) and all others.
+    """Thin veins (radius up to `MAX_THIN_MM` times the tier's factor) and all other vessels.
+
+    Every vein that is drawn reaches `walks.SHORTEST_MM` or farther from its root, and is rooted in a larger
+    one, at a ventricle's wall or on the brain's surface.
 
     chi_blood (): ppm of the subject's venous blood; artery_signal (): of flowing arterial blood, over tissue.
     """
-    k_medullary, k_pial, k_deep, k_artery = jax.random.split(key, 4)
-    thin = _medullary(k_medullary, head, grid, chi_blood, tier)
-    pial = _pial(k_pial, head, grid, chi_blood, tier)
+    k_medullary, k_pial, k_crossing, k_deep, k_artery = jax.random.split(key, 5)
+    medullary = _medullary(k_medullary, head, grid, chi_blood, tier)
+    twigs, trunks = _pial(k_pial, head, grid, chi_blood, tier)
+    crossing = _crossing(k_crossing, head, grid, chi_blood, tier)
     deep = _along_courses(k_deep, _DEEP_VEINS, anatomy, pose, lattice, narrows=False)
     arteries = _along_courses(k_artery, _ARTERIES, anatomy, pose, lattice, narrows=True)
 
@@ -202,4 +304,4 @@ def draw_vessels(
         MimicKind.ARTERY,
         towards_root=False,
     )  # fmt: skip
-    return thin, concatenate((pial, deep_veins, arterial))
+    return concatenate((medullary, crossing, twigs)), concatenate((trunks, deep_veins, arterial))

@@ -6,12 +6,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cmb_jax.phantom.geometry import Grid
 from cmb_jax.phantom.planning import interpolate
 
 STEP_MM = 0.5
+SHORTEST_MM = 10.0  # from a walk's root to its farthest point: a shorter one is not drawn
 MURRAY = 2.0 ** (-1.0 / 3.0)  # radius of a daughter over its mother's, two equal daughters (Murray 1926)
+SYMMETRIC = np.array([[0, 1, 2], [1, 3, 4], [2, 4, 5]])  # a matrix from its upper triangle, row by row
 TAPER = 0.55  # of the radius is lost from a walk's root to its tip
 
 
@@ -46,6 +49,7 @@ class Terrain:
     """What bends walks and where they may go, on the planning grid."""
 
     pull: jax.Array  # (X, Y, Z, 3) added to the heading at every step
+    across: jax.Array  # (X, Y, Z, 6) symmetric matrix: at every step the heading loses this times itself
     room: jax.Array  # (X, Y, Z) above 0.5 where a walk may be
 
 
@@ -73,24 +77,35 @@ def grow(
     used (W,): the others stay empty. wander: how much the heading turns at random, a step.
     """
     k_noise, k_first = jax.random.split(key)
-    both = jnp.concatenate([terrain.pull, terrain.room[..., None]], axis=-1)
+    ground = jnp.concatenate([terrain.pull, terrain.across, terrain.room[..., None]], axis=-1)
 
     def step(state: tuple[jax.Array, ...], k: jax.Array):
         point, heading, drift, alive, here = state
         drift = 0.85 * drift + wander * jax.random.normal(k, point.shape)
-        heading = unit(heading + here[:, :3] + drift)
+        held = jnp.einsum("wab,wb->wa", here[:, 3 + SYMMETRIC], heading)
+        heading = unit(heading + here[:, :3] - held + drift)
         point = point + STEP_MM * heading
-        here = interpolate(both, grid, point)
-        alive = alive & (here[:, 3] > 0.5)
+        here = interpolate(ground, grid, point)
+        alive = alive & (here[:, -1] > 0.5)
         return (point, heading, drift, alive, here), (point, heading, alive)
 
     drift = wander * jax.random.normal(k_first, start_mm.shape)
-    first = (start_mm, unit(heading), drift, used, interpolate(both, grid, start_mm))
+    first = (start_mm, unit(heading), drift, used, interpolate(ground, grid, start_mm))
     _, (points, headings, alive) = jax.lax.scan(step, first, jax.random.split(k_noise, steps))
     at = jnp.arange(steps)
     alive = jnp.swapaxes(alive, 0, 1) & (at < steps_wanted[:, None])
     radius = radius_mm[:, None] * (1.0 - TAPER * jnp.minimum(at / steps_wanted[:, None], 1.0))
     return Walks(jnp.swapaxes(points, 0, 1), jnp.swapaxes(headings, 0, 1), radius, alive)
+
+
+def long_enough(walks: Walks) -> Walks:
+    """Without the walks that get nowhere: all of one that stays within `SHORTEST_MM` of its root.
+
+    A short piece of vein, or one that curls up, shows nothing by which it could be told from a microbleed.
+    """
+    away = jnp.linalg.norm(walks.points_mm - walks.points_mm[:, :1], axis=-1)
+    far = jnp.max(jnp.where(walks.alive, away, 0.0), axis=1) >= SHORTEST_MM
+    return dataclasses.replace(walks, alive=walks.alive & far[:, None])
 
 
 def branch(
@@ -104,7 +119,10 @@ def branch(
     grid: Grid,
     steps: int,
 ) -> Walks:
-    """`count` walks that leave the mothers in turn, each somewhere in the middle of its mother's course."""
+    """`count` walks that leave the mothers in turn, each somewhere in the middle of its mother's course.
+
+    Those that are not `long_enough` are left out.
+    """
     k_where, k_angle, k_way, k_length, k_grow = jax.random.split(key, 5)
     mother = jnp.arange(count) % mothers.alive.shape[0]
     length = jnp.sum(mothers.alive[mother], axis=1)
@@ -112,18 +130,20 @@ def branch(
     heading = mothers.heading[mother, at]
     aside = unit(jnp.cross(heading, jax.random.normal(k_way, (count, 3))))
     angle = jax.random.uniform(k_angle, (count, 1), minval=angle_rad[0], maxval=angle_rad[1])
-    wanted = jax.random.randint(k_length, (count,), steps // 3, steps + 1)
-    return grow(
-        k_grow,
-        mothers.points_mm[mother, at],
-        jnp.cos(angle) * heading + jnp.sin(angle) * aside,
-        mothers.radius_mm[mother, at] * MURRAY,
-        wanted,
-        mothers.alive[mother, at] & (length > 6),
-        terrain,
-        wander=wander,
-        grid=grid,
-        steps=steps,
+    wanted = jax.random.randint(k_length, (count,), steps // 2, steps + 1)
+    return long_enough(
+        grow(
+            k_grow,
+            mothers.points_mm[mother, at],
+            jnp.cos(angle) * heading + jnp.sin(angle) * aside,
+            mothers.radius_mm[mother, at] * MURRAY,
+            wanted,
+            mothers.alive[mother, at] & (length > 6),
+            terrain,
+            wander=wander,
+            grid=grid,
+            steps=steps,
+        )
     )
 
 

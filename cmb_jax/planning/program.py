@@ -61,6 +61,7 @@ def step_arguments(config: Config, mesh: Mesh) -> tuple[TrainState, DeviceBatch]
         truths=Truths(
             boxes=jax.ShapeDtypeStruct((batch, truths, 6), jnp.float32),  # type: ignore[arg-type]
             valid=jax.ShapeDtypeStruct((batch, truths), jnp.bool_),  # type: ignore[arg-type]
+            ignored=jax.ShapeDtypeStruct((batch, truths), jnp.bool_),  # type: ignore[arg-type]
         ),
         mimics=jax.ShapeDtypeStruct((batch, z, y // 2, x // 2), jnp.uint8),  # type: ignore[arg-type]
     )
@@ -125,7 +126,7 @@ def export_inference(
     candidates = functools.partial(window_candidates, template, config)
 
     def infer(params: Any, images: jax.Array, *corners: jax.Array) -> Detections:
-        found = jax.vmap(candidates, in_axes=(None, 0, 0, 0, 0))(params, images[:, None], *corners)
+        found = jax.vmap(candidates, in_axes=(None, 0, 0, 0, 0))((params,), images[:, None], *corners)
         return best_of_windows(config, jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), found))
 
     spread, everywhere = over_batch(mesh), replicated(mesh)

@@ -31,6 +31,7 @@ class TruthRow:
     diameter_mm: float  # drawn by a reader, else the detector's, else the default of datasets.lesions
     kind: str
     mimic: str  # what a mimic is, where readers said it
+    certainty: str  # of a microbleed: definite or possible, where readers said it; a tie is possible
     candidate: str  # id in detections.csv; empty: added by readers
     readers: int  # who judged it
 
@@ -84,9 +85,18 @@ def _line(marks: Sequence[Mark], judges: int, row: DetectionRow | None) -> Truth
         diameter_mm=diameter,
         kind=KIND_OF_VERDICT[verdict],
         mimic=kinds.most_common(1)[0][0] if verdict is Verdict.MIMIC and kinds else "",
+        certainty=_certainty(marks) if verdict is Verdict.MICROBLEED else "",
         candidate="" if row is None else str(row.id),
         readers=len(marks),
     )
+
+
+def _certainty(marks: Sequence[Mark]) -> str:
+    """Definite if more than half of those who said so call it that; empty if nobody said it."""
+    said = [mark.certainty for mark in marks if mark.certainty]
+    if not said:
+        return ""
+    return "definite" if 2 * said.count("definite") > len(said) else "possible"
 
 
 def truth_csv(lines: Sequence[TruthRow]) -> str:

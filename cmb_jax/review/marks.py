@@ -29,6 +29,9 @@ MIMIC_KINDS: tuple[str, ...] = (
 """What readers are told to exclude (MARS: Gregoire et al. 2009; BOMBS: Cordonnier et al. 2009), in the words
 of Microbleed-review-viewer."""
 
+CERTAINTIES: tuple[str, ...] = ("definite", "possible")
+"""How sure a reader is of a microbleed (MARS)."""
+
 VERDICT_WORDS = ", ".join(Verdict)
 
 
@@ -40,6 +43,7 @@ class Mark:
     verdict: Verdict | None  # None: not read
     position_mm: tuple[float, float, float]  # RAS
     mimic: str = ""  # one of MIMIC_KINDS, or empty
+    certainty: str = ""  # of a microbleed: one of CERTAINTIES, or empty: the reader did not say
     diameter_mm: float | None = None  # as the reader measured or drew it
     where: str = ""  # row, point or label, for messages
 

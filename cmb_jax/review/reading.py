@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from cmb_jax.review.marks import Mark, Verdict
 from cmb_jax.review.markups import read_markups
 from cmb_jax.review.result import Result, positions_mm
 from cmb_jax.review.spreadsheet import is_spreadsheet_of_ours, read_spreadsheet
+from cmb_jax.review.verdicts import is_verdicts, read_verdicts
 from cmb_jax.review.viewer_export import read_viewer_export
 
 MAX_MOVE_MM = 10.0
@@ -31,6 +34,7 @@ class Reading:
 
     marks: tuple[Mark, ...]  # one for each candidate, in the order of the result's rows
     added: tuple[Mark, ...] = ()  # lesions that the reader added, each with a verdict
+    reader: str = ""  # initials, where the file says them; never written out
 
     @property
     def microbleeds(self) -> tuple[Mark, ...]:
@@ -39,9 +43,10 @@ class Reading:
 
 
 def read_readings(path: Path, result: Result) -> list[Reading]:
-    """The readings in a file: a spreadsheet, Slicer markups, a label image, or the export of the viewer.
+    """The readings in a file: of our viewer, a spreadsheet, Slicer markups, a label image, or the workbook of
+    Microbleed-review-viewer.
 
-    Only the viewer's export can hold more than one reader; they come in the order of their names.
+    Only that workbook can hold more than one reader; they come in the order of their names.
 
     Raises:
         UserError: no such file or format; see the readers of each and `settle`.
@@ -53,6 +58,10 @@ def read_readings(path: Path, result: Result) -> list[Reading]:
     if name.endswith((".nii", ".nii.gz")):
         marks, removed = read_painted(path, result)
     elif name.endswith(".json"):
+        if _holds_verdicts(path):
+            verdicts = read_verdicts(path, result)
+            reading = settle(path, verdicts.marks, set(), result)
+            return [dataclasses.replace(reading, reader=verdicts.reader)]
         marks, removed = read_markups(path, result)
     elif name.endswith(".xlsx"):
         if not is_spreadsheet_of_ours(path):
@@ -60,9 +69,33 @@ def read_readings(path: Path, result: Result) -> list[Reading]:
         marks, removed = read_spreadsheet(path, result), set()
     else:
         raise UserError(
-            f"{path}: give a spreadsheet (.xlsx), 3D Slicer markups (.mrk.json) or a label image (.nii.gz)"
+            f"{path}: give verdicts of the viewer (.json), a spreadsheet (.xlsx), 3D Slicer markups "
+            "(.mrk.json) or a label image (.nii.gz)"
         )
     return [settle(path, marks, removed, result)]
+
+
+def _holds_verdicts(path: Path) -> bool:
+    """Whether a JSON file is the viewer's; damaged ones are left to the reader of markups to complain of."""
+    try:
+        return is_verdicts(json.loads(path.read_text(encoding="utf-8-sig")))
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def check_readers(readings: Sequence[Reading]) -> None:
+    """Whether each reader is given once.
+
+    Raises:
+        UserError: two readings with the same initials.
+    """
+    names = [reading.reader for reading in readings if reading.reader]
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
+    if twice:
+        raise UserError(
+            f"reader {twice[0]}: two of the files are by this reader; give one, or, if these are two people, "
+            "let one of them save the verdicts under other initials"
+        )
 
 
 def settle(path: Path, marks: Sequence[Mark], removed: set[int], result: Result) -> Reading:

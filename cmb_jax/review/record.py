@@ -123,5 +123,6 @@ def _mark_from(entry: dict[str, Any]) -> Mark:
         verdict=None if entry["verdict"] is None else Verdict(entry["verdict"]),
         position_mm=(x, y, z),
         mimic=entry["mimic"],
+        certainty=str(entry.get("certainty", "")),  # records of earlier versions lack it
         diameter_mm=entry["diameter_mm"],
     )

@@ -13,7 +13,7 @@ from cmb_jax.datasets.grid import Grid
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.read import read_labels
 from cmb_jax.evaluation.tables import TextTable, read_columns
-from cmb_jax.io.naming import is_bids_name, stem
+from cmb_jax.io.naming import pseudonym
 from cmb_jax.report.content import DETECTION_COLUMNS, LATER_COLUMNS, DetectionRow
 
 _MADE_BY = "give the folder that cmb-jax predict wrote"
@@ -31,6 +31,7 @@ class Result:
 
     folder: Path
     subject: str  # pseudonym
+    swi_sha256: str  # of the image that was searched
     rows: tuple[DetectionRow, ...]
     labels: np.ndarray  # (X, Y, Z) int32 on `grid`: ids of kept candidates
     grid: Grid  # of the labels, axes turned to Right, Anterior, Superior
@@ -77,9 +78,11 @@ def load_result(folder: Path, subject: str | None = None) -> Result:
             f"{_MADE_BY}"
         )
     x, y, z = labels.shape
+    name, digest = _searched_image(folder / "detections.json")
     return Result(
         folder=folder,
-        subject=subject or _subject(folder / "detections.json"),
+        subject=subject or name,
+        swi_sha256=digest,
         rows=rows,
         labels=labels.astype(np.int32),
         grid=Grid(shape=(x, y, z), affine=affine),
@@ -115,14 +118,15 @@ def _rows(table: TextTable) -> tuple[DetectionRow, ...]:
     )
 
 
-def _subject(path: Path) -> str:
-    """The BIDS name of the image that was searched, else a name of its hash."""
+def _searched_image(path: Path) -> tuple[str, str]:
+    """The BIDS name of the image that was searched, else a name of its hash; and that hash."""
     try:
         inputs = json.loads(path.read_text(encoding="utf-8"))["inputs"]
-        name, digest = next((each["file"], each["sha256"]) for each in inputs if each["role"] == "swi")
+        # where the SWI was made from echoes, the first of them stands for the scan
+        searched = next((each for each in inputs if each["role"] == "swi"), None) or inputs[0]
+        name, digest = searched["file"], searched["sha256"]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {_MADE_BY}") from None
-    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}); {_MADE_BY}") from error
-    name = stem(str(name))
-    return name if is_bids_name(name) else f"scan-{str(digest)[:8]}"
+    return pseudonym(str(name), str(digest)), str(digest)

@@ -3,7 +3,7 @@
 Pure functions on (X, Y, Z) arrays, jitted; the slice plane is (X, Y), spacing in mm, phase in radians.
 """
 
-from cmb_jax.swi.filters import DEFAULT_WIDTH_MM, high_pass, homodyne_phase, low_pass
+from cmb_jax.swi.filters import DEFAULT_WIDTH_MM, high_pass, homodyne_phase, low_pass, phase_trust
 from cmb_jax.swi.unwrap import laplacian_unwrap, wrap
 from cmb_jax.swi.weighting import (
     PHASE_MASK_POWER,
@@ -25,6 +25,7 @@ __all__ = [
     "low_pass",
     "minimum_intensity_projection",
     "phase_mask",
+    "phase_trust",
     "susceptibility_weighted",
     "wrap",
 ]

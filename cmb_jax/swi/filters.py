@@ -36,7 +36,7 @@ def _hann(length: int, spacing: jax.Array | float, width_mm: jax.Array | float) 
 
 
 def low_pass(
-    volume: jax.Array, spacing_mm: Sequence[float] | jax.Array, width_mm: float = DEFAULT_WIDTH_MM
+    volume: jax.Array, spacing_mm: Sequence[float] | jax.Array, width_mm: float | jax.Array = DEFAULT_WIDTH_MM
 ) -> jax.Array:
     """Smooths every slice; beyond the volume's edges lie zeros.
 
@@ -68,7 +68,7 @@ def homodyne_phase(
     phase_rad: jax.Array,
     magnitude: jax.Array,
     spacing_mm: Sequence[float] | jax.Array,
-    width_mm: float = DEFAULT_WIDTH_MM,
+    width_mm: float | jax.Array = DEFAULT_WIDTH_MM,
 ) -> jax.Array:
     """High-passed phase by homodyne filtering: the angle of the image over its own in-plane low-pass.
 
@@ -85,6 +85,30 @@ def homodyne_phase(
     """
     image = (magnitude * jnp.exp(1j * phase_rad.astype(jnp.float32))).astype(jnp.complex64)
     return jnp.angle(image * jnp.conj(low_pass(image, spacing_mm, width_mm)))
+
+
+TRUST_WIDTH_MM = 4.0
+_TRUSTED_SIGNAL = (
+    0.25  # of the reference tissue: signal of one direction that makes a phase worth its full size
+)
+
+
+@jax.jit
+def phase_trust(filtered: jax.Array, spacing_mm: Sequence[float] | jax.Array) -> jax.Array:
+    """How much a high-passed phase means, from 0 in noise to 1 in tissue.
+
+    The in-plane mean of the complex image over a few millimeters: noise cancels in it and tissue does not,
+    whatever the level of the noise is. A microbleed keeps its phase, since the tissue around it counts.
+
+    Args:
+        filtered: (X, Y, Z) complex, magnitude in units of the reference tissue, angle the high-passed phase.
+        spacing_mm: voxel edge lengths along (x, y, z) in mm.
+
+    Returns:
+        (X, Y, Z) float32 in [0, 1].
+    """
+    signal = jnp.abs(low_pass(filtered, spacing_mm, TRUST_WIDTH_MM))
+    return jnp.clip(signal / _TRUSTED_SIGNAL, 0.0, 1.0) ** 2
 
 
 @jax.jit

@@ -36,23 +36,25 @@ def phase_mask(phase_rad: jax.Array, sign: int | jax.Array = 1) -> jax.Array:
     return jnp.clip(1.0 - sign * phase_rad / jnp.pi, min=0.0, max=1.0)
 
 
-@functools.partial(jax.jit, static_argnames="power")
+@jax.jit
 def susceptibility_weighted(
     magnitude: jax.Array,
     phase_rad: jax.Array,
     spacing_mm: Sequence[float] | jax.Array,
     sign: int | jax.Array = 1,
-    power: int = PHASE_MASK_POWER,
-    width_mm: float = DEFAULT_WIDTH_MM,
+    power: float | jax.Array = PHASE_MASK_POWER,
+    width_mm: float | jax.Array = DEFAULT_WIDTH_MM,
 ) -> SwiImage:
-    """Magnitude times the phase mask to the fourth power (Haacke et al., Magn Reson Med 52:612, 2004).
+    """Magnitude times the phase mask to a power, the fourth by custom.
+
+    Haacke et al., Magn Reson Med 52:612 (2004).
 
     Args:
         magnitude: (X, Y, Z), any unit.
         phase_rad: (X, Y, Z) in radians, wrapped or not, as stored.
         spacing_mm: voxel edge lengths along (x, y, z) in mm.
         sign: +1 where the stored phase of paramagnetic tissue is positive, -1 where negative.
-        power: how often the mask multiplies.
+        power: how often the mask multiplies; 2 to 5 with vendors.
         width_mm: full width at half maximum of the homodyne low-pass in mm.
 
     Returns:

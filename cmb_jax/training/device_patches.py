@@ -23,6 +23,7 @@ from cmb_jax.data.subjects import PROPOSAL_STRIDE
 from cmb_jax.phantom.packed import PackedAnatomy, window
 from cmb_jax.phantom.protocols import Protocol
 from cmb_jax.phantom.sample import Plan, Ranges, Sample, over_devices, sample_at, solid_tissue
+from cmb_jax.swi import phase_trust
 from cmb_jax.training.step import DeviceBatch
 
 RIM_MM = 8.0  # simulated beyond the patch on every side, then cut off
@@ -40,6 +41,7 @@ class PatchPlan:
     spacing_mm: tuple[float, float, float]  # (z, y, x)
     max_truths: int
     phase_dropout: float
+    ignore_rim: bool
     window: tuple[int, int, int]  # pack voxels (x, y, z)
 
     @classmethod
@@ -52,7 +54,15 @@ class PatchPlan:
         x, y, z = (n * h for n, h in zip(steps, protocol.spacing_mm, strict=True))
         wx, wy, wz = (math.ceil((e + 2 * _REACH_MM) / pack_spacing_mm) for e in (x, y, z))
         plan = dataclasses.replace(Plan.of(protocol, spacing_mm, (x, y, z)), filtered_phase=True)
-        return cls(plan, data.patch_shape, data.spacing_mm, data.max_truths, data.phase_dropout, (wx, wy, wz))
+        return cls(
+            part=plan,
+            shape=data.patch_shape,
+            spacing_mm=data.spacing_mm,
+            max_truths=data.max_truths,
+            phase_dropout=data.phase_dropout,
+            ignore_rim=data.ignore_rim,
+            window=(wx, wy, wz),
+        )
 
     def axis_mm(self, axis: int, step: int = 1) -> np.ndarray:
         """Centres of the working voxels, or of cells of `step` voxels, along array axis z, y or x."""
@@ -101,15 +111,23 @@ def _cells(labels: jax.Array, plan: PatchPlan) -> jax.Array:
 
 
 def _truths(sample: Sample, plan: PatchPlan) -> Truths:
-    """Boxes of the microbleeds that reach into the patch, the most central first."""
+    """Boxes of the microbleeds that reach into the patch, the most central first.
+
+    Those that do not count are ignored, and with `ignore_rim` those whose centers lie outside as well.
+    """
     spacing, shape = jnp.asarray(plan.spacing_mm), jnp.asarray(plan.shape)
     centre = sample.bleeds.centre_mm[:, ::-1] / spacing + shape / 2
     half = jnp.maximum(sample.bleed_mm, _SMALLEST_BOX_MM)[:, None] / spacing / 2
     boxes = jnp.concatenate([centre - half, centre + half], axis=1)
-    inside = sample.counts & jnp.all((boxes[:, 3:] > 0) & (boxes[:, :3] < shape), axis=1)
+    inside = sample.bleeds.valid & jnp.all((boxes[:, 3:] > 0) & (boxes[:, :3] < shape), axis=1)
+    ignored = ~sample.counts
+    if plan.ignore_rim:
+        ignored = ignored | jnp.any((centre < 0) | (centre >= shape), axis=1)
     order = jnp.argsort(jnp.where(inside, jnp.max(jnp.abs(centre - shape / 2), axis=1), jnp.inf))
     order = order[: plan.max_truths]
-    return Truths(boxes=jnp.where(inside[order, None], boxes[order], 0.0), valid=inside[order])
+    valid = inside[order]
+    boxes = jnp.where(valid[:, None], boxes[order], 0.0)
+    return Truths(boxes=boxes, valid=valid, ignored=ignored[order] & valid)
 
 
 def simulate_patch(
@@ -127,7 +145,10 @@ def simulate_patch(
     scaled = jnp.clip(sample.swi / jnp.maximum(reference, 1e-6), 0.0, MAX_SCALED_INTENSITY)
     intensity = _on_working_grid(scaled, plan)
     has_phase = plan.part.weighted & (jax.random.uniform(k_phase) >= plan.phase_dropout)
-    phase = _on_working_grid(sample.phase * sample.scan.phase_sign / jnp.pi, plan)
+    radians = sample.phase * sample.scan.phase_sign
+    trust = phase_trust(scaled * jnp.exp(1j * radians), plan.part.acquired.spacing_mm)
+    cosine, sine, trust = (_on_working_grid(a, plan) for a in (jnp.cos(radians), jnp.sin(radians), trust))
+    phase = jnp.arctan2(sine, cosine) / jnp.pi * trust  # as `data.prepare` does it
     image = jnp.stack([intensity, jnp.where(has_phase, phase, 0.0)], axis=-1)
     return image, _truths(sample, plan), _cells(sample.mimics, plan)
 

@@ -19,6 +19,7 @@ from cmb_jax.training.processes import RunStopped, StopRequest, as_process_0_say
 from cmb_jax.training.profile import StepProfile
 from cmb_jax.training.sharding import make_mesh, share_of_process
 from cmb_jax.training.silent import train_log
+from cmb_jax.training.stages import Stage, stages
 from cmb_jax.training.state import TrainState, init_state, learning_rate
 from cmb_jax.training.step import StepMetrics, make_step, put_batch
 
@@ -53,7 +54,8 @@ def train(
       RunStopped: SIGTERM came; the state is saved.
     """
     mesh = make_mesh(config.train.mesh_data, config.train.mesh_space)
-    step_function = make_step(config, mesh)
+    # all at once, so that a later stage whose patches do not fit is refused before the first step
+    stages_left = [(stage, make_step(stage.config, mesh)) for stage in stages(config)]
     # Simulated devices share one pool of threads: two steps at once may wait for each other for ever.
     simulated = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     with (
@@ -63,21 +65,13 @@ def train(
         state = init_state(config, mesh, start_from)
         state = checkpoints.restore_newest_whole(state, mesh) or state
         first = int(state.step)
-        batches = patch_batches(
-            subjects,
-            config.data,
-            seed=config.train.seed,
-            phantoms=phantoms,
-            first_step=first,
-            share=share_of_process(config, mesh),
-        )
-        utilisation = Utilisation(config, state.params, list(mesh.devices.flat))
         rate = learning_rate(config.train)
         profile = StepProfile(workdir / "profile", first, config.train.profile_steps)
         with train_log(workdir, config.train.steps, first) as log, profile:
             if first:
                 log.message(f"continuing from step {first}")
-            metrics = None
+            metrics: StepMetrics | None = None
+            stage: Stage | None = None
             stopwatch = Stopwatch()
             for step in range(first, config.train.steps + 1):
                 last = step == config.train.steps
@@ -101,6 +95,19 @@ def train(
                     raise RunStopped(step)
                 if last:
                     break
+                if stage is None or step not in stage.steps:
+                    while step not in stages_left[0][0].steps:
+                        stages_left.pop(0)
+                    stage, step_function = stages_left.pop(0)
+                    batches = patch_batches(
+                        subjects,
+                        stage.config.data,
+                        seed=config.train.seed,
+                        phantoms=phantoms,
+                        first_step=step,
+                        share=share_of_process(stage.config, mesh),
+                    )
+                    utilisation = Utilisation(stage.config, state.params, list(mesh.devices.flat))
                 with stopwatch.fetching(metrics):
                     batch = put_batch(next(batches), mesh)
                 before = metrics
@@ -114,7 +121,9 @@ def train(
                     # waiting for the device is done only now and then, and before the clock is read
                     jax.block_until_ready(metrics)
                     pace = stopwatch.read()
-                    values = step_values(metrics, state, config, pace, float(rate(step - int(state.skipped))))
+                    values = step_values(
+                        metrics, state, stage.config, pace, float(rate(step - int(state.skipped)))
+                    )
                     log.scalars(step + 1, values | {"mfu": utilisation.of(pace.steps_per_s)})
                     stop_if_lost(state)
     return state
@@ -131,6 +140,7 @@ def step_values(
         "objectness": float(terms.objectness),
         "box": float(terms.box),
         "concentration": float(terms.concentration),
+        "semantic": float(terms.semantic),
         "positives": float(terms.positives),
         "gradient_norm": float(metrics.gradient_norm),
         "learning_rate": rate,

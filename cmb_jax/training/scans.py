@@ -9,7 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cmb_jax.config import DataConfig
-from cmb_jax.data.prepare import boxes_of_lesions, boxes_on_working_grid, edge_coordinates
+from cmb_jax.data.prepare import (
+    PREPARATION_VERSION,
+    boxes_of_lesions,
+    boxes_on_working_grid,
+    edge_coordinates,
+)
 from cmb_jax.data.subjects import STORE_VERSION, StoredSubject, is_stored, store_scan
 from cmb_jax.datasets.images import read_scan
 from cmb_jax.datasets.index_file import read_index
@@ -151,6 +156,7 @@ def _key(
     truth.pop("source", None)
     described = [
         STORE_VERSION,
+        PREPARATION_VERSION,
         spacing_mm,
         region_weights,
         CONNECTIVITY,

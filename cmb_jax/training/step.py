@@ -11,7 +11,6 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from cmb_jax.boxes.anchors import anchor_sizes
 from cmb_jax.boxes.types import Truths
 from cmb_jax.config import Config, LossConfig
 from cmb_jax.data.patches import PatchBatch
@@ -72,9 +71,11 @@ def loss_function(
         deep = over_batch_and_depth(mesh).spec
         propose = jax.shard_map(propose, mesh=mesh, in_specs=(replicated(mesh).spec, deep), out_specs=deep)
     detector = template.bind(params)
-    sizes = anchor_sizes(config.model.anchor_diameters_mm, config.data.spacing_mm)
     maps = propose(params, batch.image)
-    return detection_loss(detector, maps, batch.truths, batch.mimics, sizes, config.loss, bank=bank, key=key)
+    spacing = config.data.spacing_mm
+    return detection_loss(
+        detector, maps, batch.truths, batch.mimics, spacing, config.loss, bank=bank, key=key
+    )
 
 
 def follow_samples(params: Any, samples: Samples | None, config: LossConfig) -> Any:
@@ -151,8 +152,10 @@ def batch_shardings(mesh: Mesh) -> Any:
     """Where each part of a batch lies: a `DeviceBatch` of shardings."""
     deep = over_batch_and_depth(mesh)
     flat = over_batch(mesh)
-    structure = jax.tree.structure(DeviceBatch(image=0, truths=Truths(boxes=0, valid=0), mimics=0))  # type: ignore[arg-type]
-    return jax.tree.unflatten(structure, (deep, flat, flat, deep))
+    structure = jax.tree.structure(
+        DeviceBatch(image=0, truths=Truths(boxes=0, valid=0, ignored=0), mimics=0)  # type: ignore[arg-type]
+    )
+    return jax.tree.unflatten(structure, (deep, flat, flat, flat, deep))
 
 
 def put_batch(batch: PatchBatch, mesh: Mesh) -> DeviceBatch:
@@ -162,7 +165,9 @@ def put_batch(batch: PatchBatch, mesh: Mesh) -> DeviceBatch:
     return DeviceBatch(
         image=place(where.image, batch.image),
         truths=Truths(
-            boxes=place(where.truths.boxes, batch.boxes), valid=place(where.truths.valid, batch.boxes_valid)
+            boxes=place(where.truths.boxes, batch.boxes),
+            valid=place(where.truths.valid, batch.boxes_valid),
+            ignored=place(where.truths.ignored, batch.boxes_ignored),
         ),
         mimics=place(where.mimics, batch.mimics),
     )

@@ -76,6 +76,7 @@ def patches():
         image=rng.normal(size=(batch, *shape, 2)).astype(np.float32),
         boxes=boxes.astype(np.float32),
         boxes_valid=valid,
+        boxes_ignored=np.zeros_like(valid),
         mimics=(rng.random((batch, *(shape // (1, 2, 2)))) < 0.03).astype(np.uint8),
     )
 

@@ -22,7 +22,7 @@ def stub():
 def bids(monkeypatch, capsys, stub):
     """Runs `cmb-jax bids`; gives (exit code, stdout, stderr)."""
 
-    def pipeline(weights, threshold, phase, devices, regions, precision=None):
+    def pipeline(weights, threshold, phase, devices, regions, flips=None, precision=None):
         cut = 0.647 if threshold is None else threshold
         return app.pipeline(stub, cut, regions, sign=phase.sign, stored=phase.stored)
 

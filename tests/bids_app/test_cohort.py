@@ -1,20 +1,16 @@
-"""`cmb-jax predict-cohort`: the participant level shared among processes, resumed, interrupted."""
+"""`cmb-jax bids ... participant` split over processes, resumed, interrupted."""
 
 import csv
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cmb_jax.bids_app.dataset import write_dataset_files
-from cmb_jax.bids_app.outcome import Status
-from cmb_jax.bids_app.participants import Selection, process_share, run_participants
-from cmb_jax.commands.cohort_progress import Lines
-from cmb_jax.datasets.bids.layout import read_layout
+from cmb_jax.bids_app.participants import process_share
+from cmb_jax.commands import cohort_progress
 from tests.bids_app import app
 from tests.command_line import run_cli
 from tests.datasets.bids import tree
@@ -36,11 +32,11 @@ def study(tmp_path):
 
 
 @pytest.fixture
-def cohort(bids, monkeypatch, capsys):
-    """Runs `cmb-jax predict-cohort` with the stub."""
+def cohort(bids):
+    """Runs `cmb-jax bids ... participant` with the stub."""
 
     def run(root, out, *more):
-        return run_cli(monkeypatch, capsys, "predict-cohort", "--bids", root, "--out", out, *more)
+        return bids(root, out, "participant", *more)
 
     return run
 
@@ -51,18 +47,20 @@ def contents(out):
     return {name: path.read_bytes() for name, path in files.items() if name.parts[0] != "logs"}
 
 
-def test_the_same_results_as_the_participant_level(bids, cohort, study, tmp_path):
-    code, stdout, stderr = cohort(study, tmp_path / "cohort")
+def test_a_bar_on_a_terminal_and_lines_elsewhere(bids, cohort, study, tmp_path, monkeypatch):
+    code, stdout, stderr = cohort(study, tmp_path / "lines")
     assert code == 0, stderr
     assert stdout.startswith(f"{COUNT} done\n")
-    assert f"{COUNT}/{COUNT}" in stderr  # the bar
+    assert "reading the images" in stderr
+    monkeypatch.setattr(cohort_progress, "shown_on_terminal", lambda: True)
+    _, _, stderr = cohort(study, tmp_path / "bar")
+    assert f"{COUNT}/{COUNT}" in stderr
     assert "of it beside other work" in stderr
     assert "reading the images" not in stderr
-    bids(study, tmp_path / "app", "participant")
-    found = contents(tmp_path / "cohort")
+    found = contents(tmp_path / "bar")
     assert len(found) == 3 + 5 * COUNT
-    assert found == contents(tmp_path / "app")
-    code, stdout, _ = bids(study, tmp_path / "cohort", "group")
+    assert found == contents(tmp_path / "lines")
+    code, stdout, _ = bids(study, tmp_path / "bar", "group")
     assert (code, stdout.splitlines()[0]) == (0, f"{COUNT} done")
 
 
@@ -110,10 +108,10 @@ def test_other_weights_do_not_pass_for_finished(cohort, study, tmp_path, monkeyp
     cohort(study, out, "--participant-label", "00", "01")
     before = contents(out)
     monkeypatch.setattr(app, "BUNDLE", app.dataclasses.replace(app.BUNDLE, sha256="6b" * 32))
-    code, stdout, stderr = cohort(study, out, "--participant-label", "00", "01", "02")
+    code, stdout, _ = cohort(study, out, "--participant-label", "00", "01", "02")
     assert code == 1
     assert stdout.startswith("1 done, 2 made otherwise\n")
-    assert "sub-00: made otherwise: weights changed since; make it again with --overwrite" in stderr
+    assert "sub-00: made otherwise: weights changed since; make it again with --overwrite" in stdout
     assert before.items() <= contents(out).items()
     assert cohort(study, out, "--overwrite")[1].startswith(f"{COUNT} done\n")
     assert "6b6b6b" in (out / "sub-00/anat/sub-00_desc-cmb_detections.json").read_text()
@@ -127,27 +125,10 @@ def test_bad_shares_are_refused(cohort, study, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_two_runs_at_once_do_each_scan_once(study, tmp_path):
-    """Without shares: claims alone keep them apart, and each sees all scans to their end."""
-    layout, out, stub = read_layout(study), tmp_path / "out", app.StubDetector()
-    write_dataset_files(study, out)
-    runs = []
-
-    def run():
-        selection = Selection(participants=layout.participants)
-        runs.append(run_participants(layout, out, selection, app.pipeline(stub), progress=Lines()))
-
-    threads = [threading.Thread(target=run) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(stub.seen) == COUNT
-    outcomes = [outcome for run in runs for outcome in run.outcomes]
-    for outcome in outcomes:
-        assert outcome.status in (Status.DONE, Status.SKIPPED), outcome
-    assert sum(outcome.status is Status.DONE for outcome in outcomes) == COUNT
-    assert not (out / "logs" / "claims").exists()
+def test_the_earlier_command_names_the_one_of_today(study, tmp_path, monkeypatch, capsys):
+    given = ("predict-cohort", "--bids", study, "--out", tmp_path / "out")
+    refused(run_cli(monkeypatch, capsys, *given), "is now: cmb-jax bids DIR OUT participant")
+    assert not (tmp_path / "out").exists()
 
 
 def test_killed_in_the_middle_and_started_again(tmp_path):
@@ -173,4 +154,3 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
     assert again.stdout.split() == [str(MANY - len(done)), str(len(done))]
     assert [path.stat().st_mtime_ns for path in done] == stamps
     assert contents(out) == contents(straight)
-    assert not (out / "logs" / "claims").exists()

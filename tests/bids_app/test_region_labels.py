@@ -9,7 +9,6 @@ import pytest
 
 from cmb_jax.anatomy.regions import Region, Side, region_of, side_of
 from cmb_jax.bids_app.result import PROVENANCE
-from tests.command_line import run_cli
 from tests.datasets.bids import tree
 from tests.datasets.trees import SHAPE, refused
 
@@ -193,13 +192,6 @@ def test_the_only_one_is_taken_whatever_its_name_but_it_is_said(bids, tmp_path, 
     said = {str(images.swi.source): images.region_map.messages for images in stub.seen}
     assert [bool(messages) for _, messages in sorted(said.items())] == [False, True]
     assert any("named acq-t1" in line for messages in said.values() for line in messages)
-
-
-def test_predict_cohort_takes_them_too(bids, study, out, own, stub, monkeypatch, capsys):
-    arguments = ("predict-cohort", "--bids", study, "--out", out, *own)
-    assert run_cli(monkeypatch, capsys, *arguments)[0] == 0
-    assert all(images.region_map is not None for images in stub.seen)
-    assert bids(study, out, "participant", *own)[1].startswith("2 skipped\n")
 
 
 def test_refusals_before_any_work(bids, study, out, own, tmp_path):

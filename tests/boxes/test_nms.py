@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax import export
 
 from cmb_jax.boxes import nms
-from cmb_jax.boxes.nms import nms_3d, nms_centers, weighted_box_clustering
+from cmb_jax.boxes.nms import nms_3d
 
 
 def slow_iou(a, b):
@@ -182,77 +182,3 @@ def test_lowers_for_gpu_and_tpu():
     spec = (jax.ShapeDtypeStruct((2000, 6), jnp.float32), jax.ShapeDtypeStruct((2000,), jnp.float32))
     run = jax.jit(lambda b, s: nms_3d(b, s, 0.1, 64))
     assert export.export(run, platforms=["cuda", "tpu"])(*spec).platforms == ("cuda", "tpu")
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(candidate, min_size=COUNT, max_size=COUNT), st.sampled_from([0.0, 1.0, 2.5, 5.0]))
-def test_centre_suppression_equals_the_textbook_loop(rows, distance):
-    boxes, scores, valid = unpack(rows)
-    spacing = np.array([1.0, 0.5, 0.5])
-    center = 0.5 * (boxes[:, :3] + boxes[:, 3:]).astype(np.float64) * spacing
-
-    def drops(a, b):
-        return np.square(center[a] - center[b]).sum() < distance**2
-
-    expected = slow_greedy(COUNT, scores, valid, COUNT, drops)
-    assert kept_indices(nms_centers(boxes, scores, tuple(spacing), distance, COUNT, valid)) == expected
-
-
-def test_centre_distance_is_strict():
-    boxes = jnp.array([[0.0, 0, 0, 2, 2, 2], [0, 6, 8, 2, 8, 10]])  # 3 and 4 mm apart: 5 mm
-    scores = jnp.array([0.9, 0.8])
-    assert kept_indices(nms_centers(boxes, scores, (1.0, 0.5, 0.5), 5.0, 2)) == [0, 1]
-    assert kept_indices(nms_centers(boxes, scores, (1.0, 0.5, 0.5), 5.001, 2)) == [0]
-
-
-def slow_clustering(boxes, scores, views, num_views, valid, threshold, max_output):
-    boxes = boxes.astype(np.float64)
-    left = [i for i in range(len(boxes)) if valid[i]]
-    out = []
-    while left and len(out) < max_output:
-        best = max(left, key=lambda i: (scores[i], -i))
-        members = [i for i in left if i == best or slow_iou(boxes[best], boxes[i]) > threshold]
-        left = [i for i in left if i not in members]
-        volume = [np.prod(np.maximum(boxes[i, 3:] - boxes[i, :3], 0)) for i in members]
-        w = np.array([slow_iou(boxes[best], boxes[i]) for i in members]) * volume
-        s = scores[members].astype(np.float64)
-        missing = num_views - len(set(views[members]))
-        box = (w * s) @ boxes[members] / (w * s).sum() if (w * s).sum() > 0 else boxes[best]
-        if w.sum() > 0:
-            score = (w * s).sum() / (w.sum() + missing * w.mean())
-        else:
-            score = s[members.index(best)] / (1 + missing)
-        out.append((best, box, score))
-    return out
-
-
-@pytest.mark.parametrize("max_output", [COUNT, 3])
-def test_clustering_equals_the_slow_reference(block, max_output):
-    @settings(max_examples=15, deadline=None)
-    @given(st.lists(candidate, min_size=COUNT, max_size=COUNT), thresholds, st.integers(0, 1000))
-    def check(rows, threshold, seed):
-        boxes, scores, valid = unpack(rows)
-        views = np.random.default_rng(seed).integers(0, 3, COUNT)
-        result = weighted_box_clustering(boxes, scores, views, 3, threshold, max_output, valid)
-        expected = slow_clustering(boxes, scores, views, 3, valid, np.float32(threshold), max_output)
-        keep = np.asarray(result.valid)
-        assert np.asarray(result.indices)[keep].tolist() == [row[0] for row in expected]
-        if expected:
-            np.testing.assert_allclose(result.boxes[keep], [row[1] for row in expected], atol=1e-5)
-            np.testing.assert_allclose(result.scores[keep], [row[2] for row in expected], atol=1e-6)
-
-    check()
-
-
-def test_clustering_worked_by_hand():
-    boxes = jnp.array([[0.0, 0, 0, 2, 2, 2], [0, 0, 0, 1, 2, 2]])  # IoU 0.5, volumes 8 and 4
-    views = jnp.array([0, 1])
-    # Weights 1 * 8 and 0.5 * 4; three views, one without a candidate.
-    result = weighted_box_clustering(boxes, jnp.array([0.8, 0.4]), views, 3, 0.1, 1)
-    np.testing.assert_allclose(result.scores, [(0.8 * 8 + 0.4 * 2) / (10 + 5)], rtol=1e-6)
-    np.testing.assert_allclose(result.boxes[0, 3], (2 * 6.4 + 1 * 0.8) / 7.2, rtol=1e-6)
-
-
-def test_clustering_of_nothing():
-    result = weighted_box_clustering(jnp.zeros((0, 6)), jnp.zeros(0), jnp.zeros(0, jnp.int32), 2, 0.1, 3)
-    assert not np.asarray(result.valid).any()

@@ -10,8 +10,10 @@ from flax import nnx
 
 from cmb_jax import cli
 from cmb_jax.config import Config, ModelConfig
-from cmb_jax.inference.bundle import save_bundle
-from cmb_jax.io.weights import save_weights
+from cmb_jax.config_io import config_to_json
+from cmb_jax.inference.bundle import CONFIG_KEY, load_bundle, save_bundle, save_with_config
+from cmb_jax.io import weights as weights_file
+from cmb_jax.io.weights import copy_weights, save_weights
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
 from tests.command_line import run_cli as run
@@ -179,6 +181,33 @@ def test_weights_of_another_configuration(monkeypatch, capsys, tmp_path, good, w
         *out,
         match="no such weights",
     )
+
+
+def test_weights_for_an_older_input_are_refused_by_their_version(monkeypatch, capsys, tmp_path, good):
+    """Those of this version say so in the file; those that say nothing, as the first ones, are version 1."""
+    old, new, silent = (tmp_path / f"{name}.safetensors" for name in ("old", "new", "silent"))
+    save_bundle(old, params_of(Detector(TINY.model, rngs=nnx.Rngs(0))), TINY)
+    bundle = load_bundle(old)
+    copy_weights(old, silent, {CONFIG_KEY: config_to_json(TINY)})
+    now = weights_file.INPUT_VERSION
+    monkeypatch.setattr(weights_file, "INPUT_VERSION", now + 1)
+    for path, version in ((old, now), (silent, 1)):
+        refused(
+            monkeypatch,
+            capsys,
+            tmp_path,
+            "predict",
+            "--swi",
+            good,
+            "--weights",
+            path,
+            "--out",
+            tmp_path / "out",
+            match=f"{path.name}: these weights are for input version {version}, but this cmb-jax makes input "
+            f"version {now + 1};",
+        )
+    save_with_config(bundle, new, TINY)
+    assert load_bundle(new).config == TINY
 
 
 def test_numbers_out_of_range(monkeypatch, capsys, tmp_path, good):

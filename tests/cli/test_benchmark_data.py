@@ -1,6 +1,7 @@
 """cmb-jax benchmark-data: generate, compare with the published list, notice what was changed."""
 
 import gzip
+import json
 
 import pytest
 
@@ -55,6 +56,12 @@ def test_generate_and_verify(small, monkeypatch, capsys):
     message = refused(monkeypatch, capsys, "--out", out, "--verify")
     assert "first: sub-test0001/anat/sub-test0001_swi.nii.gz" in message
     assert "exists" in refused(monkeypatch, capsys, "--out", out)
+
+    description = json.loads((out / "dataset_description.json").read_text())
+    del description["PhantomVersion"]  # as version 1 was written
+    (out / "dataset_description.json").write_text(json.dumps(description))
+    message = refused(monkeypatch, capsys, "--out", out, "--verify")
+    assert "data: is of CMB-Phantom 1, but this cmb-jax simulates and evaluates CMB-Phantom 2" in message
 
 
 def test_what_cannot_be_is_said_in_one_line(monkeypatch, capsys, tmp_path):

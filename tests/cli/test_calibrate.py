@@ -255,7 +255,7 @@ def test_what_cannot_be_calibrated_is_refused(run, copy, weights, tmp_path):
     refused("other weights")
     sidecar.write_text(original)
     about = copy[1] / "dataset_description.json"
-    about.write_text(json.dumps({"Name": "CMB-Phantom 1, hard, test"}))
+    about.write_text(json.dumps({"Name": "CMB-Phantom 2, hard, test", "PhantomVersion": 2}))
     refused("test split")
     about.unlink()
     shutil.rmtree(copy[0] / "sub-03")

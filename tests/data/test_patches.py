@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cmb_jax.config import DataConfig
-from cmb_jax.data.patches import Share, augment, cut_patch, flip, patch_batches, turn
+from cmb_jax.data.patches import Share, augment, cut_patch, flip, padded_patch, patch_batches, turn
 from cmb_jax.data.subjects import StoredSubject
 
 CONFIG = DataConfig(patch_shape=(16, 32, 32), batch_size=4, max_truths=5, workers=0)
@@ -29,6 +29,7 @@ def subjects(tmp_path_factory):
             boxes.append(np.concatenate([low, low + np.array([3, 6, 6])]))
         np.save(folder / "image.npy", image)
         np.save(folder / "boxes.npy", np.array(boxes, np.float32))
+        np.save(folder / "ignored_boxes.npy", np.zeros((0, 6), np.float32))
         np.save(folder / "mimics.npy", (image[:, ::2, ::2, 0] > 0).astype(np.uint8))
         np.save(folder / "mimic_points.npy", np.argwhere(image[:, ::2, ::2, 0] > 0).astype(np.int32))
         np.save(folder / "brain_points.npy", rng.integers(0, 40, (50, 3)).astype(np.int32))
@@ -47,7 +48,7 @@ def bright_voxels_are_in_boxes(image, boxes):
 def test_cut_patches_hold_their_boxes(subjects):
     rng = np.random.default_rng(3)
     for _ in range(40):
-        image, boxes, mimics = cut_patch(subjects[0], CONFIG, rng)
+        image, boxes, _, mimics = cut_patch(subjects[0], CONFIG, rng)
         assert image.shape == (16, 32, 32, 2)
         assert mimics.shape == (16, 16, 16)
         assert bright_voxels_are_in_boxes(image, boxes)
@@ -55,7 +56,7 @@ def test_cut_patches_hold_their_boxes(subjects):
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_flips_move_boxes_with_the_image(subjects, axis):
-    image, boxes, mimics = cut_patch(subjects[0], CONFIG, np.random.default_rng(4))
+    image, boxes, _, mimics = cut_patch(subjects[0], CONFIG, np.random.default_rng(4))
     flipped = flip(image, boxes, mimics, axis)
     assert bright_voxels_are_in_boxes(flipped[0], flipped[1])
     again = flip(*flipped, axis)
@@ -63,8 +64,55 @@ def test_flips_move_boxes_with_the_image(subjects, axis):
     np.testing.assert_allclose(again[1], boxes)
 
 
+@pytest.fixture
+def half_ignored(subjects, tmp_path):
+    """The first subject with the latter six of its twelve lesions ignored."""
+    folder = tmp_path / "half"
+    shutil.copytree(subjects[0].folder, folder)
+    boxes = np.load(folder / "boxes.npy")
+    np.save(folder / "boxes.npy", boxes[:6])
+    np.save(folder / "ignored_boxes.npy", boxes[6:])
+    return StoredSubject(folder=folder)
+
+
+def test_ignored_boxes_stay_ignored_through_augmentation(half_ignored):
+    """By their values: the ignored lesions are those painted darker."""
+    image = np.load(half_ignored.folder / "image.npy")
+    for box in half_ignored.ignored_boxes().astype(int):
+        image[box[0] : box[3], box[1] : box[4], box[2] : box[5]] = 50.0
+    np.save(half_ignored.folder / "image.npy", image)
+    seen = set()
+    for batch, _ in zip(patch_batches([half_ignored], CONFIG, seed=5), range(12), strict=False):
+        for patch in range(4):
+            for box, ignored in zip(
+                batch.boxes[patch][batch.boxes_valid[patch]],
+                batch.boxes_ignored[patch][batch.boxes_valid[patch]],
+                strict=True,
+            ):
+                low, high = np.clip(np.round([box[:3], box[3:]]).astype(int), 0, CONFIG.patch_shape)
+                inside = batch.image[patch, low[0] : high[0], low[1] : high[1], low[2] : high[2], 0]
+                assert ignored == (np.median(inside) > 15)
+                seen.add(bool(ignored))
+        assert not batch.boxes_ignored[~batch.boxes_valid].any()
+    assert seen == {False, True}
+
+
+def test_lesions_at_the_rim_are_ignored_only_if_asked(subjects):
+    image = np.zeros((*CONFIG.patch_shape, 2), np.float32)
+    mimics = np.zeros((16, 16, 16), np.uint8)
+    boxes = np.array([[-2, 4, 4, 1, 10, 10], [3, 4, 4, 6, 10, 10], [4, 28, 4, 7, 36, 10]], np.float32)
+    flags = np.array([False, True, False])
+    for asked, want in ((False, [0, 1, 0]), (True, [1, 1, 1])):
+        config = dataclasses.replace(CONFIG, ignore_rim=asked)
+        patch = padded_patch(image, boxes, flags, mimics, config)
+        by_box = {
+            tuple(box): ignored for box, ignored in zip(patch["boxes"], patch["boxes_ignored"], strict=True)
+        }
+        assert [by_box[tuple(box)] for box in boxes] == want
+
+
 def test_turn_moves_boxes_with_the_image(subjects):
-    image, boxes, mimics = cut_patch(subjects[0], CONFIG, np.random.default_rng(5))
+    image, boxes, _, mimics = cut_patch(subjects[0], CONFIG, np.random.default_rng(5))
     turned = turn(image, boxes, mimics)
     assert bright_voxels_are_in_boxes(turned[0], turned[1])
 
@@ -72,7 +120,7 @@ def test_turn_moves_boxes_with_the_image(subjects):
 def test_augmentation_keeps_lesions_in_their_boxes(subjects):
     rng = np.random.default_rng(6)
     for _ in range(20):
-        image, boxes, mimics = cut_patch(subjects[1], CONFIG, rng)
+        image, boxes, _, mimics = cut_patch(subjects[1], CONFIG, rng)
         image, boxes, mimics = augment(image, boxes, mimics, CONFIG, rng)
         # noise is far below the lesions' 5, which no contrast change brings under 2
         assert bright_voxels_are_in_boxes(image, boxes)
@@ -128,7 +176,7 @@ def test_shares_put_together_are_the_global_batch(subjects, workers):
 def test_a_process_reads_only_its_planes(subjects):
     """The patch stays a view of the file until its planes are copied, and their values are the whole's."""
     for seed in range(8):
-        patch, boxes, mimics = cut_patch(subjects[0], CONFIG, np.random.default_rng(seed))
+        patch, boxes, _, mimics = cut_patch(subjects[0], CONFIG, np.random.default_rng(seed))
         assert isinstance(patch.base, np.memmap) or not np.shares_memory(patch, patch.base)
         part, _, cells = augment(patch, boxes, mimics, CONFIG, np.random.default_rng(seed), range(4, 8))
         whole, _, whole_cells = augment(patch, boxes, mimics, CONFIG, np.random.default_rng(seed))

@@ -62,7 +62,7 @@ def test_phase_channel_is_the_high_passed_phase_over_pi():
     volume = blob_volume((31.0, 28.0, 12.0))
     phase = np.zeros(volume.shape, np.float32)
     phase[30:33, 27:30, 11:14] = 1.5
-    smooth_background = np.linspace(-0.4, 0.4, volume.shape[0])[:, None, None] * np.ones(volume.shape)
+    smooth_background = np.linspace(-2.0, 2.0, volume.shape[0])[:, None, None] * np.ones(volume.shape)
     prepared = prepare(volume, (phase + smooth_background).astype(np.float32), np.ones(volume.shape, bool))
     channel = prepared.image[..., 1].astype(np.float32)
     peak = edge_coordinates(
@@ -156,3 +156,73 @@ def test_boxes_of_the_scans_grid_are_no_thinner_than_allowed():
     middle = prepared.affine @ [*((moved[:3] + moved[3:]) / 2 - 0.5)[::-1], 1.0]
     np.testing.assert_allclose(middle, volume.affine @ [29.0, 25.0, 10.0, 1.0], atol=1e-4)
     assert boxes_on_working_grid(np.zeros((0, 6)), volume.affine, prepared).shape == (0, 6)
+
+
+def noisy_head(rng, shape=(70, 60, 12), spacing=(0.8, 0.8, 2.0)):
+    """A bright ball with a raw phase that wraps, in noise of the air; with the mask of the ball."""
+    axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
+    mask = sum((a / 0.7) ** 2 for a in axes) < 1
+    smooth = 7.0 * (axes[0] ** 2 + 0.5 * axes[1])
+    signal = mask * np.exp(1j * smooth)
+    signal = signal + 0.02 * (rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
+    return Volume.from_array(np.abs(signal), oblique_affine(spacing)), np.angle(signal), mask
+
+
+def widened(volume, phase, mask, pads):
+    affine = volume.affine.copy()
+    affine[:3, 3] -= affine[:3, :3] @ [low for low, _ in pads]
+    return Volume.from_array(np.pad(volume.data, pads), affine), np.pad(phase, pads), np.pad(mask, pads)
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=3, max_size=3), st.booleans())
+@settings(max_examples=8, deadline=None)
+def test_zeros_around_the_head_change_nothing(pads, mask_is_known):
+    volume, phase, mask = noisy_head(np.random.default_rng(1))
+    if not mask_is_known:
+        mask = np.zeros_like(mask)
+    plain = prepare(volume, phase, mask)
+    wide = prepare(*widened(volume, phase, mask, pads))
+    np.testing.assert_array_equal(wide.image, plain.image)
+    np.testing.assert_allclose(wide.affine, plain.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e-3, 1e4, 1e12])
+def test_a_positive_factor_changes_nothing(rng, factor):
+    volume, phase, mask = noisy_head(rng)
+    scaled = Volume.from_array(volume.data * np.float32(factor), volume.affine)
+    expected, found = prepare(volume, phase, mask).image, prepare(scaled, phase, mask).image
+    np.testing.assert_allclose(found.astype(float), expected.astype(float), atol=2e-3)  # float16 twice
+
+
+def test_phase_of_air_does_not_enter_as_noise(rng):
+    volume, phase, mask = noisy_head(rng)
+    prepared = prepare(volume, phase, mask)
+    channel = np.abs(prepared.image[..., 1].astype(float))
+    inside = prepared.image[..., 0] > 0.5
+    far = ndimage.distance_transform_edt(~inside, (1.0, 0.5, 0.5)) > 4
+    assert far.sum() > 10_000
+    assert channel[far].mean() < 0.02  # noise of +-pi alone: 0.5
+    well_inside = ndimage.distance_transform_edt(inside, (1.0, 0.5, 0.5)) > 5
+    assert channel[well_inside].mean() < 0.05  # what is smooth is filtered away
+
+
+def test_filtered_phase_is_told_from_raw_and_left_alone(rng):
+    volume, phase, mask = noisy_head(rng, spacing=(0.5, 0.5, 1.0))  # the working grid
+    raw = prepare(volume, phase, mask)
+    assert not raw.phase_was_filtered
+    dots = np.zeros(mask.shape, np.float32)
+    dots[20:50:8, 20:40:8, 3:9:3] = 2.0  # small structures on nothing: as after a filter
+    done = prepare(volume, dots, mask)
+    assert done.phase_was_filtered
+    assert done.image[..., 1].max() * np.pi == pytest.approx(2.0, abs=2e-3)
+
+
+def test_a_wrap_is_interpolated_across_and_not_through_zero():
+    """Neighbors of +3 and -3 rad in slices 4 mm thick: between them lies pi, not 0."""
+    shape = (40, 40, 8)
+    phase = np.zeros(shape, np.float32)
+    phase[20, 20, 4], phase[20, 20, 5] = 3.0, -3.0
+    volume = Volume.from_array(np.ones(shape), np.diag([0.5, 0.5, 4.0, 1.0]))
+    column = prepare(volume, phase, np.ones(shape, bool)).image[:, 20, 20, 1].astype(float) * np.pi
+    between = column[18:22]  # centers of slices 4 and 5 lie at edges 18 and 22 of the working grid
+    assert np.abs(between).min() > 2.0

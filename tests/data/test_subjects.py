@@ -1,13 +1,16 @@
 """Stored subjects: lesions lie where the images show them, and nothing is simulated twice."""
 
+import json
+
 import numpy as np
 import pytest
 
 from cmb_jax.anatomy.synthetic import synthetic_pack
 from cmb_jax.data.prepare import edge_coordinates
-from cmb_jax.data.subjects import prepare_phantom, stored_subjects, subjects_in
+from cmb_jax.data.subjects import STORE_VERSION, prepare_phantom, stored_subjects, subjects_in
 from cmb_jax.errors import UserError
 from cmb_jax.phantom import SubjectSettings, simulate_subject
+from cmb_jax.phantom.version import VERSION
 
 SPACING = (1.0, 1.0, 1.0)
 SETTINGS = SubjectSettings(protocol="thick3", mean_cmbs=12.0, simulation_spacing_mm=2.0)
@@ -30,6 +33,7 @@ def test_boxes_lie_round_the_true_centres(phantom, stored):
     centers = edge_coordinates(lesions.centre_mm[lesions.is_cmb], prepare_phantom(phantom, SPACING).affine)
     boxes = stored[1].boxes()
     assert len(boxes) == lesions.is_cmb.sum() > 3
+    assert stored[1].ignored_boxes().shape == (lesions.is_ignored.sum(), 6)
     np.testing.assert_allclose((boxes[:, :3] + boxes[:, 3:]) / 2, centers, atol=1e-3)
 
 
@@ -72,7 +76,21 @@ def test_a_folder_of_subjects_is_read_in_the_order_of_the_seeds(tmp_path):
     for name in ("seed-100", "seed-9", "seed-10", "other"):
         (tmp_path / name).mkdir()
         np.save(tmp_path / name / "image.npy", np.zeros(1))
+        (tmp_path / name / "store.json").write_text(json.dumps({"store": STORE_VERSION, "phantom": VERSION}))
     (tmp_path / "seed-11").mkdir()  # not finished
     assert [stored.folder.name for stored in subjects_in(tmp_path)] == ["seed-9", "seed-10", "seed-100"]
     with pytest.raises(UserError, match="holds no prepared subject"):
         subjects_in(tmp_path / "other")
+
+
+def test_subjects_of_an_older_phantom_are_refused_by_name(stored, tmp_path):
+    root, subject = stored
+    assert [each.folder for each in subjects_in(root)] == [subject.folder]
+    (tmp_path / "seed-1").mkdir()
+    np.save(
+        tmp_path / "seed-1" / "image.npy", np.zeros(1)
+    )  # as version 1 stored it: it does not say what it is
+    with pytest.raises(
+        UserError, match=r"seed-1: was prepared from CMB-Phantom 1 .* trains on CMB-Phantom 2"
+    ):
+        subjects_in(tmp_path)

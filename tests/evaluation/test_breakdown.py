@@ -83,11 +83,19 @@ def test_false_positives_are_named_by_the_nearest_mimic_within_reach():
 
 
 def test_groups_of_false_positives_are_ranked():
-    groups = false_positive_groups(["vein", "none", "vein"], scans=4)
-    assert [(group.group, group.count, group.per_scan) for group in groups] == [
+    groups = false_positive_groups([["vein", "none"], ["vein"], [], []])
+    assert [(group.group, group.count, group.per_scan.value) for group in groups] == [
         ("vein", 2, 0.5),
         ("none", 1, 0.25),
     ]
+    assert false_positive_groups([[], []]) == ()
+
+
+def test_intervals_of_false_positives_are_those_of_a_binomial_mean():
+    """Half of 400 scans with one each: resampling gives the standard error sqrt(0.25 / 400)."""
+    (group,) = false_positive_groups([["vein"], []] * 200, samples=4000)
+    half = 1.96 * np.sqrt(0.25 / 400)
+    assert (group.per_scan.low, group.per_scan.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.005)
 
 
 def test_place_agreement_counts_matches_only():

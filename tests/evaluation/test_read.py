@@ -1,5 +1,7 @@
 """Folders of predictions and truth: every layout, and every way to get one wrong."""
 
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from cmb_jax.evaluation.simulated import phantom_truth
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.tree import write_subject
 from cmb_jax.phantom.types import CMB_KIND, LesionTable, MimicKind, PhantomSubject
+from cmb_jax.phantom.version import VERSION
 from cmb_jax.report.content import DETECTION_COLUMNS
 
 AFFINE = np.array([[0.5, 0, 0, -10.0], [0, 0.5, 0, -8.0], [0, 0, 2.0, -6.0], [0, 0, 0, 1.0]])
@@ -58,9 +61,17 @@ def write_csv(path, *rows, columns=DETECTION_COLUMNS, **changed):
     path.write_text("\n".join(lines) + "\n")
 
 
-def write_simulated(root, name, voxels, mimic_voxels=()):
+def write_version(root, version=VERSION):
+    """dataset_description.json; of version 1, which names none."""
+    content = {"Name": "CMB-Phantom"} | ({} if version == 1 else {"PhantomVersion": version})
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset_description.json").write_text(json.dumps(content))
+
+
+def write_simulated(root, name, voxels, mimic_voxels=(), ignored=()):
     """One subject in the layout of `cmb-jax simulate`; lesion n has id n + 1."""
     anat = root / "derivatives" / "truth" / name / "anat"
+    write_version(root / "derivatives" / "truth")
     labels = np.zeros(SHAPE, np.uint16)
     header = [
         "id",
@@ -85,6 +96,10 @@ def write_simulated(root, name, voxels, mimic_voxels=()):
     lines.append(
         "\t".join(["99", "calcification_pial", "0", "0", "0", *["1"] * 3, "frontal", "left", "lobar", "3"])
     )
+    for number, voxel in enumerate(ignored, start=100):
+        x, y, z = AFFINE[:3, :3] @ voxel + AFFINE[:3, 3]
+        row = [number, "ignored_microbleed", x, y, z, 0.8, 1.2, 0.4, "frontal", "left", "lobar", 1.5]
+        lines.append("\t".join(str(value) for value in row))
     save(anat / f"{name}_desc-cmb_dseg.nii.gz", labels)
     mimics = mask_at(*mimic_voxels, value=int(MimicKind.PIAL_VEIN))
     save(anat / f"{name}_desc-mimics_dseg.nii.gz", mimics)
@@ -92,7 +107,7 @@ def write_simulated(root, name, voxels, mimic_voxels=()):
 
 
 def test_simulated_tree_from_its_root_or_its_truth(tmp_path):
-    write_simulated(tmp_path, "sub-0001", [(4, 5, 3), (15, 6, 4)], [(20, 10, 5)])
+    write_simulated(tmp_path, "sub-0001", [(4, 5, 3), (15, 6, 4)], [(20, 10, 5)], [(8, 2, 3)])
     write_simulated(tmp_path, "sub-0002", [])
     (tmp_path / "participants.tsv").write_text("participant_id\tprotocol\nsub-0001\tiso05\nsub-0002\tiso08\n")
     for root in (tmp_path, tmp_path / "derivatives" / "truth"):
@@ -105,6 +120,37 @@ def test_simulated_tree_from_its_root_or_its_truth(tmp_path):
         assert first.mimics.names[first.mimics.codes[20, 10, 5]] == "pial_vein"
         assert len(second.centers_mm) == 0
         assert second.protocol == "iso08"
+        np.testing.assert_allclose(first.ignored_centers_mm, [[-6, -7, 0]])
+        assert first.ignored_diameters_mm.tolist() == [1.2]
+        assert len(second.ignored_centers_mm) == 0
+        assert (first.has_phase, second.has_phase) == (True, True)
+
+
+@pytest.mark.parametrize("below", [".", "derivatives/truth"])
+def test_an_older_phantom_is_refused_by_its_version(tmp_path, below):
+    write_simulated(tmp_path, "sub-0001", [(4, 5, 3)])
+    for folder in (tmp_path, tmp_path / "derivatives" / "truth"):
+        write_version(folder, 1)
+    with pytest.raises(UserError, match=r"is of CMB-Phantom 1, .*evaluates CMB-Phantom 2") as error:
+        find_truth(tmp_path / below)
+    assert "\n" not in str(error.value)
+    for folder in (tmp_path, tmp_path / "derivatives" / "truth"):
+        (folder / "dataset_description.json").write_text('{"PhantomVersion": "two"}')
+    with pytest.raises(UserError, match="no whole number"):
+        find_truth(tmp_path / below)
+    write_version(tmp_path, VERSION)
+    write_version(tmp_path / "derivatives" / "truth", VERSION)
+    assert len(find_truth(tmp_path / below)) == 1
+
+
+def test_whether_there_is_a_phase_is_told_by_the_images_first(tmp_path):
+    """A tree whose phase was taken out still names the protocol."""
+    write_simulated(tmp_path, "sub-0001", [(4, 5, 3)])
+    (tmp_path / "participants.tsv").write_text("participant_id\tprotocol\ttier\nsub-0001\tiso05\thard\n")
+    for name, expected in (("T2starw", False), ("part-phase_T2starw", True)):
+        save(tmp_path / "sub-0001" / "anat" / f"sub-0001_{name}.nii.gz", mask_at())
+        truth = find_truth(tmp_path)[0].read()
+        assert (truth.has_phase, truth.tier) == (expected, "hard")
 
 
 def test_labels_without_a_row_are_refused(tmp_path):
@@ -309,12 +355,14 @@ def test_phantom_in_memory_is_what_is_read_from_its_files(tmp_path):
     labels = np.zeros(SHAPE, np.uint16)
     for number, voxel in enumerate(voxels, start=1):
         labels[voxel] = number
-    n = len(voxels)
+    n = len(voxels) + 1
     image = Volume.from_array(np.ones(SHAPE), AFFINE)
     table = LesionTable(
-        id=np.array([1, 2, 99]),
-        kind=np.array([CMB_KIND, CMB_KIND, int(MimicKind.CALCIFICATION_PIAL)]),
-        centre_mm=np.array([*(AFFINE[:3, :3] @ voxel + AFFINE[:3, 3] for voxel in voxels), np.zeros(3)]),
+        id=np.array([1, 2, 99, 100]),
+        kind=np.array([CMB_KIND, CMB_KIND, MimicKind.CALCIFICATION_PIAL, MimicKind.IGNORED_MICROBLEED]),
+        centre_mm=np.array(
+            [*(AFFINE[:3, :3] @ voxel + AFFINE[:3, 3] for voxel in voxels), np.zeros(3), np.ones(3)]
+        ),
         diameter_mm=np.full(n + 1, 2.0),
         apparent_diameter_mm=np.full(n + 1, 4.0),
         chi_ppm=np.ones(n + 1),
@@ -337,16 +385,22 @@ def test_phantom_in_memory_is_what_is_read_from_its_files(tmp_path):
         protocol="iso05",
         seed=0,
         te_ms=20.0,
+        tr_ms=30.0,
+        flip_deg=15.0,
         b0_t=3.0,
         snr=20.0,
         phase_sign=1,
     )
     write_subject(phantom, tmp_path, "sub-0001")
+    write_version(tmp_path)
     memory, files = phantom_truth(phantom, "sub-0001"), find_truth(tmp_path)[0].read()
     assert memory.protocol == "iso05"
     for name in ("subject", "regions", "zones"):
         assert getattr(memory, name) == getattr(files, name)
-    for name in ("centers_mm", "diameters_mm", "apparent_diameters_mm", "cnr"):
+    assert memory.has_phase == files.has_phase is True
+    assert len(memory.ignored_centers_mm) == 1
+    ignored = ("ignored_centers_mm", "ignored_diameters_mm")
+    for name in ("centers_mm", "diameters_mm", "apparent_diameters_mm", "cnr", *ignored):
         np.testing.assert_allclose(getattr(memory, name), getattr(files, name))
     np.testing.assert_array_equal(memory.volume.labels, files.volume.labels)
     np.testing.assert_array_equal(memory.mimics.codes, files.mimics.codes)

@@ -10,12 +10,14 @@ from flax import nnx
 
 from cmb_jax.config import Config, DataConfig, InferenceConfig, LossConfig, TrainConfig
 from cmb_jax.config_io import config_to_json
+from cmb_jax.data.subjects import STORE_FILE, STORE_VERSION
 from cmb_jax.experiments.grid import Grid, four_configurations
 from cmb_jax.experiments.runs import runs_of
 from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template
 from cmb_jax.phantom import MimicKind
+from cmb_jax.phantom.version import VERSION
 from tests.tiny import TINY_MODEL
 
 BASE = Config(
@@ -47,7 +49,9 @@ def subject_folder(tmp_path_factory):
         mimics[:, 2, 2] = MimicKind.PIAL_VEIN
         np.save(folder / "image.npy", image.astype(np.float16))
         np.save(folder / "boxes.npy", np.array(boxes, np.float32).reshape(-1, 6))
+        np.save(folder / "ignored_boxes.npy", np.zeros((0, 6), np.float32))
         np.save(folder / "mimics.npy", mimics)
+        (folder / STORE_FILE).write_text(json.dumps({"store": STORE_VERSION, "phantom": VERSION}))
         np.save(folder / "mimic_points.npy", np.argwhere(mimics).astype(np.int32))
         np.save(folder / "brain_points.npy", rng.integers(4, 12, (50, 3)).astype(np.int32))
     return root

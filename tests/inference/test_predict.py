@@ -165,6 +165,7 @@ def test_files_are_complete_and_on_the_native_grid(prediction, bundle, files, tm
         "detections.json",
         "labels.nii.gz",
         "report.html",
+        "viewer.html",
     ]
     with (out / "detections.csv").open(newline="") as file:
         reader = csv.DictReader(file)

@@ -16,6 +16,7 @@ def draw(rng, count, share=0.6):
         embeddings=jnp.asarray(rng.normal(size=(count, LENGTH)), jnp.float32),
         classes=jnp.asarray(rng.integers(0, 2, count), jnp.int32),
         valid=jnp.asarray(rng.random(count) < share),
+        weights=jnp.asarray(rng.random(count), jnp.float32),
     )
 
 
@@ -85,7 +86,7 @@ def test_prototypes_move_to_the_mean_of_their_own_samples(rng):
     moved = jax.jit(moved_prototypes, static_argnums=2)(jnp.asarray(prototypes), samples, 0.9)
     np.testing.assert_allclose(moved, want, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(moved[1, 2], 50.0)
-    unseen = Samples(
-        embeddings=jnp.full((30, LENGTH), jnp.nan), classes=samples.classes, valid=jnp.zeros(30, bool)
+    unseen = dataclasses.replace(
+        samples, embeddings=jnp.full((30, LENGTH), jnp.nan), valid=jnp.zeros(30, bool)
     )
     np.testing.assert_array_equal(moved_prototypes(jnp.asarray(prototypes), unseen, 0.9), prototypes)

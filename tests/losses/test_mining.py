@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmb_jax.losses.mining import MINERS, mimics_first, spread
+from cmb_jax.losses.mining import MINERS, mimics_first, peaks, spread
 
 POSITIVES, NEGATIVES = 3, 4
 _mine = jax.jit(mimics_first, static_argnums=(3, 4))
@@ -24,16 +24,22 @@ def test_known_mimics_come_first():
     np.testing.assert_array_equal(mined.classes[mined.valid], [0, 0, 1, 1, 1])
 
 
+def even_choice(places):
+    """As many of the places as fit, evenly chosen."""
+    fit = min(len(places), POSITIVES)
+    return [int(places[i * len(places) // fit]) for i in range(fit)]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(-2, 2), st.integers(-1, 1), st.booleans()), min_size=12, max_size=12))
 def test_equals_a_sort(rows):
     logits, label, mimic = (np.asarray(column) for column in zip(*rows, strict=True))
-    positives = sorted((-logits[i], i) for i in range(12) if label[i] == 1)[:POSITIVES]
+    positives = even_choice(np.flatnonzero(label == 1))
     negatives = sorted((not mimic[i], -logits[i], i) for i in range(12) if label[i] == 0)[:NEGATIVES]
     mined = _mine(jnp.float32(logits), jnp.asarray(label), jnp.asarray(mimic), POSITIVES, NEGATIVES)
     valid = np.asarray(mined.valid)
     np.testing.assert_array_equal(
-        np.asarray(mined.indices)[valid], [row[-1] for row in positives] + [row[-1] for row in negatives]
+        np.asarray(mined.indices)[valid], positives + [row[-1] for row in negatives]
     )
     np.testing.assert_array_equal(
         np.asarray(mined.classes)[valid], [0] * len(positives) + [1] * len(negatives)
@@ -67,8 +73,8 @@ def test_spread_thins_evenly(rng):
 def test_other_miners_equal_a_sort(rows):
     logits, label, mimic = (np.asarray(column) for column in zip(*rows, strict=True))
     score = 1 / (1 + np.exp(-np.float64(logits)))
-    positives = sorted((-logits[i], i) for i in range(12) if label[i] == 1)
-    bar = np.mean([score[i] for _, i in positives]) if positives else 1.0
+    positives = np.flatnonzero(label == 1)
+    bar = np.mean(score[positives]) if len(positives) else 1.0
     negatives = [i for i in range(12) if label[i] == 0]
     below = [i for i in negatives if score[i] < bar - 1e-6]
     wanted = {
@@ -82,5 +88,17 @@ def test_other_miners_equal_a_sort(rows):
         mined = _miners[name](
             jnp.float32(logits), jnp.asarray(label), jnp.asarray(mimic), POSITIVES, NEGATIVES
         )
-        want = [i for _, i in positives[:POSITIVES]] + order[:NEGATIVES]
+        want = even_choice(positives) + order[:NEGATIVES]
         np.testing.assert_array_equal(np.asarray(mined.indices)[np.asarray(mined.valid)], want)
+
+
+def test_peaks_against_a_loop(rng):
+    logits = rng.normal(size=(2, 4, 5, 6, 3)).astype(np.float32)
+    logits[0, 1, 1, 1:3] = 9.0  # ties are all left
+    negative = rng.random(logits.shape) < 0.8
+    found = np.asarray(jax.jit(peaks)(jnp.asarray(negative), jnp.asarray(logits)))
+    for b, z, y, x, a in np.ndindex(*logits.shape):
+        around = tuple(slice(max(i - 1, 0), i + 2) for i in (z, y, x))
+        best = np.where(negative, logits, -np.inf)[b][around].max()
+        assert found[b, z, y, x, a] == (negative[b, z, y, x, a] and logits[b, z, y, x, a] == best)
+    assert 0 < found.sum() < negative.sum() / 10

@@ -29,7 +29,8 @@ SMALL = ModelConfig(
     prototypes_per_class=2,
 )
 LOSS = LossConfig(max_positives=6, max_hard_negatives=5)
-SIZES = anchor_sizes(SMALL.anchor_diameters_mm, (1.0, 0.5, 0.5))
+SPACING = (1.0, 0.5, 0.5)
+SIZES = anchor_sizes(SMALL.anchor_diameters_mm, SPACING)
 BATCH, TRUTHS = 8, 3
 
 
@@ -43,7 +44,7 @@ def parts(prototypes=True):
     def loss(state, image, truths, mimics, patch_valid=None):
         detector = nnx.merge(graph, state)
         total, (terms, _) = detection_loss(
-            detector, detector(image), truths, mimics, SIZES, LOSS, patch_valid
+            detector, detector(image), truths, mimics, SPACING, LOSS, patch_valid
         )
         return total, terms
 
@@ -99,11 +100,13 @@ def slowly(detector, maps, truths, mimics):
                 box += np.where(error < 1 / 9, 4.5 * error**2, error - 1 / 18).sum()
             elif label[at] == 0:
                 objectness += (1 - LOSS.focal_alpha) * p**2 * -np.log(1 - p)
-        first = sorted((at for at in places if label[at] == 1), key=lambda at: -logits[b][at])
+        first = [at for at in places if label[at] == 1]
+        fit = min(len(first), LOSS.max_positives)
+        first = [first[i * len(first) // fit] for i in range(fit)]
         second = sorted(
             (at for at in places if label[at] == 0), key=lambda at: (mimics[b][at[:3]] == 0, -logits[b][at])
         )
-        samples += [(at, 0) for at in first[: LOSS.max_positives]]
+        samples += [(at, 0) for at in first]
         samples += [(at, 1) for at in second[: LOSS.max_hard_negatives]]
         hard += len(second[: LOSS.max_hard_negatives])
         for at, y in samples:
@@ -177,7 +180,7 @@ def test_the_loss_named_none_neither_mines_nor_embeds(monkeypatch):
     def terms(state, image, truths, mimics):
         detector = nnx.merge(graph, state)
         config = dataclasses.replace(LOSS, prototype_loss="none")
-        return detection_loss(detector, detector(image), truths, mimics, SIZES, config)
+        return detection_loss(detector, detector(image), truths, mimics, SPACING, config)
 
     _, (_, samples) = jax.eval_shape(terms, state, *batch())
     assert samples is None

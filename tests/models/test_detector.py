@@ -107,16 +107,36 @@ def test_other_channels_are_refused():
         make(TINY)(jnp.zeros((1, 8, 16, 16, 1)))
 
 
-def test_single_anchors_agree_with_the_maps(rng):
+@pytest.mark.parametrize("box_width", [0, 6])
+def test_boxes_of_single_anchors_agree_with_the_maps(rng, box_width):
+    config = dataclasses.replace(TINY, box_width=box_width)
+    maps = runner(config)(jnp.asarray(rng.normal(size=(2, 8, 16, 16, 2)), jnp.float32))
+    # with the rim, where a kernel sees zeros
+    anchors = jnp.asarray(rng.integers(0, maps.objectness[0].size, (2, 900)), jnp.int32)
+    codes = make(config).box_codes(maps.box_input, anchors)
+    dense = np.asarray(maps.deltas).reshape(2, -1, 6)
+    want = np.take_along_axis(dense, np.asarray(anchors)[..., None], axis=1)
+    np.testing.assert_allclose(codes, want, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_and_boxes_apart(rng):
+    """With a block of their own the boxes do not depend on the scores' block, nor the scores on theirs."""
+    graph, state = nnx.split(make(dataclasses.replace(TINY, box_width=6)))
+    image = jnp.asarray(rng.normal(size=(1, 8, 16, 16, 2)), jnp.float32)
+    before = nnx.merge(graph, state)(image)
+    for name, same, other in (("block", "deltas", "objectness"), ("box_block", "objectness", "deltas")):
+        detector = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))
+        block = getattr(detector.head, name)
+        block.conv.kernel[...] = -block.conv.kernel[...]
+        after = detector(image)
+        np.testing.assert_array_equal(getattr(after, same), getattr(before, same))
+        assert float(jnp.abs(getattr(after, other) - getattr(before, other)).max()) > 1e-3
+
+
+def test_embeddings_of_single_anchors(rng):
     detector = make(TINY)
     maps = runner(TINY)(jnp.asarray(rng.normal(size=(1, 8, 16, 16, 2)), jnp.float32))
     anchor = jnp.asarray(rng.integers(0, 3, maps.features.shape[:-1]))
-    codes = detector.box_codes(maps.features, anchor)
-    want = np.take_along_axis(np.asarray(maps.deltas), np.asarray(anchor)[..., None, None], axis=-2)[
-        ..., 0, :
-    ]
-    np.testing.assert_allclose(codes, want, rtol=1e-5, atol=1e-6)
-
     embeddings = np.asarray(detector.embed(maps.features, anchor))
     kernel, bias = (np.asarray(part[...]) for part in (detector.embedding.kernel, detector.embedding.bias))
     for place in itertools.product(*(range(size) for size in anchor.shape)):

@@ -15,6 +15,7 @@ from tests.tiny import TINY_MODEL
 WIDE_MODEL = dataclasses.replace(
     TINY_MODEL, widths=(8, 12, 16), fusion_width=8, head_width=8, embedding_dim=8
 )
+TOWERS_MODEL = dataclasses.replace(TINY_MODEL, box_width=TINY_MODEL.head_width, semantic_head=True)
 DEEP_MODEL = dataclasses.replace(TINY_MODEL, encoder_convs=(2, 1, 1), decoder_convs=(1, 1))
 
 
@@ -87,9 +88,20 @@ def test_the_deeper_network_is_the_same_function_and_its_new_blocks_learn(narrow
         assert (taps > 0).all()
 
 
+def test_a_block_for_the_boxes_and_a_semantic_head_change_nothing(narrow):
+    towers = deepen(narrow, template(TOWERS_MODEL).shapes())
+    image = jax.random.normal(jax.random.key(2), (1, 8, 16, 16, 2))
+    expected = jax.jit(lambda p, x: template(TINY_MODEL).bind(p)(x))(narrow, image)
+    found = jax.jit(lambda p, x: template(TOWERS_MODEL).bind(p)(x))(towers, image)
+    np.testing.assert_allclose(found.objectness, expected.objectness, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found.deltas, expected.deltas, rtol=1e-6, atol=1e-6)
+    assert not np.any(found.semantic)
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
+        ({"box_width": TINY_MODEL.head_width + 1}, "cannot become"),
         ({"widths": (4, 6, 12)}, "cannot become"),
         ({"encoder_convs": (0, 2, 1)}, "only blocks of the finest level"),
         ({"use_fusion": False}, "lacks layers"),

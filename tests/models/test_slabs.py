@@ -16,6 +16,7 @@ VARIANTS = {
     "default": {},
     "concatenated": {"fusion": "concat"},
     "without fusion": {"use_fusion": False},
+    "boxes apart": {"box_width": 5, "semantic_head": True},
     "deep stem": {"stem_kernel": (3, 3, 3)},
     "convolutions on the finest level": {"encoder_convs": (2, 1, 1), "decoder_convs": (1, 1)},
 }
@@ -31,10 +32,13 @@ def test_every_slab_equals_the_whole(rng, monkeypatch, variant, depth):
     context = slabs.context_of(detector, image)
     assert slabs.slab_planes(depth) == 4
     for first in range(0, depth, 4):
-        start, features, objectness = slabs.slab_maps(detector, image, context, jnp.int32(first))
+        start, box_input, objectness = slabs.slab_maps(detector, image, context, jnp.int32(first))
         own = slice(first - int(start), first - int(start) + 4)
         there = slice(first, first + 4)
-        np.testing.assert_allclose(features[:, own], whole.features[:, there], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(box_input[:, own], whole.box_input[:, there], rtol=1e-5, atol=1e-5)
+        cells = jnp.arange(box_input[0, ..., 0].size * 4, dtype=jnp.int32)
+        codes = detector.box_codes(box_input, jnp.stack([cells] * 2)).reshape(*objectness.shape, 6)
+        np.testing.assert_allclose(codes[:, own], whole.deltas[:, there], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(objectness[:, own], whole.objectness[:, there], rtol=1e-5, atol=1e-5)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmb_jax.ops.top import top_k
+from cmb_jax.ops.top import kth_largest, top_k
 
 
 @settings(max_examples=60, deadline=None)
@@ -32,3 +32,17 @@ def test_maps_over_a_batch(rng):
     want = np.argsort(-np.asarray(x), axis=1)[:, :5]
     np.testing.assert_array_equal(indices, want)
     np.testing.assert_array_equal(values, np.take_along_axis(np.asarray(x), want, axis=1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scale=st.sampled_from([0.0, 1e-30, 1.0, 1e30]),
+    different=st.sampled_from([1, 3, 50, 10**6]),
+    k=st.integers(1, 200),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_kth_largest_equals_a_sort(scale, different, k, seed):
+    rng = np.random.default_rng(seed)
+    x = ((rng.integers(0, different, (3, 200)) - different // 2) * scale).astype(np.float32)
+    x[:, ::7], x[0, 1], x[1, 2] = -np.inf, np.inf, -0.0
+    np.testing.assert_array_equal(kth_largest(jnp.asarray(x), k), np.sort(x, axis=1)[:, -k])

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmb_jax.phantom.acquisition import acquire, crop_k_space, echo_signal, receive_profile, without_ringing
+from cmb_jax.phantom.acquisition import acquire, crop_k_space, echo_signal, without_ringing
+from tests.phantom.scanners import plain_scanner
 
 
 def test_phase_is_linear_in_echo_time_field_and_shift():
@@ -59,12 +60,13 @@ def scan():
     shape = (32, 32, 16)
     inside = np.zeros(shape, np.float32)
     inside[6:26, 8:24, 2:14] = 1.0
-    signal, decay, field = jnp.asarray(inside), jnp.full(shape, 20.0), jnp.full(shape, 0.01)
+    decay, field = jnp.full(shape, 20.0), jnp.full(shape, 0.01)
+    echo = echo_signal(jnp.asarray(inside), decay, field, jnp.float32(20), jnp.float32(3))
     brain = jnp.asarray(inside[:, :, 1:15] > 0)
     run = jax.jit(
         lambda snr, sign, motion: acquire(
-            signal, decay, field, brain, jnp.float32(20), jnp.float32(3), snr, motion, sign,
-            jax.random.key(0), matrix=shape, field_of_view_mm=(32.0, 32.0, 32.0), discarded=1,
+            echo, brain, snr, motion, sign, plain_scanner(), jax.random.key(0),
+            matrix=shape, field_of_view_mm=(32.0, 32.0, 32.0), discarded=1,
         )
     )  # fmt: skip
     return lambda snr, sign=1.0, motion=0.0: (run(snr, sign, motion), np.asarray(brain))
@@ -102,9 +104,3 @@ def test_ringing_follows_a_sharp_edge():
     overshoot = float(jnp.abs(image).max()) - 1.0
     assert 0.05 < overshoot < 0.16
     assert float(jnp.abs(without_ringing(image)).max()) - 1.0 < 0.25 * overshoot
-
-
-def test_receive_profile_is_smooth():
-    profile = np.asarray(receive_profile(jax.random.key(1), (40, 40, 20), 1))
-    step = np.abs(np.diff(profile, axis=0)) / np.abs(profile[1:])
-    assert step.max() < 0.3

@@ -23,7 +23,7 @@ def test_rotation_to_scanner(direction):
     ("change", "words"),
     [
         ({"protocol": "iso99"}, "choose one of: iso05, iso08, sabre, rss, thick3, swi7t"),
-        ({"tier": "brutal"}, "choose one of: easy, hard"),
+        ({"tier": "brutal"}, "choose one of: easy, hard, end_on"),
         ({"mean_cmbs": -1}, "mean_cmbs is -1; allowed: 0 to 80"),
         ({"simulation_spacing_mm": 0.0}, "0.3 to 4"),
         ({"te_ms": (0.0, 0.0)}, "te_ms is 0 to 0; allowed: 1 to 100 ms"),

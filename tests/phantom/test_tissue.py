@@ -7,7 +7,7 @@ import pytest
 
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import Region, region_of
-from cmb_jax.phantom.tissue import CHI_AIR, draw_tissue, head_volume
+from cmb_jax.phantom.tissue import AGES, CHI_AIR, NUCLEI, draw_age, draw_tissue, head_volume, iron_mg
 from cmb_jax.phantom.types import MimicKind
 
 
@@ -16,13 +16,15 @@ def volume(anatomy, hard):
     """(seed, tier) -> HeadVolume at 3 T with a given atrophy."""
 
     @jax.jit
-    def make(seed, atrophy, tier, b0):
-        values = draw_tissue(jax.random.key(seed), anatomy, b0, atrophy, tier)
+    def make(seed, age, atrophy, tier, b0):
+        values = draw_tissue(
+            jax.random.key(seed), anatomy, b0, jnp.float32(30.0), jnp.float32(15.0), age, atrophy, tier
+        )
         return values, head_volume(anatomy, values)
 
-    def made(seed, atrophy=0.0, b0=3.0, **change):
+    def made(seed, atrophy=0.0, b0=3.0, age=70.0, **change):
         tier = dataclasses.replace(hard, **{k: jnp.float32(v) for k, v in change.items()})
-        return jax.device_get(make(seed, jnp.float32(atrophy), tier, jnp.float32(b0)))
+        return jax.device_get(make(seed, jnp.float32(age), jnp.float32(atrophy), tier, jnp.float32(b0)))
 
     return made
 
@@ -88,3 +90,27 @@ def test_arteries_and_sinuses_are_told_apart(pack, volume):
     assert y[sinus].max() < -15
     assert y[artery].min() > -35
     assert made.values[..., 3].max() > 0.9
+
+
+def test_iron_is_what_chemists_measured():
+    """Means of adults of Hallgren and Sourander 1958, mg per 100 g."""
+    measured = {"CAUDATE": 9.28, "PUTAMEN": 13.32, "PALLIDUM": 21.30, "THALAMUS": 4.76, "RED_NUCLEUS": 19.48,
+                "SUBSTANTIA_NIGRA": 18.46}  # fmt: skip
+    found = dict(zip([n.name for n in NUCLEI], np.asarray(iron_mg(jnp.float32(60.0))), strict=True))
+    for name, mean in measured.items():
+        assert found[name] == pytest.approx(mean, rel=0.06)
+
+
+def test_nuclei_of_old_brains_hold_more_iron(volume):
+    for rises, nuclei in ((0.15, ["PUTAMEN"]), (0.1, ["RED_NUCLEUS", "SUBSTANTIA_NIGRA", "DENTATE"])):
+        at = [5 + [n.name for n in NUCLEI].index(name) for name in nuclei]
+        young, old = (volume(2, age=a)[0] for a in (45.0, 85.0))
+        assert (old.chi_ppm[at] > young.chi_ppm[at] * (1 + rises)).all()
+        assert (old.r2_star[at] > young.r2_star[at] * (1 + rises / 2)).all()
+
+
+def test_age_shrinks_the_brain(hard):
+    age, atrophy = jax.vmap(lambda k: draw_age(k, hard))(jax.random.split(jax.random.key(0), 500))
+    assert AGES[0] <= float(age.min()) < 50 < 85 < float(age.max()) <= AGES[1]
+    assert 0 <= float(atrophy.min()) < 0.2 < 0.8 < float(atrophy.max()) <= 1
+    assert 0.5 < np.corrcoef(age, atrophy)[0, 1] < 0.9

@@ -9,6 +9,7 @@ from cmb_jax.errors import UserError
 from cmb_jax.io.phase import detect_phase_range, phase_to_radians
 from cmb_jax.phantom import SubjectSettings, simulate_subject, simulate_tree
 from cmb_jax.phantom.tree import store_phase, write_subject
+from cmb_jax.phantom.version import check_phantom_version
 from tests.phantom.conftest import SETTINGS
 
 FILES = ("part-mag_T2starw", "part-phase_T2starw", "swi")
@@ -42,12 +43,23 @@ def test_layout(tree):
     assert _files(tree) == sorted(expected)
     assert json.loads((tree / "dataset_description.json").read_text())["DatasetType"] == "raw"
     people = [line.split("\t") for line in (tree / "participants.tsv").read_text().splitlines()]
+    for folder in (tree, tree / "derivatives" / "truth"):
+        check_phantom_version(folder)
+        assert json.loads((folder / "dataset_description.json").read_text())["PhantomVersion"] == 2
     assert [line[:4] for line in people[1:]] == [
         ["sub-0001", "40", "thick3", "easy"],
         ["sub-0002", "41", "thick3", "easy"],
     ]
     truth = (tree / "derivatives/truth/sub-0001/anat/sub-0001_desc-lesions.tsv").read_text()
-    assert int(people[1][people[0].index("cmbs")]) == truth.count("\tcmb\t")
+    row = dict(zip(*people[:2], strict=True))
+    table = [line.split("\t") for line in truth.splitlines()[1:]]
+    seen_mm = [float(line[6]) for line in table if line[1] == "cmb"]
+    assert int(row["cmbs"]) == len(seen_mm)
+    assert int(row["cmbs_below_2_mm"]) == sum(size < 2 for size in seen_mm)
+    assert int(row["cmbs_2_to_10_mm"]) == sum(size >= 2 for size in seen_mm)
+    assert int(row["ignored_microbleeds"]) == truth.count("\tignored_microbleed\t")
+    focal = truth.count("\tcalcification_") + truth.count("\tcavernoma\t")
+    assert int(row["focal_mimics"]) == focal
 
 
 def test_content_is_that_of_the_subject(tree, pack):

@@ -18,6 +18,7 @@ from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template
+from cmb_jax.viewer.page import embedded_in
 from tests.privacy.planted import BIRTH, FOLDER, IDENTIFIERS, NAME, PATIENT, TEXT, image, leaks, plant_nifti
 from tests.review.conftest import make_result
 from tests.tiny import TINY_MODEL
@@ -71,6 +72,12 @@ def test_predict_and_review(planted, run, weights, tmp_path):
     summary = json.loads((result / "detections.json").read_text())
     assert any("NaN" in line for line in summary["warnings"])  # those that used to name their file
     assert summary["inputs"][0]["file"] == f"file-{summary['inputs'][0]['sha256'][:8]}.nii.gz"
+
+    for name, content in embedded_in((result / "viewer.html").read_bytes())[0].items():
+        (tmp_path / "shown").mkdir(exist_ok=True)
+        (tmp_path / "shown" / f"{name}.nii.gz").write_bytes(content)
+    assert len(list((tmp_path / "shown").iterdir())) >= 3
+    assert leaks(tmp_path / "shown") == []
 
     readers = tmp_path / "readers"
     run("review", "export", result, "--out", readers)

@@ -1,5 +1,7 @@
 """Phase mask, weighting, projection and echo combination against NumPy."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,25 @@ def test_paramagnetic_spot_darkens_and_diamagnetic_does_not():
     assert bright[31, 31, 1] == pytest.approx(1.0)
     flipped = susceptibility_weighted(ones, jnp.asarray(-spot), (0.5, 0.5, 2.0), sign=-1).swi
     np.testing.assert_allclose(flipped, dark, atol=1e-5)
+
+
+def test_a_higher_power_is_darker_and_a_wider_filter_keeps_more(rng):
+    phase = np.zeros((64, 64, 3), np.float32)
+    phase[24:40, 24:40, 1] = 1.2
+    ones = jnp.ones(phase.shape, jnp.float32)
+    images = [
+        np.asarray(susceptibility_weighted(ones, jnp.asarray(phase), (0.5, 0.5, 2.0), power=power).swi)
+        for power in (2.0, 3.5, 5.0)
+    ]
+    for weak, strong in itertools.pairwise(images):
+        assert (strong <= weak + 1e-6).all()
+        assert strong[26, 26, 1] < weak[26, 26, 1] - 0.01
+    np.testing.assert_allclose(images[2] ** 2, images[0] ** 5, atol=1e-5)
+    middle = [
+        float(susceptibility_weighted(ones, jnp.asarray(phase), (0.5, 0.5, 2.0), width_mm=w).swi[32, 32, 1])
+        for w in (5.0, 8.0, 16.0)
+    ]
+    assert middle[0] > middle[1] > middle[2]
 
 
 def test_one_compilation_for_all_spacings_and_signs(rng):

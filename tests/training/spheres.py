@@ -36,6 +36,7 @@ def store_spheres(folder: Path) -> StoredSubject:
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "image.npy", image.astype(np.float16))
     np.save(folder / "boxes.npy", np.array(boxes, np.float32))
+    np.save(folder / "ignored_boxes.npy", np.zeros((0, 6), np.float32))
     np.save(folder / "mimics.npy", np.zeros((32, 32, 32), np.uint8))
     np.save(folder / "mimic_points.npy", np.zeros((0, 3), np.int32))
     np.save(folder / "brain_points.npy", rng.integers(4, 28, (50, 3)).astype(np.int32))

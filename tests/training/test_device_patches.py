@@ -1,6 +1,7 @@
 """Patches that are simulated where they are trained on."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from cmb_jax.config import DataConfig
 from cmb_jax.phantom import PROTOCOLS, TIERS, SubjectSettings
 from cmb_jax.phantom.packed import pack_anatomy
 from cmb_jax.phantom.sample import Ranges
-from cmb_jax.training.device_patches import PatchPlan, for_patches, simulate_patches
+from cmb_jax.training.device_patches import PatchPlan, _truths, for_patches, simulate_patches
 from cmb_jax.training.sharding import make_mesh
 
 DATA = DataConfig(spacing_mm=(2.0, 1.0, 1.0), patch_shape=(16, 32, 32), max_truths=6, phase_dropout=0.5)
@@ -31,7 +32,7 @@ def plan():
 
 @pytest.fixture(scope="module")
 def ranges(plan):
-    settings = SubjectSettings(protocol="iso08", mean_cmbs=5.0)
+    settings = SubjectSettings(protocol="iso08", mean_cmbs=12.0)
     return for_patches(Ranges.of(PROTOCOLS["iso08"], TIERS["easy"], settings), plan)
 
 
@@ -59,9 +60,13 @@ def test_shapes_and_values(batch):
 
 def test_microbleeds_are_dark_where_their_boxes_are(batch):
     inside, around = [], []
-    for image, boxes, valid in zip(batch.image, batch.truths.boxes, batch.truths.valid, strict=True):
+    truths = batch.truths
+    for image, boxes, valid, ignored in zip(
+        batch.image, truths.boxes, truths.valid, truths.ignored, strict=True
+    ):
         assert (valid[:-1] >= valid[1:]).all()  # the valid ones come first
-        for z0, y0, x0, z1, y1, x1 in boxes[valid]:
+        assert valid[ignored].all()
+        for z0, y0, x0, z1, y1, x1 in boxes[valid & ~ignored]:
             centre = np.floor([(z0 + z1) / 2, (y0 + y1) / 2, (x0 + x1) / 2]).astype(int)
             if ((centre < 2) | (centre >= np.array(image.shape[:3]) - 2)).any():
                 continue
@@ -80,6 +85,21 @@ def test_devices_make_the_same_patches(keys, batch, anatomy, ranges, plan):
     np.testing.assert_allclose(found.image, batch.image, atol=2e-3)
     np.testing.assert_array_equal(found.truths.valid, batch.truths.valid)
     np.testing.assert_allclose(found.truths.boxes, batch.truths.boxes, atol=1e-3)
+
+
+@pytest.mark.parametrize("ignore_rim", [False, True])
+def test_what_is_ignored(plan, ignore_rim):
+    """In 32 mm: a lesion inside, one that does not count, one centered beyond the rim, one far off."""
+    bleeds = SimpleNamespace(
+        centre_mm=jnp.asarray([[2.0, 0, 0], [0, 6, 0], [16.5, 0, 0], [40, 0, 0], [0, 0, 0]]),
+        valid=jnp.asarray([True, True, True, True, False]),
+    )
+    counts = jnp.asarray([True, False, True, True, False])
+    sample = SimpleNamespace(bleeds=bleeds, bleed_mm=jnp.full(5, 3.0), counts=counts)
+    truths = _truths(sample, dataclasses.replace(plan, ignore_rim=ignore_rim))
+    np.testing.assert_array_equal(truths.valid, [True, True, True, False, False])
+    np.testing.assert_array_equal(truths.ignored, [False, True, ignore_rim, False, False])
+    np.testing.assert_allclose(truths.boxes[0], [7.25, 14.5, 16.5, 8.75, 17.5, 19.5])
 
 
 def test_no_microbleeds_when_none_are_asked_for(keys, anatomy, ranges, plan):

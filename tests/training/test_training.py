@@ -108,7 +108,7 @@ def test_a_step_that_is_not_finite_changes_only_the_counters(subjects):
 def test_ten_bad_steps_in_a_row_stop_the_run(subjects, tmp_path):
     folder = tmp_path / "bad"
     folder.mkdir()
-    for name in ("boxes", "mimics", "mimic_points", "brain_points"):
+    for name in ("boxes", "ignored_boxes", "mimics", "mimic_points", "brain_points"):
         (folder / f"{name}.npy").write_bytes((subjects[0].folder / f"{name}.npy").read_bytes())
     np.save(folder / "image.npy", np.full_like(subjects[0].image(), np.nan))
     with pytest.raises(UserError, match="not finite for 10 steps"):

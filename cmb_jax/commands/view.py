@@ -1,0 +1,164 @@
+"""cmb-jax view: the viewer of one result behind a local server, where verdicts are saved."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmb_jax.commands.common import existing_file
+from cmb_jax.commands.review import summary, unread_text
+from cmb_jax.datasets.folder import case_and_word
+from cmb_jax.errors import UserError
+from cmb_jax.inference.scan import PhaseSign, read_phase
+from cmb_jax.io.atomic import sha256_file
+from cmb_jax.io.naming import is_bids_name
+from cmb_jax.io.nifti import check_same_grid, read_volume
+from cmb_jax.io.volume import Volume
+from cmb_jax.review.result import Result, load_result
+from cmb_jax.review.truth import write_truth
+from cmb_jax.viewer.images import ScanOnGrid, ViewerImages, viewer_images
+from cmb_jax.viewer.page import NAME, ViewerCase, embedded_in, render_viewer
+from cmb_jax.viewer.server import Site, ViewerServer
+
+_SIGN = re.compile(r"phase read as .*? sign ([+-]1)")
+
+
+def run(*, result: Path, swi: Path | None, phase: Path | None, browser: bool, port: int) -> None:
+    """Serve until Ctrl-C.
+
+    Raises:
+      UserError: no result, no images, images of another scan, or a port that is taken.
+    """
+    server = open_server(result, swi, phase, port)
+    print(f"Viewer: {server.address}")
+    print("It answers on this machine alone; Ctrl-C ends it. Research use only; not a diagnosis.", flush=True)
+    if browser and not webbrowser.open(server.address):
+        print("No browser could be opened: copy the address into one on this machine.", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print("\nended; verdicts are saved")
+    finally:
+        server.server_close()
+
+
+def open_server(
+    result: Path, swi: Path | None = None, phase: Path | None = None, port: int = 0
+) -> ViewerServer:
+    """The server of one result, listening; see `run`."""
+    if phase is not None and swi is None:
+        raise UserError("--phase goes with --swi IMAGE")
+    read = load_result(result)
+    record = json.loads((read.folder / "detections.json").read_text(encoding="utf-8"))
+    images = _given(read, record, swi, phase) if swi is not None else _embedded(read, record)
+    case = ViewerCase(
+        title=read.subject,
+        subject=read.subject,
+        swi_sha256=read.swi_sha256,
+        detections_sha256=sha256_file(read.folder / "detections.csv"),
+        rows=read.rows,
+        regions_trusted=bool(record.get("regions_trusted", True)),
+        warnings=[str(line) for line in record.get("warnings", ())],
+    )
+    site = Site(
+        page=render_viewer(case, images, embed=False).encode(),
+        images=images.files,
+        folder=read.folder,
+        swi_sha256=case.swi_sha256,
+        detections_sha256=case.detections_sha256,
+        write_truth=lambda files: _truth(files, read),
+    )
+    try:
+        return ViewerServer(site, port)
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--port {port}: cannot be listened on ({error}); leave it out for a free one"
+        ) from error
+
+
+def _embedded(result: Result, record: dict[str, Any]) -> ViewerImages:
+    """The images in the result's viewer.html."""
+    path = result.folder / NAME
+    try:
+        files, facts = embedded_in(path.read_bytes())
+        if facts["swi_sha256"] != result.swi_sha256:
+            raise ValueError("of another scan")
+        if "swi" in files:
+            windows = {name: (float(low), float(high)) for name, (low, high) in facts["windows"].items()}
+            return ViewerImages(files=files, windows=windows, units=facts["units"])
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); give the images: --swi FILE --phase FILE"
+        ) from error
+    raise UserError(
+        f"{result.folder}: holds no viewer.html with the images; give them: --swi FILE --phase FILE "
+        f"(the image that was searched is {result.subject}, SHA-256 {result.swi_sha256[:8]}...)"
+    )
+
+
+def _given(result: Result, record: dict[str, Any], swi: Path, phase: Path | None) -> ViewerImages:
+    """The images in files, which must be those that were searched."""
+    volume = _searched(swi, "swi", result, record)
+    if volume.shape != result.grid.shape:
+        raise UserError(
+            f"{swi}: its shape is not that of {result.labels_path}; give the image that was searched"
+        )
+    radians = None
+    if phase is not None:
+        stored = _searched(phase, "phase", result, record)
+        check_same_grid(volume, stored)
+        said = [_SIGN.match(str(step)) for step in record.get("steps", ())]
+        sign: PhaseSign = next(("+1" if found[1] == "+1" else "-1" for found in said if found), "auto")
+        radians = read_phase(stored, volume, sign).radians
+    return viewer_images(
+        ScanOnGrid(swi=volume, phase=radians, labels=result.labels.astype(np.int16), region_code=None)
+    )
+
+
+def _searched(path: Path, role: str, result: Result, record: dict[str, Any]) -> Volume:
+    volume = read_volume(existing_file(path, role))
+    wanted = [each["sha256"] for each in record["inputs"] if each["role"] == role]
+    if not wanted:
+        raise UserError(f"{path}: {result.folder} was made without a {role} image; leave it out")
+    if volume.sha256 not in wanted:
+        raise UserError(
+            f"{path}: is not the {role} image of {result.folder} (SHA-256 {str(volume.sha256)[:8]}..., "
+            f"wanted {wanted[0][:8]}...); give the file that was predicted on"
+        )
+    return volume
+
+
+def _truth(files: Sequence[Path], result: Result) -> dict[str, Any]:
+    """Truth in the folder `truth` of the result, as `cmb-jax review import` writes it."""
+    folder = result.folder / "truth"
+    # named as datasets.folder names the case of the image
+    case = result.subject
+    if is_bids_name(case):
+        case = case_and_word(folder / f"{case}.nii.gz", folder)[0]
+    table = folder / f"{case}_points.csv"
+    labels = folder / "labels" / f"{case}.nii.gz"
+    truth = write_truth(files, result, table, labels, overwrite=True)
+    text = f"Truth: {truth.counts}.\n{summary([truth.scan])}\nWritten: " + ", ".join(
+        str(path.relative_to(result.folder)) for path in truth.files
+    )
+    if truth.unread:
+        text = f"Warning: {unread_text(truth.unread, len(result.kept))}.\n{text}"
+    return {
+        "summary": text,
+        "commands": [
+            f"cp {shlex.quote(str(table))} SITE/    # beside this scan's images",
+            "cmb-jax data index SITE --out site.json",
+            "python train.py --config configs/finetune.py --workdir runs/site --data.index site.json",
+            f"cmb-jax evaluate --pred {shlex.quote(str(result.folder))} --truth "
+            f"{shlex.quote(str(labels.parent))} --out metrics.json",
+        ],
+    }

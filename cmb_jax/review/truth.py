@@ -1,0 +1,102 @@
+"""Truth of one scan from readings: the files that training, evaluation and calibration take."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cmb_jax.datasets.folder import LESION_KIND
+from cmb_jax.errors import UserError
+from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.io.header import open_nifti, world_affine
+from cmb_jax.io.storage import write_stored
+from cmb_jax.review.consensus import TruthRow, truth_csv, truth_rows
+from cmb_jax.review.reading import check_readers, read_readings
+from cmb_jax.review.record import review_json
+from cmb_jax.review.result import Result
+from cmb_jax.review.statistics import ScanReview
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Truth:
+    """What was written, for those who tell of it."""
+
+    scan: ScanReview
+    lines: tuple[TruthRow, ...]
+    unread: int  # kept candidates that nobody judged
+    files: tuple[Path, ...]
+
+    @property
+    def counts(self) -> str:
+        """How many of each kind, in words."""
+        kinds = {
+            kind: sum(line.kind == kind for line in self.lines) for kind in ("cmb", "mimic", "uncertain")
+        }
+        return ", ".join(f"{kind} {count}" for kind, count in kinds.items())
+
+
+def write_truth(
+    files: Sequence[Path], result: Result, out: Path, labels: Path | None = None, *, overwrite: bool = False
+) -> Truth:
+    """Read what readers saved and write the table of truth, the record beside it and perhaps a label image.
+
+    Args:
+        files: of the readers, see `reading.read_readings`.
+        result: that they read.
+        out: CSV file for own folders (docs/datasets.md); readings and agreement go beside it as .json.
+        labels: NIfTI image (.nii.gz) of the lesions on the scan's grid, for evaluation and calibration.
+        overwrite: replace files that exist.
+
+    Raises:
+        UserError: see `read_readings`, `check_readers`; a file that exists or cannot be written.
+    """
+    readings = tuple(reading for path in files for reading in read_readings(path, result))
+    check_readers(readings)
+    scan = ScanReview(subject=result.subject, rows=result.rows, readings=readings)
+    lines = truth_rows(result.rows, readings)
+    record = out.with_suffix(".json")
+    atomic_write_text(record, review_json(scan), overwrite=overwrite)
+    atomic_write_text(out, truth_csv(lines), overwrite=overwrite)
+    if labels is not None:
+        write_truth_labels(labels, lines, result, overwrite=overwrite)
+    unread = sum(
+        row.status == "kept" and all(reading.marks[index].verdict is None for reading in readings)
+        for index, row in enumerate(result.rows)
+    )
+    written = (out, record) if labels is None else (out, record, labels)
+    return Truth(scan=scan, lines=lines, unread=unread, files=written)
+
+
+def write_truth_labels(
+    path: Path, lines: Sequence[TruthRow], result: Result, *, overwrite: bool = False
+) -> None:
+    """Spheres of the lesions, numbered from 1, on the grid of the result's labels.
+
+    Each has at least the voxel nearest to its center. A sphere says where a lesion is and how wide; its
+    border is nobody's drawing.
+    """
+    if path.exists() and not overwrite:
+        raise UserError(f"{path}: exists already; choose another name or allow overwriting")
+    file = open_nifti(result.labels_path)
+    affine, _ = world_affine(file)
+    i, j, k = file.image.shape[:3]
+    array = np.zeros((i, j, k), np.uint16)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    inverse = np.linalg.inv(affine)
+    for number, line in enumerate((each for each in lines if each.kind == LESION_KIND), start=1):
+        center_mm = np.array([line.x_mm, line.y_mm, line.z_mm])
+        index = inverse[:3, :3] @ center_mm + inverse[:3, 3]
+        # generous: a sheared grid needs more voxels along an axis than its edge lengths say
+        reach = np.ceil(line.diameter_mm / spacing).astype(int) + 1
+        low = np.clip(np.floor(index).astype(int) - reach, 0, array.shape)
+        high = np.clip(np.ceil(index).astype(int) + reach + 1, 0, array.shape)
+        voxels = np.stack(np.meshgrid(*map(np.arange, low, high), indexing="ij"), axis=-1)
+        away = np.linalg.norm(voxels @ affine[:3, :3].T + affine[:3, 3] - center_mm, axis=-1)
+        if away.size:
+            inside = away <= max(line.diameter_mm / 2, float(away.min()))
+            array[tuple(voxels[inside].T)] = number
+    path.unlink(missing_ok=True)
+    write_stored(path, array.reshape(file.image.shape), file)

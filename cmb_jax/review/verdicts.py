@@ -1,0 +1,167 @@
+"""A reader's verdicts as the viewer saves them: a JSON file per reader and scan, checked when read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from cmb_jax.errors import UserError
+from cmb_jax.io.atomic import sha256_file
+from cmb_jax.review.marks import CERTAINTIES, Mark, Verdict, parse_verdict
+from cmb_jax.review.result import Result
+
+FORMAT = "cmb-jax verdicts"
+VERSION = 1
+MAX_BYTES = 4_000_000
+FOLDER = "verdicts"
+"""Where the local server keeps them in a result's folder, as READER.json."""
+
+_READER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,14}[A-Za-z0-9])?", re.ASCII)
+READER_RULE = "1 to 16 letters and digits, hyphens between them"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdicts:
+    """What one file says. Comments stay in the file."""
+
+    reader: str  # initials or another pseudonym
+    swi_sha256: str  # of the image that was searched
+    detections_sha256: str  # of detections.csv: the run whose candidates were judged
+    marks: tuple[Mark, ...]  # judged candidates and added lesions
+
+
+def is_reader_name(name: str) -> bool:
+    """Whether a reader may be called this; such a name is also safe as a file's."""
+    return _READER.fullmatch(name) is not None
+
+
+def is_verdicts(content: object) -> bool:
+    """Whether JSON says that it is a file of this format, whatever else is in it."""
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def parse_verdicts(text: str, where: str) -> Verdicts:
+    """The content of a file.
+
+    Args:
+        text: JSON.
+        where: file, for messages.
+
+    Raises:
+        UserError: damaged, of another version, or with values that are none; says which.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: is no JSON file ({type(error).__name__}); save it again") from error
+    if not is_verdicts(content):
+        raise UserError(f"{where}: holds no verdicts of the viewer; give the file that it saved")
+    if content.get("format_version") != VERSION:
+        raise UserError(
+            f"{where}: is of format version {content.get('format_version')!r}, this program reads {VERSION}; "
+            "save it again with the viewer of this version"
+        )
+    if content.get("coordinates") != "RAS mm":
+        raise UserError(f"{where}: its coordinates are not RAS mm; save it again in the viewer")
+    hashes = [_hash(content, name, where) for name in ("swi_sha256", "detections_sha256")]
+    reader = content.get("reader")
+    if not isinstance(reader, str) or not is_reader_name(reader):
+        raise UserError(f"{where}: its reader is {reader!r}; allowed: {READER_RULE}")
+    marks: list[Mark] = []
+    for name in ("marks", "added"):
+        entries = content.get(name)
+        if not isinstance(entries, list):
+            raise UserError(f"{where}: its {name} are no list; save it again in the viewer")
+        for number, entry in enumerate(entries, start=1):
+            marks.append(_mark(entry, f"{where}: {name} {number}", own=name == "marks"))
+    ids = [mark.candidate for mark in marks if mark.candidate is not None]
+    if len(set(ids)) < len(ids):
+        raise UserError(f"{where}: judges a candidate twice; save it again in the viewer")
+    return Verdicts(reader=reader, swi_sha256=hashes[0], detections_sha256=hashes[1], marks=tuple(marks))
+
+
+def _hash(content: dict[str, Any], name: str, where: str) -> str:
+    value = content.get(name)
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise UserError(f"{where}: its {name} is no SHA-256, so that nobody knows its scan; save it again")
+    return value
+
+
+def _mark(entry: object, where: str, own: bool) -> Mark:
+    """One entry; `own`: it judges a candidate, else it is a lesion that the reader added."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: is no entry; save it again in the viewer")
+    candidate = entry.get("candidate")
+    if own and (type(candidate) is not int or candidate < 1):
+        raise UserError(f"{where}: its candidate is {candidate!r}, but must be a number from 1 on")
+    words = [entry.get(name) or "" for name in ("verdict", "mimic", "certainty", "comment")]
+    if not all(isinstance(word, str) for word in words):
+        raise UserError(f"{where}: verdict, mimic, certainty and comment must be texts")
+    verdict, mimic = parse_verdict(words[0], words[1], where)
+    if verdict is None and not own:
+        raise UserError(f"{where}: a lesion was added without a verdict; give it one, or remove it")
+    certainty = words[2]
+    if certainty not in ("", *CERTAINTIES) or (certainty and verdict is not Verdict.MICROBLEED):
+        raise UserError(
+            f"{where}: certainty is {certainty!r}; allowed for a microbleed: {', '.join(CERTAINTIES)}"
+        )
+    position = entry.get("position_mm")
+    if not isinstance(position, list) or len(position) != 3 or not all(map(_is_finite, position)):
+        raise UserError(f"{where}: its position is {position!r}, but must be three numbers")
+    diameter = entry.get("diameter_mm")
+    if diameter is not None and not (_is_finite(diameter) and diameter > 0):
+        raise UserError(f"{where}: its diameter is {diameter!r}; it must be above 0 mm, or null")
+    return Mark(
+        candidate=candidate if own else None,
+        verdict=verdict,
+        mimic=mimic,
+        certainty=certainty,
+        position_mm=(float(position[0]), float(position[1]), float(position[2])),
+        diameter_mm=diameter,
+        where=where,
+    )
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_belongs(verdicts: Verdicts, where: str, swi_sha256: str, detections_sha256: str) -> None:
+    """Whether verdicts are of this result.
+
+    Raises:
+        UserError: of another scan, or of another run on this scan.
+    """
+    if verdicts.swi_sha256 != swi_sha256:
+        raise UserError(
+            f"{where}: was read on another scan (image {verdicts.swi_sha256[:8]}, not {swi_sha256[:8]}); "
+            "give the file of this scan"
+        )
+    if verdicts.detections_sha256 != detections_sha256:
+        raise UserError(
+            f"{where}: was read on another run of this scan, whose candidates have other numbers; "
+            "give the result that was read, or read this one"
+        )
+
+
+def read_verdicts(path: Path, result: Result) -> Verdicts:
+    """The verdicts in a file, which must be of this result.
+
+    Raises:
+        UserError: see `parse_verdicts` and `check_belongs`; a file that cannot be read or is far too large.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(
+                f"{path}: is too large for a file of verdicts; give the one that the viewer saved"
+            )
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}); check the file") from error
+    verdicts = parse_verdicts(text, str(path))
+    check_belongs(verdicts, str(path), result.swi_sha256, sha256_file(result.folder / "detections.csv"))
+    return verdicts

@@ -1,0 +1,272 @@
+"""The local server of `cmb-jax view`: one page, its images, and readers' verdicts in the result's folder.
+
+It listens on the loopback address alone. Every address begins with a random token, so that no other page or
+person on the machine can guess it, and requests under another host's name (DNS rebinding) are refused. Only
+what is listed here is ever answered; the only files written are RESULT/verdicts/READER.json and, when asked
+for, the truth in RESULT/truth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import http.server
+import json
+import re
+import secrets
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from cmb_jax.errors import UserError
+from cmb_jax.io.atomic import atomic_write_bytes
+from cmb_jax.review.verdicts import FOLDER, MAX_BYTES, check_belongs, is_reader_name, parse_verdicts
+from cmb_jax.viewer.page import policy
+
+HOST = "127.0.0.1"
+
+WriteTruth = Callable[[Sequence[Path]], dict[str, Any]]
+"""From files of verdicts: writes truth, returns what the page says of it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Site:
+    """What is served."""
+
+    page: bytes
+    images: Mapping[str, bytes]
+    folder: Path  # of the result
+    swi_sha256: str
+    detections_sha256: str
+    write_truth: WriteTruth
+
+
+class Refused(Exception):
+    """An answer that is no success."""
+
+    def __init__(self, status: HTTPStatus, text: str = "") -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class VerdictFolder:
+    """Files of verdicts of one result; each save is checked and whole, and replaces only what it had read."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._folder = site.folder / FOLDER
+        self._lock = threading.Lock()
+
+    def path(self, reader: str) -> Path:
+        """Where a reader's verdicts are.
+
+        Raises:
+            Refused: no reader's name, which could be a path.
+        """
+        if not is_reader_name(reader):
+            raise Refused(HTTPStatus.NOT_FOUND)
+        return self._folder / f"{reader}.json"
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Readers with what they have done; files that are none of ours are passed over."""
+        found = []
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                content = json.loads(path.read_bytes())
+                if not is_reader_name(path.stem) or content["reader"] != path.stem:
+                    continue
+                found.append(
+                    {
+                        "reader": path.stem,
+                        "saved": str(content["saved"]),
+                        "marks": sum(bool(mark["verdict"]) for mark in content["marks"]),
+                        "added": len(content["added"]),
+                    }
+                )
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return found
+
+    def read(self, reader: str) -> bytes | None:
+        """A reader's file; None: there is none yet.
+
+        Raises:
+            Refused: no reader's name.
+        """
+        try:
+            return self.path(reader).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, reader: str, content: bytes, known: str | None) -> str:
+        """Save a file; returns its tag.
+
+        Args:
+            reader: whose.
+            content: of the file, which must be of this result and reader.
+            known: tag of the file that this one follows; None: there should be none yet.
+
+        Raises:
+            Refused: another file lies there by now, or the content is not to be saved; says why.
+        """
+        path = self.path(reader)
+        name = f"verdicts of {reader}"
+        try:
+            verdicts = parse_verdicts(content.decode("utf-8"), name)
+            check_belongs(verdicts, name, self._site.swi_sha256, self._site.detections_sha256)
+        except (UserError, UnicodeDecodeError) as error:
+            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
+        if verdicts.reader != reader:
+            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, f"{name}: the file is of {verdicts.reader}")
+        with self._lock:
+            there = tag(path.read_bytes()) if path.exists() else None
+            if there != known:
+                raise Refused(HTTPStatus.PRECONDITION_FAILED)
+            try:
+                atomic_write_bytes(path, content, overwrite=True)
+            except UserError as error:
+                raise Refused(HTTPStatus.INSUFFICIENT_STORAGE, str(error)) from error
+        return tag(content)
+
+
+def tag(content: bytes) -> str:
+    """Entity tag of a file's content."""
+    return f'"{hashlib.sha256(content).hexdigest()}"'
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "cmb-jax"
+    sys_version = ""
+
+    def __init__(self, *arguments: Any, site: Site, folder: VerdictFolder, token: str) -> None:
+        self.site, self.folder, self.token = site, folder, token
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:
+        self._answer(self._get)
+
+    def do_PUT(self) -> None:
+        self._answer(self._put)
+
+    def do_POST(self) -> None:
+        self._answer(self._post)
+
+    def _answer(self, work: Callable[[str], None]) -> None:
+        try:
+            work(self._checked_path())
+        except Refused as refused:
+            self._send(str(refused).encode(), "text/plain; charset=utf-8", status=refused.status)
+
+    def _checked_path(self) -> str:
+        """What follows the token in the address."""
+        assert isinstance(self.server, ViewerServer)
+        port = self.server.server_port
+        if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
+            raise Refused(HTTPStatus.FORBIDDEN)
+        if self.headers.get("Origin", f"http://{self.headers['Host']}") != f"http://{self.headers['Host']}":
+            raise Refused(HTTPStatus.FORBIDDEN)
+        start, _, rest = self.path.partition("?")[0].removeprefix("/").partition("/")
+        if not secrets.compare_digest(start.encode(), self.token.encode()):
+            raise Refused(HTTPStatus.NOT_FOUND)
+        return rest
+
+    def _get(self, path: str) -> None:
+        kind, _, name = path.partition("/")
+        if path == "":
+            self._send(self.site.page, "text/html; charset=utf-8")
+        elif path == "verdicts":
+            self._send(json.dumps(self.folder.listed()).encode(), "application/json")
+        elif kind == "verdicts":
+            content = self.folder.read(name)
+            if content is None:
+                raise Refused(HTTPStatus.NO_CONTENT)
+            self._send(content, "application/json", ETag=tag(content))
+        elif kind == "images" and name in self.site.images:
+            self._send(self.site.images[name], "application/octet-stream")
+        else:
+            raise Refused(HTTPStatus.NOT_FOUND)
+
+    def _put(self, path: str) -> None:
+        kind, _, name = path.partition("/")
+        content = self._body()
+        if kind != "verdicts":
+            raise Refused(HTTPStatus.NOT_FOUND)
+        known = self.headers.get("If-Match")
+        if known is None and self.headers.get("If-None-Match") != "*":
+            raise Refused(HTTPStatus.PRECONDITION_REQUIRED)
+        self._send(b"", "text/plain", ETag=self.folder.write(name, content, known))
+
+    def _post(self, path: str) -> None:
+        content = self._body()
+        if path != "truth":
+            raise Refused(HTTPStatus.NOT_FOUND)
+        try:
+            readers = json.loads(content)["readers"]
+            files = [self.folder.path(str(reader)) for reader in readers]
+        except (ValueError, KeyError, TypeError) as error:
+            raise Refused(HTTPStatus.BAD_REQUEST, "no list of readers") from error
+        if not files:
+            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "Choose at least one reader.")
+        try:
+            told = self.site.write_truth(files)
+        except UserError as error:
+            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
+        self._send(json.dumps(told).encode(), "application/json")
+
+    def _body(self) -> bytes:
+        length = self.headers.get("Content-Length", "")
+        if not re.fullmatch(r"[0-9]{1,9}", length) or int(length) > MAX_BYTES:
+            self.close_connection = True
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        return self.rfile.read(int(length))
+
+    def _send(self, content: bytes, kind: str, *, status: HTTPStatus = HTTPStatus.OK, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Security-Policy", f"{policy()}; frame-ancestors 'none'")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Referrer-Policy", "no-referrer")
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing is logged: the address is a secret."""
+
+
+class ViewerServer(http.server.ThreadingHTTPServer):
+    """The server, listening from the start; `serve_forever` answers.
+
+    Args:
+        site: what is served.
+        port: 0: one that is free.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, site: Site, port: int = 0) -> None:
+        self._token = secrets.token_urlsafe(24)
+        handler = functools.partial(_Handler, site=site, folder=VerdictFolder(site), token=self._token)
+        super().__init__((HOST, port), handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that closed its page in the middle of an answer is nothing to tell of."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+    @property
+    def address(self) -> str:
+        """To be opened in a browser on this machine."""
+        return f"http://{HOST}:{self.server_port}/{self._token}/"

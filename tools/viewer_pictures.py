@@ -1,0 +1,97 @@
+"""The pictures of the viewer in docs/images, from a real browser: `python tools/viewer_pictures.py RESULT`.
+
+RESULT is a folder of `cmb-jax predict`, such as demo_output/sub-0001. Needs the extra `dev` and a Chromium on
+the machine. A copy of the result is read by two invented readers; RESULT itself is left as it is. Prints how
+long the first picture took and how much memory the page holds.
+"""
+
+import argparse
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from cmb_jax.commands.view import open_server
+
+IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
+FLAGS = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--disable-quic"]
+READERS = {"AB": "mmxmmmpm5mmum", "CD": "mmmmmmpmxmmmm"}
+
+
+def picture(page: Page, name: str) -> None:
+    page.wait_for_timeout(700)
+    path = IMAGES / f"viewer-{name}.png"
+    page.screenshot(path=path)
+    Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE, colors=192).save(path, optimize=True)
+
+
+def read_all(page: Page, reader: str) -> None:
+    page.click("#reader")
+    page.fill("#initials", reader)
+    page.keyboard.press("Enter")
+    page.wait_for_function("name => document.getElementById('reader').textContent.includes(name)", arg=reader)
+    page.locator(".row").first.click()
+    for key in READERS[reader]:
+        page.keyboard.press(key)
+        page.keyboard.press("j")
+    page.wait_for_function("() => document.getElementById('save').textContent.startsWith('Saved')")
+
+
+def take(page: Page) -> None:
+    for reader in READERS:
+        read_all(page, reader)
+    page.locator(".row").nth(3).click()
+    picture(page, "planes")
+    page.keyboard.press("i")
+    page.keyboard.press("v")
+    for _ in range(4):
+        page.keyboard.press("+")
+    picture(page, "minip")
+    page.keyboard.press("f")
+    picture(page, "phase")
+    for key in ("s", "t", "0", "g"):
+        page.keyboard.press(key)
+    page.check("[name=status][value=rejected]", force=True)
+    page.locator(".row").nth(4).click()
+    page.click("#display summary")
+    picture(page, "regions")
+    page.keyboard.press("g")
+    page.click("#display summary")
+    page.keyboard.press("o")
+    page.click("#compare")
+    picture(page, "readers")
+    page.keyboard.press("Escape")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("result", type=Path)
+    result = parser.parse_args().result
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as driver:
+        copy = Path(scratch) / "result"
+        shutil.copytree(result, copy, ignore=shutil.ignore_patterns("verdicts", "truth"))
+        server = open_server(copy)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto((copy / "viewer.html").as_uri())
+        page.wait_for_selector("html[data-ready]")
+        print("first picture, from disk:", page.evaluate("document.documentElement.dataset.ready"), "ms")
+        page.goto(server.address)
+        page.wait_for_selector("html[data-connected]")
+        take(page)
+        print(f"JavaScript heap: {page.evaluate('performance.memory.usedJSHeapSize') / 1e6:.0f} MB")
+        tablet = browser.new_page(viewport={"width": 820, "height": 1180}, has_touch=True)
+        tablet.goto(server.address)
+        tablet.wait_for_selector("html[data-connected]")
+        picture(tablet, "tablet")
+        browser.close()
+        server.shutdown()
+
+
+if __name__ == "__main__":
+    main()
