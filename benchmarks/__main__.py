@@ -100,7 +100,7 @@ def run(
 
 
 def _peak(repeats: int, device: Device) -> float | None:
-    """1e9 operations a second of a float32 matrix product, by the better framework."""
+    """1e9 operations per second of a float32 matrix product, by the better framework."""
     measured = measure(PEAK, repeats, device)
     times = [side.median_s for side in (measured.ours, measured.other) if side.median_s]
     return measured.ours.gflop / min(times) if times and measured.ours.gflop else None

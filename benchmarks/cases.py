@@ -1,6 +1,6 @@
 """What can be timed: the cases by name, and what each side of a case has to provide.
 
-A case names two modules, one a side, each with `prepare(options, device) -> Prepared`. A worker process
+A case names two modules, one per side, each with `prepare(options, device) -> Prepared`. A worker process
 imports only its own side's module.
 """
 

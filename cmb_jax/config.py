@@ -67,7 +67,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         levels = len(self.widths)
         if len(self.encoder_convs) != levels or len(self.decoder_convs) != levels - 1:
-            raise ValueError("encoder_convs needs one entry a level, decoder_convs one fewer")
+            raise ValueError("encoder_convs needs one entry per level, decoder_convs one fewer")
         if levels < 3:
             raise ValueError("the detector needs at least three levels (P1..P3)")
 
@@ -103,11 +103,11 @@ class LossConfig:
     lesion_balance: float = 0.0
     """Exponent b: a positive anchor weighs n^-b, n those of its lesion (0 anchors alike, 1 lesions)."""
     sampled_negatives: int = 0
-    """Negatives a patch in the objectness loss, drawn at random as in Faster R-CNN; 0: all of them."""
+    """Negatives per patch in the objectness loss, drawn at random as in Faster R-CNN; 0: all of them."""
     negative_pool: int = 0
     """Sampled negatives are drawn from this many times as many that score highest; 0: from all of them."""
     expected_lesions: float = 0.0
-    """Lesions a patch by which the objectness loss is divided; 0: by the batch's positive anchors."""
+    """Lesions per patch by which the objectness loss is divided; 0: by the batch's positive anchors."""
     box_weight: float = 0.5
     """Weight of the smooth-L1 box loss."""
     concentration_weight: float = 0.2
@@ -139,7 +139,7 @@ class LossConfig:
     mine_peaks: bool = False
     """Only negatives that score highest among their neighbors are mined, one of each vein's dark spots."""
     max_positives: int = 64
-    """Positive anchors a patch that enter the prototype loss."""
+    """Positive anchors per patch that enter the prototype loss."""
     max_hard_negatives: int = 64
     """Hard negatives mined a patch."""
     memory_bank: int = 0
@@ -181,7 +181,7 @@ class PhantomConfig:
     test_seed: int = 950_000
     """Seed of the first test subject; nothing is trained, tuned or chosen on these."""
     mean_cmbs: float = 25.0
-    """Mean microbleeds a training subject: denser than patients, so that few volumes teach much."""
+    """Mean microbleeds per training subject: denser than patients, so that few volumes teach much."""
     protocols: tuple[str, ...] = ("iso05", "iso08", "sabre", "rss", "thick3", "swi7t", "wide1", "wide3")
     """Acquisition protocols, taken in turn by subject; names as in cmb_jax.phantom.protocols."""
     variety: float = 0.2
@@ -268,9 +268,9 @@ class DataConfig:
     patch_shape: Triple = (48, 96, 96)
     """Training patch (z, y, x) in voxels of the working grid."""
     batch_size: int = 4
-    """Patches a step, over all devices and hosts."""
+    """Patches per step, over all devices and hosts."""
     max_truths: int = 24
-    """True boxes a patch, padded."""
+    """True boxes per patch, padded."""
     ignore_rim: bool = False
     """Lesions whose centers lie outside the patch are ignored; else they are to be found at its rim."""
     lesion_patch_fraction: float = 0.6

@@ -33,7 +33,7 @@ class Hardware:
     kinds: tuple[str, ...] = ()  # `jax.Device.device_kind` of it
 
     def flops(self, precision: str) -> float:
-        """Peak operations a second; of "float32" that of "mixed", since the table has no other."""
+        """Peak operations per second; of "float32" that of "mixed", since the table has no other."""
         return self.bfloat16_flops if precision == "bfloat16" else self.float32_flops
 
 
@@ -108,7 +108,7 @@ def measured_cpu() -> Hardware:
 
 
 def peak_flops(device: Any, precision: str) -> float | None:
-    """Peak operations a second of a JAX device; of a processor as measured now, else from the table.
+    """Peak operations per second of a JAX device; of a processor as measured now, else from the table.
 
     Args:
         device: the table knows it by its `device_kind`.

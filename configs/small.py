@@ -12,7 +12,7 @@ from cmb_jax.config import WIDE_AUGMENTATION, Config, DataConfig, LossConfig, Mo
 def get_config() -> Config:
     return Config(
         name="small",
-        # More and smaller patches a second: the norm looks at one voxel, so no statistic depends on the size.
+        # Smaller patches, and more per second: the norm looks at one voxel, so no statistic depends on size.
         data=DataConfig(patch_shape=(32, 80, 80), ignore_rim=True, augment=WIDE_AUGMENTATION),
         model=ModelConfig(box_width=16, semantic_head=True),
         loss=LossConfig(

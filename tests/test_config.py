@@ -120,7 +120,7 @@ def test_bad_values_on_the_command_line_are_refused(capsys, arguments, message):
 
 
 def test_levels_must_agree():
-    with pytest.raises(ValueError, match="one entry a level"):
+    with pytest.raises(ValueError, match="one entry per level"):
         ModelConfig(widths=(8, 16, 32), encoder_convs=(1, 1))
     with pytest.raises(ValueError, match="at least three"):
         ModelConfig(widths=(8, 16), encoder_convs=(1, 1), decoder_convs=(1,))

@@ -80,7 +80,7 @@ def main():
         first = first or peak
         exchanged = Counter(name for name, _ in collectives(compiled.as_text()))
         kinds = ", ".join(f"{count} {name}" for name, count in sorted(exchanged.items()))
-        print(f"{mesh[0]}x{mesh[1]}: {peak / 1e6:.0f} MB a device, {first / peak:.2f} times less; {kinds}")
+        print(f"{mesh[0]}x{mesh[1]}: {peak / 1e6:.0f} MB per device, {first / peak:.2f} times less; {kinds}")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def key_statement(bundle: WeightsBundle, record: dict[str, Any], evaluations: li
     """What must not be missed, in one paragraph."""
     found = "; ".join(
         f"{each.name}: sensitivity {estimate_of(each.main['sensitivity'])} at "
-        f"{estimate_of(each.main['fp_per_scan'], 2)} false positives a scan"
+        f"{estimate_of(each.main['fp_per_scan'], 2)} false positives per scan"
         for each in evaluations
     )
     use = record.get("use", "research use only")
@@ -114,14 +114,17 @@ def results_table(evaluations: list[Evaluation]) -> Table:
             (title, *(estimate_of(each.main[name], digits) for each in evaluations))
             for title, name, digits in (
                 ("sensitivity", "sensitivity", 3),
-                ("false positives a scan", "fp_per_scan", 2),
+                ("false positives per scan", "fp_per_scan", 2),
                 ("precision", "precision", 3),
                 ("F1", "f1", 3),
                 ("average precision", "average_precision", 3),
             )
         ),
         *(
-            (f"sensitivity at {rate:g} false positives a scan", *(_froc(each, rate) for each in evaluations))
+            (
+                f"sensitivity at {rate:g} false positives per scan",
+                *(_froc(each, rate) for each in evaluations),
+            )
             for rate in RATES
         ),
         *(
@@ -299,7 +302,7 @@ def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evalua
             "a hit: centre within 3 mm of a true one, one to one; false positives over all scans",
             "microbleeds that no reader would see are ignored: never missed, and a detection on one is no "
             "false positive",
-            "free-response ROC: sensitivity against false positives a scan over all thresholds",
+            "free-response ROC: sensitivity against false positives per scan over all thresholds",
             "intervals resample scans, not lesions; those of groups of lesions are Wilson's",
             "expected calibration error: mean over bins of |probability - share of true ones| "
             "(Guo et al. 2017)",

@@ -1,7 +1,7 @@
 """Where a training step's time goes, operation by operation: python tools/profile_step.py [CASE] [ROWS].
 
 CASE is a case of ours in `benchmarks` (train-small, train-wide, infer-volume, ...). Run from the root of the
-checkout. Prints each operation's milliseconds, its share, and for convolutions the operations a second.
+checkout. Prints each operation's milliseconds, its share, and for convolutions the operations per second.
 """
 
 import collections
@@ -94,7 +94,7 @@ def main():
     whole = sum(spent.values())
     described = {name: describe(name, lines, shapes) for name in spent}
     in_convolutions = sum(seconds for name, seconds in spent.items() if described[name][1])
-    print(f"{case_name}: {1e3 * whole:.0f} ms of operations a run (some at the same time)")
+    print(f"{case_name}: {1e3 * whole:.0f} ms of operations per run (some at the same time)")
     print(f"convolutions {100 * in_convolutions / whole:.0f} %")
     for name, seconds in spent.most_common(rows):
         what, gflop = described[name]

@@ -1,6 +1,6 @@
 """Pictures and figures of the phantom for docs/realism.md: python tools/realism.py --out docs/images.
 
-Simulates two subjects of each protocol, one a tier, on the anatomies in turn, and measures on these twelve.
+Simulates two subjects of each protocol, one per tier, on the anatomies in turn, and measures on these twelve.
 Needs matplotlib (development requirements). Ten minutes of two cores.
 """
 
@@ -210,7 +210,7 @@ def histograms(rows: list[dict], path: Path) -> None:
     grid[1, 0].set_ylabel("apparent diameter, mm")
     grid[1, 1].axhline(30, color="0.4", ls="--", label="asked of the hard tier")
     grid[1, 1].set_xticks(range(len(PROTOCOLS)), list(PROTOCOLS), rotation=30)
-    grid[1, 1].set_ylabel("mimic candidates a subject")
+    grid[1, 1].set_ylabel("mimic candidates per subject")
     grid[1, 2].set_xlabel("signal-to-noise ratio of the brain")
     for axes in (grid[0, 0], grid[0, 1], grid[1, 0], grid[1, 1]):
         axes.legend(fontsize=7)

@@ -6,7 +6,7 @@ For a tree (`cmb-jax benchmark-data`): zone, region and side at the centres of t
 in a prediction; how many true microbleeds each rule of place would reject; Dice of the three zones and of the
 brain, on the scan's own grid; subjects whose map is not trusted. For heads: the same Dice against the packs'
 labels, on their T1-weighted scans. `--ceiling` looks up in the true regions at 2 mm: what a perfect map would
-get. Some seconds a subject.
+get. Some seconds per subject.
 """
 
 from __future__ import annotations

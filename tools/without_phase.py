@@ -87,7 +87,7 @@ def main() -> None:
 
 def compare(with_phase: FrocEvents, without: FrocEvents, scans: int) -> None:
     """Print both sides and their paired differences."""
-    names = [*(f"sensitivity at {rate:g} FP a scan" for rate in FROC_RATES), "average precision"]
+    names = [*(f"sensitivity at {rate:g} FP per scan" for rate in FROC_RATES), "average precision"]
     everyone = np.ones((1, scans), int)
     values = [froc_metrics(side, everyone)[0] for side in (with_phase, without)]
     print(f"{scans} subjects, {int(with_phase.lesions.sum())} microbleeds")

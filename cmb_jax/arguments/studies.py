@@ -129,7 +129,7 @@ def calibrate(
       truth: folders of truth as `cmb-jax evaluate` reads them, in the same order.
       out: weights to write (.safetensors), with their record (.json) beside them.
       weights: name of bundled weights, or a .safetensors file.
-      max_fp: operating point: the highest sensitivity at no more than so many false positives a scan.
+      max_fp: operating point: the highest sensitivity at no more than so many false positives per scan.
       overwrite: replace the files if they exist.
     """
     from cmb_jax.commands.calibrate import run

@@ -30,7 +30,7 @@ def axis_centers(cells: int, stride: int) -> jax.Array:
 def lattice_centers(grid_shape: Triple, stride: Triple) -> jax.Array:
     """Cell centres (Z, Y, X, 3) of a grid of `grid_shape` cells, in working-grid edge coordinates.
 
-    `stride` is the number of working-grid voxels a cell along (z, y, x).
+    `stride` is the number of working-grid voxels per cell along (z, y, x).
     """
     axes = [axis_centers(cells, step) for cells, step in zip(grid_shape, stride, strict=True)]
     return jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)

@@ -24,7 +24,7 @@ from cmb_jax.boxes.types import Truths
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """The part every anchor of one patch plays; A anchors a cell."""
+    """The part every anchor of one patch plays; A anchors per cell."""
 
     label: jax.Array  # (Z, Y, X, A) int8: 1 positive, 0 negative, -1 ignored
     matched_index: jax.Array  # (Z, Y, X, A) int32 index of the truth; meaningful where label is 1, else safe
@@ -52,7 +52,7 @@ def assign_lattice(
     Args:
       truths: boxes (M, 6) in voxels of the working grid and `valid` (M,).
       grid_shape: cells (Z, Y, X) of the patch.
-      stride: working-grid voxels a cell along (z, y, x).
+      stride: working-grid voxels per cell along (z, y, x).
       sizes: (A, 3) edge lengths of the anchors, voxels.
       positive_iou: an IoU at or above it makes a positive.
       negative_iou: an IoU below it with every truth makes a negative.

@@ -61,7 +61,7 @@ def run(
     chosen = operating_point(known, max_fp, complete_from=labelled.complete_from, seed=SEED)
     if chosen is None:
         raise UserError(
-            f"{pred[0]}: the lists of candidates end before {max_fp:g} false positives a scan; predict again "
+            f"{pred[0]}: the candidates end before {max_fp:g} false positives per scan; predict again "
             f"with --threshold {bundle.config.inference.candidate_threshold:g}, so that all are listed"
         )
     if not chosen.sensitivity.value:
@@ -71,7 +71,7 @@ def run(
     save_with_config(bundle, out, config)
     record |= {
         "calibrated_from": {"name": bundle.path.stem, "sha256": bundle.sha256},
-        "operating_point": f"the highest sensitivity at no more than {max_fp:g} false positives a scan, "
+        "operating_point": f"the highest sensitivity at no more than {max_fp:g} false positives per scan, "
         f"{CENTER3.title}, of the calibration's data",
         "score_threshold": config.inference.score_threshold,
         "definite_threshold": config.inference.definite_threshold,
@@ -109,7 +109,7 @@ def _check_arguments(
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: weights are a .safetensors file; give such a name")
     if not max_fp > 0:
-        raise UserError(f"--max-fp {max_fp}: give a number of false positives a scan above 0")
+        raise UserError(f"--max-fp {max_fp}: give a number of false positives per scan above 0")
     for path in (out, record_path(out)):
         check_output(path, overwrite)
 

@@ -69,7 +69,7 @@ def validation_curve(config: Config, params: Any, subjects: Sequence[StoredSubje
 
 
 def quality_of(curve: FrocCurve) -> dict[str, float]:
-    """Sensitivity at some false positives a scan (3 mm rule) and their mean."""
+    """Sensitivity at some false positives per scan (3 mm rule) and their mean."""
     at = sensitivity_at(curve.fp_per_scan, curve.sensitivity, FP_RATES)
     values = {f"sensitivity@{rate:g}": float(value) for rate, value in zip(FP_RATES, at, strict=True)}
     return values | {QUALITY: float(np.mean(list(values.values())))}

@@ -50,7 +50,7 @@ def operating_table(record: dict[str, Any]) -> Table | None:
     rows += [(_limit(point), *_figures(point)) for point in points["table"]]
     return Table(
         title="Operating points",
-        columns=("FP a scan, at most", "threshold", "sensitivity", "FP a scan", "precision"),
+        columns=("FP per scan, at most", "threshold", "sensitivity", "FP per scan", "precision"),
         rows=tuple(rows),
         note=f"{points['rule']}; on {data_text(points['data'])}: {points['measured_on']}. In brackets: "
         f"{points['intervals']}.",

@@ -224,8 +224,8 @@ def stored_subjects(
     """The subjects of `seeds`, simulated where the cache does not hold them yet, with progress.
 
     Args:
-      folders: one a subject; its name must tell the settings apart.
-      seeds: one a subject.
+      folders: one per subject; its name must tell the settings apart.
+      seeds: one per subject.
       simulate: (index, seed) -> simulated subject.
       spacing_mm: working grid (z, y, x).
       what: shown beside the progress bar.

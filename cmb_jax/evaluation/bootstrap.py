@@ -65,7 +65,7 @@ def froc_metrics(events: FrocEvents, weights: np.ndarray, rates: Sequence[float]
     Args:
         events: of S scans.
         weights: (B, S).
-        rates: R false positives a scan.
+        rates: R false positives per scan.
     """
     result = np.full((len(weights), len(rates) + 1), np.nan)
     for row, tp, fp, lesions, scans in _resampled_curves(events, weights):
@@ -75,7 +75,7 @@ def froc_metrics(events: FrocEvents, weights: np.ndarray, rates: Sequence[float]
 
 
 def fp_at_sensitivity(events: FrocEvents, weights: np.ndarray, sensitivity: float) -> np.ndarray:
-    """The fewest false positives a scan (B,) at which weighted scans reach a sensitivity.
+    """The fewest false positives per scan (B,) at which weighted scans reach a sensitivity.
 
     NaN where it is not reached at any threshold. The curve is a staircase: the threshold that first reaches
     the sensitivity counts, nothing is interpolated.
@@ -184,7 +184,7 @@ def paired_bootstrap_froc(
     Args:
         a: events of the first program.
         b: of the second, on the same scans in the same order; `lesions` must be equal.
-        rates: false positives a scan.
+        rates: false positives per scan.
         samples: resamples, each applied to both.
         seed: of the resampling.
     """

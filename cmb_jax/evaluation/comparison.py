@@ -76,7 +76,7 @@ def compare(
     point_difference = paired_bootstrap(*counts, samples=samples, seed=seed)
     curves = [bootstrap_froc(each, samples=samples, seed=seed) for each in all_events]
     curve_difference = paired_bootstrap_froc(*all_events, samples=samples, seed=seed)
-    curve_names = [*(f"sensitivity at {rate:g} FP a scan" for rate in FROC_RATES), "average precision"]
+    curve_names = [*(f"sensitivity at {rate:g} FP per scan" for rate in FROC_RATES), "average precision"]
     return Comparison(
         names=names,
         rule=rule,

@@ -200,7 +200,7 @@ def choose_operating_point(
     """The threshold to report at, chosen on validation scans and never on test scans.
 
     Without a limit: the best F1 of the pooled scans. With `max_fp_per_scan`: the highest sensitivity with
-    at most that many false positives a scan. See `froc.choose_threshold` for ties.
+    at most that many false positives per scan. See `froc.choose_threshold` for ties.
 
     Args:
         detections: of S scans; what a rule rejected is left out.

@@ -1,4 +1,4 @@
-"""Free-response ROC: sensitivity against false positives a scan, over all thresholds.
+"""Free-response ROC: sensitivity against false positives per scan, over all thresholds.
 
 The denominator of the false positives is the number of scans, those without any microbleed counted.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# False positives a scan at which the sensitivity is read (as in LUNA16: Setio et al. 2017).
+# False positives per scan at which the sensitivity is read (as in LUNA16: Setio et al. 2017).
 FROC_RATES: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -96,7 +96,7 @@ def froc_curve(events: FrocEvents) -> FrocCurve:
 def sensitivity_at(
     fp_per_scan: np.ndarray, sensitivity: np.ndarray, rates: Sequence[float] = FROC_RATES
 ) -> np.ndarray:
-    """Sensitivity (R,) at given false positives a scan, linear between the curve's points.
+    """Sensitivity (R,) at given false positives per scan, linear between the curve's points.
 
     The curve starts at (0, 0) and stays at its last value beyond its end: the convention of CAMELYON16,
     LUNA16 and MONAI, so that numbers can be compared with published ones.
@@ -104,7 +104,7 @@ def sensitivity_at(
     Args:
         fp_per_scan: (P,) rising.
         sensitivity: (P,) rising.
-        rates: R false positives a scan.
+        rates: R false positives per scan.
     """
     return np.interp(rates, np.append(0.0, fp_per_scan), np.append(0.0, sensitivity))
 
@@ -127,7 +127,7 @@ def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None, fal
     """An operating point, to be chosen on validation scans and never on test scans.
 
     Without a limit: the threshold with the best F1. With one: the highest sensitivity among those with
-    at most that many false positives a scan. Ties go to fewer false positives, then to the higher
+    at most that many false positives per scan. Ties go to fewer false positives, then to the higher
     threshold. The threshold is put halfway to the next lower score, so that rounding a score in a file
     does not change what is kept.
 
@@ -151,7 +151,7 @@ def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None, fal
 
 
 def threshold_at_fp_rate(curve: FrocCurve, fp_per_scan: float, fallback: float = 0.5) -> float:
-    """The lowest threshold with at most so many false positives a scan, whatever is found at it.
+    """The lowest threshold with at most so many false positives per scan, whatever is found at it.
 
     For validation scans of too few lesions for `choose_threshold`: false positives there are many, and need
     no lesions to be counted.

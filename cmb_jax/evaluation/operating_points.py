@@ -13,7 +13,7 @@ from cmb_jax.evaluation.froc import FROC_RATES, FrocEvents, choose_threshold, fr
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
-    """The highest sensitivity at no more than so many false positives a scan."""
+    """The highest sensitivity at no more than so many false positives per scan."""
 
     max_fp_per_scan: float
     threshold: float

@@ -97,7 +97,7 @@ def _interval_note(result: EvaluationResult) -> str:
 def _found_table(result: EvaluationResult) -> Table:
     return Table(
         title="Found, by every matching rule",
-        columns=("rule", "connectivity", "TP", "FP", "FN", "sensitivity", "FP a scan"),
+        columns=("rule", "connectivity", "TP", "FP", "FN", "sensitivity", "FP per scan"),
         rows=tuple(
             (
                 _title(result, each),
@@ -111,7 +111,7 @@ def _found_table(result: EvaluationResult) -> Table:
             for each in result.rules
         ),
         note=(
-            f"* headline. Operating point: {operating_point_text(result)}. FP a scan: over all "
+            f"* headline. Operating point: {operating_point_text(result)}. FP per scan: over all "
             f"{result.scans} scans, those without microbleeds counted. Connectivity: of the components of "
             "masks; instance labels and tables are taken as they are, but the challenge's rule splits "
             "labels anew." + _interval_note(result)
@@ -143,8 +143,8 @@ def _title(result: EvaluationResult, each: RuleResult) -> str:
 def _froc_table(result: EvaluationResult) -> Table:
     curves = [each for each in result.rules if each.froc]
     return Table(
-        title="Sensitivity at false positives a scan (FROC)",
-        columns=("FP a scan", *(each.rule.name for each in curves)),
+        title="Sensitivity at false positives per scan (FROC)",
+        columns=("FP per scan", *(each.rule.name for each in curves)),
         rows=tuple(
             (f"{rate:g}", *(estimate_text(each.froc[row]) for each in curves))
             for row, rate in enumerate(FROC_RATES)
@@ -406,7 +406,7 @@ def report_content(
             )
             for label, each, digits in (
                 ("Sensitivity", main.sensitivity, 3),
-                ("False positives a scan", main.fp_per_scan, 2),
+                ("False positives per scan", main.fp_per_scan, 2),
                 ("Precision", main.precision, 3),
                 ("F1", main.f1, 3),
             )

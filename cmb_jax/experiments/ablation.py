@@ -97,7 +97,7 @@ def sentences(study: Study, validation: SubjectSet) -> tuple[str, ...]:
         f"{study.scans} prepared test subjects with {study.lesions} microbleeds, without localization. "
         f"Hit: {CENTER3.title} (Hungarian). False positives are over all test subjects.",
         f"Threshold of each run: the highest sensitivity at no more than {OPERATING_FP_RATE:g} false "
-        f"positives a scan on {len(validation.subjects)} validation subjects.",
+        f"positives per scan on {len(validation.subjects)} validation subjects.",
         f"Reference: {study.reference}. Matched sensitivity: {study.matched_sensitivity:.3f}.",
     )
 

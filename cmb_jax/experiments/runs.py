@@ -163,7 +163,7 @@ def cost_of(run: Run) -> Cost:
 
 
 def _times(path: Path) -> tuple[float, float]:
-    """Median seconds a step and hours of all steps by a run's log; a run that was stopped repeats some."""
+    """Median seconds per step and hours of all steps by a run's log; a run that was stopped repeats some."""
     if not path.exists():
         return float("nan"), 0.0
     rates: dict[int, float] = {}

@@ -26,10 +26,10 @@ from cmb_jax.report.evaluation_content import Table
 _COMPARED = (FP_MATCHED, "sensitivity", "fp_per_scan", "sensitivity_at_1_fp", "sensitivity_at_2_fp")
 _TITLES = {
     "sensitivity": "sensitivity",
-    "fp_per_scan": "FP a scan",
+    "fp_per_scan": "FP per scan",
     "precision": "precision",
     "f1": "F1",
-    FP_MATCHED: "FP a scan at matched sensitivity",
+    FP_MATCHED: "FP per scan at matched sensitivity",
     AVERAGE_PRECISION: "average precision",
     **{name: f"sensitivity at {rate:g} FP" for name, rate in zip(AT_RATES, FROC_RATES, strict=True)},
 }
@@ -106,8 +106,8 @@ def _matched_table(study: Study) -> Table:
         )
 
     return Table(
-        title=f"False positives a scan at sensitivity {study.matched_sensitivity:.3f}",
-        columns=("variant", "FP a scan", f"difference from {study.reference}", "p"),
+        title=f"False positives per scan at sensitivity {study.matched_sensitivity:.3f}",
+        columns=("variant", "FP per scan", f"difference from {study.reference}", "p"),
         rows=tuple(row(variant) for variant in study.variants),
         note=(
             "The fewest false positives at which a run's own curve on the test subjects reaches this "
@@ -118,7 +118,7 @@ def _matched_table(study: Study) -> Table:
 
 def _froc_table(study: Study) -> Table:
     return Table(
-        title="Sensitivity at false positives a scan (FROC)",
+        title="Sensitivity at false positives per scan (FROC)",
         columns=("variant", *(f"{rate:g}" for rate in FROC_RATES), "average precision"),
         rows=tuple(
             (
@@ -157,7 +157,7 @@ def _mimic_table(study: Study) -> Table:
     first = study.variants[0]
     kinds.sort(key=first.false_positives, reverse=True)
     return Table(
-        title="False positives a scan by mimic",
+        title="False positives per scan by mimic",
         columns=("mimic", *(variant.name for variant in study.variants)),
         rows=tuple(
             (kind.replace("_", " "), *(f"{variant.false_positives(kind):.2f}" for variant in study.variants))
@@ -182,7 +182,7 @@ def _cost_table(study: Study, costs: Mapping[str, Sequence[Cost]]) -> Table:
             "of them at inference",
             "GFLOP a patch",
             "steps",
-            "seconds a step",
+            "seconds per step",
             "hours",
         ),
         rows=tuple(
@@ -198,7 +198,7 @@ def _cost_table(study: Study, costs: Mapping[str, Sequence[Cost]]) -> Table:
             for variant in study.variants
         ),
         note=(
-            "GFLOP: convolutions of a forward pass of one training patch. Seconds a step: median of a run's "
+            "GFLOP: convolutions of a forward pass of a training patch. Seconds per step: median of a run's "
             "log; hours: all its steps, validation left out; both mean over the seeds, on the machine as it "
             "was, shared or not."
         ),
@@ -208,7 +208,7 @@ def _cost_table(study: Study, costs: Mapping[str, Sequence[Cost]]) -> Table:
 def _run_table(study: Study) -> Table:
     return Table(
         title="Runs",
-        columns=("run", "threshold", "found", "microbleeds", "false positives", "FP a scan"),
+        columns=("run", "threshold", "found", "microbleeds", "false positives", "FP per scan"),
         rows=tuple(
             (
                 run.name,

@@ -20,7 +20,7 @@ def lesion_weights(
     Args:
         truth: (B, S) int32 index of each anchor's lesion in its patch.
         valid: (B, S) bool: the anchor counts; elsewhere the weight is 0.
-        truths: number of lesion slots a patch.
+        truths: number of lesion slots per patch.
         balance: exponent b, 0 to 1.
         mean_one: scale the weights so that their mean over the batch is 1. What a lesion weighs then depends
             on the others of the batch.

@@ -1,4 +1,4 @@
-"""Losses that draw embeddings to prototypes of their own class. S samples, K prototypes a class, E numbers.
+"""Losses that draw embeddings to prototypes of their own class. S samples, K prototypes per class, E numbers.
 
 All have the signature of `losses.registry.PrototypeLoss`; none of them draws random numbers. With squared
 distances d to the prototypes m of the classes c and the sample's class y.
@@ -117,7 +117,7 @@ def proxy_anchor_loss(
     With cosine similarities s, the proxies P+ that have samples of their class X+, and all proxies P:
     mean over P+ of log(1 + sum over X+ of exp(-scale (s - margin)))
     + mean over P of log(1 + sum over X- of exp(scale (s + margin))).
-    Of several prototypes a class, the most similar one speaks for it; one a class is the paper's.
+    Of several prototypes per class, the most similar one speaks for it; one per class is the paper's.
 
     It is a loss of the whole set: every valid sample carries its value, so that their mean is the paper's.
 

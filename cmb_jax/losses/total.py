@@ -24,7 +24,7 @@ from cmb_jax.models.detector import STEM_STRIDE, Detector
 from cmb_jax.models.prototypes import CLASSES
 from cmb_jax.models.types import ProposalMaps
 
-# Positive anchors a patch in the box loss: a lesion has 1 to 50, a large one up to 280. Should there ever be
+# Positive anchors per patch in the box loss: a lesion has 1 to 50, a large one up to 280. If there are ever
 # more, an even choice of them is taken.
 MAX_BOX_ANCHORS = 2048
 

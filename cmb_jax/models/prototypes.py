@@ -16,7 +16,7 @@ class AnchorEmbedding(nnx.Module):
 
     Args:
         inputs: channels of the head's features.
-        anchors: anchors a cell.
+        anchors: anchors per cell.
         outputs: length of an embedding.
         rngs: source of the initial parameters.
     """

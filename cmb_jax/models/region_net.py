@@ -29,7 +29,7 @@ class RegionNetConfig:
 
     @property
     def total_stride(self) -> Triple:
-        """Input voxels a cell of the coarsest level, along z, y, x."""
+        """Input voxels per cell of the coarsest level, along z, y, x."""
         step = 2 ** len(self.widths)
         return (step, step, step)
 

@@ -1,4 +1,4 @@
-"""What the detector returns. B batch, Z Y X cells of the proposal grid, C channels, A anchors a cell."""
+"""What the detector returns. B batch, Z Y X cells of the proposal grid, C channels, A anchors per cell."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def combine_coils(
 ) -> tuple[jax.Array, jax.Array]:
     """Magnitude and phase in radians of a scan by all coils, see `phantom.scanner`.
 
-    image: complex (X, Y, Z) of an ideal coil. noise: complex, standard deviation 1 a channel.
+    image: complex (X, Y, Z) of an ideal coil. noise: complex, standard deviation 1 per channel.
     sigma: (X, Y, Z) standard deviation of the noise in the combined image.
     """
     image = receive.gain * image
@@ -144,7 +144,7 @@ def acquire(
 
 
 def windowed_noise(key: jax.Array, window: jax.Array) -> jax.Array:
-    """Complex noise (X, Y, Z) of a k-space measured under `window`; standard deviation 1 a channel."""
+    """Complex noise (X, Y, Z) of a k-space measured under `window`; standard deviation 1 per channel."""
     drawn = jax.random.normal(key, (2, *window.shape))
     size = window * (window.size / jnp.sqrt(jnp.sum(window**2)))
     return jnp.fft.ifftn(jax.lax.complex(drawn[0], drawn[1]) * size)

@@ -46,7 +46,7 @@ class PatchPlan:
     """Everything static of the patches about bodies of similar size."""
 
     voxels: tuple[int, int, int]  # of the data, odd
-    factors: tuple[int, int, int]  # fine voxels a voxel
+    factors: tuple[int, int, int]  # fine voxels per voxel
     grid: Grid  # fine grid; its origin is relative to the centre of the middle voxel
     padded: tuple[int, int, int]
     stamp: tuple[int, int, int]  # half width in fine voxels of what is drawn about a point

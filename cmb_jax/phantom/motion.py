@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-JUMPS = 3  # sudden displacements a scan
+JUMPS = 3  # sudden displacements per scan
 _CYCLES = (8.0, 60.0)  # of breathing or pulsation, a scan
 
 

@@ -82,7 +82,7 @@ class CohortMember:
 def store_phase(phase_rad: np.ndarray, storage: str) -> tuple[np.ndarray, float]:
     """Phase in [-pi, pi] as int16 in a storage form, and the header's slope.
 
-    `storage`: "radians" (pi / 8192 a step), "pm4096" (-4096 to 4095 for -pi to pi) or
+    `storage`: "radians" (pi / 8192 per step), "pm4096" (-4096 to 4095 for -pi to pi) or
     "0-4095" (for the same).
     """
     turn = phase_rad / np.pi

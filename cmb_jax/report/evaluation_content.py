@@ -43,7 +43,7 @@ class FrocLine:
     band_fp_per_scan: np.ndarray | None = None  # (Q,) ascending, where the band is known
     band_low: np.ndarray | None = None  # (Q,)
     band_high: np.ndarray | None = None  # (Q,)
-    operating_point: tuple[float, float] | None = None  # (false positives a scan, sensitivity)
+    operating_point: tuple[float, float] | None = None  # (false positives per scan, sensitivity)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -61,10 +61,10 @@ def _tick_text(value: float) -> str:
 
 
 def froc_plot(curves: Sequence[FrocLine]) -> Picture:
-    """Sensitivity against false positives a scan, from 1/8 to 8 on a logarithmic axis."""
+    """Sensitivity against false positives per scan, from 1/8 to 8 on a logarithmic axis."""
     axes = _Axes((FROC_TICKS[0], FROC_TICKS[-1]), (0.0, 1.0), log_x=True)
     shapes, labels = axes.frame(
-        FROC_TICKS, np.linspace(0, 1, 6).tolist(), "False positives a scan", "Sensitivity"
+        FROC_TICKS, np.linspace(0, 1, 6).tolist(), "False positives per scan", "Sensitivity"
     )
     for n, curve in enumerate(curves):
         if curve.band_fp_per_scan is not None and curve.band_low is not None and curve.band_high is not None:
@@ -78,7 +78,7 @@ def froc_plot(curves: Sequence[FrocLine]) -> Picture:
         if curve.operating_point is not None:
             rate, sensitivity = curve.operating_point
             px, py = axes.at(min(max(rate, axes.x[0]), axes.x[1]), sensitivity)
-            title = f"{curve.name}: sensitivity {sensitivity:.2f} at {rate:.2f} false positives a scan"
+            title = f"{curve.name}: sensitivity {sensitivity:.2f} at {rate:.2f} false positives per scan"
             shapes.append(Shape(glyph("lobar", px, py, 5.5), f"point s{n % 5}", title=title))
     return Picture(
         width=WIDTH,
@@ -92,11 +92,11 @@ def froc_plot(curves: Sequence[FrocLine]) -> Picture:
 
 def _froc_words(curve: FrocLine) -> str:
     one = sensitivity_at(curve, 1.0)
-    return f"{curve.name}, sensitivity {one:.2f} at 1 false positive a scan"
+    return f"{curve.name}, sensitivity {one:.2f} at 1 false positive per scan"
 
 
 def sensitivity_at(curve: FrocLine, rate: float) -> float:
-    """The highest sensitivity at no more than `rate` false positives a scan; 0 without such a point."""
+    """The highest sensitivity at no more than `rate` false positives per scan; 0 without such a point."""
     reached = np.asarray(curve.sensitivity)[np.asarray(curve.fp_per_scan) <= rate]
     return float(reached.max()) if reached.size else 0.0
 
@@ -170,7 +170,7 @@ def count_plot(subjects: Sequence[SubjectLine]) -> Picture:
         alt=f"Reported against true microbleeds of {len(subjects)} scans; the dashed line is agreement",
         shapes=tuple(shapes),
         labels=tuple(labels),
-        caption="Counts a scan; the dashed line is perfect agreement",
+        caption="Counts per scan; the dashed line is perfect agreement",
     )
 
 

@@ -63,7 +63,7 @@ class DetectorAgreement:
     rejected_microbleeds: int  # rejected candidates that the reader calls microbleeds
     added_microbleeds: int  # microbleeds that were no candidate
     found: Share  # kept ones among the reader's microbleeds
-    counts: CountAgreement  # kept candidates and the reader's microbleeds a scan
+    counts: CountAgreement  # kept candidates and the reader's microbleeds per scan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class ReaderAgreement:
     added_both: int  # lesions that both added, less than 3 mm apart
     added_first: int
     added_second: int
-    counts: CountAgreement  # microbleeds a scan of the two
+    counts: CountAgreement  # microbleeds per scan of the two
 
 
 def share(count: int, of: int) -> Share:

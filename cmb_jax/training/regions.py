@@ -56,7 +56,7 @@ class RegionTraining:
     steps: int = 4000
     """Optimiser steps."""
     batch_size: int = 1
-    """Samples a step."""
+    """Samples per step."""
     learning_rate: float = 3e-3
     """Peak of the warm-up and cosine schedule."""
     warmup_steps: int = 100

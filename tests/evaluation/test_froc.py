@@ -137,7 +137,7 @@ def test_operating_point_by_false_positives(limit, threshold):
 
 @pytest.mark.parametrize("lesions", [0, 2])
 def test_operating_point_without_lesions_to_choose_by(lesions):
-    """Two scans with false positives at 0.9, 0.5, 0.3 and 0.7, 0.2: one a scan is reached at 0.7."""
+    """Two scans with false positives at 0.9, 0.5, 0.3 and 0.7, 0.2: one per scan is reached at 0.7."""
     scores = [np.array([0.9, 0.5, 0.3]), np.array([0.7, 0.2])]
     curve = froc_curve(collect_events([(np.zeros(0), found) for found in scores], [lesions, 0]))
     assert threshold_at_fp_rate(curve, 1.0) == pytest.approx((0.7 + 0.5) / 2)

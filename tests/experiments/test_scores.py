@@ -29,7 +29,7 @@ def truth(name, positions):
 
 
 def test_the_threshold_comes_from_validation_and_the_counts_from_test():
-    # validation: 2 false positives a scan are allowed; at 0.5 there are 2, at 0.4 a third
+    # validation: 2 false positives per scan are allowed; at 0.5 there are 2, at 0.4 a third
     validation = SetDetections(
         scans=(scan("v", [0, 50, 60, 20, 70], [0.9, 0.8, 0.7, 0.5, 0.4]),), mimics=(("none",) * 5,)
     )

@@ -114,7 +114,7 @@ def test_bodies_are_vmapped_and_reach_over_the_rim():
 
 
 def test_a_linear_phase_leaves_its_sinc_and_a_uniform_field_all():
-    """A ramp of d radians a voxel: sinc(d / 2 pi) of the signal, to 0.03 up to half a turn."""
+    """A ramp of d radians per voxel: sinc(d / 2 pi) of the signal, to 0.03 up to half a turn."""
     te, b0 = jnp.float32(TE), jnp.float32(B0)
     one, shape = jnp.ones((8, 6, 5)), (8, 6, 5)
     for d in (0.0, 0.5, 1.5, np.pi):

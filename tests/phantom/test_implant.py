@@ -82,7 +82,7 @@ def test_there_is_no_edge_where_a_patch_ends():
 
 
 def test_matches_the_mean_over_points_of_the_voxel():
-    """Near the surface spins dephase: 16^3 points a voxel of the formula, averaged, give signal and phase."""
+    """Near the surface spins dephase: the mean of 16^3 points per voxel gives signal and phase."""
     spacing, centre, shape, chi = (1.0, 1.0, 2.0), np.array([12.2, 11.7, 12.5]), (24, 24, 13), 0.8
     body = ball(centre, 2.5, chi, r2_star=80.0, drop=0.5)
     gain, shift = effect(body, b=OBLIQUE, spacing=spacing, shape=shape)

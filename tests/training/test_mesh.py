@@ -38,7 +38,7 @@ STEPS = 20
 
 
 def batch_of(number):
-    """Dark boxes in noise; two lesions a patch, across the cuts as often as not."""
+    """Dark boxes in noise; two lesions per patch, across the cuts as often as not."""
     rng = np.random.default_rng(number)
     count = CONFIG.data.batch_size
     image = rng.normal(0, 0.05, (count, *SHAPE, 2)) + np.array([1.0, 0.0])
