@@ -1,4 +1,4 @@
-"""Make the subject that `make demo` runs on: python tools/make_demo.py [--seed 700003].
+"""Make the subject that `make demo` runs on: python tools/make_demo.py [--seed 700011].
 
 A simulated subject, stored small: 8 bits of intensity and phase, background set to zero as scanners do. The
 region labels and the nuclei of the mimic labels are left out, because they carry voxels of atlases whose own
@@ -8,6 +8,7 @@ licence is not stated (see NOTICE).
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,12 +21,14 @@ from cmb_jax.phantom import MimicKind, SubjectSettings, simulate_tree
 
 DEMO = Path(__file__).resolve().parent.parent / "cmb_jax" / "demo"
 LEVELS = 255
+RADIANS = {"radians": 1.0, "pm4096": np.pi / 4096}
+"""What a stored number of phase is worth, by `Protocol.phase_storage`."""
 
 
-def store_small(source: Path, target: Path, inside: np.ndarray, low: float, high: float) -> None:
-    """Quantise to uint8 between `low` and `high`, zero value outside."""
-    image = nib.load(source)
-    data = np.where(inside, np.clip(image.get_fdata(), low, high), 0.0)
+def store_small(path: Path, inside: np.ndarray, low: float, high: float, unit: float = 1.0) -> None:
+    """Replace an image by `unit` times its numbers, as uint8 between `low` and `high`; 0 outside."""
+    image = nib.load(path)
+    data = np.where(inside, np.clip(image.get_fdata() * unit, low, high), 0.0)
     step = (high - low) / LEVELS
     # the level of exactly 0 must exist, so that the background stays 0
     offset = round(-low / step)
@@ -34,13 +37,13 @@ def store_small(source: Path, target: Path, inside: np.ndarray, low: float, high
     stored.header.set_xyzt_units("mm")
     stored.set_qform(image.affine, 1)
     stored.set_sform(image.affine, 1)
-    nib.save(stored, target)
+    nib.save(stored, path)
 
 
 def main() -> None:
     """Simulate, shrink, replace the bundled subject."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=700_003)
+    parser.add_argument("--seed", type=int, default=700_011)
     parser.add_argument("--protocol", default="iso08")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -50,11 +53,12 @@ def main() -> None:
         swi = nib.load(anat / "sub-0001_swi.nii.gz").get_fdata()
         smooth = ndimage.gaussian_filter(swi, 2.0)
         inside = ndimage.binary_fill_holes(smooth > 0.08 * np.percentile(smooth, 99))
-        small = {"sub-0001_swi.nii.gz": (0.0, float(np.percentile(swi, 99.9)))}
-        small["sub-0001_part-phase_T2starw.nii.gz"] = (-np.pi, np.pi)
-        for name, (low, high) in small.items():
-            store_small(anat / name, anat / f"small-{name}", inside, low, high)
-            (anat / f"small-{name}").replace(anat / name)
+        store_small(anat / "sub-0001_swi.nii.gz", inside, 0.0, float(np.percentile(swi, 99.9)))
+        phase = anat / "sub-0001_part-phase_T2starw.nii.gz"
+        sidecar = anat / "sub-0001_part-phase_T2starw.json"
+        facts = json.loads(sidecar.read_text())
+        store_small(phase, inside, -np.pi, np.pi, RADIANS[facts["PhaseStorage"]])
+        sidecar.write_text(json.dumps(facts | {"PhaseStorage": "radians"}, indent=2) + "\n")
         for path in anat.glob("*part-mag*"):
             path.unlink()
         truth = tree / "derivatives" / "truth" / "sub-0001" / "anat"

@@ -47,6 +47,19 @@ def test_the_demo_finds_its_microbleeds(demo):
     assert "esearch use only" in stdout
 
 
+def test_the_phase_of_the_demo_is_read_as_its_sidecar_says(demo):
+    """Its sign is decided from the image alone; a phase that was stored wrong decides nothing."""
+    out, _ = demo
+    sidecar = PACKAGE / "demo" / "sub-0001" / "anat" / "sub-0001_part-phase_T2starw.json"
+    facts = json.loads(sidecar.read_text())
+    record = json.loads((out / "sub-0001" / "detections.json").read_text())
+    read = next(step for step in record["steps"] if step.startswith("phase read as"))
+    assert read.startswith(
+        f"phase read as {facts['PhaseStorage']}, sign {facts['ParamagneticPhaseSign']:+d} ("
+    )
+    assert not any("phase" in warning for warning in record["warnings"])
+
+
 def test_the_demo_report_needs_no_network_and_shows_every_kept_row(demo):
     out, _ = demo
     page = (out / "report.html").read_text()
