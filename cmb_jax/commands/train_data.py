@@ -14,12 +14,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cmb_jax.config import Config, PhantomConfig
-from cmb_jax.data.prepare import PREPARATION_VERSION
 from cmb_jax.data.subjects import STORE_VERSION, StoredSubject, stored_subjects
 from cmb_jax.datasets.sheets import read_csv
 from cmb_jax.datasets.split import SPLITS
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
+from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.phantom import SubjectSettings, simulate_subject
 from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.phantom.version import VERSION
@@ -95,7 +95,7 @@ def phantom_subjects(config: Config, workdir: Path, which: str) -> tuple[StoredS
 
 def _digest(spacing_mm: tuple[float, float, float], settings: SubjectSettings, anatomy: str) -> str:
     """Tells stored subjects of one seed apart by all that they depend on."""
-    versions = [STORE_VERSION, VERSION, PREPARATION_VERSION]
+    versions = [STORE_VERSION, VERSION, INPUT_VERSION]
     described = json.dumps([*versions, spacing_mm, dataclasses.asdict(settings), anatomy])
     return hashlib.sha256(described.encode()).hexdigest()[:12]
 

@@ -10,7 +10,6 @@ from cmb_jax.errors import UserError
 from cmb_jax.evaluation.bootstrap import Estimate
 from cmb_jax.evaluation.present import estimate_text, table_text
 from cmb_jax.inference.bundle import WeightsBundle
-from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.report.evaluation_content import Table
 
 UNCALIBRATED = "none: scores are the network's own and no probabilities"
@@ -115,7 +114,7 @@ def describe(bundle: WeightsBundle) -> str:
         f"weights:     {bundle.path.name}",
         f"sha256:      {bundle.sha256}",
         f"use:         {record.get('use', 'research use only')}",
-        f"input:       version {INPUT_VERSION}",
+        f"input:       version {bundle.input_version}",
         f"trained on:  {record.get('training_data', 'not recorded')}",
         f"kept:        score >= {inference.score_threshold:.4f}",
         f"             {record.get('operating_point', 'how it was chosen is not recorded')}",

@@ -16,8 +16,9 @@ from cmb_jax.errors import UserError
 from cmb_jax.evaluation.calibration_map import CalibrationMap
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.weights import (
-    check_input_version,
+    INPUT_VERSION,
     copy_weights,
+    input_version_of,
     load_weights,
     save_weights,
     with_input_version,
@@ -37,6 +38,7 @@ class WeightsBundle:
     sha256: str  # of the file; of several, of their sums joined by commas
     config: Config  # of the first: operating point, calibration
     params: Any  # pure dict of arrays
+    input_version: int = INPUT_VERSION  # that the network was trained on
     others: tuple[WeightsBundle, ...] = ()  # networks of the same configuration, averaged with this one
 
     @property
@@ -99,7 +101,7 @@ def save_bundle(path: Path, params: Any, config: Config, dtype: str = "float32")
     save_weights(
         path,
         params,
-        with_input_version({CONFIG_KEY: config_to_json(without_paths(config))}),
+        with_input_version({CONFIG_KEY: config_to_json(without_paths(config))}, INPUT_VERSION),
         dtype="float16" if dtype == "float16" else "float32",
     )
 
@@ -110,7 +112,8 @@ def save_with_config(bundle: WeightsBundle, path: Path, config: Config) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    metadata = with_input_version({CONFIG_KEY: config_to_json(without_paths(config))})
+    metadata = {CONFIG_KEY: config_to_json(without_paths(config))}
+    metadata = with_input_version(metadata, bundle.input_version)
     copy_weights(bundle.path, path, metadata)
 
 
@@ -157,7 +160,7 @@ def _load_one(weights: str) -> WeightsBundle:
     _, metadata = load_weights(path)
     if CONFIG_KEY not in metadata:
         raise UserError(f"{path}: these are not weights of a detector (no configuration inside); give others")
-    check_input_version(path, metadata)
+    version = input_version_of(path, metadata)
     try:
         config = config_from_json(metadata[CONFIG_KEY])
         calibration_of(config)  # refuses knots that are no map
@@ -168,4 +171,6 @@ def _load_one(weights: str) -> WeightsBundle:
         ) from error
     shapes = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0))).shapes()
     params, _ = load_weights(path, shapes)
-    return WeightsBundle(path=path, sha256=sha256_file(path), config=config, params=params)
+    return WeightsBundle(
+        path=path, sha256=sha256_file(path), config=config, params=params, input_version=version
+    )

@@ -19,8 +19,13 @@ from cmb_jax.io.atomic import atomic_write_bytes
 
 PureDict = dict[Any, Any]
 
-INPUT_VERSION = 1
-"""What a detector's network is given: raise when `data.prepare` changes so that old weights no longer fit."""
+INPUT_VERSION = 2
+"""Version of what `data.prepare` gives the network; in weights and in the names of caches. Raise it when
+`prepare` gives other numbers. 1: phase interpolated as an angle, noise at full strength. 2: as cosine and
+sine, weighted by `phase_trust`; nothing depends on the field of view."""
+
+OLDEST_INPUT_VERSION = 1
+"""Weights for an older input are refused. The bundled ones are for version 1 until others replace them."""
 
 _INPUT_VERSION_KEY = "input_version"
 
@@ -117,23 +122,24 @@ def load_weights(
     return unflatten_state(flat), metadata
 
 
-def with_input_version(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Metadata of a detector's weights that say which input they are for."""
-    return {**metadata, _INPUT_VERSION_KEY: str(INPUT_VERSION)}
+def with_input_version(metadata: Mapping[str, str], version: int) -> dict[str, str]:
+    """Metadata of a detector's weights that say which input they were trained on."""
+    return {**metadata, _INPUT_VERSION_KEY: str(version)}
 
 
-def check_input_version(path: Path, metadata: Mapping[str, str]) -> None:
-    """Refuse a detector's weights that were trained on another input; those that name none are of version 1.
+def input_version_of(path: Path, metadata: Mapping[str, str]) -> int:
+    """The input that a detector's weights were trained on; those that name none are of version 1.
 
     Raises:
-        UserError: says which version they are.
+        UserError: an input that is too old or unknown; says which version it is.
     """
     version = metadata.get(_INPUT_VERSION_KEY, "1")
-    if version != str(INPUT_VERSION):
+    if version not in map(str, range(OLDEST_INPUT_VERSION, INPUT_VERSION + 1)):
         raise UserError(
             f"{path}: these weights are for input version {version}, but this cmb-jax makes input version "
             f"{INPUT_VERSION}; use its bundled weights, train anew, or use the cmb-jax that wrote them"
         )
+    return int(version)
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from cmb_jax.config import DataConfig
 from cmb_jax.data.prepare import (
-    PREPARATION_VERSION,
     boxes_of_lesions,
     boxes_on_working_grid,
     edge_coordinates,
@@ -25,6 +24,7 @@ from cmb_jax.errors import UserError
 from cmb_jax.inference.regions import BUNDLED_WEIGHTS as REGION_WEIGHTS
 from cmb_jax.inference.scan import prepare_scan
 from cmb_jax.io.atomic import sha256_file
+from cmb_jax.io.weights import INPUT_VERSION
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class PreparedPart:
     """The cases of one part that could be prepared."""
 
     cases: tuple[Case, ...]
-    subjects: tuple[StoredSubject, ...]  # one a case
-    image_sha256: tuple[str, ...]  # one a case, of the file of the image that lesions are given on
+    subjects: tuple[StoredSubject, ...]  # one per case
+    image_sha256: tuple[str, ...]  # one per case, of the file of the image that lesions are given on
     skipped: tuple[tuple[str, str], ...]  # case ID and reason
     notes: tuple[tuple[str, str], ...]  # case ID and what is to be known, of those prepared now
 
@@ -156,7 +156,7 @@ def _key(
     truth.pop("source", None)
     described = [
         STORE_VERSION,
-        PREPARATION_VERSION,
+        INPUT_VERSION,
         spacing_mm,
         region_weights,
         CONNECTIVITY,
