@@ -66,7 +66,9 @@ def shifted_phase(file: NiftiFile, shift: np.ndarray, phase_range: PhaseRange) -
     return _stored(file, raw, changed)
 
 
-def write_stored(path: Path, raw: np.ndarray, like: NiftiFile, *, keep_identifiers: bool = False) -> None:
+def write_stored(
+    path: Path, raw: np.ndarray, like: NiftiFile, *, keep_identifiers: bool = False, overwrite: bool = False
+) -> None:
     """Writes stored numbers under the header of `like`: type, slope, both transforms. Same input, same bytes.
 
     Args:
@@ -74,6 +76,7 @@ def write_stored(path: Path, raw: np.ndarray, like: NiftiFile, *, keep_identifie
         raw: (I, J, K [, E]), as stored.
         like: file whose header is used.
         keep_identifiers: keep its free texts and extensions too, where converters put names and dates.
+        overwrite: replace a file that exists.
 
     Raises:
         UserError: the file exists or cannot be written.
@@ -83,7 +86,8 @@ def write_stored(path: Path, raw: np.ndarray, like: NiftiFile, *, keep_identifie
     # told explicitly, or the writer would choose a scale of its own
     image.header.set_slope_inter(*_scale(like))
     content = image.to_bytes()
-    atomic_write_bytes(path, gzip.compress(content, _COMPRESSION, mtime=0))
+    compressed = gzip.compress(content, _COMPRESSION, mtime=0)
+    atomic_write_bytes(path, compressed, overwrite=overwrite)
 
 
 def stored_values(file: NiftiFile) -> np.ndarray:

@@ -58,6 +58,11 @@ def write_truth(
     scan = ScanReview(subject=result.subject, rows=result.rows, readings=readings)
     lines = truth_rows(result.rows, readings)
     record = out.with_suffix(".json")
+    written = (out, record) if labels is None else (out, record, labels)
+    if not overwrite:
+        for path in (record, *written):  # before any is written, so that none stands alone
+            if path.exists():
+                raise UserError(f"{path}: exists already; choose another name or allow overwriting")
     atomic_write_text(record, review_json(scan), overwrite=overwrite)
     atomic_write_text(out, truth_csv(lines), overwrite=overwrite)
     if labels is not None:
@@ -66,7 +71,6 @@ def write_truth(
         row.status == "kept" and all(reading.marks[index].verdict is None for reading in readings)
         for index, row in enumerate(result.rows)
     )
-    written = (out, record) if labels is None else (out, record, labels)
     return Truth(scan=scan, lines=lines, unread=unread, files=written)
 
 
@@ -78,8 +82,6 @@ def write_truth_labels(
     Each has at least the voxel nearest to its center. A sphere says where a lesion is and how wide; its
     border is nobody's drawing.
     """
-    if path.exists() and not overwrite:
-        raise UserError(f"{path}: exists already; choose another name or allow overwriting")
     file = open_nifti(result.labels_path)
     affine, _ = world_affine(file)
     i, j, k = file.image.shape[:3]
@@ -98,5 +100,4 @@ def write_truth_labels(
         if away.size:
             inside = away <= max(line.diameter_mm / 2, float(away.min()))
             array[tuple(voxels[inside].T)] = number
-    path.unlink(missing_ok=True)
-    write_stored(path, array.reshape(file.image.shape), file)
+    write_stored(path, array.reshape(file.image.shape), file, overwrite=overwrite)

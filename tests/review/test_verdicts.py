@@ -128,6 +128,11 @@ def test_import_writes_truth_for_training_and_evaluation(run, result, tmp_path):
     again = run("import", *files, "--result", result, "--out", out, "--labels", labels)
     assert again.code == 2
     assert "exists already" in again.err
+    elsewhere = site / "elsewhere.csv"
+    again = run("import", *files, "--result", result, "--out", elsewhere, "--labels", labels)
+    assert again.code == 2
+    assert f"{labels}: exists already" in again.err
+    assert not elsewhere.exists()  # one that exists stops all three
     more = ("--labels", labels, "--overwrite")
     assert run("import", *files, "--result", result, "--out", out, *more).code == 0
 
