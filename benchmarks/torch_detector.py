@@ -128,7 +128,7 @@ class ProposalHead(nn.Module):
 
 
 class AnchorEmbedding(nn.Module):
-    """A linear map, one an anchor, from features (..., C) to the anchor's embedding (..., E)."""
+    """A linear map, one per anchor, from features (..., C) to the anchor's embedding (..., E)."""
 
     def __init__(self, inputs: int, anchors: int, outputs: int) -> None:
         super().__init__()

@@ -262,7 +262,7 @@ def _look_around(region_map: jax.Array, index: _Columns, zone: jax.Array, offset
     `index` are the N centres, `offsets` the lattice, nearest first, both in voxels.
     """
 
-    bits = jnp.asarray(_NEIGHBOUR_OF_CODE)[region_map]  # once for the map, not once a sample
+    bits = jnp.asarray(_NEIGHBOUR_OF_CODE)[region_map]  # once for the map, not once per sample
     others = _ANY_ZONE & ~jnp.asarray(_BIT_OF_ZONE)[zone]
 
     def step(carry, sample):

@@ -63,9 +63,8 @@ def assign_lattice(
     chex.assert_shape(truths.valid, (truths.boxes.shape[0],))
     chex.assert_shape(sizes, (None, 3))
     sizes = jnp.asarray(sizes, jnp.float32)
-    boxes = jnp.where(
-        truths.counted[:, None], truths.boxes.astype(jnp.float32), 0
-    )  # padding may hold anything
+    # padding may hold anything
+    boxes = jnp.where(truths.counted[:, None], truths.boxes.astype(jnp.float32), 0)
     anchor_volume = product_of_axes(sizes)
     overlaps = [  # each (M, A, cells)
         _axis_overlap(boxes[:, axis], boxes[:, axis + 3], sizes[:, axis], grid_shape[axis], stride[axis])

@@ -15,10 +15,6 @@ import numpy as np
 from cmb_jax.io.volume import Volume
 from cmb_jax.swi import low_pass, phase_trust
 
-# Of what the network sees: raise it when `prepare` gives other numbers, so that old weights can be told.
-# 1: phase interpolated as an angle, filtered over the whole field of view, noise at full strength.
-# 2: phase interpolated as cosine and sine, weighed by `phase_trust`; nothing depends on the field of view.
-PREPARATION_VERSION = 2
 # Brain tissue of the reference percentile becomes 1: stable against lesions, veins and bright rims alike.
 REFERENCE_PERCENTILE = 75.0
 MAX_SCALED_INTENSITY = 2.0
@@ -67,7 +63,7 @@ def _interpolate_axis(data: jax.Array, positions: jax.Array, *, axis: int) -> ja
 
 
 def resample(data: np.ndarray, positions: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Separable linear resampling of (X, Y, Z) at fractional indices, one (N,) array an axis; ends held.
+    """Separable linear resampling of (X, Y, Z) at fractional indices, one (N,) array per axis; ends held.
 
     Every head is cut to another size: lengths are padded to multiples of `_LENGTH_STEP` on the way, so that
     few sizes are compiled for. No padded voxel has any weight.
@@ -137,7 +133,7 @@ def _phase_channel(
       phase_rad: (X, Y, Z) radians.
       scaled: (X, Y, Z) intensity in units of the reference tissue.
       spacing_mm: (x, y, z).
-      positions: one (N,) array an axis.
+      positions: one (N,) array per axis.
     """
     magnitude, radians = _padded(scaled), _padded(np.asarray(phase_rad, np.float32))
     image = magnitude * np.exp(1j * radians).astype(np.complex64)

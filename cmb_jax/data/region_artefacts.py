@@ -77,7 +77,7 @@ def _blur_sigma(key: jax.Array) -> jax.Array:
 
 
 def blur(image: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Gaussian blur of (Z, Y, X) with seven taps an axis; sigma (3,) in voxels."""
+    """Gaussian blur of (Z, Y, X) with seven taps per axis; sigma (3,) in voxels."""
     for axis in range(3):
         taps = jnp.exp(-(jnp.arange(-3.0, 4.0) ** 2) / (2 * jnp.maximum(sigma[axis], 0.05) ** 2))
         taps = taps / taps.sum()

@@ -25,7 +25,7 @@ _DARKNESS = 0.1  # least darkness against the surroundings that counts ...
 _DARK_SHARE = 95.0  # ... and only this percentile on
 _COARSE_MM = 1.0  # grid of the brain mask
 _RIM_MM = 4.0  # as thick as the skin and bone that bridge brain and scalp in a mask, and as the rim left out
-_BLOCKS = (4, 4, 4)  # blocks an axis of the box about the brain; each gives one vote
+_BLOCKS = (4, 4, 4)  # blocks per axis of the box about the brain; each gives one vote
 _MIN_VOTES = 8
 _MIN_T, _MIN_SHARE, _MIN_R = 3.5, 0.65, 0.06  # simulations without veins reach |r| 0.05
 

@@ -35,7 +35,7 @@ def lesion_weights(
 
 
 def hardest(negative: jax.Array, objectness: jax.Array, count: int) -> jax.Array:
-    """The negatives of the highest objectness, `count` of them a patch; all that tie with the last are in.
+    """The negatives of the highest objectness, `count` of them per patch; all that tie with the last are in.
 
     Drawn from, they are the sampler of nnDetection (Baumgartner et al. 2021): hard negatives, but not always
     the very hardest, among which are lesions that nobody has marked.
@@ -43,7 +43,7 @@ def hardest(negative: jax.Array, objectness: jax.Array, count: int) -> jax.Array
     Args:
         negative: (B, ...) bool: the anchor is negative.
         objectness: (B, ...) logits.
-        count: wanted a patch.
+        count: wanted per patch.
 
     Returns:
         (B, ...) bool, a subset of `negative`.
@@ -56,12 +56,12 @@ def hardest(negative: jax.Array, objectness: jax.Array, count: int) -> jax.Array
 def drawn_negatives(key: jax.Array, negative: jax.Array, count: int) -> jax.Array:
     """An unbiased choice of negatives, as in the mini-batches of Faster R-CNN (Ren et al. 2015).
 
-    Each is drawn by itself, so that `count` is the mean number a patch; where there are fewer, all are taken.
+    Each is drawn by itself: `count` is the mean number per patch. Where there are fewer, all are taken.
 
     Args:
         key: of the draw.
         negative: (B, ...) bool: the anchor is negative.
-        count: wanted a patch.
+        count: wanted per patch.
 
     Returns:
         (B, ...) bool, a subset of `negative`.

@@ -36,7 +36,7 @@ class LossTerms:
 
     objectness: jax.Array  # focal loss of the anchors, per positive one or per expected lesion
     box: jax.Array  # smooth L1 of the six box targets, per positive anchor
-    concentration: jax.Array  # the prototype loss that the configuration names, a sample; 0 without one
+    concentration: jax.Array  # the configuration's prototype loss, per sample; 0 without one
     semantic: jax.Array  # cross-entropy of the cells' classes; 0 without a semantic head
     total: jax.Array
     positives: jax.Array  # int32

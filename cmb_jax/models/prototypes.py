@@ -12,7 +12,7 @@ CLASSES = 2  # 0 = CMB, 1 = mimic
 
 
 class AnchorEmbedding(nnx.Module):
-    """A linear map, one an anchor, from a cell's features to the embedding of that anchor.
+    """A linear map, one per anchor, from a cell's features to the embedding of that anchor.
 
     Args:
         inputs: channels of the head's features.

@@ -74,7 +74,7 @@ class Acquired:
 
     magnitude: jax.Array
     phase: jax.Array  # radians, wrapped, as stored
-    sigma: jax.Array  # () standard deviation of the noise, a channel, mean over the brain
+    sigma: jax.Array  # () standard deviation of the noise per channel, mean over the brain
     noise: jax.Array  # (X, Y, Z) its standard deviation in each voxel
     ghost: jax.Array  # how much darker motion makes a voxel, over the brain's mean signal
     ringing: jax.Array  # how much darker the sharp end of k-space makes it, likewise

@@ -49,6 +49,24 @@ _WIDE = ScannerRanges(
     along_slices=(0.4, 1.0),
 )
 
+# Two grids that hold magnitudes of every thickness from 1 to 5 mm: slices are acquired thicker than
+# they are stored. Each further grid would be a compiled program of a minute or two.
+_WIDE1 = Protocol(
+    name="wide1",
+    about="T2*-, T1- or density-weighted magnitude, 0.7 x 0.7 x 1 mm; training only",
+    spacing_mm=(0.7, 0.7, 1.0),
+    field_of_view_mm=(196.0, 245.0, 160.0),
+    discarded_slices=3,
+    te_ms=(8.0, 42.0),
+    b0_t=(1.5, 3.0, 3.0, 7.0),
+    snr=(8.0, 50.0),
+    phase="none",
+    phase_storage="radians",
+    phase_sign=1,
+    tilt_deg=(0.0, 25.0),
+    scanner=_WIDE,
+)
+
 # Spacings are those of the sites named; echo times, field strengths and storage are typical of such scans.
 # TR, flip angle and, without phase, echo time are drawn widely around what is typical.
 PROTOCOLS: dict[str, Protocol] = {
@@ -144,36 +162,14 @@ PROTOCOLS: dict[str, Protocol] = {
             tilt_deg=(0.0, 10.0),
             scanner=ScannerRanges(tr_ms=(20.0, 35.0), flip_deg=(8.0, 15.0), unmatched_phase=0.4),
         ),
-        # Two grids that hold magnitudes of every thickness from 1 to 5 mm: slices are acquired thicker than
-        # they are stored. Each further grid would be a compiled program of a minute or two.
-        Protocol(
-            name="wide1",
-            about="T2*-, T1- or density-weighted magnitude, 0.7 x 0.7 x 1 mm; training only",
-            spacing_mm=(0.7, 0.7, 1.0),
-            field_of_view_mm=(196.0, 245.0, 160.0),
-            discarded_slices=3,
-            te_ms=(8.0, 42.0),
-            b0_t=(1.5, 3.0, 3.0, 7.0),
-            snr=(8.0, 50.0),
-            phase="none",
-            phase_storage="radians",
-            phase_sign=1,
-            tilt_deg=(0.0, 25.0),
-            scanner=_WIDE,
-        ),
-        Protocol(
+        _WIDE1,
+        dataclasses.replace(
+            _WIDE1,
             name="wide3",
             about="T2*-, T1- or density-weighted magnitude, 0.5 x 0.5 x 3 mm; training only",
             spacing_mm=(0.5, 0.5, 3.0),
             field_of_view_mm=_FIELD_OF_VIEW_MM,
             discarded_slices=1,
-            te_ms=(8.0, 42.0),
-            b0_t=(1.5, 3.0, 3.0, 7.0),
-            snr=(8.0, 50.0),
-            phase="none",
-            phase_storage="radians",
-            phase_sign=1,
-            tilt_deg=(0.0, 25.0),
             scanner=dataclasses.replace(_WIDE, along_slices=(0.6, 1.0)),
         ),
         Protocol(

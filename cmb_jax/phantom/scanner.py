@@ -172,7 +172,7 @@ def draw_sensitivities(key: jax.Array, coils: jax.Array, points_mm: jax.Array) -
     height = jnp.where(number % 2 == 0, 30.0, -30.0) + 15.0 * jax.random.normal(k_height, (MAX_COILS,))
     place = jnp.stack([_RING_MM * jnp.cos(angle), _RING_MM * jnp.sin(angle), height], axis=1)
     agree = jnp.array([25.0, 30.0, 20.0]) * jax.random.normal(k_agree, (3,))
-    turn = jax.random.uniform(k_turn, (MAX_COILS,), minval=-1.0, maxval=1.0) / 22.0  # radians a mm
+    turn = jax.random.uniform(k_turn, (MAX_COILS,), minval=-1.0, maxval=1.0) / 22.0  # radians per mm
     gain = jnp.exp(0.15 * jax.random.normal(k_gain, (MAX_COILS,))) * (number < coils)
 
     def one(place: jax.Array, turn: jax.Array, gain: jax.Array) -> jax.Array:

@@ -35,7 +35,7 @@ CHI_AIR = 9.4  # ppm against tissue
 ARTERIAL_CORE = 0.7  # of the vessel prior
 TEXTURE_VOXELS = 3.0  # pack voxels from one point of the texture's lattice to the next
 
-# One column a tissue: grey, white, CSF, soft, air; `iron_mg` gives those of NUCLEI.
+# One column per tissue: grey, white, CSF, soft, air; `iron_mg` gives those of NUCLEI.
 _CHI_PPM = np.array([0.020, -0.030, 0.019, 0.0, CHI_AIR])
 _R2_STAR = np.array([17.0, 21.0, 3.0, 30.0, 0.0])
 # Standard deviation of a subject's value over the tabulated one.
@@ -51,7 +51,7 @@ AGES = (45.0, 90.0)  # years
 _IRON_MOST = np.array([9.66, 14.62, 21.41, 0.0, 0.0, 0.0, 0.0])
 _IRON_RATE = np.array([0.05, 0.04, 0.09, 0.0, 0.0, 0.0, 0.0])
 _IRON_LEAST = np.array([0.33, 0.46, 0.37, 4.76, 19.48, 18.46, 20.0])
-_IRON_RISE = np.array([0.0, 0.0, 0.0, 0.0, 0.004, 0.004, 0.004])  # share a year, about 60
+_IRON_RISE = np.array([0.0, 0.0, 0.0, 0.0, 0.004, 0.004, 0.004])  # share per year, from 60 on
 _IRON_SPREAD = np.array([0.23, 0.25, 0.16, 0.24, 0.25, 0.25, 0.25])  # theirs, at most a quarter
 # Straight lines through Marques' nuclei (chi 0.131 and 0.020 ppm, R2* 40 and 21 1/s in pallidum and thalamus,
 # with the iron of an age of 30) have slopes of 0.0071 and 1.2; Langkammer et al. 2012 found 0.0097 ppm.

@@ -37,9 +37,8 @@ CROSSING_ROOTS, CROSSING_STEPS = 200, 80
 MEDULLARY_RADII_MM = (0.15, 0.38)  # where a vein is widest, before the tier's factor
 PIAL_RADII_MM = (0.35, 0.88)
 CROSSING_RADII_MM = (0.25, 0.65)
-MAX_THIN_MM = (
-    0.7  # radius of the widest of all but the trunks of pial veins: their branches have 0.79 of them
-)
+# Radius of the widest vein but for the trunks of pial veins; their branches have 0.79 of theirs.
+MAX_THIN_MM = 0.7
 MAX_RADIUS_MM = 1.4
 END_ON_RAD = 0.35  # a vein is end-on if it keeps within 20 degrees of the third axis of the image
 

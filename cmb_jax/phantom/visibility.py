@@ -42,9 +42,7 @@ _WINDOW_MM = 9.0
 class Visibility:
     """How well each of N lesions shows."""
 
-    cnr: (
-        jax.Array
-    )  # (N,) surroundings minus core over the noise of one channel; negative where it is brighter
+    cnr: jax.Array  # (N,) surroundings minus core over the noise of one channel; below 0: it is brighter
     contrast: jax.Array  # (N,) surroundings minus core over the surroundings
     surroundings: jax.Array  # (N,) median SWI around it
     detectability: jax.Array  # (N,) d' of the matched filter, see the head of this file

@@ -88,9 +88,8 @@ def homodyne_phase(
 
 
 TRUST_WIDTH_MM = 4.0
-_TRUSTED_SIGNAL = (
-    0.25  # of the reference tissue: signal of one direction that makes a phase worth its full size
-)
+# Signal of one direction, over that of the reference tissue, at which a phase counts in full.
+_TRUSTED_SIGNAL = 0.25
 
 
 @jax.jit

@@ -11,7 +11,7 @@ def keep_freed_memory() -> bool:
     XLA asks for its working memory anew at each call, some hundred MB, and glibc's allocator maps so large a
     piece afresh each time: writing to new pages then costs a third of a training step on two cores. The price
     is that the process stays as large as it has once been. Call it before the first computation, as the
-    allocator's arenas, one a thread, have to be one.
+    allocator's arenas, one per thread, have to be one.
 
     Returns:
       Whether the allocator took the settings; False where it is not glibc's.
