@@ -54,7 +54,7 @@ def predict(
         default: as the weights say.
       threshold: score from which a candidate is kept; default: the weights' operating point.
       precision: of the network; default: as the weights say. mixed is faster where the device multiplies
-        bfloat16, and changes scores by a few hundredths at most (docs/performance.md).
+        bfloat16, and changes scores a little (docs/performance.md).
       regions: label volume in the scan's space that takes the place of the region network: SynthSeg with
         --parc, FreeSurfer's aparc+aseg, or own labels (docs/regions.md).
       region_labels: CSV with the columns label, region, side for own labels.
