@@ -14,8 +14,9 @@ from cmb_jax.inference.swi_image import make_swi, sign_doubts
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.multi_echo import read_echoes
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.io.phase import PhaseRange, SignDecision
 from cmb_jax.io.volume import Volume
+from cmb_jax.scan.phase_range import PhaseRange
+from cmb_jax.scan.phase_sign import SignDecision
 
 _CUSTOMARY_SIGNS = {"siemens": 1, "ge": -1}
 """Sign of paramagnetic phase as stored, by the first word of Manufacturer: a weak guess, always said. GE's
@@ -126,7 +127,7 @@ def _made(
     count = len(magnitudes)
     echoes = f"{count} echoes" if count > 1 else "one echo"
     step = (
-        f"SWI made from magnitude and phase of {echoes}; phase read as {made.phase_range.value}, "
+        f"SWI made from magnitude and phase of {echoes}; phase read as {made.phase_range.name}, "
         f"sign {made.sign.sign:+d} ({made.sign.reason})"
     )
     return ScanImages(

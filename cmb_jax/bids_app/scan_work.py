@@ -69,7 +69,7 @@ class Pipeline:
             flips=self.bundle.config.inference.flips,
             precision=self.bundle.config.inference.precision,
             phase_sign=self.phase.sign,
-            phase_range="auto" if self.phase.stored is None else self.phase.stored.value,
+            phase_range="auto" if self.phase.stored is None else self.phase.stored.name,
             label_table_sha256=None if self.regions is None else self.regions.table.sha256,
         )
 

@@ -29,7 +29,7 @@ from cmb_jax.commands.predict import check_threshold
 from cmb_jax.datasets.bids.layout import BidsLayout, read_layout
 from cmb_jax.datasets.bids.names import label_of
 from cmb_jax.errors import UserError
-from cmb_jax.io.phase import PhaseRange
+from cmb_jax.scan.phase_range import asked_range
 from cmb_jax.training.processes import start_processes
 
 SOME_FAILED_CODE = 1
@@ -67,11 +67,10 @@ def _participants(data: Path, out: Path, options: ParticipantOptions) -> None:
     check_threshold(options.threshold)
     regions = _regions(options)
     use_compilation_cache()
-    stored = None if options.phase_range == "auto" else PhaseRange(options.phase_range)
     pipeline = detector_pipeline(
         options.weights,
         options.threshold,
-        PhaseOptions(sign=options.phase_sign, stored=stored),
+        PhaseOptions(sign=options.phase_sign, stored=asked_range(options.phase_range)),
         jax.local_devices(),
         regions,
         options.flips,

@@ -8,15 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from cmb_jax.errors import UserError
 
 USER_ERROR_CODE = 2
 CLOSED_OUTPUT_CODE = 128 + 13  # as of a program that SIGPIPE ends
 
-StoredPhase = Literal["auto", "radians", "pm4096", "0-4095", "milliradians", "0-2pi", "symmetric"]
-"""How phase is stored, as typed: "auto" or a value of `cmb_jax.io.phase.PhaseRange`."""
+StoredPhase = tuple[str, ...]
+"""How phase is stored, as typed: auto, a name, or two numbers; see `cmb_jax.scan.phase_range.asked_range`."""
 
 
 Progress = Callable[[str], None]

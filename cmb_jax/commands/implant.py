@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import cmb_jax
-from cmb_jax.commands.common import existing_file, use_compilation_cache
+from cmb_jax.commands.common import StoredPhase, existing_file, use_compilation_cache
 from cmb_jax.commands.implant_inputs import read_lesions
 from cmb_jax.commands.implant_scan import Brain, Scan, find_brain, read_scan
 from cmb_jax.commands.predict import check_output
@@ -21,7 +21,6 @@ from cmb_jax.io.atomic import atomic_directory, sha256_file
 from cmb_jax.io.header import open_nifti
 from cmb_jax.io.naming import shown_name
 from cmb_jax.io.nifti import to_native, write_volume
-from cmb_jax.io.phase import field_direction
 from cmb_jax.io.storage import scaled_magnitude, shifted_phase, write_stored
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.implant import effect_of_groups
@@ -29,6 +28,7 @@ from cmb_jax.phantom.implant_truth import contrast_to_noise, noise_sd, truth_lab
 from cmb_jax.phantom.placement import MIN_DIAMETER_MM, Lesions, depth_mm, joined, place, random_lesions
 from cmb_jax.phantom.tree import lesion_line
 from cmb_jax.phantom.types import CMB_KIND, LesionRow
+from cmb_jax.scan.phase_sign import field_direction
 
 NOTICE = "Research use only; not a medical device. The lesions in truth.csv are simulated."
 _MAX_LESIONS = 500
@@ -48,7 +48,7 @@ def run(
     lesions: Path | None = None,
     brain_mask: Path | None = None,
     phase_sign: str = "auto",
-    phase_range: str = "auto",
+    phase_range: StoredPhase = ("auto",),
     seed: int = 0,
     overwrite: bool = False,
     keep_identifiers: bool = False,
@@ -95,7 +95,7 @@ def run(
             "te_ms": list(scan.te_ms),
             "b0_t": scan.b0_t,
             "b0_direction": [round(v, 6) for v in field_direction(scan.like.affine)],
-            "phase_range": scan.phase_range.value,
+            "phase_range": scan.phase_range.name,
             "phase_sign": scan.sign.sign,
             "phase_sign_reason": scan.sign.reason,
             "brain_mask": brain.source,
@@ -107,7 +107,9 @@ def run(
     with atomic_directory(out, overwrite=overwrite) as folder:
         changed = {
             "magnitude.nii.gz": scaled_magnitude(files[0], _native(gain, scan.like)),
-            "phase.nii.gz": shifted_phase(files[1], _native(shift, scan.like), scan.phase_range),
+            "phase.nii.gz": shifted_phase(
+                files[1], _native(shift, scan.like), (scan.phase_range.low, scan.phase_range.high)
+            ),
         }
         for (name, stored), file in zip(changed.items(), files, strict=True):
             write_stored(folder / name, stored, file, keep_identifiers=keep_identifiers)

@@ -22,8 +22,8 @@ class ParticipantOptions:
     """Take only images with this acq-, where a scan has several."""
     phase_sign: Literal["auto", "+1", "-1"] = "auto"
     """What the stored phase is multiplied with, so that veins are positive."""
-    phase_range: StoredPhase = "auto"
-    """How the phase is stored; auto tells it from the data."""
+    phase_range: StoredPhase = ("auto",)
+    """How the phase is stored: as for `cmb-jax predict`."""
     weights: str = "small"
     """Name of bundled weights, or a .safetensors file; several with commas between are averaged."""
     flips: Flips | None = None

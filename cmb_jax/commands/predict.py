@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cmb_jax.anatomy.own_regions import LabelTable, label_table, regions_from_labels
-from cmb_jax.commands.common import Progress, existing_file, stopwatch, use_compilation_cache
+from cmb_jax.commands.common import Progress, StoredPhase, existing_file, stopwatch, use_compilation_cache
 from cmb_jax.config import Flips, Precision
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle
@@ -18,9 +18,9 @@ from cmb_jax.inference.predict import Prediction, load_detector
 from cmb_jax.inference.scan import PhaseSign
 from cmb_jax.io.naming import stem
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.io.phase import PhaseRange
 from cmb_jax.io.volume import Volume
 from cmb_jax.review.verdicts import FOLDER as VERDICTS
+from cmb_jax.scan.phase_range import PhaseRange, asked_range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def run(
     phase: Path | None = None,
     magnitude: Path | None = None,
     phase_sign: PhaseSign = "auto",
-    phase_range: str = "auto",
+    phase_range: StoredPhase = ("auto",),
     weights: str = "small",
     flips: Flips | None = None,
     threshold: float | None = None,
@@ -154,7 +154,7 @@ def run(
         phase=phase_volume,
         magnitude=magnitude_volume,
         phase_sign=phase_sign,
-        phase_range=None if phase_range == "auto" else PhaseRange(phase_range),
+        phase_range=asked_range(phase_range),
         subject=stem(inputs[0][1]),
         inputs=inputs,
     )

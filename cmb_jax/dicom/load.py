@@ -19,8 +19,8 @@ from cmb_jax.dicom.stacks import Stack
 from cmb_jax.errors import UserError
 from cmb_jax.inference.swi_command import run_swi
 from cmb_jax.io.nifti import check_same_grid, read_volume, to_native
-from cmb_jax.io.phase import PhaseRange, detect_phase_range, phase_to_radians
 from cmb_jax.io.volume import Volume
+from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,11 +121,11 @@ def _phase(
     """Stored phase as radians; tells `steps` how it was read."""
     by_header = stated_phase_range(stack, float(np.abs(stored.data).max()))
     try:
-        found = asked or by_header or detect_phase_range(stored.data)
+        found = range_of(stored.data, asked or by_header)
     except UserError as error:
         raise UserError(f"series {stack.key}: {error}") from None
     told = "as asked" if asked else "by the headers" if by_header else "by its values"
-    steps.append(f"phase of series {stack.key} stored as {found.value}, {told}")
+    steps.append(f"phase of series {stack.key} stored as {found.name}, {told}")
     phase = dataclasses.replace(stored, data=phase_to_radians(stored.data, found))
     return _unalternated(phase, weight, stack, steps)
 

@@ -20,10 +20,10 @@ from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.inference.scan import Clock, PhaseSign, PreparedScan, prepare_scan
 from cmb_jax.io.nifti import native_index
-from cmb_jax.io.phase import PhaseRange
-from cmb_jax.io.phase_sign import SignDecision
 from cmb_jax.io.volume import ScanImages, Volume
 from cmb_jax.report.content import DetectionRow
+from cmb_jax.scan.phase_range import PhaseRange
+from cmb_jax.scan.phase_sign import SignDecision
 
 # The region map is right to about half of its 2 mm voxels: the sphere that votes is larger by that much.
 MAP_ERROR_MM = 1.0

@@ -15,9 +15,9 @@ from cmb_jax.data.prepare import PreparedVolume, content_bounds, prepare
 from cmb_jax.errors import UserError
 from cmb_jax.inference.regions import brain_mask_on, predict_regions, region_code_on
 from cmb_jax.io.nifti import check_same_grid
-from cmb_jax.io.phase import PhaseRange, detect_phase_range, phase_to_radians
-from cmb_jax.io.phase_sign import SignDecision, decide_phase_sign, field_direction
 from cmb_jax.io.volume import ScanImages, Volume
+from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
+from cmb_jax.scan.phase_sign import SignDecision, decide_phase_sign, field_direction
 
 PhaseSign = Literal["auto", "+1", "-1"]
 
@@ -76,7 +76,7 @@ def read_phase(
       customary_sign: taken if the images do not tell the sign.
     """
     try:
-        found = detect_phase_range(phase.data) if stored is None else stored
+        found = range_of(phase.data, stored)
     except UserError as error:
         raise UserError(f"{phase.source or 'phase'}: {error}") from error
     radians = phase_to_radians(phase.data, found)
@@ -92,7 +92,7 @@ def read_phase(
             warning = f"the sign of the phase could not be decided with confidence ({why}); give --phase-sign"
     else:
         factor, why = int(sign), "as asked"
-    sentence = f"phase read as {found.value}, sign {factor:+d} ({why})"
+    sentence = f"phase read as {found.name}, sign {factor:+d} ({why})"
     return PhaseChoice(radians=radians * factor, sentence=sentence, warning=warning)
 
 

@@ -11,15 +11,9 @@ import numpy as np
 
 from cmb_jax.errors import UserError
 from cmb_jax.io.nifti import check_same_grid
-from cmb_jax.io.phase import (
-    PhaseRange,
-    SignDecision,
-    decide_phase_sign,
-    detect_phase_range,
-    field_direction,
-    phase_to_radians,
-)
 from cmb_jax.io.volume import Volume
+from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
+from cmb_jax.scan.phase_sign import SignDecision, decide_phase_sign, field_direction
 from cmb_jax.swi import PHASE_MASK_POWER, combine_echoes, homodyne_phase, phase_mask
 
 
@@ -122,11 +116,10 @@ def _select(
     if count > 1 and echo is None and not te_ms:
         raise UserError(f"{names}: {count} echoes; give their times with --te-ms, or choose one with --echo")
     stored = np.stack([volume.data for volume in phases])
-    if phase_range is None:
-        try:
-            phase_range = detect_phase_range(stored)  # over all echoes: the first may not reach the extremes
-        except UserError as error:
-            raise UserError(f"{phases[0].source}: {error}") from None
+    try:
+        phase_range = range_of(stored, phase_range)  # over all echoes: the first may not reach the extremes
+    except UserError as error:
+        raise UserError(f"{phases[0].source}: {error}") from None
     chosen = slice(None) if echo is None else slice(echo - 1, echo)
     return _Echoes(
         magnitudes=np.stack([volume.data for volume in magnitudes[chosen]]),

@@ -16,7 +16,7 @@ from cmb_jax.dicom.load import load
 from cmb_jax.dicom.phase import alternates, stated_phase_range, without_alternation
 from cmb_jax.dicom.stacks import sort_into_stacks
 from cmb_jax.errors import UserError
-from cmb_jax.io.phase import PhaseRange, detect_phase_range, phase_to_radians
+from cmb_jax.scan.phase_range import PhaseRange, detect_phase_range, phase_to_radians
 from tests.dicom.phantoms import (
     AXIAL,
     GE_PHASE,

@@ -23,10 +23,10 @@ from cmb_jax.inference.outputs import described_inputs, instance_labels, write_p
 from cmb_jax.inference.predict import LOW_SCORE, CmbDetector, load_detector
 from cmb_jax.inference.scan import read_phase
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.io.phase_sign import SignDecision
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
 from cmb_jax.report.content import DETECTION_COLUMNS
+from cmb_jax.scan.phase_sign import SignDecision
 from tests.tiny import TINY_MODEL
 
 TINY = Config(

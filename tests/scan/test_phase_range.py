@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cmb_jax.errors import UserError
-from cmb_jax.io.phase import PhaseRange, detect_phase_range, phase_to_radians
+from cmb_jax.scan.phase_range import PhaseRange, detect_phase_range, phase_to_radians
 
 TRUE = np.random.default_rng(3).uniform(-math.pi, math.pi, size=(20, 20, 5))
 

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cmb_jax.io.phase import decide_phase_sign, field_direction
+from cmb_jax.scan.phase_sign import decide_phase_sign, field_direction
 
 SHAPE, SPACING = (72, 72, 48), (0.7, 0.7, 0.7)
 
