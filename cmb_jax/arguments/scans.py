@@ -203,7 +203,8 @@ def bids(
 
     Run `participant` first; rerun it to resume: finished scans are left as they are. All devices are used;
     `--process` splits a cohort over several processes or machines. Then `group` makes one table. Exit code 0:
-    all done; 1: some scans failed and are listed; 2: nothing was done.
+    all done; 1: some scans failed and are listed; 2: nothing was done; 3: none failed, but some are not
+    analysable.
 
     Args:
       data: folder of the BIDS data set; it is not changed.

@@ -122,6 +122,14 @@ def finished_results(out: Path, participant: str) -> list[tuple[BidsName, Result
     return found
 
 
+def withdraw_result(out: Path, scan: str) -> None:
+    """Take the mark of a finished result from the scan of that name (sub-01_ses-2_run-1)."""
+    for name, files in finished_results(out, scan.split("_")[0].removeprefix("sub-")):
+        named = (f"{key}-{name.get(key)}" for key in ("sub", "ses", "run") if name.get(key) is not None)
+        if "_".join(named) == scan:
+            files.table_sidecar.unlink(missing_ok=True)
+
+
 def logs_folder(out: Path) -> Path:
     """Where it stands how the runs went; the results do not depend on it."""
     return out / "logs"

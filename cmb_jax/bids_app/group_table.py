@@ -13,6 +13,7 @@ from cmb_jax.datasets.bids.names import BidsName
 from cmb_jax.datasets.sheets import read_csv
 
 DONE, FAILED, NOT_RUN, NO_IMAGES, NO_FOLDER = "done", "failed", "not run", "no images", "no folder"
+NOT_ANALYSABLE = "not analysable"
 MISSING = "n/a"
 
 _CATEGORIES = ("definite", "possible")
@@ -29,12 +30,13 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "Levels": {
             DONE: "a result is there",
             FAILED: "it was tried and failed; see reason",
+            NOT_ANALYSABLE: "its images can be read, but no count can be given on them; see reason",
             NOT_RUN: "it has images, but no result yet",
             NO_IMAGES: "the participant has no susceptibility images",
             NO_FOLDER: "participants.tsv has the participant, but there is no folder",
         },
     },
-    "reason": {"Description": "Why it failed."},
+    "reason": {"Description": "Why it failed or is not analysable."},
     "images": {
         "Description": "What the result was made from. Counts of different kinds must not be compared.",
         "Levels": {kind.name.lower(): kind.value for kind in ChoiceKind},

@@ -10,7 +10,7 @@ import numpy as np
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.commands.common import StoredPhase
 from cmb_jax.commands.implant_inputs import echo_times, field_strength, sidecar
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.evaluation.read import read_labels
 from cmb_jax.inference.regions import predict_regions, region_code_on
 from cmb_jax.io.multi_echo import read_echoes
@@ -79,8 +79,8 @@ def read_scan(
     stored = np.stack([volume.data for volume in angles])
     try:
         kind = range_of(stored, asked_range(stored_as))
-    except UserError as error:
-        raise UserError(f"{phase}: {error}") from None
+    except NotAnalysableError as error:
+        raise NotAnalysableError(f"{phase}: {error}") from None
     radians, data = phase_to_radians(stored, kind), np.stack([volume.data for volume in sizes])
     like, last = sizes[0], int(np.argmax(times))
     if data.min() < 0:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cmb_jax.anatomy.own_regions import LabelTable, label_table, regions_from_labels
 from cmb_jax.commands.common import Progress, StoredPhase, existing_file, stopwatch, use_compilation_cache
 from cmb_jax.config import Flips, Precision
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.inference.bundle import WeightsBundle
-from cmb_jax.inference.outputs import described_inputs, write_prediction
+from cmb_jax.inference.outputs import described_inputs, write_not_analysable, write_prediction
 from cmb_jax.inference.predict import Prediction, load_detector
 from cmb_jax.inference.scan import PhaseSign
 from cmb_jax.io.naming import stem
@@ -173,6 +174,18 @@ def run(
     )
 
 
+@contextmanager
+def refusal_recorded(
+    out: Path, inputs: tuple[tuple[str, str, str], ...], subject: str, overwrite: bool
+) -> Iterator[None]:
+    """Writes results that say why if the body of the `with` finds images not analysable, and raises on."""
+    try:
+        yield
+    except NotAnalysableError as error:
+        write_not_analysable(out, str(error), inputs, subject=subject, overwrite=overwrite)
+        raise
+
+
 def predict_scan(
     scan: ScanInput,
     out: Path,
@@ -194,20 +207,22 @@ def predict_scan(
 
     Raises:
       UserError: the images do not fit together, no such weights, or a folder that cannot be written.
+      NotAnalysableError: no count can be given; the results say why.
     """
     region_map = None if regions is None else regions_from_labels(regions.volume, regions.table, scan.swi)
     use_compilation_cache()
     detector = load_detector(weights, flips, precision)
-    prediction = detector.predict(
-        scan.swi,
-        scan.phase,
-        scan.magnitude,
-        phase_sign=scan.phase_sign,
-        phase_range=scan.phase_range,
-        threshold=threshold,
-        region_map=region_map,
-        progress=say,
-    )
+    with refusal_recorded(out, scan.inputs, scan.subject, overwrite):
+        prediction = detector.predict(
+            scan.swi,
+            scan.phase,
+            scan.magnitude,
+            phase_sign=scan.phase_sign,
+            phase_range=scan.phase_range,
+            threshold=threshold,
+            region_map=region_map,
+            progress=say,
+        )
     prediction = dataclasses.replace(
         prediction,
         steps=(*scan.steps, *prediction.steps),

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from cmb_jax.commands.common import StoredPhase, stopwatch
 from cmb_jax.commands.dicom import problem_lines, read_candidates
-from cmb_jax.commands.predict import OwnRegions, ScanInput, check_output, check_threshold, predict_scan
+from cmb_jax.commands.predict import (
+    OwnRegions,
+    ScanInput,
+    check_output,
+    check_threshold,
+    predict_scan,
+    refusal_recorded,
+)
 from cmb_jax.config import Flips, Precision
 from cmb_jax.dicom.choose import choose
 from cmb_jax.dicom.load import DicomImages, load
@@ -52,7 +59,8 @@ def run(
     say("reading DICOM headers")
     content, found = read_candidates(dicom)
     choice = choose(found, series)
-    images = load(choice, phase_range=asked_range(phase_range), phase_sign=phase_sign, progress=say)
+    with refusal_recorded(out, (), "DICOM series", overwrite):
+        images = load(choice, phase_range=asked_range(phase_range), phase_sign=phase_sign, progress=say)
     results = prepare_results(images.reference, keep_identifiers=keep_identifiers) if dicom_out else None
 
     def further(folder: Path, prediction: Prediction, bundle: WeightsBundle) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 
 import numpy as np
-from nibabel.orientations import apply_orientation, inv_ornt_aff
+from nibabel.orientations import apply_orientation, inv_ornt_aff, ornt_transform
 
 from cmb_jax.dicom.stacks import Stack
 from cmb_jax.errors import UserError
@@ -35,6 +35,11 @@ class FrameMapping:
     def to_frames(self, volume_xyz: np.ndarray) -> np.ndarray:
         """An array on the volume's grid as (frames, rows, columns), frames in the order of the stack."""
         return np.ascontiguousarray(apply_orientation(volume_xyz, self.orientation).transpose(2, 1, 0))
+
+    def from_frames(self, frames: np.ndarray) -> np.ndarray:
+        """The inverse of `to_frames`."""
+        back = ornt_transform(self.orientation, np.array([[0, 1], [1, 1], [2, 1]]))
+        return np.ascontiguousarray(apply_orientation(frames.transpose(2, 1, 0), back))
 
 
 def frame_mapping(volume: Volume, stack: Stack) -> FrameMapping:

@@ -16,7 +16,7 @@ from cmb_jax.dicom.convert import convert, stack_name
 from cmb_jax.dicom.grid import FrameMapping, frame_mapping
 from cmb_jax.dicom.phase import alternates, stated_phase_range, without_alternation
 from cmb_jax.dicom.stacks import Stack
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError
 from cmb_jax.inference.swi_command import run_swi
 from cmb_jax.io.nifti import check_same_grid, read_volume, to_native
 from cmb_jax.io.volume import Volume
@@ -122,8 +122,8 @@ def _phase(
     by_header = stated_phase_range(stack, float(np.abs(stored.data).max()))
     try:
         found = range_of(stored.data, asked or by_header)
-    except UserError as error:
-        raise UserError(f"series {stack.key}: {error}") from None
+    except NotAnalysableError as error:
+        raise NotAnalysableError(f"series {stack.key}: {error}") from None
     told = "as asked" if asked else "by the headers" if by_header else "by its values"
     steps.append(f"phase of series {stack.key} stored as {found.name}, {told}")
     phase = dataclasses.replace(stored, data=phase_to_radians(stored.data, found))

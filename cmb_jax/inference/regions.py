@@ -19,7 +19,6 @@ from flax import nnx
 from scipy import ndimage
 
 from cmb_jax.anatomy.regions import NUM_REGIONS, Region, RegionMap, Side, encode, region_of
-from cmb_jax.data.prepare import content_bounds
 from cmb_jax.data.region_grid import (
     GRID_SHAPE,
     field_of_view,
@@ -39,6 +38,7 @@ from cmb_jax.io.volume import Volume
 from cmb_jax.io.weights import load_weights
 from cmb_jax.models.functional import Template
 from cmb_jax.models.region_net import RegionNet
+from cmb_jax.scan.judge import content_bounds
 
 BUNDLED_WEIGHTS = Path(__file__).parent.parent / "weights" / "region.safetensors"
 

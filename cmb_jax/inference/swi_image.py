@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.io.nifti import check_same_grid
 from cmb_jax.io.volume import Volume
 from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
@@ -118,8 +118,8 @@ def _select(
     stored = np.stack([volume.data for volume in phases])
     try:
         phase_range = range_of(stored, phase_range)  # over all echoes: the first may not reach the extremes
-    except UserError as error:
-        raise UserError(f"{phases[0].source}: {error}") from None
+    except NotAnalysableError as error:
+        raise NotAnalysableError(f"{phases[0].source}: {error}") from None
     chosen = slice(None) if echo is None else slice(echo - 1, echo)
     return _Echoes(
         magnitudes=np.stack([volume.data for volume in magnitudes[chosen]]),

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError, UserError
 
 _TOLERANCE = 0.01  # relative to the width; stored extremes are rounded
 _BINS = 32
@@ -133,13 +133,13 @@ def detect_phase_range(data: np.ndarray) -> PhaseRange:
         A named range if the extremes are its own, otherwise the one between the extremes.
 
     Raises:
-        UserError: the values do not fill the range between their extremes.
+        NotAnalysableError: the values do not fill the range between their extremes.
     """
     low, high = float(np.min(data)), float(np.max(data))
     if not fills(data):
         names = ", ".join(kind.name for kind in NAMED)
-        raise UserError(
-            f"phase from {low:g} to {high:g} does not fill its range, so that its unit cannot be told; "
+        raise NotAnalysableError(
+            f"the phase, from {low:g} to {high:g}, does not fill its range, so that its unit cannot be told; "
             f"state the range with --phase-range ({names}, or the lowest and the highest value)"
         )
     for kind in NAMED:
@@ -152,8 +152,8 @@ def range_of(data: np.ndarray, stated: PhaseRange | None = None) -> PhaseRange:
     """The range that is stated, unless the values contradict it; otherwise as `detect_phase_range`.
 
     Raises:
-        UserError: values lie outside the stated range or fill a much narrower one; none is stated, and none
-            can be told.
+        NotAnalysableError: values lie outside the stated range or fill a much narrower one; none is stated,
+            and none can be told.
     """
     if stated is None:
         return detect_phase_range(data)
@@ -165,16 +165,18 @@ def check_stated_range(data: np.ndarray, stated: PhaseRange) -> None:
     """Refuses a stated range that the values contradict.
 
     Raises:
-        UserError: values lie outside it, or fill a much narrower one.
+        NotAnalysableError: values lie outside it, or fill a much narrower one.
     """
     low, high = float(np.min(data)), float(np.max(data))
     slack = _TOLERANCE * stated.width
     outside = low < stated.low - slack or high > stated.high + slack
     if outside and stated != PhaseRange.RADIANS:  # radians may be unwrapped
-        raise UserError(f"phase from {low:g} to {high:g} does not lie in the stated range {stated.name}")
+        raise NotAnalysableError(
+            f"the phase, from {low:g} to {high:g}, does not lie in the stated range {stated.name}"
+        )
     if high - low < _NARROWEST * stated.width and fills(data):
-        raise UserError(
-            f"phase fills the range from {low:g} to {high:g}, not the stated one ({stated.name}); "
+        raise NotAnalysableError(
+            f"the phase fills the range from {low:g} to {high:g}, not the stated one ({stated.name}); "
             f"give --phase-range {low:g} {high:g}, or leave it to be told from the values"
         )
 
