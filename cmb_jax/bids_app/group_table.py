@@ -24,6 +24,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "participant_id": {"Description": "Participant, as in the source data set."},
     "session_id": {"Description": "Session."},
     "run": {"Description": "Run."},
+    "chunk": {"Description": "Chunk: the part of the brain that was scanned by itself."},
     "acquisition": {"Description": "Label of acq- of the image taken."},
     "status": {
         "Description": "How the scan came out.",
@@ -112,7 +113,9 @@ def _named(entities: dict[str, str]) -> dict[str, str]:
     if "ses" in entities:
         named["session_id"] = f"ses-{entities['ses']}"
     return named | {
-        column: entities[key] for column, key in (("run", "run"), ("acquisition", "acq")) if key in entities
+        column: entities[key]
+        for column, key in (("run", "run"), ("chunk", "chunk"), ("acquisition", "acq"))
+        if key in entities
     }
 
 

@@ -27,6 +27,7 @@ from cmb_jax.commands.cohort_progress import shown_progress
 from cmb_jax.commands.common import NOT_ANALYSABLE_CODE, use_compilation_cache
 from cmb_jax.commands.participant_options import ParticipantOptions
 from cmb_jax.commands.predict import check_threshold
+from cmb_jax.datasets.bids.filter import read_filter
 from cmb_jax.datasets.bids.layout import BidsLayout, read_layout
 from cmb_jax.datasets.bids.names import label_of
 from cmb_jax.errors import NotAnalysableError, UserError
@@ -64,6 +65,7 @@ def _participants(data: Path, out: Path, options: ParticipantOptions) -> None:
         participants=process_share(select_participants(layout, options.participant_label), *share),
         sessions=tuple(label_of(text, "ses") for text in options.session_label),
         acquisition=None if options.acq_label is None else label_of(options.acq_label, "acq"),
+        filter=None if options.bids_filter_file is None else read_filter(options.bids_filter_file),
     )
     check_threshold(options.threshold)
     regions = _regions(options)

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 
 import numpy as np
-from nibabel.orientations import apply_orientation, inv_ornt_aff, ornt_transform
+from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from cmb_jax.dicom.stacks import Stack
 from cmb_jax.errors import UserError
@@ -38,7 +38,9 @@ class FrameMapping:
 
     def from_frames(self, frames: np.ndarray) -> np.ndarray:
         """The inverse of `to_frames`."""
-        back = ornt_transform(self.orientation, np.array([[0, 1], [1, 1], [2, 1]]))
+        back = np.empty((3, 2))
+        for axis, (target, sign) in enumerate(self.orientation):
+            back[int(target)] = axis, sign
         return np.ascontiguousarray(apply_orientation(frames.transpose(2, 1, 0), back))
 
 

@@ -113,9 +113,7 @@ def test_cut_outs_will_do_where_no_head_is_needed():
 
 
 def test_refusal_is_one_line():
-    with pytest.raises(
-        NotAnalysableError, match="the SWI is not analysable: [0-9]+% of its values are negative"
-    ) as error:
+    with pytest.raises(NotAnalysableError, match="the SWI is not analysable") as error:
         judge_intensity(HEAD.phase).enforce("SWI")
     assert "\n" not in str(error.value)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cmb_jax.datasets.bids.candidates import Candidate, NotTaken, Series, read_candidates, series_of
-from cmb_jax.datasets.bids.layout import CONTRASTS, NOT_READ, Scan
+from cmb_jax.datasets.bids.layout import CONTRASTS, Scan
 from cmb_jax.errors import UserError
 
 
@@ -53,12 +53,13 @@ class ImageSet:
         return tuple(te for te in known if te is not None) if None not in known else ()
 
     @property
-    def order(self) -> tuple[int, int, int, int, float, str]:
+    def order(self) -> tuple[int, int, int, int, int, float, str]:
         """Sorts the best first; what each number is stands in `_advantage`."""
         return (
             _RANK[self.kind],
             -len(self.magnitudes) if self.kind is ChoiceKind.MAGNITUDE_AND_PHASE else 0,
             self._strangers,
+            sum(key in ("rec", "proc", "desc") for key, _ in self.reference.file.name.entities),
             CONTRASTS.index(self.reference.contrast),
             round(self.reference.grid.voxel_mm3, 4),
             self.reference.file.relative,
@@ -70,7 +71,7 @@ class ImageSet:
         if self.swi is None or not self.phases:
             return 0
         swi, phase = self.swi.file.name, self.phases[0].file.name
-        return len(set(swi.without("part")) ^ set(phase.without("part", "echo")))
+        return len(set(swi.told_by("part")) ^ set(phase.told_by("part", "echo")))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,8 +88,8 @@ def choose(scan: Scan, root: Path) -> Choice:
 
     SWI with phase goes before magnitude and phase (from which SWI is made), these before SWI alone, and that
     before a T2*-weighted magnitude alone. Among equals, more echoes go before fewer, a SWI with a phase of
-    its own name before others, MEGRE before GRE before T2starw, finer voxels before coarser, and then the
-    first by name.
+    its own name before others, images without rec- before those with it, MEGRE before GRE before T2starw,
+    finer voxels before coarser, and then the first by name. Projections and maps are never taken.
 
     Args:
         scan: of the layout.
@@ -107,6 +108,10 @@ def choose(scan: Scan, root: Path) -> Choice:
     if rival is not None:
         why += f"; before {rival.reference.file.relative}: {_advantage(best, rival)}"
     said = dict.fromkeys(note for image in best.images for note in image.facts.notes)
+    if scan.chunk is not None:
+        said[f"chunk {scan.chunk}: it shows a part of the brain, and counts are of that part"] = None
+    if not best.phases:
+        said |= dict.fromkeys(_phases_elsewhere(scan, best.reference))
     return Choice(
         kind=best.kind,
         swi=best.swi,
@@ -184,6 +189,7 @@ def _advantage(best: ImageSet, other: ImageSet) -> str:
         "",  # they are of one kind
         f"{len(best.magnitudes)} echoes against {len(other.magnitudes)}",
         "its name is more like that of the phase",
+        "it is not reconstructed or processed anew (rec-, proc-, desc-)",
         f"{best.reference.contrast} goes before {other.reference.contrast}",
         "finer voxels",
         "the first by name of equals",
@@ -210,9 +216,27 @@ def _left(candidates: tuple[Candidate, ...], best: ImageSet, others: list[ImageS
         yield NotTaken(file=image.file, why=why)
 
 
+def _phases_elsewhere(scan: Scan, reference: Candidate) -> Iterator[str]:
+    """What is to be known of phases that fit an image without one, but belong to another scan by name."""
+    others = dataclasses.replace(scan, files=scan.elsewhere, excluded=())
+    for image in read_candidates(others, scan_root(reference))[0]:
+        if image.part == "phase" and image.same_grid(reference):
+            yield (
+                f"{image.file.relative} lies on the same grid, but belongs to another scan by its name; it "
+                "was not used"
+            )
+
+
+def scan_root(image: Candidate) -> Path:
+    """The data set that an image lies in."""
+    return image.file.path.parents[image.file.relative.count("/")]
+
+
 def _nothing(candidates: tuple[Candidate, ...], left: tuple[NotTaken, ...]) -> str:
-    if candidates:
-        return "has phase, but neither SWI nor magnitude; add one of them"
-    more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-    telling = next((image for image in left if image.why not in NOT_READ.values()), left[0])
-    return f"no image can be used: {telling.file.relative}: {telling.why}{more}"
+    """Why nothing can be used, with the reason of every image."""
+    reasons = [f"{image.file.relative}: {image.why}" for image in left]
+    reasons += [
+        f"{image.file.relative}: a phase alone; there is no SWI and no magnitude that can be used"
+        for image in candidates
+    ]
+    return f"no image can be used: {'; '.join(reasons)}"
