@@ -51,7 +51,9 @@ COLUMNS: dict[str, dict[str, Any]] = {
         for zone, column in _ZONES.items()
         for category in _CATEGORIES
     },
-    "rejected": {"Description": "Candidates that were not kept."},
+    "rejected": {
+        "Description": "Candidates listed that were not kept; of those under the threshold, at most the 40 best."
+    },
     "warnings": {"Description": "Number of warnings; they stand in the sidecar of the scan's table."},
     "weights": {"Description": "SHA-256 of the detector's weights, first 12 digits."},
     "threshold": {"Description": "Score from which a candidate was kept."},

@@ -17,6 +17,7 @@ from cmb_jax.io.multi_echo import read_echoes
 from cmb_jax.io.nifti import check_same_grid
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.geometry import Grid
+from cmb_jax.scan.judge import judge_grid, judge_intensity, judge_phase
 from cmb_jax.scan.phase_range import PhaseRange, asked_range, phase_to_radians, range_of
 from cmb_jax.scan.phase_sign import SignDecision, decide_phase_sign, field_direction
 
@@ -83,10 +84,12 @@ def read_scan(
         raise NotAnalysableError(f"{phase}: {error}") from None
     radians, data = phase_to_radians(stored, kind), np.stack([volume.data for volume in sizes])
     like, last = sizes[0], int(np.argmax(times))
-    if data.min() < 0:
-        raise UserError(
-            f"{magnitude}: holds negative values; give the magnitude, not a phase or complex part"
-        )
+    judge_grid(like, head=False).enforce("magnitude")
+    for echo, angle, raw in zip(data, radians, stored, strict=True):
+        judge_intensity(echo).enforce("magnitude")
+        judged = judge_phase(raw, angle, echo)
+        if said := (*judged.reasons, *judged.warnings):
+            raise NotAnalysableError(f"the phase is not analysable: {said[0]}")
     decision = SignDecision(sign=1, confident=True, reason="as given")
     if sign != "auto":
         decision = dataclasses.replace(decision, sign=int(sign))

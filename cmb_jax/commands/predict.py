@@ -109,7 +109,8 @@ def summary(prediction: Prediction) -> str:
             }
             found += " " + ", ".join(f"{zone} {count}" for zone, count in zones.items()) + "."
     noun = "candidate" if rejected == 1 else "candidates"
-    return f"{found} {rejected} {noun} rejected, each with its reason in detections.csv."
+    best = "" if not prediction.unlisted else f" (the best of {rejected + prediction.unlisted})"
+    return f"{found} {rejected} {noun} rejected{best}, each with its reason in detections.csv."
 
 
 def run(

@@ -86,6 +86,7 @@ def summary_json(
             **_places(prediction),
             "timings_s": dict(prediction.timings),
             "coordinates": "i, j, k: native voxel indices from 0; x_mm, y_mm, z_mm: RAS mm",
+            "rejected_unlisted": prediction.unlisted,
             "detections": [dataclasses.asdict(row) for row in prediction.rows],
         },
         indent=2,
@@ -138,6 +139,7 @@ def report_content(
         timings=prediction.timings,
         partial_field_of_view=any("field of view" in line for line in prediction.region_map.messages),
         regions_trusted=prediction.region_map.trusted,
+        unlisted=prediction.unlisted,
     )
 
 

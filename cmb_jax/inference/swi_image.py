@@ -12,8 +12,10 @@ import numpy as np
 from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.io.nifti import check_same_grid
 from cmb_jax.io.volume import Volume
+from cmb_jax.scan.judge import judge_grid, judge_intensity, judge_phase
 from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
 from cmb_jax.scan.phase_sign import SignDecision, decide_phase_sign, field_direction
+from cmb_jax.scan.units import check_echo_times
 from cmb_jax.swi import PHASE_MASK_POWER, combine_echoes, homodyne_phase, phase_mask
 
 
@@ -99,7 +101,7 @@ def _select(
     echo: int | None,
     phase_range: PhaseRange | None,
 ) -> _Echoes:
-    """Checks that everything fits together; phase in radians; the chosen echoes."""
+    """Checks that everything fits together and is what it is called; phase in radians; the chosen echoes."""
     names = f"{magnitudes[0].source} and {phases[0].source}"
     count = len(magnitudes)
     if len(phases) != count:
@@ -107,10 +109,12 @@ def _select(
             f"{names}: {count} and {len(phases)} echoes; give magnitude and phase of the same echoes"
         )
     check_same_grid(magnitudes[0], phases[0])
+    judge_grid(magnitudes[0], head=False).enforce("magnitude")
+    for volume in magnitudes:
+        judge_intensity(volume.data).enforce("magnitude")
     if te_ms and len(te_ms) != count:
         raise UserError(f"{names}: {count} echoes but {len(te_ms)} echo times; give one an echo with --te-ms")
-    if te_ms and min(te_ms) <= 0:
-        raise UserError("echo times must be positive; give them in ms with --te-ms")
+    check_echo_times(te_ms)
     if echo is not None and not 1 <= echo <= count:
         raise UserError(f"{names}: there is no echo {echo}; choose --echo from 1 to {count}")
     if count > 1 and echo is None and not te_ms:
@@ -120,10 +124,15 @@ def _select(
         phase_range = range_of(stored, phase_range)  # over all echoes: the first may not reach the extremes
     except NotAnalysableError as error:
         raise NotAnalysableError(f"{phases[0].source}: {error}") from None
+    radians = phase_to_radians(stored, phase_range)
+    for volume, angle, magnitude in zip(phases, radians, magnitudes, strict=True):
+        judged = judge_phase(volume.data, angle, magnitude.data)
+        if said := (*judged.reasons, *judged.warnings):
+            raise NotAnalysableError(f"the phase is not analysable: {said[0]}")
     chosen = slice(None) if echo is None else slice(echo - 1, echo)
     return _Echoes(
         magnitudes=np.stack([volume.data for volume in magnitudes[chosen]]),
-        phases=phase_to_radians(stored, phase_range)[chosen],
+        phases=radians[chosen],
         te_ms=tuple(te_ms)[chosen],
         phase_range=phase_range,
     )

@@ -73,8 +73,7 @@ def judge_grid(volume: Volume, *, head: bool = True) -> Judgement:
         reasons.append(f"voxels of {edges} mm are too coarse for microbleeds (more than {COARSEST_MM:g} mm)")
     elif ordered[2] > COARSEST_MM:
         warnings.append(
-            f"voxels of {edges} mm are coarse: small microbleeds are lost between them, so that counts are "
-            "too low, and no detection is called definite"
+            f"voxels of {edges} mm are coarse: small microbleeds are averaged away and counts too low"
         )
     smallest = NARROWEST_MM if head else (0.0, 0.0, 0.0)
     if extent.max() > WIDEST_MM or np.any(np.sort(extent)[::-1] < smallest):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 from cmb_jax.datasets.bids.candidates import Candidate, NotTaken, Series, read_candidates, series_of
 from cmb_jax.datasets.bids.layout import CONTRASTS, Scan
 from cmb_jax.errors import UserError
+
+_SAME_TE_MS = 0.05
 
 
 class ChoiceKind(enum.Enum):
@@ -169,10 +172,18 @@ def _with_phase(one: Series) -> ImageSet:
     if len(pairs) > 1 and None in times:
         text = f"the echo times of {len(pairs)} echoes are not all known, so the last echo is used alone"
         pairs, notes = pairs[-1:], (text,)
+    elif len(pairs) > 1 and _some_equal(times):
+        text = f"of {len(pairs)} echoes some have the same echo time, so the last echo is used alone"
+        pairs, notes = pairs[-1:], (text,)
     elif len(pairs) > 1:
         pairs = tuple(pairs[index] for index in sorted(range(len(pairs)), key=lambda n: times[n] or 0.0))
     magnitudes, phases = zip(*pairs, strict=True)
     return ImageSet(kind=ChoiceKind.MAGNITUDE_AND_PHASE, magnitudes=magnitudes, phases=phases, notes=notes)
+
+
+def _some_equal(times: tuple[float | None, ...]) -> bool:
+    known = sorted(te for te in times if te is not None)
+    return any(later - earlier < _SAME_TE_MS for earlier, later in itertools.pairwise(known))
 
 
 def _times(magnitudes: tuple[Candidate, ...], phases: tuple[Candidate, ...]) -> tuple[float | None, ...]:
