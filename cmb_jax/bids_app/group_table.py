@@ -52,7 +52,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
         for category in _CATEGORIES
     },
     "rejected": {
-        "Description": "Candidates listed that were not kept; of those under the threshold, at most the 40 best."
+        "Description": "Candidates listed that were not kept: under the threshold, at most the 40 best."
     },
     "warnings": {"Description": "Number of warnings; they stand in the sidecar of the scan's table."},
     "weights": {"Description": "SHA-256 of the detector's weights, first 12 digits."},

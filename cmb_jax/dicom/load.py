@@ -18,6 +18,7 @@ from cmb_jax.dicom.phase import alternates, stated_phase_range, without_alternat
 from cmb_jax.dicom.stacks import Stack
 from cmb_jax.errors import NotAnalysableError
 from cmb_jax.inference.swi_command import run_swi
+from cmb_jax.inference.swi_image import OpenSignError
 from cmb_jax.io.nifti import check_same_grid, read_volume, to_native
 from cmb_jax.io.volume import Volume
 from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
@@ -79,8 +80,12 @@ def load(
         magnitudes, phases = _complex_echoes(choice, read, phase_range, steps)
         say("making the susceptibility-weighted image")
         echoes = tuple(stack.first.echo_ms or 0.0 for stack in (choice.magnitude or choice.real))
-        swi, phase, notes = _made(magnitudes, phases, echoes, phase_sign)
-        steps.append(f"susceptibility-weighted image made from {len(echoes)} echo(es)")
+        try:
+            swi, phase, notes = _made(magnitudes, phases, echoes, phase_sign)
+            steps.append(f"susceptibility-weighted image made from {len(echoes)} echo(es)")
+        except OpenSignError as error:
+            swi, phase = magnitudes[-1], None
+            notes = (str(error), "a T2*-weighted magnitude stands for SWI, without phase")
         magnitude, settled = magnitudes[0], True
     return DicomImages(
         swi=swi,

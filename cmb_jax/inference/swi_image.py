@@ -19,6 +19,10 @@ from cmb_jax.scan.units import check_echo_times
 from cmb_jax.swi import PHASE_MASK_POWER, combine_echoes, homodyne_phase, phase_mask
 
 
+class OpenSignError(UserError):
+    """The images do not tell the sign of the phase, and a mask with the wrong one hides microbleeds."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MadeSwi:
     """A susceptibility-weighted image and what it was made from, on the grid of the magnitude."""
@@ -64,6 +68,8 @@ def make_swi(
 
     Raises:
         UserError: images that do not fit together, echo times that are missing or do not fit.
+        NotAnalysableError: images that are not what they are called.
+        OpenSignError: the sign of the phase cannot be told.
     """
     if phase_sign not in ("auto", "+1", "-1"):
         raise UserError(f"phase sign {phase_sign!r} is unknown; use auto, +1 or -1")
@@ -71,7 +77,12 @@ def make_swi(
     like = magnitudes[0]
     combined, stored_phase = _one_echo(echoes, like.spacing_mm)
     decision = _sign(phase_sign, stored_phase, combined, like)
-    if not decision.confident and customary_sign is not None:
+    if not decision.confident:
+        if customary_sign is None:
+            raise OpenSignError(
+                f"the sign of the phase is open ({decision.reason}), so that no SWI can be made; "
+                "look at the veins and give --phase-sign +1 or -1"
+            )
         decision = customary_sign
     filtered = decision.sign * stored_phase
     return MadeSwi(

@@ -15,6 +15,12 @@ from tests.scan.heads import AFFINE, SHAPE, head
 HEAD = head()
 
 
+@pytest.fixture(autouse=True)
+def real_limits(monkeypatch):
+    """Those of the program, which tests with miniature heads do without."""
+    monkeypatch.setattr("cmb_jax.scan.judge.NARROWEST_MM", (100.0, 100.0, 40.0))
+
+
 def stored_phase(form):
     turn = (HEAD.phase + np.pi) / (2 * np.pi)
     return {
