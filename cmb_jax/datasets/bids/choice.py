@@ -247,7 +247,7 @@ def _nothing(candidates: tuple[Candidate, ...], left: tuple[NotTaken, ...]) -> s
     """Why nothing can be used, with the reason of every image."""
     reasons = [f"{image.file.relative}: {image.why}" for image in left]
     reasons += [
-        f"{image.file.relative}: a phase alone; there is no SWI and no magnitude that can be used"
+        f"{image.file.relative}: a phase, but there is neither SWI nor magnitude that can be used"
         for image in candidates
     ]
     return f"no image can be used: {'; '.join(reasons)}"
