@@ -154,5 +154,5 @@ def test_fine_tuning_takes_network_and_loss_of_its_start(name):
     assert start is not None
     assert (taken.model, taken.loss) == (start.config.model, start.config.loss)
     assert taken.data == config.data
-    with pytest.raises(ValueError, match="network_of_start needs train.init_from"):
+    with pytest.raises(ValueError, match=r"network_of_start needs train\.init_from"):
         dataclasses.replace(config.train, init_from=None)
