@@ -64,7 +64,7 @@ def use_compilation_cache() -> None:
     """Keep compiled programs between runs, beside the other cached files."""
     import jax
 
-    from cmb_jax.anatomy.packages import cache_dir
+    from cmb_jax.anatomy.assets import cache_dir
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return

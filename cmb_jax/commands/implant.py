@@ -25,8 +25,18 @@ from cmb_jax.io.phase import field_direction
 from cmb_jax.io.storage import scaled_magnitude, shifted_phase, write_stored
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.implant import effect_of_groups
-from cmb_jax.phantom.implant_truth import contrast_to_noise, noise_sd, truth_labels, truth_rows
-from cmb_jax.phantom.placement import MIN_DIAMETER_MM, Lesions, depth_mm, joined, place, random_lesions
+from cmb_jax.phantom.placement import (
+    MIN_DIAMETER_MM,
+    Lesions,
+    contrast_to_noise,
+    depth_mm,
+    joined,
+    noise_sd,
+    place,
+    random_lesions,
+    truth_labels,
+    truth_rows,
+)
 from cmb_jax.phantom.tree import lesion_line
 from cmb_jax.phantom.types import CMB_KIND, LesionRow
 

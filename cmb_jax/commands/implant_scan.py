@@ -11,7 +11,6 @@ from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.commands.implant_inputs import echo_times, field_strength, sidecar
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.read import read_labels
-from cmb_jax.inference.regions import predict_regions, region_code_on
 from cmb_jax.io.multi_echo import read_echoes
 from cmb_jax.io.nifti import check_same_grid
 from cmb_jax.io.phase import (
@@ -24,6 +23,7 @@ from cmb_jax.io.phase import (
 )
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.geometry import Grid
+from cmb_jax.regions.predict import predict_regions, region_code_on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,17 @@ from cmb_jax.errors import UserError
 from cmb_jax.evaluation.matching import CENTER3
 from cmb_jax.experiments.detections import SubjectSet, detections_of, subject_set
 from cmb_jax.experiments.embeddings import embedded_of, maps_of, require_scikit_learn
-from cmb_jax.experiments.grid import Grid, Variant, grid_from_file
-from cmb_jax.experiments.runs import Cost, Run, complete, cost_of, other_settings, runs_of
+from cmb_jax.experiments.runs import (
+    Cost,
+    Grid,
+    Run,
+    Variant,
+    complete,
+    cost_of,
+    grid_from_file,
+    other_settings,
+    runs_of,
+)
 from cmb_jax.experiments.scores import (
     BAND_RATES,
     RunScores,

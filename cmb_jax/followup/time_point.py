@@ -12,11 +12,11 @@ import numpy as np
 
 from cmb_jax.datasets.bids.sidecar import ImageFacts, facts_beside
 from cmb_jax.errors import UserError
-from cmb_jax.followup.detectability import Surveyed
-from cmb_jax.inference.regions import brain_mask_on, predict_regions
+from cmb_jax.followup.changes import Surveyed
 from cmb_jax.io.naming import is_bids_name, stem
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import Volume
+from cmb_jax.regions.predict import brain_mask_on, predict_regions
 from cmb_jax.report.comparison_content import ScanContent
 from cmb_jax.report.content import DetectionRow
 from cmb_jax.review.result import load_result

@@ -12,8 +12,7 @@ import numpy as np
 
 from cmb_jax.anatomy.lookup import REACH_MM, REASON_TEXT, RejectReason, look_up
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
-from cmb_jax.boxes.geometry import box_centers, box_sizes
-from cmb_jax.boxes.types import Detections
+from cmb_jax.boxes.anchors import Detections, box_centers, box_sizes
 from cmb_jax.config import Config, Flips, Precision
 from cmb_jax.data.prepare import points_from_edges
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision

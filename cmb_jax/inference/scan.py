@@ -13,11 +13,11 @@ import numpy as np
 from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.data.prepare import PreparedVolume, content_bounds, prepare
 from cmb_jax.errors import UserError
-from cmb_jax.inference.regions import brain_mask_on, predict_regions, region_code_on
 from cmb_jax.io.nifti import check_same_grid
 from cmb_jax.io.phase import PhaseRange, detect_phase_range, phase_to_radians
 from cmb_jax.io.phase_sign import SignDecision, decide_phase_sign, field_direction
 from cmb_jax.io.volume import ScanImages, Volume
+from cmb_jax.regions.predict import brain_mask_on, predict_regions, region_code_on
 
 PhaseSign = Literal["auto", "+1", "-1"]
 

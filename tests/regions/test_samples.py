@@ -11,9 +11,8 @@ from scipy import ndimage
 
 from cmb_jax.anatomy.regions import Region, Side, region_of
 from cmb_jax.anatomy.synthetic import synthetic_pack
-from cmb_jax.data import region_artefacts, region_warps
-from cmb_jax.data import region_samples as rs
-from tests.region_grids import patch_grids
+from cmb_jax.regions import samples as rs
+from tests.regions.grids import patch_grids
 
 GRID_SHAPE = (48, 56, 48)
 GRID_MM = 4.0
@@ -50,7 +49,7 @@ def samples(draw):
 def test_linear_sampling_matches_scipy(rng):
     volume = rng.random((2, 7, 9, 8)).astype(np.float32)
     points = rng.uniform(-6, 6, size=(3, 200)).astype(np.float32)
-    got = region_warps.sample_linear(jnp.asarray(volume), jnp.asarray(points))
+    got = rs.sample_linear(jnp.asarray(volume), jnp.asarray(points))
     centre = (np.array(volume.shape[1:]) - 1) / 2
     for channel in range(2):
         want = ndimage.map_coordinates(volume[channel], points + centre[:, None], order=1, mode="nearest")
@@ -61,14 +60,14 @@ def test_nearest_sampling_matches_indexing(rng):
     volume = rng.integers(1, 40, (7, 9, 8)).astype(np.uint8)
     index = rng.integers(-3, 12, (3, 300))
     centre = (np.array(volume.shape) - 1) / 2
-    got = region_warps.sample_nearest(jnp.asarray(volume), jnp.asarray(index - centre[:, None], jnp.float32))
+    got = rs.sample_nearest(jnp.asarray(volume), jnp.asarray(index - centre[:, None], jnp.float32))
     inside = np.all((index >= 0) & (index < np.array(volume.shape)[:, None]), axis=0)
     np.testing.assert_array_equal(got, np.where(inside, volume[tuple(np.where(inside, index, 0))], 0))
 
 
 def test_blur_matches_scipy(rng):
     image = rng.random((12, 10, 14)).astype(np.float32)
-    got = region_artefacts.blur(jnp.asarray(image), jnp.asarray([0.9, 0.5, 0.7]))
+    got = rs.blur(jnp.asarray(image), jnp.asarray([0.9, 0.5, 0.7]))
     want = ndimage.gaussian_filter(image, (0.9, 0.5, 0.7), mode="constant", radius=3)
     np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -120,7 +119,7 @@ def test_brain_and_image_lie_together(samples):
 
 def test_some_views_cut_the_brain(source):
     cut = 0
-    pose = jax.jit(region_warps.head_points)
+    pose = jax.jit(rs.head_points)
     for seed in range(40):
         points, view = pose(jax.random.key(seed), source.brain_mm)
         inside = (points[0] > source.brain_mm[0]) & (points[0] < source.brain_mm[1])
@@ -129,14 +128,14 @@ def test_some_views_cut_the_brain(source):
 
 
 def test_warps_do_not_fold(source):
-    warp = jax.jit(region_warps.warp)
+    warp = jax.jit(rs.warp)
     largest = 0.0
     for seed in range(6):
-        displacement = np.asarray(warp(jax.random.key(seed), source.ventricle_pull)) / region_warps.FIELD_MM
+        displacement = np.asarray(warp(jax.random.key(seed), source.ventricle_pull)) / rs.FIELD_MM
         gradient = np.stack([np.stack(np.gradient(component)) for component in displacement])
         jacobian = np.moveaxis(gradient, (0, 1), (-2, -1)) + np.eye(3)
         assert np.linalg.det(jacobian).min() > 0
-        largest = max(largest, float(np.abs(displacement).max() * region_warps.FIELD_MM))
+        largest = max(largest, float(np.abs(displacement).max() * rs.FIELD_MM))
     assert largest > 4.0  # and they do warp
 
 
@@ -146,9 +145,6 @@ def test_ventricles_widen(source):
     ventricle = region_of(code) == Region.VENTRICLE
     axes = [(np.arange(n) - (n - 1) / 2) * rs.CODE_MM for n in code.shape]
     points = jnp.stack(jnp.meshgrid(*map(jnp.asarray, axes), indexing="ij"))
-    pulled = points + 4.0 * region_warps.sample_linear(source.ventricle_pull, points / region_warps.FIELD_MM)
-    wider = (
-        region_of(np.asarray(region_warps.sample_nearest(source.code, pulled / rs.CODE_MM)))
-        == Region.VENTRICLE
-    )
+    pulled = points + 4.0 * rs.sample_linear(source.ventricle_pull, points / rs.FIELD_MM)
+    wider = region_of(np.asarray(rs.sample_nearest(source.code, pulled / rs.CODE_MM))) == Region.VENTRICLE
     assert wider.sum() > 1.3 * ventricle.sum()

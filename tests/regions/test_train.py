@@ -11,15 +11,15 @@ from flax import nnx
 
 from cmb_jax.anatomy.regions import NUM_REGIONS, Side
 from cmb_jax.anatomy.synthetic import synthetic_pack
-from cmb_jax.data.region_samples import RegionSample, build_source, make_sample
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.weights import load_weights, save_weights
 from cmb_jax.models.functional import Template, params_of
-from cmb_jax.models.region_net import RegionNet
-from cmb_jax.training import regions
-from cmb_jax.training.regions import RegionTraining, region_loss, train_regions
-from tests.region_grids import patch_grids
+from cmb_jax.regions import train as regions
+from cmb_jax.regions.network import RegionNet
+from cmb_jax.regions.samples import RegionSample, build_source, make_sample
+from cmb_jax.regions.train import RegionTraining, region_loss, train_regions
+from tests.regions.grids import patch_grids
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""Training of the region network: `python -m cmb_jax.training.regions --steps N --out FILE`.
+"""Training of the region network: `python -m cmb_jax.regions.train --steps N --out FILE`.
 
-Samples are made by the jitted step itself (`cmb_jax.data.region_samples`), so that nothing is read or sent
+Samples are made by the jitted step itself (`cmb_jax.regions.samples`), so that nothing is read or sent
 while it runs. The file holds the averaged weights and is rewritten every few minutes; the record beside it
 says how they came about. Research use only.
 """
@@ -29,8 +29,13 @@ from tqdm import tqdm
 from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
 from cmb_jax.anatomy.regions import NUM_REGIONS, Region, Side
 from cmb_jax.anatomy.synthetic import synthetic_pack
-from cmb_jax.data.region_phantoms import phantom_views
-from cmb_jax.data.region_samples import (
+from cmb_jax.errors import UserError
+from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, sha256_file
+from cmb_jax.io.weights import load_weights, save_weights
+from cmb_jax.models.functional import Template, params_of
+from cmb_jax.regions.network import RegionNet
+from cmb_jax.regions.phantoms import phantom_views
+from cmb_jax.regions.samples import (
     ContrastVariety,
     PhantomViews,
     RegionSample,
@@ -39,11 +44,6 @@ from cmb_jax.data.region_samples import (
     make_sample,
     make_view_sample,
 )
-from cmb_jax.errors import UserError
-from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, sha256_file
-from cmb_jax.io.weights import load_weights, save_weights
-from cmb_jax.models.functional import Template, params_of
-from cmb_jax.models.region_net import RegionNet
 from cmb_jax.training.memory import keep_freed_memory
 
 
@@ -322,7 +322,7 @@ def _save(config: RegionTraining, state: RegionTrainState, loss: dict[str, float
     }
     record = {
         "use": "research use only",
-        "command": "python -m cmb_jax.training.regions "
+        "command": "python -m cmb_jax.regions.train "
         + " ".join(
             f"--{key.replace('_', '-')} {' '.join(value) if isinstance(value, tuple) else value}"
             for key, value in settings.items()

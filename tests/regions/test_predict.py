@@ -12,25 +12,28 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Side, region_of, side_of
-from cmb_jax.data.region_grid import GRID_MM, GRID_SHAPE
 from cmb_jax.errors import UserError
-from cmb_jax.inference import regions as inference
-from cmb_jax.inference.region_checks import (
-    LEAST_MARGIN,
-    TURNS,
-    clean_labels,
-    doubt_messages,
-    intensity_mask,
-    largest_component,
-    split_sides,
-    trust_messages,
-)
-from cmb_jax.inference.regions import BUNDLED_WEIGHTS, brain_mask_on, predict_regions, region_code_on
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import Volume
 from cmb_jax.io.weights import save_weights
 from cmb_jax.models.functional import params_of
-from cmb_jax.models.region_net import RegionNet
+from cmb_jax.regions import predict as inference
+from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE
+from cmb_jax.regions.network import RegionNet
+from cmb_jax.regions.predict import (
+    BUNDLED_WEIGHTS,
+    LEAST_MARGIN,
+    TURNS,
+    brain_mask_on,
+    clean_labels,
+    doubt_messages,
+    intensity_mask,
+    largest_component,
+    predict_regions,
+    region_code_on,
+    split_sides,
+    trust_messages,
+)
 
 MIDDLE = (np.array(GRID_SHAPE) - 1) / 2
 
@@ -230,7 +233,7 @@ def test_the_mirror_image_gives_the_mirrored_map():
 @pytest.mark.assets
 def test_bundled_weights_label_a_drawn_head():
     from cmb_jax.anatomy.assets import load_pack
-    from cmb_jax.data.region_samples import build_source, make_sample
+    from cmb_jax.regions.samples import build_source, make_sample
 
     source = build_source(load_pack(progress=False))
     sample = jax.jit(make_sample)(source, jax.random.key(987_654))

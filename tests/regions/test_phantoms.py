@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmb_jax.anatomy.regions import Region, Side, encode
-from cmb_jax.data import region_samples
-from cmb_jax.data.region_grid import GRID_MM, GRID_SHAPE
-from cmb_jax.data.region_phantoms import codes_on_grid, phantom_members, view_of
-from cmb_jax.data.region_samples import PhantomViews, make_view_sample
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.benchmark import BenchmarkSplit
+from cmb_jax.regions import samples
+from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE
+from cmb_jax.regions.phantoms import codes_on_grid, phantom_members, view_of
+from cmb_jax.regions.samples import PhantomViews, make_view_sample
 
 
 def test_codes_are_those_of_the_nearest_voxels(rng):
@@ -78,7 +78,7 @@ def test_samples_of_a_view_keep_the_sides(monkeypatch):
         images=jnp.asarray(images[None]), code=jnp.asarray(code[None]), brain_mm=jnp.asarray([[-39.0, 39.0]])
     )
     # without what a scanner adds the brighter half must carry one label
-    monkeypatch.setattr(region_samples, "scan_artefacts", lambda key, image, code, in_view: image)
+    monkeypatch.setattr(samples, "scan_artefacts", lambda key, image, code, in_view: image)
     draw = jax.jit(make_view_sample)
     sides = set()
     for seed in range(4):

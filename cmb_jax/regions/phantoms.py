@@ -16,8 +16,6 @@ import numpy as np
 from tqdm import tqdm
 
 from cmb_jax.anatomy.regions import Region, region_of
-from cmb_jax.data.region_grid import GRID_MM, GRID_SHAPE, normalise, to_grid
-from cmb_jax.data.region_samples import PhantomViews
 from cmb_jax.io.atomic import atomic_write_bytes
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.benchmark import BenchmarkSplit
@@ -26,6 +24,8 @@ from cmb_jax.phantom.simulate import simulate_subject
 from cmb_jax.phantom.tree import CohortMember, PackLoader
 from cmb_jax.phantom.types import PhantomSubject, SubjectSettings
 from cmb_jax.phantom.version import VERSION
+from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE, normalise, to_grid
+from cmb_jax.regions.samples import PhantomViews
 
 SIMULATION_SPACING_MM = 1.6
 GRID_PROTOCOL = "iso08"

@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from cmb_jax.data.region_grid import (
+from cmb_jax.regions.grid import (
     GRID_MM,
     GRID_SHAPE,
     field_of_view,
