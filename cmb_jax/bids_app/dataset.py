@@ -100,7 +100,7 @@ def result_files(out: Path, choice: Choice) -> ResultFiles:
     scan = choice.scan
     named = dict(scan.entities)
     extra = {key: label for key, label in choice.reference.file.name.entities if key in _KEPT_ENTITIES}
-    order = ("sub", "ses", *_KEPT_ENTITIES, "run")
+    order = ("sub", "ses", *_KEPT_ENTITIES, "run", "chunk")
     entities = tuple((key, (named | extra)[key]) for key in order if key in named | extra)
     return ResultFiles(folder=anat_folder(out, scan), stem=join_entities(entities))
 
@@ -120,6 +120,15 @@ def finished_results(out: Path, participant: str) -> list[tuple[BidsName, Result
             stem = join_entities(name.without("desc"))
             found.append((name, ResultFiles(folder=path.parent, stem=stem)))
     return found
+
+
+def withdraw_result(out: Path, scan: str) -> None:
+    """Take the mark of a finished result from the scan of that name (sub-01_ses-2_run-1)."""
+    for name, files in finished_results(out, scan.split("_")[0].removeprefix("sub-")):
+        keys = ("sub", "ses", "run", "chunk")
+        named = (f"{key}-{name.get(key)}" for key in keys if name.get(key) is not None)
+        if "_".join(named) == scan:
+            files.table_sidecar.unlink(missing_ok=True)
 
 
 def logs_folder(out: Path) -> Path:

@@ -8,15 +8,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError, UserError
 
 USER_ERROR_CODE = 2
+NOT_ANALYSABLE_CODE = 3
 CLOSED_OUTPUT_CODE = 128 + 13  # as of a program that SIGPIPE ends
 
-StoredPhase = Literal["auto", "radians", "pm4096", "0-4095", "milliradians", "0-2pi", "symmetric"]
-"""How phase is stored, as typed: "auto" or a value of `cmb_jax.io.phase.PhaseRange`."""
+StoredPhase = tuple[str, ...]
+"""How phase is stored, as typed: auto, a name, or two numbers; see `cmb_jax.scan.phase_range.asked_range`."""
 
 
 Progress = Callable[[str], None]
@@ -34,7 +34,7 @@ def stopwatch() -> Progress:
 
 
 def run_for_people(command: Callable[[], None]) -> None:
-    """Run a command; a `UserError` becomes one line on stderr and exit code 2, without a traceback.
+    """Run a command; a `UserError` becomes one line on stderr and exit code 2 (not analysable: 3).
 
     Whoever reads the output may stop, as `head` does: that ends the command without a word.
     """
@@ -43,7 +43,7 @@ def run_for_people(command: Callable[[], None]) -> None:
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR_CODE)
+        sys.exit(NOT_ANALYSABLE_CODE if isinstance(error, NotAnalysableError) else USER_ERROR_CODE)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)

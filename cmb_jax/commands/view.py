@@ -23,11 +23,12 @@ from cmb_jax.io.nifti import check_same_grid, read_volume
 from cmb_jax.io.volume import Volume
 from cmb_jax.review.result import Result, load_result
 from cmb_jax.review.truth import write_truth
+from cmb_jax.scan.phase_range import asked_range
 from cmb_jax.viewer.images import ScanOnGrid, ViewerImages, viewer_images
 from cmb_jax.viewer.page import NAME, ViewerCase, embedded_in, render_viewer
 from cmb_jax.viewer.server import Site, ViewerServer
 
-_SIGN = re.compile(r"phase read as .*? sign ([+-]1)")
+_READ = re.compile(r"phase read as (.*?), sign ([+-]1)")
 
 
 def run(*, result: Path, swi: Path | None, phase: Path | None, browser: bool, port: int) -> None:
@@ -116,9 +117,10 @@ def _given(result: Result, record: dict[str, Any], swi: Path, phase: Path | None
     if phase is not None:
         stored = _searched(phase, "phase", result, record)
         check_same_grid(volume, stored)
-        said = [_SIGN.match(str(step)) for step in record.get("steps", ())]
-        sign: PhaseSign = next(("+1" if found[1] == "+1" else "-1" for found in said if found), "auto")
-        radians = read_phase(stored, volume, sign).radians
+        said = [found for step in record.get("steps", ()) if (found := _READ.match(str(step)))]
+        sign: PhaseSign = next(("+1" if found[2] == "+1" else "-1" for found in said), "auto")
+        kind = next((asked_range(found[1].split()) for found in said), None)
+        radians = read_phase(stored, volume, sign, kind).radians
     return viewer_images(
         ScanOnGrid(swi=volume, phase=radians, labels=result.labels.astype(np.int16), region_code=None)
     )

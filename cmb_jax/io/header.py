@@ -159,6 +159,13 @@ def world_affine(file: NiftiFile) -> tuple[np.ndarray, list[str]]:
         warnings.append(f"lengths are stored in {unit}s and were converted to mm")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise _damaged(path, "has a singular voxel-to-world transform")
+    zooms = np.array(header["pixdim"][1:4], np.float64) * _MM_PER_UNIT[unit]
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    if np.abs(zooms - edges).max() > 0.01 * edges.max():
+        warnings.append(
+            f"the header contradicts itself: voxels of {_by_x(zooms)} mm by pixdim, {_by_x(edges)} mm by its "
+            "transform; the transform was used"
+        )
     sform, sform_code = header.get_sform(coded=True)
     try:
         qform, qform_code = header.get_qform(coded=True)
@@ -181,3 +188,7 @@ def world_affine(file: NiftiFile) -> tuple[np.ndarray, list[str]]:
                 f"{' and about left against right' if mirrored else ''}; the sform was used"
             )
     return affine, warnings
+
+
+def _by_x(numbers: np.ndarray) -> str:
+    return " x ".join(f"{float(number):.3g}" for number in numbers)

@@ -50,6 +50,10 @@ class Lesions:
         """N."""
         return len(self.kind)
 
+    def some(self, rows: np.ndarray) -> Lesions:
+        """Those of the given indices, in their order."""
+        return Lesions(**{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(Lesions)})
+
     def apparent_mm(self, te_ms: float, b0_t: float) -> np.ndarray:
         """(N,) diameters with blooming at an echo time, as in the phantom's truth; veins do not bloom."""
         true = 2 * self.radius_mm

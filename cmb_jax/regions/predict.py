@@ -32,7 +32,6 @@ from cmb_jax.anatomy.regions import (
     encode,
     region_of,
 )
-from cmb_jax.data.prepare import content_bounds
 from cmb_jax.io.volume import Volume
 from cmb_jax.io.weights import load_weights
 from cmb_jax.models.functional import Template
@@ -46,6 +45,7 @@ from cmb_jax.regions.grid import (
     to_grid,
 )
 from cmb_jax.regions.network import RegionNet
+from cmb_jax.scan.judge import content_bounds
 
 BRAIN_CM3 = (700.0, 2400.0)  # intracranial volumes of adults, with room to spare
 SMALLEST_ZONE_CM3 = {Zone.LOBAR: 300.0, Zone.DEEP: 40.0, Zone.INFRATENTORIAL: 50.0}

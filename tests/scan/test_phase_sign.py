@@ -6,7 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cmb_jax.io.phase import decide_phase_sign, field_direction
+from cmb_jax.scan.phase_sign import decide_phase_sign, field_direction
+from cmb_jax.swi import homodyne_phase
 
 SHAPE, SPACING = (72, 72, 48), (0.7, 0.7, 0.7)
 
@@ -72,6 +73,26 @@ def test_no_claim_without_evidence():
     decision = decide_phase_sign(phase, magnitude, SPACING)
     assert not decision.confident
     assert decision.sign == 1
+
+
+@pytest.mark.parametrize("stored_sign", [1, -1])
+@pytest.mark.parametrize("power", [3, 5])
+def test_the_mask_of_an_swi_decides_without_any_vein(stored_sign, power):
+    magnitude, phase = head(3, chi=0.0)
+    filtered = np.asarray(homodyne_phase(phase, magnitude, SPACING))
+    swi = magnitude * np.clip(1 - filtered / np.pi, 0, 1) ** power
+    decision = decide_phase_sign(stored_sign * phase, swi, SPACING)
+    assert (decision.sign, decision.confident) == (stored_sign, True)
+    assert "mask" in decision.reason
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_noise_as_phase_decides_nothing(seed):
+    magnitude, phase = head(4, chi=0.2)
+    swi = magnitude * np.clip(1 - np.asarray(homodyne_phase(phase, magnitude, SPACING)) / np.pi, 0, 1) ** 4
+    noise = np.random.default_rng(seed).uniform(-np.pi, np.pi, SHAPE).astype(np.float32)
+    for image in (magnitude, swi):
+        assert not decide_phase_sign(noise, image, SPACING).confident
 
 
 def test_too_little_tissue():

@@ -1,4 +1,8 @@
-"""Which sign of the stored phase is paramagnetic: read from the image itself.
+"""Which sign of the stored phase is paramagnetic: read from the images themselves.
+
+A susceptibility-weighted image tells it best: it is the magnitude times a mask that falls with paramagnetic
+phase, so that even the noise of its tissue goes with the phase, on that side alone. In a magnitude the noise
+of size and angle is independent, and this says nothing. Then the veins must tell.
 
 Veins, iron-rich nuclei and microbleeds are dark and paramagnetic. Taken as a susceptibility map, thin dark
 structures predict a field pattern (the dipole kernel); the measured high-passed phase follows that pattern
@@ -27,6 +31,13 @@ _COARSE_MM = 1.0  # grid of the brain mask
 _RIM_MM = 4.0  # as thick as the skin and bone that bridge brain and scalp in a mask, and as the rim left out
 _BLOCKS = (4, 4, 4)  # blocks per axis of the box about the brain; each gives one vote
 _MIN_VOTES = 8
+_FINE_VOXELS = (3, 3, 1)  # detail is the difference from the mean of these: mostly noise
+_LEAST_RAD, _LARGEST_RAD = 0.02, 1.0  # of high-passed phase that has a side, without veins
+_LARGEST_DETAIL = (0.3, 0.5)  # of intensity (relative) and phase (rad): noise, not vessels or edges
+_MIN_VOXELS = 5000  # on either side
+# Of intensity on phase: a mask to the power n has the slope n / pi per radian on one side, none on the other.
+# In simulated heads SWI gave 0.66 to 1.03 (correlation 0.54 to 0.72), magnitudes at most 0.17 (0.18).
+_MIN_SLOPE, _MIN_CORRELATION, _MAX_OTHER_SIDE = 0.3, 0.25, 0.7
 _MIN_T, _MIN_SHARE, _MIN_R = 3.5, 0.65, 0.06  # simulations without veins reach |r| 0.05
 
 
@@ -45,9 +56,10 @@ def decide_phase_sign(
     spacing_mm: Sequence[float],
     b0_direction: Sequence[float] = (0.0, 0.0, 1.0),
 ) -> SignDecision:
-    """Finds the sign by correlating high-passed phase with the field that thin dark structures would make.
+    """Finds the sign by the mask in a susceptibility-weighted image; without one by its veins.
 
-    Each of up to 64 blocks of the brain gives one correlation; their mean must stand out from their spread.
+    For the latter, high-passed phase is correlated with the field that thin dark structures would make. Each
+    of up to 64 blocks of the brain gives one correlation; their mean must stand out from their spread.
 
     Args:
         phase_rad: (X, Y, Z) in radians, wrapped or high-passed, as stored.
@@ -62,6 +74,9 @@ def decide_phase_sign(
     inside = _inside_of_brain(magnitude, spacing_mm)
     if not inside.any():
         return SignDecision(sign=1, confident=False, reason="no brain was found, so +1 was taken")
+    masked = _sign_of_mask(phase_rad, magnitude, inside, spacing_mm)
+    if masked is not None:
+        return masked
     smooth = np.maximum(low_pass(jnp.asarray(magnitude), spacing_mm, 12.0), np.finfo(np.float32).tiny)
     darkest, contrast = _darkness(magnitude, smooth, inside, spacing_mm)
 
@@ -88,6 +103,39 @@ def decide_phase_sign(
         sign = 1 if mean > 0 else -1
         return SignDecision(sign=sign, confident=True, reason=found)
     return SignDecision(sign=1, confident=False, reason=f"the data do not tell, so +1 was taken: {found}")
+
+
+def _sign_of_mask(
+    phase_rad: np.ndarray, image: np.ndarray, inside: np.ndarray, spacing_mm: Sequence[float]
+) -> SignDecision | None:
+    """The side of phase on which a mask has darkened the image (X, Y, Z); None if there is no such side."""
+    filtered = np.asarray(homodyne_phase(jnp.asarray(phase_rad, jnp.float32), jnp.asarray(image), spacing_mm))
+    tissue = ndimage.uniform_filter(image, _FINE_VOXELS)
+    dark = np.where(tissue > 0, 1 - image / np.where(tissue > 0, tissue, 1), 0)
+    turned = filtered - ndimage.uniform_filter(filtered, _FINE_VOXELS)
+    usable = inside & (tissue > 0) & (np.abs(dark) < _LARGEST_DETAIL[0])
+    usable &= (np.abs(turned) < _LARGEST_DETAIL[1]) & (np.abs(filtered) < _LARGEST_RAD)
+    slopes, correlations = {}, {}
+    for side in (1, -1):
+        here = usable & (side * filtered > _LEAST_RAD)
+        x, y = side * turned[here], dark[here]
+        power = float(x @ x)
+        if len(x) < _MIN_VOXELS or not power:
+            return None
+        slopes[side] = float(x @ y) / power
+        correlations[side] = float(x @ y) / max((power * float(y @ y)) ** 0.5, 1e-12)
+    sign = max(slopes, key=lambda side: slopes[side])
+    other = abs(slopes[-sign])
+    if slopes[sign] < _MIN_SLOPE or correlations[sign] < _MIN_CORRELATION:
+        return None
+    if other > _MAX_OTHER_SIDE * slopes[sign]:
+        return None
+    side_name = "positive" if sign > 0 else "negative"
+    reason = (
+        f"the image is darkened by a mask where the stored phase is {side_name}: "
+        f"{slopes[sign]:.2f} per radian there, {other:.2f} on the other side"
+    )
+    return SignDecision(sign=sign, confident=True, reason=reason)
 
 
 def field_direction(affine: np.ndarray) -> tuple[float, float, float]:
