@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import io
 import sys
-import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import nibabel as nib
@@ -26,7 +25,8 @@ from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack
 from cmb_jax.anatomy.packages import Package, cache_dir, make_folder, read_member
 from cmb_jax.anatomy.subject import read_placement
 from cmb_jax.errors import UserError
-from cmb_jax.io.atomic import atomic_write_bytes
+from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, sha256_file
+from cmb_jax.io.outside import read_arrays, read_text, reading
 
 PACK_VERSION = 5  # raise when anything about the building changes: old cached packs are then left aside
 
@@ -114,9 +114,14 @@ def cached_pack(path: Path, build: Callable[[], AnatomyPack]) -> AnatomyPack:
 
 
 def _read_pack(path: Path) -> AnatomyPack | None:
-    """The stored pack, or None if there is none that is whole (the archive's own checksums tell)."""
+    """The stored pack, or None if there is none that is whole (its hash, kept beside it, tells)."""
+    if not path.exists():
+        return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with reading(path):
+            if read_text(_hash_of(path)).strip() != sha256_file(path):
+                raise ValueError("not what was stored")
+            archive = read_arrays(path)
             pack = AnatomyPack(
                 fractions=archive["fractions"],
                 code=archive["code"],
@@ -125,13 +130,17 @@ def _read_pack(path: Path) -> AnatomyPack | None:
                 to_mni=_read_lattice(archive, "to_mni"),
                 from_mni=_read_lattice(archive, "from_mni"),
             )
-    except FileNotFoundError:
+            if pack.fractions.shape != (*pack.code.shape, NUM_CHANNELS) or pack.affine.shape != (4, 4):
+                raise ValueError("arrays that do not fit each other")
+    except UserError:
+        tqdm.write(f"{path} is damaged or without its hash, and is built again", file=sys.stderr)
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        tqdm.write(f"{path} is damaged and will be built again", file=sys.stderr)
-        return None
-    whole = pack.fractions.shape == (*pack.code.shape, NUM_CHANNELS) and pack.affine.shape == (4, 4)
-    return pack if whole else None
+    return pack
+
+
+def _hash_of(path: Path) -> Path:
+    """Where a stored pack's SHA-256 is kept: it tells damage, and a pack that others put there."""
+    return path.with_suffix(".sha256")
 
 
 def _write_pack(path: Path, pack: AnatomyPack) -> None:
@@ -148,10 +157,12 @@ def _write_pack(path: Path, pack: AnatomyPack) -> None:
             arrays[f"{name}_grid"] = np.array([lattice.spacing_mm, *lattice.origin_mm])
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    atomic_write_bytes(path, buffer.getvalue(), overwrite=True)
+    content = buffer.getvalue()
+    atomic_write_bytes(path, content, overwrite=True)
+    atomic_write_text(_hash_of(path), hashlib.sha256(content).hexdigest() + "\n", overwrite=True)
 
 
-def _read_lattice(archive: np.lib.npyio.NpzFile, name: str) -> Lattice | None:
+def _read_lattice(archive: Mapping[str, np.ndarray], name: str) -> Lattice | None:
     if name not in archive:
         return None
     spacing, x, y, z = (float(value) for value in archive[f"{name}_grid"])

@@ -20,7 +20,7 @@ from cmb_jax.commands.common import run_for_people, use_compilation_cache
 from cmb_jax.commands.experiment import argument_parser, parse
 from cmb_jax.commands.train_data import TrainingData, training_data
 from cmb_jax.config import Config
-from cmb_jax.config_io import config_from_json, config_to_json
+from cmb_jax.config_io import config_to_json, read_config
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.froc import (
@@ -131,13 +131,11 @@ def _remember(config: Config, workdir: Path) -> None:
     """Keep the configuration in the run's folder; refuse to go on with what would be another run."""
     path = workdir / "config.json"
     if path.exists():
-        for what in what_differs(config_from_json(path.read_text()), config):
+        for what in what_differs(read_config(path, "bring it back, or choose a new --workdir"), config):
             raise UserError(
                 f"{workdir}: this run was begun with {what}; choose a new --workdir or the old settings"
             )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(config_to_json(config))
-    temporary.replace(path)
+    atomic_write_text(path, config_to_json(config), overwrite=True)
 
 
 def weights_to_start_from(config: Config) -> WeightsBundle | None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from cmb_jax.datasets.grid import Grid, read_grid, turn_to_ras
 from cmb_jax.datasets.types import Case, Convention, MaskTruth, PointTruth
 from cmb_jax.errors import UserError
-from cmb_jax.io.header import open_nifti
+from cmb_jax.io.header import decoded, open_nifti
 
 DEFAULT_DIAMETER_MM = 3.0
 """Of a lesion that is only a point: in the middle of what microbleeds measure, 2 to 5 mm as a rule."""
@@ -169,10 +168,7 @@ def _from_mask(truth: MaskTruth, path: Path, reference: Path, connectivity: int)
 def _read_mask(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
     """The stored values (I, J, K) float32, NaN and infinities as 0, and their grid."""
     grid = read_grid(path)
-    try:
-        values = np.asarray(open_nifti(path).image.dataobj)
-    except (OSError, ValueError, nib.spatialimages.HeaderDataError) as error:
-        raise UserError(f"{path}: its voxels cannot be decoded ({error}); convert it again") from error
+    values = decoded(open_nifti(path))
     if values.dtype.kind not in "iufb":
         raise UserError(f"{path}: holds {values.dtype} values; give labels, a mask or probabilities")
     values = np.asarray(values, np.float32).reshape(grid.shape)

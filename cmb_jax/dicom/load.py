@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from cmb_jax.dicom.stacks import Stack
 from cmb_jax.errors import UserError
 from cmb_jax.inference.swi_command import run_swi
 from cmb_jax.io.nifti import check_same_grid, read_volume, to_native
+from cmb_jax.io.outside import read_json_object
 from cmb_jax.io.phase import PhaseRange, detect_phase_range, phase_to_radians
 from cmb_jax.io.volume import Volume
 
@@ -157,5 +157,5 @@ def _made(
             phase_sign=phase_sign,
             phase_range=PhaseRange.RADIANS,
         )
-        warnings = tuple(json.loads((made / "swi.json").read_text(encoding="utf-8"))["warnings"])
+        warnings = tuple(read_json_object(made / "swi.json")["warnings"])
         return read_volume(made / "swi.nii.gz"), read_volume(made / "phase.nii.gz"), warnings

@@ -24,7 +24,7 @@ from cmb_jax.evaluation.records import (
 from cmb_jax.evaluation.simulated import IGNORED, MIMIC_NAMES, rows_of_ids
 from cmb_jax.evaluation.tables import read_columns
 from cmb_jax.evaluation.volumes import best_values, centers_mm, diameters_mm, label_volume
-from cmb_jax.io.header import open_nifti, world_affine
+from cmb_jax.io.header import decoded, open_nifti, world_affine
 from cmb_jax.phantom.protocols import PROTOCOLS
 from cmb_jax.phantom.version import DESCRIPTION, check_phantom_version
 
@@ -92,11 +92,8 @@ def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     file = open_nifti(path)
     affine, _ = world_affine(file)
-    try:
-        array = np.asarray(file.image.dataobj)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: its voxels cannot be decoded ({error}); convert it again") from error
-    if array.ndim < 3 or np.prod(array.shape[3:]) != 1 or array.dtype.kind not in "iufb":
+    array = decoded(file)
+    if np.prod(array.shape[3:]) != 1 or array.dtype.kind not in "iufb":
         raise UserError(f"{path}: is no volume of labels but {array.dtype} {array.shape}; give one 3D image")
     array = np.nan_to_num(np.asarray(array, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     if array.min(initial=0.0) < 0:

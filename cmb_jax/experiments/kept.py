@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes
+from cmb_jax.io.outside import read_arrays
 
 _MADE_OF = "made_of"
 
@@ -29,9 +30,8 @@ def write_kept(path: Path, made_of: str, arrays: Mapping[str, np.ndarray]) -> No
 def read_kept(path: Path, made_of: str) -> dict[str, np.ndarray] | None:
     """What `write_kept` wrote; None if there is nothing, of something else, or damaged: make it anew."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        arrays = read_arrays(path)
+    except UserError:
         return None
     if str(arrays.pop(_MADE_OF, "")) != made_of:
         return None

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import reading
 
 _MARKER = ".cmb_jax_output"  # only folders that carry it are ever replaced
 _MARKER_TEXT = "Written by cmb-jax. --overwrite replaces this whole folder, files added by hand included.\n"
@@ -19,7 +20,7 @@ _MARKER_TEXT = "Written by cmb-jax. --overwrite replaces this whole folder, file
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
-    with open(path, "rb") as stream:
+    with reading(path), open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
