@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import importlib.util
 import os
 import subprocess
@@ -44,9 +46,25 @@ class Package:
 def cache_dir() -> Path:
     """Folder for downloads and built packs: $CMB_JAX_CACHE, else `cmb_jax` in the user's cache folder."""
     own = os.environ.get("CMB_JAX_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cmb_jax"
+    try:
+        if own:
+            return Path(own).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cmb_jax"
+    except RuntimeError:  # no HOME, and a user that the system does not know, as in containers
+        return _temporary_cache()
+
+
+@functools.cache
+def _temporary_cache() -> Path:
+    """A folder of this user's own below the system's temporary one; said once."""
+    folder = Path(tempfile.gettempdir()) / f"cmb_jax-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700)
+    # a folder that somebody else made there could hold anything
+    if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
+        folder = Path(tempfile.mkdtemp(prefix="cmb_jax-"))
+    print(f"note: this user has no home folder: files are kept in {folder}", file=sys.stderr)
+    return folder
 
 
 def make_folder(folder: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from cmb_jax.evaluation.matching import CENTER3, events, pairs_of
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, save_bundle
 from cmb_jax.inference.prepared import detect, truth_of
 from cmb_jax.inference.proposals import ProposalFinder
-from cmb_jax.io.atomic import atomic_write_text, sha256_file
+from cmb_jax.io.atomic import atomic_write_text, make_folder, sha256_file
+from cmb_jax.io.lock import locked
 from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.ops.cpu import library
 from cmb_jax.ops.precision import usable_precision
@@ -207,10 +209,27 @@ def run(config: Config, workdir: Path) -> None:
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
 
     def prepare() -> TrainingData:
-        workdir.mkdir(parents=True, exist_ok=True)
         _remember(config, workdir)
         return training_data(config, workdir)
 
+    with _own(workdir):
+        _run(config, workdir, start, prepare)
+
+
+@contextlib.contextmanager
+def _own(workdir: Path) -> Iterator[None]:
+    """The run's folder for this run alone; of several processes the first one holds it for all."""
+    if not is_primary():
+        yield
+        return
+    make_folder(workdir)
+    with locked(workdir, "wait until it is done, or choose another --workdir"):
+        yield
+
+
+def _run(
+    config: Config, workdir: Path, start: WeightsBundle | None, prepare: Callable[[], TrainingData]
+) -> None:
     data = one_after_the_others(prepare, "training data")
 
     def evaluate(params: Any) -> Mapping[str, float]:

@@ -30,7 +30,7 @@ MAX_ARRAYS_BYTES = 2**32
 MAX_ROWS = 1_000_000
 MAX_DEPTH = 64  # of JSON; what walks over it later recurses
 _LARGEST_WHOLE = 2**63
-_MISSING = "there is no such file; check the name"
+_MISSING = "no such file; check the name"
 _LONGEST_REASON = 200
 _LONGEST_NAME = 300
 
@@ -79,7 +79,7 @@ def reading(
         raise
     except FileNotFoundError as error:
         if missing is None:
-            raise Unreadable(where, "there is no such file", todo) from error
+            raise Unreadable(where, "no such file", todo) from error
         raise UserError(f"{shortened(str(where), _LONGEST_NAME)}: {missing}") from error
     except MemoryError as error:
         raise Unreadable(where, "takes more memory than there is", todo) from error
