@@ -92,7 +92,10 @@ def reading(
         said = shortened(str(error))
         # a key or an attribute that is missing says nothing by itself
         plain = isinstance(error, ValueError) and not isinstance(error, UnicodeError)
-        why = said if plain and said else f"{name}: {said}" if said else name
+        if isinstance(error, KeyError):
+            why = f"lacks {said}"
+        else:
+            why = said if plain and said else f"{name}: {said}" if said else name
         raise Unreadable(where, f"cannot be read ({why})", todo) from error
 
 
