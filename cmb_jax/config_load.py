@@ -11,6 +11,7 @@ import tyro
 
 from cmb_jax.config import Config
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import reading
 
 Made = TypeVar("Made")
 
@@ -25,7 +26,7 @@ def config_from_file(path: Path) -> Config:
 
 
 def made_by_file(path: Path, function: str, kind: type[Made]) -> Made:
-    """What a function without arguments of a configuration file returns.
+    """What a function without arguments of a configuration file returns. The file is code, and is run.
 
     Raises:
       UserError: no such file, no such function, or it returns no `kind`.
@@ -37,12 +38,11 @@ def made_by_file(path: Path, function: str, kind: type[Made]) -> Made:
         raise UserError(f"{path}: not a Python file; a configuration is a .py file with {function}()")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        made = getattr(module, function)()
-    except (ValueError, TypeError, SyntaxError, AttributeError, ImportError) as error:
-        raise UserError(
-            f"{path}: this configuration cannot be used ({error}); see the ones in configs/"
-        ) from error
+        with reading(path, "this configuration cannot be used: see the ones in configs/"):
+            spec.loader.exec_module(module)
+            made = getattr(module, function)()
+    except SystemExit as error:
+        raise UserError(f"{path}: this configuration ends the program; see the ones in configs/") from error
     if not isinstance(made, kind):
         raise UserError(f"{path}: {function}() must return a {kind.__module__}.{kind.__name__}")
     return made

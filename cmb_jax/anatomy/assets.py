@@ -8,8 +8,11 @@ NOTICE.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import gzip
+import hashlib
 import importlib.util
 import io
 import os
@@ -18,8 +21,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import nibabel as nib
@@ -30,7 +32,8 @@ from cmb_jax.anatomy.build import Sources, build_pack, build_subject_pack, read_
 from cmb_jax.anatomy.lattice import Lattice
 from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack
 from cmb_jax.errors import UserError
-from cmb_jax.io.atomic import atomic_write_bytes, sha256_file
+from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, sha256_file
+from cmb_jax.io.outside import read_arrays, read_text, reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +62,25 @@ class Package:
 def cache_dir() -> Path:
     """Folder for downloads and built packs: $CMB_JAX_CACHE, else `cmb_jax` in the user's cache folder."""
     own = os.environ.get("CMB_JAX_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cmb_jax"
+    try:
+        if own:
+            return Path(own).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cmb_jax"
+    except RuntimeError:  # no HOME, and a user that the system does not know, as in containers
+        return _temporary_cache()
+
+
+@functools.cache
+def _temporary_cache() -> Path:
+    """A folder of this user's own below the system's temporary one; said once."""
+    folder = Path(tempfile.gettempdir()) / f"cmb_jax-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700)
+    # a folder that somebody else made there could hold anything
+    if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
+        folder = Path(tempfile.mkdtemp(prefix="cmb_jax-"))
+    print(f"note: this user has no home folder: files are kept in {folder}", file=sys.stderr)
+    return folder
 
 
 def make_folder(folder: Path) -> None:
@@ -240,9 +259,14 @@ def cached_pack(path: Path, build: Callable[[], AnatomyPack]) -> AnatomyPack:
 
 
 def _read_pack(path: Path) -> AnatomyPack | None:
-    """The stored pack, or None if there is none that is whole (the archive's own checksums tell)."""
+    """The stored pack, or None if there is none that is whole (its hash, kept beside it, tells)."""
+    if not path.exists():
+        return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with reading(path):
+            if read_text(_hash_of(path)).strip() != sha256_file(path):
+                raise ValueError("not what was stored")
+            archive = read_arrays(path)
             pack = AnatomyPack(
                 fractions=archive["fractions"],
                 code=archive["code"],
@@ -251,13 +275,17 @@ def _read_pack(path: Path) -> AnatomyPack | None:
                 to_mni=_read_lattice(archive, "to_mni"),
                 from_mni=_read_lattice(archive, "from_mni"),
             )
-    except FileNotFoundError:
+            if pack.fractions.shape != (*pack.code.shape, NUM_CHANNELS) or pack.affine.shape != (4, 4):
+                raise ValueError("arrays that do not fit each other")
+    except UserError:
+        tqdm.write(f"{path} is damaged or without its hash, and is built again", file=sys.stderr)
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        tqdm.write(f"{path} is damaged and will be built again", file=sys.stderr)
-        return None
-    whole = pack.fractions.shape == (*pack.code.shape, NUM_CHANNELS) and pack.affine.shape == (4, 4)
-    return pack if whole else None
+    return pack
+
+
+def _hash_of(path: Path) -> Path:
+    """Where a stored pack's SHA-256 is kept: it tells damage, and a pack that others put there."""
+    return path.with_suffix(".sha256")
 
 
 def _write_pack(path: Path, pack: AnatomyPack) -> None:
@@ -274,10 +302,12 @@ def _write_pack(path: Path, pack: AnatomyPack) -> None:
             arrays[f"{name}_grid"] = np.array([lattice.spacing_mm, *lattice.origin_mm])
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    atomic_write_bytes(path, buffer.getvalue(), overwrite=True)
+    content = buffer.getvalue()
+    atomic_write_bytes(path, content, overwrite=True)
+    atomic_write_text(_hash_of(path), hashlib.sha256(content).hexdigest() + "\n", overwrite=True)
 
 
-def _read_lattice(archive: np.lib.npyio.NpzFile, name: str) -> Lattice | None:
+def _read_lattice(archive: Mapping[str, np.ndarray], name: str) -> Lattice | None:
     if name not in archive:
         return None
     spacing, x, y, z = (float(value) for value in archive[f"{name}_grid"])

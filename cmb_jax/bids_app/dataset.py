@@ -15,6 +15,7 @@ from cmb_jax.datasets.bids.names import BidsName, join_entities, parse_name
 from cmb_jax.datasets.bids.reader import RESULTS_OF, is_result
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.io.outside import read_json_object
 
 BIDS_VERSION = "1.10.0"
 RAW = "raw"
@@ -142,15 +143,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing, or damaged since.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({type(error).__name__}); make it again with --overwrite"
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object; make it again with --overwrite")
-    return content
+    return read_json_object(path, "make it again with --overwrite")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -14,12 +14,12 @@ import cmb_jax
 from cmb_jax.bids_app.dataset import REGIONS, ResultFiles, read_json, source_uri, write_json
 from cmb_jax.bids_app.scan_images import ScanImages, TakenImage
 from cmb_jax.datasets.bids.choice import Choice
-from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import NOTICE, instance_labels, report_content
 from cmb_jax.inference.predict import Prediction
 from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.io.nifti import write_volume
+from cmb_jax.io.outside import a_number, a_text, reading
 from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow
 from cmb_jax.report.html import write_report
 
@@ -218,8 +218,9 @@ def read_provenance(sidecar: Path) -> Provenance:
         UserError: the file is missing or damaged.
     """
     record = read_json(sidecar)
-    try:
+    with reading(sidecar, "make it again with --overwrite"):
         made = record[PROVENANCE]
+        field = made["MagneticFieldStrength"]
         return Provenance(
             making={
                 name: made["Making"][name] for name in ("Weights", "Threshold", "PhaseSign", "PhaseRange")
@@ -228,13 +229,11 @@ def read_provenance(sidecar: Path) -> Provenance:
             | {"Regions": made["Making"].get("Regions", _NETWORK)},
             weights_sha256=str(made["Making"]["Weights"]["SHA256"]),
             images=frozenset((image["File"], image["SHA256"]) for image in made["Taken"]["Images"]),
-            kind=made["Taken"]["Kind"],
-            field_strength_t=made["MagneticFieldStrength"],
+            kind=a_text(made["Taken"]["Kind"], "Kind"),
+            field_strength_t=None if field is None else a_number(field, "MagneticFieldStrength"),
             warnings=len(made["Warnings"]),
-            version=made["Version"],
+            version=a_text(made["Version"], "Version"),
         )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{sidecar}: is damaged; make it again with --overwrite") from error
 
 
 def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: Making) -> str | None:

@@ -137,6 +137,10 @@ class ScanWork:
             return Outcome(name=scan.name, status=Status.NOT_ANALYSABLE, reason=reason)
         except UserError as error:
             reason = str(error)
+        except MemoryError:
+            reason = "takes more memory than there is"
+        except OSError as error:  # a disk that is full or gone
+            reason = f"{error.filename or 'a file'}: {error.strerror or type(error).__name__}"
         except Exception as error:  # the other scans must go on, and the reason must not be lost
             traceback.print_exc()
             reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import select
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TextIO
 
 from cmb_jax.errors import NotAnalysableError, UserError
 
@@ -38,12 +41,20 @@ def run_for_people(command: Callable[[], None]) -> None:
 
     Whoever reads the output may stop, as `head` does: that ends the command without a word.
     """
+    with _streams_that_may_fail():
+        _run_for_people(command)
+
+
+def _run_for_people(command: Callable[[], None]) -> None:
     try:
         command()
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(NOT_ANALYSABLE_CODE if isinstance(error, NotAnalysableError) else USER_ERROR_CODE)
+    except MemoryError:
+        print("error: this takes more memory than there is; close other programs", file=sys.stderr)
+        sys.exit(USER_ERROR_CODE)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
@@ -52,6 +63,60 @@ def run_for_people(command: Callable[[], None]) -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is anything said at exit
         sys.exit(CLOSED_OUTPUT_CODE)
+    except OSError as error:  # of files that vanish, disks that fail: nothing that a traceback would tell
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}; check the disk and the folder", file=sys.stderr)
+        sys.exit(USER_ERROR_CODE)
+
+
+class _MayFail:
+    """A stream to which writing may fail, as on a full disk: results do not depend on what is said.
+
+    That nobody reads any more (`BrokenPipeError`) is left to `run_for_people`.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        self._guarded(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._guarded(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _guarded(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.lost = error
+            # what is still in buffers goes nowhere, and nothing fails at the program's exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+@contextlib.contextmanager
+def _streams_that_may_fail() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    # a stream that was closed before the start is None
+    nowhere = functools.partial(open, os.devnull, "w", encoding="utf-8")
+    streams = [_MayFail(stream or nowhere()) for stream in before]
+    sys.stdout, sys.stderr = streams  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        lost = streams[0].lost
+        if lost is not None:
+            what = f"note: what was to be printed could not be written ({lost.strerror})"
+            print(f"{what}; files that were written are complete", file=sys.stderr)
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
 
 
 def _output_is_closed() -> bool:

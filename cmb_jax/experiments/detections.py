@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import io
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,12 +16,14 @@ import numpy as np
 from tqdm import tqdm
 
 from cmb_jax.data.subjects import StoredSubject
+from cmb_jax.errors import UserError
 from cmb_jax.evaluation.breakdown import name_by_mimic
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 from cmb_jax.inference.bundle import load_bundle
 from cmb_jax.inference.prepared import detect, mimics_of, truth_of
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.io.atomic import atomic_write_bytes, sha256_file
+from cmb_jax.io.outside import read_arrays
 
 _MADE_OF = "made_of"
 
@@ -42,9 +43,8 @@ def write_kept(path: Path, made_of: str, arrays: Mapping[str, np.ndarray]) -> No
 def read_kept(path: Path, made_of: str) -> dict[str, np.ndarray] | None:
     """What `write_kept` wrote; None if there is nothing, of something else, or damaged: make it anew."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        arrays = read_arrays(path)
+    except UserError:
         return None
     if str(arrays.pop(_MADE_OF, "")) != made_of:
         return None

@@ -5,9 +5,7 @@ The training runs of an ablation: adopted when finished, continued when begun, e
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +17,10 @@ from flax import nnx
 
 from cmb_jax.commands import train
 from cmb_jax.config import Config
-from cmb_jax.config_io import config_from_json
+from cmb_jax.config_io import read_config
 from cmb_jax.config_load import made_by_file
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import a_number, read_json_object, read_rows, reading
 from cmb_jax.io.weights import named_leaves
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.flops import forward_gflop
@@ -145,10 +144,7 @@ def stored_config(run: Run) -> Config | None:
     path = run.folder / "config.json"
     if not path.exists():
         return None
-    try:
-        stored = config_from_json(path.read_text())
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a configuration of this version ({error})") from error
+    stored = read_config(path, "move the folder away, or use the version that wrote it")
     wanted = run.config
     differs = train.what_differs(stored, wanted)
     differs += ["another loss"] * (stored.loss != wanted.loss)
@@ -244,8 +240,10 @@ def _times(path: Path) -> tuple[float, float]:
     if not path.exists():
         return float("nan"), 0.0
     rates: dict[int, float] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
+    with reading(path, "the run's log is damaged: move it away"):
+        names, *lines = read_rows(path, ",") or [[]]
+        for line in lines:
+            row = dict(zip(names, line, strict=False))
             if row.get("steps/s"):
                 rates[int(float(row["step"]))] = float(row["steps/s"])
     if not rates:
@@ -260,8 +258,7 @@ def _record(run: Run) -> dict[str, Any] | None:
     path = run.folder / "weights.json"
     if not (path.exists() and run.weights.exists()):
         return None
-    try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: not a training record ({error}); train again") from error
-    return record if isinstance(record, dict) else None
+    record = read_json_object(path, "is no training record; train again")
+    with reading(path, "train again"):
+        a_number(record.get("steps", 0), "steps", 0)
+    return record

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.io.atomic import atomic_write_bytes
+from cmb_jax.io.outside import read_arrays, reading
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.benchmark import BenchmarkSplit
 from cmb_jax.phantom.protocols import PROTOCOLS
@@ -66,7 +67,8 @@ def phantom_views(count: int, folder: Path) -> PhantomViews:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, images=view[0], code=view[1])
             atomic_write_bytes(path, buffer.getvalue(), overwrite=True)
-        with np.load(path) as stored:
+        with reading(path, "remove it: it is simulated again"):
+            stored = read_arrays(path)
             parts.append((stored["images"], stored["code"]))
     images, codes = (np.stack(column) for column in zip(*parts, strict=True))
     return PhantomViews(

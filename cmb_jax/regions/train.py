@@ -31,6 +31,7 @@ from cmb_jax.anatomy.regions import NUM_REGIONS, Region, Side
 from cmb_jax.anatomy.synthetic import synthetic_pack
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, sha256_file
+from cmb_jax.io.outside import read_arrays
 from cmb_jax.io.weights import load_weights, save_weights
 from cmb_jax.models.functional import Template, params_of
 from cmb_jax.regions.network import RegionNet
@@ -302,8 +303,8 @@ def _restore(out: Path, fresh: RegionTrainState) -> RegionTrainState:
     if not path.exists():
         return fresh
     leaves, structure = jax.tree.flatten(fresh)
-    with np.load(path) as stored:
-        found = [stored[f"arr_{i}"] for i in range(len(stored.files))]
+    stored = read_arrays(path, "remove it, or give another --out")
+    found = [stored[f"arr_{i}"] for i in range(len(stored)) if f"arr_{i}" in stored]
     if [leaf.shape for leaf in found] != [leaf.shape for leaf in leaves]:
         raise UserError(f"{path}: the state of another network; remove it, or give another --out")
     return jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in found])
