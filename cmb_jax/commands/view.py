@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import webbrowser
@@ -21,10 +20,11 @@ from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.naming import is_bids_name
 from cmb_jax.io.nifti import check_same_grid, read_volume
 from cmb_jax.io.volume import Volume
+from cmb_jax.review.files import read_record
 from cmb_jax.review.result import Result, load_result
 from cmb_jax.review.truth import write_truth
 from cmb_jax.viewer.images import ScanOnGrid, ViewerImages, viewer_images
-from cmb_jax.viewer.page import NAME, ViewerCase, embedded_in, render_viewer
+from cmb_jax.viewer.page import ViewerCase, embedded_in, render_viewer
 from cmb_jax.viewer.server import Site, ViewerServer
 
 _SIGN = re.compile(r"phase read as .*? sign ([+-]1)")
@@ -56,13 +56,13 @@ def open_server(
     if phase is not None and swi is None:
         raise UserError("--phase goes with --swi IMAGE")
     read = load_result(result)
-    record = json.loads((read.folder / "detections.json").read_text(encoding="utf-8"))
+    record = read_record(read.paths)
     images = _given(read, record, swi, phase) if swi is not None else _embedded(read, record)
     case = ViewerCase(
         title=read.subject,
         subject=read.subject,
         swi_sha256=read.swi_sha256,
-        detections_sha256=sha256_file(read.folder / "detections.csv"),
+        detections_sha256=sha256_file(read.paths.table),
         rows=read.rows,
         regions_trusted=bool(record.get("regions_trusted", True)),
         warnings=[str(line) for line in record.get("warnings", ())],
@@ -70,7 +70,7 @@ def open_server(
     site = Site(
         page=render_viewer(case, images, embed=False).encode(),
         images=images.files,
-        folder=read.folder,
+        folder=read.paths.work,
         swi_sha256=case.swi_sha256,
         detections_sha256=case.detections_sha256,
         write_truth=lambda files: _truth(files, read),
@@ -85,7 +85,7 @@ def open_server(
 
 def _embedded(result: Result, record: dict[str, Any]) -> ViewerImages:
     """The images in the result's viewer.html."""
-    path = result.folder / NAME
+    path = result.paths.viewer
     try:
         files, facts = embedded_in(path.read_bytes())
         if facts["swi_sha256"] != result.swi_sha256:
@@ -100,7 +100,7 @@ def _embedded(result: Result, record: dict[str, Any]) -> ViewerImages:
             f"{path}: cannot be read ({error}); give the images: --swi FILE --phase FILE"
         ) from error
     raise UserError(
-        f"{result.folder}: holds no viewer.html with the images; give them: --swi FILE --phase FILE "
+        f"{result.folder}: has no viewer.html with the images; give them: --swi FILE --phase FILE "
         f"(the image that was searched is {result.subject}, SHA-256 {result.swi_sha256[:8]}...)"
     )
 
@@ -110,7 +110,7 @@ def _given(result: Result, record: dict[str, Any], swi: Path, phase: Path | None
     volume = _searched(swi, "swi", result, record)
     if volume.shape != result.grid.shape:
         raise UserError(
-            f"{swi}: its shape is not that of {result.labels_path}; give the image that was searched"
+            f"{swi}: its shape is not that of {result.paths.labels}; give the image that was searched"
         )
     radians = None
     if phase is not None:
@@ -139,7 +139,7 @@ def _searched(path: Path, role: str, result: Result, record: dict[str, Any]) -> 
 
 def _truth(files: Sequence[Path], result: Result) -> dict[str, Any]:
     """Truth in the folder `truth` of the result, as `cmb-jax review import` writes it."""
-    folder = result.folder / "truth"
+    folder = result.paths.work / "truth"
     # named as datasets.folder names the case of the image
     case = result.subject
     if is_bids_name(case):
@@ -148,7 +148,7 @@ def _truth(files: Sequence[Path], result: Result) -> dict[str, Any]:
     labels = folder / "labels" / f"{case}.nii.gz"
     truth = write_truth(files, result, table, labels, overwrite=True)
     text = f"Truth: {truth.counts}.\n{summary([truth.scan])}\nWritten: " + ", ".join(
-        str(path.relative_to(result.folder)) for path in truth.files
+        str(path.relative_to(result.paths.work)) for path in truth.files
     )
     if truth.unread:
         text = f"Warning: {unread_text(truth.unread, len(result.kept))}.\n{text}"

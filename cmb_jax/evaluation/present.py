@@ -55,6 +55,11 @@ def operating_point_text(result: EvaluationResult) -> str:
     return f"score >= {result.threshold:g}"
 
 
+def scans_text(result: EvaluationResult) -> str:
+    """`1 scan`, `12 scans`."""
+    return f"{result.scans} scan{'' if result.scans == 1 else 's'}"
+
+
 def summary_text(result: EvaluationResult) -> str:
     """How many scans and lesions, in one line."""
     lacking = sum(row.missing for row in result.subjects)
@@ -64,7 +69,7 @@ def summary_text(result: EvaluationResult) -> str:
         result.lesions_ignored
     )
     return (
-        f"{result.scans} scans, {result.scans_without_lesions} of them without microbleeds, "
+        f"{scans_text(result)}, {result.scans_without_lesions} of them without microbleeds, "
         f"{result.lesions} microbleeds ({sizes}){ignored}{missing}"
     )
 

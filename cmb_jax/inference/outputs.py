@@ -79,6 +79,7 @@ def summary_json(
             "settings": dict(prediction.settings),
             "steps": list(prediction.steps),
             "warnings": list(prediction.warnings),
+            "candidates_below_threshold": prediction.below_threshold,
             "regions_trusted": prediction.region_map.trusted,
             **_places(prediction),
             "timings_s": dict(prediction.timings),
@@ -133,6 +134,7 @@ def report_content(
         version=cmb_jax.__version__,
         steps=prediction.steps,
         timings=prediction.timings,
+        below_threshold=prediction.below_threshold,
         partial_field_of_view=any("field of view" in line for line in prediction.region_map.messages),
         regions_trusted=prediction.region_map.trusted,
     )

@@ -24,12 +24,12 @@ from cmb_jax.io.phase import PhaseRange
 from cmb_jax.io.phase_sign import SignDecision
 from cmb_jax.io.volume import ScanImages, Volume
 from cmb_jax.report.content import DetectionRow
+from cmb_jax.report.summary import LOW_SCORE
 
 # The region map is right to about half of its 2 mm voxels: the sphere that votes is larger by that much.
 MAP_ERROR_MM = 1.0
 # Candidates under the operating point that are listed, the best of them: more would bury the report.
 LISTED_BELOW_THRESHOLD = 40
-LOW_SCORE = "score below the operating point"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class Prediction:
     settings: tuple[tuple[str, str], ...]
     steps: tuple[str, ...]
     timings: tuple[tuple[str, float], ...]
+    below_threshold: int = 0  # candidates below the operating point, of which the best are among the rows
 
     @property
     def kept(self) -> tuple[DetectionRow, ...]:
@@ -170,6 +171,7 @@ class CmbDetector:
             settings=self._settings(cut),
             steps=steps,
             timings=tuple(clock.timings),
+            below_threshold=int((found.detections.valid & (found.detections.scores < cut)).sum()),
         )
 
     def _settings(self, threshold: float) -> tuple[tuple[str, str], ...]:

@@ -163,5 +163,5 @@ def read_verdicts(path: Path, result: Result) -> Verdicts:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}); check the file") from error
     verdicts = parse_verdicts(text, str(path))
-    check_belongs(verdicts, str(path), result.swi_sha256, sha256_file(result.folder / "detections.csv"))
+    check_belongs(verdicts, str(path), result.swi_sha256, sha256_file(result.paths.table))
     return verdicts
