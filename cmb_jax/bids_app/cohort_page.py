@@ -122,7 +122,7 @@ def _compared(record: Path, line_of: dict[str, int]) -> Iterator[tuple[int, Link
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
         counts = ", ".join(f"{int(content['counts'][status])} {status}" for status in STATUSES[:2])
-        for scan, words in (("followup", "since the scan before"), ("baseline", "in the next scan")):
+        for scan, words in (("followup", "since before"), ("baseline", "later")):
             digests = {each["sha256"] for each in content[scan]["inputs"]}
             for n in sorted({line_of[digest] for digest in digests if digest in line_of}):
                 yield n, Link(text=f"{counts} {words}", href="")

@@ -100,7 +100,7 @@ def _embedded(result: Result, record: dict[str, Any]) -> ViewerImages:
             f"{path}: cannot be read ({error}); give the images: --swi FILE --phase FILE"
         ) from error
     raise UserError(
-        f"{result.folder}: has no viewer.html with the images; give them: --swi FILE --phase FILE "
+        f"{result.folder}: holds no viewer.html with the images; give them: --swi FILE --phase FILE "
         f"(the image that was searched is {result.subject}, SHA-256 {result.swi_sha256[:8]}...)"
     )
 

@@ -11,7 +11,7 @@ from cmb_jax.errors import UserError
 from cmb_jax.review.files import read_record
 from cmb_jax.review.result import load_result
 from tests.datasets.bids import tree
-from tests.datasets.trees import SHAPE, mask
+from tests.datasets.trees import SHAPE, brain, mask
 from tests.report.test_html import Page
 
 
@@ -21,8 +21,8 @@ def study(tmp_path, bids):
     root = tree.description(tmp_path / "study")
     for run in ("1", "2"):
         stem = f"sub-01/ses-a/anat/sub-01_ses-a_acq-hi_run-{run}"
-        tree.image(root, f"{stem}_swi", MagneticFieldStrength=3)
-        tree.image(root, f"{stem}_part-phase_GRE", tree.phase())
+        tree.image(root, f"{stem}_swi", brain(seed=int(run)), MagneticFieldStrength=3)
+        tree.image(root, f"{stem}_part-phase_GRE", tree.phase(seed=int(run)))
     tree.image(root, "sub-01/ses-b/anat/sub-01_ses-b_T2starw")
     tree.image(root, "sub-02/anat/sub-02_swi", np.full(SHAPE, 1.0, np.float32))
     tree.image(root, "sub-03/anat/sub-03_T1w")
@@ -144,7 +144,7 @@ def test_the_page_has_every_scan_with_links(bids, study, tmp_path):
     links = [href for a in page.all("a", "href") if not (href := a["href"]).startswith("#")]
     assert len(links) == 3 + 2 + 2  # reports, viewers, the changes from both of their scans
     assert all((out / href).is_file() for href in links)
-    assert "2 new, 1 resolved since the scan before" in page.words("line-1")
+    assert "2 new, 1 resolved since before" in page.words("line-1")
     assert len([img for img in page.all("img") if img["loading"] == "lazy"]) == 3
     assert page.words("line-1").count("2 + 1") == 1  # definite and possible, as in the table
 
