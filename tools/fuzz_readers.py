@@ -5,8 +5,8 @@ python tools/fuzz_readers.py [--each 200] [--kinds nifti_gz verdicts ...] [--out
 Kinds of files, each with the functions that read it (`KINDS` below): NIfTI packed and plain, labels,
 headers alone, stored numbers; DICOM; JSON sidecars, indexes, results, records, verdicts, reviews, Slicer
 markups, configurations, provenance, failures, data set descriptions; CSV and TSV tables; Excel workbooks;
-MATLAB files; weights and their records; anatomy packs and other arrays in caches; metrics of checkpoints and logs; viewer
-pages; Python configurations.
+MATLAB files; weights and their records; anatomy packs and other arrays in caches; metrics of checkpoints and
+logs; viewer pages; Python configurations.
 
 An input is made of a good file by a seed: bits and bytes changed, cut, put in, values of JSON and cells of
 tables replaced, members of archives changed, and a few bombs. It is read in a process of its own that may

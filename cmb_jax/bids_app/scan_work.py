@@ -64,6 +64,7 @@ class Pipeline:
     threshold: float
     phase: PhaseOptions
     regions: RegionLabels | None = None  # in place of the region network
+    viewer: bool = False  # write a viewer of each scan too
 
     @property
     def making(self) -> Making:
@@ -213,6 +214,7 @@ class ScanWork:
                 prediction,
                 self.pipeline.bundle,
                 self.pipeline.making,
+                viewer=self.pipeline.viewer,
             )
         seconds = dict((*clock.timings[:1], *timings, *clock.timings[1:]))
         write_json(logs_folder(self.out) / "timings" / f"{name}.json", {"Scan": name, "Seconds": seconds})

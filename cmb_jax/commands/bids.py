@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections import Counter
@@ -79,6 +80,7 @@ def _participants(data: Path, out: Path, options: ParticipantOptions) -> None:
         options.flips,
         options.precision,
     )
+    pipeline = dataclasses.replace(pipeline, viewer=options.viewer)
     write_dataset_files(data, out, options.regions)
     with shown_progress() as progress:
         done = run_participants(
@@ -157,7 +159,8 @@ def _group(layout: BidsLayout, out: Path, asked: tuple[str, ...]) -> None:
         print(f"failed: {line}")
     for line in summary.mixed:
         print(f"note: counts should not be compared as they stand: {line}")
-    print(f"written: {summary.path} (research use only)")
+    print(f"written: {summary.path}")
+    print(f"Open {summary.page} in a browser. Research use only; not a diagnosis.")
     if summary.failures:
         sys.exit(SOME_FAILED_CODE)
     if summary.statuses[group_table.NOT_ANALYSABLE]:

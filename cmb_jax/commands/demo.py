@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -34,11 +33,10 @@ def run(*, out: Path, overwrite: bool = False) -> None:
             announce=False,
         )
         print(summary(prediction))
-        result = evaluate(folder, BUNDLED, bootstrap_samples=0)  # one scan gives no interval
+        result = evaluate(folder, BUNDLED)
         write_metrics(result, folder / "metrics.json")
         print(format_table(result))
-        shutil.copy(folder / SUBJECT / "report.html", folder / "report.html")
-    print(f"\nOpen {out / 'report.html'} in a browser. Research use only; not a diagnosis.")
+    print(f"\nOpen {out / SUBJECT / 'report.html'} in a browser. Research use only; not a diagnosis.")
     command = Path(sys.argv[0])  # as it was started: `make demo` runs it out of .venv
     shown = command if command.name == "cmb-jax" and command.is_file() else "cmb-jax"
     print(f"To scroll through the scan and judge each candidate: {shown} view {out / SUBJECT}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from cmb_jax.commands.predict import check_output
 from cmb_jax.evaluation.evaluate import evaluate
 from cmb_jax.evaluation.metrics import write_metrics
-from cmb_jax.evaluation.present import format_table, report_content
+from cmb_jax.evaluation.present import format_table, report_content, scans_text
 from cmb_jax.report.evaluation_html import write_evaluation_report
 
 
@@ -34,6 +34,6 @@ def run(
     write_metrics(result, out, overwrite=overwrite)
     print(f"written: {out}")
     if report is not None:
-        content = report_content(result, title=f"{result.scans} scans")
+        content = report_content(result, title=f"Evaluation on {scans_text(result)}")
         write_evaluation_report(report, content, overwrite=overwrite)
         print(f"written: {report} (research use only)")

@@ -21,11 +21,12 @@ from cmb_jax.io.naming import is_bids_name
 from cmb_jax.io.nifti import check_same_grid, read_volume
 from cmb_jax.io.outside import read_bytes, read_json_object, reading
 from cmb_jax.io.volume import Volume
+from cmb_jax.review.files import read_record
 from cmb_jax.review.result import Result, load_result
 from cmb_jax.review.truth import write_truth
 from cmb_jax.scan.phase_range import asked_range
 from cmb_jax.viewer.images import ScanOnGrid, ViewerImages, viewer_images
-from cmb_jax.viewer.page import NAME, ViewerCase, embedded_in, render_viewer
+from cmb_jax.viewer.page import ViewerCase, embedded_in, render_viewer
 from cmb_jax.viewer.server import Site, ViewerServer
 
 _READ = re.compile(r"phase read as (.*?), sign ([+-]1)")
@@ -58,12 +59,13 @@ def open_server(
         raise UserError("--phase goes with --swi IMAGE")
     read = load_result(result)
     record = read_json_object(read.folder / "detections.json")
+    record = read_record(read.paths)
     images = _given(read, record, swi, phase) if swi is not None else _embedded(read, record)
     case = ViewerCase(
         title=read.subject,
         subject=read.subject,
         swi_sha256=read.swi_sha256,
-        detections_sha256=sha256_file(read.folder / "detections.csv"),
+        detections_sha256=sha256_file(read.paths.table),
         rows=read.rows,
         regions_trusted=bool(record.get("regions_trusted", True)),
         warnings=[str(line) for line in record.get("warnings", ())],
@@ -71,7 +73,7 @@ def open_server(
     site = Site(
         page=render_viewer(case, images, embed=False).encode(),
         images=images.files,
-        folder=read.folder,
+        folder=read.paths.work,
         swi_sha256=case.swi_sha256,
         detections_sha256=case.detections_sha256,
         write_truth=lambda files: _truth(files, read),
@@ -86,7 +88,7 @@ def open_server(
 
 def _embedded(result: Result, record: dict[str, Any]) -> ViewerImages:
     """The images in the result's viewer.html."""
-    path = result.folder / NAME
+    path = result.paths.viewer
     with reading(path, "give the images: --swi FILE --phase FILE"):
         files, facts = ({}, {}) if not path.exists() else embedded_in(read_bytes(path, limit=2**28))
         if files and facts["swi_sha256"] != result.swi_sha256:
@@ -105,7 +107,7 @@ def _given(result: Result, record: dict[str, Any], swi: Path, phase: Path | None
     volume = _searched(swi, "swi", result, record)
     if volume.shape != result.grid.shape:
         raise UserError(
-            f"{swi}: its shape is not that of {result.labels_path}; give the image that was searched"
+            f"{swi}: its shape is not that of {result.paths.labels}; give the image that was searched"
         )
     radians = None
     if phase is not None:
@@ -136,7 +138,7 @@ def _searched(path: Path, role: str, result: Result, record: dict[str, Any]) -> 
 
 def _truth(files: Sequence[Path], result: Result) -> dict[str, Any]:
     """Truth in the folder `truth` of the result, as `cmb-jax review import` writes it."""
-    folder = result.folder / "truth"
+    folder = result.paths.work / "truth"
     # named as datasets.folder names the case of the image
     case = result.subject
     if is_bids_name(case):
@@ -145,7 +147,7 @@ def _truth(files: Sequence[Path], result: Result) -> dict[str, Any]:
     labels = folder / "labels" / f"{case}.nii.gz"
     truth = write_truth(files, result, table, labels, overwrite=True)
     text = f"Truth: {truth.counts}.\n{summary([truth.scan])}\nWritten: " + ", ".join(
-        str(path.relative_to(result.folder)) for path in truth.files
+        str(path.relative_to(result.paths.work)) for path in truth.files
     )
     if truth.unread:
         text = f"Warning: {unread_text(truth.unread, len(result.kept))}.\n{text}"
