@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the requirements by heading, the compiled CPU kernels, the configurations."""
+"""What pyproject.toml cannot say: requirements by heading, the compiled CPU kernels, configurations."""
 
 import contextlib
 import re
@@ -11,8 +11,9 @@ from setuptools.command.build_py import build_py
 
 KERNELS = Path("cmb_jax/ops/cpu")
 NO_KERNELS = (
-    "cmb-jax: the CPU kernels were not built ({}); everything works, but slower on processors. To build them, "
-    "install a C++ compiler (g++ or clang++), then: pip install --force-reinstall --no-deps --no-cache-dir "
+    "cmb-jax: the CPU kernels were not built ({}); everything works, but slower on processors. To build "
+    "them, install a C++ compiler (g++ or clang++), then: pip install --force-reinstall --no-deps "
+    "--no-cache-dir "
 )
 
 PYTORCH = ["torch==2.13.0", "monai>=1.6.1,<2"]

@@ -16,11 +16,7 @@ Made = TypeVar("Made")
 
 
 CONFIGS = next(
-    (
-        folder
-        for parent in Path(__file__).resolve().parents[:2]
-        if (folder := parent / "configs").is_dir()
-    ),
+    (folder for parent in Path(__file__).resolve().parents[:2] if (folder := parent / "configs").is_dir()),
     Path("configs"),
 )
 """The configurations that come along: in an installed package, or at the top of a checkout."""
@@ -51,7 +47,9 @@ def made_by_file(path: str | Path, function: str, kind: type[Made]) -> Made:
     path = Path(path)
     if not path.is_file():
         names = ", ".join(config_names())
-        raise UserError(f"{path}: no such configuration; give a Python file, or one that comes along: {names}")
+        raise UserError(
+            f"{path}: no such configuration; give a Python file, or one that comes along: {names}"
+        )
     spec = importlib.util.spec_from_file_location("experiment_config", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path}: not a Python file; a configuration is a .py file with {function}()")

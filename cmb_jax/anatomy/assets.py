@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import io
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 from cmb_jax.anatomy.atlas_maps import Sources
 from cmb_jax.anatomy.build import build_pack, build_subject_pack
@@ -27,6 +25,7 @@ from cmb_jax.anatomy.packages import Package, cache_dir, make_folder, read_membe
 from cmb_jax.anatomy.subject import read_placement
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes
+from cmb_jax.progress import tell
 
 PACK_VERSION = 5  # raise when anything about the building changes: old cached packs are then left aside
 
@@ -128,7 +127,7 @@ def _read_pack(path: Path) -> AnatomyPack | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        tqdm.write(f"{path} is damaged and will be built again", file=sys.stderr)
+        tell(f"{path} is damaged and will be built again")
         return None
     whole = pack.fractions.shape == (*pack.code.shape, NUM_CHANNELS) and pack.affine.shape == (4, 4)
     return pack if whole else None

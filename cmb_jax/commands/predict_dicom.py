@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cmb_jax.commands.common import stopwatch
+from cmb_jax.commands.common import check_output, check_threshold, stopwatch
 from cmb_jax.commands.dicom import problem_lines, read_candidates
-from cmb_jax.commands.predict import OwnRegions, ScanInput, check_output, check_threshold, predict_scan
+from cmb_jax.commands.predict import OwnRegions, ScanInput, predict_scan
 from cmb_jax.config import Flips, Precision
 from cmb_jax.dicom.choose import choose
 from cmb_jax.dicom.load import DicomImages, load

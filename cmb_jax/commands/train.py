@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +15,7 @@ import numpy as np
 from absl import flags
 
 import cmb_jax
-from cmb_jax.commands.common import run_for_people, use_compilation_cache
-from cmb_jax.commands.experiment import argument_parser, parse
+from cmb_jax.commands.common import run_for_people, start_computing
 from cmb_jax.commands.train_data import TrainingData, training_data
 from cmb_jax.config import Config
 from cmb_jax.config_io import config_from_json, config_to_json
@@ -204,7 +202,7 @@ def run(config: Config, workdir: Path) -> None:
       UserError: settings, data or weights that cannot be used.
     """
     start = weights_to_start_from(config)
-    use_compilation_cache()
+    start_computing()
     precision = usable_precision(config.train.precision, "train.precision")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
 
@@ -253,21 +251,21 @@ def _write_weights(
     print(f"weights: {weights}\noperating point: {final.inference.score_threshold:.3f}, {how}")
 
 
-def main() -> None:
-    """Entry point of train.py."""
+def start(
+    config: Config, workdir: Path, coordinator: str | None, processes: str | None, process: int | None
+) -> None:
+    """Train in this process, with others if they are named (docs/scaling.md).
+
+    Raises:
+      UserError: settings, data or weights that cannot be used.
+    """
     keep_freed_memory()
     flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
 
     def command() -> None:
-        parser = argument_parser(
-            "train.py", "Train a detector on phantoms or own scans; run again to resume."
-        )
-        parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, of several")
-        parser.add_argument("--processes", metavar="N", help="how many processes train together, or auto")
-        parser.add_argument("--process", type=int, metavar="I", help="this process, from 0")
-        config, known = parse(parser, sys.argv[1:])
-        start_processes(known.coordinator, known.processes, known.process)
-        run(config, known.workdir)
+        start_processes(coordinator, processes, process)
+        run(config, workdir)
 
+    # the error of one of several processes is told before it leaves the others
     with leaving_at_once():
         run_for_people(command)

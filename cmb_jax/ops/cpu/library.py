@@ -43,8 +43,8 @@ def instruction_set() -> str:
     built = sorted(Path(__file__).parent.glob("_kernels*.so"))
     if not built:
         return _without(
-            "it was not built (no C++ compiler when the package was installed?); to put it right, install g++ "
-            "or clang++, then run: pip install --force-reinstall --no-deps --no-cache-dir cmb-jax"
+            "it was not built (no C++ compiler when the package was installed?); to put it right, install "
+            "g++ or clang++, then run: pip install --force-reinstall --no-deps --no-cache-dir cmb-jax"
         )
     return load(max(built, key=lambda path: path.stat().st_mtime))
 
