@@ -248,7 +248,10 @@ def _write_weights(
     quality = {} if curve is None else quality_of(curve)
     record = training_record(final, data, start, int(state.step), hours, quality, how, weights)
     atomic_write_text(workdir / "weights.json", json.dumps(record, indent=2) + "\n", overwrite=True)
+    if quality:
+        print("validation: " + ", ".join(f"{name} {value:.3f}" for name, value in quality.items()))
     print(f"weights: {weights}\noperating point: {final.inference.score_threshold:.3f}, {how}")
+    print(f"curves: tensorboard --logdir {workdir / 'tensorboard'}, or {workdir / 'metrics.csv'}")
 
 
 def start(
