@@ -2,7 +2,7 @@
 
 cmb-jax train --config smoke --workdir runs/smoke
 
-Nothing is downloaded or simulated. The scan stands for training and validation alike, so its figures say nothing
+Nothing is downloaded or simulated. The scan stands for training and validation alike: its figures say nothing
 about how good a detector is.
 """
 
