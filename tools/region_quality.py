@@ -24,7 +24,7 @@ from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
 from cmb_jax.anatomy.lookup import REASON_TEXT, RejectReason, look_up
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Side, Zone, region_of
-from cmb_jax.commands.common import start_computing
+from cmb_jax.commands.common import use_compilation_cache
 from cmb_jax.data.region_grid import grid_affine
 from cmb_jax.data.region_phantoms import codes_on_grid
 from cmb_jax.evaluation.breakdown import wilson
@@ -164,7 +164,7 @@ def measure_head(name: str, arguments: Arguments) -> dict[str, object]:
 def main() -> None:
     """Measure and print."""
     arguments = tyro.cli(Arguments, description=__doc__)
-    start_computing()
+    use_compilation_cache()
     figures = {root.name: measure_tree(root, arguments) for root in arguments.trees}
     if arguments.heads:
         figures |= {f"T1 of {name}": measure_head(name, arguments) for name in PACK_NAMES}

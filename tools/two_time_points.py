@@ -22,7 +22,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cmb_jax.anatomy.regions import Region, region_of
-from cmb_jax.commands.common import start_computing
+from cmb_jax.commands.common import use_compilation_cache
 from cmb_jax.commands.predict import run as predict
 from cmb_jax.followup.compare import compare
 from cmb_jax.followup.rigid import moved as transformed
@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", type=int, default=12)
     arguments = parser.parse_args()
-    start_computing()
+    use_compilation_cache()
     packs = PackLoader()
     for number in range(arguments.pairs):
         folder = arguments.folder / f"pair{number:02d}"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmb_jax.commands.common import run_for_people, start_computing
+from cmb_jax.commands.common import run_for_people, use_compilation_cache
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.bootstrap import froc_metrics, paired_bootstrap_froc
@@ -69,7 +69,7 @@ def main() -> None:
     with_phase = [subject for subject, there in zip(subjects, measured, strict=True) if there]
     if not with_phase:
         raise UserError(f"{arguments.folder}: no prepared subject (seed-*) with a phase in it")
-    start_computing()
+    use_compilation_cache()
     bundle = load_bundle(arguments.weights)
     finder = ProposalFinder(bundle.config, bundle.params)
     groups: dict[str, Sequence[StoredSubject]] = {

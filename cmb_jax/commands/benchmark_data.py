@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cmb_jax.commands.common import check_output, start_computing
+from cmb_jax.commands.common import check_output, use_compilation_cache
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_directory
 from cmb_jax.phantom.benchmark import BenchmarkSplit, Comparison, Split, compare, read_checksums
@@ -41,7 +41,7 @@ def run(
     members = chosen.members(subjects)
     check_output(out, overwrite)
     use_one_instruction_set()
-    start_computing()
+    use_compilation_cache()
     with atomic_directory(out, overwrite=overwrite) as root:
         write_cohort(root, chosen.title, members, PackLoader())
         if chosen.checksum_file.is_file():

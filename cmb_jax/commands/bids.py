@@ -23,7 +23,7 @@ from cmb_jax.bids_app.participants import (
 from cmb_jax.bids_app.region_labels import RegionLabels, read_region_labels
 from cmb_jax.bids_app.scan_images import PhaseOptions
 from cmb_jax.commands.cohort_progress import shown_progress
-from cmb_jax.commands.common import check_threshold, start_computing
+from cmb_jax.commands.common import check_threshold, use_compilation_cache
 from cmb_jax.commands.participant_options import ParticipantOptions
 from cmb_jax.datasets.bids.layout import BidsLayout, read_layout
 from cmb_jax.datasets.bids.names import label_of
@@ -65,7 +65,7 @@ def _participants(data: Path, out: Path, options: ParticipantOptions) -> None:
     )
     check_threshold(options.threshold)
     regions = _regions(options)
-    start_computing()
+    use_compilation_cache()
     stored = None if options.phase_range == "auto" else PhaseRange(options.phase_range)
     pipeline = detector_pipeline(
         options.weights,

@@ -74,8 +74,8 @@ def _output_is_closed() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
 
 
-def start_computing() -> None:
-    """Keep compiled programs between runs, beside the other cached files; say what is computed on."""
+def use_compilation_cache() -> None:
+    """Say what is computed on; keep compiled programs between runs, beside the other cached files."""
     import jax
 
     from cmb_jax.anatomy.packages import cache_dir

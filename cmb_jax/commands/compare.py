@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from cmb_jax.commands.common import check_output, existing_file, start_computing
+from cmb_jax.commands.common import check_output, existing_file, use_compilation_cache
 from cmb_jax.errors import UserError
 from cmb_jax.followup.compare import compare
 from cmb_jax.followup.outputs import write_comparison
@@ -36,7 +36,7 @@ def run(
         raise UserError(f"--match-mm {match_mm:g}: allowed are {_MATCH_MM[0]:g} to {_MATCH_MM[1]:g} mm")
     for path, name in ((baseline_image, "baseline's image"), (followup_image, "follow-up's image")):
         existing_file(path, name)
-    start_computing()
+    use_compilation_cache()
 
     def say(text: str) -> None:
         print(f"[{time.perf_counter() - tick:6.1f} s] {text}", file=sys.stderr, flush=True)

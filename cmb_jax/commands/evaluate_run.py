@@ -15,7 +15,7 @@ import numpy as np
 
 from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.arguments.training import check_run
-from cmb_jax.commands.common import start_computing
+from cmb_jax.commands.common import use_compilation_cache
 from cmb_jax.commands.evaluation_scans import EvaluationScan, open_test_part, own_scans, simulated_scans
 from cmb_jax.config import Config
 from cmb_jax.errors import UserError
@@ -136,7 +136,7 @@ def run(
     """
     check_run(workdir, overwrite)
     weights = workdir / "weights.safetensors"
-    start_computing()
+    use_compilation_cache()
     tick = time.perf_counter()
     detector = load_detector(weights)
     other = None if baseline is None else load_detector(baseline)

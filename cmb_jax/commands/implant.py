@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import cmb_jax
-from cmb_jax.commands.common import check_output, existing_file, start_computing
+from cmb_jax.commands.common import check_output, existing_file, use_compilation_cache
 from cmb_jax.commands.implant_inputs import read_lesions
 from cmb_jax.commands.implant_scan import Brain, Scan, find_brain, read_scan
 from cmb_jax.errors import UserError
@@ -63,7 +63,7 @@ def run(
     for path, role in ((magnitude, "magnitude"), (phase, "phase"), (lesions, "table"), (brain_mask, "mask")):
         if path is not None:
             existing_file(path, role)
-    start_computing()
+    use_compilation_cache()
     scan = read_scan(magnitude, phase, te_ms, b0_t, phase_sign, phase_range)
     brain = find_brain(scan.like, scan.magnitude[scan.last], brain_mask)
     bodies = _bodies(scan, brain, wanted, mimics, diameters_mm, lesions, seed)

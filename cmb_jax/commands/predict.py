@@ -13,8 +13,8 @@ from cmb_jax.commands.common import (
     check_output,
     check_threshold,
     existing_file,
-    start_computing,
     stopwatch,
+    use_compilation_cache,
 )
 from cmb_jax.config import Flips, Precision
 from cmb_jax.inference.bundle import WeightsBundle
@@ -168,7 +168,7 @@ def predict_scan(
       UserError: the images do not fit together, no such weights, or a folder that cannot be written.
     """
     region_map = None if regions is None else regions_from_labels(regions.volume, regions.table, scan.swi)
-    start_computing()
+    use_compilation_cache()
     detector = load_detector(weights, flips, precision)
     prediction = detector.predict(
         scan.swi,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cmb_jax.commands.common import check_output, start_computing
+from cmb_jax.commands.common import check_output, use_compilation_cache
 from cmb_jax.errors import UserError
 from cmb_jax.phantom import SubjectSettings, simulate_tree
 from cmb_jax.phantom.tiers import check_settings
@@ -31,6 +31,6 @@ def run(
         raise UserError(f"--seed {seed}: give 0 or more")
     check_settings(settings)
     check_output(out, overwrite)
-    start_computing()
+    use_compilation_cache()
     simulate_tree(out, subjects, seed, settings, anatomies=anatomies, overwrite=overwrite)
     print(f"written: {out}")

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 import cmb_jax
-from cmb_jax.commands.common import run_for_people, start_computing
+from cmb_jax.commands.common import run_for_people, use_compilation_cache
 from cmb_jax.commands.train_data import TrainingData, training_data
 from cmb_jax.config import Config
 from cmb_jax.config_io import config_from_json, config_to_json
@@ -138,27 +138,30 @@ def _remember(config: Config, workdir: Path) -> None:
     temporary.replace(path)
 
 
-def weights_to_start_from(config: Config) -> WeightsBundle | None:
-    """What `train.init_from` names.
+def with_start(config: Config) -> tuple[Config, WeightsBundle | None]:
+    """The configuration, with the network of its starting weights if it asks for that, and these weights.
 
     Raises:
       UserError: no such weights, or they are of another network or working grid.
     """
     name = config.train.init_from
     if name is None:
-        return None
+        return config, None
     bundle = load_bundle(name)
+    theirs = bundle.config
+    if config.train.network_of_start:
+        config = dataclasses.replace(config, model=theirs.model, loss=theirs.loss)
     wanted = dataclasses.asdict(config.model.network())
-    present = dataclasses.asdict(bundle.config.model.network())
+    present = dataclasses.asdict(theirs.model.network())
     pairs = {f"model.{field}": (wanted[field], present[field]) for field in wanted}
-    pairs["data.spacing_mm"] = (config.data.spacing_mm, bundle.config.data.spacing_mm)
+    pairs["data.spacing_mm"] = (config.data.spacing_mm, theirs.data.spacing_mm)
     for field, (ours, its) in pairs.items():
         if ours != its:
             raise UserError(
                 f"{name}: cannot start from these weights: their {field} is {its}, but the configuration has "
-                f"{ours}"
+                f"{ours}; with --train.network-of-start true it takes theirs"
             )
-    return bundle
+    return config, bundle
 
 
 def training_record(
@@ -201,8 +204,8 @@ def run(config: Config, workdir: Path) -> None:
     Raises:
       UserError: settings, data or weights that cannot be used.
     """
-    start = weights_to_start_from(config)
-    start_computing()
+    config, start = with_start(config)
+    use_compilation_cache()
     precision = usable_precision(config.train.precision, "train.precision")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
 

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 import cmb_jax
-from cmb_jax.commands.common import Progress, run_for_people, start_computing, stopwatch
+from cmb_jax.commands.common import Progress, run_for_people, stopwatch, use_compilation_cache
 from cmb_jax.commands.train import OPERATING_FP_RATE
 from cmb_jax.commands.train_data import phantom_subjects
 from cmb_jax.data.subjects import subjects_in
@@ -207,7 +207,7 @@ def run_study(
     say = stopwatch()
     grid = with_one_cache(grid, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    start_computing()
+    use_compilation_cache()
     sets = {
         name: prepared_set(name, folder, grid, workdir)
         for name, folder in (("validation", validation), ("test", test))

@@ -7,6 +7,10 @@ needs a d' of 5 to name a spot for sure among the many places of a picture (Rose
 Electronic), and people use about half of the information that such an observer has (Burgess et al. 1981,
 Science 214:93), which costs a factor sqrt(2): `MIN_DETECTABILITY` is 5 sqrt(2), about 7.
 
+The matched filter takes the structure of the surroundings for noise. A reader does not: a black spot is seen
+between sulci and near a cavity, where the surroundings vary. So noise alone sets the limit for a spot that is
+darker by `OBVIOUS_CONTRAST` or more.
+
 All other simulated microbleeds, those in a signal void and those at the border of what can be seen among
 them, are ignored: neither truth nor negative.
 """
@@ -29,6 +33,9 @@ MIN_DETECTABILITY = 5.0 * math.sqrt(2.0)
 MIN_CONTRAST = 0.05
 """Darker than its surroundings by less than this share of them, a spot is not seen however large it is."""
 
+OBVIOUS_CONTRAST = 0.5
+"""Darker by this share than its surroundings, a spot is seen whatever their structure."""
+
 MIN_SURROUNDINGS = 0.4
 """Where the surroundings are darker than this share of the brain's median, near air-filled cavities, the
 signal is lost: a dark spot in the dark is nobody's microbleed."""
@@ -46,6 +53,7 @@ class Visibility:
     contrast: jax.Array  # (N,) surroundings minus core over the surroundings
     surroundings: jax.Array  # (N,) median SWI around it
     detectability: jax.Array  # (N,) d' of the matched filter, see the head of this file
+    against_noise: jax.Array  # (N,) d' if the surroundings were uniform
 
 
 @functools.partial(jax.jit, static_argnames=("grid",))
@@ -101,6 +109,7 @@ def visibility(
             contrast=darker / jnp.maximum(level, 1e-12),
             surroundings=level,
             detectability=darker / spread * jnp.sqrt(voxels),
+            against_noise=darker / sigma * jnp.sqrt(voxels),
         )
 
     return jax.lax.map(lambda pair: one(*pair), (centre_mm, apparent_mm))
@@ -116,8 +125,9 @@ def is_seen(seen: Visibility, typical: jax.Array) -> jax.Array:
 
     typical: () median SWI of the brain, in the units that `seen` was measured in.
     """
+    d_prime = jnp.where(seen.contrast >= OBVIOUS_CONTRAST, seen.against_noise, seen.detectability)
     return (
-        (seen.detectability >= MIN_DETECTABILITY)
+        (d_prime >= MIN_DETECTABILITY)
         & (seen.contrast >= MIN_CONTRAST)
         & (seen.surroundings >= MIN_SURROUNDINGS * typical)
     )

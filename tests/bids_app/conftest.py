@@ -27,7 +27,7 @@ def bids(monkeypatch, capsys, stub):
         return app.pipeline(stub, cut, regions, sign=phase.sign, stored=phase.stored)
 
     monkeypatch.setattr(command, "detector_pipeline", pipeline)
-    monkeypatch.setattr(command, "start_computing", lambda: None)
+    monkeypatch.setattr(command, "use_compilation_cache", lambda: None)
 
     return functools.partial(run_cli, monkeypatch, capsys, "bids")
 

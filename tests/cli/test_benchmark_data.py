@@ -21,7 +21,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(BenchmarkSplit, "members", lambda self, count=None: [member])
     monkeypatch.setattr(BenchmarkSplit, "checksum_file", property(lambda self: tmp_path / "sums.tsv"))
     monkeypatch.setattr(benchmark_data, "PackLoader", lambda: lambda name: pack)
-    for name in ("use_one_instruction_set", "start_computing"):
+    for name in ("use_one_instruction_set", "use_compilation_cache"):
         monkeypatch.setattr(benchmark_data, name, lambda: None)  # they are settings of the whole process
     return tmp_path
 
