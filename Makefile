@@ -2,13 +2,15 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help demo test lint format wheel clean
+.PHONY: help demo test lint format wheel figures docs clean
 
 help:
 	@echo "make demo    environment, detection on the bundled phantom, evaluation, a report to open"
 	@echo "make test    environment with the development requirements, then the tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  ruff's formatter and its safe fixes"
+	@echo "make docs    the documentation as a site in site/"
+	@echo "make figures what README and docs show, made anew from its sources"
 	@echo "make wheel   source distribution and manylinux wheel in dist/"
 	@echo "make clean   remove the environment and the demo's output"
 
@@ -29,6 +31,17 @@ KERNEL := $(filter-out %.py %.so,$(wildcard cmb_jax/ops/cpu/*.*))
 
 demo: .venv/base
 	@$(BIN)/cmb-jax demo --out demo_output --overwrite
+
+figures: .venv/dev
+	@$(BIN)/cmb-jax demo --out demo_output --overwrite --quiet
+	@$(BIN)/python tools/readme_picture.py demo_output docs/images/result.png
+	@$(BIN)/python tools/figures.py
+
+docs: .venv/dev
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet -e '.[docs]'
+	@$(BIN)/python tools/figures.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html"
 
 test: .venv/dev
 	@$(BIN)/python -m pytest

@@ -25,6 +25,8 @@ DEVELOPMENT = [
     "flatbuffers>=25.12,<26",
     "bids-validator-deno>=3.0.2,<4",
     "matplotlib>=3.11,<4",  # pictures of tools/realism.py
+    "nbclient>=0.10,<0.12",  # tutorials are run by the tests
+    "ipykernel>=6.29,<8",
     "setuptools>=77",
     "setuptools-scm>=10,<11",
     # peers that the tests check our results against; never imported by the package
@@ -120,6 +122,7 @@ setup(
         "bench": PYTORCH,
         # compiles for TPUs ahead of time, on any machine; the version that JAX 0.10.2 goes with
         "tpu-check": ["libtpu==0.0.42.*"],
+        "docs": ["mkdocs-material>=9.7,<10", "mkdocs-jupyter>=0.25,<0.27", "mkdocstrings[python]>=0.30,<2"],
         "dev": [*needed["test"], *needed["dicom"], *needed["compare"], *DEVELOPMENT],
     },
     cmdclass={"build_ext": BuildKernels, "build_py": BuildWithConfigs, "bdist_wheel": WheelForEveryPython},
