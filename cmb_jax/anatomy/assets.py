@@ -26,7 +26,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 from cmb_jax.anatomy.build import Sources, build_pack, build_subject_pack, read_placement
 from cmb_jax.anatomy.lattice import Lattice
@@ -34,6 +33,7 @@ from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, sha256_file
 from cmb_jax.io.outside import read_arrays, read_text, reading
+from cmb_jax.progress import tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,17 +156,11 @@ def _pip_download(package: Package, folder: Path, progress: bool) -> None:
         command += ["--no-binary", package.name, "--require-hashes", "--requirement", str(pinned)]
     else:
         command += ["--only-binary", ":all:", requirement]
-    label = f"Downloading {package.name} {package.version} ({package.size_mb} MB)"
-    with (
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as pip,
-        tqdm(desc=label, bar_format="{desc}: {elapsed}", disable=not progress) as bar,
-    ):
-        errors = None
-        while errors is None:
-            try:
-                errors = pip.communicate(timeout=0.5)[1]
-            except subprocess.TimeoutExpired:
-                bar.refresh()  # pip tells no program how far it is: show at least that time passes
+    if progress:
+        tell(f"downloading {package.name} {package.version} ({package.size_mb} MB)")
+    # pip tells no program how far it is
+    pip = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    errors = pip.stderr
     if pip.returncode != 0:
         reasons = [line for line in errors.splitlines() if line.startswith("ERROR")]
         reason = reasons[-1] if reasons else f"pip exited with {pip.returncode}"
@@ -278,7 +272,7 @@ def _read_pack(path: Path) -> AnatomyPack | None:
             if pack.fractions.shape != (*pack.code.shape, NUM_CHANNELS) or pack.affine.shape != (4, 4):
                 raise ValueError("arrays that do not fit each other")
     except UserError:
-        tqdm.write(f"{path} is damaged or without its hash, and is built again", file=sys.stderr)
+        tell(f"{path} is damaged or without its hash, and is built again")
         return None
     return pack
 

@@ -19,12 +19,12 @@ from importlib import resources
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
-from tqdm import tqdm
 
 from cmb_jax.anatomy.lattice import Lattice, read_lattice
 from cmb_jax.anatomy.mars import MELBOURNE_LEFT_OFFSET, MELBOURNE_NUCLEI, assign_regions
 from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack, Channel
 from cmb_jax.anatomy.shapes import NUM_TISSUES, Ellipsoid, encode_sides, paint, quantise, soften, voxel_axes
+from cmb_jax.progress import Bar
 
 Axes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -398,16 +398,13 @@ def _paint_nuclei(channels: np.ndarray, maps: AtlasMaps, mni_mm: Axes) -> None:
 @contextmanager
 def _steps(progress: bool) -> Iterator[Step]:
     """A progress bar with one tick a named step."""
-    with tqdm(
-        total=8, desc="Building anatomy", disable=not progress, bar_format="{l_bar}{bar}| {elapsed}"
-    ) as bar:
+    with Bar("building the anatomy", 8, shown=progress) as bar:
         started = False
 
         def step(what: str) -> None:
             nonlocal started
-            bar.update(int(started))
+            bar.update(int(started), what=f"building the anatomy: {what}")
             started = True
-            bar.set_description(f"Building anatomy: {what}")
 
         yield step
         bar.update(1)

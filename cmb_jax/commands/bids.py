@@ -25,9 +25,8 @@ from cmb_jax.bids_app.participants import (
 from cmb_jax.bids_app.region_labels import RegionLabels, read_region_labels
 from cmb_jax.bids_app.scan_images import PhaseOptions
 from cmb_jax.commands.cohort_progress import shown_progress
-from cmb_jax.commands.common import NOT_ANALYSABLE_CODE, use_compilation_cache
+from cmb_jax.commands.common import NOT_ANALYSABLE_CODE, check_threshold, use_compilation_cache
 from cmb_jax.commands.participant_options import ParticipantOptions
-from cmb_jax.commands.predict import check_threshold
 from cmb_jax.datasets.bids.filter import read_filter
 from cmb_jax.datasets.bids.layout import BidsLayout, read_layout
 from cmb_jax.datasets.bids.names import label_of

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import cmb_jax
-from cmb_jax.commands.common import StoredPhase, existing_file, use_compilation_cache
+from cmb_jax.commands.common import StoredPhase, check_output, existing_file, use_compilation_cache
 from cmb_jax.commands.implant_inputs import read_lesions
 from cmb_jax.commands.implant_scan import Brain, Scan, find_brain, read_scan
-from cmb_jax.commands.predict import check_output
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_directory, sha256_file
 from cmb_jax.io.header import open_nifti

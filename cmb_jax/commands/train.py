@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from absl import flags
 
 import cmb_jax
 from cmb_jax.commands.common import run_for_people, use_compilation_cache
-from cmb_jax.commands.experiment import argument_parser, parse
 from cmb_jax.commands.train_data import TrainingData, training_data
 from cmb_jax.config import Config
 from cmb_jax.config_io import config_to_json, read_config
@@ -270,24 +268,27 @@ def _write_weights(
     quality = {} if curve is None else quality_of(curve)
     record = training_record(final, data, start, int(state.step), hours, quality, how, weights)
     atomic_write_text(workdir / "weights.json", json.dumps(record, indent=2) + "\n", overwrite=True)
+    if quality:
+        print("validation: " + ", ".join(f"{name} {value:.3f}" for name, value in quality.items()))
     print(f"weights: {weights}\noperating point: {final.inference.score_threshold:.3f}, {how}")
+    print(f"curves: tensorboard --logdir {workdir / 'tensorboard'}, or {workdir / 'metrics.csv'}")
 
 
-def main() -> None:
-    """Entry point of train.py."""
+def start(
+    config: Config, workdir: Path, coordinator: str | None, processes: str | None, process: int | None
+) -> None:
+    """Train in this process, with others if they are named (docs/scaling.md).
+
+    Raises:
+      UserError: settings, data or weights that cannot be used.
+    """
     keep_freed_memory()
     flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
 
     def command() -> None:
-        parser = argument_parser(
-            "train.py", "Train a detector on phantoms or own scans; run again to resume."
-        )
-        parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, of several")
-        parser.add_argument("--processes", metavar="N", help="how many processes train together, or auto")
-        parser.add_argument("--process", type=int, metavar="I", help="this process, from 0")
-        config, known = parse(parser, sys.argv[1:])
-        start_processes(known.coordinator, known.processes, known.process)
-        run(config, known.workdir)
+        start_processes(coordinator, processes, process)
+        run(config, workdir)
 
+    # the error of one of several processes is told before it leaves the others
     with leaving_at_once():
         run_for_people(command)

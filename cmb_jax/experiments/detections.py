@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.errors import UserError
@@ -24,6 +23,7 @@ from cmb_jax.inference.prepared import detect, mimics_of, truth_of
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.io.atomic import atomic_write_bytes, sha256_file
 from cmb_jax.io.outside import read_arrays
+from cmb_jax.progress import track
 
 _MADE_OF = "made_of"
 
@@ -111,7 +111,7 @@ def detections_of(weights: Path, subjects: SubjectSet, say: Callable[[str], None
     say(f"{weights.parent.name}: looking at {len(names)} {subjects.name} subjects")
     finder = _finder_of(weights, sha256)
     scans, mimics = [], []
-    for stored_subject in tqdm(subjects.subjects, desc=weights.parent.name, unit="subject"):
+    for stored_subject in track(subjects.subjects, weights.parent.name):
         found = detect(finder, stored_subject)
         scans.append(found)
         mimics.append(tuple(name_by_mimic(found.centers_mm, mimics_of(stored_subject, subjects.spacing_mm))))

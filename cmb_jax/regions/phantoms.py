@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.io.atomic import atomic_write_bytes
@@ -25,6 +24,7 @@ from cmb_jax.phantom.simulate import simulate_subject
 from cmb_jax.phantom.tree import CohortMember, PackLoader
 from cmb_jax.phantom.types import PhantomSubject, SubjectSettings
 from cmb_jax.phantom.version import VERSION
+from cmb_jax.progress import track
 from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE, normalise, to_grid
 from cmb_jax.regions.samples import PhantomViews
 
@@ -60,7 +60,7 @@ def phantom_views(count: int, folder: Path) -> PhantomViews:
     folder.mkdir(parents=True, exist_ok=True)
     pack = PackLoader()
     parts = []
-    for member in tqdm(phantom_members(count), desc="Phantoms for the region network", unit="subject"):
+    for member in track(phantom_members(count), "phantoms for the region network"):
         path = folder / f"phantom{VERSION}-{member.name}.npz"
         if not path.exists():
             view = view_of(simulate_subject(pack(member.anatomy), member.seed, member.settings))

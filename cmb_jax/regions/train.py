@@ -24,7 +24,6 @@ import numpy as np
 import optax
 import tyro
 from flax import nnx
-from tqdm import tqdm
 
 from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
 from cmb_jax.anatomy.regions import NUM_REGIONS, Region, Side
@@ -34,6 +33,7 @@ from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, sha256_file
 from cmb_jax.io.outside import read_arrays
 from cmb_jax.io.weights import load_weights, save_weights
 from cmb_jax.models.functional import Template, params_of
+from cmb_jax.progress import Bar
 from cmb_jax.regions.network import RegionNet
 from cmb_jax.regions.phantoms import phantom_views
 from cmb_jax.regions.samples import (
@@ -276,7 +276,7 @@ def train_regions(config: RegionTraining, stop_after: int | None = None) -> Regi
     state = jax.tree.map(jnp.copy, _restore(config.out, init_region_state(config)))
     start, first = time.monotonic(), int(state.step)
     mean: dict[str, float] = {}
-    with tqdm(total=config.steps, initial=first, desc="Region network", unit="step", mininterval=5.0) as bar:
+    with Bar("region network", config.steps, done=first) as bar:
         for step in range(first + 1, (stop_after or config.steps) + 1):
             state, loss = materials.take_step(state, config, step - 1)
             for field in dataclasses.fields(loss):
@@ -286,8 +286,7 @@ def train_regions(config: RegionTraining, stop_after: int | None = None) -> Regi
                 raise UserError(
                     f"training stopped at step {step}: the loss is not finite; lower --learning-rate"
                 )
-            bar.set_postfix({name: f"{value:.3f}" for name, value in mean.items()}, refresh=False)
-            bar.update()
+            bar.update(note=", ".join(f"{name} {value:.3f}" for name, value in mean.items()))
             if step % config.save_every == 0 or step == config.steps:
                 _save(config, state, mean, time.monotonic() - start)
     return state

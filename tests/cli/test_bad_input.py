@@ -261,6 +261,7 @@ def test_help_and_version(monkeypatch, capsys):
     assert code == 0
     for command in cli.COMMANDS:
         assert command in out
+    assert "--version" in out
 
 
 def test_unknown_arguments_exit_with_2(monkeypatch, capsys):
