@@ -265,7 +265,7 @@ def read_provenance(sidecar: Path) -> Provenance:
             warnings=tuple(a_text(line, "Warnings", 2000) for line in made["Warnings"]),
             version=a_text(made["Version"], "Version"),
             brain_ml=None if brain is None else a_number(brain, "BrainVolumeMl"),
-            overview=None if overview is None else a_text(overview, "Overview", 255),
+            overview=overview if isinstance(overview, dict) else None,
         )
 
 

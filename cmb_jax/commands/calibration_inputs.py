@@ -22,6 +22,7 @@ from cmb_jax.inference.predict import LISTED_BELOW_THRESHOLD
 from cmb_jax.io.outside import read_json_object
 from cmb_jax.phantom.benchmark import TIER_OFFSET, BenchmarkSplit, Split
 from cmb_jax.progress import track
+from cmb_jax.review.files import result_paths
 
 OWN_SCANS = "own labelled scans"
 _TEST = "test"
@@ -138,7 +139,7 @@ def _threshold_of(source: PredictionSource, bundle: WeightsBundle) -> float:
         provenance = read_provenance(sidecar)
         digest, threshold = provenance.weights_sha256, float(provenance.making["Threshold"])
     else:
-        record = read_record(sidecar)
+        record = read_record(result_paths(path.parent))
         digest, threshold = record.weights_sha256, float(record.threshold)
     if digest != bundle.sha256:
         raise UserError(
