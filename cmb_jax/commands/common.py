@@ -200,3 +200,16 @@ def check_threshold(threshold: float | None) -> None:
     """
     if threshold is not None and not 0.0 <= threshold <= 1.0:
         raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
+
+
+def check_run(workdir: Path, overwrite: bool) -> None:
+    """Refuse to evaluate what is not trained or is evaluated already.
+
+    Raises:
+      UserError: it is so.
+    """
+    weights = workdir / "weights.safetensors"
+    if not weights.exists():
+        raise UserError(f"{weights}: no trained weights; run cmb-jax train with this --workdir first")
+    if (workdir / "eval").exists() and not overwrite:
+        raise UserError(f"{workdir / 'eval'}: exists already; add --overwrite to replace it")

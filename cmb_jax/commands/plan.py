@@ -13,6 +13,7 @@ import jax
 
 from cmb_jax.config import Config, Precision
 from cmb_jax.config_load import config_from_file
+from cmb_jax.devices import keep_freed_memory
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.planning.plan import (
@@ -24,7 +25,6 @@ from cmb_jax.planning.plan import (
     measure_step,
     plan_step,
 )
-from cmb_jax.training.memory import keep_freed_memory
 
 # Programs that are only read need no good machine code, which takes minutes to make.
 _QUICK_COMPILATION = "--xla_backend_optimization_level=0"

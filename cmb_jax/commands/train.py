@@ -21,6 +21,7 @@ from cmb_jax.commands.train_data import TrainingData, training_data
 from cmb_jax.config import Config
 from cmb_jax.config_io import config_to_json, read_config
 from cmb_jax.data.subjects import StoredSubject
+from cmb_jax.devices import keep_freed_memory
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.froc import (
     FrocCurve,
@@ -41,7 +42,6 @@ from cmb_jax.ops.cpu import library
 from cmb_jax.ops.precision import usable_precision
 from cmb_jax.training.checkpoint import QUALITY
 from cmb_jax.training.loop import train
-from cmb_jax.training.memory import keep_freed_memory
 from cmb_jax.training.processes import (
     is_primary,
     leaving_at_once,

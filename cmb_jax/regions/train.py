@@ -28,6 +28,7 @@ from flax import nnx
 from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
 from cmb_jax.anatomy.regions import NUM_REGIONS, Region, Side
 from cmb_jax.anatomy.synthetic import synthetic_pack
+from cmb_jax.devices import keep_freed_memory
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, sha256_file
 from cmb_jax.io.outside import read_arrays
@@ -45,7 +46,6 @@ from cmb_jax.regions.samples import (
     make_sample,
     make_view_sample,
 )
-from cmb_jax.training.memory import keep_freed_memory
 
 
 @dataclasses.dataclass(frozen=True)
