@@ -24,7 +24,8 @@ def docstrings(tree: ast.Module) -> list[ast.stmt]:
     return [
         statement
         for node in ast.walk(tree)
-        for statement in getattr(node, "body", [])
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        for statement in node.body
         if isinstance(statement, ast.Expr)
         and isinstance(statement.value, ast.Constant)
         and isinstance(statement.value.value, str)
