@@ -25,7 +25,7 @@ from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.commands.common import use_compilation_cache
 from cmb_jax.commands.predict import run as predict
 from cmb_jax.followup.compare import compare
-from cmb_jax.followup.rigid import moved as transformed
+from cmb_jax.followup.registration import moved as transformed
 from cmb_jax.followup.time_point import read_time_point
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.volume import Volume

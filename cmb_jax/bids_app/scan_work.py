@@ -64,6 +64,7 @@ class Pipeline:
     threshold: float
     phase: PhaseOptions
     regions: RegionLabels | None = None  # in place of the region network
+    viewer: bool = False  # write a viewer of each scan too
 
     @property
     def making(self) -> Making:
@@ -137,6 +138,10 @@ class ScanWork:
             return Outcome(name=scan.name, status=Status.NOT_ANALYSABLE, reason=reason)
         except UserError as error:
             reason = str(error)
+        except MemoryError:
+            reason = "takes more memory than there is"
+        except OSError as error:  # a disk that is full or gone
+            reason = f"{error.filename or 'a file'}: {error.strerror or type(error).__name__}"
         except Exception as error:  # the other scans must go on, and the reason must not be lost
             traceback.print_exc()
             reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it"
@@ -209,6 +214,7 @@ class ScanWork:
                 prediction,
                 self.pipeline.bundle,
                 self.pipeline.making,
+                viewer=self.pipeline.viewer,
             )
         seconds = dict((*clock.timings[:1], *timings, *clock.timings[1:]))
         write_json(logs_folder(self.out) / "timings" / f"{name}.json", {"Scan": name, "Seconds": seconds})

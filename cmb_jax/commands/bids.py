@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections import Counter
@@ -24,9 +25,8 @@ from cmb_jax.bids_app.participants import (
 from cmb_jax.bids_app.region_labels import RegionLabels, read_region_labels
 from cmb_jax.bids_app.scan_images import PhaseOptions
 from cmb_jax.commands.cohort_progress import shown_progress
-from cmb_jax.commands.common import NOT_ANALYSABLE_CODE, use_compilation_cache
+from cmb_jax.commands.common import NOT_ANALYSABLE_CODE, check_threshold, use_compilation_cache
 from cmb_jax.commands.participant_options import ParticipantOptions
-from cmb_jax.commands.predict import check_threshold
 from cmb_jax.datasets.bids.filter import read_filter
 from cmb_jax.datasets.bids.layout import BidsLayout, read_layout
 from cmb_jax.datasets.bids.names import label_of
@@ -79,6 +79,7 @@ def _participants(data: Path, out: Path, options: ParticipantOptions) -> None:
         options.flips,
         options.precision,
     )
+    pipeline = dataclasses.replace(pipeline, viewer=options.viewer)
     write_dataset_files(data, out, options.regions)
     with shown_progress() as progress:
         done = run_participants(
@@ -157,7 +158,8 @@ def _group(layout: BidsLayout, out: Path, asked: tuple[str, ...]) -> None:
         print(f"failed: {line}")
     for line in summary.mixed:
         print(f"note: counts should not be compared as they stand: {line}")
-    print(f"written: {summary.path} (research use only)")
+    print(f"written: {summary.path}")
+    print(f"Open {summary.page} in a browser. Research use only; not a diagnosis.")
     if summary.failures:
         sys.exit(SOME_FAILED_CODE)
     if summary.statuses[group_table.NOT_ANALYSABLE]:

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import cmb_jax
-from cmb_jax.commands.common import StoredPhase, existing_file, use_compilation_cache
+from cmb_jax.commands.common import StoredPhase, check_output, existing_file, use_compilation_cache
 from cmb_jax.commands.implant_inputs import read_lesions
 from cmb_jax.commands.implant_scan import Brain, Scan, find_brain, read_scan
-from cmb_jax.commands.predict import check_output
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_directory, sha256_file
 from cmb_jax.io.header import open_nifti
@@ -24,8 +23,18 @@ from cmb_jax.io.nifti import to_native, write_volume
 from cmb_jax.io.storage import scaled_magnitude, shifted_phase, write_stored
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.implant import effect_of_groups
-from cmb_jax.phantom.implant_truth import contrast_to_noise, noise_sd, truth_labels, truth_rows
-from cmb_jax.phantom.placement import MIN_DIAMETER_MM, Lesions, depth_mm, joined, place, random_lesions
+from cmb_jax.phantom.placement import (
+    MIN_DIAMETER_MM,
+    Lesions,
+    contrast_to_noise,
+    depth_mm,
+    joined,
+    noise_sd,
+    place,
+    random_lesions,
+    truth_labels,
+    truth_rows,
+)
 from cmb_jax.phantom.tree import lesion_line
 from cmb_jax.phantom.types import CMB_KIND, LesionRow
 from cmb_jax.scan.phase_sign import field_direction

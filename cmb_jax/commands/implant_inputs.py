@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from cmb_jax.commands.common import existing_file
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.tables import read_columns
+from cmb_jax.io.outside import read_json_object
 from cmb_jax.phantom.placement import KINDS, MIN_DIAMETER_MM, VEIN_KINDS, Lesions, make_lesions
 from cmb_jax.phantom.types import CALCIFICATIONS
 from cmb_jax.scan.units import check_echo_times, check_number
@@ -29,13 +30,7 @@ def sidecar(images: Sequence[Path]) -> dict[str, Any]:
         path = image.with_name(image.name.removesuffix(".gz").removesuffix(".nii") + ".json")
         if not path.is_file():
             continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not a readable JSON file ({error}); repair or move it") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{path}: holds no JSON object; repair or move it")
-        return content
+        return read_json_object(path, "repair or move it")
     return {}
 
 
@@ -77,7 +72,9 @@ def field_strength(given: float | None, notes: dict[str, Any], image: Path) -> f
 
 def _numbers(value: object, scale: float = 1.0) -> tuple[float, ...] | None:
     items: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
-    if not items or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in items):
+    if not items or not all(
+        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in items
+    ):
         return None
     return tuple(round(float(v) * scale, 6) for v in items)
 

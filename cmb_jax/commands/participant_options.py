@@ -39,6 +39,8 @@ class ParticipantOptions:
     """Derivatives with label volumes (*_dseg.nii.gz) in place of the region network (docs/regions.md)."""
     region_labels: Path | None = None
     """CSV with the columns label, region, side for own labels."""
+    viewer: bool = False
+    """Write a viewer of each scan too, which holds the images (about 10 MB each)."""
     process: str | None = None
     """Share of the participants to process: 0/8 to 7/8 for eight processes."""
     distributed: bool = False

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cmb_jax.anatomy.own_regions import LabelTable, label_table, regions_from_labels
-from cmb_jax.commands.common import Progress, StoredPhase, existing_file, stopwatch, use_compilation_cache
+from cmb_jax.commands.common import (
+    Progress,
+    StoredPhase,
+    check_output,
+    check_threshold,
+    existing_file,
+    stopwatch,
+    use_compilation_cache,
+)
 from cmb_jax.config import Flips, Precision
-from cmb_jax.errors import NotAnalysableError, UserError
+from cmb_jax.errors import NotAnalysableError
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import described_inputs, write_not_analysable, write_prediction
 from cmb_jax.inference.predict import Prediction, load_detector
@@ -20,7 +27,6 @@ from cmb_jax.inference.scan import PhaseSign
 from cmb_jax.io.naming import stem
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import Volume
-from cmb_jax.review.verdicts import FOLDER as VERDICTS
 from cmb_jax.scan.phase_range import PhaseRange, asked_range
 
 
@@ -58,39 +64,7 @@ class OwnRegions:
         return cls(volume=read_volume(existing_file(path, "regions")), table=label_table(table))
 
 
-# of a prediction, or of a folder of predictions such as the demo's
-_VERDICTS = (f"{VERDICTS}/*.json", f"*/{VERDICTS}/*.json")
 FurtherFiles = Callable[[Path, Prediction, WeightsBundle], None]
-
-
-def check_output(out: Path, overwrite: bool) -> None:
-    """Refuse early what would fail after minutes of work.
-
-    Raises:
-      UserError: `out` exists, holds readers' verdicts, or nothing can be written there.
-    """
-    if out.exists() and not overwrite:
-        raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
-    if read := [path for pattern in _VERDICTS for path in out.glob(pattern)]:
-        raise UserError(
-            f"{read[0]}: verdicts of a reader would be lost with the folder; move them away, or choose "
-            "another --out"
-        )
-    parent = out.resolve().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"{out}: cannot be written (no permission in {parent}); choose another --out")
-
-
-def check_threshold(threshold: float | None) -> None:
-    """Refuse a threshold that no score can have.
-
-    Raises:
-      UserError: it does not lie between 0 and 1.
-    """
-    if threshold is not None and not 0.0 <= threshold <= 1.0:
-        raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
 
 
 def summary(prediction: Prediction) -> str:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cmb_jax.commands.common import StoredPhase, stopwatch
+from cmb_jax.commands.common import StoredPhase, check_output, check_threshold, stopwatch
 from cmb_jax.commands.dicom import problem_lines, read_candidates
 from cmb_jax.commands.predict import (
     OwnRegions,
     ScanInput,
-    check_output,
-    check_threshold,
     predict_scan,
     refusal_recorded,
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from cmb_jax.dicom.values import valued_by_headers
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.nifti import read_volume
+from cmb_jax.io.outside import read_json_object
 from cmb_jax.io.volume import Volume
 
 _SUFFIXES = {"_ph": "PHASE", "_real": "REAL", "_imaginary": "IMAGINARY"}  # of dcm2niix's file names
@@ -75,7 +75,7 @@ def _is_of(path: Path, stack: Stack) -> bool:
     if component != (stack.first.component or "MAGNITUDE"):
         return False
     sidecar = path.with_suffix(".json")
-    stated = json.loads(sidecar.read_text(encoding="utf-8")).get("EchoTime") if sidecar.is_file() else None
+    stated = read_json_object(sidecar).get("EchoTime") if sidecar.is_file() else None
     echo = stack.first.echo_ms
     return stated is None or echo is None or abs(1000 * stated - echo) <= SAME_ECHO_MS
 

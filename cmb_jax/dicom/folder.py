@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -17,6 +18,7 @@ from cmb_jax.datasets.types import Problem
 from cmb_jax.dicom.files import open_whole
 from cmb_jax.dicom.frames import HEADER_TAGS, Frame, NoImage, instance_frames
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import Unreadable, reading
 
 _META_BYTES = 2048  # file meta information lies in them
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".iso")
@@ -59,10 +61,8 @@ def read_folder(folder: Path) -> FolderContent:
         except NoImage as error:
             ignored[str(error)] += 1
             continue
-        except Exception as error:  # damaged files raise whatever pydicom stumbles over
-            problems.append(
-                Problem(where=where, what=f"cannot be read ({type(error).__name__}); copy it again")
-            )
+        except Unreadable as error:
+            problems.append(Problem(where=where, what=f"{error.reason}; copy it again"))
             continue
         if found[0].instance.sop_uid in seen:
             ignored["is a second copy of an image"] += 1
@@ -87,7 +87,12 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _read(path: Path) -> tuple[Frame, ...]:
-    with open_whole(path) as stream, warnings.catch_warnings():
+    with (
+        reading(path, "copy it again", but=(InvalidDicomError, NoImage)),
+        open_whole(path) as stream,
+        warnings.catch_warnings(),
+        np.errstate(all="ignore"),
+    ):
         warnings.simplefilter("ignore")  # odd values are judged where they are used
         if DeflatedExplicitVRLittleEndian.encode() in stream.read(_META_BYTES):
             # dcm2niix does not read these, and there is no telling how large they become

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from cmb_jax.errors import NotAnalysableError
 from cmb_jax.inference.swi_command import run_swi
 from cmb_jax.inference.swi_image import OpenSignError
 from cmb_jax.io.nifti import check_same_grid, read_volume, to_native
+from cmb_jax.io.outside import read_json_object
 from cmb_jax.io.volume import Volume
 from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
 
@@ -162,5 +162,5 @@ def _made(
             phase_sign=phase_sign,
             phase_range=PhaseRange.RADIANS,
         )
-        warnings = tuple(json.loads((made / "swi.json").read_text(encoding="utf-8"))["warnings"])
+        warnings = tuple(read_json_object(made / "swi.json")["warnings"])
         return read_volume(made / "swi.nii.gz"), read_volume(made / "phase.nii.gz"), warnings

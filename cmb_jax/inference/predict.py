@@ -12,8 +12,7 @@ import numpy as np
 
 from cmb_jax.anatomy.lookup import REACH_MM, REASON_TEXT, RejectReason, look_up
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
-from cmb_jax.boxes.geometry import box_centers, box_sizes
-from cmb_jax.boxes.types import Detections
+from cmb_jax.boxes.anchors import Detections, box_centers, box_sizes
 from cmb_jax.config import Config, Flips, Precision
 from cmb_jax.data.prepare import points_from_edges
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision
@@ -22,6 +21,7 @@ from cmb_jax.inference.scan import Clock, PhaseSign, PreparedScan, prepare_scan
 from cmb_jax.io.nifti import native_index
 from cmb_jax.io.volume import ScanImages, Volume
 from cmb_jax.report.content import DetectionRow
+from cmb_jax.report.summary import LOW_SCORE
 from cmb_jax.scan.phase_range import PhaseRange
 from cmb_jax.scan.phase_sign import SignDecision
 
@@ -29,7 +29,6 @@ from cmb_jax.scan.phase_sign import SignDecision
 MAP_ERROR_MM = 1.0
 # Candidates under the operating point that are listed, the best of them: more would bury the report.
 LISTED_BELOW_THRESHOLD = 40
-LOW_SCORE = "score below the operating point"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from nibabel.arrayproxy import ArrayProxy
 
 from cmb_jax.io.atomic import atomic_write_bytes
 from cmb_jax.io.header import NiftiFile
+from cmb_jax.io.outside import reading
 
 _COMPRESSION = 4
 _WRAPPED = 1.01  # ends of wrapped phase over those of its turn, rounding included
@@ -86,7 +87,8 @@ def write_stored(
 
 def stored_values(file: NiftiFile) -> np.ndarray:
     """The array (I, J, K [, E]) as it is stored, without slope and intercept."""
-    return np.asarray(_proxy(file).get_unscaled())
+    with reading(file.path, "its voxels cannot be decoded: convert it again"):
+        return np.asarray(_proxy(file).get_unscaled())
 
 
 def without_texts(header: nib.Nifti1Header) -> nib.Nifti1Header:
