@@ -21,11 +21,11 @@ from cmb_jax.inference import predict as pipeline
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision
 from cmb_jax.inference.outputs import described_inputs, instance_labels, report_content, write_prediction
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.io.phase import PhaseRange
-from cmb_jax.io.phase_sign import SignDecision
 from cmb_jax.io.volume import NativeGrid, Volume
 from cmb_jax.report.html import write_report
 from cmb_jax.report.slices import data_uri, to_grey
+from cmb_jax.scan.phase_range import PhaseRange
+from cmb_jax.scan.phase_sign import SignDecision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
