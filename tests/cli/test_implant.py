@@ -220,7 +220,9 @@ def bad(monkeypatch, capsys, tmp_path, scan):
     def check(*arguments, match, files=None, physics=PHYSICS):
         before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
         out = tmp_path / "made" / "out"
-        code, _, err = run(monkeypatch, capsys, *common(files or paths, out), *physics, *arguments)
+        code, _, err = run(
+            monkeypatch, capsys, *common(files or paths, out), "--phase-sign", "+1", *physics, *arguments
+        )
         assert code == 2
         (line,) = [line for line in err.splitlines() if line.strip()]
         assert line.startswith("error: ")
