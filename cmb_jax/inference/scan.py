@@ -127,12 +127,12 @@ def prepare_scan(
     say = progress or (lambda _: None)
     swi, phase, magnitude = images.swi, images.phase, images.magnitude
     clock, warnings, steps = Clock(), [f"SWI: {line}" for line in swi.warnings], []
-    warnings += judge_grid(swi).enforce("SWI")
-    warnings += judge_intensity(swi.data).enforce("SWI")
     for role, other in (("phase", phase), ("magnitude", magnitude)):
         if other is not None:
             check_same_grid(swi, other)
             warnings.extend(f"{role}: {line}" for line in other.warnings)
+    warnings += judge_grid(swi).enforce("SWI")
+    warnings += judge_intensity(swi.data).enforce("SWI")
     swi = _of_unit_scale(swi)
     if magnitude is not None:
         warnings += judge_intensity(magnitude.data).enforce("magnitude")
