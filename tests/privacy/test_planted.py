@@ -123,7 +123,7 @@ def test_review_of_labels_with_a_telling_header(run, tmp_path):
 
 
 def test_swi(planted, run, tmp_path):
-    images = ("--magnitude", planted["magnitude"], "--phase", planted["phase"])
+    images = ("--magnitude", planted["magnitude"], "--phase", planted["phase"], "--phase-sign", "+1")
     run("swi", *images, "--out", tmp_path / "swi")
     assert leaks(tmp_path / "swi") == []
     run("swi", *images, "--out", tmp_path / "named", KEEP)
