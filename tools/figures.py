@@ -3,8 +3,8 @@
     python tools/figures.py [--check]
 
 A part stands between `<!-- figures: NAME -->` and `<!-- /figures -->`. Sources are the model cards
-(tools/model_card.py), the records beside the weights, CITATION.cff and the command line itself. A test runs the
-check, so that what is shown is what the sources say.
+(tools/model_card.py), the records beside the weights, CITATION.cff and the command line itself. A test runs
+the check, so that what is shown is what the sources say.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def card_results(name: str) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def headline() -> str:
-    """One line: sensitivity and false positives of the bundled weights on the last test set of their cards."""
+    """One line: sensitivity and false positives on the last test set of the model cards."""
     parts, last = [], ""
     for name in _names():
         sets, rows = card_results(name)
