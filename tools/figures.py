@@ -9,7 +9,10 @@ the check, so that what is shown is what the sources say.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -18,6 +21,7 @@ from pathlib import Path
 import yaml
 
 from cmb_jax import cli
+from cmb_jax.arguments import present
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "cmb_jax" / "weights"
@@ -100,11 +104,26 @@ def commands() -> str:
     return f"```text\n{cli.overview()}\n```"
 
 
+def options() -> str:
+    """`--help` of every command."""
+    os.environ["COLUMNS"] = "100"
+    parts = []
+    for name, command in cli.all_commands().items():
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+            present.run(command, f"cmb-jax {name}", ["--help"])
+        colorless = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
+        plain = "\n".join(line.rstrip() for line in colorless.strip().splitlines())
+        parts.append(f"## {name}\n\n```text\n{plain}\n```")
+    return "\n\n".join(parts)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "zoo": zoo,
     "bibtex": bibtex,
     "commands": commands,
+    "options": options,
 }
 
 
