@@ -65,19 +65,20 @@ def headline() -> str:
 
 def zoo() -> str:
     """A table of the bundled weights."""
-    lines = [
-        "| weights | MB | sha256 | trained on | test set | " + " | ".join(_ROWS) + " |",
-        "| --- | --- | --- | --- | --- |" + " --- |" * len(_ROWS),
-    ]
+    lines = ["| weights | test set | " + " | ".join(_ROWS) + " |", "| --- | --- |" + " --- |" * len(_ROWS)]
+    about = []
     for name in _names():
         record = json.loads((WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
         size = (WEIGHTS / f"{name}.safetensors").stat().st_size / 1e6
         sets, rows = card_results(name)
         for n, one in enumerate(sets):
-            own = [f"`{name}`", f"{size:.1f}", f"`{record['sha256'][:12]}`", record["training_data"]]
-            cells = [*(own if n == 0 else [""] * len(own)), one, *(rows[row][n] for row in _ROWS)]
+            cells = [f"`{name}`" if n == 0 else "", one, *(rows[row][n] for row in _ROWS)]
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        about.append(
+            f"- `{name}`: {size:.1f} MB, sha256 `{record['sha256'][:12]}`, {record['date']}; trained on "
+            f"{record['training_data']}"
+        )
+    return "\n".join([*lines, "", *about])
 
 
 def bibtex() -> str:
