@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -68,4 +69,7 @@ def made_by_file(path: str | Path, function: str, kind: type[Made]) -> Made:
 
 def override(config: Config, arguments: Sequence[str], prog: str) -> Config:
     """The configuration with dotted overrides, e.g. `--train.steps 500`; help comes from the dataclasses."""
-    return tyro.cli(Config, default=config, args=list(arguments), prog=prog)
+    with warnings.catch_warnings():
+        # a loss that a configuration file registers has a name that no Literal lists
+        warnings.filterwarnings("ignore", message=".*default value", category=UserWarning)
+        return tyro.cli(Config, default=config, args=list(arguments), prog=prog)

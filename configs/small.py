@@ -1,6 +1,6 @@
 """The small detector, trained from nothing on phantoms that it makes itself: 72 subjects, all protocols.
 
-python train.py --config configs/small.py --workdir runs/small
+cmb-jax train --config small --workdir runs/small
 
 The bundled weights are older: they have none of the settings of model and loss below but `lesion_balance`,
 which came in half-way through their 16000 steps. `tools/grow_detector.py` turns them into a start for this.
