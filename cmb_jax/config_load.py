@@ -12,6 +12,7 @@ import tyro
 
 from cmb_jax.config import Config
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import reading
 
 Made = TypeVar("Made")
 
@@ -38,7 +39,7 @@ def config_from_file(path: str | Path) -> Config:
 
 
 def made_by_file(path: str | Path, function: str, kind: type[Made]) -> Made:
-    """What a function without arguments of a configuration file returns.
+    """What a function without arguments of a configuration file returns. The file is code, and is run.
 
     Raises:
       UserError: no such file, no such function, or it returns no `kind`.
@@ -56,12 +57,11 @@ def made_by_file(path: str | Path, function: str, kind: type[Made]) -> Made:
         raise UserError(f"{path}: not a Python file; a configuration is a .py file with {function}()")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        made = getattr(module, function)()
-    except (ValueError, TypeError, SyntaxError, AttributeError, ImportError) as error:
-        raise UserError(
-            f"{path}: this configuration cannot be used ({error}); compare it with those in {CONFIGS}"
-        ) from error
+        with reading(path, f"this configuration cannot be used: compare it with those in {CONFIGS}"):
+            spec.loader.exec_module(module)
+            made = getattr(module, function)()
+    except SystemExit as error:
+        raise UserError(f"{path}: this configuration ends the program; see those in {CONFIGS}") from error
     if not isinstance(made, kind):
         raise UserError(f"{path}: {function}() must return a {kind.__module__}.{kind.__name__}")
     return made

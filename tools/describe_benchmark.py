@@ -2,7 +2,7 @@
 
     python tools/describe_benchmark.py EASY-TEST HARD-TEST
 
-Microbleeds by size, ignored ones, focal mimics and mimic candidates (`cmb_jax.phantom.candidates`), a column
+Microbleeds by size, ignored ones, focal mimics and mimic candidates (`cmb_jax.phantom.visibility`), a column
 for each folder, as a table in Markdown; a line for each subject goes to stderr. Some seconds a subject.
 """
 
@@ -19,8 +19,8 @@ import nibabel as nib
 import numpy as np
 
 from cmb_jax.phantom import MimicKind
-from cmb_jax.phantom.candidates import mimic_candidates
 from cmb_jax.phantom.version import VERSION, check_phantom_version
+from cmb_jax.phantom.visibility import mimic_candidates
 from cmb_jax.progress import track
 
 

@@ -18,12 +18,12 @@ import numpy as np
 
 from cmb_jax.anatomy.regions import region_of, side_of
 from cmb_jax.commands.common import use_compilation_cache
+from cmb_jax.devices import keep_freed_memory
 from cmb_jax.phantom import PROTOCOLS, MimicKind, PhantomSubject, SubjectSettings, simulate_subject
 from cmb_jax.phantom.benchmark import ANATOMIES, TIER_OFFSET
-from cmb_jax.phantom.candidates import mimic_candidates
 from cmb_jax.phantom.tree import PackLoader
+from cmb_jax.phantom.visibility import mimic_candidates
 from cmb_jax.progress import track
-from cmb_jax.training.memory import keep_freed_memory
 
 SEED = 4_000_000  # in no split of CMB-Phantom
 PROJECTION_MM = 8.0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cmb_jax.arguments.present import Common, one_line_errors
+from cmb_jax.commands.common import check_run
 from cmb_jax.config import Config
 from cmb_jax.config_load import config_from_file, config_names, override
 from cmb_jax.errors import UserError
@@ -50,19 +51,6 @@ def evaluate_run(arguments: Sequence[str], apply: Apply) -> None:
     from cmb_jax.commands.evaluate_run import run
 
     run(config, known.workdir, known.overwrite, known.baseline)
-
-
-def check_run(workdir: Path, overwrite: bool) -> None:
-    """Refuse to evaluate what is not trained or is evaluated already.
-
-    Raises:
-      UserError: it is so.
-    """
-    weights = workdir / "weights.safetensors"
-    if not weights.exists():
-        raise UserError(f"{weights}: no trained weights; run cmb-jax train with this --workdir first")
-    if (workdir / "eval").exists() and not overwrite:
-        raise UserError(f"{workdir / 'eval'}: exists already; add --overwrite to replace it")
 
 
 def _parser(prog: str, text: str) -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ import cmb_jax
 from cmb_jax.bids_app.dataset import REGIONS, ResultFiles, read_json, source_uri, write_json
 from cmb_jax.bids_app.scan_images import ScanImages, TakenImage
 from cmb_jax.datasets.bids.choice import Choice
-from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle
-from cmb_jax.inference.outputs import NOTICE, instance_labels, report_content
+from cmb_jax.inference.outputs import NOTICE, instance_labels, report_content, viewer_page
 from cmb_jax.inference.predict import Prediction
-from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text
 from cmb_jax.io.nifti import write_volume
+from cmb_jax.io.outside import a_number, a_text, reading
 from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow
 from cmb_jax.report.html import write_report
+from cmb_jax.report.projection import make_projection
 
 PROVENANCE = "CmbJax"
 """Key of the sidecar under which everything stands that is no column of the table."""
@@ -125,8 +127,12 @@ def write_result(
     prediction: Prediction,
     bundle: WeightsBundle,
     making: Making,
+    *,
+    viewer: bool = False,
 ) -> None:
     """Write all files of a scan's result over older ones; the table's sidecar last, as the mark of the end.
+
+    `viewer`: the page on which a reader scrolls too, which holds the images.
 
     No other process may be writing the same result: what a killed one has left half-written is cleared away.
 
@@ -138,7 +144,8 @@ def write_result(
         left.unlink()
     sources = [image.uri for image in taken]
     spatial = source_uri(choice.reference.file.relative)
-    write_volume(files.labels, instance_labels(prediction), prediction.swi, dtype=np.uint16, overwrite=True)
+    labels = instance_labels(prediction)
+    write_volume(files.labels, labels, prediction.swi, dtype=np.uint16, overwrite=True)
     write_json(
         files.labels_sidecar,
         {
@@ -159,8 +166,20 @@ def write_result(
         files.made_swi_sidecar.unlink(missing_ok=True)
     inputs = tuple((image.role, image.file, image.sha256) for image in taken)
     write_report(report_content(prediction, bundle, inputs, files.stem), files.report, overwrite=True)
-    atomic_write_text(files.table, detections_tsv(prediction.rows), overwrite=True)
-    write_json(files.table_sidecar, _sidecar(choice, taken, prediction, making, sources))
+    projection = make_projection(prediction.swi, prediction.brain_mask)
+    atomic_write_bytes(files.overview, projection.jpeg, overwrite=True)
+    table = detections_tsv(prediction.rows)
+    atomic_write_text(files.table, table, overwrite=True)
+    if viewer:
+        digest = hashlib.sha256(table.encode()).hexdigest()
+        atomic_write_text(
+            files.viewer, viewer_page(prediction, inputs, files.stem, labels, digest), overwrite=True
+        )
+    else:
+        files.viewer.unlink(missing_ok=True)
+    sidecar = _sidecar(choice, taken, prediction, making, sources)
+    sidecar[PROVENANCE]["Overview"] = projection.to_json()
+    write_json(files.table_sidecar, sidecar)
 
 
 def _sidecar(
@@ -193,7 +212,13 @@ def _sidecar(
             "Settings": dict(prediction.settings),
             "Steps": list(prediction.steps),
             "Warnings": list(prediction.warnings),
+            "RejectedUnlisted": prediction.unlisted,
             "RegionsTrusted": prediction.region_map.trusted,
+            "BrainVolumeMl": round(
+                np.count_nonzero(prediction.brain_mask)
+                * abs(np.linalg.det(prediction.swi.affine[:3, :3]))
+                / 1000
+            ),
         },
     }
 
@@ -207,8 +232,10 @@ class Provenance:
     images: frozenset[tuple[str, str]]  # files and their hashes
     kind: str
     field_strength_t: float | None
-    warnings: int
+    warnings: tuple[str, ...]
     version: str
+    brain_ml: float | None  # None, as the next: results of earlier versions do not say it
+    overview: dict[str, Any] | None  # see `Projection.to_json`
 
 
 def read_provenance(sidecar: Path) -> Provenance:
@@ -218,8 +245,13 @@ def read_provenance(sidecar: Path) -> Provenance:
         UserError: the file is missing or damaged.
     """
     record = read_json(sidecar)
-    try:
+    with reading(sidecar, "make it again with --overwrite"):
         made = record[PROVENANCE]
+        field, brain, overview = (
+            made["MagneticFieldStrength"],
+            made.get("BrainVolumeMl"),
+            made.get("Overview"),
+        )
         return Provenance(
             making={
                 name: made["Making"][name] for name in ("Weights", "Threshold", "PhaseSign", "PhaseRange")
@@ -228,13 +260,13 @@ def read_provenance(sidecar: Path) -> Provenance:
             | {"Regions": made["Making"].get("Regions", _NETWORK)},
             weights_sha256=str(made["Making"]["Weights"]["SHA256"]),
             images=frozenset((image["File"], image["SHA256"]) for image in made["Taken"]["Images"]),
-            kind=made["Taken"]["Kind"],
-            field_strength_t=made["MagneticFieldStrength"],
-            warnings=len(made["Warnings"]),
-            version=made["Version"],
+            kind=a_text(made["Taken"]["Kind"], "Kind"),
+            field_strength_t=None if field is None else a_number(field, "MagneticFieldStrength"),
+            warnings=tuple(a_text(line, "Warnings", 2000) for line in made["Warnings"]),
+            version=a_text(made["Version"], "Version"),
+            brain_ml=None if brain is None else a_number(brain, "BrainVolumeMl"),
+            overview=overview if isinstance(overview, dict) else None,
         )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{sidecar}: is damaged; make it again with --overwrite") from error
 
 
 def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: Making) -> str | None:

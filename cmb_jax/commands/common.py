@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import select
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, TextIO
 
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.progress import tell
 
 USER_ERROR_CODE = 2
+NOT_ANALYSABLE_CODE = 3
 CLOSED_OUTPUT_CODE = 128 + 13  # as of a program that SIGPIPE ends
 
-StoredPhase = Literal["auto", "radians", "pm4096", "0-4095", "milliradians", "0-2pi", "symmetric"]
-"""How phase is stored, as typed: "auto" or a value of `cmb_jax.io.phase.PhaseRange`."""
+StoredPhase = tuple[str, ...]
+"""How phase is stored, as typed: auto, a name, or two numbers; see `cmb_jax.scan.phase_range.asked_range`."""
 
 
 _EXTRAS = {"pydicom": "dicom", "highdicom": "dicom", "dcm2niix": "dicom", "SimpleITK": "compare"}
@@ -39,10 +42,15 @@ def stopwatch() -> Progress:
 
 
 def run_for_people(command: Callable[[], None]) -> None:
-    """Run a command; a `UserError` becomes one line on stderr and exit code 2, without a traceback.
+    """Run a command; a `UserError` becomes one line on stderr and exit code 2 (not analysable: 3).
 
     Whoever reads the output may stop, as `head` does: that ends the command without a word.
     """
+    with _streams_that_may_fail():
+        _run_for_people(command)
+
+
+def _run_for_people(command: Callable[[], None]) -> None:
     try:
         command()
         sys.stdout.flush()
@@ -57,6 +65,9 @@ def run_for_people(command: Callable[[], None]) -> None:
             )
         else:
             raise
+        sys.exit(NOT_ANALYSABLE_CODE if isinstance(error, NotAnalysableError) else USER_ERROR_CODE)
+    except MemoryError:
+        print("error: this takes more memory than there is; close other programs", file=sys.stderr)
         sys.exit(USER_ERROR_CODE)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -66,6 +77,60 @@ def run_for_people(command: Callable[[], None]) -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is anything said at exit
         sys.exit(CLOSED_OUTPUT_CODE)
+    except OSError as error:  # of files that vanish, disks that fail: nothing that a traceback would tell
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}; check the disk and the folder", file=sys.stderr)
+        sys.exit(USER_ERROR_CODE)
+
+
+class _MayFail:
+    """A stream to which writing may fail, as on a full disk: results do not depend on what is said.
+
+    That nobody reads any more (`BrokenPipeError`) is left to `run_for_people`.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        self._guarded(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._guarded(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _guarded(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.lost = error
+            # what is still in buffers goes nowhere, and nothing fails at the program's exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+@contextlib.contextmanager
+def _streams_that_may_fail() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    # a stream that was closed before the start is None
+    nowhere = functools.partial(open, os.devnull, "w", encoding="utf-8")
+    streams = [_MayFail(stream or nowhere()) for stream in before]
+    sys.stdout, sys.stderr = streams  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        lost = streams[0].lost
+        if lost is not None:
+            what = f"note: what was to be printed could not be written ({lost.strerror})"
+            print(f"{what}; files that were written are complete", file=sys.stderr)
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
 
 
 def _output_is_closed() -> bool:
@@ -78,7 +143,7 @@ def use_compilation_cache() -> None:
     """Say what is computed on; keep compiled programs between runs, beside the other cached files."""
     import jax
 
-    from cmb_jax.anatomy.packages import cache_dir
+    from cmb_jax.anatomy.assets import cache_dir
     from cmb_jax.devices import device_line
 
     tell(device_line())
@@ -135,3 +200,16 @@ def check_threshold(threshold: float | None) -> None:
     """
     if threshold is not None and not 0.0 <= threshold <= 1.0:
         raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
+
+
+def check_run(workdir: Path, overwrite: bool) -> None:
+    """Refuse to evaluate what is not trained or is evaluated already.
+
+    Raises:
+      UserError: it is so.
+    """
+    weights = workdir / "weights.safetensors"
+    if not weights.exists():
+        raise UserError(f"{weights}: no trained weights; run cmb-jax train with this --workdir first")
+    if (workdir / "eval").exists() and not overwrite:
+        raise UserError(f"{workdir / 'eval'}: exists already; add --overwrite to replace it")

@@ -55,11 +55,14 @@ def check(
         index, path, connectivity=connectivity, on_case=draw if out else None, progress=_progress
     )
     _refuse_if_empty(inspection, path)
-    if out is not None:
-        sheet.write(out, overwrite=overwrite)
     print(summary(inspection))
-    if out is not None:
-        print(f"written: {out}")
+    if out is None:
+        return
+    if not sheet.tiles:
+        print(f"no lesion to show, so {out} was not written")
+        return
+    sheet.write(out, overwrite=overwrite)
+    print(f"written: {out}")
 
 
 def index(path: Path, out: Path, kind: Kind | None = None, overwrite: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -37,14 +36,13 @@ def run(*, out: Path, details: bool = False, overwrite: bool = False) -> None:
             announce=False,
         )
         print(summary(prediction))
-        result = evaluate(folder, BUNDLED, bootstrap_samples=0)  # one scan gives no interval
+        result = evaluate(folder, BUNDLED)
         write_metrics(result, folder / "metrics.json")
         if details:
             print(format_table(result))
         else:
             print(score(result))
-        shutil.copy(folder / SUBJECT / "report.html", folder / "report.html")
-    print(f"Open {out / 'report.html'} in a browser. Research use only; not a diagnosis.")
+    print(f"Open {out / SUBJECT / 'report.html'} in a browser. Research use only; not a diagnosis.")
     command = Path(sys.argv[0])  # as it was started: `make demo` runs it out of .venv
     shown = command if command.name == "cmb-jax" and command.is_file() else "cmb-jax"
     print(f"To scroll through the scan and judge each candidate: {shown} view {out / SUBJECT}")

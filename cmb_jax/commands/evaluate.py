@@ -12,7 +12,7 @@ from cmb_jax.evaluation.comparison import Comparison, compare, comparison_table,
 from cmb_jax.evaluation.evaluate import evaluate
 from cmb_jax.evaluation.matching import TOUCH, VALDO
 from cmb_jax.evaluation.metrics import write_metrics
-from cmb_jax.evaluation.present import format_table, report_content
+from cmb_jax.evaluation.present import format_table, report_content, scans_text
 from cmb_jax.evaluation.read import find_predictions, find_truth
 from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.report.evaluation_html import write_evaluation_report
@@ -55,7 +55,7 @@ def run(
         atomic_write_text(compared, text, overwrite=overwrite)
         print(f"written: {compared}")
     if report is not None:
-        content = report_content(result, title=f"{result.scans} scans")
+        content = report_content(result, title=f"Evaluation on {scans_text(result)}")
         write_evaluation_report(report, content, overwrite=overwrite)
         print(f"written: {report} (research use only)")
 

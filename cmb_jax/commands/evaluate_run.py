@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cmb_jax.anatomy.regions import RegionMap
-from cmb_jax.arguments.training import check_run
-from cmb_jax.commands.common import use_compilation_cache
+from cmb_jax.commands.common import check_run, use_compilation_cache
 from cmb_jax.commands.evaluation_scans import EvaluationScan, open_test_part, own_scans, simulated_scans
 from cmb_jax.config import Config
 from cmb_jax.errors import UserError

@@ -34,7 +34,7 @@ def export(result: Path, out: Path, subject: str | None = None, overwrite: bool 
     """
     check_output(out, overwrite)
     read = load_result(result, subject)
-    labels = open_nifti(read.labels_path)
+    labels = open_nifti(read.paths.labels)
     with atomic_directory(out, overwrite=overwrite) as folder:
         write_stored(folder / "labels.nii.gz", stored_values(labels), labels)
         atomic_write_text(folder / "labels_itksnap.txt", label_descriptions(read.kept))

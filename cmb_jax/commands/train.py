@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ import cmb_jax
 from cmb_jax.commands.common import run_for_people, use_compilation_cache
 from cmb_jax.commands.train_data import TrainingData, training_data
 from cmb_jax.config import Config
-from cmb_jax.config_io import config_from_json, config_to_json
+from cmb_jax.config_io import config_to_json, read_config
 from cmb_jax.data.subjects import StoredSubject
+from cmb_jax.devices import keep_freed_memory
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.froc import (
     FrocCurve,
@@ -35,13 +37,13 @@ from cmb_jax.evaluation.matching import CENTER3, events, pairs_of
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, save_bundle
 from cmb_jax.inference.prepared import detect, truth_of
 from cmb_jax.inference.proposals import ProposalFinder
-from cmb_jax.io.atomic import atomic_write_text, sha256_file
+from cmb_jax.io.atomic import atomic_write_text, make_folder, sha256_file
+from cmb_jax.io.lock import locked
 from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.ops.cpu import library
 from cmb_jax.ops.precision import usable_precision
 from cmb_jax.training.checkpoint import QUALITY
 from cmb_jax.training.loop import train
-from cmb_jax.training.memory import keep_freed_memory
 from cmb_jax.training.processes import (
     is_primary,
     leaving_at_once,
@@ -131,13 +133,11 @@ def _remember(config: Config, workdir: Path) -> None:
     """Keep the configuration in the run's folder; refuse to go on with what would be another run."""
     path = workdir / "config.json"
     if path.exists():
-        for what in what_differs(config_from_json(path.read_text()), config):
+        for what in what_differs(read_config(path, "bring it back, or choose a new --workdir"), config):
             raise UserError(
                 f"{workdir}: this run was begun with {what}; choose a new --workdir or the old settings"
             )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(config_to_json(config))
-    temporary.replace(path)
+    atomic_write_text(path, config_to_json(config), overwrite=True)
 
 
 def with_start(config: Config) -> tuple[Config, WeightsBundle | None]:
@@ -212,10 +212,27 @@ def run(config: Config, workdir: Path) -> None:
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
 
     def prepare() -> TrainingData:
-        workdir.mkdir(parents=True, exist_ok=True)
         _remember(config, workdir)
         return training_data(config, workdir)
 
+    with _own(workdir):
+        _run(config, workdir, start, prepare)
+
+
+@contextlib.contextmanager
+def _own(workdir: Path) -> Iterator[None]:
+    """The run's folder for this run alone; of several processes the first one holds it for all."""
+    if not is_primary():
+        yield
+        return
+    make_folder(workdir)
+    with locked(workdir, "wait until it is done, or choose another --workdir"):
+        yield
+
+
+def _run(
+    config: Config, workdir: Path, start: WeightsBundle | None, prepare: Callable[[], TrainingData]
+) -> None:
     data = one_after_the_others(prepare, "training data")
 
     def evaluate(params: Any) -> Mapping[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cmb_jax.commands.weights_record import describe, key_statement
 from cmb_jax.config_io import config_to_json
 from cmb_jax.inference.bundle import load_bundle
+from cmb_jax.io.outside import read_text
 
 
 def show(weights: str = "small", verbose: bool = False) -> None:
@@ -17,8 +18,8 @@ def show(weights: str = "small", verbose: bool = False) -> None:
     print(describe(bundle))
     card = bundle.path.with_suffix(".md")
     if card.is_file():
-        print(f"\nmodel card {card.name}: {key_statement(card.read_text(encoding='utf-8'))}")
+        print(f"\nmodel card {card.name}: {key_statement(read_text(card))}")
     if verbose:
         if bundle.record_path.is_file():
-            print(f"\nrecord:\n{bundle.record_path.read_text().strip()}")
+            print(f"\nrecord:\n{read_text(bundle.record_path).strip()}")
         print(f"\nconfiguration:\n{config_to_json(bundle.config)}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from cmb_jax.io.outside import read_rows
 from cmb_jax.progress import Bar, tell
 
 
@@ -18,8 +19,7 @@ class TrainLog:
         self._csv_path = folder / "metrics.csv"
         self._columns: list[str] = []
         if self._csv_path.exists():
-            with self._csv_path.open(newline="") as file:
-                self._columns = next(csv.reader(file), [])
+            self._columns = next(iter(read_rows(self._csv_path, ",", "move the run's log away")), [])
         self._writer = SummaryWriter(str(folder / "tensorboard"))
         self._bar = Bar("training", total_steps, done=first_step)
 
@@ -59,8 +59,8 @@ class TrainLog:
         """Rewrite the file with more columns: training and validation rows differ."""
         rows: list[dict[str, str]] = []
         if self._csv_path.exists():
-            with self._csv_path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
+            names, *lines = read_rows(self._csv_path, ",", "move the run's log away") or [[]]
+            rows = [dict(zip(names, line, strict=False)) for line in lines]
         self._columns = self._columns + unseen
         temporary = self._csv_path.with_suffix(".tmp")
         with temporary.open("w", newline="") as file:

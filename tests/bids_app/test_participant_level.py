@@ -44,7 +44,7 @@ def test_files_of_a_result(bids, study, out, validator_errors):
     assert code == 0, stderr
     assert "3 done" in stdout
     results = ("desc-cmb_dseg.nii.gz", "desc-cmb_dseg.json", "desc-cmb_detections.tsv",
-               "desc-cmb_detections.json", "desc-cmb_report.html")  # fmt: skip
+               "desc-cmb_detections.json", "desc-cmb_report.html", "desc-cmb_overview.jpg")  # fmt: skip
     made = ("desc-made_swi.nii.gz", "desc-made_swi.json")
     expected = {"dataset_description.json", "README.md", ".bidsignore"}
     expected |= {f"sub-01/ses-{s}/anat/sub-01_ses-{s}_acq-hi_run-1_{name}" for s in "12" for name in results}
@@ -172,7 +172,7 @@ def test_one_that_fails_stops_no_other(bids, study, out, monkeypatch, stub, caps
     code, stdout, stderr = bids(study, out, "participant")
     assert code == 1
     assert "3 done, 2 failed, 1 no images" in stdout
-    assert "sub-00: failed: has phase, but neither SWI nor magnitude" in stdout
+    assert "a phase, but there is neither SWI nor magnitude" in stdout
     assert "sub-03: failed: sub-03/anat/sub-03_swi.nii.gz: every voxel is 5" in stdout
     log = json.loads((out / "logs" / "sub-03.json").read_text())
     assert log["Reason"].startswith("sub-03/anat/sub-03_swi.nii.gz: every voxel is 5")

@@ -282,5 +282,5 @@ def test_own_labels(monkeypatch, capsys, tmp_path, good, weights):
         tmp_path,
         *common,
         *("--regions", labels, "--region-labels", labels),
-        match="cannot be read as a table",
+        match="give a CSV file",
     )
