@@ -122,7 +122,7 @@ def command_of(name: str, subcommand: str | None = None) -> Callable[..., None]:
 
 def all_commands() -> dict[str, Callable[..., None]]:
     """Every command that tyro parses, by what is typed after `cmb-jax`."""
-    found = {}
+    found: dict[str, Callable[..., None]] = {}
     for name in COMMANDS:
         if name in GROUPS:
             found |= {f"{name} {each}": command_of(name, each) for each in GROUPS[name]}
