@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import setuptools_scm
 
 import cmb_jax
 from cmb_jax import _release
@@ -21,6 +20,7 @@ def git(folder, *arguments):
 
 @pytest.mark.parametrize(("tag", "commits"), [(None, 1), (None, 3), ("v1.4.2", 0), ("v1.4.2", 2)])
 def test_the_version_is_the_one_that_a_build_would_have(tmp_path, tag, commits):
+    setuptools_scm = pytest.importorskip("setuptools_scm")
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "start")
     if tag:
