@@ -126,6 +126,7 @@ def run(
     regions: Path | None = None,
     region_labels: Path | None = None,
     viewer: bool = True,
+    save_regions: bool = False,
     overwrite: bool = False,
     keep_identifiers: bool = False,
     announce: bool = True,
@@ -167,6 +168,7 @@ def run(
         precision=precision,
         regions=own,
         viewer=viewer,
+        save_regions=save_regions,
         overwrite=overwrite,
         announce=announce,
         say=say,
@@ -185,12 +187,14 @@ def predict_scan(
     say: Progress,
     regions: OwnRegions | None = None,
     viewer: bool = True,
+    save_regions: bool = False,
     announce: bool = True,
     further: FurtherFiles | None = None,
 ) -> Prediction:
     """Predict and write the results of one scan; `further` adds files to the folder.
 
-    `regions` takes the place of the region network; `viewer`: write viewer.html.
+    `regions` takes the place of the region network; `viewer`: write viewer.html;
+    `save_regions`: write brain mask and region map.
 
     Raises:
       UserError: the images do not fit together, no such weights, or a folder that cannot be written.
@@ -222,6 +226,7 @@ def predict_scan(
         subject=scan.subject,
         overwrite=overwrite,
         viewer=viewer,
+        save_regions=save_regions,
         also=None if further is None else lambda folder: further(folder, prediction, detector.bundle),
     )
     for line in prediction.warnings:
