@@ -64,6 +64,7 @@ def make_key_images(
             series_description=f"{maker.model} microbleed key images",
         )
         image.PatientOrientation = ""  # three planes in one picture have none
+        image.BodyPartExamined = "BRAIN"
         image.BurnedInAnnotation = "NO"  # none that names the patient
         image.ImageComments = f"{finding.name}. {maker.notice}"
         identity.mark(image, keep_identifiers)
