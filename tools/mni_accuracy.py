@@ -3,11 +3,11 @@
     python tools/mni_accuracy.py --samples 8      # seconds per sample
     python tools/mni_accuracy.py --landmarks      # write the table of centers anew
 
-Each sample is a whole head of the region network's phantoms (`data.region_samples`): pose, warp, contrast and
-artefacts are drawn anew. The region network labels its image, `anatomy.mni` fits the affine, and at points of
-the brain the result is compared with where the point came from in the head, brought to MNI space by the
-head's own lattice. For mni2009c, whose own shape is the template's, the error is that of warp and network;
-for the others it holds how people differ, too.
+Each sample is a head as CMB-Phantom poses and warps it (`phantom.pose`), drawn at 2 mm in T2*-weighted
+contrast with the artefacts of the region network's training. The region network labels the image,
+`anatomy.mni` fits the affine, and at points of the brain the result is compared with where the point came
+from in the head, brought to MNI space by the head's own lattice. For mni2009c, whose own shape is the
+template's, the error is that of warp and network; for the others it holds how people differ, too.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import cmb_jax.anatomy
 from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
 from cmb_jax.anatomy.mni import fit_mni, landmarks_csv, landmarks_of
 from cmb_jax.anatomy.pack import AnatomyPack
-from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Zone, region_of
+from cmb_jax.anatomy.regions import ZONE_OF_REGION, RegionMap, Zone, region_of
 from cmb_jax.commands.common import use_compilation_cache
 from cmb_jax.data.region_artefacts import inner_artefacts, scan_artefacts
-from cmb_jax.data.region_grid import GRID_MM
+from cmb_jax.data.region_grid import GRID_MM, GRID_SHAPE
 from cmb_jax.data.region_samples import (
     CODE_MM,
     MATERIAL_MM,
@@ -37,9 +37,13 @@ from cmb_jax.data.region_samples import (
     _material_weights,
     build_source,
 )
-from cmb_jax.data.region_warps import deform, grid_mm, sample_linear, sample_nearest
+from cmb_jax.data.region_warps import grid_mm, sample_linear, sample_nearest
 from cmb_jax.inference.regions import predict_regions
 from cmb_jax.io.volume import Volume
+from cmb_jax.phantom.geometry import lattice_for
+from cmb_jax.phantom.packed import PackedAnatomy
+from cmb_jax.phantom.pose import random_pose, to_pack
+from cmb_jax.phantom.simulate import packed
 
 ZONES = (Zone.LOBAR, Zone.DEEP, Zone.INFRATENTORIAL)
 
@@ -58,32 +62,34 @@ class Arguments:
 
 
 @jax.jit
-def draw(source: RegionSource, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Image, code (Z, Y, X) of a head at 2 mm, and where its voxels come from, (3, Z, Y, X): z, y, x mm."""
-    shape_key, contrast_key, inner_key, scan_key = jax.random.split(key, 4)
-    points = deform(shape_key, grid_mm(), source.ventricle_pull)
+def draw(
+    source: RegionSource, anatomy: PackedAnatomy, key: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Image and code (Z, Y, X) of a head at 2 mm, and its voxels' pack points (Z, Y, X, 3) in RAS mm."""
+    pose_key, age_key, contrast_key, inner_key, scan_key = jax.random.split(key, 5)
+    extent = (GRID_MM * GRID_SHAPE[2], GRID_MM * GRID_SHAPE[1], GRID_MM * GRID_SHAPE[0])
+    lattice = lattice_for(extent)
+    atrophy = jax.random.uniform(age_key)
+    pose = random_pose(pose_key, anatomy, atrophy, anatomy.centre_mm, lattice=lattice)
+    image_mm = grid_mm()[::-1].reshape(3, -1).T
+    pack_mm = to_pack(pose, lattice, image_mm).reshape(*GRID_SHAPE, 3)
+    points = jnp.moveaxis(pack_mm - anatomy.centre_mm, -1, 0)[::-1]
     code = sample_nearest(source.code, points / CODE_MM)
     weights = _material_weights(contrast_key, ContrastVariety(arbitrary=0.0))
     signal = sum(source.materials[m] * (weights[m] / 255) for m in range(NUM_MATERIALS))
     image = sample_linear(jnp.asarray(signal)[None], points / MATERIAL_MM)[0]
     image = scan_artefacts(scan_key, inner_artefacts(inner_key, image), code, jnp.ones_like(code, bool))
-    return image, code, points
-
-
-def brain_center_mm(pack: AnatomyPack) -> np.ndarray:
-    """Middle of the brain's box, (3,) RAS mm: the origin of a source."""
-    found = np.argwhere(region_of(pack.code) != Region.OUTSIDE)
-    middle = (found.min(axis=0) + found.max(axis=0)) / 2
-    return pack.affine[:3, :3] @ middle + pack.affine[:3, 3]
+    return image, code, pack_mm
 
 
 def errors(pack: AnatomyPack, arguments: Arguments) -> list[tuple[np.ndarray, np.ndarray, np.ndarray] | None]:
     """Of each head: zone of its points, mm by the network's map and by the true one; None: no coordinates."""
-    source, center = build_source(pack), brain_center_mm(pack)
+    source, anatomy = build_source(pack), packed(pack)
     rng = np.random.default_rng(arguments.seed)
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray] | None] = []
     for n in range(arguments.samples):
-        image, code, points = (np.asarray(each) for each in draw(source, jax.random.key(arguments.seed + n)))
+        key = jax.random.key(arguments.seed + n)
+        image, code, pack_mm = (np.asarray(each) for each in draw(source, anatomy, key))
         affine = np.diag([GRID_MM] * 3 + [1.0])
         volume = Volume.from_array(np.ascontiguousarray(image.transpose(2, 1, 0)), affine)
         true_map = RegionMap(
@@ -96,7 +102,7 @@ def errors(pack: AnatomyPack, arguments: Arguments) -> list[tuple[np.ndarray, np
         zone = ZONE_OF_REGION[region_of(code)]
         index = np.argwhere(zone != Zone.NONE)
         index = index[rng.choice(len(index), arguments.points)]
-        own = center + points[(slice(None), *index.T)].T[:, ::-1]
+        own = pack_mm[tuple(index.T)]
         wanted = own if pack.to_mni is None else pack.to_mni.map_points(own)
         scan_mm = index[:, ::-1] * GRID_MM
         network_mm, perfect_mm = (np.linalg.norm(fit(scan_mm) - wanted, axis=1) for fit in (network, perfect))
