@@ -68,8 +68,21 @@ class ModelConfig:
         levels = len(self.widths)
         if len(self.encoder_convs) != levels or len(self.decoder_convs) != levels - 1:
             raise ValueError("encoder_convs needs one entry per level, decoder_convs one fewer")
-        if levels < 3:
-            raise ValueError("the detector needs at least three levels (P1..P3)")
+        if not 3 <= levels <= 8:
+            raise ValueError("the detector needs at least three levels (P1..P3), and 8 at most")
+        numbers = {
+            "channels": (*self.widths, self.fusion_width, self.head_width, self.embedding_dim),
+            "prototypes_per_class": (self.prototypes_per_class,),
+            "kernel edges": self.stem_kernel,
+        }
+        for name, values in numbers.items():
+            if not all(1 <= value <= 4096 for value in values):
+                raise ValueError(f"model: {name} must be 1 to 4096, got {values}")
+        convs = (*self.encoder_convs, *self.decoder_convs)
+        if not all(0 <= value <= 32 for value in convs) or not 0 <= self.box_width <= 4096:
+            raise ValueError("model: a level has 0 to 32 convolutions, and box_width is 0 to 4096")
+        if not 1 <= len(self.anchor_diameters_mm) <= 64 or min(self.anchor_diameters_mm) <= 0:
+            raise ValueError("model.anchor_diameters_mm must be 1 to 64 lengths above 0")
 
     def network(self) -> ModelConfig:
         """What the weights belong to: the same for every way of computing it."""

@@ -11,12 +11,25 @@ import tyro
 
 from cmb_jax.config import Config
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import reading
 
 Made = TypeVar("Made")
 
 
-def config_from_file(path: Path) -> Config:
-    """What `get_config()` of a Python file returns.
+CONFIGS = next(
+    (folder for parent in Path(__file__).resolve().parents[:2] if (folder := parent / "configs").is_dir()),
+    Path("configs"),
+)
+"""The configurations that come along: in an installed package, or at the top of a checkout."""
+
+
+def config_names() -> list[str]:
+    """Names of the configurations that come along, such as "small"."""
+    return sorted(path.stem for path in CONFIGS.glob("*.py"))
+
+
+def config_from_file(path: str | Path) -> Config:
+    """What `get_config()` of a Python file returns; also by the name of one that comes along.
 
     Raises:
       UserError: no such file, or it has no `get_config` that returns a Config.
@@ -24,25 +37,30 @@ def config_from_file(path: Path) -> Config:
     return made_by_file(path, "get_config", Config)
 
 
-def made_by_file(path: Path, function: str, kind: type[Made]) -> Made:
-    """What a function without arguments of a configuration file returns.
+def made_by_file(path: str | Path, function: str, kind: type[Made]) -> Made:
+    """What a function without arguments of a configuration file returns. The file is code, and is run.
 
     Raises:
       UserError: no such file, no such function, or it returns no `kind`.
     """
+    if str(path) in config_names():
+        path = CONFIGS / f"{path}.py"
+    path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such configuration file; the ones that come along are in configs/")
+        names = ", ".join(config_names())
+        raise UserError(
+            f"{path}: no such configuration; give a Python file, or one that comes along: {names}"
+        )
     spec = importlib.util.spec_from_file_location("experiment_config", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path}: not a Python file; a configuration is a .py file with {function}()")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        made = getattr(module, function)()
-    except (ValueError, TypeError, SyntaxError, AttributeError, ImportError) as error:
-        raise UserError(
-            f"{path}: this configuration cannot be used ({error}); see the ones in configs/"
-        ) from error
+        with reading(path, f"this configuration cannot be used: compare it with those in {CONFIGS}"):
+            spec.loader.exec_module(module)
+            made = getattr(module, function)()
+    except SystemExit as error:
+        raise UserError(f"{path}: this configuration ends the program; see those in {CONFIGS}") from error
     if not isinstance(made, kind):
         raise UserError(f"{path}: {function}() must return a {kind.__module__}.{kind.__name__}")
     return made

@@ -26,24 +26,27 @@ from cmb_jax.anatomy.mni import fit_mni, landmarks_csv, landmarks_of
 from cmb_jax.anatomy.pack import AnatomyPack
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, RegionMap, Zone, region_of
 from cmb_jax.commands.common import use_compilation_cache
-from cmb_jax.data.region_artefacts import inner_artefacts, scan_artefacts
-from cmb_jax.data.region_grid import GRID_MM, GRID_SHAPE
-from cmb_jax.data.region_samples import (
-    CODE_MM,
-    MATERIAL_MM,
-    NUM_MATERIALS,
-    ContrastVariety,
-    RegionSource,
-    _material_weights,
-    build_source,
-)
-from cmb_jax.data.region_warps import grid_mm, sample_linear, sample_nearest
-from cmb_jax.inference.regions import predict_regions
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.geometry import lattice_for
 from cmb_jax.phantom.packed import PackedAnatomy
 from cmb_jax.phantom.pose import random_pose, to_pack
 from cmb_jax.phantom.simulate import packed
+from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE
+from cmb_jax.regions.predict import predict_regions
+from cmb_jax.regions.samples import (
+    CODE_MM,
+    MATERIAL_MM,
+    NUM_MATERIALS,
+    ContrastVariety,
+    RegionSource,
+    build_source,
+    grid_mm,
+    inner_artefacts,
+    material_weights,
+    sample_linear,
+    sample_nearest,
+    scan_artefacts,
+)
 
 ZONES = (Zone.LOBAR, Zone.DEEP, Zone.INFRATENTORIAL)
 
@@ -75,7 +78,7 @@ def draw(
     pack_mm = to_pack(pose, lattice, image_mm).reshape(*GRID_SHAPE, 3)
     points = jnp.moveaxis(pack_mm - anatomy.centre_mm, -1, 0)[::-1]
     code = sample_nearest(source.code, points / CODE_MM)
-    weights = _material_weights(contrast_key, ContrastVariety(arbitrary=0.0))
+    weights = material_weights(contrast_key, ContrastVariety(arbitrary=0.0))
     signal = sum(source.materials[m] * (weights[m] / 255) for m in range(NUM_MATERIALS))
     image = sample_linear(jnp.asarray(signal)[None], points / MATERIAL_MM)[0]
     image = scan_artefacts(scan_key, inner_artefacts(inner_key, image), code, jnp.ones_like(code, bool))

@@ -15,15 +15,15 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from tqdm import tqdm
 
 from cmb_jax.anatomy.regions import region_of, side_of
 from cmb_jax.commands.common import use_compilation_cache
+from cmb_jax.devices import keep_freed_memory
 from cmb_jax.phantom import PROTOCOLS, MimicKind, PhantomSubject, SubjectSettings, simulate_subject
 from cmb_jax.phantom.benchmark import ANATOMIES, TIER_OFFSET
-from cmb_jax.phantom.candidates import mimic_candidates
 from cmb_jax.phantom.tree import PackLoader
-from cmb_jax.training.memory import keep_freed_memory
+from cmb_jax.phantom.visibility import mimic_candidates
+from cmb_jax.progress import track
 
 SEED = 4_000_000  # in no split of CMB-Phantom
 PROJECTION_MM = 8.0
@@ -35,7 +35,7 @@ def simulate() -> list[PhantomSubject]:
     """Two subjects of each protocol."""
     packs, subjects = PackLoader(), []
     jobs = [(protocol, tier) for protocol in PROTOCOLS for tier in TIER_OFFSET]
-    for index, (protocol, tier) in enumerate(tqdm(jobs, desc="simulating", unit="subject")):
+    for index, (protocol, tier) in enumerate(track(jobs, "simulating")):
         settings = SubjectSettings(protocol=protocol, tier=tier, mean_cmbs=25.0)
         anatomy = ANATOMIES[index % len(ANATOMIES)]
         subjects.append(simulate_subject(packs(anatomy), SEED + index, settings))
@@ -143,7 +143,7 @@ def mimics_picture(subjects: list[PhantomSubject], path: Path) -> None:
 def measure(subjects: list[PhantomSubject]) -> list[dict[str, object]]:
     """What is compared with publications, a subject."""
     rows = []
-    for subject in tqdm(subjects, desc="measuring", unit="subject"):
+    for subject in track(subjects, "measuring"):
         lesions = subject.lesions
         bleeds = lesions.is_cmb
         candidates = mimic_candidates(

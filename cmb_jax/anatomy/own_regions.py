@@ -7,7 +7,6 @@ shares, comes with the package.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import enum
 import hashlib
@@ -20,6 +19,7 @@ from scipy import ndimage
 from cmb_jax.anatomy.mars import DEEP_WHITE_MATTER_MM
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import parse_rows, read_bytes, reading, shown
 from cmb_jax.io.volume import Volume
 
 COLUMNS = ("label", "region", "side")
@@ -60,7 +60,8 @@ class LabelTable:
 def freesurfer_table() -> LabelTable:
     """FreeSurfer's aseg, aparc and wmparc numbers, which SynthSeg uses as well."""
     path = resources.files("cmb_jax.anatomy").joinpath("labels/freesurfer.csv")
-    return _parse_table(path.read_bytes(), "freesurfer.csv")
+    with reading("freesurfer.csv"):
+        return _parse_table(path.read_bytes(), "freesurfer.csv")
 
 
 def label_table(path: Path | None) -> LabelTable:
@@ -74,29 +75,32 @@ def read_label_table(path: Path) -> LabelTable:
     Raises:
         UserError: no such file, a column is missing, or a line that cannot be understood is named.
     """
-    try:
-        return _parse_table(path.read_bytes(), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a table ({error}); give a CSV file") from error
+    with reading(path, "give a CSV file"):
+        return _parse_table(read_bytes(path, "give a CSV file"), str(path))
 
 
 def _parse_table(content: bytes, name: str) -> LabelTable:
-    reader = csv.DictReader(content.decode("utf-8-sig").splitlines())
-    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+    names, *lines = parse_rows(content.decode("utf-8-sig"), ",") or [[]]
+    missing = [column for column in COLUMNS if column not in names]
     if missing:
         raise UserError(f"{name}: lacks the column {missing[0]}; the columns are {', '.join(COLUMNS)}")
     entries: dict[int, tuple[int, int]] = {0: (Region.OUTSIDE, Side.NONE)}
-    for row in reader:
-        where = f"{name}: line {reader.line_num}"
-        label = (row["label"] or "").strip()
-        if not label.isdecimal() or int(label) > _LARGEST_LABEL:
-            raise UserError(f"{where}: label is {label!r}; write a whole number from 0 to {_LARGEST_LABEL}")
-        region = (row["region"] or "").strip().lower()
+    for number, line in enumerate(lines, start=2):
+        row = dict(zip(names, line, strict=False))
+        if not line:
+            continue
+        where = f"{name}: line {number}"
+        label = row.get("label", "").strip()
+        if not label.isdecimal() or len(label) > 20 or int(label) > _LARGEST_LABEL:
+            raise UserError(
+                f"{where}: label is {shown(label)}; write a whole number from 0 to {_LARGEST_LABEL}"
+            )
+        region = row.get("region", "").strip().lower()
         if region not in _NAMES:
-            raise UserError(f"{where}: region is {region!r}; choose one of {', '.join(_NAMES)}")
-        side = (row["side"] or "").strip().lower()
+            raise UserError(f"{where}: region is {shown(region)}; choose one of {', '.join(_NAMES)}")
+        side = row.get("side", "").strip().lower()
         if side not in _SIDES:
-            raise UserError(f"{where}: side is {side!r}; write left, right or nothing")
+            raise UserError(f"{where}: side is {shown(side)}; write left, right or nothing")
         entries[int(label)] = (_NAMES[region], _SIDES[side])
     labels = np.array(sorted(entries))
     kinds, sides = np.array([entries[label] for label in labels.tolist()]).T

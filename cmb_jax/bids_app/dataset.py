@@ -15,6 +15,7 @@ from cmb_jax.datasets.bids.names import BidsName, join_entities, parse_name
 from cmb_jax.datasets.bids.reader import RESULTS_OF, is_result
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.io.outside import read_json_object
 
 BIDS_VERSION = "1.10.0"
 RAW = "raw"
@@ -136,7 +137,7 @@ def result_files(out: Path, choice: Choice) -> ResultFiles:
     scan = choice.scan
     named = dict(scan.entities)
     extra = {key: label for key, label in choice.reference.file.name.entities if key in _KEPT_ENTITIES}
-    order = ("sub", "ses", *_KEPT_ENTITIES, "run")
+    order = ("sub", "ses", *_KEPT_ENTITIES, "run", "chunk")
     entities = tuple((key, (named | extra)[key]) for key in order if key in named | extra)
     return ResultFiles(folder=anat_folder(out, scan), stem=join_entities(entities))
 
@@ -158,6 +159,15 @@ def finished_results(out: Path, participant: str) -> list[tuple[BidsName, Result
     return found
 
 
+def withdraw_result(out: Path, scan: str) -> None:
+    """Take the mark of a finished result from the scan of that name (sub-01_ses-2_run-1)."""
+    for name, files in finished_results(out, scan.split("_")[0].removeprefix("sub-")):
+        keys = ("sub", "ses", "run", "chunk")
+        named = (f"{key}-{name.get(key)}" for key in keys if name.get(key) is not None)
+        if "_".join(named) == scan:
+            files.table_sidecar.unlink(missing_ok=True)
+
+
 def logs_folder(out: Path) -> Path:
     """Where it stands how the runs went; the results do not depend on it."""
     return out / "logs"
@@ -169,15 +179,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing, or damaged since.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({type(error).__name__}); make it again with --overwrite"
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object; make it again with --overwrite")
-    return content
+    return read_json_object(path, "make it again with --overwrite")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

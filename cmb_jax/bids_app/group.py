@@ -12,7 +12,7 @@ from pathlib import Path
 from cmb_jax.bids_app import group_table
 from cmb_jax.bids_app.cohort_page import GroupLine, cohort_content
 from cmb_jax.bids_app.dataset import GROUP_PAGE, GROUP_TABLE, finished_results, write_json
-from cmb_jax.bids_app.failures import failure_log, read_reason
+from cmb_jax.bids_app.failures import failure_log, read_reason, read_status
 from cmb_jax.datasets.bids.layout import BidsLayout
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
@@ -89,12 +89,13 @@ def _participant_lines(layout: BidsLayout, out: Path, label: str) -> Iterator[Gr
         except UserError as error:
             reason = str(error).replace(f"{out}/", "")
             yield GroupLine(row=group_table.damaged_row(name, reason))
-    finished = {(name.get("ses"), name.get("run")) for name, _ in results}
+    finished = {(name.get("ses"), name.get("run"), name.get("chunk")) for name, _ in results}
     for scan in scans:
         log = failure_log(out, scan.name)
         if log.is_file():
-            yield GroupLine(row=group_table.scan_row(scan, group_table.FAILED, read_reason(log)))
-        elif (scan.session, scan.run) not in finished:
+            row = group_table.scan_row(scan, read_status(log).value, read_reason(log))
+            yield GroupLine(row=row)
+        elif (scan.session, scan.run, scan.chunk) not in finished:
             yield GroupLine(row=group_table.scan_row(scan, group_table.NOT_RUN))
 
 

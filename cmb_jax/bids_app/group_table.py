@@ -13,6 +13,7 @@ from cmb_jax.datasets.bids.names import BidsName
 from cmb_jax.datasets.sheets import read_csv
 
 DONE, FAILED, NOT_RUN, NO_IMAGES, NO_FOLDER = "done", "failed", "not run", "no images", "no folder"
+NOT_ANALYSABLE = "not analysable"
 MISSING = "n/a"
 
 CATEGORIES = ("definite", "possible")
@@ -23,18 +24,20 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "participant_id": {"Description": "Participant, as in the source data set."},
     "session_id": {"Description": "Session."},
     "run": {"Description": "Run."},
+    "chunk": {"Description": "Chunk: the part of the brain that was scanned by itself."},
     "acquisition": {"Description": "Label of acq- of the image taken."},
     "status": {
         "Description": "How the scan came out.",
         "Levels": {
             DONE: "a result is there",
             FAILED: "it was tried and failed; see reason",
+            NOT_ANALYSABLE: "its images can be read, but no count can be given on them; see reason",
             NOT_RUN: "it has images, but no result yet",
             NO_IMAGES: "the participant has no susceptibility images",
             NO_FOLDER: "participants.tsv has the participant, but there is no folder",
         },
     },
-    "reason": {"Description": "Why it failed."},
+    "reason": {"Description": "Why it failed or is not analysable."},
     "images": {
         "Description": "What the result was made from. Counts of different kinds must not be compared.",
         "Levels": {kind.name.lower(): kind.value for kind in ChoiceKind},
@@ -48,7 +51,9 @@ COLUMNS: dict[str, dict[str, Any]] = {
         for zone, column in ZONE_COLUMNS.items()
         for category in CATEGORIES
     },
-    "rejected": {"Description": "Candidates that were not kept."},
+    "rejected": {
+        "Description": "Candidates listed that were not kept: under the threshold, at most the 40 best."
+    },
     "brain_ml": {"Description": "Volume of the brain mask.", "Units": "ml"},
     "warnings": {"Description": "Number of warnings; they stand in the sidecar of the scan's table."},
     "weights": {"Description": "SHA-256 of the detector's weights, first 12 digits."},
@@ -119,7 +124,9 @@ def _named(entities: dict[str, str]) -> dict[str, str]:
     if "ses" in entities:
         named["session_id"] = f"ses-{entities['ses']}"
     return named | {
-        column: entities[key] for column, key in (("run", "run"), ("acquisition", "acq")) if key in entities
+        column: entities[key]
+        for column, key in (("run", "run"), ("chunk", "chunk"), ("acquisition", "acq"))
+        if key in entities
     }
 
 

@@ -16,12 +16,12 @@ from cmb_jax.anatomy.mni import SPACE as MNI_SPACE
 from cmb_jax.bids_app.dataset import REGIONS, ResultFiles, read_json, source_uri, write_json
 from cmb_jax.bids_app.scan_images import ScanImages, TakenImage
 from cmb_jax.datasets.bids.choice import Choice
-from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import NOTICE, instance_labels, region_names_csv, report_content, viewer_page
 from cmb_jax.inference.predict import Prediction
 from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text
 from cmb_jax.io.nifti import write_volume
+from cmb_jax.io.outside import a_number, a_text, reading
 from cmb_jax.io.provenance import provenance_jsonld
 from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow
 from cmb_jax.report.html import write_report
@@ -268,7 +268,7 @@ def _sidecar(
             "Settings": dict(prediction.settings),
             "Steps": list(prediction.steps),
             "Warnings": list(prediction.warnings),
-            "CandidatesBelowThreshold": prediction.below_threshold,
+            "RejectedUnlisted": prediction.unlisted,
             "RegionsTrusted": prediction.region_map.trusted,
             "BrainVolumeMl": round(
                 np.count_nonzero(prediction.brain_mask)
@@ -301,8 +301,13 @@ def read_provenance(sidecar: Path) -> Provenance:
         UserError: the file is missing or damaged.
     """
     record = read_json(sidecar)
-    try:
+    with reading(sidecar, "make it again with --overwrite"):
         made = record[PROVENANCE]
+        field, brain, overview = (
+            made["MagneticFieldStrength"],
+            made.get("BrainVolumeMl"),
+            made.get("Overview"),
+        )
         return Provenance(
             making={
                 name: made["Making"][name] for name in ("Weights", "Threshold", "PhaseSign", "PhaseRange")
@@ -311,15 +316,13 @@ def read_provenance(sidecar: Path) -> Provenance:
             | {"Regions": made["Making"].get("Regions", _NETWORK)},
             weights_sha256=str(made["Making"]["Weights"]["SHA256"]),
             images=frozenset((image["File"], image["SHA256"]) for image in made["Taken"]["Images"]),
-            kind=made["Taken"]["Kind"],
-            field_strength_t=made["MagneticFieldStrength"],
-            warnings=tuple(str(line) for line in made["Warnings"]),
-            version=made["Version"],
-            brain_ml=made.get("BrainVolumeMl"),
-            overview=made.get("Overview"),
+            kind=a_text(made["Taken"]["Kind"], "Kind"),
+            field_strength_t=None if field is None else a_number(field, "MagneticFieldStrength"),
+            warnings=tuple(a_text(line, "Warnings", 2000) for line in made["Warnings"]),
+            version=a_text(made["Version"], "Version"),
+            brain_ml=None if brain is None else a_number(brain, "BrainVolumeMl"),
+            overview=overview if isinstance(overview, dict) else None,
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{sidecar}: is damaged; make it again with --overwrite") from error
 
 
 def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: Making) -> str | None:

@@ -10,12 +10,13 @@ from cmb_jax.bids_app.dataset import RAW, REGIONS, source_uri
 from cmb_jax.datasets.bids.candidates import Candidate
 from cmb_jax.datasets.bids.choice import Choice, ChoiceKind
 from cmb_jax.inference.scan import PhaseSign
-from cmb_jax.inference.swi_image import make_swi, sign_doubts
+from cmb_jax.inference.swi_image import OpenSignError, make_swi, sign_doubts
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.multi_echo import read_echoes
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.io.phase import PhaseRange, SignDecision
 from cmb_jax.io.volume import Volume
+from cmb_jax.scan.phase_range import PhaseRange
+from cmb_jax.scan.phase_sign import SignDecision
 
 _CUSTOMARY_SIGNS = {"siemens": 1, "ge": -1}
 """Sign of paramagnetic phase as stored, by the first word of Manufacturer: a weak guess, always said. GE's
@@ -114,19 +115,22 @@ def _made(
     steps: tuple[str, ...],
 ) -> ScanImages:
     magnitudes, phases = (read_echoes(_paths(images)) for images in (choice.magnitudes, choice.phases))
-    made = make_swi(
-        magnitudes,
-        phases,
-        te_ms=choice.te_ms,
-        phase_sign=sign,
-        phase_range=options.stored,
-        customary_sign=customary,
-    )
+    try:
+        made = make_swi(
+            magnitudes,
+            phases,
+            te_ms=choice.te_ms,
+            phase_sign=sign,
+            phase_range=options.stored,
+            customary_sign=customary,
+        )
+    except OpenSignError as error:
+        return _magnitude_alone(magnitudes[-1], str(error), options, steps)
     like = magnitudes[0]
     count = len(magnitudes)
     echoes = f"{count} echoes" if count > 1 else "one echo"
     step = (
-        f"SWI made from magnitude and phase of {echoes}; phase read as {made.phase_range.value}, "
+        f"SWI made from magnitude and phase of {echoes}; phase read as {made.phase_range.name}, "
         f"sign {made.sign.sign:+d} ({made.sign.reason})"
     )
     return ScanImages(
@@ -139,6 +143,23 @@ def _made(
         made=True,
         steps=(*steps, step),
         warnings=tuple(sign_doubts(made.sign)),
+    )
+
+
+def _magnitude_alone(
+    magnitude: Volume, why: str, options: PhaseOptions, steps: tuple[str, ...]
+) -> ScanImages:
+    """The last echo as it is, where the phase cannot be used."""
+    return ScanImages(
+        swi=magnitude,
+        phase=None,
+        magnitude=None,
+        phase_sign=options.sign,
+        phase_range=None,
+        customary_sign=None,
+        made=False,
+        steps=steps,
+        warnings=(why, "a T2*-weighted magnitude stands for SWI, without phase"),
     )
 
 

@@ -10,7 +10,13 @@ from typing import Any, Protocol, TypeVar
 
 import jax
 
-from cmb_jax.bids_app.dataset import ResultFiles, logs_folder, result_files, write_json
+from cmb_jax.bids_app.dataset import (
+    ResultFiles,
+    logs_folder,
+    result_files,
+    withdraw_result,
+    write_json,
+)
 from cmb_jax.bids_app.failures import failure_log, write_failure
 from cmb_jax.bids_app.outcome import Outcome, Status
 from cmb_jax.bids_app.overlap import Lane
@@ -25,7 +31,7 @@ from cmb_jax.bids_app.scan_images import (
 )
 from cmb_jax.datasets.bids.choice import Choice, choose
 from cmb_jax.datasets.bids.layout import Scan
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.predict import Prediction
 from cmb_jax.inference.scan import Clock
@@ -71,7 +77,7 @@ class Pipeline:
             flips=self.bundle.config.inference.flips,
             precision=self.bundle.config.inference.precision,
             phase_sign=self.phase.sign,
-            phase_range="auto" if self.phase.stored is None else self.phase.stored.value,
+            phase_range="auto" if self.phase.stored is None else self.phase.stored.name,
             label_table_sha256=None if self.regions is None else self.regions.table.sha256,
         )
 
@@ -128,8 +134,15 @@ class ScanWork:
         try:
             with jax.default_device(detector.device):
                 return work()
+        except NotAnalysableError as error:
+            reason = self._without_paths(str(error))
+            return Outcome(name=scan.name, status=Status.NOT_ANALYSABLE, reason=reason)
         except UserError as error:
             reason = str(error)
+        except MemoryError:
+            reason = "takes more memory than there is"
+        except OSError as error:  # a disk that is full or gone
+            reason = f"{error.filename or 'a file'}: {error.strerror or type(error).__name__}"
         except Exception as error:  # the other scans must go on, and the reason must not be lost
             traceback.print_exc()
             reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it"
@@ -213,9 +226,11 @@ class ScanWork:
 
     def _settle(self, outcome: Outcome) -> None:
         """Keep or clear the reason of a failure."""
-        if outcome.status is Status.FAILED:
-            self.say(f"  {outcome.name}: failed: {outcome.reason}")
-            write_failure(self.out, outcome.name, outcome.reason)
+        if outcome.status in (Status.FAILED, Status.NOT_ANALYSABLE):
+            self.say(f"  {outcome.name}: {outcome.status.value}: {outcome.reason}")
+            write_failure(self.out, outcome.name, outcome.reason, outcome.status)
+            if outcome.status is Status.NOT_ANALYSABLE:
+                withdraw_result(self.out, outcome.name)  # a count that an earlier version gave
         elif outcome.status in (Status.DONE, Status.SKIPPED):
             failure_log(self.out, outcome.name).unlink(missing_ok=True)
 

@@ -1,23 +1,31 @@
-"""What the commands share: errors for people, JAX's compilation cache."""
+"""What the commands share: errors for people, progress, checks of arguments; light to import."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
 import os
 import select
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, TextIO
 
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError, UserError
+from cmb_jax.progress import tell
 
 USER_ERROR_CODE = 2
+NOT_ANALYSABLE_CODE = 3
 CLOSED_OUTPUT_CODE = 128 + 13  # as of a program that SIGPIPE ends
 
-StoredPhase = Literal["auto", "radians", "pm4096", "0-4095", "milliradians", "0-2pi", "symmetric"]
-"""How phase is stored, as typed: "auto" or a value of `cmb_jax.io.phase.PhaseRange`."""
+StoredPhase = tuple[str, ...]
+"""How phase is stored, as typed: auto, a name, or two numbers; see `cmb_jax.scan.phase_range.asked_range`."""
 
+
+_EXTRAS = {"pydicom": "dicom", "highdicom": "dicom", "dcm2niix": "dicom", "SimpleITK": "compare"}
+"""Modules that not every installation has, by the extra that brings them."""
 
 Progress = Callable[[str], None]
 """Is told what is being done."""
@@ -28,21 +36,38 @@ def stopwatch() -> Progress:
     tick = time.perf_counter()
 
     def say(text: str) -> None:
-        print(f"[{time.perf_counter() - tick:6.1f} s] {text}", file=sys.stderr, flush=True)
+        tell(f"[{time.perf_counter() - tick:6.1f} s] {text}")
 
     return say
 
 
 def run_for_people(command: Callable[[], None]) -> None:
-    """Run a command; a `UserError` becomes one line on stderr and exit code 2, without a traceback.
+    """Run a command; a `UserError` becomes one line on stderr and exit code 2 (not analysable: 3).
 
     Whoever reads the output may stop, as `head` does: that ends the command without a word.
     """
+    with _streams_that_may_fail():
+        _run_for_people(command)
+
+
+def _run_for_people(command: Callable[[], None]) -> None:
     try:
         command()
         sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, ModuleNotFoundError) as error:
+        if logging.getLogger("cmb_jax").isEnabledFor(logging.DEBUG):  # --verbose
+            raise
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+        elif extra := _EXTRAS.get(error.name or ""):
+            print(
+                f"error: this needs the package {error.name}: pip install 'cmb-jax[{extra}]'", file=sys.stderr
+            )
+        else:
+            raise
+        sys.exit(NOT_ANALYSABLE_CODE if isinstance(error, NotAnalysableError) else USER_ERROR_CODE)
+    except MemoryError:
+        print("error: this takes more memory than there is; close other programs", file=sys.stderr)
         sys.exit(USER_ERROR_CODE)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -52,6 +77,60 @@ def run_for_people(command: Callable[[], None]) -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is anything said at exit
         sys.exit(CLOSED_OUTPUT_CODE)
+    except OSError as error:  # of files that vanish, disks that fail: nothing that a traceback would tell
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}; check the disk and the folder", file=sys.stderr)
+        sys.exit(USER_ERROR_CODE)
+
+
+class _MayFail:
+    """A stream to which writing may fail, as on a full disk: results do not depend on what is said.
+
+    That nobody reads any more (`BrokenPipeError`) is left to `run_for_people`.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        self._guarded(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._guarded(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _guarded(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.lost = error
+            # what is still in buffers goes nowhere, and nothing fails at the program's exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+@contextlib.contextmanager
+def _streams_that_may_fail() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    # a stream that was closed before the start is None
+    nowhere = functools.partial(open, os.devnull, "w", encoding="utf-8")
+    streams = [_MayFail(stream or nowhere()) for stream in before]
+    sys.stdout, sys.stderr = streams  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        lost = streams[0].lost
+        if lost is not None:
+            what = f"note: what was to be printed could not be written ({lost.strerror})"
+            print(f"{what}; files that were written are complete", file=sys.stderr)
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
 
 
 def _output_is_closed() -> bool:
@@ -61,11 +140,13 @@ def _output_is_closed() -> bool:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs between runs, beside the other cached files."""
+    """Say what is computed on; keep compiled programs between runs, beside the other cached files."""
     import jax
 
-    from cmb_jax.anatomy.packages import cache_dir
+    from cmb_jax.anatomy.assets import cache_dir
+    from cmb_jax.devices import device_line
 
+    tell(device_line())
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     folder = cache_dir() / "compiled"
@@ -88,3 +169,47 @@ def existing_file(path: Path, role: str) -> Path:
     if not path.exists():
         raise UserError(f"{path}: no such file; check the path of the {role}")
     return path
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Refuse early what would fail after minutes of work.
+
+    Raises:
+      UserError: `out` exists, holds readers' verdicts, or nothing can be written there.
+    """
+    if out.exists() and not overwrite:
+        raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
+    # of a prediction, or of a folder of predictions such as the demo's
+    if read := [*out.glob("verdicts/*.json"), *out.glob("*/verdicts/*.json")]:
+        raise UserError(
+            f"{read[0]}: verdicts of a reader would be lost with the folder; move them away, or choose "
+            "another --out"
+        )
+    parent = out.resolve().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{out}: cannot be written (no permission in {parent}); choose another --out")
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Refuse a threshold that no score can have.
+
+    Raises:
+      UserError: it does not lie between 0 and 1.
+    """
+    if threshold is not None and not 0.0 <= threshold <= 1.0:
+        raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
+
+
+def check_run(workdir: Path, overwrite: bool) -> None:
+    """Refuse to evaluate what is not trained or is evaluated already.
+
+    Raises:
+      UserError: it is so.
+    """
+    weights = workdir / "weights.safetensors"
+    if not weights.exists():
+        raise UserError(f"{weights}: no trained weights; run cmb-jax train with this --workdir first")
+    if (workdir / "eval").exists() and not overwrite:
+        raise UserError(f"{workdir / 'eval'}: exists already; add --overwrite to replace it")

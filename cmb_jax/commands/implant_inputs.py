@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import numpy as np
 from cmb_jax.commands.common import existing_file
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.tables import read_columns
+from cmb_jax.io.outside import read_json_object
 from cmb_jax.phantom.placement import KINDS, MIN_DIAMETER_MM, VEIN_KINDS, Lesions, make_lesions
 from cmb_jax.phantom.types import CALCIFICATIONS
+from cmb_jax.scan.units import check_echo_times, check_number
 
-_MAX_TE_MS = 200.0
 _B0_T = (0.1, 14.0)
 
 
@@ -29,13 +30,7 @@ def sidecar(images: Sequence[Path]) -> dict[str, Any]:
         path = image.with_name(image.name.removesuffix(".gz").removesuffix(".nii") + ".json")
         if not path.is_file():
             continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not a readable JSON file ({error}); repair or move it") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{path}: holds no JSON object; repair or move it")
-        return content
+        return read_json_object(path, "repair or move it")
     return {}
 
 
@@ -43,7 +38,7 @@ def echo_times(given: Sequence[float], notes: dict[str, Any], echoes: int, image
     """(E,) echo times in ms, as given or from EchoTime (seconds) of the sidecar.
 
     Raises:
-      UserError: none is known, one is not above 0, or there are not as many as echoes.
+      UserError: none is known, one is impossible, they do not rise, or there are not as many as echoes.
     """
     times = _numbers(given) if given else _numbers(notes.get("EchoTime"), 1000.0)
     if times is None:
@@ -51,9 +46,7 @@ def echo_times(given: Sequence[float], notes: dict[str, Any], echoes: int, image
             f"{image}: the echo time is not known; give --te-ms (ms, one an echo; here {echoes}), "
             "or a JSON sidecar with EchoTime (s) beside the image"
         )
-    if not all(0 < te <= _MAX_TE_MS for te in times):
-        told = " ".join(f"{te:g}" for te in times)
-        raise UserError(f"--te-ms {told}: allowed are times above 0 up to {_MAX_TE_MS:g} ms")
+    check_echo_times(times)
     if len(times) != echoes:
         raise UserError(
             f"{image}: {echoes} echoes but {len(times)} echo times; give one an echo with --te-ms"
@@ -73,14 +66,15 @@ def field_strength(given: float | None, notes: dict[str, Any], image: Path) -> f
             f"{image}: the field strength is not known; give --b0-t (tesla, such as 1.5, 3 or 7), "
             "or a JSON sidecar with MagneticFieldStrength beside the image"
         )
-    if not _B0_T[0] <= values[0] <= _B0_T[1]:
-        raise UserError(f"--b0-t {values[0]:g}: allowed are {_B0_T[0]:g} to {_B0_T[1]:g} tesla")
+    check_number("--b0-t", values[0], _B0_T, "tesla")
     return values[0]
 
 
 def _numbers(value: object, scale: float = 1.0) -> tuple[float, ...] | None:
     items: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
-    if not items or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in items):
+    if not items or not all(
+        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in items
+    ):
         return None
     return tuple(round(float(v) * scale, 6) for v in items)
 

@@ -20,10 +20,12 @@ class ParticipantOptions:
     """Sessions, with or without ses-; default: all."""
     acq_label: str | None = None
     """Take only images with this acq-, where a scan has several."""
+    bids_filter_file: Path | None = None
+    """JSON of entities that images must have, as for fMRIPrep, with the queries swi, mag and phase."""
     phase_sign: Literal["auto", "+1", "-1"] = "auto"
     """What the stored phase is multiplied with, so that veins are positive."""
-    phase_range: StoredPhase = "auto"
-    """How the phase is stored; auto tells it from the data."""
+    phase_range: StoredPhase = ("auto",)
+    """How the phase is stored: as for `cmb-jax predict`."""
     weights: str = "small"
     """Name of bundled weights, or a .safetensors file; several with commas between are averaged."""
     flips: Flips | None = None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from absl import flags
 
 import cmb_jax
 from cmb_jax.commands.common import run_for_people, use_compilation_cache
-from cmb_jax.commands.experiment import argument_parser, parse
 from cmb_jax.commands.train_data import TrainingData, training_data
 from cmb_jax.config import Config
-from cmb_jax.config_io import config_from_json, config_to_json
+from cmb_jax.config_io import config_to_json, read_config
 from cmb_jax.data.subjects import StoredSubject
+from cmb_jax.devices import keep_freed_memory
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.froc import (
     FrocCurve,
@@ -35,13 +35,13 @@ from cmb_jax.evaluation.matching import CENTER3, events, pairs_of
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, save_bundle
 from cmb_jax.inference.prepared import detect, truth_of
 from cmb_jax.inference.proposals import ProposalFinder
-from cmb_jax.io.atomic import atomic_write_text, sha256_file
+from cmb_jax.io.atomic import atomic_write_text, make_folder, sha256_file
+from cmb_jax.io.lock import locked
 from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.ops.cpu import library
 from cmb_jax.ops.precision import usable_precision
 from cmb_jax.training.checkpoint import QUALITY
 from cmb_jax.training.loop import train
-from cmb_jax.training.memory import keep_freed_memory
 from cmb_jax.training.processes import (
     is_primary,
     leaving_at_once,
@@ -131,13 +131,11 @@ def _remember(config: Config, workdir: Path) -> None:
     """Keep the configuration in the run's folder; refuse to go on with what would be another run."""
     path = workdir / "config.json"
     if path.exists():
-        for what in what_differs(config_from_json(path.read_text()), config):
+        for what in what_differs(read_config(path, "bring it back, or choose a new --workdir"), config):
             raise UserError(
                 f"{workdir}: this run was begun with {what}; choose a new --workdir or the old settings"
             )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(config_to_json(config))
-    temporary.replace(path)
+    atomic_write_text(path, config_to_json(config), overwrite=True)
 
 
 def with_start(config: Config) -> tuple[Config, WeightsBundle | None]:
@@ -212,10 +210,27 @@ def run(config: Config, workdir: Path) -> None:
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
 
     def prepare() -> TrainingData:
-        workdir.mkdir(parents=True, exist_ok=True)
         _remember(config, workdir)
         return training_data(config, workdir)
 
+    with _own(workdir):
+        _run(config, workdir, start, prepare)
+
+
+@contextlib.contextmanager
+def _own(workdir: Path) -> Iterator[None]:
+    """The run's folder for this run alone; of several processes the first one holds it for all."""
+    if not is_primary():
+        yield
+        return
+    make_folder(workdir)
+    with locked(workdir, "wait until it is done, or choose another --workdir"):
+        yield
+
+
+def _run(
+    config: Config, workdir: Path, start: WeightsBundle | None, prepare: Callable[[], TrainingData]
+) -> None:
     data = one_after_the_others(prepare, "training data")
 
     def evaluate(params: Any) -> Mapping[str, float]:
@@ -253,24 +268,27 @@ def _write_weights(
     quality = {} if curve is None else quality_of(curve)
     record = training_record(final, data, start, int(state.step), hours, quality, how, weights)
     atomic_write_text(workdir / "weights.json", json.dumps(record, indent=2) + "\n", overwrite=True)
+    if quality:
+        print("validation: " + ", ".join(f"{name} {value:.3f}" for name, value in quality.items()))
     print(f"weights: {weights}\noperating point: {final.inference.score_threshold:.3f}, {how}")
+    print(f"curves: tensorboard --logdir {workdir / 'tensorboard'}, or {workdir / 'metrics.csv'}")
 
 
-def main() -> None:
-    """Entry point of train.py."""
+def start(
+    config: Config, workdir: Path, coordinator: str | None, processes: str | None, process: int | None
+) -> None:
+    """Train in this process, with others if they are named (docs/scaling.md).
+
+    Raises:
+      UserError: settings, data or weights that cannot be used.
+    """
     keep_freed_memory()
     flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
 
     def command() -> None:
-        parser = argument_parser(
-            "train.py", "Train a detector on phantoms or own scans; run again to resume."
-        )
-        parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, of several")
-        parser.add_argument("--processes", metavar="N", help="how many processes train together, or auto")
-        parser.add_argument("--process", type=int, metavar="I", help="this process, from 0")
-        config, known = parse(parser, sys.argv[1:])
-        start_processes(known.coordinator, known.processes, known.process)
-        run(config, known.workdir)
+        start_processes(coordinator, processes, process)
+        run(config, workdir)
 
+    # the error of one of several processes is told before it leaves the others
     with leaving_at_once():
         run_for_people(command)

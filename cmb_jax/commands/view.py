@@ -19,15 +19,17 @@ from cmb_jax.inference.scan import PhaseSign, read_phase
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.naming import is_bids_name
 from cmb_jax.io.nifti import check_same_grid, read_volume
+from cmb_jax.io.outside import read_bytes, read_json_object, reading
 from cmb_jax.io.volume import Volume
 from cmb_jax.review.files import read_record
 from cmb_jax.review.result import Result, load_result
 from cmb_jax.review.truth import write_truth
+from cmb_jax.scan.phase_range import asked_range
 from cmb_jax.viewer.images import ScanOnGrid, ViewerImages, viewer_images
 from cmb_jax.viewer.page import ViewerCase, embedded_in, render_viewer
 from cmb_jax.viewer.server import Site, ViewerServer
 
-_SIGN = re.compile(r"phase read as .*? sign ([+-]1)")
+_READ = re.compile(r"phase read as (.*?), sign ([+-]1)")
 
 
 def run(*, result: Path, swi: Path | None, phase: Path | None, browser: bool, port: int) -> None:
@@ -56,6 +58,7 @@ def open_server(
     if phase is not None and swi is None:
         raise UserError("--phase goes with --swi IMAGE")
     read = load_result(result)
+    record = read_json_object(read.folder / "detections.json")
     record = read_record(read.paths)
     images = _given(read, record, swi, phase) if swi is not None else _embedded(read, record)
     case = ViewerCase(
@@ -86,19 +89,13 @@ def open_server(
 def _embedded(result: Result, record: dict[str, Any]) -> ViewerImages:
     """The images in the result's viewer.html."""
     path = result.paths.viewer
-    try:
-        files, facts = embedded_in(path.read_bytes())
-        if facts["swi_sha256"] != result.swi_sha256:
+    with reading(path, "give the images: --swi FILE --phase FILE"):
+        files, facts = ({}, {}) if not path.exists() else embedded_in(read_bytes(path, limit=2**28))
+        if files and facts["swi_sha256"] != result.swi_sha256:
             raise ValueError("of another scan")
         if "swi" in files:
             windows = {name: (float(low), float(high)) for name, (low, high) in facts["windows"].items()}
             return ViewerImages(files=files, windows=windows, units=facts["units"])
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); give the images: --swi FILE --phase FILE"
-        ) from error
     raise UserError(
         f"{result.folder}: holds no viewer.html with the images; give them: --swi FILE --phase FILE "
         f"(the image that was searched is {result.subject}, SHA-256 {result.swi_sha256[:8]}...)"
@@ -116,9 +113,10 @@ def _given(result: Result, record: dict[str, Any], swi: Path, phase: Path | None
     if phase is not None:
         stored = _searched(phase, "phase", result, record)
         check_same_grid(volume, stored)
-        said = [_SIGN.match(str(step)) for step in record.get("steps", ())]
-        sign: PhaseSign = next(("+1" if found[1] == "+1" else "-1" for found in said if found), "auto")
-        radians = read_phase(stored, volume, sign).radians
+        said = [found for step in record.get("steps", ()) if (found := _READ.match(str(step)))]
+        sign: PhaseSign = next(("+1" if found[2] == "+1" else "-1" for found in said), "auto")
+        kind = next((asked_range(found[1].split()) for found in said), None)
+        radians = read_phase(stored, volume, sign, kind).radians
     return viewer_images(
         ScanOnGrid(swi=volume, phase=radians, labels=result.labels.astype(np.int16), region_code=None)
     )
@@ -126,7 +124,8 @@ def _given(result: Result, record: dict[str, Any], swi: Path, phase: Path | None
 
 def _searched(path: Path, role: str, result: Result, record: dict[str, Any]) -> Volume:
     volume = read_volume(existing_file(path, role))
-    wanted = [each["sha256"] for each in record["inputs"] if each["role"] == role]
+    with reading(result.folder / "detections.json"):
+        wanted = [each["sha256"] for each in record["inputs"] if each["role"] == role]
     if not wanted:
         raise UserError(f"{path}: {result.folder} was made without a {role} image; leave it out")
     if volume.sha256 not in wanted:

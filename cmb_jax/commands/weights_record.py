@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from cmb_jax.errors import UserError
 from cmb_jax.evaluation.bootstrap import Estimate
 from cmb_jax.evaluation.present import estimate_text, table_text
 from cmb_jax.inference.bundle import WeightsBundle
+from cmb_jax.io.outside import read_json_object, reading
 from cmb_jax.report.evaluation_content import Table
 
+_TODO = "remove or restore this record"
 UNCALIBRATED = "none: scores are the network's own and no probabilities"
 
 
@@ -21,15 +21,7 @@ def read_weights_record(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: it is damaged.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}); remove or restore it") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: holds no JSON object; remove or restore it")
-    return record
+    return read_json_object(path, _TODO) if path.exists() else None
 
 
 def estimate_of(values: dict[str, Any], digits: int = 3) -> str:
@@ -107,7 +99,11 @@ def describe(bundle: WeightsBundle) -> str:
     Raises:
         UserError: the record beside them is damaged.
     """
-    record = read_weights_record(bundle.record_path) or {}
+    with reading(bundle.record_path, _TODO):
+        return _described(bundle, read_weights_record(bundle.record_path) or {})
+
+
+def _described(bundle: WeightsBundle, record: dict[str, Any]) -> str:
     inference = bundle.config.inference
     calibration = calibration_lines(bundle, record)
     lines = [

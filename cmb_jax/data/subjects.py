@@ -11,16 +11,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from cmb_jax.anatomy.regions import region_of
 from cmb_jax.data.prepare import PreparedVolume, boxes_of_lesions, points_from_edges, prepare
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import read_array, read_json_object
 from cmb_jax.phantom import MimicKind, PhantomSubject
 from cmb_jax.phantom.version import VERSION
+from cmb_jax.progress import track
 
 # Part of every cache folder's name: raise it when the stored form changes.
 STORE_VERSION = 3
+_TODO = "remove this folder: it is made again"
 STORE_FILE = "store.json"  # in every folder: which form it has, and which CMB-Phantom was simulated
 POINTS_PER_KIND = 400
 BRAIN_POINTS = 2000
@@ -37,27 +39,27 @@ class StoredSubject:
 
     def image(self) -> np.ndarray:
         """(Z, Y, X, 2) float16, memory-mapped."""
-        return np.load(self.folder / "image.npy", mmap_mode="r")
+        return read_array(self.folder / "image.npy", _TODO, mapped=True)
 
     def boxes(self) -> np.ndarray:
         """(M, 6) float32 boxes of the microbleeds."""
-        return np.load(self.folder / "boxes.npy")
+        return read_array(self.folder / "boxes.npy", _TODO)
 
     def ignored_boxes(self) -> np.ndarray:
         """(K, 6) float32 boxes of what is neither a microbleed to be found nor background."""
-        return np.load(self.folder / "ignored_boxes.npy")
+        return read_array(self.folder / "ignored_boxes.npy", _TODO)
 
     def mimics(self) -> np.ndarray:
         """(Z, Y // 2, X // 2) uint8 `MimicKind` or `READERS_MIMIC` on the proposal grid, memory-mapped."""
-        return np.load(self.folder / "mimics.npy", mmap_mode="r")
+        return read_array(self.folder / "mimics.npy", _TODO, mapped=True)
 
     def mimic_points(self) -> np.ndarray:
         """(P, 3) int32 proposal-grid cells that lie on mimics, every kind about equally often."""
-        return np.load(self.folder / "mimic_points.npy")
+        return read_array(self.folder / "mimic_points.npy", _TODO)
 
     def brain_points(self) -> np.ndarray:
         """(P, 3) int32 proposal-grid cells in the brain, drawn at random."""
-        return np.load(self.folder / "brain_points.npy")
+        return read_array(self.folder / "brain_points.npy", _TODO)
 
 
 def is_stored(folder: Path) -> bool:
@@ -71,12 +73,8 @@ def _versions() -> dict[str, int]:
 
 def _check_versions(folder: Path) -> None:
     """Refuse a stored subject of another form, or simulated by another version."""
-    try:
-        found = json.loads((folder / STORE_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        found = {"store": "2 or older", "phantom": 1}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / STORE_FILE}: cannot be read ({type(error).__name__})") from error
+    path = folder / STORE_FILE
+    found = read_json_object(path, _TODO) if path.exists() else {"store": "2 or older", "phantom": 1}
     if found != _versions():
         raise UserError(
             f"{folder}: was prepared from CMB-Phantom {found.get('phantom')} (form {found.get('store')}), "
@@ -232,7 +230,7 @@ def stored_subjects(
     """
     subjects = []
     pairs = list(zip(folders, seeds, strict=True))
-    for index, (folder, seed) in enumerate(tqdm(pairs, desc=f"{what} subjects", unit="subject")):
+    for index, (folder, seed) in enumerate(track(pairs, f"{what} subjects")):
         if is_stored(folder):
             subjects.append(StoredSubject(folder=folder))
         else:

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
 
 from cmb_jax.errors import UserError
-from cmb_jax.io.header import NiftiFile, world_affine
-
-_READ_ERRORS = (
-    nib.spatialimages.HeaderDataError,
-    nib.filebasedimages.ImageFileError,
-    ValueError,
-    KeyError,
-    OverflowError,
-    EOFError,
-    zlib.error,
-)
+from cmb_jax.io.header import open_header, world_affine
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,15 +74,6 @@ def read_grid(path: Path) -> Grid:
     Raises:
         UserError: missing or unreadable file, no NIfTI image, not 3D, or a singular affine.
     """
-    try:
-        image = nib.load(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; check the name") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); copy it again") from error
-    except _READ_ERRORS as error:
-        raise UserError(f"{path}: is not a readable NIfTI image ({' '.join(str(error).split())})") from error
-    if not isinstance(image, nib.Nifti1Image):
-        raise UserError(f"{path}: is not a NIfTI image, whatever its name says")
-    affine, warnings = world_affine(NiftiFile(image=image, path=path, sha256=""))
-    return Grid(shape=_shape_3d(path, image.shape), affine=affine, warnings=tuple(warnings))
+    file = open_header(path)
+    affine, warnings = world_affine(file)
+    return Grid(shape=_shape_3d(path, file.image.shape), affine=affine, warnings=tuple(warnings))

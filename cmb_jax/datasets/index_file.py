@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +18,7 @@ from cmb_jax.datasets.types import (
 )
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.io.outside import a_number, a_text, read_json, reading, shown
 
 VERSION = 1
 FORMAT = "cmb-jax data index"
@@ -68,35 +68,26 @@ def read_index(path: Path, root: Path | None = None) -> tuple[DatasetIndex, Path
     """
     path = Path(path)
     content = _load(path)
-    try:
-        base = Path(root) if root is not None else path.parent / str(content["root"])
-        if content["kind"] not in KINDS:
+    with reading(path, "the index is damaged: make it again with cmb-jax data index"):
+        base = Path(root) if root is not None else path.parent / a_text(content["root"], "root")
+        if _text(content["kind"]) not in KINDS:
             raise ValueError(f"kind is {content['kind']!r}")
         cases = tuple(_case_from_json(entry) for entry in content["cases"])
         index = DatasetIndex(kind=content["kind"], cases=cases)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise UserError(
-            f"{path}: is a damaged index ({what}); make it again with cmb-jax data index"
-        ) from error
-    _check(path, index, base)
-    return index, base
+        _check(path, index, base)
+        return index, base
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such index; make it with cmb-jax data index") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is no JSON file ({type(error).__name__}); make the index again") from error
+    content = read_json(
+        path, "make the index again", missing="no such index; make it with cmb-jax data index"
+    )
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: is no data index; make one with cmb-jax data index")
     if content.get("version") != VERSION:
         raise UserError(
-            f"{path}: has version {content.get('version')!r}, but {VERSION} is needed; make the index again"
+            f"{path}: has version {shown(content.get('version'))}, but {VERSION} is needed; "
+            "make the index again"
         )
     return content
 
@@ -160,29 +151,31 @@ def _truth_from_json(entry: dict[str, Any] | None) -> MaskTruth | PointTruth | N
         return None
     if "mask" in entry:
         return MaskTruth(
-            path=_text(entry["mask"]), threshold=float(entry["threshold"]), soft=bool(entry["soft"])
+            path=_text(entry["mask"]),
+            threshold=a_number(entry["threshold"], "threshold", 0, 1),
+            soft=bool(entry["soft"]),
         )
     if entry["convention"] not in CONVENTIONS:
         raise ValueError(f"convention is {entry['convention']!r}")
     points, mimics = (
-        tuple((float(x), float(y), float(z)) for x, y, z in each)
+        tuple(tuple(a_number(v, "a centre") for v in point) for point in each)
         for each in (entry["points"], entry.get("mimics", ()))
     )
-    if not all(math.isfinite(value) for point in (*points, *mimics) for value in point):
-        raise ValueError("a centre is not finite")
+    if not all(len(point) == 3 for point in (*points, *mimics)):
+        raise ValueError("a centre has not three coordinates")
     diameters = entry.get("diameters_mm")
     if diameters is not None and len(diameters) != len(points):
         raise ValueError(f"{len(diameters)} diameters for {len(points)} points")
     return PointTruth(
         convention=entry["convention"],
         points=points,
-        diameters_mm=None if diameters is None else tuple(float(value) for value in diameters),
+        diameters_mm=None
+        if diameters is None
+        else tuple(a_number(value, "a diameter", 0, 1000) for value in diameters),
         source=_text(entry["source"]),
         mimics=mimics,
     )
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} must be text")
-    return value
+    return a_text(value, "an entry")

@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from cmb_jax.datasets.grid import Grid, read_grid, turn_to_ras
 from cmb_jax.datasets.types import Case, Convention, MaskTruth, PointTruth
 from cmb_jax.errors import UserError
-from cmb_jax.io.header import open_nifti
+from cmb_jax.io.header import decoded, open_nifti
+from cmb_jax.io.labels import components, instances, is_whole
+from cmb_jax.io.outside import reading
 
 DEFAULT_DIAMETER_MM = 3.0
 """Of a lesion that is only a point: in the middle of what microbleeds measure, 2 to 5 mm as a rule."""
 
 CONNECTIVITY = 26
-_ORDER_OF_CONNECTIVITY = {6: 1, 18: 2, 26: 3}
 _SAME_GRID_VOXELS = 0.5  # headers that were copied or rounded differ by less
 
 
@@ -63,7 +63,7 @@ def lesions_of(
             values that it must not, or a centre lies outside the volume.
         ValueError: the case has no truth, or no such connectivity.
     """
-    if connectivity not in _ORDER_OF_CONNECTIVITY:
+    if connectivity not in (6, 18, 26):
         raise ValueError(f"connectivity {connectivity}: must be 6, 18 or 26")
     reference = Path(root) / case.images[case.reference]
     if isinstance(case.truth, PointTruth):
@@ -145,7 +145,9 @@ def _from_mask(truth: MaskTruth, path: Path, reference: Path, connectivity: int)
         raise UserError(
             f"{path}: mask and {reference.name} lie up to {apart:.1f} voxels apart; copy the right header"
         )
-    labels, count, counted = _label(turn_to_ras(values, grid), truth, path, connectivity)
+    labels, count, counted = _label(
+        turn_to_ras(values, grid), truth, path, connectivity, np.linalg.norm(turned.affine[:3, :3], axis=0)
+    )
     objects = ndimage.find_objects(labels, max_label=count)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     found = np.nonzero(labels)
@@ -167,35 +169,32 @@ def _from_mask(truth: MaskTruth, path: Path, reference: Path, connectivity: int)
 
 
 def _read_mask(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
-    """The stored values (I, J, K) float32, NaN and infinities as 0, and their grid."""
+    """The stored values (I, J, K), NaN and infinities as 0, and their grid."""
     grid = read_grid(path)
-    try:
-        values = np.asarray(open_nifti(path).image.dataobj)
-    except (OSError, ValueError, nib.spatialimages.HeaderDataError) as error:
-        raise UserError(f"{path}: its voxels cannot be decoded ({error}); convert it again") from error
+    values = decoded(open_nifti(path))
     if values.dtype.kind not in "iufb":
         raise UserError(f"{path}: holds {values.dtype} values; give labels, a mask or probabilities")
-    values = np.asarray(values, np.float32).reshape(grid.shape)
+    values = values.reshape(grid.shape)
     bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     notes = (f"{bad} voxels of the mask are NaN or infinite and count as 0",) if bad else ()
-    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0), grid, notes
+    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) if bad else values, grid, notes
 
 
 def _label(
-    values: np.ndarray, truth: MaskTruth, path: Path, connectivity: int
+    values: np.ndarray, truth: MaskTruth, path: Path, connectivity: int, spacing_mm: np.ndarray
 ) -> tuple[np.ndarray, int, str]:
     """Labels 1..n without gaps, n, and how they were counted."""
     if values.min(initial=0.0) < 0:
         raise UserError(f"{path}: holds negative values; give labels, a mask or probabilities")
     largest = float(values.max(initial=0.0))
-    distinct = np.unique(values[values > 0])
-    whole = bool(np.all(distinct == np.round(distinct)))
+    whole = is_whole(values)
     if largest > 1 and (truth.soft or not whole):
         raise UserError(f"{path}: a soft mask must lie in 0 to 1, but its largest value is {largest:g}")
-    if whole and len(distinct) > 1:  # instance labels
-        labels = np.searchsorted(distinct, values).astype(np.int32) + 1
-        return np.where(values > 0, labels, 0), len(distinct), "labels"
-    inside = values >= (truth.threshold if largest <= 1 else largest)
-    structure = ndimage.generate_binary_structure(3, _ORDER_OF_CONNECTIVITY[connectivity])
-    labels, count = ndimage.label(inside & (values > 0), structure, output=np.int32)
-    return labels, int(count), f"components of values >= {truth.threshold:g}, {connectivity}-connected"
+    if whole and largest > 1:
+        with reading(path, "give labels, a mask or probabilities"):
+            found = instances(values, spacing_mm, connectivity)
+        if found.by_label:
+            return found.labels, found.count, "labels"
+        return found.labels, found.count, found.note or f"components of a mask, {connectivity}-connected"
+    labels, count = components((values >= truth.threshold) & (values > 0), connectivity)
+    return labels, count, f"components of values >= {truth.threshold:g}, {connectivity}-connected"

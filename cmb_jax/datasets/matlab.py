@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import check_is_file, reading
 
 _MAX_BYTES = 2**24  # of the file, and of what a compressed element unpacks to
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -39,14 +39,14 @@ def read_mat(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         UserError: missing or damaged file, one of version 7.3 (HDF5) or 4, or a name that holds no real
             numbers.
     """
-    try:
+    with reading(path, "is it a MATLAB file of version 5 to 7?", missing="no such file"):
+        size = check_is_file(path, "give a MATLAB file")
         with open(path, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            content = stream.read(min(size, _MAX_BYTES) + 1)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+            content = stream.read(_MAX_BYTES + 1)
+        return _read(path, content, size, names)
+
+
+def _read(path: Path, content: bytes, size: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     if content.startswith(b"MATLAB 7.3") or _HDF5 in (content[:8], content[512:520]):
         raise UserError(f"{path}: is a MATLAB file of version 7.3; save it in MATLAB with save(..., '-v7')")
     if size > _MAX_BYTES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import warnings
 import zipfile
@@ -14,12 +13,14 @@ import openpyxl
 from openpyxl.utils.exceptions import InvalidFileException
 
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import check_is_file, read_rows, reading, shortened, shown
 
 Cell = str | float | None
 Row = tuple[Cell, ...]
 
-_MAX_ROWS, _MAX_COLUMNS = 100_000, 1000
-_MAX_UNPACKED = 2**28  # a workbook is a zip file, and a small one may unpack to anything
+_MAX_ROWS, _MAX_COLUMNS = 20_000, 300
+_MAX_ELEMENTS, _MAX_OTHER_ELEMENTS = 800_000, 200_000
+_MAX_UNPACKED = 2**26  # a workbook is a zip file, and a small one may unpack to anything
 _WORKBOOK_ERRORS = (
     zipfile.BadZipFile,
     InvalidFileException,
@@ -43,31 +44,51 @@ def read_sheet(path: Path) -> list[Row]:
     Raises:
         UserError: missing, not a readable .xlsx file, or far larger than any table of lesions.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > _MAX_UNPACKED:
-            raise UserError(f"{path}: unpacks to {unpacked / 1e6:.0f} MB; no table of lesions is that large")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # styles and extensions that are of no interest here
-            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-            try:
-                sheet = book.worksheets[0]
-                wide = min(sheet.max_column or _MAX_COLUMNS, _MAX_COLUMNS) + 1
-                cells = sheet.iter_rows(max_row=_MAX_ROWS + 1, max_col=wide, values_only=True)
-                rows = [_row(row) for row in cells]
-            finally:
-                book.close()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except _WORKBOOK_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: is not a readable Excel workbook ({reason}); save it as .xlsx") from error
+    todo = "is it a readable Excel workbook? save it as .xlsx"
+    with reading(path, todo, missing="no such file"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # styles and extensions that are of no interest here
+        check_is_file(path, todo)
+        try:
+            _check_parts(path)
+            rows = _cells(path)
+        except _WORKBOOK_ERRORS as error:
+            reason = shortened(str(error)) or type(error).__name__
+            raise UserError(
+                f"{path}: is not a readable Excel workbook ({reason}); save it as .xlsx"
+            ) from error
     if len(rows) > _MAX_ROWS or any(len(row) > _MAX_COLUMNS for row in rows):
         raise UserError(f"{path}: has more than {_MAX_ROWS} rows or {_MAX_COLUMNS} columns")
     return rows
+
+
+def _check_parts(path: Path) -> None:
+    """The elements of each part are counted before a parser makes objects of them."""
+    with reading(path, but=_WORKBOOK_ERRORS), zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > _MAX_UNPACKED:
+            raise UserError(f"{path}: unpacks to {unpacked / 1e6:.0f} MB; no table of lesions is that large")
+        for entry in archive.infolist():
+            elements = 0
+            with archive.open(entry) as part:
+                while block := part.read(2**20):
+                    elements += block.count(b"<")
+            if elements > (_MAX_ELEMENTS if "sheet" in entry.filename.casefold() else _MAX_OTHER_ELEMENTS):
+                raise UserError(
+                    f"{path}: {shortened(entry.filename, 60)} has {elements} elements; no table of lesions "
+                    "has so many: save only the table"
+                )
+
+
+def _cells(path: Path) -> list[Row]:
+    with reading(path, but=_WORKBOOK_ERRORS):
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        try:
+            sheet = book.worksheets[0]
+            wide = min(sheet.max_column or _MAX_COLUMNS, _MAX_COLUMNS) + 1
+            cells = sheet.iter_rows(max_row=_MAX_ROWS + 1, max_col=wide, values_only=True)
+            return [_row(row) for row in cells]
+        finally:
+            book.close()
 
 
 def _row(values: tuple[object, ...]) -> Row:
@@ -82,7 +103,7 @@ def _cell(value: object) -> Cell:
     if value is None or isinstance(value, bool):
         return None if value is None else str(value)
     if isinstance(value, int | float):
-        return float(value)
+        return float(value) if abs(value) < 1e300 else None
     return str(value).strip() or None  # the tables fill unused cells with blanks
 
 
@@ -97,8 +118,8 @@ def number(value: Cell, path: Path, row: int, name: str) -> float:
     except ValueError:
         result = math.nan
     if not math.isfinite(result):
-        shown = "blank" if value is None else repr(value)
-        raise UserError(f"{path}: row {row}: {name} is {shown}, but it must be a number")
+        said = "blank" if value is None else shown(value)
+        raise UserError(f"{path}: row {row}: {name} is {said}, but it must be a number")
     return result
 
 
@@ -113,21 +134,10 @@ def read_csv(path: Path, required: tuple[str, ...], delimiter: str | None = None
     Raises:
         UserError: missing or unreadable file, no header line, missing columns, or a line of another length.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a table ({type(error).__name__})") from error
-    lines = text.rstrip(" \r\n").splitlines()
+    lines = read_rows(path, delimiter)
     if not lines:
         raise UserError(f"{path}: is empty; its first line must name the columns {', '.join(required)}")
-    if delimiter is None:
-        delimiter = ";" if lines[0].count(";") > lines[0].count(",") else ","
-    try:
-        header, *rows = csv.reader(lines, delimiter=delimiter)
-    except csv.Error as error:
-        raise UserError(f"{path}: cannot be read as a table ({error})") from error
+    header, *rows = lines
     columns = [name.strip().casefold() for name in header]
     missing = [name for name in required if name not in columns]
     if missing:

@@ -110,6 +110,8 @@ def _instance(dataset: Dataset, path: Path, rows: int, columns: int) -> Instance
     if not text("SOPInstanceUID") or not text("SeriesInstanceUID"):
         raise NoImage("has no instance or series UID")
     bits = _number(dataset, "BitsStored", int) or 16
+    if not 1 <= bits <= 64:
+        raise NoImage(f"says that a pixel has {bits} bits")
     signed = _number(dataset, "PixelRepresentation", int) == 1
     stored = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     sequences = {*_words(dataset.get("ScanningSequence")), *_words(dataset.get("EchoPulseSequence"))}

@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 from cmb_jax.dicom.frames import Instance
+from cmb_jax.io.outside import reading
 
 # Type 2 attributes of patient and study: they must be there, and may be empty.
 _EMPTIED = (
@@ -69,7 +70,10 @@ def source_headers(instances: Sequence[Instance], keep_identifiers: bool) -> lis
         instances: the objects, in the order of the frames.
         keep_identifiers: leave patient and study as they are.
     """
-    headers: list[Dataset] = [dcmread(instance.path, stop_before_pixels=True) for instance in instances]
+    headers: list[Dataset] = []
+    for instance in instances:
+        with reading(instance.path, "copy it again"):
+            headers.append(dcmread(instance.path, stop_before_pixels=True))
     return headers if keep_identifiers else [without_identifiers(header) for header in headers]
 
 

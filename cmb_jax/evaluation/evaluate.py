@@ -21,6 +21,7 @@ from cmb_jax.evaluation.breakdown import (
     place_agreement,
     sensitivity_breakdowns,
 )
+from cmb_jax.evaluation.doubts import doubts
 from cmb_jax.evaluation.froc import choose_threshold, collect_events, froc_curve
 from cmb_jax.evaluation.matching import CENTER5, HEADLINE, RULES, VALDO, Match, Rule, events, match, pairs_of
 from cmb_jax.evaluation.metrics import write_metrics
@@ -63,6 +64,7 @@ class _Scored:
     probabilities: np.ndarray | None  # (K,) of the reported detections, NaN where not known; None: of none
     true: np.ndarray  # (K,) bool, whether each matches a lesion
     rejected: Counter[tuple[str, bool]]  # see rejection.rejected_by_reason
+    warnings: tuple[str, ...]
 
 
 def evaluate(
@@ -187,7 +189,7 @@ def evaluate_records(
         subjects=rows,
         bootstrap_samples=bootstrap_samples,
         seed=seed,
-        warnings=warnings,
+        warnings=(*warnings, *(line for scan in scored for line in scan.warnings)),
     )
 
 
@@ -272,6 +274,7 @@ def _score(
         probabilities=None if reported.probabilities is None else reported.probabilities[shown.counted],
         true=shown.lesion[shown.counted] >= 0,
         rejected=rejected_by_reason(detections, truth, shown.found, breakdown_rule, threshold),
+        warnings=tuple(doubts(reported, truth, len(valdo.match.found), matches)),
     )
 
 

@@ -24,7 +24,9 @@ from cmb_jax.evaluation.records import (
 from cmb_jax.evaluation.simulated import IGNORED, MIMIC_NAMES, rows_of_ids
 from cmb_jax.evaluation.tables import read_columns
 from cmb_jax.evaluation.volumes import best_values, centers_mm, diameters_mm, label_volume
-from cmb_jax.io.header import open_nifti, world_affine
+from cmb_jax.io.header import decoded, open_nifti, world_affine
+from cmb_jax.io.labels import is_whole
+from cmb_jax.io.outside import reading
 from cmb_jax.phantom.protocols import PROTOCOLS
 from cmb_jax.phantom.version import DESCRIPTION, check_phantom_version
 
@@ -84,23 +86,26 @@ def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """A NIfTI image of labels or probabilities with axes to Right, Anterior, Superior.
 
     Returns:
-        (X, Y, Z) float32 with 0 where the file holds no number, and the affine (4, 4) to RAS mm. An image
-        without any label is fine: that scan has no lesion.
+        (X, Y, Z) int32, float32 where the file holds floating numbers, with 0 where it holds none; and the
+        affine (4, 4) to RAS mm. An image without any label is fine: that scan has no lesion.
 
     Raises:
         UserError: not a readable NIfTI volume.
     """
     file = open_nifti(path)
     affine, _ = world_affine(file)
-    try:
-        array = np.asarray(file.image.dataobj)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: its voxels cannot be decoded ({error}); convert it again") from error
-    if array.ndim < 3 or np.prod(array.shape[3:]) != 1 or array.dtype.kind not in "iufb":
+    array = decoded(file)
+    if np.prod(array.shape[3:]) != 1 or array.dtype.kind not in "iufb":
         raise UserError(f"{path}: is no volume of labels but {array.dtype} {array.shape}; give one 3D image")
-    array = np.nan_to_num(np.asarray(array, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    if array.min(initial=0.0) < 0:
+    if array.dtype.kind == "f":
+        array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
+    if array.min(initial=0) < 0:
         raise UserError(f"{path}: holds negative values; give labels, a mask or probabilities")
+    if array.max(initial=0) >= 2**24 and is_whole(array):
+        if array.max(initial=0) >= 2**31:
+            raise UserError(f"{path}: holds the label {array.max():g}; give labels below {2**31}")
+        array = array.astype(np.int32)  # float32 would make one of neighboring numbers
+    array = array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
     array = array.reshape(array.shape[:3])
     orientation = io_orientation(affine)
     canonical = np.ascontiguousarray(apply_orientation(array, orientation))
@@ -115,7 +120,8 @@ def read_detections_volume(path: Path, subject: str, threshold: float = 0.5) -> 
     Raises:
         UserError: see `read_labels`.
     """
-    volume = label_volume(*read_labels(path), threshold=threshold, connectivity=CONNECTIVITY)
+    with reading(path, "give labels, a mask or probabilities"):
+        volume = label_volume(*read_labels(path), threshold=threshold, connectivity=CONNECTIVITY)
     return SubjectDetections(
         subject=subject,
         centers_mm=centers_mm(volume),
@@ -139,6 +145,8 @@ def read_detections_csv(path: Path, subject: str) -> SubjectDetections:
     status = []
     reasons = table.text("reason") if table.has("reason") else ("",) * len(table)
     for line, (value, reason) in enumerate(zip(table.text("status"), reasons, strict=True), start=2):
+        if value == "not analysable":
+            raise UserError(f"{path}: is not analysable ({reason}); leave the scan out")
         if value not in (KEPT, REJECTED):
             raise UserError(f"{path}: line {line}: status is {value!r}; write kept or rejected")
         status.append(CANDIDATE if value == REJECTED and reason == LOW_SCORE_REASON else value)
@@ -165,7 +173,8 @@ def read_truth_volume(path: Path, subject: str) -> SubjectTruth:
     Raises:
         UserError: see `read_labels`.
     """
-    volume = label_volume(*read_labels(path), connectivity=CONNECTIVITY)
+    with reading(path, "give labels, a mask or a rater mean"):
+        volume = label_volume(*read_labels(path), connectivity=CONNECTIVITY)
     return SubjectTruth(
         subject=subject, centers_mm=centers_mm(volume), diameters_mm=diameters_mm(volume), volume=volume
     )

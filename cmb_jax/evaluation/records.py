@@ -20,6 +20,7 @@ class LabelledVolume:
     labels: np.ndarray  # (X, Y, Z) int32, 0 is background
     affine: np.ndarray  # (4, 4) float64, voxel index (integer = voxel centre) -> RAS mm
     values: np.ndarray | None = None  # (X, Y, Z) float32 as stored (probabilities, rater means); None = 0/1
+    note: str = ""  # how unclear numbers were taken
 
     @property
     def spacing_mm(self) -> np.ndarray:

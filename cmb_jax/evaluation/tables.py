@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import read_rows, shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,20 @@ class TextTable:
         cells = enumerate(self.text(column))
         return np.array([self._number(row, column, text, minimum) for row, text in cells], np.float64)
 
+    def whole_numbers(self, column: str) -> list[int]:
+        """A column of whole numbers.
+
+        Raises:
+            UserError: a value is none, or has more than nine digits.
+        """
+        values = self.numbers(column)
+        for row, value in enumerate(values):
+            if value != round(value) or abs(value) >= 1e9:
+                raise UserError(
+                    f"{self.path}: line {row + 2}: {column} is {value:g}, but it must be a whole number"
+                )
+        return [int(value) for value in values]
+
     def optional_numbers(self, column: str, minimum: float = -math.inf) -> np.ndarray:
         """A column (n,) as float64, NaN where nothing (or n/a, as in BIDS) stands or without such a column.
 
@@ -64,7 +78,9 @@ class TextTable:
             value = math.nan
         if not math.isfinite(value) or value < minimum:
             wanted = "a number" if minimum == -math.inf else f"a number from {minimum:g} on"
-            raise UserError(f"{self.path}: line {row + 2}: {column} is {text!r}, but it must be {wanted}")
+            raise UserError(
+                f"{self.path}: line {row + 2}: {column} is {shown(text)}, but it must be {wanted}"
+            )
         return value
 
 
@@ -75,13 +91,7 @@ def read_columns(path: Path, *, required: Sequence[str], delimiter: str = ",") -
         UserError: missing or unreadable file, no header line, missing columns, or a line that is too short
             or too long.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a table ({error.__class__.__name__})") from error
-    lines = list(csv.reader(text.rstrip("\r\n").splitlines(), delimiter=delimiter))
+    lines = read_rows(path, delimiter)
     if not lines:
         raise UserError(f"{path}: is empty; its first line must name the columns {', '.join(required)}")
     columns = tuple(name.strip() for name in lines[0])

@@ -7,24 +7,11 @@ from scipy import ndimage
 
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.records import LabelledVolume
+from cmb_jax.io.labels import check_scale, components, instances, is_whole
 
 # Below half a voxel at every corner, resampling to the nearest voxel changes nothing: headers that were
 # copied from a registered image often differ by a little.
 _SAME_GRID_VOXELS = 0.5
-
-_ORDER_OF_CONNECTIVITY = {6: 1, 18: 2, 26: 3}
-
-
-def components(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, int]:
-    """Label the connected components of a mask (X, Y, Z): int32 labels 1..n, and n.
-
-    Args:
-        mask: bool.
-        connectivity: neighbours of a voxel: 6 (faces), 18 (edges too) or 26 (corners too).
-    """
-    structure = ndimage.generate_binary_structure(3, _ORDER_OF_CONNECTIVITY[connectivity])
-    labels, count = ndimage.label(mask, structure, output=np.int32)
-    return labels, int(count)
 
 
 def label_volume(
@@ -32,29 +19,32 @@ def label_volume(
 ) -> LabelledVolume:
     """Lesions of a volume of labels, of a mask or of probabilities.
 
-    Whole numbers with more than one value above zero are instance ids and are kept as they are; anything
-    else is cut at `threshold` (>=) and split into connected components. A mask may hold any one value.
+    Whole numbers are told apart as `io.labels.instances` does; fractions are cut at `threshold` (>=) and
+    split into connected components. A mask may hold any one value.
 
     Args:
         values: (X, Y, Z); what is not finite counts as 0.
         affine: (4, 4), voxel index -> RAS mm.
         threshold: of probabilities.
         connectivity: 6, 18 or 26.
+
+    Raises:
+        ValueError: values that are neither labels nor a mask nor probabilities.
     """
-    values = np.nan_to_num(np.asarray(values, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    values = np.asarray(values)
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     affine = np.asarray(affine, np.float64)
-    inside = values > 0
-    distinct, rank = np.unique(values[inside], return_inverse=True)
-    whole = bool(np.all(distinct == np.round(distinct)))
-    if whole and len(distinct) > 1:
-        labels = np.zeros(values.shape, np.int32)
-        labels[inside] = rank + 1
-        return LabelledVolume(labels=labels, affine=affine)
-    if whole:
-        labels, _ = components(inside, connectivity)
-        return LabelledVolume(labels=labels, affine=affine)
-    labels, _ = components(values >= threshold, connectivity)
-    return LabelledVolume(labels=labels, affine=affine, values=values)
+    above = values[values > 0]
+    check_scale(above)
+    if is_whole(above):
+        found = instances(values, np.linalg.norm(affine[:3, :3], axis=0), connectivity)
+        return LabelledVolume(labels=found.labels, affine=affine, note=found.note)
+    labels, count = components(values >= threshold, connectivity)
+    note = ""
+    if not count:
+        note = f"its largest value is {above.max():g}: nothing reaches {threshold:g}, so it holds no lesion"
+    return LabelledVolume(labels=labels, affine=affine, values=values.astype(np.float32), note=note)
 
 
 def count_labels(volume: LabelledVolume) -> int:

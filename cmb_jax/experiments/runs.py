@@ -1,10 +1,12 @@
-"""The training runs of an ablation: adopted when finished, continued when begun, else trained."""
+"""What an ablation compares: variants of one configuration, each trained from several seeds.
+
+The training runs of an ablation: adopted when finished, continued when begun, else trained.
+"""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,87 @@ from flax import nnx
 
 from cmb_jax.commands import train
 from cmb_jax.config import Config
-from cmb_jax.config_io import config_from_json
+from cmb_jax.config_io import read_config
+from cmb_jax.config_load import made_by_file
 from cmb_jax.errors import UserError
-from cmb_jax.experiments.grid import Grid, Variant
+from cmb_jax.io.outside import a_number, read_json_object, read_rows, reading
 from cmb_jax.io.weights import named_leaves
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.flops import forward_gflop
 from cmb_jax.models.functional import Template
+
+_NAME = re.compile(r"[a-z0-9_.]+(-[a-z0-9_.]+)*")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One configuration of the comparison; its seed is set by the grid."""
+
+    name: str  # of its runs' folders: NAME-seed0, NAME-seed1, ...
+    config: Config
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"variant {self.name!r}: a name has small letters, digits and _ . - only")
+
+    def but(self, suffix: str, **loss: Any) -> Variant:
+        """This variant with other settings of the loss, named NAME-SUFFIX."""
+        config = dataclasses.replace(self.config, loss=dataclasses.replace(self.config.loss, **loss))
+        return Variant(name=f"{self.name}-{suffix}", config=config)
+
+    def with_seed(self, seed: int) -> Config:
+        """The configuration of one run."""
+        return dataclasses.replace(self.config, train=dataclasses.replace(self.config.train, seed=seed))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Variants x seeds, and what they are compared with."""
+
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    reference: str = "rpn"
+    """Name of the variant that the others are compared with."""
+    matched_sensitivity: float | None = None
+    """Sensitivity at which false positives are compared; None: the reference's at its operating point."""
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two variants of one name among {names}")
+        if self.reference not in names:
+            raise ValueError(f"the reference {self.reference!r} is none of the variants {names}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds must be some, and differ")
+        if self.matched_sensitivity is not None and not 0 < self.matched_sensitivity <= 1:
+            raise ValueError("matched_sensitivity must be above 0 and at most 1")
+        if len({variant.config.data.spacing_mm for variant in self.variants}) > 1:
+            raise ValueError("all variants must have one working grid, data.spacing_mm")
+
+
+def four_configurations(base: Config) -> tuple[Variant, ...]:
+    """rpn, rpn_ffm, rpn_hspl and rpn_ffm_hspl: without and with feature fusion and prototypes."""
+    return tuple(
+        Variant(
+            name="rpn" + "_ffm" * fusion + "_hspl" * prototypes,
+            config=dataclasses.replace(
+                base,
+                model=dataclasses.replace(base.model, use_fusion=fusion, use_prototypes=prototypes),
+            ),
+        )
+        for prototypes in (False, True)
+        for fusion in (False, True)
+    )
+
+
+def grid_from_file(path: Path) -> Grid:
+    """What `get_grid()` of a Python file returns.
+
+    Raises:
+      UserError: no such file, or it has no `get_grid` that returns a Grid.
+    """
+    return made_by_file(path, "get_grid", Grid)
+
 
 TRAINING_ONLY = ("embedding.", "prototypes")  # parameters that inference does not use
 
@@ -68,10 +144,7 @@ def stored_config(run: Run) -> Config | None:
     path = run.folder / "config.json"
     if not path.exists():
         return None
-    try:
-        stored = config_from_json(path.read_text())
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a configuration of this version ({error})") from error
+    stored = read_config(path, "move the folder away, or use the version that wrote it")
     wanted = run.config
     differs = train.what_differs(stored, wanted)
     differs += ["another loss"] * (stored.loss != wanted.loss)
@@ -167,8 +240,10 @@ def _times(path: Path) -> tuple[float, float]:
     if not path.exists():
         return float("nan"), 0.0
     rates: dict[int, float] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
+    with reading(path, "the run's log is damaged: move it away"):
+        names, *lines = read_rows(path, ",") or [[]]
+        for line in lines:
+            row = dict(zip(names, line, strict=False))
             if row.get("steps/s"):
                 rates[int(float(row["step"]))] = float(row["steps/s"])
     if not rates:
@@ -183,8 +258,7 @@ def _record(run: Run) -> dict[str, Any] | None:
     path = run.folder / "weights.json"
     if not (path.exists() and run.weights.exists()):
         return None
-    try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: not a training record ({error}); train again") from error
-    return record if isinstance(record, dict) else None
+    record = read_json_object(path, "is no training record; train again")
+    with reading(path, "train again"):
+        a_number(record.get("steps", 0), "steps", 0)
+    return record

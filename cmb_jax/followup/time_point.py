@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cmb_jax.datasets.bids.sidecar import ImageFacts, facts_beside
 from cmb_jax.errors import UserError
-from cmb_jax.followup.detectability import Surveyed
-from cmb_jax.inference.regions import brain_mask_on, predict_regions
+from cmb_jax.followup.changes import Surveyed
 from cmb_jax.io.naming import is_bids_name, stem
 from cmb_jax.io.nifti import read_volume
+from cmb_jax.io.outside import a_text, reading
 from cmb_jax.io.volume import Volume
+from cmb_jax.regions.predict import brain_mask_on, predict_regions
 from cmb_jax.report.comparison_content import ScanContent
 from cmb_jax.report.content import DetectionRow
 from cmb_jax.review.files import ResultPaths
@@ -109,25 +109,23 @@ def read_record(paths: ResultPaths) -> Record:
     Raises:
         UserError: it cannot be read, or is of no result.
     """
-    content: Any = read_any_record(paths)
-    try:
-        inputs = tuple((str(i["role"]), str(i["file"]), str(i["sha256"])) for i in content["inputs"])
+    with reading(paths.record, "give the folder that cmb-jax predict wrote"):
+        content = read_any_record(paths)
+        inputs = tuple(
+            (a_text(i["role"], "role"), a_text(i["file"], "file", 255), a_text(i["sha256"], "sha256", 64))
+            for i in content["inputs"]
+        )
         record = Record(
-            version=str(content["version"]),
-            weights_name=str(content["weights"]["name"]),
-            weights_sha256=str(content["weights"]["sha256"]),
-            threshold=str(content["settings"]["score_threshold"]),
+            version=a_text(content["version"], "version", 255),
+            weights_name=a_text(content["weights"]["name"], "weights", 255),
+            weights_sha256=a_text(content["weights"]["sha256"], "weights", 255),
+            threshold=a_text(content["settings"]["score_threshold"], "score_threshold", 255),
             inputs=inputs,
             regions_trusted=bool(content["regions_trusted"]),
         )
         if not _SHA256.fullmatch(record.searched[1]):
-            raise ValueError("sha256 of the image")
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
-        raise UserError(
-            f"{paths.record}: cannot be read as the record of a prediction ({type(error).__name__}); "
-            "give the folder that cmb-jax predict wrote"
-        ) from error
-    return record
+            raise ValueError("no sha256 of the image")
+        return record
 
 
 def read_time_point(name: str, option: str, folder: Path, image: Path) -> TimePoint:

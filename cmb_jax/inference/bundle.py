@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from cmb_jax.config_io import config_from_json, config_to_json, without_paths
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.calibration_map import CalibrationMap
 from cmb_jax.io.atomic import sha256_file
+from cmb_jax.io.outside import reading
 from cmb_jax.io.weights import (
     INPUT_VERSION,
     copy_weights,
@@ -161,14 +161,9 @@ def _load_one(weights: str) -> WeightsBundle:
     if CONFIG_KEY not in metadata:
         raise UserError(f"{path}: these are not weights of a detector (no configuration inside); give others")
     version = input_version_of(path, metadata)
-    try:
+    with reading(path, "its configuration is of another version: train anew or use the one that wrote it"):
         config = config_from_json(metadata[CONFIG_KEY])
         calibration_of(config)  # refuses knots that are no map
-    except (ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{path}: the configuration inside does not fit this version of cmb-jax ({error}); "
-            "train anew or use the version that wrote it"
-        ) from error
     shapes = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0))).shapes()
     params, _ = load_weights(path, shapes)
     return WeightsBundle(

@@ -22,7 +22,7 @@ from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.provenance import provenance_jsonld
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow, ReportContent
-from cmb_jax.report.html import write_report
+from cmb_jax.report.html import environment, write_report
 from cmb_jax.report.methods import MethodsFacts, methods_text
 from cmb_jax.report.statements import statements
 from cmb_jax.report.summary import describe_pattern
@@ -31,6 +31,8 @@ from cmb_jax.viewer.page import NAME as VIEWER
 from cmb_jax.viewer.page import ViewerCase, render_viewer
 
 NOTICE = "Research use only; not a diagnosis."
+ANALYZED, NOT_ANALYSABLE = "analyzed", "not analysable"
+"""Values of `status` in detections.json; the latter also stands in detections.csv, where counts would."""
 
 
 def detections_csv(rows: tuple[DetectionRow, ...]) -> str:
@@ -76,17 +78,18 @@ def summary_json(
     return json.dumps(
         {
             "notice": NOTICE,
+            "status": ANALYZED,
             "version": cmb_jax.__version__,
             "weights": {"name": bundle.file_name, "sha256": bundle.sha256},
             "inputs": [{"role": role, "file": name, "sha256": digest} for role, name, digest in inputs],
             "settings": dict(prediction.settings),
             "steps": list(prediction.steps),
             "warnings": list(prediction.warnings),
-            "candidates_below_threshold": prediction.below_threshold,
             "regions_trusted": prediction.region_map.trusted,
             **_places(prediction),
             "timings_s": dict(prediction.timings),
             "coordinates": "i, j, k: native voxel indices from 0; x_mm, y_mm, z_mm: RAS mm",
+            "rejected_unlisted": prediction.unlisted,
             "detections": [dataclasses.asdict(row) for row in prediction.rows],
         },
         indent=2,
@@ -137,9 +140,9 @@ def report_content(
         version=cmb_jax.__version__,
         steps=prediction.steps,
         timings=prediction.timings,
-        below_threshold=prediction.below_threshold,
         partial_field_of_view=any("field of view" in line for line in prediction.region_map.messages),
         regions_trusted=prediction.region_map.trusted,
+        unlisted=prediction.unlisted,
     )
 
 
@@ -265,3 +268,37 @@ def write_prediction(
         )
         if also is not None:
             also(folder)
+
+
+def write_not_analysable(
+    out: Path,
+    reason: str,
+    inputs: tuple[tuple[str, str, str], ...],
+    *,
+    subject: str,
+    overwrite: bool = False,
+) -> None:
+    """Write detections.csv, detections.json and report.html that say why there is no count.
+
+    The table has one line with the status and the reason, so that nobody reads no line as no microbleed.
+
+    Raises:
+      UserError: the folder exists (and `overwrite` is not set) or cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, DETECTION_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerow({"status": NOT_ANALYSABLE, "reason": reason})
+    record = {
+        "notice": NOTICE,
+        "status": NOT_ANALYSABLE,
+        "reason": reason,
+        "version": cmb_jax.__version__,
+        "inputs": [{"role": role, "file": name, "sha256": digest} for role, name, digest in inputs],
+    }
+    page = environment().get_template("not_analysable.html")
+    with atomic_directory(out, overwrite=overwrite) as folder:
+        (folder / "detections.csv").write_text(text.getvalue(), encoding="utf-8")
+        (folder / "detections.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+        html = page.render(subject=subject, reason=reason, notice=NOTICE, inputs=inputs)
+        (folder / "report.html").write_text(html, encoding="utf-8")

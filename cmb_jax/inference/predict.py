@@ -13,19 +13,18 @@ import numpy as np
 from cmb_jax.anatomy.lookup import REACH_MM, REASON_TEXT, RejectReason, look_up
 from cmb_jax.anatomy.mni import SPACE, fit_mni
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
-from cmb_jax.boxes.geometry import box_centers, box_sizes
-from cmb_jax.boxes.types import Detections
+from cmb_jax.boxes.anchors import Detections, box_centers, box_sizes
 from cmb_jax.config import Config, Flips, Precision
 from cmb_jax.data.prepare import points_from_edges
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.inference.scan import Clock, PhaseSign, PreparedScan, prepare_scan
 from cmb_jax.io.nifti import native_index
-from cmb_jax.io.phase import PhaseRange
-from cmb_jax.io.phase_sign import SignDecision
 from cmb_jax.io.volume import ScanImages, Volume
 from cmb_jax.report.content import DetectionRow
 from cmb_jax.report.summary import LOW_SCORE
+from cmb_jax.scan.phase_range import PhaseRange
+from cmb_jax.scan.phase_sign import SignDecision
 
 # The region map is right to about half of its 2 mm voxels: the sphere that votes is larger by that much.
 MAP_ERROR_MM = 1.0
@@ -48,7 +47,7 @@ class Prediction:
     settings: tuple[tuple[str, str], ...]
     steps: tuple[str, ...]
     timings: tuple[tuple[str, float], ...]
-    below_threshold: int = 0  # candidates below the operating point, of which the best are among the rows
+    unlisted: int = 0  # candidates under the operating point beyond those in rows
 
     @property
     def kept(self) -> tuple[DetectionRow, ...]:
@@ -152,7 +151,7 @@ class CmbDetector:
         cut = self.config.inference.score_threshold if threshold is None else threshold
         clock = Clock((*scan.timings, *found.timings))
         with clock("localization"):
-            rows, boxes_mm = self._locate(found.detections, scan, swi, cut)
+            rows, boxes_mm, unlisted = self._locate(found.detections, scan, swi, cut)
             rows, mni = _with_mni(rows, scan.region_map)
         steps = (
             *scan.steps,
@@ -174,7 +173,7 @@ class CmbDetector:
             settings=self._settings(cut),
             steps=steps,
             timings=tuple(clock.timings),
-            below_threshold=int((found.detections.valid & (found.detections.scores < cut)).sum()),
+            unlisted=unlisted,
         )
 
     def _settings(self, threshold: float) -> tuple[tuple[str, str], ...]:
@@ -196,7 +195,7 @@ class CmbDetector:
         scan: PreparedScan,
         swi: Volume,
         threshold: float,
-    ) -> tuple[tuple[DetectionRow, ...], np.ndarray]:
+    ) -> tuple[tuple[DetectionRow, ...], np.ndarray, int]:
         prepared, region_map = scan.prepared, scan.region_map
         # all boxes, valid or not, up to the rows: one shape for every scan, so that nothing is compiled anew
         boxes = jnp.asarray(detections.boxes)
@@ -248,6 +247,7 @@ class CmbDetector:
                     else None,
                     category="definite"
                     if scores[n] >= self.config.inference.definite_threshold
+                    and (located.region[n] > 0 or not region_map.trusted)  # nowhere: uncertain
                     else "possible",
                     zone=Zone(int(located.zone[n])).name.lower() if named else "none",  # type: ignore[arg-type]
                     region=Region(int(located.region[n])).name.lower() if named else "none",
@@ -257,7 +257,7 @@ class CmbDetector:
                     zone_border_mm=round(float(border_mm[n]), 1) if named else 0.0,
                 )
             )
-        return tuple(rows), edges_mm[listed]
+        return tuple(rows), edges_mm[listed], int(valid.sum()) - len(listed)
 
 
 def _with_mni(

@@ -12,14 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import reading
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _MARKER = ".cmb_jax_output"  # only folders that carry it are ever replaced
 _MARKER_TEXT = "Written by cmb-jax. --overwrite replaces this whole folder, files added by hand included.\n"
 
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
-    with open(path, "rb") as stream:
+    with reading(path), open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -47,6 +49,18 @@ def _made_parents(path: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and its parents where they are missing.
+
+    Raises:
+        UserError: it cannot be made, or is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
 
 
 def atomic_write_bytes(path: Path, content: bytes, *, overwrite: bool = False) -> None:
@@ -126,7 +140,9 @@ def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
         try:
             yield folder
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if not folder.is_dir():
+                raise UserError(f"{path}: its folder was taken away during the work; run it again") from error
+            if error.errno in _NO_ROOM:
                 raise _cannot_write(path, error) from error
             raise
         try:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import io
 import math
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import nibabel as nib
 import numpy as np
 
 from cmb_jax.errors import UserError
-from cmb_jax.io.atomic import sha256_file
+from cmb_jax.io.outside import check_is_file, reading
 
 MAX_VOXELS = 2**29
 """Largest array that is loaded: 2 GiB as float32; a 512 x 512 x 256 series of 8 echoes just fits."""
 
+_SLACK_BYTES = 2**12  # that may follow the array: padding, or what a program keeps there
 _MAX_INFLATION = 1032  # no DEFLATE stream unpacks to more than this many times its size
 _GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_ERRORS = (
@@ -49,21 +53,52 @@ def _senseless(path: Path, error: Exception) -> UserError:
     return _damaged(path, f"has a header that makes no sense ({' '.join(str(error).split())})")
 
 
-def _inflate(path: Path, packed: bytes, limit: int) -> bytes:
-    """Unpacks at most `limit` bytes of gzip members; checks the checksum of each that ends before that."""
-    parts: list[bytes] = []
-    length = 0
-    while length < limit and packed[:2] == _GZIP_MAGIC:
+def _start(path: Path, packed: bytes, length: int) -> bytes:
+    """The first bytes of a gzip stream, unchecked: just to learn what the header claims."""
+    content = b""
+    while len(content) < length and packed[:2] == _GZIP_MAGIC:
         decoder = zlib.decompressobj(wbits=31)
         try:
-            parts.append(decoder.decompress(packed, limit - length))
+            content += decoder.decompress(packed, length - len(content))
         except zlib.error as error:
             raise _damaged(path, f"the gzip stream is damaged ({error})") from error
-        length += len(parts[-1])
-        if length < limit and not decoder.eof:
-            raise _damaged(path, "the gzip stream is truncated")
         packed = decoder.unused_data
+    return content
+
+
+def _inflate(path: Path, packed: bytes, limit: int) -> bytes:
+    """Unpacks all gzip members to their ends, so that every checksum and length is checked.
+
+    Args:
+        path: for messages.
+        packed: the whole file.
+        limit: bytes that the content may take.
+
+    Raises:
+        UserError: a damaged or truncated member, or more content than `limit`.
+    """
+    parts: list[bytes] = []
+    left = limit + 1
+    rest = memoryview(packed)
+    while bytes(rest[:2]) == _GZIP_MAGIC:
+        decoder = zlib.decompressobj(wbits=31)
+        try:
+            parts.append(decoder.decompress(rest, left))
+        except zlib.error as error:
+            raise _damaged(path, f"the gzip stream is damaged ({error})") from error
+        left -= len(parts[-1])
+        if left <= 0:
+            raise _longer(path)
+        if not decoder.eof:
+            raise _damaged(path, "the gzip stream is truncated")
+        rest = rest[len(rest) - len(decoder.unused_data) :]
+    if bytes(rest).strip(b"\0"):  # zeros are the padding of tapes and of some file systems
+        raise _damaged(path, "other bytes follow its gzip stream")
     return b"".join(parts)
+
+
+def _longer(path: Path) -> UserError:
+    return _damaged(path, "holds more than its header says: its header or its content is damaged")
 
 
 def _image_class(path: Path, start: bytes) -> type[nib.Nifti1Image]:
@@ -103,40 +138,110 @@ def _claim(path: Path, start: bytes) -> tuple[type[nib.Nifti1Image], int]:
 def open_nifti(path: Path) -> NiftiFile:
     """Reads a .nii or .nii.gz file (told apart by content, not by name) without decoding its array.
 
+    The file is read whole, and the checksums of a gzip stream are always compared.
+
     Raises:
         UserError: missing or unreadable file, not NIfTI, truncated or damaged, or a header that claims more
-            than the file can hold or than `MAX_VOXELS`; found before that memory is asked for.
+            than the file can hold or than `MAX_VOXELS`; found before that memory is asked for. Also a header
+            that claims clearly less than the file holds.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; give one .nii or .nii.gz image (convert DICOM with dcm2niix)")
-    try:
+    with _opened(path) as (stream, claim):
+        # a gzip stream is never much longer than its content
+        most = claim.needed + _SLACK_BYTES + ((claim.needed // 500 + 2**20) if claim.packed else 0)
+        if claim.size > most:
+            raise _longer(path)
+        stored = stream.read(most + 1)
+        digest = hashlib.sha256(stored).hexdigest()
+        content = _inflate(path, stored, claim.needed + _SLACK_BYTES) if claim.packed else stored
+        del stored
+        if len(content) < claim.needed:
+            raise _damaged(
+                path, f"is truncated: it holds {len(content)} of the {claim.needed} bytes that it claims"
+            )
+        return NiftiFile(image=_image(path, claim.image_class, content), path=path, sha256=digest)
+
+
+def open_header(path: Path) -> NiftiFile:
+    """The header alone, checked against the file's size: its array cannot be decoded, and has no hash.
+
+    Raises:
+        UserError: as `open_nifti`, but for damage behind the header.
+    """
+    path = Path(path)
+    with _opened(path) as (stream, claim):
+        start = stream.read(2**16)
+        start = _start(path, start, 2**16) if claim.packed else start
+        image = _image(path, claim.image_class, start)
+        return NiftiFile(image=image, path=path, sha256="")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Claim:
+    image_class: type[nib.Nifti1Image]
+    needed: int  # bytes of header and array, unpacked
+    size: int  # of the file
+    packed: bool
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, _Claim]]:
+    """The file at its beginning, and what its header claims, which its size must allow."""
+    with reading(path, "give one .nii or .nii.gz image, or copy or convert it again"):
+        check_is_file(path, "give one .nii or .nii.gz image (convert DICOM with dcm2niix)")
         with open(path, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             start = stream.read(2**16)
             packed = start[:2] == _GZIP_MAGIC
-            image_class, needed = _claim(path, _inflate(path, start, 540) if packed else start[:540])
+            image_class, needed = _claim(path, _start(path, start, 540) if packed else start[:540])
             if needed > (size * _MAX_INFLATION if packed else size):
                 raise _damaged(
                     path, f"is truncated: its {size} bytes cannot hold the {needed} that it claims"
                 )
-            # a gzip stream is never much longer than its content, so what follows is not read
-            stored = start + stream.read(needed + needed // 500 + 2**20 if packed else needed)
-        digest = sha256_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file; check the name") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the file's permissions") from error
-    content = _inflate(path, stored, needed + 1) if packed else stored
-    if len(content) < needed:
-        raise _damaged(path, f"is truncated: it holds {len(content)} of the {needed} bytes that it claims")
-    try:
-        image = image_class.from_stream(io.BytesIO(content))
-    except _HEADER_ERRORS as error:
-        raise _senseless(path, error) from error
-    return NiftiFile(image=image, path=path, sha256=digest)
+            stream.seek(0)
+            yield stream, _Claim(image_class=image_class, needed=needed, size=size, packed=packed)
 
 
+def _image(path: Path, image_class: type[nib.Nifti1Image], content: bytes) -> nib.Nifti1Image:
+    # it tells people what it repairs in headers
+    with reading(path, but=_HEADER_ERRORS), nib.imageglobals.LoggingOutputSuppressor():
+        try:
+            return image_class.from_stream(io.BytesIO(content))
+        except _HEADER_ERRORS as error:
+            raise _senseless(path, error) from error
+
+
+def check_is_volume(file: NiftiFile, least: int = 1) -> None:
+    """Raises UserError for an image of fewer than three axes, each of `least` voxels or more."""
+    shape = file.image.shape
+    if len(shape) < 3 or min(shape[:3]) < least:
+        raise UserError(
+            f"{file.path}: is not a volume but {' x '.join(map(str, shape))} voxels; give a 3D image, "
+            "stacked from all its slices"
+        )
+
+
+def decoded(file: NiftiFile, dtype: np.typing.DTypeLike = None) -> np.ndarray:
+    """The voxels (I, J, K [, ...]) of a volume, slope and intercept applied.
+
+    Args:
+        file: an image.
+        dtype: to have them in; None: as stored, or float64 where there is a slope.
+
+    Raises:
+        UserError: 2D, colours, or voxels that cannot be decoded.
+    """
+    path, image = file.path, file.image
+    check_is_volume(file)
+    if image.get_data_dtype().fields is not None:
+        raise UserError(f"{path}: holds colours, not intensities; give the original image")
+    with reading(path, "its voxels cannot be decoded: convert it again"), np.errstate(all="ignore"):
+        return np.asarray(image.dataobj, dtype)
+
+
+_SMALLEST_VOXEL_MM, _LARGEST_VOXEL_MM = 0.005, 100.0
+_LARGEST_EXTENT_MM = 2000.0
+_FARTHEST_MM = 1e6
 _MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 
 
@@ -144,9 +249,15 @@ def world_affine(file: NiftiFile) -> tuple[np.ndarray, list[str]]:
     """The affine (4, 4) of native voxel index to RAS mm, the sform before the qform, and warnings about it.
 
     Raises:
-        UserError: the affine is singular or not finite.
+        UserError: no volume; an affine that is singular, not finite, or of a size that no scan has.
     """
     header, path = file.image.header, file.path
+    check_is_volume(file)
+    with reading(path, "repair its header, or convert it again"), np.errstate(all="ignore"):
+        return _world_affine(file, header, path)
+
+
+def _world_affine(file: NiftiFile, header: nib.Nifti1Header, path: Path) -> tuple[np.ndarray, list[str]]:
     warnings = []
     affine = np.array(file.image.affine, np.float64)
     try:
@@ -157,8 +268,28 @@ def world_affine(file: NiftiFile) -> tuple[np.ndarray, list[str]]:
     if _MM_PER_UNIT[unit] != 1.0:
         affine[:3] *= _MM_PER_UNIT[unit]
         warnings.append(f"lengths are stored in {unit}s and were converted to mm")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if not np.isfinite(affine).all() or np.abs(affine[:3]).max() > _FARTHEST_MM:
+        raise _damaged(path, "has a voxel-to-world transform that no scanner gives")
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    if edges.min() == 0 or abs(np.linalg.det(affine[:3, :3] / edges)) < 1e-6:
         raise _damaged(path, "has a singular voxel-to-world transform")
+    extent = edges * file.image.shape[:3]
+    if (
+        edges.min() < _SMALLEST_VOXEL_MM
+        or edges.max() > _LARGEST_VOXEL_MM
+        or extent.max() > _LARGEST_EXTENT_MM
+    ):
+        size = " x ".join(f"{edge:g}" for edge in edges)
+        raise UserError(
+            f"{path}: its header gives voxels of {size} mm, {extent.max() / 10:.0f} cm in all, which no scan "
+            "of a head has; repair the voxel size (is it in other units than mm?)"
+        )
+    zooms = np.array(header["pixdim"][1:4], np.float64) * _MM_PER_UNIT[unit]
+    if np.abs(zooms - edges).max() > 0.01 * edges.max():
+        warnings.append(
+            f"the header contradicts itself: voxels of {_by_x(zooms)} mm by pixdim, {_by_x(edges)} mm by its "
+            "transform; the transform was used"
+        )
     sform, sform_code = header.get_sform(coded=True)
     try:
         qform, qform_code = header.get_qform(coded=True)
@@ -181,3 +312,7 @@ def world_affine(file: NiftiFile) -> tuple[np.ndarray, list[str]]:
                 f"{' and about left against right' if mirrored else ''}; the sform was used"
             )
     return affine, warnings
+
+
+def _by_x(numbers: np.ndarray) -> str:
+    return " x ".join(f"{float(number):.3g}" for number in numbers)

@@ -17,7 +17,7 @@ from nibabel.orientations import (
 
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes
-from cmb_jax.io.header import NiftiFile, open_nifti, world_affine
+from cmb_jax.io.header import NiftiFile, check_is_volume, decoded, open_nifti, world_affine
 from cmb_jax.io.volume import NativeGrid, Volume
 
 _RAS = axcodes2ornt("RAS")
@@ -61,21 +61,11 @@ def read_series(path: str | Path) -> list[Volume]:
 
 def _decode(file: NiftiFile, complex_ok: bool) -> np.ndarray:
     """The scaled array, float32 or complex64, at least 3D."""
-    path, image = file.path, file.image
-    dtype = image.get_data_dtype()
-    if len(image.shape) < 3 or min(image.shape[:3]) < 2:
-        raise UserError(
-            f"{path}: is not a volume but {' x '.join(map(str, image.shape))} voxels; give a 3D image, "
-            "stacked from all its slices"
-        )
-    if dtype.fields is not None:
-        raise UserError(f"{path}: holds colours, not intensities; give the original image")
-    if dtype.kind == "c" and not complex_ok:
-        raise UserError(f"{path}: holds complex values; give magnitude and phase as two images")
-    try:
-        return np.asarray(image.dataobj, np.complex64 if dtype.kind == "c" else np.float32)
-    except (OSError, ValueError, nib.spatialimages.HeaderDataError) as error:
-        raise UserError(f"{path}: its voxels cannot be decoded ({error}); convert it again") from error
+    check_is_volume(file, least=2)
+    kind = file.image.get_data_dtype().kind
+    if kind == "c" and not complex_ok:
+        raise UserError(f"{file.path}: holds complex values; give magnitude and phase as two images")
+    return decoded(file, np.complex64 if kind == "c" else np.float32)
 
 
 def _to_volume(file: NiftiFile, array: np.ndarray, affine: np.ndarray, warnings: list[str]) -> Volume:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes
+from cmb_jax.io.outside import check_is_file, reading
 
 PureDict = dict[Any, Any]
 
@@ -27,6 +28,8 @@ sine, weighted by `phase_trust`; nothing depends on the field of view."""
 OLDEST_INPUT_VERSION = 1
 """Weights for an older input are refused. The bundled ones are for version 1 until others replace them."""
 
+_MAX_BYTES = 2**33
+_KINDS = "fiub"  # no narrower floats than float16 and bfloat16: NumPy cannot compute with them
 _INPUT_VERSION_KEY = "input_version"
 
 
@@ -144,17 +147,22 @@ def input_version_of(path: Path, metadata: Mapping[str, str]) -> int:
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays by name as they are stored, and metadata."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file; check the path")
-    try:
+    todo = (
+        "not a readable safetensors file (damaged, truncated or of another kind): fetch it again, or "
+        "give other weights"
+    )
+    with reading(path, todo, missing="no such weights file; check the path"):
+        if check_is_file(path, todo) > _MAX_BYTES:
+            raise ValueError("larger than weights ever are")
         with safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}, metadata
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{path}: not a readable safetensors file ({error}); it is damaged, truncated or of another "
-            "kind: fetch it again or give other weights"
-        ) from error
+            metadata = {str(name): text for name, text in (file.metadata() or {}).items()}
+            arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        for name, array in arrays.items():
+            if array.dtype.kind not in _KINDS and array.dtype.name != "bfloat16":
+                raise ValueError(f"{name} is {array.dtype}")
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"{name} holds values that are not finite")
+        return arrays, metadata
 
 
 def _as_float32(value: np.ndarray) -> np.ndarray:

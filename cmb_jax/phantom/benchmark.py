@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import check_is_file, read_rows, reading
 from cmb_jax.phantom.tree import CohortMember
 from cmb_jax.phantom.types import SubjectSettings
 from cmb_jax.phantom.version import VERSION
@@ -75,8 +76,13 @@ class BenchmarkSplit:
 
 def content_sha256(path: Path) -> str:
     """Of a file's content; of a gzipped one's uncompressed content, as compressors differ between systems."""
-    data = path.read_bytes()
-    return hashlib.sha256(gzip.decompress(data) if path.suffix == ".gz" else data).hexdigest()
+    with reading(path, "make the split again"):
+        check_is_file(path, "make the split again")
+        digest = hashlib.sha256()
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
+            while part := stream.read(2**20):
+                digest.update(part)
+        return digest.hexdigest()
 
 
 def checksums(root: Path) -> dict[str, str]:
@@ -91,6 +97,11 @@ def write_checksums(path: Path, sums: Mapping[str, str]) -> None:
     path.write_text("".join(f"{name}\t{digest}\n" for name, digest in sums.items()), encoding="utf-8")
 
 
+def _pair(row: list[str]) -> tuple[str, str]:
+    name, digest = row
+    return name, digest
+
+
 def read_checksums(path: Path) -> dict[str, str]:
     """What `write_checksums` wrote.
 
@@ -99,8 +110,8 @@ def read_checksums(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         raise UserError(f"{path.name}: this version of the benchmark has no checksum list for that split")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return dict(line.split("\t", 1) for line in lines)
+    with reading(path):
+        return dict(_pair(row) for row in read_rows(path, "\t"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

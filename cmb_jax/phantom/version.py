@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import read_json_object
 
 VERSION = 2
 """Raise when a seed would give another subject: figures of two versions do not compare."""
@@ -21,14 +21,9 @@ def phantom_version(folder: Path) -> int:
         UserError: the file holds no JSON, or no whole number there.
     """
     path = folder / DESCRIPTION
-    try:
-        version = json.loads(path.read_text(encoding="utf-8")).get(VERSION_KEY, 1)
-    except FileNotFoundError:
+    if not path.exists():
         return 1
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({type(error).__name__}); simulate the tree again"
-        ) from error
+    version = read_json_object(path, "simulate the tree again").get(VERSION_KEY, 1)
     if not isinstance(version, int) or isinstance(version, bool):
         raise UserError(f"{path}: {VERSION_KEY} is {version!r}, no whole number; simulate the tree again")
     return version

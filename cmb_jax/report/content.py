@@ -66,8 +66,8 @@ class ReportContent:
     version: str = ""
     steps: tuple[str, ...] = ()  # processing steps in order
     timings: tuple[tuple[str, float], ...] = ()  # (name, seconds)
-    below_threshold: int = 0  # candidates below the operating point, of which the best are among the rows
     partial_field_of_view: bool = False
+    unlisted: int = 0  # rejected candidates beyond those in rows, which are the best
     regions_trusted: bool = True  # False: zones, regions and sides are not reported
 
     def __post_init__(self) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import read_json_object, reading
 
 MADE_BY = "give the folder that cmb-jax predict wrote, or a *_desc-cmb_detections.json of cmb-jax bids"
 _BIDS = re.compile(r"(sub-.+_desc-cmb_)(detections\.(json|tsv)|dseg\.(json|nii\.gz)|(report|viewer)\.html)")
@@ -75,8 +75,8 @@ def read_record(paths: ResultPaths) -> dict[str, Any]:
     Raises:
         UserError: missing, or damaged.
     """
-    try:
-        content = json.loads(paths.record.read_text(encoding="utf-8"))
+    with reading(paths.record, MADE_BY, missing=f"no such file; {MADE_BY}"):
+        content = read_json_object(paths.record, MADE_BY)
         if "CmbJax" in content:  # see bids_app.result
             made = content["CmbJax"]
             images, weights = made["Taken"]["Images"], made["Making"]["Weights"]
@@ -92,8 +92,4 @@ def read_record(paths: ResultPaths) -> dict[str, Any]:
             }
         if not content["inputs"]:
             raise ValueError("no images")
-    except FileNotFoundError:
-        raise UserError(f"{paths.record}: no such file; {MADE_BY}") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{paths.record}: cannot be read ({type(error).__name__}); {MADE_BY}") from error
     return content

@@ -41,6 +41,7 @@ _HEADER = """\
 _CATEGORY_COLOURS = {"definite": (230, 60, 60), "possible": (255, 180, 0)}
 _PAINT_COLOURS = {60001: (0, 220, 90), 60002: (120, 120, 255), 60003: (160, 160, 160)}
 _SAME_GRID_VOXELS = 0.5
+_LARGEST_LABEL = 65535
 _TOUCHING = ndimage.generate_binary_structure(3, 3)
 
 
@@ -76,6 +77,8 @@ def read_painted(path: Path, result: Result) -> tuple[list[Mark], set[int]]:
     """
     values, affine = read_labels(path)
     _check_grid(path, values, affine, result)
+    if values.max(initial=0) > _LARGEST_LABEL:
+        raise UserError(f"{path}: holds the label {values.max():g}; ITK-SNAP paints up to {_LARGEST_LABEL}")
     labels = np.rint(values).astype(np.int32)
     if np.any(labels != values):
         raise UserError(f"{path}: holds fractions; give the label image as saved by the viewer")

@@ -6,7 +6,6 @@ Slicer's world is RAS, its files are LPS by default; both are millimetres of the
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import read_json, shortened, shown
 from cmb_jax.report.content import DetectionRow
 from cmb_jax.report.summary import location_text
 from cmb_jax.review.marks import Mark, Verdict, parse_verdict
@@ -25,7 +25,7 @@ SCHEMA = (
     "markups-schema-v1.0.3.json#"
 )
 _KNOWN_SCHEMA = re.compile(r".*markups-schema-v1\.[0-9]+\.[0-9]+\.json#*$", re.IGNORECASE)
-_LABEL = re.compile(r"cmb-([0-9]+)")
+_LABEL = re.compile(r"cmb-([0-9]{1,9})", re.ASCII)
 _TO_RAS = {"LPS": np.array([-1.0, -1.0, 1.0]), "RAS": np.ones(3)}
 _STATUS = ("kept", "rejected")
 
@@ -91,7 +91,7 @@ def read_markups(path: Path, result: Result) -> tuple[list[Mark], set[int]]:
     marks = []
     status = {row.id: row.status for row in result.rows}
     for number, (point, turn) in enumerate(_points(path), start=1):
-        label = str(point.get("label", "")).strip()
+        label = shortened(str(point.get("label", "")), 60)
         where = f"{path}: point {number} ({label or 'no label'})"
         named = _LABEL.fullmatch(label)
         candidate = int(named.group(1)) if named else None
@@ -116,14 +116,7 @@ def read_markups(path: Path, result: Result) -> tuple[list[Mark], set[int]]:
 
 def _points(path: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
     """Every defined point with the signs (3,) that turn it to RAS."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: is no JSON file ({type(error).__name__}); save it again in Slicer"
-        ) from error
+    document = read_json(path, "save it again in Slicer")
     lists = document.get("markups") if isinstance(document, dict) else None
     if not isinstance(lists, list) or not _KNOWN_SCHEMA.match(str(document.get("@schema", ""))):
         raise UserError(f"{path}: holds no markups of 3D Slicer; save the point list as .mrk.json")
@@ -132,11 +125,11 @@ def _points(path: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
         if not isinstance(each, dict) or each.get("type") != "Fiducial":
             raise UserError(f"{path}: holds other markups than points; save only the point list")
         system = each.get("coordinateSystem", "LPS")
-        if system not in _TO_RAS:
-            raise UserError(f"{path}: coordinateSystem is {system!r}; allowed: LPS, RAS")
+        if not isinstance(system, str) or system not in _TO_RAS:
+            raise UserError(f"{path}: coordinateSystem is {shown(system)}; allowed: LPS, RAS")
         units = each.get("coordinateUnits", "mm")
         if (units[0] if isinstance(units, list) and units else units) != "mm":
-            raise UserError(f"{path}: coordinateUnits is {units!r}; allowed: mm")
+            raise UserError(f"{path}: coordinateUnits is {shown(units)}; allowed: mm")
         inside = each.get("controlPoints", [])
         if not isinstance(inside, list) or not all(isinstance(point, dict) for point in inside):
             raise UserError(f"{path}: its controlPoints are no list of points; save it again in Slicer")
@@ -147,8 +140,8 @@ def _points(path: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
 
 def _position(value: object, where: str) -> np.ndarray:
     numbers = value if isinstance(value, list) and len(value) == 3 else []
-    if not numbers or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-        raise UserError(f"{where}: its position is {value!r}, but must be three numbers")
+    if not numbers or not all(isinstance(n, int | float) and abs(n) < 1e6 for n in numbers):
+        raise UserError(f"{where}: its position is {shown(value)}, but must be three numbers")
     return np.array(numbers, np.float64)
 
 

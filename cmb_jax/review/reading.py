@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.matching import CENTER3, Pairs, center_distances, match
+from cmb_jax.io.outside import check_is_file, read_json, reading
 from cmb_jax.report.content import DetectionRow
 from cmb_jax.review.itksnap import read_painted
 from cmb_jax.review.marks import Mark, Verdict
@@ -52,16 +52,16 @@ def read_readings(path: Path, result: Result) -> list[Reading]:
         UserError: no such file or format; see the readers of each and `settle`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give what the reader saved")
+    with reading(path, "give what the reader saved", missing="no such file; give what the reader saved"):
+        check_is_file(path, "give what the reader saved")
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
         marks, removed = read_painted(path, result)
     elif name.endswith(".json"):
         if _holds_verdicts(path):
             verdicts = read_verdicts(path, result)
-            reading = settle(path, verdicts.marks, set(), result)
-            return [dataclasses.replace(reading, reader=verdicts.reader)]
+            read = settle(path, verdicts.marks, set(), result)
+            return [dataclasses.replace(read, reader=verdicts.reader)]
         marks, removed = read_markups(path, result)
     elif name.endswith(".xlsx"):
         if not is_spreadsheet_of_ours(path):
@@ -78,8 +78,8 @@ def read_readings(path: Path, result: Result) -> list[Reading]:
 def _holds_verdicts(path: Path) -> bool:
     """Whether a JSON file is the viewer's; damaged ones are left to the reader of markups to complain of."""
     try:
-        return is_verdicts(json.loads(path.read_text(encoding="utf-8-sig")))
-    except (OSError, ValueError, RecursionError):
+        return is_verdicts(read_json(path))
+    except UserError:
         return False
 
 

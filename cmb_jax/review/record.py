@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import cmb_jax
-from cmb_jax.errors import UserError
 from cmb_jax.evaluation.metrics import json_values
-from cmb_jax.report.content import DetectionRow
+from cmb_jax.io.outside import a_number, a_text, read_json_object, reading
 from cmb_jax.review.marks import MIMIC_KINDS, Mark, Verdict
 from cmb_jax.review.reading import Reading
+from cmb_jax.review.result import checked_row
 from cmb_jax.review.statistics import ScanReview, detector_agreement, reader_agreement
 
 FORMAT = "cmb-jax review"
@@ -81,15 +81,16 @@ def read_review(path: Path) -> ScanReview:
         UserError: missing, damaged, or another kind of file.
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    todo = "it is no file of cmb-jax review import: import it again"
+    with reading(path, todo, missing="no such file; make it with cmb-jax review import"):
+        content = read_json_object(path, todo)
         if content["format"] != FORMAT or content["format_version"] != VERSION:
             raise ValueError("another format")
-        rows = tuple(DetectionRow(**row) for row in content["candidates"])
+        rows = tuple(checked_row(row) for row in content["candidates"])
         if not content["readings"] or any(len(each["marks"]) != len(rows) for each in content["readings"]):
             raise ValueError("not one mark for each candidate")
         return ScanReview(
-            subject=str(content["subject"]),
+            subject=a_text(content["subject"], "subject"),
             rows=rows,
             readings=tuple(
                 Reading(
@@ -99,13 +100,6 @@ def read_review(path: Path) -> ScanReview:
                 for each in content["readings"]
             ),
         )
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; make it with cmb-jax review import") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: is no file of cmb-jax review import ({reason}); import it again") from error
 
 
 def _mark_json(mark: Mark) -> dict[str, Any]:
@@ -115,14 +109,16 @@ def _mark_json(mark: Mark) -> dict[str, Any]:
 
 
 def _mark_from(entry: dict[str, Any]) -> Mark:
-    x, y, z = (float(value) for value in entry["position_mm"])
+    x, y, z = (a_number(value, "position_mm", -1e6, 1e6) for value in entry["position_mm"])
     if entry["mimic"] not in ("", *MIMIC_KINDS):
         raise ValueError(f"mimic {entry['mimic']!r}")
     return Mark(
-        candidate=entry["candidate"],
+        candidate=None if entry["candidate"] is None else int(a_number(entry["candidate"], "candidate", 1)),
         verdict=None if entry["verdict"] is None else Verdict(entry["verdict"]),
         position_mm=(x, y, z),
         mimic=entry["mimic"],
         certainty=str(entry.get("certainty", "")),  # records of earlier versions lack it
-        diameter_mm=entry["diameter_mm"],
+        diameter_mm=None
+        if entry["diameter_mm"] is None
+        else a_number(entry["diameter_mm"], "diameter_mm", 0, 1e4),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cmb_jax.errors import UserError
 from cmb_jax.evaluation.read import read_labels
 from cmb_jax.evaluation.tables import TextTable, read_columns
 from cmb_jax.io.naming import pseudonym
+from cmb_jax.io.outside import a_number, a_text, reading, shown
 from cmb_jax.report.content import DETECTION_COLUMNS, LATER_COLUMNS, DetectionRow
 from cmb_jax.review.files import MADE_BY, ResultPaths, read_record, result_paths
 
@@ -104,14 +106,14 @@ def _rows(table: TextTable) -> tuple[DetectionRow, ...]:
             values = table.optional_numbers(field.name)
             columns[field.name] = [None if np.isnan(value) else float(value) for value in values]
         elif field.type == "int":
-            columns[field.name] = [int(value) for value in table.numbers(field.name)]
+            columns[field.name] = table.whole_numbers(field.name)
         else:
             columns[field.name] = ["" if text == "n/a" else text for text in table.text(field.name)]
     for name, allowed in _ALLOWED.items():
         for line, value in enumerate(columns[name], start=2):
             if value not in allowed:
                 raise UserError(
-                    f"{table.path}: line {line}: {name} is {value!r}; allowed: {', '.join(allowed)}"
+                    f"{table.path}: line {line}: {name} is {shown(value)}; allowed: {', '.join(allowed)}"
                 )
     ids = columns["id"]
     if len(set(ids)) < len(ids) or min(ids, default=1) < 1:
@@ -122,13 +124,31 @@ def _rows(table: TextTable) -> tuple[DetectionRow, ...]:
     )
 
 
+def checked_row(values: Mapping[str, Any]) -> DetectionRow:
+    """A row of JSON values, each of the type that it must be. Raises ValueError or KeyError."""
+    checked: dict[str, Any] = {}
+    for field in dataclasses.fields(DetectionRow):
+        if field.name in LATER_COLUMNS and values.get(field.name) is None:
+            continue
+        value = values[field.name]
+        if field.type == "int":
+            if type(value) is not int or abs(value) >= 10**9:
+                raise ValueError(f"{field.name} is no whole number")
+            checked[field.name] = value
+        elif field.type == "float" or field.name == "probability":
+            checked[field.name] = a_number(value, field.name, -1e6, 1e6)
+        else:
+            checked[field.name] = a_text(value, field.name)
+            if value not in _ALLOWED.get(field.name, (value,)):
+                raise ValueError(f"{field.name} is {value!r}")
+    return DetectionRow(**checked)
+
+
 def _searched_image(paths: ResultPaths) -> tuple[str, str]:
     """The BIDS name of the image that was searched, else a name of its hash; and that hash."""
     inputs = read_record(paths)["inputs"]
-    try:
+    with reading(paths.record, MADE_BY):
         # where the SWI was made from echoes, the first of them stands for the scan
         searched = next((each for each in inputs if each["role"] == "swi"), None) or inputs[0]
-        name, digest = searched["file"], searched["sha256"]
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{paths.record}: cannot be read ({type(error).__name__}); {MADE_BY}") from error
-    return pseudonym(str(name), str(digest)), str(digest)
+        name, digest = a_text(searched["file"], "file", 255), a_text(searched["sha256"], "sha256", 64)
+    return pseudonym(name, digest), digest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import sha256_file
+from cmb_jax.io.outside import parse_json, read_text, shortened, shown
 from cmb_jax.review.marks import CERTAINTIES, Mark, Verdict, parse_verdict
 from cmb_jax.review.result import Result
 
@@ -55,22 +55,22 @@ def parse_verdicts(text: str, where: str) -> Verdicts:
         UserError: damaged, of another version, or with values that are none; says which.
     """
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: is no JSON file ({type(error).__name__}); save it again") from error
+        content = parse_json(text)
+    except ValueError as error:
+        raise UserError(f"{where}: is no JSON file ({shortened(str(error))}); save it again") from error
     if not is_verdicts(content):
         raise UserError(f"{where}: holds no verdicts of the viewer; give the file that it saved")
     if content.get("format_version") != VERSION:
         raise UserError(
-            f"{where}: is of format version {content.get('format_version')!r}, this program reads {VERSION}; "
-            "save it again with the viewer of this version"
+            f"{where}: is of format version {shown(content.get('format_version'))}, this program "
+            f"reads {VERSION}; save it again with the viewer of this version"
         )
     if content.get("coordinates") != "RAS mm":
         raise UserError(f"{where}: its coordinates are not RAS mm; save it again in the viewer")
     hashes = [_hash(content, name, where) for name in ("swi_sha256", "detections_sha256")]
     reader = content.get("reader")
     if not isinstance(reader, str) or not is_reader_name(reader):
-        raise UserError(f"{where}: its reader is {reader!r}; allowed: {READER_RULE}")
+        raise UserError(f"{where}: its reader is {shown(reader)}; allowed: {READER_RULE}")
     marks: list[Mark] = []
     for name in ("marks", "added"):
         entries = content.get(name)
@@ -97,7 +97,7 @@ def _mark(entry: object, where: str, own: bool) -> Mark:
         raise UserError(f"{where}: is no entry; save it again in the viewer")
     candidate = entry.get("candidate")
     if own and (type(candidate) is not int or candidate < 1):
-        raise UserError(f"{where}: its candidate is {candidate!r}, but must be a number from 1 on")
+        raise UserError(f"{where}: its candidate is {shown(candidate)}, but must be a number from 1 on")
     words = [entry.get(name) or "" for name in ("verdict", "mimic", "certainty", "comment")]
     if not all(isinstance(word, str) for word in words):
         raise UserError(f"{where}: verdict, mimic, certainty and comment must be texts")
@@ -107,14 +107,14 @@ def _mark(entry: object, where: str, own: bool) -> Mark:
     certainty = words[2]
     if certainty not in ("", *CERTAINTIES) or (certainty and verdict is not Verdict.MICROBLEED):
         raise UserError(
-            f"{where}: certainty is {certainty!r}; allowed for a microbleed: {', '.join(CERTAINTIES)}"
+            f"{where}: certainty is {shown(certainty)}; allowed for a microbleed: {', '.join(CERTAINTIES)}"
         )
     position = entry.get("position_mm")
     if not isinstance(position, list) or len(position) != 3 or not all(map(_is_finite, position)):
-        raise UserError(f"{where}: its position is {position!r}, but must be three numbers")
+        raise UserError(f"{where}: its position is {shown(position)}, but must be three numbers")
     diameter = entry.get("diameter_mm")
     if diameter is not None and not (_is_finite(diameter) and diameter > 0):
-        raise UserError(f"{where}: its diameter is {diameter!r}; it must be above 0 mm, or null")
+        raise UserError(f"{where}: its diameter is {shown(diameter)}; it must be above 0 mm, or null")
     return Mark(
         candidate=candidate if own else None,
         verdict=verdict,
@@ -154,14 +154,7 @@ def read_verdicts(path: Path, result: Result) -> Verdicts:
     Raises:
         UserError: see `parse_verdicts` and `check_belongs`; a file that cannot be read or is far too large.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(
-                f"{path}: is too large for a file of verdicts; give the one that the viewer saved"
-            )
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}); check the file") from error
+    text = read_text(path, "give the file that the viewer saved", limit=MAX_BYTES)
     verdicts = parse_verdicts(text, str(path))
     check_belongs(verdicts, str(path), result.swi_sha256, sha256_file(result.paths.table))
     return verdicts

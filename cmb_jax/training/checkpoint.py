@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import a_number, read_json_object, reading
 from cmb_jax.training.processes import is_primary, wait_for_all
 from cmb_jax.training.sharding import replicated
 from cmb_jax.training.state import TrainState
@@ -158,8 +158,9 @@ class Checkpoints:
             record = self._folder / str(step) / "metrics" / "metrics"
             try:
                 if record.exists():
-                    float(json.loads(record.read_text())[QUALITY])
-            except (ValueError, KeyError, TypeError):
+                    with reading(record):
+                        a_number(read_json_object(record)[QUALITY], QUALITY)
+            except UserError:
                 damaged[step] = "its metrics cannot be read"
         if damaged and len(damaged) == len(steps):
             raise self._nothing_whole(damaged)

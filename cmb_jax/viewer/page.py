@@ -13,6 +13,7 @@ from typing import Any
 
 import cmb_jax
 from cmb_jax.anatomy.regions import Region
+from cmb_jax.io.outside import parse_json
 from cmb_jax.report.content import DetectionRow
 from cmb_jax.report.html import content_hash
 from cmb_jax.report.summary import location_text, reason_text, region_title
@@ -115,7 +116,7 @@ def embedded_in(page: bytes) -> tuple[dict[str, bytes], dict[str, Any]]:
     found = re.search(rb'<script type="application/json" id="case">(.*?)</script>', page, re.DOTALL)
     if found is None:
         raise ValueError("no page of the viewer")
-    facts = json.loads(found.group(1))
+    facts = parse_json(found.group(1))
     files = {
         name.decode("ascii"): base64.b64decode(content, validate=True)
         for name, content in _IMAGE.findall(page)

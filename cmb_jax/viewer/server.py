@@ -8,6 +8,7 @@ for, the truth in RESULT/truth.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -24,6 +25,7 @@ from typing import Any
 
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes
+from cmb_jax.io.outside import a_text, parse_json, read_bytes, read_json_object, reading
 from cmb_jax.review.verdicts import FOLDER, MAX_BYTES, check_belongs, is_reader_name, parse_verdicts
 from cmb_jax.viewer.page import policy
 
@@ -75,20 +77,18 @@ class VerdictFolder:
         """Readers with what they have done; files that are none of ours are passed over."""
         found = []
         for path in sorted(self._folder.glob("*.json")):
-            try:
-                content = json.loads(path.read_bytes())
+            with contextlib.suppress(UserError), reading(path):
+                content = read_json_object(path, limit=MAX_BYTES)
                 if not is_reader_name(path.stem) or content["reader"] != path.stem:
                     continue
                 found.append(
                     {
                         "reader": path.stem,
-                        "saved": str(content["saved"]),
+                        "saved": a_text(content["saved"], "saved", 64),
                         "marks": sum(bool(mark["verdict"]) for mark in content["marks"]),
                         "added": len(content["added"]),
                     }
                 )
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
         return found
 
     def read(self, reader: str) -> bytes | None:
@@ -97,10 +97,8 @@ class VerdictFolder:
         Raises:
             Refused: no reader's name.
         """
-        try:
-            return self.path(reader).read_bytes()
-        except FileNotFoundError:
-            return None
+        path = self.path(reader)
+        return read_bytes(path, limit=MAX_BYTES) if path.exists() else None
 
     def write(self, reader: str, content: bytes, known: str | None) -> str:
         """Save a file; returns its tag.
@@ -123,7 +121,7 @@ class VerdictFolder:
         if verdicts.reader != reader:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, f"{name}: the file is of {verdicts.reader}")
         with self._lock:
-            there = tag(path.read_bytes()) if path.exists() else None
+            there = tag(read_bytes(path, limit=MAX_BYTES)) if path.exists() else None
             if there != known:
                 raise Refused(HTTPStatus.PRECONDITION_FAILED)
             try:
@@ -206,9 +204,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if path != "truth":
             raise Refused(HTTPStatus.NOT_FOUND)
         try:
-            readers = json.loads(content)["readers"]
+            readers = parse_json(content)["readers"]
             files = [self.folder.path(str(reader)) for reader in readers]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Refused(HTTPStatus.BAD_REQUEST, "no list of readers") from error
         if not files:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "Choose at least one reader.")

@@ -197,7 +197,7 @@ def test_one_that_fails_stops_no_other(bids, study, out, monkeypatch, stub, caps
     code, stdout, stderr = bids(study, out, "participant")
     assert code == 1
     assert "3 done, 2 failed, 1 no images" in stdout
-    assert "sub-00: failed: has phase, but neither SWI nor magnitude" in stdout
+    assert "a phase, but there is neither SWI nor magnitude" in stdout
     assert "sub-03: failed: sub-03/anat/sub-03_swi.nii.gz: every voxel is 5" in stdout
     log = json.loads((out / "logs" / "sub-03.json").read_text())
     assert log["Reason"].startswith("sub-03/anat/sub-03_swi.nii.gz: every voxel is 5")

@@ -261,6 +261,7 @@ def test_help_and_version(monkeypatch, capsys):
     assert code == 0
     for command in cli.COMMANDS:
         assert command in out
+    assert "--version" in out
 
 
 def test_unknown_arguments_exit_with_2(monkeypatch, capsys):
@@ -281,5 +282,5 @@ def test_own_labels(monkeypatch, capsys, tmp_path, good, weights):
         tmp_path,
         *common,
         *("--regions", labels, "--region-labels", labels),
-        match="cannot be read as a table",
+        match="give a CSV file",
     )

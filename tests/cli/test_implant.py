@@ -11,9 +11,9 @@ import pytest
 from cmb_jax import cli
 from cmb_jax.evaluation.read import find_truth
 from cmb_jax.io.header import open_nifti
-from cmb_jax.io.phase import PhaseRange, detect_phase_range, phase_to_radians
 from cmb_jax.io.storage import shifted_phase
 from cmb_jax.phantom.types import LesionRow
+from cmb_jax.scan.phase_range import PhaseRange, detect_phase_range, phase_to_radians
 
 SHAPE, SPACING = (48, 44, 40), (0.7, 0.7, 0.8)
 DIAMETER, CHI, TE_MS, B0_T = 3.0, 0.6, 15.0, 3.0

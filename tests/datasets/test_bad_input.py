@@ -146,7 +146,7 @@ def test_an_image_that_is_gone_or_damaged(run, tmp_path):
     (tmp_path / "nii" / "01.nii").write_bytes(b"not an image" * 100)
     code, out, _ = run("check", tmp_path)
     assert code == 0
-    assert "01: nii/01.nii: is not a readable NIfTI image" in out
+    assert "01: nii/01.nii: is not a NIfTI file" in out
 
 
 def test_a_name_that_cannot_be_written(run, tmp_path):

@@ -66,7 +66,7 @@ BAD = {
     "lacks 'truth'": lambda c: c["cases"][0].pop("truth"),
     "convention is": lambda c: c["cases"][0]["truth"].update(convention="voxel-0"),
     "damaged": lambda c: c["cases"][0]["truth"].update(points=[[1, 2]]),
-    "a centre is not finite": lambda c: c["cases"][0]["truth"].update(points=[[1, 2, float("nan")]]),
+    "a centre is nan": lambda c: c["cases"][0]["truth"].update(points=[[1, 2, float("nan")]]),
     "has the images ct": lambda c: c["cases"][0].update(images={"ct": "nii/01.nii"}),
 }
 
@@ -85,7 +85,7 @@ def test_an_index_that_is_none(tmp_path):
     with pytest.raises(UserError, match="no such index"):
         read_index(tmp_path / "none.json")
     (tmp_path / "a.json").write_text('{"format": ')
-    with pytest.raises(UserError, match="no JSON"):
+    with pytest.raises(UserError, match="no readable JSON"):
         read_index(tmp_path / "a.json")
     (tmp_path / "a.json").write_text("[1]")
     with pytest.raises(UserError, match="no data index"):

@@ -303,7 +303,7 @@ def test_csv_that_is_no_table(tmp_path):
         (b"", "is empty"),
         (b"x_mm,y_mm\n1,2\n", "no column z_mm, diameter_mm, score, status"),
         (b"x_mm,y_mm,z_mm,diameter_mm,score,status\n1,2\n", "line 2 has 2 values for 6 columns"),
-        (b"\x1f\x8b\x00\xff", "cannot be read as a table"),
+        (b"\x1f\x8b\x00\xff", "give a CSV file"),
     ]:
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):

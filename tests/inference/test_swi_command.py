@@ -15,7 +15,8 @@ import cmb_jax
 from cmb_jax.errors import UserError
 from cmb_jax.inference.swi_command import run_swi
 from cmb_jax.io.multi_echo import read_echoes
-from cmb_jax.io.phase import PhaseRange, decide_phase_sign, detect_phase_range, phase_to_radians
+from cmb_jax.scan.phase_range import PhaseRange, detect_phase_range, phase_to_radians
+from cmb_jax.scan.phase_sign import decide_phase_sign
 from cmb_jax.swi import laplacian_unwrap
 
 TE_MS = (4.0, 8.0, 12.0)

@@ -291,7 +291,7 @@ def test_says_how_many_candidates_are_not_listed(content):
         dataclasses.replace(row, reason=LOW_SCORE) if "threshold" in row.reason else row
         for row in content.rows
     )
-    page = Page(render_report(dataclasses.replace(content, rows=rows, below_threshold=132)))
+    page = Page(render_report(dataclasses.replace(content, rows=rows, unlisted=130)))
     assert "of 132 candidates below it the 2 best are listed" in page.words("rejected")
-    page = Page(render_report(dataclasses.replace(content, rows=rows, below_threshold=2)))
+    page = Page(render_report(dataclasses.replace(content, rows=rows, unlisted=0)))
     assert "best are listed" not in page.words("rejected")

@@ -159,7 +159,7 @@ def test_a_record_that_is_damaged(tmp_path, change):
     content = json.loads(review_json(scan(reading(M, N, U, None, M))))
     path = tmp_path / "a.json"
     path.write_text(json.dumps(content | change))
-    with pytest.raises(UserError, match=r"a\.json: is no file of cmb-jax review import .*; import it again"):
+    with pytest.raises(UserError, match=r"a\.json: .*no file of cmb-jax review import: import it"):
         read_review(path)
 
 

@@ -7,7 +7,6 @@ derivatives/manual/sub-01/ses-2/anat/sub-01_ses-2_label-cmb_mask.nii.gz         
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from cmb_jax.datasets.bids.names import BidsName, parse_name
 from cmb_jax.datasets.listing import distinct, is_nifti, relative, visible, walk
 from cmb_jax.datasets.types import Case, DatasetIndex, MaskTruth, Problem, Role
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import read_json_object, reading
 
 RESULTS_OF = "cmb-jax bids"
 """What the app calls itself in dataset_description.json; its results are never taken for a truth."""
@@ -69,9 +69,11 @@ def _truths(root: Path, participant: str) -> Iterator[tuple[Path, BidsName]]:
 def is_result(data_set: Path) -> bool:
     """Whether a folder's dataset_description.json says that `cmb-jax bids` wrote it."""
     try:
-        content = json.loads((data_set / "dataset_description.json").read_text(encoding="utf-8-sig"))
-        return any(entry["Name"] == RESULTS_OF for entry in content["GeneratedBy"])
-    except (OSError, ValueError, KeyError, TypeError):
+        path = data_set / "dataset_description.json"
+        content = read_json_object(path)
+        with reading(path):
+            return any(entry["Name"] == RESULTS_OF for entry in content["GeneratedBy"])
+    except UserError:
         return False  # nothing says that it is
 
 
@@ -82,6 +84,7 @@ def _case(scan: Scan, scans: tuple[Scan, ...], truths: list[tuple[Path, BidsName
         (path, name)
         for path, name in truths
         if name.get("ses") == scan.session
+        and name.get("chunk") == scan.chunk
         and (name.get("run") == scan.run or (name.get("run") is None and alone))
     ]
     if len(fitting) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -13,8 +12,9 @@ from typing import Any
 from cmb_jax.datasets.bids.names import BidsName, parse_name
 from cmb_jax.datasets.listing import relative
 from cmb_jax.io.naming import stem
+from cmb_jax.io.outside import Unreadable, read_json_object
 
-_MAX_ECHO_TIME_S = 0.2  # of a gradient echo of the brain; anything above is milliseconds by mistake
+_ECHO_TIME_S = (0.0005, 0.2)  # of a gradient echo of the brain; what lies above is milliseconds by mistake
 _FIELD_T = (0.05, 15.0)
 _DATE_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?", re.ASCII)
 
@@ -42,14 +42,9 @@ def read_facts(image: Path, name: BidsName, root: Path) -> ImageFacts:
     notes = []
     for path in _applicable(image, name, root):
         try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError) as error:
-            notes.append(f"{relative(path, root)}: is no readable JSON ({type(error).__name__}), left out")
-            continue
-        if isinstance(content, dict):
-            merged |= content
-        else:
-            notes.append(f"{relative(path, root)}: holds no JSON object, left out")
+            merged |= read_json_object(path)
+        except Unreadable as error:
+            notes.append(f"{relative(path, root)}: {error.reason}, left out")
     return _facts(merged, relative(image, root), notes)
 
 
@@ -64,11 +59,9 @@ def facts_beside(image: Path, called: str) -> ImageFacts:
     if not path.is_file():
         return ImageFacts()
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        return ImageFacts(notes=(f"{called}: is no readable JSON ({type(error).__name__}), left out",))
-    if not isinstance(content, dict):
-        return ImageFacts(notes=(f"{called}: holds no JSON object, left out",))
+        content = read_json_object(path)
+    except Unreadable as error:
+        return ImageFacts(notes=(f"{called}: {error.reason}, left out",))
     return _facts(content, called, [])
 
 
@@ -86,7 +79,7 @@ def _applicable(image: Path, name: BidsName, root: Path) -> Iterable[Path]:
 
 
 def _facts(content: Mapping[str, Any], where: str, notes: list[str]) -> ImageFacts:
-    echo_time_s = _number(content, "EchoTime", (0.0, _MAX_ECHO_TIME_S), "s", where, notes)
+    echo_time_s = _number(content, "EchoTime", _ECHO_TIME_S, "s", where, notes)
     field = _number(content, "MagneticFieldStrength", _FIELD_T, "T", where, notes)
     sign = content.get("ParamagneticPhaseSign")
     if sign is not None and (isinstance(sign, bool) or sign not in (1, -1)):
