@@ -13,16 +13,14 @@ template's, the error is that of warp and network; for the others it holds how p
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
-import cmb_jax.anatomy
 from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
-from cmb_jax.anatomy.mni import fit_mni, landmarks_csv, landmarks_of
+from cmb_jax.anatomy.mni import FILE, fit_mni, landmarks_csv, landmarks_of
 from cmb_jax.anatomy.pack import AnatomyPack
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, RegionMap, Zone, region_of
 from cmb_jax.commands.common import use_compilation_cache
@@ -123,9 +121,8 @@ def main(arguments: Arguments) -> None:
     """Measure, or write the landmarks."""
     if arguments.landmarks:
         pack = load_pack()
-        path = Path(cmb_jax.anatomy.__file__).parent / "mni_landmarks.csv"
-        path.write_text(landmarks_csv(landmarks_of(pack.code, pack.affine)), encoding="utf-8")
-        print(f"written: {path}")
+        FILE.write_text(landmarks_csv(landmarks_of(pack.code, pack.affine)), encoding="utf-8")
+        print(f"written: {FILE}")
         return
     use_compilation_cache()
     every: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []

@@ -7,15 +7,15 @@ The affine takes the centers of the regions of a scan, left and right apart, to 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-from importlib import resources
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode, region_of
+from cmb_jax.io.outside import read_rows
 
 SPACE = "MNI152NLin2009cAsym"
 FEWEST = 20
@@ -23,7 +23,7 @@ FEWEST = 20
 LARGEST_RESIDUAL_MM = 8.0
 """Weighted root mean square; people differ by 2 to 4 mm."""
 _VOLUME_RATIO = (0.35, 2.8)  # of a region to that of the template; beyond, it is cut or not what it is called
-_FILE = "mni_landmarks.csv"
+FILE = Path(__file__).with_name("mni_landmarks.csv")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,14 +88,13 @@ def fit_mni(region_map: RegionMap) -> MniAffine | None:
 @functools.cache
 def template_landmarks() -> Landmarks:
     """Those of the head mni2009c."""
-    with resources.files("cmb_jax.anatomy").joinpath(_FILE).open(encoding="utf-8", newline="") as file:
-        return {
-            int(encode(Region[row["region"].upper()], Side[row["side"].upper()])): (
-                np.array([float(row[f"{axis}_mm"]) for axis in "xyz"]),
-                float(row["volume_mm3"]),
-            )
-            for row in csv.DictReader(file)
-        }
+    return {
+        int(encode(Region[region.upper()], Side[side.upper()])): (
+            np.array([float(x), float(y), float(z)]),
+            float(volume),
+        )
+        for region, side, x, y, z, volume in read_rows(FILE, ",")[1:]
+    }
 
 
 def landmarks_csv(landmarks: Landmarks) -> str:
