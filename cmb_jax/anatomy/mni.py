@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode, region_of
+from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode, region_of, side_of
 from cmb_jax.io.outside import read_rows
 
 SPACE = "MNI152NLin2009cAsym"
@@ -49,7 +49,7 @@ def landmarks_of(code: np.ndarray, affine: np.ndarray) -> Landmarks:
     named = [
         int(each)
         for each in np.flatnonzero(counts)
-        if region_of(each) not in (Region.OUTSIDE, Region.SULCAL_CSF) and each >= encode(0, Side.LEFT)
+        if region_of(each) not in (Region.OUTSIDE, Region.SULCAL_CSF) and side_of(each) != Side.NONE
     ]
     centers = ndimage.center_of_mass(np.ones_like(code, np.uint8), code, named)
     volume = abs(float(np.linalg.det(affine[:3, :3])))
@@ -89,7 +89,7 @@ def fit_mni(region_map: RegionMap) -> MniAffine | None:
 def template_landmarks() -> Landmarks:
     """Those of the head mni2009c."""
     return {
-        int(encode(Region[region.upper()], Side[side.upper()])): (
+        int(encode(np.asarray(Region[region.upper()]), np.asarray(Side[side.upper()]))): (
             np.array([float(x), float(y), float(z)]),
             float(volume),
         )
@@ -101,6 +101,6 @@ def landmarks_csv(landmarks: Landmarks) -> str:
     """The table that `template_landmarks` reads."""
     lines = ["region,side,x_mm,y_mm,z_mm,volume_mm3"]
     for each, (center, volume) in sorted(landmarks.items()):
-        region, side = Region(each % 16).name.lower(), Side(each // 16).name.lower()
+        region, side = Region(region_of(each)).name.lower(), Side(side_of(each)).name.lower()
         lines.append(f"{region},{side},{center[0]:.2f},{center[1]:.2f},{center[2]:.2f},{volume:.0f}")
     return "\n".join(lines) + "\n"

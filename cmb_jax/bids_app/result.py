@@ -227,8 +227,9 @@ def _write_regions(
             beside.unlink(missing_ok=True)
             continue
         write_volume(path, array.astype(np.uint8), prediction.swi, dtype=np.uint8, overwrite=True)
-        content = {"Description": words, "Sources": sources, "SpatialReference": spatial}
-        write_json(beside, content | ({"Type": "Brain"} if path == files.brain else {"Manual": False}))
+        content: dict[str, Any] = {"Description": words, "Sources": sources, "SpatialReference": spatial}
+        content |= {"Type": "Brain"} if path == files.brain else {"Manual": False}
+        write_json(beside, content)
     names = files.regions.with_name(files.regions.name.replace(".nii.gz", ".tsv"))
     if regions:
         lines = [line.split(",") for line in region_names_csv().splitlines()[1:]]

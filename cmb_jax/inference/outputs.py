@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -200,8 +201,9 @@ def methods_facts(
 def region_names_csv() -> str:
     """What the values of a region image stand for, as `--region-labels` reads it."""
     lines = ["label,region,side"]
-    for side in Side:
-        lines += [f"{encode(region, side)},{region.name.lower()},{side.name.lower()}" for region in Region]
+    for side, region in itertools.product(Side, Region):
+        label = int(encode(np.asarray(region), np.asarray(side)))
+        lines.append(f"{label},{region.name.lower()},{side.name.lower()}")
     return "\n".join(lines) + "\n"
 
 
