@@ -102,6 +102,7 @@ def run(
     regions: Path | None = None,
     region_labels: Path | None = None,
     viewer: bool = True,
+    save_regions: bool = False,
     overwrite: bool = False,
     keep_identifiers: bool = False,
     announce: bool = True,
@@ -143,6 +144,7 @@ def run(
         precision=precision,
         regions=own,
         viewer=viewer,
+        save_regions=save_regions,
         overwrite=overwrite,
         announce=announce,
         say=say,
@@ -173,12 +175,14 @@ def predict_scan(
     say: Progress,
     regions: OwnRegions | None = None,
     viewer: bool = True,
+    save_regions: bool = False,
     announce: bool = True,
     further: FurtherFiles | None = None,
 ) -> Prediction:
     """Predict and write the results of one scan; `further` adds files to the folder.
 
-    `regions` takes the place of the region network; `viewer`: write viewer.html.
+    `regions` takes the place of the region network; `viewer`: write viewer.html;
+    `save_regions`: write brain mask and region map.
 
     Raises:
       UserError: the images do not fit together, no such weights, or a folder that cannot be written.
@@ -212,6 +216,7 @@ def predict_scan(
         subject=scan.subject,
         overwrite=overwrite,
         viewer=viewer,
+        save_regions=save_regions,
         also=None if further is None else lambda folder: further(folder, prediction, detector.bundle),
     )
     for line in prediction.warnings:

@@ -58,7 +58,7 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere(bids, cohort, study, tmp_path, 
     assert "of it beside other work" in stderr
     assert "reading the images" not in stderr
     found = contents(tmp_path / "bar")
-    assert len(found) == 3 + 6 * COUNT
+    assert len(found) == 4 + 7 * COUNT
     assert found == contents(tmp_path / "lines")
     code, stdout, _ = bids(study, tmp_path / "bar", "group")
     assert (code, stdout.splitlines()[0]) == (0, f"{COUNT} done")
