@@ -540,16 +540,17 @@ def read_index(path: Path) -> object:
 
 
 def make_weights(folder: Path) -> Path:
-    from flax import nnx
-
     from cmb_jax.config import Config
-    from cmb_jax.inference.bundle import save_bundle
-    from cmb_jax.models.detector import Detector
-    from cmb_jax.models.functional import params_of
+    from cmb_jax.inference.bundle import save_bundle, shapes_of
+    from cmb_jax.io.weights import named_leaves, unflatten_state
     from tests.tiny import TINY_MODEL
 
-    config = Config(model=TINY_MODEL)
-    save_bundle(folder / "w.safetensors", params_of(Detector(config.model, rngs=nnx.Rngs(0))), config)
+    rng = np.random.default_rng(0)
+    leaves = {
+        name: rng.normal(size=leaf.shape).astype(np.float32)
+        for name, leaf in named_leaves(shapes_of(TINY_MODEL))
+    }
+    save_bundle(folder / "w.safetensors", unflatten_state(leaves), Config(model=TINY_MODEL))
     return folder / "w.safetensors"
 
 
@@ -723,11 +724,9 @@ def read_train_log(path: Path) -> object:
 
     with tempfile.TemporaryDirectory() as other:
         shutil.copy(path, Path(other) / "metrics.csv")
-        log = TrainLog.__new__(TrainLog)
-        log._csv_path = Path(other) / "metrics.csv"
-        log._columns = ["step"]
-        log._widen(["more"])
-        return log._csv_path.read_text()
+        with TrainLog(Path(other), 10, 0) as log:
+            log._widen(["more"])
+        return (Path(other) / "metrics.csv").read_bytes()
 
 
 def read_run_record(path: Path) -> object:
@@ -909,10 +908,26 @@ def read_stored(path: Path) -> object:
 
 
 def read_label_image(path: Path) -> object:
-    from cmb_jax.evaluation.read import read_detections_volume
+    from cmb_jax.evaluation.read import read_detections_volume, read_truth_volume
 
-    found = read_detections_volume(path, "s")
-    return repr((found.centers_mm, found.diameters_mm))
+    sides = read_detections_volume(path, "s"), read_truth_volume(path, "s")
+    return repr([(side.centers_mm, side.diameters_mm) for side in sides])
+
+
+def make_mask(folder: Path) -> Path:
+    nifti(folder, "image.nii")
+    return nifti(folder, "mask.nii", labels_array())
+
+
+def read_mask(path: Path) -> object:
+    from cmb_jax.datasets.lesions import lesions_of
+    from cmb_jax.datasets.types import Case, MaskTruth
+
+    case = Case(
+        case_id="a", patient_id="a", cohort="c", images={"swi": "image.nii"}, truth=MaskTruth(path="mask.nii")
+    )
+    found = lesions_of(case, path.parent)
+    return repr((found.centers_mm, found.boxes, found.counted))
 
 
 def read_header(path: Path) -> object:
@@ -961,7 +976,12 @@ KINDS: dict[str, Kind] = {
     "nifti_gz": Kind(lambda f: nifti(f, "a.nii.gz"), read_image, HEADER, checked=True),
     "nifti_gz_renewed": Kind(lambda f: nifti(f, "a.nii.gz"), read_image, HEADER, "gzip"),
     "nifti_plain": Kind(lambda f: nifti(f, "a.nii"), read_image, HEADER),
-    "nifti_labels": Kind(lambda f: nifti(f, "a.nii", labels_array()), read_label_image, HEADER),
+    "nifti_labels": Kind(
+        lambda f: nifti(f, "a.nii", labels_array()),
+        read_label_image,
+        ("evaluation.read:read_detections_volume", "evaluation.read:read_truth_volume"),
+    ),
+    "nifti_mask": Kind(make_mask, read_mask, ("datasets.lesions:_label",)),
     "nifti_header": Kind(lambda f: nifti(f, "a.nii"), read_header, HEADER),
     "nifti_stored": Kind(
         lambda f: nifti(f, "a.nii.gz"), read_stored, ("io.storage:stored_values",), checked=True

@@ -47,8 +47,9 @@ def check_fits(swi: Path, phase: Path | None = None) -> None:
     there = available_bytes()
     if needed > there:
         raise UserError(
-            f"{swi}: is so large that it takes about {needed / 1e9:.0f} GB of memory, and "
-            f"{there / 1e9:.0f} GB are free; close other programs, crop it to the head, or resample it to 0.5 mm"
+            f"{swi}: is so large that it takes about {needed / 1e9:.0f} GB of memory, but "
+            f"{there / 1e9:.0f} GB are free; close other programs, crop it to the head, or resample it to "
+            "0.5 mm"
         )
 
 
