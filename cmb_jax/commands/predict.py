@@ -16,6 +16,7 @@ from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import described_inputs, write_prediction
 from cmb_jax.inference.predict import Prediction, load_detector
 from cmb_jax.inference.scan import PhaseSign
+from cmb_jax.io.atomic import refuse_existing
 from cmb_jax.io.memory import check_fits
 from cmb_jax.io.naming import stem
 from cmb_jax.io.nifti import read_volume
@@ -69,8 +70,12 @@ def check_output(out: Path, overwrite: bool) -> None:
     Raises:
       UserError: `out` exists, holds readers' verdicts, or nothing can be written there.
     """
+    if out.is_symlink():
+        raise UserError(f"{out}: is a link; give the place itself as --out")
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
+    if out.is_dir():
+        refuse_existing(out, overwrite)
     if read := [path for pattern in _VERDICTS for path in out.glob(pattern)]:
         raise UserError(
             f"{read[0]}: verdicts of a reader would be lost with the folder; move them away, or choose "
