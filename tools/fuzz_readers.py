@@ -1,6 +1,10 @@
 """Damage every kind of file that the package reads, and see that each is read right or refused in one line.
 
-python tools/fuzz_readers.py [--each 200] [--kinds nifti_gz verdicts ...] [--out table.json]
+python tools/fuzz_readers.py [--each 200] [--kinds nifti_gz verdicts ...] [--out counts.json]
+python tools/fuzz_readers.py --doc docs/reliability.md --out counts.json
+
+The first runs and adds its counts to a file, so that kinds can be run one by one; the second writes all of
+them into the table of docs/reliability.md.
 
 Kinds of files, each with the functions that read it (`KINDS` below): NIfTI packed and plain, labels,
 headers alone, stored numbers; DICOM; JSON sidecars, indexes, results, records, verdicts, reviews, Slicer
@@ -61,6 +65,7 @@ from cmb_jax.errors import UserError
 SECONDS, BYTES = 10, 2**30
 BAD = ("WRONG", "CRASH", "SLOW", "LARGE", "LEFT")
 GOOD = ("refused", "read", "other")
+BEGIN, END = "<!-- counts of tools/fuzz_readers.py -->", "<!-- end of the counts -->"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1264,6 +1269,26 @@ def preload(names: Sequence[str]) -> None:
             importlib.import_module(f"cmb_jax.{covered.partition(':')[0]}")
 
 
+def write_table(page: Path, counts: dict[str, dict[str, int]]) -> None:
+    """The counts as a table, between two marks of a page."""
+    columns = (*GOOD, "bad")
+    rows = [f"| kind of file | inputs | {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) + 1)}"]
+    total: collections.Counter = collections.Counter()
+    for name in KINDS:
+        if name in counts:
+            found = collections.Counter(counts[name])
+            found["bad"] = sum(found[each] for each in BAD)
+            found["inputs"] = sum(found[each] for each in columns)
+            total += found
+            cells = " | ".join(str(found[column]) for column in ("inputs", *columns))
+            rows.append(f"| {name.replace(chr(95), chr(32))} | {cells} |")
+    rows.append(f"| **all** | {' | '.join(str(total[c]) for c in ('inputs', *columns))} |")
+    text = page.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    page.write_text("\n".join([head + BEGIN, *rows, END]) + tail, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -1271,9 +1296,13 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=200, help="inputs of each kind")
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--out", type=Path, help="JSON file to add the counts to")
+    parser.add_argument("--doc", type=Path, help="write the table of --out into this page, and end")
     parser.add_argument("--keep", type=Path, help="write the input --number of the one kind here, and end")
     parser.add_argument("--number", type=int, default=0)
     chosen = parser.parse_args()
+    if chosen.doc:
+        write_table(chosen.doc, json.loads(chosen.out.read_text()))
+        return
     if chosen.keep:
         with tempfile.TemporaryDirectory() as folder:
             good = KINDS[chosen.kinds[0]].make(Path(folder)).read_bytes()

@@ -65,11 +65,14 @@ def check(
         index, path, connectivity=connectivity, on_case=draw if out else None, progress=_progress
     )
     _refuse_if_empty(inspection, path)
-    if out is not None:
-        sheet.write(out, overwrite=overwrite)
     print(summary(inspection))
-    if out is not None:
+    if out is None:
+        return
+    if sheet.tiles:
+        sheet.write(out, overwrite=overwrite)
         print(f"written: {out}")
+    else:
+        print(f"not written: {out}: there is no lesion to show")
 
 
 def index(

@@ -14,7 +14,7 @@ from cmb_jax.config import Flips, Precision
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import described_inputs, write_prediction
-from cmb_jax.inference.predict import Prediction, load_detector
+from cmb_jax.inference.predict import LISTED_BELOW_THRESHOLD, Prediction, load_detector
 from cmb_jax.inference.scan import PhaseSign
 from cmb_jax.io.atomic import refuse_existing
 from cmb_jax.io.memory import check_fits
@@ -114,7 +114,9 @@ def summary(prediction: Prediction) -> str:
             }
             found += " " + ", ".join(f"{zone} {count}" for zone, count in zones.items()) + "."
     noun = "candidate" if rejected == 1 else "candidates"
-    return f"{found} {rejected} {noun} rejected, each with its reason in detections.csv."
+    more = prediction.below_threshold - LISTED_BELOW_THRESHOLD
+    left = f"; {more} more with lower scores are not listed" if more > 0 else ""
+    return f"{found} {rejected} {noun} rejected, each with its reason in detections.csv{left}."
 
 
 def run(

@@ -47,6 +47,7 @@ class Prediction:
     settings: tuple[tuple[str, str], ...]
     steps: tuple[str, ...]
     timings: tuple[tuple[str, float], ...]
+    below_threshold: int = 0  # candidates that the network proposed below the operating point, listed or not
 
     @property
     def kept(self) -> tuple[DetectionRow, ...]:
@@ -151,10 +152,13 @@ class CmbDetector:
         clock = Clock((*scan.timings, *found.timings))
         with clock("localization"):
             rows, boxes_mm = self._locate(found.detections, scan, swi, cut)
+        valid = np.asarray(found.detections.valid)
+        below = int((np.asarray(found.detections.scores)[valid] < cut).sum())
         steps = (
             *scan.steps,
             f"network on tiles, suppression at IoU {self.config.inference.nms_iou:g}",
             "each candidate looked up in the region map; kept or rejected with a reason",
+            f"candidates below the operating point: {_listed(below)}",
         )
         radians = scan.phase_rad
         phase_volume = None if radians is None else dataclasses.replace(swi, data=radians.astype(np.float32))
@@ -170,6 +174,7 @@ class CmbDetector:
             settings=self._settings(cut),
             steps=steps,
             timings=tuple(clock.timings),
+            below_threshold=below,
         )
 
     def _settings(self, threshold: float) -> tuple[tuple[str, str], ...]:
@@ -253,6 +258,13 @@ class CmbDetector:
                 )
             )
         return tuple(rows), edges_mm[listed]
+
+
+def _listed(below: int) -> str:
+    """How many of the candidates below the operating point are listed; the list has an end."""
+    if below <= LISTED_BELOW_THRESHOLD:
+        return f"all {below} are listed"
+    return f"the {LISTED_BELOW_THRESHOLD} best of {below} are listed"
 
 
 def load_detector(
