@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cmb_jax.errors import NotAnalysableError, UserError
+from cmb_jax.io.atomic import refuse_existing
 from cmb_jax.progress import tell
 
 USER_ERROR_CODE = 2
@@ -177,8 +178,12 @@ def check_output(out: Path, overwrite: bool) -> None:
     Raises:
       UserError: `out` exists, holds readers' verdicts, or nothing can be written there.
     """
+    if out.is_symlink():
+        raise UserError(f"{out}: is a link; give the place itself as --out")
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
+    if out.is_dir():
+        refuse_existing(out, overwrite)
     # of a prediction, or of a folder of predictions such as the demo's
     if read := [*out.glob("verdicts/*.json"), *out.glob("*/verdicts/*.json")]:
         raise UserError(

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cmb_jax.anatomy.lookup import REACH_MM, REASON_TEXT, RejectReason, look_up
+from cmb_jax.anatomy.mni import SPACE, fit_mni
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
 from cmb_jax.boxes.anchors import Detections, box_centers, box_sizes
-from cmb_jax.config import Config, Flips, Precision
+from cmb_jax.config import Config
 from cmb_jax.data.prepare import points_from_edges
-from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision
+from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.inference.scan import Clock, PhaseSign, PreparedScan, prepare_scan
 from cmb_jax.io.nifti import native_index
@@ -23,7 +23,6 @@ from cmb_jax.io.volume import ScanImages, Volume
 from cmb_jax.report.content import DetectionRow
 from cmb_jax.report.summary import LOW_SCORE
 from cmb_jax.scan.phase_range import PhaseRange
-from cmb_jax.scan.phase_sign import SignDecision
 
 # The region map is right to about half of its 2 mm voxels: the sphere that votes is larger by that much.
 MAP_ERROR_MM = 1.0
@@ -88,7 +87,6 @@ class CmbDetector:
         *,
         phase_sign: PhaseSign = "auto",
         phase_range: PhaseRange | None = None,
-        customary_sign: SignDecision | None = None,
         threshold: float | None = None,
         region_map: RegionMap | None = None,
         progress: Callable[[str], None] | None = None,
@@ -103,7 +101,6 @@ class CmbDetector:
           phase_sign: "auto", "+1" or "-1" (what the stored phase is multiplied with, so that
             paramagnetic is positive).
           phase_range: storage range of the phase; default: found from the data.
-          customary_sign: the sign to take if "auto" finds none with confidence, such as the scanner's.
           threshold: score from which a detection is kept; default: the weights' operating point.
           region_map: region codes to use instead of the region network's.
           progress: told what is being done.
@@ -120,7 +117,6 @@ class CmbDetector:
             spacing_mm=self.config.data.spacing_mm,
             phase_sign=phase_sign,
             phase_range=phase_range,
-            customary_sign=customary_sign,
             region_map=region_map,
             progress=say,
         )
@@ -151,10 +147,12 @@ class CmbDetector:
         clock = Clock((*scan.timings, *found.timings))
         with clock("localization"):
             rows, boxes_mm, unlisted = self._locate(found.detections, scan, swi, cut)
+            rows, mni = _with_mni(rows, scan.region_map)
         steps = (
             *scan.steps,
             f"network on tiles, suppression at IoU {self.config.inference.nms_iou:g}",
             "each candidate looked up in the region map; kept or rejected with a reason",
+            *mni,
         )
         radians = scan.phase_rad
         phase_volume = None if radians is None else dataclasses.replace(swi, data=radians.astype(np.float32))
@@ -257,17 +255,19 @@ class CmbDetector:
         return tuple(rows), edges_mm[listed], int(valid.sum()) - len(listed)
 
 
-def load_detector(
-    weights: str | Path = "small", flips: Flips | None = None, precision: Precision | None = None
-) -> CmbDetector:
-    """A detector by the name of bundled weights or from a safetensors file.
-
-    Args:
-      weights: several with commas between are averaged (`load_bundle`).
-      flips: mirror images averaged at inference; default: as the weights say.
-      precision: of the network; default: as the weights say, which is float32 for the bundled ones.
-
-    Raises:
-      UserError: no such weights, or a file that does not hold a detector.
-    """
-    return CmbDetector(with_precision(load_bundle(weights, flips), precision))
+def _with_mni(
+    rows: tuple[DetectionRow, ...], region_map: RegionMap
+) -> tuple[tuple[DetectionRow, ...], tuple[str, ...]]:
+    """The rows with MNI coordinates, and how they came about; as they are where the map gives none."""
+    affine = fit_mni(region_map)
+    if affine is None:
+        return rows, ()
+    found = affine(np.array([[row.x_mm, row.y_mm, row.z_mm] for row in rows]).reshape(-1, 3)).round(1)
+    step = (
+        f"{SPACE} coordinates by an affine from the centers of {affine.landmarks} regions, "
+        f"which it brings to {affine.residual_mm:.1f} mm (root mean square) of the template's"
+    )
+    return tuple(
+        dataclasses.replace(row, mni_x_mm=float(x), mni_y_mm=float(y), mni_z_mm=float(z))
+        for row, (x, y, z) in zip(rows, found, strict=True)
+    ), (step,)

@@ -1,5 +1,6 @@
 """The page of a cohort: every scan, what stands out, and marks where the microbleeds are."""
 
+import dataclasses
 import io
 import re
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from cmb_jax.errors import UserError
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.cohort_content import CohortContent, CohortLine, Link
 from cmb_jax.report.cohort_html import OUTLIER_SCORE, outliers, render_cohort
@@ -98,7 +100,7 @@ def scan():
     return Volume.from_array(data, affine), brain, center
 
 
-def test_marks_lie_on_the_dark_spot(scan, make_row):
+def test_marks_lie_on_the_dark_spot(scan, make_row, tmp_path):
     swi, brain, (x, y, z) = scan
     made = make_projection(swi, brain)
     read = Projection.from_json(made.jpeg, made.to_json())
@@ -113,9 +115,15 @@ def test_marks_lie_on_the_dark_spot(scan, make_row):
         assert min(ring) > 80
     picture = marked_picture(read, [make_row(x_mm=x, y_mm=y, z_mm=z)], "sub-01")
     assert [shape.style for shape in picture.shapes] == ["halo", "ring z-lobar definite"]
-    small = shrunk(read, len(read.jpeg) // 2)
+    small = shrunk(read, len(read.jpeg) // 2, tmp_path)
     assert len(small.jpeg) <= len(read.jpeg) // 2
     assert (small.width, small.height) == (
         read.width,
         read.height,
     )  # of the drawing, which is stretched over it
+
+
+def test_what_is_no_picture_is_said(scan, tmp_path):
+    damaged = dataclasses.replace(make_projection(*scan[:2]), jpeg=b"no picture" * 99)
+    with pytest.raises(UserError, match="overview"):
+        shrunk(damaged, 10, tmp_path / "overview.jpg")
