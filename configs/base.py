@@ -21,5 +21,5 @@ def get_config() -> Config:
         small,
         name="base",
         model=dataclasses.replace(small.model, encoder_convs=(2, 1, 2, 2), decoder_convs=(2, 1, 1)),
-        train=dataclasses.replace(small.train, steps=6000, learning_rate=1.5e-3, evaluate_every=3000),
+        train=dataclasses.replace(small.train, steps=14000, learning_rate=1.5e-3, evaluate_every=7000),
     )

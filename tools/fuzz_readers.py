@@ -1098,9 +1098,9 @@ KINDS: dict[str, Kind] = {
     ),
     "config_py": Kind(python_config, read_python, ("config_load:made_by_file",), "python"),
     "pack": Kind(make_pack, read_pack, ("anatomy.assets:_read_pack",), "zip", checked=True),
-    "kept": Kind(make_kept, read_kept_arrays, ("experiments.kept:read_kept",), "zip"),
-    "region_state": Kind(make_region_state, read_region_state, ("training.regions:_restore",), "zip"),
-    "region_views": Kind(make_views, read_views, ("data.region_phantoms:phantom_views",), "zip"),
+    "kept": Kind(make_kept, read_kept_arrays, ("experiments.detections:read_kept",), "zip"),
+    "region_state": Kind(make_region_state, read_region_state, ("regions.train:_restore",), "zip"),
+    "region_views": Kind(make_views, read_views, ("regions.phantoms:phantom_views",), "zip"),
     "stored_image": Kind(
         make_store("image.npy"), read_store, ("data.subjects:image", "data.subjects:mimics"), share=0.5
     ),

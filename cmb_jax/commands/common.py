@@ -121,7 +121,7 @@ def _streams_that_may_fail() -> Iterator[None]:
     # a stream that was closed before the start is None
     nowhere = functools.partial(open, os.devnull, "w", encoding="utf-8")
     streams = [_MayFail(stream or nowhere()) for stream in before]
-    sys.stdout, sys.stderr = streams  # type: ignore[assignment]
+    sys.stdout, sys.stderr = streams
     try:
         yield
     finally:

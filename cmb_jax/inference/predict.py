@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,9 @@ from cmb_jax.anatomy.lookup import REACH_MM, REASON_TEXT, RejectReason, look_up
 from cmb_jax.anatomy.mni import SPACE, fit_mni
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
 from cmb_jax.boxes.anchors import Detections, box_centers, box_sizes
-from cmb_jax.config import Config
+from cmb_jax.config import Config, Flips, Precision
 from cmb_jax.data.prepare import points_from_edges
-from cmb_jax.inference.bundle import WeightsBundle
+from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.inference.scan import Clock, PhaseSign, PreparedScan, prepare_scan
 from cmb_jax.io.nifti import native_index
@@ -271,3 +272,19 @@ def _with_mni(
         dataclasses.replace(row, mni_x_mm=float(x), mni_y_mm=float(y), mni_z_mm=float(z))
         for row, (x, y, z) in zip(rows, found, strict=True)
     ), (step,)
+
+
+def load_detector(
+    weights: str | Path = "small", flips: Flips | None = None, precision: Precision | None = None
+) -> CmbDetector:
+    """A detector by the name of bundled weights or from a safetensors file.
+
+    Args:
+      weights: several with commas between are averaged (`load_bundle`).
+      flips: mirror images averaged at inference; default: as the weights say.
+      precision: of the network; default: as the weights say, which is float32 for the bundled ones.
+
+    Raises:
+      UserError: no such weights, or a file that does not hold a detector.
+    """
+    return CmbDetector(with_precision(load_bundle(weights, flips), precision))

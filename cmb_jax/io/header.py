@@ -221,7 +221,9 @@ def check_is_volume(file: NiftiFile, least: int = 1) -> None:
         )
 
 
-def decoded(file: NiftiFile, dtype: np.typing.DTypeLike = None, *, planes: slice | None = None) -> np.ndarray:
+def decoded(
+    file: NiftiFile, dtype: np.typing.DTypeLike | None = None, *, planes: slice | None = None
+) -> np.ndarray:
     """The voxels (I, J, K [, ...]) of a volume, slope and intercept applied.
 
     Args:
