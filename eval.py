@@ -1,9 +1,8 @@
-"""Evaluate a trained detector: python eval.py --config configs/small.py --workdir runs/small.
+"""Evaluate a trained detector: python eval.py --config small --workdir runs/small (as `cmb-jax eval`)."""
 
-Writes WORKDIR/eval/metrics.json and report.html.
-"""
+import sys
 
-from cmb_jax.commands.evaluate_run import main
+from cmb_jax.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["eval", *sys.argv[1:]])

@@ -1,9 +1,8 @@
-"""Train a detector: python train.py --config configs/small.py --workdir runs/small [--train.steps 500 ...].
+"""Train a detector: python train.py --config small --workdir runs/small, the same as `cmb-jax train`."""
 
-Run it again to resume. `--help` after a configuration lists every setting that can be overridden.
-"""
+import sys
 
-from cmb_jax.commands.train import main
+from cmb_jax.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["train", *sys.argv[1:]])

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.torch_detector import STEM_STRIDE, TorchDetector, channels_last
-from cmb_jax.boxes.coder import MIN_SIZE
+from cmb_jax.boxes.anchors import MIN_SIZE
 from cmb_jax.config import LossConfig
 from cmb_jax.losses.total import MAX_BOX_ANCHORS
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import memory
 from benchmarks.cases import Prepared
-from cmb_jax.training.memory import keep_freed_memory
+from cmb_jax.devices import keep_freed_memory
 
 OPTIONAL = ("torch", "monai")
 # A repeat lasts at least this long: the work of short cases is done several times in it.

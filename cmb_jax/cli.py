@@ -1,98 +1,201 @@
-"""The command line `cmb-jax`: one subcommand a task.
-
-Examples:
-  cmb-jax predict --swi swi.nii.gz --phase phase.nii.gz --out result
-  cmb-jax predict --dicom examination --out result --dicom-out
-  cmb-jax simulate --out phantoms --subjects 4 --seed 1
-  cmb-jax evaluate --pred results --truth phantoms --out metrics.json
-  cmb-jax calibrate --pred results --truth validation --weights small --out calibrated.safetensors
-  cmb-jax swi --magnitude mag.nii.gz --phase phase.nii.gz --out swi
-  cmb-jax implant --magnitude mag.nii.gz --phase phase.nii.gz --te-ms 20 --b0-t 3 --out implanted
-  cmb-jax data check valdo/Task2 --out sheet.png
-  cmb-jax bids study study/derivatives/cmb-jax participant --participant-label 01 02
-  cmb-jax compare --baseline r1 --followup r2 --baseline-image 1.nii.gz --followup-image 2.nii.gz --out change
-  cmb-jax view result
-  cmb-jax review export result --out for_readers
-  cmb-jax review import for_readers/review.xlsx --result result --out sub-01_points.csv
-"""
+"""The command line `cmb-jax`: one command per task; only the one that runs is imported with its work."""
 
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import tyro
-
 import cmb_jax
-from cmb_jax.arguments.implant import implant
-from cmb_jax.arguments.scans import bids, compare, dicom, predict, swi, view
-from cmb_jax.arguments.studies import benchmark, benchmark_data, calibrate, demo, evaluate, plan, simulate
 from cmb_jax.commands.common import run_for_people
 from cmb_jax.errors import UserError
+from cmb_jax.progress import set_quiet
 
-
-def data() -> None:
-    """Look into a data set (VALDO, CSIRO, Dou, Yonsei, BIDS, own folders): `data check`, `data index`."""
-
-
-def review() -> None:
-    """Hand candidates to readers and take their verdicts back: `review export`, `import`, `agreement`."""
-
-
-def weights() -> None:
-    """What weights are: `weights show NAME` tells training, operating points, calibration."""
-
-
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "predict": predict,
-    "view": view,
-    "dicom": dicom,
-    "simulate": simulate,
-    "benchmark-data": benchmark_data,
-    "evaluate": evaluate,
-    "swi": swi,
-    "implant": implant,
-    "demo": demo,
-    "calibrate": calibrate,
-    "weights": weights,
-    "data": data,
-    "plan": plan,
-    "bids": bids,
-    "compare": compare,
-    "review": review,
-    "benchmark": benchmark,
+SECTIONS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "Find microbleeds": {
+        "predict": ("scans", "predict", "find, locate and report the microbleeds of one scan"),
+        "bids": ("scans", "bids", "the same for a BIDS data set (a BIDS App), and one table over all"),
+        "view": ("scans", "view", "scroll through a scan in the browser and judge its candidates"),
+        "compare": ("scans", "compare", "two scans of one patient: what is new, resolved, stable"),
+        "demo": ("studies", "demo", "all of it on a simulated subject that comes along"),
+    },
+    "Prepare images": {
+        "dicom": ("scans", "dicom", "list the DICOM series of a folder and which would be used"),
+        "swi": ("scans", "swi", "make a susceptibility-weighted image from magnitude and phase"),
+        "data": ("groups", "data", "look into a data set: data check, data index"),
+    },
+    "Readers and evaluation": {
+        "review": ("groups", "review", "candidates to readers and back: review export, import, agreement"),
+        "evaluate": ("studies", "evaluate", "score predictions against truth, or compare two of them"),
+        "calibrate": ("studies", "calibrate", "make scores probabilities, choose an operating point"),
+        "weights": ("groups", "weights", "what weights are: weights show NAME"),
+    },
+    "Simulate": {
+        "simulate": ("studies", "simulate", "subjects with known microbleeds and mimics"),
+        "implant": ("implant", "implant", "put microbleeds and mimics into a real scan"),
+        "benchmark-data": ("studies", "benchmark_data", "a split of CMB-Phantom, the benchmark"),
+    },
+    "Train": {
+        "train": ("training", "train", "train or fine-tune a detector; run again to resume"),
+        "eval": ("training", "evaluate_run", "evaluate a trained detector"),
+        "plan": ("studies", "plan", "predict memory, messages and time on a mesh of devices"),
+        "benchmark": ("studies", "benchmark", "time against PyTorch, MONAI and NumPy"),
+    },
 }
+"""Command -> module of `cmb_jax.arguments`, function, what it does."""
+
+COMMANDS = {name: place for section in SECTIONS.values() for name, place in section.items()}
+
+GROUPS = {
+    "data": ("check", "index"),
+    "review": ("export", "import", "agreement"),
+    "weights": ("show",),
+}
+"""Commands with subcommands of their own."""
+
+OWN_PARSERS = ("train", "eval")
+"""Commands that read a configuration with dotted overrides."""
 
 RENAMED = {"predict-cohort": "cmb-jax bids DIR OUT participant"}
 """Earlier commands and what to type now."""
 
-GROUPS = ("data", "review", "weights")
-"""Commands with subcommands of their own: `COMMANDS` of the module of that name."""
+SHELLS = ("bash", "zsh", "fish")
+
+EXAMPLES = """\
+Examples:
+  cmb-jax predict -i swi.nii.gz --phase phase.nii.gz -o result
+  cmb-jax predict --dicom examination -o result --dicom-out
+  cmb-jax bids study study/derivatives/cmb-jax participant
+  cmb-jax view result
+  cmb-jax evaluate --pred results --truth phantoms -o metrics.json
+  cmb-jax train --config smoke --workdir runs/smoke
+"""
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    arguments = sys.argv[1:]
-    if arguments == ["--version"]:
+def overview() -> str:
+    """What `cmb-jax help` prints."""
+    lines = [
+        "usage: cmb-jax COMMAND [OPTIONS]",
+        "",
+        "Finds cerebral microbleeds in susceptibility MRI and says where in the brain they are. Research use",
+        "only; not a medical device.",
+    ]
+    for title, commands in SECTIONS.items():
+        lines += ["", f"{title}:", *(f"  {name:<15} {text}" for name, (_, _, text) in commands.items())]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Help and setup:",
+            "  help COMMAND    the options of a command, as COMMAND --help",
+            "  completion SHELL  a script that completes commands (bash, zsh, fish)",
+            "  --version       the version",
+            "",
+            EXAMPLES.rstrip(),
+        ]
+    )
+
+
+def apply(common: Any) -> None:
+    """Set what the options of every command say, before JAX is imported."""
+    set_quiet(common.quiet)
+    if common.device != "auto":
+        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(common.device, common.device)
+    if common.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        logging.getLogger("cmb_jax").setLevel(logging.DEBUG)
+    else:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's alarm about slow compilation
+
+
+def command_of(name: str, subcommand: str | None = None) -> Callable[..., None]:
+    """What tyro parses for a command, or for a subcommand of a group."""
+    from cmb_jax.arguments.present import presented
+
+    module, function, _ = COMMANDS[name]
+    home = importlib.import_module(f"cmb_jax.arguments.{module}")
+    return presented(getattr(home, function if subcommand is None else f"{name}_{subcommand}"), apply)
+
+
+def all_commands() -> dict[str, Callable[..., None]]:
+    """Every command that tyro parses, by what is typed after `cmb-jax`."""
+    found: dict[str, Callable[..., None]] = {}
+    for name in COMMANDS:
+        if name in GROUPS:
+            found |= {f"{name} {each}": command_of(name, each) for each in GROUPS[name]}
+        elif name not in OWN_PARSERS:
+            found[name] = command_of(name)
+    return found
+
+
+def dispatch(arguments: Sequence[str]) -> None:
+    """Run what is typed after `cmb-jax`.
+
+    Raises:
+      UserError: no such command, or arguments that it does not take.
+    """
+    if not arguments or arguments[0] in ("-h", "--help") or list(arguments) == ["help"]:
+        print(overview())
+        return
+    if "--version" in arguments:
         print(f"cmb-jax {cmb_jax.__version__} (research use only)")
         return
+    if arguments[0] == "help":
+        dispatch([*arguments[1:], "--help"])
+        return
+    if arguments[0] == "completion":
+        _completion(arguments[1:])
+        return
+    name, rest = arguments[0].replace("_", "-"), list(arguments[1:])
+    if now := RENAMED.get(name):
+        raise UserError(f"the command {name} is now: {now}")
+    from cmb_jax.arguments.present import closest, run
 
-    def command() -> None:
-        if arguments[:1] and (now := RENAMED.get(arguments[0].replace("_", "-"))):
-            raise UserError(f"the command {arguments[0]} is now: {now}")
-        if arguments[:1] and arguments[0] in GROUPS:
-            group = importlib.import_module(f"cmb_jax.commands.{arguments[0]}")
-            tyro.extras.subcommand_cli_from_dict(
-                group.COMMANDS, prog=f"cmb-jax {arguments[0]}", args=arguments[1:] or ["--help"]
-            )
-            return
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="cmb-jax", description=__doc__, args=arguments or ["--help"]
-        )
+    if name not in COMMANDS:
+        near = closest(name, [*COMMANDS, "help", "completion"])
+        raise UserError(f"there is no command {name}{near or ''}; cmb-jax help lists them")
+    if name in OWN_PARSERS:
+        module, function, _ = COMMANDS[name]
+        getattr(importlib.import_module(f"cmb_jax.arguments.{module}"), function)(rest, apply)
+        return
+    if name not in GROUPS:
+        run(command_of(name), f"cmb-jax {name}", rest or (["--help"] if name != "demo" else []))
+        return
+    if not rest or rest[0] in ("-h", "--help"):
+        print(f"usage: cmb-jax {name} {{{','.join(GROUPS[name])}}} [OPTIONS]\n\n{COMMANDS[name][2]}")
+        return
+    if rest[0] not in GROUPS[name]:
+        near = closest(rest[0], GROUPS[name])
+        raise UserError(f"there is no command {name} {rest[0]}{near}; {name} has {', '.join(GROUPS[name])}")
+    run(command_of(name, rest[0]), f"cmb-jax {name} {rest[0]}", rest[1:] or ["--help"])
 
-    run_for_people(command)
+
+def _completion(shell: Sequence[str]) -> None:
+    """Print the script for a shell.
+
+    Raises:
+      UserError: no such shell.
+    """
+    if len(shell) != 1 or shell[0] not in SHELLS:
+        raise UserError(f"cmb-jax completion: name the shell, one of {', '.join(SHELLS)}")
+    import tyro
+
+    flat = {name: command for name, command in all_commands().items() if " " not in name}
+    tyro.extras.subcommand_cli_from_dict(
+        flat,
+        prog="cmb-jax",
+        args=["--tyro-print-completion", shell[0]],
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    run_for_people(lambda: dispatch(given))
 
 
 if __name__ == "__main__":

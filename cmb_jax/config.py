@@ -308,6 +308,8 @@ class TrainConfig:
 
     init_from: str | None = None
     """Weights to start from: a bundled name or a .safetensors file; none: from nothing."""
+    network_of_start: bool = False
+    """Take the network and the loss from those weights, whatever `model` and `loss` say."""
     steps: int = 3200
     learning_rate: float = 2e-3
     warmup_steps: int = 100
@@ -340,6 +342,8 @@ class TrainConfig:
             raise ValueError("train.accumulate must be 1 or more, train.profile_steps 0 or more")
         if not 0.0 <= self.final_share <= 1.0:
             raise ValueError("train.final_share must be from 0 to 1")
+        if self.network_of_start and self.init_from is None:
+            raise ValueError("train.network_of_start needs train.init_from")
         _check_precision("train", self.precision)
 
 

@@ -27,7 +27,7 @@ def without_paths(config: Config) -> Config:
         config,
         data=dataclasses.replace(config.data, index=None, split_file=None),
         phantom=dataclasses.replace(config.phantom, cache_dir=None),
-        train=dataclasses.replace(config.train, init_from=None),
+        train=dataclasses.replace(config.train, init_from=None, network_of_start=False),
     )
 
 

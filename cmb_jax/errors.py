@@ -6,3 +6,10 @@ class UserError(Exception):
 
     Command-line entry points print the message without a traceback and exit with code 2.
     """
+
+
+class NotAnalysableError(UserError):
+    """Images that can be read but must not be counted on: the message says why, in one line.
+
+    Command-line entry points exit with code 3, and results say `status: not analysable`.
+    """

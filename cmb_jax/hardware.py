@@ -89,7 +89,7 @@ def measured_cpu() -> Hardware:
     """This machine's processor as one device: a float32 matrix product and a copy, the best of a few.
 
     Takes about half a second on two idle cores. In a program that gives freed memory back to the system
-    (see `training.memory`) the copy mostly waits for new pages. Simulated devices share the processor: links
+    (see `devices`) the copy mostly waits for new pages. Simulated devices share the processor: links
     are copies in its memory.
     """
     flops = _product_flops()

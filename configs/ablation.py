@@ -6,7 +6,7 @@ python -m cmb_jax.experiments.ablation --config configs/ablation.py --workdir ru
 """
 
 from cmb_jax.config import Config, DataConfig, TrainConfig
-from cmb_jax.experiments.grid import Grid, four_configurations
+from cmb_jax.experiments.runs import Grid, four_configurations
 
 
 def get_config() -> Config:

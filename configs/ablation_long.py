@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cmb_jax.config import Config, DataConfig, LossConfig, ModelConfig
 from cmb_jax.config_load import config_from_file
-from cmb_jax.experiments.grid import Grid, four_configurations
+from cmb_jax.experiments.runs import Grid, four_configurations
 
 
 def get_config() -> Config:

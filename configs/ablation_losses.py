@@ -6,7 +6,7 @@ Losses without prototypes of their own let them follow the samples, so that the 
 """
 
 from cmb_jax.config import Config, DataConfig, TrainConfig
-from cmb_jax.experiments.grid import Grid, four_configurations
+from cmb_jax.experiments.runs import Grid, four_configurations
 
 
 def get_config() -> Config:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cmb_jax.config import Config, DataConfig, LossConfig, ModelConfig
 from cmb_jax.config_load import config_from_file
-from cmb_jax.experiments.grid import Grid, four_configurations
+from cmb_jax.experiments.runs import Grid, four_configurations
 
 # Cross-entropy of a random choice of negatives instead of the focal loss of all (Ren et al. 2015).
 FASTER_RCNN = {"sampled_negatives": 128, "focal_gamma": 0.0}

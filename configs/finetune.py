@@ -1,20 +1,19 @@
 """The bundled detector, trained on with own scans: masks or centres alone, by their index.
 
-python train.py --config configs/finetune.py --workdir runs/site --data.index site.json
+cmb-jax train --config finetune --workdir runs/site --data.index site.json
 """
 
-from cmb_jax.config import Config, DataConfig, LossConfig, PhantomConfig, TrainConfig
+from cmb_jax.config import Config, DataConfig, PhantomConfig, TrainConfig
 
 
 def get_config() -> Config:
     return Config(
         name="finetune",
-        # network and loss of the bundled weights
-        loss=LossConfig(lesion_balance=0.75),
         data=DataConfig(phantom_share=0.25),
         phantom=PhantomConfig(train_subjects=8),
         train=TrainConfig(
             init_from="small",
+            network_of_start=True,
             steps=400,
             learning_rate=5e-4,
             warmup_steps=20,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cmb_jax.commands.train import with_start
 from cmb_jax.config import Config, DataConfig, InferenceConfig, ModelConfig, PhantomConfig, TrainConfig
 from cmb_jax.config_io import config_from_json, config_to_json, without_paths
 from cmb_jax.config_load import config_from_file, override
@@ -142,3 +143,16 @@ def test_bad_config_files_are_refused_in_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no such"):
         config_from_file(tmp_path / "missing.py")
+
+
+@pytest.mark.parametrize("name", ["small", "base"])
+def test_fine_tuning_takes_network_and_loss_of_its_start(name):
+    config = override(
+        config_from_file(ROOT / "configs" / "finetune.py"), ["--train.init-from", name], "train"
+    )
+    taken, start = with_start(config)
+    assert start is not None
+    assert (taken.model, taken.loss) == (start.config.model, start.config.loss)
+    assert taken.data == config.data
+    with pytest.raises(ValueError, match=r"network_of_start needs train\.init_from"):
+        dataclasses.replace(config.train, init_from=None)

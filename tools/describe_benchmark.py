@@ -2,7 +2,7 @@
 
     python tools/describe_benchmark.py EASY-TEST HARD-TEST
 
-Microbleeds by size, ignored ones, focal mimics and mimic candidates (`cmb_jax.phantom.candidates`), a column
+Microbleeds by size, ignored ones, focal mimics and mimic candidates (`cmb_jax.phantom.visibility`), a column
 for each folder, as a table in Markdown; a line for each subject goes to stderr. Some seconds a subject.
 """
 
@@ -17,11 +17,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 from cmb_jax.phantom import MimicKind
-from cmb_jax.phantom.candidates import mimic_candidates
 from cmb_jax.phantom.version import VERSION, check_phantom_version
+from cmb_jax.phantom.visibility import mimic_candidates
+from cmb_jax.progress import track
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def column(root: Path) -> dict[str, str]:
     with (root / "participants.tsv").open(encoding="utf-8") as file:
         participants = list(csv.DictReader(file, delimiter="\t"))
     subjects = []
-    for row in tqdm(participants, desc=root.name, unit="subject"):
+    for row in track(participants, root.name):
         each = describe(root, row)
         subjects.append(each)
         print(row["participant_id"], row["protocol"], row["anatomy"], each, file=sys.stderr)

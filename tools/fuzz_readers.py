@@ -632,14 +632,14 @@ def read_pack(path: Path) -> object:
 
 
 def make_kept(folder: Path) -> Path:
-    from cmb_jax.experiments.kept import write_kept
+    from cmb_jax.experiments.detections import write_kept
 
     write_kept(folder / "kept.npz", "this", {"a": np.arange(500.0), "b": np.array(["x"])})
     return folder / "kept.npz"
 
 
 def read_kept_arrays(path: Path) -> object:
-    from cmb_jax.experiments.kept import read_kept
+    from cmb_jax.experiments.detections import read_kept
 
     found = read_kept(path, "this")
     if found is None:
@@ -683,7 +683,7 @@ def make_region_state(folder: Path) -> Path:
 
 
 def read_region_state(path: Path) -> object:
-    from cmb_jax.training.regions import _restore
+    from cmb_jax.regions.train import _restore
 
     return repr(_restore(path.with_name("out"), [np.zeros(4), np.zeros((2, 2))]))  # type: ignore[arg-type]
 
@@ -1097,9 +1097,9 @@ KINDS: dict[str, Kind] = {
     ),
     "config_py": Kind(python_config, read_python, ("config_load:made_by_file",), "python"),
     "pack": Kind(make_pack, read_pack, ("anatomy.assets:_read_pack",), "zip", checked=True),
-    "kept": Kind(make_kept, read_kept_arrays, ("experiments.kept:read_kept",), "zip"),
-    "region_state": Kind(make_region_state, read_region_state, ("training.regions:_restore",), "zip"),
-    "region_views": Kind(make_views, read_views, ("data.region_phantoms:phantom_views",), "zip"),
+    "kept": Kind(make_kept, read_kept_arrays, ("experiments.detections:read_kept",), "zip"),
+    "region_state": Kind(make_region_state, read_region_state, ("regions.train:_restore",), "zip"),
+    "region_views": Kind(make_views, read_views, ("regions.phantoms:phantom_views",), "zip"),
     "stored_image": Kind(
         make_store("image.npy"), read_store, ("data.subjects:image", "data.subjects:mimics"), share=0.5
     ),

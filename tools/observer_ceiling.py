@@ -34,7 +34,6 @@ import numpy as np
 import tyro
 from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
-from tqdm import tqdm
 
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.commands.common import run_for_people
@@ -46,6 +45,7 @@ from cmb_jax.phantom.sample import solid_tissue
 from cmb_jax.phantom.types import FOCAL_MIMICS, MimicKind
 from cmb_jax.phantom.version import check_phantom_version
 from cmb_jax.phantom.visibility import Visibility, is_seen, visibility
+from cmb_jax.progress import track
 
 IN_CSF = ("calcification_choroid", "calcification_pineal", "calcification_pial")
 VEINS = (MimicKind.MEDULLARY_VEIN, MimicKind.PIAL_VEIN, MimicKind.DEEP_VEIN, MimicKind.SINUS)
@@ -196,10 +196,7 @@ def spots_of(root: Path) -> Spots:
     check_phantom_version(root)
     with participants.open(encoding="utf-8") as file:
         people = list(csv.DictReader(file, delimiter="\t"))
-    scans = [
-        scan_rows(root, row["participant_id"], float(row["snr"]))
-        for row in tqdm(people, desc=root.name, unit="scan")
-    ]
+    scans = [scan_rows(root, row["participant_id"], float(row["snr"])) for row in track(people, root.name)]
     rows = [(phase, *row) for phase, found in scans for row in found]
     if not rows:
         raise UserError(f"{root}: no microbleed in any scan; give a tree of the benchmark")

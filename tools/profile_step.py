@@ -81,7 +81,7 @@ def main():
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {dump}"
         sys.path.insert(0, os.getcwd())
         from benchmarks.cases import CASES
-        from cmb_jax.training.memory import keep_freed_memory
+        from cmb_jax.devices import keep_freed_memory
 
         case = CASES[case_name]
         if case.keep_memory:

@@ -15,27 +15,27 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from scipy import ndimage
-from tqdm import tqdm
 
 from cmb_jax.anatomy.regions import region_of, side_of
 from cmb_jax.commands.common import use_compilation_cache
+from cmb_jax.devices import keep_freed_memory
 from cmb_jax.phantom import PROTOCOLS, MimicKind, PhantomSubject, SubjectSettings, simulate_subject
 from cmb_jax.phantom.benchmark import ANATOMIES, TIER_OFFSET
-from cmb_jax.phantom.candidates import mimic_candidates
 from cmb_jax.phantom.tree import PackLoader
-from cmb_jax.training.memory import keep_freed_memory
+from cmb_jax.phantom.visibility import mimic_candidates
+from cmb_jax.progress import track
 
 SEED = 4_000_000  # in no split of CMB-Phantom
 PROJECTION_MM = 8.0
 CROP_MM = 26.0
+EXAMPLES = 12  # of each kind
 
 
 def simulate() -> list[PhantomSubject]:
     """Two subjects of each protocol."""
     packs, subjects = PackLoader(), []
     jobs = [(protocol, tier) for protocol in PROTOCOLS for tier in TIER_OFFSET]
-    for index, (protocol, tier) in enumerate(tqdm(jobs, desc="simulating", unit="subject")):
+    for index, (protocol, tier) in enumerate(track(jobs, "simulating")):
         settings = SubjectSettings(protocol=protocol, tier=tier, mean_cmbs=25.0)
         anatomy = ANATOMIES[index % len(ANATOMIES)]
         subjects.append(simulate_subject(packs(anatomy), SEED + index, settings))
@@ -89,61 +89,61 @@ def protocols_picture(subjects: list[PhantomSubject], path: Path) -> None:
     plt.close(figure)
 
 
-def _example(
-    subjects: list[PhantomSubject], kind: MimicKind | None
-) -> tuple[PhantomSubject, np.ndarray] | None:
-    """A subject with filtered phase and a typical voxel of a kind (None: a microbleed), away from air."""
-    most, found = 0, None
-    for subject in subjects:
-        if subject.phase is None or PROTOCOLS[subject.protocol].phase == "raw":
-            continue
-        brain = region_of(subject.region_code) > 0
-        if kind not in (MimicKind.AIR_TISSUE_BORDER, MimicKind.SINUS):
-            near_air = ndimage.binary_dilation(
-                subject.mimic_labels == MimicKind.AIR_TISSUE_BORDER, iterations=12
-            )
-            brain &= ~near_air
-        mask = brain & (subject.cmb_labels > 0 if kind is None else subject.mimic_labels == kind)
-        if mask.sum() > most:
-            at = np.argwhere(mask)
-            most, found = len(at), (subject, at[np.argsort(subject.swi.data[mask])[len(at) // 3]])
-    return found
+def _places(subject: PhantomSubject, kind: MimicKind) -> np.ndarray:
+    """(N, 3) voxels where a kind can be looked at; NONE stands for microbleeds that count."""
+    row_kind = int(kind)  # of a microbleed that counts it is 0, as in the table
+    rows = subject.lesions.kind == row_kind
+    if rows.any():
+        to_voxel = np.linalg.inv(subject.swi.affine)
+        places = np.rint(subject.lesions.centre_mm[rows] @ to_voxel[:3, :3].T + to_voxel[:3, 3]).astype(int)
+    elif kind == MimicKind.NONE:
+        return np.zeros((0, 3), int)
+    else:
+        mask = (subject.mimic_labels == kind) & (region_of(subject.region_code) > 0)
+        places = np.argwhere(mask)
+    inside = ((places >= 0) & (places < subject.swi.data.shape)).all(axis=1)
+    return places[inside]
+
+
+def examples(
+    subjects: list[PhantomSubject], kind: MimicKind, rng: np.random.Generator
+) -> list[tuple[PhantomSubject, np.ndarray]]:
+    """`EXAMPLES` random places of a kind, from as many subjects as have it, none chosen by its looks."""
+    having = [(subject, places) for subject in subjects if len(places := _places(subject, kind))]
+    turns = [having[i % len(having)] for i in rng.permutation(max(EXAMPLES, len(having)))] if having else []
+    return [(subject, places[rng.integers(len(places))]) for subject, places in turns[:EXAMPLES]]
 
 
 def mimics_picture(subjects: list[PhantomSubject], path: Path) -> None:
-    """A microbleed and each kind of mimic: SWI, phase, label."""
-    kinds: list[MimicKind | None] = [None, *(k for k in MimicKind if k != MimicKind.NONE)]
-    examples = [(kind, _example(subjects, kind)) for kind in kinds]
-    columns = 6
-    rows = -(-len(kinds) // columns)
-    figure, grid = plt.subplots(3 * rows, columns, figsize=(2 * columns, 6.2 * rows), facecolor="black")
+    """Random microbleeds and random examples of each kind of mimic: SWI, and the phase below it."""
+    rng = np.random.default_rng(SEED)
+    rows = [(kind, found) for kind in MimicKind if (found := examples(subjects, kind, rng))]
+    size = (1.05 * EXAMPLES, 2.35 * len(rows))
+    figure, grid = plt.subplots(2 * len(rows), EXAMPLES, figsize=size, facecolor="black")
     for axes in grid.flat:
         axes.axis("off")
-    for index, (kind, example) in enumerate(examples):
-        row, column = divmod(index, columns)
-        top, middle, bottom = (grid[3 * row + i, column] for i in range(3))
-        name = "microbleed" if kind is None else kind.name.lower().replace("_", " ")
-        top.set_title(name, color="white", fontsize=7)
-        if example is None:
-            top.text(0.5, 0.5, "none here", color="white", ha="center")
-            continue
-        subject, (x, y, z) = example
-        sx, sy, _ = subject.swi.spacing_mm
-        half = (round(CROP_MM / 2 / sx), round(CROP_MM / 2 / sy))
-        crop = (slice(max(0, x - half[0]), x + half[0]), slice(max(0, y - half[1]), y + half[1]), z)
-        show(top, subject.swi.data[crop], (sx, sy), window(subject.swi.data))
-        show(middle, subject.phase.data[crop] * subject.phase_sign, (sx, sy), (-1.5, 1.5))
-        label = subject.cmb_labels[crop] > 0 if kind is None else subject.mimic_labels[crop] == kind
-        show(bottom, label.astype(float), (sx, sy), (0, 1))
-    figure.tight_layout()
-    figure.savefig(path, dpi=80, facecolor="black")
+    for row, (kind, found) in enumerate(rows):
+        name = "microbleed" if kind == MimicKind.NONE else kind.name.lower().replace("_", " ")
+        grid[2 * row, 0].set_title(name, color="white", fontsize=9, loc="left")
+        for column, (subject, (x, y, z)) in enumerate(found):
+            sx, sy, _ = subject.swi.spacing_mm
+            half = (round(CROP_MM / 2 / sx), round(CROP_MM / 2 / sy))
+            crop = (slice(max(0, x - half[0]), x + half[0]), slice(max(0, y - half[1]), y + half[1]), z)
+            top, bottom = grid[2 * row, column], grid[2 * row + 1, column]
+            show(top, subject.swi.data[crop], (sx, sy), window(subject.swi.data))
+            if subject.phase is None:
+                bottom.text(0.5, 0.5, "no phase", color="0.6", fontsize=6, ha="center", va="center")
+                continue
+            show(bottom, subject.phase.data[crop] * subject.phase_sign, (sx, sy), (-1.5, 1.5))
+    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.002, top=0.988, wspace=0.04, hspace=0.12)
+    figure.savefig(path, dpi=75, facecolor="black")
     plt.close(figure)
 
 
 def measure(subjects: list[PhantomSubject]) -> list[dict[str, object]]:
     """What is compared with publications, a subject."""
     rows = []
-    for subject in tqdm(subjects, desc="measuring", unit="subject"):
+    for subject in track(subjects, "measuring"):
         lesions = subject.lesions
         bleeds = lesions.is_cmb
         candidates = mimic_candidates(

@@ -19,20 +19,20 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
 from cmb_jax.anatomy.lookup import REASON_TEXT, RejectReason, look_up
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Side, Zone, region_of
 from cmb_jax.commands.common import use_compilation_cache
-from cmb_jax.data.region_grid import grid_affine
-from cmb_jax.data.region_phantoms import codes_on_grid
 from cmb_jax.evaluation.breakdown import wilson
 from cmb_jax.inference.predict import MAP_ERROR_MM
-from cmb_jax.inference.regions import predict_regions, region_code_on
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import Volume
+from cmb_jax.progress import track
+from cmb_jax.regions.grid import grid_affine
+from cmb_jax.regions.phantoms import codes_on_grid
+from cmb_jax.regions.predict import predict_regions, region_code_on
 
 ZONES = (Zone.LOBAR, Zone.DEEP, Zone.INFRATENTORIAL)
 
@@ -119,7 +119,7 @@ def measure_tree(root: Path, arguments: Arguments) -> dict[str, object]:
     """Figures of one tree."""
     names = sorted(path.name for path in root.glob("sub-*"))[: arguments.subjects]
     places, dices, untrusted = [], [], []
-    for name in tqdm(names, desc=root.name, unit="subject"):
+    for name in track(names, root.name):
         anat, truth = root / name / "anat", root / "derivatives" / "truth" / name / "anat"
         swi = anat / f"{name}_swi.nii.gz"
         volume = read_volume(swi if swi.exists() else anat / f"{name}_T2starw.nii.gz")

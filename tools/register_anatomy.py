@@ -19,9 +19,8 @@ from picsl_greedy import Greedy3D
 from scipy import ndimage
 
 from cmb_jax.anatomy.assets import SUBJECT_SCANS, read_image, read_sources
-from cmb_jax.anatomy.atlas_maps import AFFINE, SHAPE, read_maps, resample
+from cmb_jax.anatomy.build import AFFINE, SHAPE, place_scan, read_maps, resample
 from cmb_jax.anatomy.lattice import Lattice, lattice_image, read_lattice
-from cmb_jax.anatomy.subject import place_scan
 
 WARPS = Path(__file__).resolve().parent.parent / "cmb_jax" / "anatomy" / "warps"
 SPACING_MM = 4

@@ -25,10 +25,9 @@ from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.commands.common import use_compilation_cache
 from cmb_jax.commands.predict import run as predict
 from cmb_jax.followup.compare import compare
-from cmb_jax.followup.rigid import moved as transformed
+from cmb_jax.followup.registration import moved as transformed
 from cmb_jax.followup.time_point import read_time_point
 from cmb_jax.io.nifti import write_volume
-from cmb_jax.io.phase import field_direction
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom import PROTOCOLS, PhantomSubject, SubjectSettings, simulate_subject
 from cmb_jax.phantom.geometry import Grid
@@ -36,6 +35,7 @@ from cmb_jax.phantom.implant import effect_of_groups
 from cmb_jax.phantom.placement import Lesions, place, random_lesions
 from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.phantom.visibility import is_seen, visibility
+from cmb_jax.scan.phase_sign import field_direction
 from cmb_jax.swi import susceptibility_weighted
 
 FIRST_SEED = 5_000_000  # in no split of CMB-Phantom
@@ -274,7 +274,7 @@ def main() -> None:
                     swi=folder / name / "swi.nii.gz",
                     phase=folder / name / "phase.nii.gz",
                     out=folder / f"{name}_result",
-                    phase_range="radians",
+                    phase_range=("radians",),
                     phase_sign="+1",
                     announce=False,
                 )

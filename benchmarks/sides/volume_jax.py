@@ -10,7 +10,7 @@ import jax
 from benchmarks import inputs
 from benchmarks.cases import Prepared
 from benchmarks.sides.on_jax import convolution_note, device_peak_mb
-from cmb_jax.boxes.types import Detections
+from cmb_jax.boxes.anchors import Detections
 from cmb_jax.inference.bundle import load_bundle
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.models.flops import forward_gflop

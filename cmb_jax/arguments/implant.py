@@ -20,7 +20,7 @@ def implant(
     lesions: Path | None = None,
     brain_mask: Path | None = None,
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
-    phase_range: StoredPhase = "auto",
+    phase_range: StoredPhase = ("auto",),
     seed: int = 0,
     overwrite: bool = False,
     keep_identifiers: bool = False,
@@ -42,7 +42,7 @@ def implant(
       lesions: CSV with x_mm, y_mm, z_mm (RAS) and diameter_mm, and if wanted kind and chi_ppm.
       brain_mask: image on the same grid, above 0 in the brain; default: found in the magnitude.
       phase_sign: +1 where paramagnetic tissue has positive phase as stored, -1 where negative.
-      phase_range: how the phase is stored; auto tells it from the data.
+      phase_range: how the phase is stored; auto tells it from the values (see `cmb-jax predict --help`).
       seed: of every draw; the same seed gives the same bytes.
       overwrite: replace the folder if it exists.
       keep_identifiers: keep the texts of the NIfTI headers and the names of the inputs (docs/privacy.md).

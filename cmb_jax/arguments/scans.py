@@ -23,7 +23,7 @@ def predict(
     phase: Path | None = None,
     magnitude: Path | None = None,
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
-    phase_range: StoredPhase = "auto",
+    phase_range: StoredPhase = ("auto",),
     weights: str = "small",
     flips: Flips | None = None,
     threshold: float | None = None,
@@ -32,12 +32,14 @@ def predict(
     region_labels: Path | None = None,
     dicom_out: bool = False,
     viewer: bool = True,
+    save_regions: bool = False,
     overwrite: bool = False,
     keep_identifiers: bool = False,
 ) -> None:
     """Find, locate and report the microbleeds of one scan, given as NIfTI (--swi) or DICOM (--dicom).
 
-    Writes detections.csv, detections.json, labels.nii.gz, report.html and viewer.html into a new folder.
+    Writes detections.csv, detections.json, labels.nii.gz, report.html, viewer.html, methods.md (text for a
+    paper) and prov.jsonld into a new folder.
 
     Args:
       out: folder to make.
@@ -47,8 +49,8 @@ def predict(
       phase: phase image on the same grid.
       magnitude: magnitude image on the same grid, for the brain regions.
       phase_sign: what the stored phase is multiplied with, so that veins are positive.
-      phase_range: how the phase is stored (pm4096: +-4096; symmetric: its largest value is pi); auto
-        tells it from the data.
+      phase_range: how the phase is stored: radians, pm4096 (+-4096), 0-4095, milliradians, 0-2pi, or the two
+        numbers that stand for one turn, such as 0 255; auto tells it from the values.
       weights: name of bundled weights, or a .safetensors file; several with commas between are averaged.
       flips: average scores with those of mirror images: x takes twice the network's time, xyz four times;
         default: as the weights say.
@@ -58,8 +60,9 @@ def predict(
       regions: label volume in the scan's space that takes the place of the region network: SynthSeg with
         --parc, FreeSurfer's aparc+aseg, or own labels (docs/regions.md).
       region_labels: CSV with the columns label, region, side for own labels.
-      dicom_out: write segmentation.dcm and report.dcm too, which refer to the DICOM series.
+      dicom_out: write segmentation.dcm, report.dcm and key_images too, which refer to the DICOM series.
       viewer: write viewer.html, which holds the images of the head: scroll, window, judge (docs/review.md).
+      save_regions: write the brain mask (brain.nii.gz) and the region map (regions.nii.gz, regions.csv).
       overwrite: replace the folder if it exists.
       keep_identifiers: let the results name the input files as they are named, and DICOM results the
         patient and the study, as a PACS needs it (docs/privacy.md, docs/dicom.md).
@@ -85,6 +88,7 @@ def predict(
             region_labels=region_labels,
             dicom_out=dicom_out,
             viewer=viewer,
+            save_regions=save_regions,
             keep_identifiers=keep_identifiers,
             overwrite=overwrite,
         )
@@ -109,6 +113,7 @@ def predict(
         regions=regions,
         region_labels=region_labels,
         viewer=viewer,
+        save_regions=save_regions,
         overwrite=overwrite,
         keep_identifiers=keep_identifiers,
     )
@@ -159,7 +164,7 @@ def swi(
     te_ms: tuple[float, ...] = (),
     echo: int | None = None,
     phase_sign: Literal["auto", "+1", "-1"] = "auto",
-    phase_range: StoredPhase = "auto",
+    phase_range: StoredPhase = ("auto",),
     overwrite: bool = False,
     keep_identifiers: bool = False,
 ) -> None:
@@ -172,14 +177,13 @@ def swi(
       te_ms: echo times in ms; needed to combine several echoes.
       echo: use this echo alone, counted from 1.
       phase_sign: what the stored phase is multiplied with, so that veins are positive.
-      phase_range: how the phase is stored; auto tells it from the data.
+      phase_range: how the phase is stored; auto tells it from the values (see `cmb-jax predict --help`).
       overwrite: replace the folder if it exists.
       keep_identifiers: let swi.json name the input files as they are named (docs/privacy.md).
     """
     from cmb_jax.inference.swi_command import run_swi
-    from cmb_jax.io.phase import PhaseRange
+    from cmb_jax.scan.phase_range import asked_range
 
-    stored = None if phase_range == "auto" else PhaseRange(phase_range)
     folder = run_swi(
         magnitude,
         phase,
@@ -188,7 +192,7 @@ def swi(
         echo,
         phase_sign,
         overwrite,
-        stored,
+        asked_range(phase_range),
         keep_identifiers=keep_identifiers,
     )
     print(f"written: {folder}")
@@ -204,7 +208,8 @@ def bids(
 
     Run `participant` first; rerun it to resume: finished scans are left as they are. All devices are used;
     `--process` splits a cohort over several processes or machines. Then `group` makes one table. Exit code 0:
-    all done; 1: some scans failed and are listed; 2: nothing was done.
+    all done; 1: some scans failed and are listed; 2: nothing was done; 3: none failed, but some are not
+    analysable.
 
     Args:
       data: folder of the BIDS data set; it is not changed.

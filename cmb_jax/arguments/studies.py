@@ -84,11 +84,14 @@ def evaluate(
     out: Path,
     rule: Literal["center3", "center5", "touch", "box_iou", "valdo"] = "center3",
     threshold: float | None = None,
+    baseline: Path | None = None,
     report: Path | None = None,
     overwrite: bool = False,
     keep_identifiers: bool = False,
 ) -> None:
     """Score predictions against truth: sensitivity, false positives, FROC, with intervals.
+
+    With --baseline two folders of predictions, of any programs, are compared on the same scans.
 
     Args:
       pred: folder with one folder (detections.csv) or one NIfTI a subject.
@@ -96,6 +99,8 @@ def evaluate(
       out: JSON file to write.
       rule: matching rule of the headline figures; all rules are in the file.
       threshold: operating point; default: what the predictions say they keep.
+      baseline: predictions of another program on the same scans, compared with --pred scan by scan; the
+        result goes beside --out as NAME.comparison.json.
       report: HTML page to write too, with FROC, reliability and counts drawn.
       overwrite: replace the file if it exists.
       keep_identifiers: name scans as their folders are named, not by number (docs/privacy.md).
@@ -109,6 +114,7 @@ def evaluate(
         rule=rule,
         threshold=threshold,
         report=report,
+        baseline=baseline,
         overwrite=overwrite,
         keep_identifiers=keep_identifiers,
     )
@@ -137,16 +143,17 @@ def calibrate(
     run(pred=pred, truth=truth, weights=weights, out=out, max_fp=max_fp, overwrite=overwrite)
 
 
-def demo(out: Path = Path("demo_output"), overwrite: bool = False) -> None:
+def demo(out: Path = Path("demo_output"), details: bool = False, overwrite: bool = False) -> None:
     """Run detection on the bundled phantom, score it against its truth and write the report.
 
     Args:
       out: folder to make.
+      details: print every table of the evaluation.
       overwrite: replace the folder if it exists.
     """
     from cmb_jax.commands.demo import run
 
-    run(out=out, overwrite=overwrite)
+    run(out=out, details=details, overwrite=overwrite)
 
 
 def benchmark(
@@ -166,7 +173,8 @@ def benchmark(
       repeats: of each side of a case; they take turns.
       scaling: also measure time and memory against volume size and number of candidates.
       overwrite: replace the file if it exists.
-      keep_memory: whether both sides' allocator keeps freed memory; default: in training, as train.py does.
+      keep_memory: whether both sides' allocator keeps freed memory; default: in training, as `cmb-jax train`
+        does.
       self_test: instead compare the convolution kernels of every instruction set with sums in float64.
     """
     from cmb_jax.commands.benchmark import run
@@ -199,7 +207,7 @@ def plan(
     Args:
       mesh: devices that share the batch x devices that share the depth of each patch, such as 32x4.
       hardware: TPU v5e, TPU v5p, H100, or this machine's processor.
-      config: configuration file, as for train.py; default: the small detector.
+      config: configuration file, as for `cmb-jax train`; default: the small detector.
       batch_size: patches for each of the devices that share the batch; default: the configuration's.
       precision: type of maps and products; default: the configuration's.
       remat: compute the inside of each block again in the backward pass.

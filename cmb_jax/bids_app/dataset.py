@@ -25,6 +25,7 @@ REGIONS = "regions"
 """Name in BIDS URIs of the data set with the label volumes, and the role of its images."""
 
 GROUP_TABLE = "group_desc-cmb_counts.tsv"
+GROUP_PAGE = "group_desc-cmb_report.html"
 _DESCRIPTION = "dataset_description.json"
 _KEPT_ENTITIES = ("acq", "ce", "rec")  # of the reference image, beside those that name the scan
 
@@ -32,9 +33,15 @@ _KEPT_ENTITIES = ("acq", "ce", "rec")  # of the reference image, beside those th
 _IGNORED = """*_desc-cmb_detections.tsv
 *_desc-cmb_detections.json
 *_desc-cmb_report.html
+*_desc-cmb_viewer.html
+*_desc-cmb_prov.jsonld
+methods.md
+*_desc-cmb_overview.jpg
+*_desc-cmb_review/
+sub-*/*compare*/
 *_desc-made_swi.nii.gz
 *_desc-made_swi.json
-group_desc-cmb_counts.*
+group_desc-cmb_*
 logs/
 """
 
@@ -46,9 +53,13 @@ Research use only; not a diagnosis. What stands here was found by a program and 
   the table.
 - `*_desc-cmb_detections.tsv`: every candidate, kept or rejected with its reason. The JSON file beside it
   explains the columns, and says which images were taken and why, with which weights and settings.
-- `*_desc-cmb_report.html`: the same as a page.
+- `*_desc-cmb_report.html`: the same as a page; `*_desc-cmb_overview.jpg`: its picture on the cohort's page.
 - `*_desc-made_swi.nii.gz`: the susceptibility-weighted image, where it was made from magnitude and phase.
-- `{GROUP_TABLE}`: one line a scan, with the scans that failed (`cmb-jax bids DIR OUT group`).
+- `{GROUP_TABLE}`: one line per scan, with the scans that failed (`cmb-jax bids DIR OUT group`);
+  `{GROUP_PAGE}`: the same as a page with pictures, to sort and filter.
+- `*_desc-cmb_prov.jsonld`: provenance in the terms of BIDS-Prov.
+- `*_desc-brain_mask.nii.gz`, `*_desc-regions_dseg.nii.gz`: brain and regions, where they were asked for.
+- `methods.md`: what was done, as text for a paper with the works to cite.
 - `logs/`: why scans failed (`failed.tsv` lists all), and how long each took.
 """
 
@@ -86,6 +97,31 @@ class ResultFiles:
         return self.folder / f"{self.stem}_desc-cmb_report.html"
 
     @property
+    def viewer(self) -> Path:
+        """The page on which a reader scrolls and judges, if it was asked for."""
+        return self.folder / f"{self.stem}_desc-cmb_viewer.html"
+
+    @property
+    def provenance(self) -> Path:
+        """What was made from what, in the terms of BIDS-Prov."""
+        return self.folder / f"{self.stem}_desc-cmb_prov.jsonld"
+
+    @property
+    def brain(self) -> Path:
+        """Brain mask, if it was asked for."""
+        return self.folder / f"{self.stem}_desc-brain_mask.nii.gz"
+
+    @property
+    def regions(self) -> Path:
+        """Region map, if it was asked for and is trusted."""
+        return self.folder / f"{self.stem}_desc-regions_dseg.nii.gz"
+
+    @property
+    def overview(self) -> Path:
+        """Picture for the page of the cohort."""
+        return self.folder / f"{self.stem}_desc-cmb_overview.jpg"
+
+    @property
     def made_swi(self) -> Path:
         """SWI, if it was made here."""
         return self.folder / f"{self.stem}_desc-made_swi.nii.gz"
@@ -101,7 +137,7 @@ def result_files(out: Path, choice: Choice) -> ResultFiles:
     scan = choice.scan
     named = dict(scan.entities)
     extra = {key: label for key, label in choice.reference.file.name.entities if key in _KEPT_ENTITIES}
-    order = ("sub", "ses", *_KEPT_ENTITIES, "run")
+    order = ("sub", "ses", *_KEPT_ENTITIES, "run", "chunk")
     entities = tuple((key, (named | extra)[key]) for key in order if key in named | extra)
     return ResultFiles(folder=anat_folder(out, scan), stem=join_entities(entities))
 
@@ -121,6 +157,15 @@ def finished_results(out: Path, participant: str) -> list[tuple[BidsName, Result
             stem = join_entities(name.without("desc"))
             found.append((name, ResultFiles(folder=path.parent, stem=stem)))
     return found
+
+
+def withdraw_result(out: Path, scan: str) -> None:
+    """Take the mark of a finished result from the scan of that name (sub-01_ses-2_run-1)."""
+    for name, files in finished_results(out, scan.split("_")[0].removeprefix("sub-")):
+        keys = ("sub", "ses", "run", "chunk")
+        named = (f"{key}-{name.get(key)}" for key in keys if name.get(key) is not None)
+        if "_".join(named) == scan:
+            files.table_sidecar.unlink(missing_ok=True)
 
 
 def logs_folder(out: Path) -> Path:

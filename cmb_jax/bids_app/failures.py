@@ -1,4 +1,4 @@
-"""Why scans failed: a file a scan, and one table of them all."""
+"""Why scans failed or are not analysable: a file a scan, and one table of them all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 from cmb_jax.bids_app.dataset import logs_folder, read_json, write_json
+from cmb_jax.bids_app.outcome import Status
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
 
@@ -18,9 +19,17 @@ def failure_log(out: Path, name: str) -> Path:
     return logs_folder(out) / f"{name}.json"
 
 
-def write_failure(out: Path, name: str, reason: str) -> None:
+def write_failure(out: Path, name: str, reason: str, status: Status = Status.FAILED) -> None:
     """Leave the reason of a failure."""
-    write_json(failure_log(out, name), {"Scan": name, "Reason": reason})
+    write_json(failure_log(out, name), {"Scan": name, "Status": status.value, "Reason": reason})
+
+
+def read_status(log: Path) -> Status:
+    """Whether a scan failed or is not analysable; logs of earlier versions know the former alone."""
+    try:
+        return Status(read_json(log).get("Status", Status.FAILED.value))
+    except (UserError, ValueError):
+        return Status.FAILED
 
 
 def read_reason(log: Path) -> str:

@@ -13,42 +13,48 @@ from cmb_jax.datasets.bids.names import BidsName
 from cmb_jax.datasets.sheets import read_csv
 
 DONE, FAILED, NOT_RUN, NO_IMAGES, NO_FOLDER = "done", "failed", "not run", "no images", "no folder"
+NOT_ANALYSABLE = "not analysable"
 MISSING = "n/a"
 
-_CATEGORIES = ("definite", "possible")
-_ZONES = {"lobar": "lobar", "deep": "deep", "infratentorial": "infratentorial", "none": "no_zone"}
+CATEGORIES = ("definite", "possible")
+ZONE_COLUMNS = {"lobar": "lobar", "deep": "deep", "infratentorial": "infratentorial", "none": "no_zone"}
 """Zones of detections and their columns."""
 
 COLUMNS: dict[str, dict[str, Any]] = {
     "participant_id": {"Description": "Participant, as in the source data set."},
     "session_id": {"Description": "Session."},
     "run": {"Description": "Run."},
+    "chunk": {"Description": "Chunk: the part of the brain that was scanned by itself."},
     "acquisition": {"Description": "Label of acq- of the image taken."},
     "status": {
         "Description": "How the scan came out.",
         "Levels": {
             DONE: "a result is there",
             FAILED: "it was tried and failed; see reason",
+            NOT_ANALYSABLE: "its images can be read, but no count can be given on them; see reason",
             NOT_RUN: "it has images, but no result yet",
             NO_IMAGES: "the participant has no susceptibility images",
             NO_FOLDER: "participants.tsv has the participant, but there is no folder",
         },
     },
-    "reason": {"Description": "Why it failed."},
+    "reason": {"Description": "Why it failed or is not analysable."},
     "images": {
         "Description": "What the result was made from. Counts of different kinds must not be compared.",
         "Levels": {kind.name.lower(): kind.value for kind in ChoiceKind},
     },
     "field_strength_t": {"Description": "MagneticFieldStrength of the sidecar.", "Units": "T"},
     "cmb": {"Description": "Microbleeds kept."},
-    **{category: {"Description": f"Of cmb: {category}."} for category in _CATEGORIES},
-    **{column: {"Description": f"Of cmb: {zone} zone."} for zone, column in _ZONES.items()},
+    **{category: {"Description": f"Of cmb: {category}."} for category in CATEGORIES},
+    **{column: {"Description": f"Of cmb: {zone} zone."} for zone, column in ZONE_COLUMNS.items()},
     **{
         f"{column}_{category}": {"Description": f"Of cmb: {zone} zone, {category}."}
-        for zone, column in _ZONES.items()
-        for category in _CATEGORIES
+        for zone, column in ZONE_COLUMNS.items()
+        for category in CATEGORIES
     },
-    "rejected": {"Description": "Candidates that were not kept."},
+    "rejected": {
+        "Description": "Candidates listed that were not kept: under the threshold, at most the 40 best."
+    },
+    "brain_ml": {"Description": "Volume of the brain mask.", "Units": "ml"},
     "warnings": {"Description": "Number of warnings; they stand in the sidecar of the scan's table."},
     "weights": {"Description": "SHA-256 of the detector's weights, first 12 digits."},
     "threshold": {"Description": "Score from which a candidate was kept."},
@@ -87,17 +93,18 @@ def result_row(name: BidsName, files: ResultFiles) -> dict[str, str]:
             **_named(dict(name.entities)),
             "status": DONE,
             "cmb": len(kept),
-            **{category: categories[category] for category in _CATEGORIES},
-            **{column: zones[zone] for zone, column in _ZONES.items()},
+            **{category: categories[category] for category in CATEGORIES},
+            **{column: zones[zone] for zone, column in ZONE_COLUMNS.items()},
             **{
                 f"{column}_{category}": both[zone, category]
-                for zone, column in _ZONES.items()
-                for category in _CATEGORIES
+                for zone, column in ZONE_COLUMNS.items()
+                for category in CATEGORIES
             },
             "rejected": len(detections) - len(kept),
             "images": made.kind,
             "field_strength_t": made.field_strength_t,
-            "warnings": made.warnings,
+            "brain_ml": made.brain_ml,
+            "warnings": len(made.warnings),
             "weights": made.weights_sha256[:12],
             "threshold": made.making["Threshold"],
             "version": made.version,
@@ -105,12 +112,21 @@ def result_row(name: BidsName, files: ResultFiles) -> dict[str, str]:
     )
 
 
+def scan_name(row: dict[str, str]) -> str:
+    """The scan of a line, for people."""
+    run = "" if row["run"] == MISSING else f"_run-{row['run']}"
+    session = "" if row["session_id"] == MISSING else f"_{row['session_id']}"
+    return f"{row['participant_id']}{session}{run}"
+
+
 def _named(entities: dict[str, str]) -> dict[str, str]:
     named = {"participant_id": f"sub-{entities['sub']}"}
     if "ses" in entities:
         named["session_id"] = f"ses-{entities['ses']}"
     return named | {
-        column: entities[key] for column, key in (("run", "run"), ("acquisition", "acq")) if key in entities
+        column: entities[key]
+        for column, key in (("run", "run"), ("chunk", "chunk"), ("acquisition", "acq"))
+        if key in entities
     }
 
 

@@ -13,6 +13,7 @@ class Status(enum.Enum):
     SKIPPED = "skipped"  # done by an earlier run
     STALE = "made otherwise"  # done by an earlier run with other weights, settings or images
     FAILED = "failed"
+    NOT_ANALYSABLE = "not analysable"  # its images can be read, but no count can be given on them
     NO_IMAGES = "no images"
 
 

@@ -11,7 +11,9 @@ from cmb_jax.bids_app.failures import failure_log, write_failure, write_failure_
 from cmb_jax.bids_app.outcome import Outcome, Status
 from cmb_jax.bids_app.overlap import StageTimes, overlapped
 from cmb_jax.bids_app.scan_work import Pipeline, ScanWork
-from cmb_jax.datasets.bids.layout import NO_IMAGES, BidsLayout, Scan
+from cmb_jax.datasets.bids.candidates import part_of
+from cmb_jax.datasets.bids.filter import BidsFilter
+from cmb_jax.datasets.bids.layout import NO_IMAGES, BidsFile, BidsLayout, Scan
 from cmb_jax.datasets.bids.names import label_of
 from cmb_jax.errors import UserError
 
@@ -36,12 +38,23 @@ class Selection:
     participants: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
     acquisition: str | None = None
+    filter: BidsFilter | None = None
 
     def of(self, scans: tuple[Scan, ...]) -> tuple[Scan, ...]:
         """The scans of a participant that are selected, with the images that are."""
         fitting = [scan for scan in scans if not self.sessions or scan.session in self.sessions]
-        named = [scan.of_acquisition(self.acquisition) for scan in fitting]
+        named = [scan.only(self._wants) for scan in fitting]
         return tuple(scan for scan in named if scan.files)
+
+    def _wants(self, file: BidsFile) -> bool:
+        if self.acquisition is not None and file.name.get("acq") != self.acquisition:
+            return False
+        if self.filter is None:
+            return True
+        try:
+            return self.filter.keeps(part_of(file.name), file.name, file.path.parent.name)
+        except UserError:
+            return True  # it is left out for its part, and said
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

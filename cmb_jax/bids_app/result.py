@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ from typing import Any
 import numpy as np
 
 import cmb_jax
+from cmb_jax.anatomy.mni import SPACE as MNI_SPACE
 from cmb_jax.bids_app.dataset import REGIONS, ResultFiles, read_json, source_uri, write_json
 from cmb_jax.bids_app.scan_images import ScanImages, TakenImage
 from cmb_jax.datasets.bids.choice import Choice
 from cmb_jax.inference.bundle import WeightsBundle
-from cmb_jax.inference.outputs import NOTICE, instance_labels, report_content
+from cmb_jax.inference.outputs import NOTICE, instance_labels, region_names_csv, report_content, viewer_page
 from cmb_jax.inference.predict import Prediction
-from cmb_jax.io.atomic import atomic_write_text, clear_dead
+from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, clear_dead
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.outside import a_number, a_text, reading
+from cmb_jax.io.provenance import provenance_jsonld
 from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow
 from cmb_jax.report.html import write_report
+from cmb_jax.report.projection import make_projection
 
 PROVENANCE = "CmbJax"
 """Key of the sidecar under which everything stands that is no column of the table."""
@@ -75,6 +79,14 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "The smaller, the less sure is the zone.",
         "Units": "mm",
     },
+    **{
+        f"mni_{axis}_mm": {
+            "Description": f"Centre in {MNI_SPACE}, {way}, by an affine from the centres of the brain's "
+            "regions; n/a if the region map is not trusted.",
+            "Units": "mm",
+        }
+        for axis, way in (("x", "to the right"), ("y", "to the front"), ("z", "upwards"))
+    },
 }
 
 
@@ -125,10 +137,14 @@ def write_result(
     prediction: Prediction,
     bundle: WeightsBundle,
     making: Making,
+    *,
+    viewer: bool = False,
+    save_regions: bool = False,
 ) -> None:
     """Write all files of a scan's result over older ones; the table's sidecar last, as the mark of the end.
 
-    What a killed process has left half-written is cleared away.
+    `viewer`: the page on which a reader scrolls too, which holds the images; `save_regions`: brain mask and
+    region map. What a killed process has left half-written is cleared away.
 
     Raises:
         UserError: a file cannot be written.
@@ -137,7 +153,8 @@ def write_result(
     clear_dead(files.folder, f"{files.stem}_desc-*")
     sources = [image.uri for image in taken]
     spatial = source_uri(choice.reference.file.relative)
-    write_volume(files.labels, instance_labels(prediction), prediction.swi, dtype=np.uint16, overwrite=True)
+    labels = instance_labels(prediction)
+    write_volume(files.labels, labels, prediction.swi, dtype=np.uint16, overwrite=True)
     write_json(
         files.labels_sidecar,
         {
@@ -158,8 +175,65 @@ def write_result(
         files.made_swi_sidecar.unlink(missing_ok=True)
     inputs = tuple((image.role, image.file, image.sha256) for image in taken)
     write_report(report_content(prediction, bundle, inputs, files.stem), files.report, overwrite=True)
-    atomic_write_text(files.table, detections_tsv(prediction.rows), overwrite=True)
-    write_json(files.table_sidecar, _sidecar(choice, taken, prediction, making, sources))
+    _write_regions(files, prediction, sources, spatial, save_regions)
+    projection = make_projection(prediction.swi, prediction.brain_mask)
+    atomic_write_bytes(files.overview, projection.jpeg, overwrite=True)
+    table = detections_tsv(prediction.rows)
+    atomic_write_text(files.table, table, overwrite=True)
+    if viewer:
+        digest = hashlib.sha256(table.encode()).hexdigest()
+        atomic_write_text(
+            files.viewer, viewer_page(prediction, inputs, files.stem, labels, digest), overwrite=True
+        )
+    else:
+        files.viewer.unlink(missing_ok=True)
+    outputs = [
+        path.relative_to(files.folder).as_posix()
+        for path in (files.labels, files.table, files.report, files.viewer, files.brain, files.regions)
+        if path.exists()
+    ]
+    atomic_write_text(
+        files.provenance,
+        provenance_jsonld(
+            program_version=cmb_jax.__version__,
+            command="cmb-jax bids DIR OUT participant",
+            parameters=making.to_json(),
+            inputs=tuple((image.uri, Path(image.file).name, image.sha256) for image in taken),
+            weights=(making.weights_name, making.weights_sha256),
+            outputs=outputs,
+        ),
+        overwrite=True,
+    )
+    sidecar = _sidecar(choice, taken, prediction, making, sources)
+    sidecar[PROVENANCE]["Overview"] = projection.to_json()
+    write_json(files.table_sidecar, sidecar)
+
+
+def _write_regions(
+    files: ResultFiles, prediction: Prediction, sources: list[str], spatial: str, wanted: bool
+) -> None:
+    """Brain mask and region map with their sidecars; those of an earlier run go where they are not wanted."""
+    regions = wanted and prediction.region_map.trusted
+    for path, there, array, words in (
+        (files.brain, wanted, prediction.brain_mask, "The space inside the skull, CSF included."),
+        (files.regions, regions, prediction.region_code, "Regions of the brain: 16 * side + region."),
+    ):
+        beside = path.with_name(path.name.replace(".nii.gz", ".json"))
+        if not there:
+            path.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
+            continue
+        write_volume(path, array.astype(np.uint8), prediction.swi, dtype=np.uint8, overwrite=True)
+        content: dict[str, Any] = {"Description": words, "Sources": sources, "SpatialReference": spatial}
+        content |= {"Type": "Brain"} if path == files.brain else {"Manual": False}
+        write_json(beside, content)
+    names = files.regions.with_name(files.regions.name.replace(".nii.gz", ".tsv"))
+    if regions:
+        lines = [line.split(",") for line in region_names_csv().splitlines()[1:]]
+        rows = [f"{label}\t{side} {region}" for label, region, side in lines]
+        atomic_write_text(names, "\n".join(["index\tname", *rows]) + "\n", overwrite=True)
+    else:
+        names.unlink(missing_ok=True)
 
 
 def _sidecar(
@@ -192,7 +266,13 @@ def _sidecar(
             "Settings": dict(prediction.settings),
             "Steps": list(prediction.steps),
             "Warnings": list(prediction.warnings),
+            "RejectedUnlisted": prediction.unlisted,
             "RegionsTrusted": prediction.region_map.trusted,
+            "BrainVolumeMl": round(
+                np.count_nonzero(prediction.brain_mask)
+                * abs(np.linalg.det(prediction.swi.affine[:3, :3]))
+                / 1000
+            ),
         },
     }
 
@@ -206,8 +286,10 @@ class Provenance:
     images: frozenset[tuple[str, str]]  # files and their hashes
     kind: str
     field_strength_t: float | None
-    warnings: int
+    warnings: tuple[str, ...]
     version: str
+    brain_ml: float | None  # None, as the next: results of earlier versions do not say it
+    overview: dict[str, Any] | None  # see `Projection.to_json`
 
 
 def read_provenance(sidecar: Path) -> Provenance:
@@ -219,7 +301,11 @@ def read_provenance(sidecar: Path) -> Provenance:
     record = read_json(sidecar)
     with reading(sidecar, "make it again with --overwrite"):
         made = record[PROVENANCE]
-        field = made["MagneticFieldStrength"]
+        field, brain, overview = (
+            made["MagneticFieldStrength"],
+            made.get("BrainVolumeMl"),
+            made.get("Overview"),
+        )
         return Provenance(
             making={
                 name: made["Making"][name] for name in ("Weights", "Threshold", "PhaseSign", "PhaseRange")
@@ -230,8 +316,10 @@ def read_provenance(sidecar: Path) -> Provenance:
             images=frozenset((image["File"], image["SHA256"]) for image in made["Taken"]["Images"]),
             kind=a_text(made["Taken"]["Kind"], "Kind"),
             field_strength_t=None if field is None else a_number(field, "MagneticFieldStrength"),
-            warnings=len(made["Warnings"]),
+            warnings=tuple(a_text(line, "Warnings", 2000) for line in made["Warnings"]),
             version=a_text(made["Version"], "Version"),
+            brain_ml=None if brain is None else a_number(brain, "BrainVolumeMl"),
+            overview=overview if isinstance(overview, dict) else None,
         )
 
 

@@ -10,7 +10,13 @@ from typing import Any, Protocol, TypeVar
 
 import jax
 
-from cmb_jax.bids_app.dataset import ResultFiles, logs_folder, result_files, write_json
+from cmb_jax.bids_app.dataset import (
+    ResultFiles,
+    logs_folder,
+    result_files,
+    withdraw_result,
+    write_json,
+)
 from cmb_jax.bids_app.failures import failure_log, write_failure
 from cmb_jax.bids_app.outcome import Outcome, Status
 from cmb_jax.bids_app.overlap import Lane
@@ -25,7 +31,7 @@ from cmb_jax.bids_app.scan_images import (
 )
 from cmb_jax.datasets.bids.choice import Choice, choose
 from cmb_jax.datasets.bids.layout import Scan
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.predict import Prediction
 from cmb_jax.inference.scan import Clock
@@ -58,6 +64,8 @@ class Pipeline:
     threshold: float
     phase: PhaseOptions
     regions: RegionLabels | None = None  # in place of the region network
+    viewer: bool = False  # write a viewer of each scan too
+    save_regions: bool = False  # write brain mask and region map too
 
     @property
     def making(self) -> Making:
@@ -69,7 +77,7 @@ class Pipeline:
             flips=self.bundle.config.inference.flips,
             precision=self.bundle.config.inference.precision,
             phase_sign=self.phase.sign,
-            phase_range="auto" if self.phase.stored is None else self.phase.stored.value,
+            phase_range="auto" if self.phase.stored is None else self.phase.stored.name,
             label_table_sha256=None if self.regions is None else self.regions.table.sha256,
         )
 
@@ -126,6 +134,9 @@ class ScanWork:
         try:
             with jax.default_device(detector.device):
                 return work()
+        except NotAnalysableError as error:
+            reason = self._without_paths(str(error))
+            return Outcome(name=scan.name, status=Status.NOT_ANALYSABLE, reason=reason)
         except UserError as error:
             reason = str(error)
         except MemoryError:
@@ -204,6 +215,8 @@ class ScanWork:
                 prediction,
                 self.pipeline.bundle,
                 self.pipeline.making,
+                viewer=self.pipeline.viewer,
+                save_regions=self.pipeline.save_regions,
             )
         seconds = dict((*clock.timings[:1], *timings, *clock.timings[1:]))
         write_json(logs_folder(self.out) / "timings" / f"{name}.json", {"Scan": name, "Seconds": seconds})
@@ -213,9 +226,11 @@ class ScanWork:
 
     def _settle(self, outcome: Outcome) -> None:
         """Keep or clear the reason of a failure."""
-        if outcome.status is Status.FAILED:
-            self.say(f"  {outcome.name}: failed: {outcome.reason}")
-            write_failure(self.out, outcome.name, outcome.reason)
+        if outcome.status in (Status.FAILED, Status.NOT_ANALYSABLE):
+            self.say(f"  {outcome.name}: {outcome.status.value}: {outcome.reason}")
+            write_failure(self.out, outcome.name, outcome.reason, outcome.status)
+            if outcome.status is Status.NOT_ANALYSABLE:
+                withdraw_result(self.out, outcome.name)  # a count that an earlier version gave
         elif outcome.status in (Status.DONE, Status.SKIPPED):
             failure_log(self.out, outcome.name).unlink(missing_ok=True)
 

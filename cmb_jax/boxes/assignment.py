@@ -16,9 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cmb_jax.boxes.anchors import Triple, axis_centers
-from cmb_jax.boxes.geometry import box_centers, product_of_axes, safe_iou, volume
-from cmb_jax.boxes.types import Truths
+from cmb_jax.boxes.anchors import Triple, Truths, axis_centers, box_centers, product_of_axes, safe_iou, volume
 
 
 @jax.tree_util.register_dataclass

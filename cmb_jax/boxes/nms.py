@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cmb_jax.boxes.geometry import pairwise_iou
-from cmb_jax.boxes.types import Detections
+from cmb_jax.boxes.anchors import Detections, pairwise_iou
 
 BLOCK = 512
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cmb_jax.commands.common import use_compilation_cache
-from cmb_jax.commands.predict import check_output
+from cmb_jax.commands.common import check_output, use_compilation_cache
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_directory
 from cmb_jax.phantom.benchmark import BenchmarkSplit, Comparison, Split, compare, read_checksums

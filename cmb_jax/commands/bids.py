@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections import Counter
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import jax
 
+import cmb_jax
+from cmb_jax.bids_app import group_table
 from cmb_jax.bids_app.dataset import check_out, write_dataset_files
 from cmb_jax.bids_app.detector import detector_pipeline
 from cmb_jax.bids_app.group import write_group
@@ -22,18 +25,21 @@ from cmb_jax.bids_app.participants import (
 )
 from cmb_jax.bids_app.region_labels import RegionLabels, read_region_labels
 from cmb_jax.bids_app.scan_images import PhaseOptions
+from cmb_jax.bids_app.scan_work import Pipeline
 from cmb_jax.commands.cohort_progress import shown_progress
-from cmb_jax.commands.common import use_compilation_cache
+from cmb_jax.commands.common import NOT_ANALYSABLE_CODE, check_threshold, use_compilation_cache
 from cmb_jax.commands.participant_options import ParticipantOptions
-from cmb_jax.commands.predict import check_threshold
+from cmb_jax.datasets.bids.filter import read_filter
 from cmb_jax.datasets.bids.layout import BidsLayout, read_layout
 from cmb_jax.datasets.bids.names import label_of
-from cmb_jax.errors import UserError
-from cmb_jax.io.phase import PhaseRange
+from cmb_jax.errors import NotAnalysableError, UserError
+from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.report.methods import MethodsFacts, methods_text
+from cmb_jax.scan.phase_range import asked_range
 from cmb_jax.training.processes import start_processes
 
 SOME_FAILED_CODE = 1
-"""Exit code if some scans failed; 2 means that nothing was done."""
+"""Exit code if some scans failed; 2: nothing was done; 3: none failed, but some are not analysable."""
 
 _LONGEST_WAIT_S = 7 * 24 * 3600
 """For the other processes at the end: shares of a cohort do not finish together."""
@@ -63,27 +69,43 @@ def _participants(data: Path, out: Path, options: ParticipantOptions) -> None:
         participants=process_share(select_participants(layout, options.participant_label), *share),
         sessions=tuple(label_of(text, "ses") for text in options.session_label),
         acquisition=None if options.acq_label is None else label_of(options.acq_label, "acq"),
+        filter=None if options.bids_filter_file is None else read_filter(options.bids_filter_file),
     )
     check_threshold(options.threshold)
     regions = _regions(options)
     use_compilation_cache()
-    stored = None if options.phase_range == "auto" else PhaseRange(options.phase_range)
     pipeline = detector_pipeline(
         options.weights,
         options.threshold,
-        PhaseOptions(sign=options.phase_sign, stored=stored),
+        PhaseOptions(sign=options.phase_sign, stored=asked_range(options.phase_range)),
         jax.local_devices(),
         regions,
         options.flips,
         options.precision,
     )
+    pipeline = dataclasses.replace(pipeline, viewer=options.viewer, save_regions=options.save_regions)
     write_dataset_files(data, out, options.regions)
+    atomic_write_text(out / "methods.md", methods_text(_methods(pipeline)), overwrite=True)
     with shown_progress() as progress:
         done = run_participants(
             layout, out, selection, pipeline, overwrite=options.overwrite, progress=progress
         )
         progress.say(done.times.summary())
     _report(done, data, out)
+
+
+def _methods(pipeline: Pipeline) -> MethodsFacts:
+    """Of all scans of a run together."""
+    return MethodsFacts(
+        version=cmb_jax.__version__,
+        weights_name=pipeline.bundle.name,
+        weights_sha256=pipeline.bundle.sha256,
+        threshold=pipeline.threshold,
+        calibrated=pipeline.bundle.calibration is not None,
+        phase=None,
+        own_regions=pipeline.regions is not None,
+        made_swi=True,
+    )
 
 
 def process_of(options: ParticipantOptions) -> tuple[int, int]:
@@ -125,20 +147,23 @@ def _report(done: ParticipantsRun, data: Path, out: Path) -> None:
     outcomes = done.outcomes
     counts = Counter(outcome.status for outcome in outcomes)
     failed = [outcome for outcome in outcomes if outcome.status in (Status.FAILED, Status.STALE)]
+    refused = [outcome for outcome in outcomes if outcome.status is Status.NOT_ANALYSABLE]
     if outcomes and not counts[Status.DONE] and not counts[Status.SKIPPED]:
         more = f" (and {len(outcomes) - 1} more)" if len(outcomes) > 1 else ""
-        first = (failed or outcomes)[0]
-        raise UserError(f"{data}: nothing was done: {first.name}: {first.reason}{more}")
+        first = (failed or refused or outcomes)[0]
+        kind = NotAnalysableError if refused and not failed else UserError
+        raise kind(f"{data}: nothing was done: {first.name}: {first.reason}{more}")
     print(", ".join(f"{counts[status]} {status.value}" for status in Status if counts[status]) or "no scans")
-    for outcome in failed[:MOST_LISTED]:
+    listed = [*failed, *refused]
+    for outcome in listed[:MOST_LISTED]:
         print(f"{outcome.name}: {outcome.status.value}: {outcome.reason}")
-    if len(failed) > MOST_LISTED:
-        print(f"and {len(failed) - MOST_LISTED} more")
+    if len(listed) > MOST_LISTED:
+        print(f"and {len(listed) - MOST_LISTED} more")
     if done.failures is not None:
         print(f"failures of all runs so far: {done.failures}")
     print(f"written: {out} (research use only); one table over all: cmb-jax bids DIR OUT group")
-    if failed:
-        sys.exit(SOME_FAILED_CODE)
+    if listed:
+        sys.exit(SOME_FAILED_CODE if failed else NOT_ANALYSABLE_CODE)
 
 
 def _group(layout: BidsLayout, out: Path, asked: tuple[str, ...]) -> None:
@@ -152,6 +177,9 @@ def _group(layout: BidsLayout, out: Path, asked: tuple[str, ...]) -> None:
         print(f"failed: {line}")
     for line in summary.mixed:
         print(f"note: counts should not be compared as they stand: {line}")
-    print(f"written: {summary.path} (research use only)")
+    print(f"written: {summary.path}")
+    print(f"Open {summary.page} in a browser. Research use only; not a diagnosis.")
     if summary.failures:
         sys.exit(SOME_FAILED_CODE)
+    if summary.statuses[group_table.NOT_ANALYSABLE]:
+        sys.exit(NOT_ANALYSABLE_CODE)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cmb_jax.commands.calibration_inputs import LabelledCandidates, read_labelled
-from cmb_jax.commands.predict import check_output
+from cmb_jax.commands.common import check_output
 from cmb_jax.commands.weights_record import describe, read_weights_record
 from cmb_jax.config import Config
 from cmb_jax.errors import UserError

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from tqdm import tqdm
 
 from cmb_jax.bids_app.result import read_provenance
 from cmb_jax.errors import UserError
@@ -22,6 +21,8 @@ from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.predict import LISTED_BELOW_THRESHOLD
 from cmb_jax.io.outside import read_json_object
 from cmb_jax.phantom.benchmark import TIER_OFFSET, BenchmarkSplit, Split
+from cmb_jax.progress import track
+from cmb_jax.review.files import result_paths
 
 OWN_SCANS = "own labelled scans"
 _TEST = "test"
@@ -78,7 +79,7 @@ def read_labelled(pred: Sequence[Path], truth: Sequence[Path], bundle: WeightsBu
         thresholds = [_threshold_of(each, bundle) for each in sources]
         before = len(lesions)
         pairs = zip(sources, truths, thresholds, strict=True)
-        for source, true, threshold in tqdm(pairs, desc=name, unit="scan", total=len(truths)):
+        for source, true, threshold in track(pairs, name, total=len(truths)):
             found, lesion_table = source.read(), true.read()
             complete_from = max(complete_from, listed_from(found, threshold, bundle))
             candidates = found.candidates()
@@ -138,7 +139,7 @@ def _threshold_of(source: PredictionSource, bundle: WeightsBundle) -> float:
         provenance = read_provenance(sidecar)
         digest, threshold = provenance.weights_sha256, float(provenance.making["Threshold"])
     else:
-        record = read_record(sidecar)
+        record = read_record(result_paths(path.parent))
         digest, threshold = record.weights_sha256, float(record.threshold)
     if digest != bundle.sha256:
         raise UserError(

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 
-from tqdm import tqdm
-
+from cmb_jax import progress
 from cmb_jax.bids_app.outcome import Outcome, Status
 from cmb_jax.commands.common import stopwatch
 
 
 def shown_progress() -> contextlib.AbstractContextManager[Bar | Lines]:
     """A bar with the time left where stderr is a terminal; otherwise lines, which log files can hold."""
-    return Bar() if shown_on_terminal() else contextlib.nullcontext(Lines())
-
-
-def shown_on_terminal() -> bool:
-    """Whether a person watches stderr."""
-    return sys.stderr.isatty()
+    return Bar() if progress.on_terminal() else contextlib.nullcontext(Lines())
 
 
 class Lines:
@@ -42,28 +35,25 @@ class Bar:
     """A bar; scans that do not end well get a line above it. A context, so that the bar is closed."""
 
     def __init__(self) -> None:
-        self._bar = tqdm(disable=True)
+        self._bar = progress.Bar("scans", shown=False)
 
     def __enter__(self) -> Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self._bar.__exit__()
 
     def start(self, scans: int) -> None:
         """Show the bar."""
-        # the mean over the whole run: times of single scans say little where several are under way
-        self._bar = tqdm(total=scans, unit="scan", smoothing=0, file=sys.stderr, dynamic_ncols=True)
+        self._bar = progress.Bar("scans", scans).__enter__()
 
     def say(self, text: str) -> None:
         """Only what comes between scans is shown: those under way would crowd out the bar."""
         if not text.startswith(" "):
-            tqdm.write(text, file=sys.stderr)
+            progress.tell(text)
 
     def step(self, outcome: Outcome) -> None:
-        """One further; what an earlier run has done does not count as speed."""
-        if outcome.status is Status.SKIPPED:
-            self._bar.initial += 1
+        """One further."""
         self._bar.update()
         if outcome.status in (Status.FAILED, Status.STALE):
-            tqdm.write(f"{outcome.name}: {outcome.status.value}: {outcome.reason}", file=sys.stderr)
+            progress.tell(f"{outcome.name}: {outcome.status.value}: {outcome.reason}")

@@ -1,25 +1,32 @@
-"""What the commands share: errors for people, JAX's compilation cache."""
+"""What the commands share: errors for people, progress, checks of arguments; light to import."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import select
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError, UserError
+from cmb_jax.io.atomic import refuse_existing
+from cmb_jax.progress import tell
 
 USER_ERROR_CODE = 2
+NOT_ANALYSABLE_CODE = 3
 CLOSED_OUTPUT_CODE = 128 + 13  # as of a program that SIGPIPE ends
 
-StoredPhase = Literal["auto", "radians", "pm4096", "0-4095", "milliradians", "0-2pi", "symmetric"]
-"""How phase is stored, as typed: "auto" or a value of `cmb_jax.io.phase.PhaseRange`."""
+StoredPhase = tuple[str, ...]
+"""How phase is stored, as typed: auto, a name, or two numbers; see `cmb_jax.scan.phase_range.asked_range`."""
 
+
+_EXTRAS = {"pydicom": "dicom", "highdicom": "dicom", "dcm2niix": "dicom", "SimpleITK": "compare"}
+"""Modules that not every installation has, by the extra that brings them."""
 
 Progress = Callable[[str], None]
 """Is told what is being done."""
@@ -30,13 +37,13 @@ def stopwatch() -> Progress:
     tick = time.perf_counter()
 
     def say(text: str) -> None:
-        print(f"[{time.perf_counter() - tick:6.1f} s] {text}", file=sys.stderr, flush=True)
+        tell(f"[{time.perf_counter() - tick:6.1f} s] {text}")
 
     return say
 
 
 def run_for_people(command: Callable[[], None]) -> None:
-    """Run a command; a `UserError` becomes one line on stderr and exit code 2, without a traceback.
+    """Run a command; a `UserError` becomes one line on stderr and exit code 2 (not analysable: 3).
 
     Whoever reads the output may stop, as `head` does: that ends the command without a word.
     """
@@ -48,9 +55,18 @@ def _run_for_people(command: Callable[[], None]) -> None:
     try:
         command()
         sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR_CODE)
+    except (UserError, ModuleNotFoundError) as error:
+        if logging.getLogger("cmb_jax").isEnabledFor(logging.DEBUG):  # --verbose
+            raise
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+        elif extra := _EXTRAS.get(error.name or ""):
+            print(
+                f"error: this needs the package {error.name}: pip install 'cmb-jax[{extra}]'", file=sys.stderr
+            )
+        else:
+            raise
+        sys.exit(NOT_ANALYSABLE_CODE if isinstance(error, NotAnalysableError) else USER_ERROR_CODE)
     except MemoryError:
         print("error: this takes more memory than there is; close other programs", file=sys.stderr)
         sys.exit(USER_ERROR_CODE)
@@ -125,11 +141,13 @@ def _output_is_closed() -> bool:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs between runs, beside the other cached files."""
+    """Say what is computed on; keep compiled programs between runs, beside the other cached files."""
     import jax
 
-    from cmb_jax.anatomy.packages import cache_dir
+    from cmb_jax.anatomy.assets import cache_dir
+    from cmb_jax.devices import device_line
 
+    tell(device_line())
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     folder = cache_dir() / "compiled"
@@ -152,3 +170,51 @@ def existing_file(path: Path, role: str) -> Path:
     if not path.exists():
         raise UserError(f"{path}: no such file; check the path of the {role}")
     return path
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Refuse early what would fail after minutes of work.
+
+    Raises:
+      UserError: `out` exists, holds readers' verdicts, or nothing can be written there.
+    """
+    if out.is_symlink():
+        raise UserError(f"{out}: is a link; give the place itself as --out")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
+    if out.is_dir():
+        refuse_existing(out, overwrite)
+    # of a prediction, or of a folder of predictions such as the demo's
+    if read := [*out.glob("verdicts/*.json"), *out.glob("*/verdicts/*.json")]:
+        raise UserError(
+            f"{read[0]}: verdicts of a reader would be lost with the folder; move them away, or choose "
+            "another --out"
+        )
+    parent = out.resolve().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{out}: cannot be written (no permission in {parent}); choose another --out")
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Refuse a threshold that no score can have.
+
+    Raises:
+      UserError: it does not lie between 0 and 1.
+    """
+    if threshold is not None and not 0.0 <= threshold <= 1.0:
+        raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
+
+
+def check_run(workdir: Path, overwrite: bool) -> None:
+    """Refuse to evaluate what is not trained or is evaluated already.
+
+    Raises:
+      UserError: it is so.
+    """
+    weights = workdir / "weights.safetensors"
+    if not weights.exists():
+        raise UserError(f"{weights}: no trained weights; run cmb-jax train with this --workdir first")
+    if (workdir / "eval").exists() and not overwrite:
+        raise UserError(f"{workdir / 'eval'}: exists already; add --overwrite to replace it")

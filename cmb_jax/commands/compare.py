@@ -6,8 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from cmb_jax.commands.common import existing_file, use_compilation_cache
-from cmb_jax.commands.predict import check_output
+from cmb_jax.commands.common import check_output, existing_file, use_compilation_cache
 from cmb_jax.errors import UserError
 from cmb_jax.followup.compare import compare
 from cmb_jax.followup.outputs import write_comparison

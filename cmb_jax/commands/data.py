@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import tyro
-from tqdm import tqdm
-
-from cmb_jax.commands.predict import check_output
+from cmb_jax.commands.common import check_output
 from cmb_jax.datasets.darkness import median
 from cmb_jax.datasets.find import find, nothing_usable
 from cmb_jax.datasets.index_file import write_index
@@ -21,13 +17,14 @@ from cmb_jax.datasets.types import Case, Kind
 from cmb_jax.errors import UserError
 from cmb_jax.io.naming import is_pseudonym
 from cmb_jax.io.volume import Volume
+from cmb_jax.progress import track
 from cmb_jax.report.lesion_sheet import LesionSheet, check_suffix
 
 _LISTED = 200
 
 
 def check(
-    path: tyro.conf.Positional[Path],
+    path: Path,
     kind: Kind | None = None,
     out: Path | None = None,
     connectivity: Literal[6, 18, 26] = 26,
@@ -36,15 +33,8 @@ def check(
 ) -> None:
     """Say what a data set holds, what is missing or wrong, and how many lesions it has.
 
-    Every image is read. Exit code 0 as long as one case can be used; what cannot is listed at the end.
-
-    Args:
-      path: folder of the data set.
-      kind: its layout; default: guessed.
-      out: .png or .html to write: a contact sheet of lesions.
-      connectivity: neighbours of a voxel when lesions of masks are counted.
-      overwrite: replace the contact sheet if it exists.
-      keep_identifiers: name the cases of own folders in the sheet as their files are named, not by number.
+    Raises:
+      UserError: something wrong with the arguments or the files.
     """
     if out is not None:
         check_suffix(out)
@@ -75,18 +65,11 @@ def check(
         print(f"not written: {out}: there is no lesion to show")
 
 
-def index(
-    path: tyro.conf.Positional[Path], out: Path, kind: Kind | None = None, overwrite: bool = False
-) -> None:
+def index(path: Path, out: Path, kind: Kind | None = None, overwrite: bool = False) -> None:
     """Write the index of a data set: cases, patients, images by role and truth, ready to be split.
 
-    Headers, tables and masks are read, images are not: run `cmb-jax data check` first.
-
-    Args:
-      path: folder of the data set.
-      out: JSON file to write; paths in it are relative to the data set's folder.
-      kind: its layout; default: guessed.
-      overwrite: replace the file if it exists.
+    Raises:
+      UserError: something wrong with the arguments or the files.
     """
     check_output(out, overwrite)
     inspection = inspect(find(path, kind), path, read_images=False, progress=_progress)
@@ -96,11 +79,8 @@ def index(
     print(f"written: {out}")
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"check": check, "index": index}
-
-
 def _progress(cases: Iterable[Case]) -> Iterable[Case]:
-    return tqdm(cases, desc="reading", unit="case", leave=False, disable=not sys.stderr.isatty())
+    return track(cases, "reading")
 
 
 def _refuse_if_empty(inspection: Inspection, path: Path) -> None:

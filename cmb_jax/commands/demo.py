@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
-from cmb_jax.commands.predict import check_output, summary
+from cmb_jax.commands.common import check_output
 from cmb_jax.commands.predict import run as predict
+from cmb_jax.commands.predict import summary
 from cmb_jax.evaluation.evaluate import evaluate
 from cmb_jax.evaluation.metrics import write_metrics
 from cmb_jax.evaluation.present import format_table
+from cmb_jax.evaluation.result import EvaluationResult
 from cmb_jax.io.atomic import atomic_directory
+from cmb_jax.progress import tell
 
 BUNDLED = Path(__file__).resolve().parent.parent / "demo"
 SUBJECT = "sub-0001"
 
 
-def run(*, out: Path, overwrite: bool = False) -> None:
-    """Predict on the bundled phantom, evaluate against its truth, print the table and where the report is.
+def run(*, out: Path, details: bool = False, overwrite: bool = False) -> None:
+    """Predict on the bundled phantom, evaluate against its truth, say how it did and where the report is.
 
     Raises:
       UserError: `out` exists and `overwrite` is not set, or cannot be written.
     """
     check_output(out, overwrite)
     images = BUNDLED / SUBJECT / "anat"
-    print("A simulated subject with known microbleeds and mimics (no patient data).", file=sys.stderr)
+    tell("A simulated subject with known microbleeds and mimics (no patient data).")
     with atomic_directory(out, overwrite=overwrite) as folder:
         prediction = predict(
             swi=images / f"{SUBJECT}_swi.nii.gz",
@@ -34,11 +36,22 @@ def run(*, out: Path, overwrite: bool = False) -> None:
             announce=False,
         )
         print(summary(prediction))
-        result = evaluate(folder, BUNDLED, bootstrap_samples=0)  # one scan gives no interval
+        result = evaluate(folder, BUNDLED)
         write_metrics(result, folder / "metrics.json")
-        print(format_table(result))
-        shutil.copy(folder / SUBJECT / "report.html", folder / "report.html")
-    print(f"\nOpen {out / 'report.html'} in a browser. Research use only; not a diagnosis.")
+        if details:
+            print(format_table(result))
+        else:
+            print(score(result))
+    print(f"Open {out / SUBJECT / 'report.html'} in a browser. Research use only; not a diagnosis.")
     command = Path(sys.argv[0])  # as it was started: `make demo` runs it out of .venv
     shown = command if command.name == "cmb-jax" and command.is_file() else "cmb-jax"
     print(f"To scroll through the scan and judge each candidate: {shown} view {out / SUBJECT}")
+
+
+def score(result: EvaluationResult) -> str:
+    """How the detections do against the truth, in a line."""
+    scan = result.subjects[0]
+    return (
+        f"Against the truth: {scan.tp} of {scan.lesions} microbleeds found, {scan.fp} false positives "
+        "(center within 3 mm; --details prints every table)."
+    )

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
-from cmb_jax.commands.predict import check_output
+from cmb_jax.commands.common import check_output
+from cmb_jax.errors import UserError
+from cmb_jax.evaluation.comparison import Comparison, compare, comparison_table, comparison_values
 from cmb_jax.evaluation.evaluate import evaluate
+from cmb_jax.evaluation.matching import TOUCH, VALDO
 from cmb_jax.evaluation.metrics import write_metrics
-from cmb_jax.evaluation.present import format_table, report_content
+from cmb_jax.evaluation.present import format_table, report_content, scans_text
+from cmb_jax.evaluation.read import find_predictions, find_truth
+from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.report.evaluation_html import write_evaluation_report
 
 
@@ -19,21 +26,56 @@ def run(
     rule: str,
     threshold: float | None,
     report: Path | None = None,
+    baseline: Path | None = None,
     overwrite: bool = False,
     keep_identifiers: bool = False,
 ) -> None:
-    """Evaluate, print the table, write the metrics and the page.
+    """Evaluate, print the table, write the metrics and the page; with `baseline` compare the two as well.
 
     Raises:
       UserError: folders that cannot be read or do not belong together; a file that exists.
     """
-    for path in (out, *(() if report is None else (report,))):
+    compared = out.with_name(f"{out.stem}.comparison.json")
+    written = [out, report, None if baseline is None else compared]
+    for path in filter(None, written):
         check_output(path, overwrite)
+    if baseline is not None and (threshold is not None or rule == VALDO.name):
+        raise UserError(
+            "--baseline compares both at their own operating points by one of the other rules; leave "
+            "--threshold and --rule valdo out"
+        )
     result = evaluate(pred, truth, rule=rule, threshold=threshold, keep_identifiers=keep_identifiers)
     print(format_table(result))
     write_metrics(result, out, overwrite=overwrite)
     print(f"written: {out}")
+    if baseline is not None:
+        comparison = compare_folders(pred, baseline, truth, rule)
+        print(comparison_table(comparison))
+        text = json.dumps(comparison_values(comparison), indent=2) + "\n"
+        atomic_write_text(compared, text, overwrite=overwrite)
+        print(f"written: {compared}")
     if report is not None:
-        content = report_content(result, title=f"{result.scans} scans")
+        content = report_content(result, title=f"Evaluation on {scans_text(result)}")
         write_evaluation_report(report, content, overwrite=overwrite)
         print(f"written: {report} (research use only)")
+
+
+def compare_folders(pred: Path, baseline: Path, truth: Path, rule: str) -> Comparison:
+    """Two folders of predictions on the same scans, those of any programs; differences are paired by scan.
+
+    A scan without a prediction counts as empty, as in `evaluate`.
+
+    Raises:
+      UserError: folders that cannot be read or do not belong together.
+    """
+    truths = find_truth(truth)
+    subjects = [source.subject for source in truths]
+    found, by_baseline = (
+        [source.read(None) for source in find_predictions(folder, subjects)] for folder in (pred, baseline)
+    )
+    needs_volumes = rule == TOUCH.name
+    lesions = [source.read() for source in truths]
+    if not needs_volumes:
+        lesions = [dataclasses.replace(each, volume=None, mimics=None) for each in lesions]
+    names = (pred.name, baseline.name) if pred.name != baseline.name else (str(pred), str(baseline))
+    return compare(names, found, by_baseline, lesions, rule=rule)

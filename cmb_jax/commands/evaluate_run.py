@@ -12,12 +12,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from cmb_jax.anatomy.regions import RegionMap
-from cmb_jax.commands.common import run_for_people, use_compilation_cache
+from cmb_jax.commands.common import check_run, use_compilation_cache
 from cmb_jax.commands.evaluation_scans import EvaluationScan, open_test_part, own_scans, simulated_scans
-from cmb_jax.commands.experiment import argument_parser, parse
 from cmb_jax.config import Config
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.comparison import Comparison, compare, comparison_table, comparison_values
@@ -28,6 +26,7 @@ from cmb_jax.evaluation.records import CANDIDATE, KEPT, REJECTED, SubjectDetecti
 from cmb_jax.evaluation.result import EvaluationResult
 from cmb_jax.inference.predict import LOW_SCORE, CmbDetector, Prediction, load_detector
 from cmb_jax.io.atomic import atomic_directory, atomic_write_text
+from cmb_jax.progress import track
 from cmb_jax.report.content import DetectionRow
 from cmb_jax.report.evaluation_html import write_evaluation_report
 
@@ -134,11 +133,8 @@ def run(
     Raises:
       UserError: the run has no weights yet, an evaluation is there already, or no test scans can be used.
     """
+    check_run(workdir, overwrite)
     weights = workdir / "weights.safetensors"
-    if not weights.exists():
-        raise UserError(f"{weights}: no trained weights; run train.py with this --workdir first")
-    if (workdir / "eval").exists() and not overwrite:
-        raise UserError(f"{workdir / 'eval'}: exists already; add --overwrite to replace it")
     use_compilation_cache()
     tick = time.perf_counter()
     detector = load_detector(weights)
@@ -156,7 +152,7 @@ def run(
         what = "own test scans"
         patients = len({case.patient_id for case in own.parts["test"]})
         settings = (("kind of the index", own.index.kind), ("test patients", str(patients)))
-    progress = tqdm(scans, desc="test scans", unit="scan", total=count)
+    progress = track(scans, "test scans", total=count)
     result, comparison = evaluate_detector(detector, progress, other)
     print(format_table(result))
     if comparison is not None:
@@ -179,19 +175,3 @@ def run(
             atomic_write_text(folder / "comparison.json", text)
     print(f"written: {workdir / 'eval'}")
     return result
-
-
-def main() -> None:
-    """Entry point of eval.py."""
-
-    def command() -> None:
-        parser = argument_parser(
-            "eval.py",
-            "Evaluate a trained detector on fresh simulated subjects, or on the test part of --data.index.",
-        )
-        parser.add_argument("--overwrite", action="store_true", help="replace WORKDIR/eval")
-        parser.add_argument("--baseline", help="name or file of weights to compare with on the same scans")
-        config, known = parse(parser, sys.argv[1:])
-        run(config, known.workdir, known.overwrite, known.baseline)
-
-    run_for_people(command)

@@ -12,27 +12,38 @@ import jax.numpy as jnp
 import numpy as np
 
 import cmb_jax
-from cmb_jax.commands.common import existing_file, use_compilation_cache
+from cmb_jax.commands.common import StoredPhase, check_output, existing_file, use_compilation_cache
 from cmb_jax.commands.implant_inputs import read_lesions
 from cmb_jax.commands.implant_scan import Brain, Scan, find_brain, read_scan
-from cmb_jax.commands.predict import check_output
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_directory, sha256_file
 from cmb_jax.io.header import open_nifti
 from cmb_jax.io.naming import shown_name
 from cmb_jax.io.nifti import to_native, write_volume
-from cmb_jax.io.phase import field_direction
 from cmb_jax.io.storage import scaled_magnitude, shifted_phase, write_stored
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.implant import effect_of_groups
-from cmb_jax.phantom.implant_truth import contrast_to_noise, noise_sd, truth_labels, truth_rows
-from cmb_jax.phantom.placement import MIN_DIAMETER_MM, Lesions, depth_mm, joined, place, random_lesions
+from cmb_jax.phantom.placement import (
+    MIN_DIAMETER_MM,
+    Lesions,
+    contrast_to_noise,
+    depth_mm,
+    joined,
+    noise_sd,
+    place,
+    random_lesions,
+    truth_labels,
+    truth_rows,
+)
 from cmb_jax.phantom.tree import lesion_line
 from cmb_jax.phantom.types import CMB_KIND, LesionRow
+from cmb_jax.scan.phase_sign import field_direction
 
 NOTICE = "Research use only; not a medical device. The lesions in truth.csv are simulated."
 _MAX_LESIONS = 500
 _DEFAULT_COUNT = 5
+_LARGEST_MM = 20.0
+_LEAST_CNR = 1.0
 
 
 def run(
@@ -48,7 +59,7 @@ def run(
     lesions: Path | None = None,
     brain_mask: Path | None = None,
     phase_sign: str = "auto",
-    phase_range: str = "auto",
+    phase_range: StoredPhase = ("auto",),
     seed: int = 0,
     overwrite: bool = False,
     keep_identifiers: bool = False,
@@ -68,19 +79,19 @@ def run(
     scan = read_scan(magnitude, phase, te_ms, b0_t, phase_sign, phase_range)
     brain = find_brain(scan.like, scan.magnitude[scan.last], brain_mask)
     bodies = _bodies(scan, brain, wanted, mimics, diameters_mm, lesions, seed)
-    apparent = bodies.apparent_mm(max(scan.te_ms), scan.b0_t)
-    gain, shift = effect_of_groups(
-        [bodies.implants(rows) for rows in bodies.groups()],
-        scan.te_ms,
-        scan.b0_t,
-        scan.sign.sign,
-        field_direction(scan.like.affine),
-        scan.like.shape,
-        scan.like.spacing_mm,
-    )
-    labels, kinds = truth_labels(bodies, apparent, scan.grid)
-    rows = _rows(scan, brain, bodies, apparent, gain, shift, labels, kinds)
+    gain, shift, labels, kinds, rows = _put_in(scan, brain, bodies)
     warnings = [*scan.like.warnings, *_doubts(scan, brain, bodies, brain_mask is not None)]
+    if faint := [row.id for row in rows if row.cnr < _LEAST_CNR]:
+        seen = np.setdiff1d(np.arange(len(bodies)), np.array(faint) - 1)
+        said = (
+            f"{len(faint)} of {len(bodies)} lesions change the image less than its noise "
+            f"(contrast-to-noise below {_LEAST_CNR:g}) at {max(scan.te_ms):g} ms and {scan.b0_t:g} T"
+        )
+        if not len(seen):
+            raise UserError(f"{said}: nothing would be seen; give larger diameters or check --te-ms, --b0-t")
+        warnings.append(f"{said} and were left out")
+        bodies = bodies.some(seen)
+        gain, shift, labels, kinds, rows = _put_in(scan, brain, bodies)
     record = {
         "notice": NOTICE,
         "version": cmb_jax.__version__,
@@ -95,7 +106,7 @@ def run(
             "te_ms": list(scan.te_ms),
             "b0_t": scan.b0_t,
             "b0_direction": [round(v, 6) for v in field_direction(scan.like.affine)],
-            "phase_range": scan.phase_range.value,
+            "phase_range": scan.phase_range.name,
             "phase_sign": scan.sign.sign,
             "phase_sign_reason": scan.sign.reason,
             "brain_mask": brain.source,
@@ -107,7 +118,9 @@ def run(
     with atomic_directory(out, overwrite=overwrite) as folder:
         changed = {
             "magnitude.nii.gz": scaled_magnitude(files[0], _native(gain, scan.like)),
-            "phase.nii.gz": shifted_phase(files[1], _native(shift, scan.like), scan.phase_range),
+            "phase.nii.gz": shifted_phase(
+                files[1], _native(shift, scan.like), (scan.phase_range.low, scan.phase_range.high)
+            ),
         }
         for (name, stored), file in zip(changed.items(), files, strict=True):
             write_stored(folder / name, stored, file, keep_identifiers=keep_identifiers)
@@ -120,6 +133,25 @@ def run(
     print(f"written: {out} ({int(np.sum(bodies.kind == CMB_KIND))} microbleeds, {len(bodies)} bodies in all)")
 
 
+def _put_in(
+    scan: Scan, brain: Brain, bodies: Lesions
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[LesionRow]]:
+    """Gain and phase shift of the echoes (E, X, Y, Z), instance labels and kinds (X, Y, Z), truth rows."""
+    apparent = bodies.apparent_mm(max(scan.te_ms), scan.b0_t)
+    gain, shift = effect_of_groups(
+        [bodies.implants(rows) for rows in bodies.groups()],
+        scan.te_ms,
+        scan.b0_t,
+        scan.sign.sign,
+        field_direction(scan.like.affine),
+        scan.like.shape,
+        scan.like.spacing_mm,
+    )
+    labels, kinds = truth_labels(bodies, apparent, scan.grid)
+    rows = _rows(scan, brain, bodies, apparent, gain, shift, labels, kinds)
+    return gain, shift, labels, kinds, rows
+
+
 def _wanted(count: int | None, mimics: int, diameters_mm: tuple[float, float], seed: int, table: bool) -> int:
     """Number of microbleeds to draw, with the arguments checked."""
     wanted = (0 if table else _DEFAULT_COUNT) if count is None else count
@@ -129,10 +161,10 @@ def _wanted(count: int | None, mimics: int, diameters_mm: tuple[float, float], s
     if not table and wanted + mimics == 0:
         raise UserError(f"nothing to implant; give --count or --mimics of 1 to {_MAX_LESIONS}, or --lesions")
     low, high = diameters_mm
-    if not MIN_DIAMETER_MM <= low <= high:
+    if not MIN_DIAMETER_MM <= low <= high <= _LARGEST_MM:
         raise UserError(
             f"--diameters-mm {low:g} {high:g}: allowed are two diameters in mm, "
-            f"{MIN_DIAMETER_MM:g} <= low <= high <= what fits into the brain"
+            f"{MIN_DIAMETER_MM:g} <= low <= high <= {_LARGEST_MM:g}"
         )
     if seed < 0:
         raise UserError(f"--seed {seed}: give 0 or more")
@@ -210,8 +242,6 @@ def _rows(
 
 def _doubts(scan: Scan, brain: Brain, bodies: Lesions, masked: bool) -> list[str]:
     found = []
-    if not scan.sign.confident:
-        found.append(f"the sign of the phase is not certain ({scan.sign.reason}); give --phase-sign")
     index = np.rint(bodies.centre_mm / np.array(scan.like.spacing_mm)).astype(int)
     beyond = np.flatnonzero(~brain.mask[tuple(index.T)])
     if len(beyond):

@@ -15,8 +15,8 @@ from cmb_jax.evaluation.tables import read_columns
 from cmb_jax.io.outside import read_json_object
 from cmb_jax.phantom.placement import KINDS, MIN_DIAMETER_MM, VEIN_KINDS, Lesions, make_lesions
 from cmb_jax.phantom.types import CALCIFICATIONS
+from cmb_jax.scan.units import check_echo_times, check_number
 
-_MAX_TE_MS = 200.0
 _B0_T = (0.1, 14.0)
 
 
@@ -38,7 +38,7 @@ def echo_times(given: Sequence[float], notes: dict[str, Any], echoes: int, image
     """(E,) echo times in ms, as given or from EchoTime (seconds) of the sidecar.
 
     Raises:
-      UserError: none is known, one is not above 0, or there are not as many as echoes.
+      UserError: none is known, one is impossible, they do not rise, or there are not as many as echoes.
     """
     times = _numbers(given) if given else _numbers(notes.get("EchoTime"), 1000.0)
     if times is None:
@@ -46,9 +46,7 @@ def echo_times(given: Sequence[float], notes: dict[str, Any], echoes: int, image
             f"{image}: the echo time is not known; give --te-ms (ms, one an echo; here {echoes}), "
             "or a JSON sidecar with EchoTime (s) beside the image"
         )
-    if not all(0 < te <= _MAX_TE_MS for te in times):
-        told = " ".join(f"{te:g}" for te in times)
-        raise UserError(f"--te-ms {told}: allowed are times above 0 up to {_MAX_TE_MS:g} ms")
+    check_echo_times(times)
     if len(times) != echoes:
         raise UserError(
             f"{image}: {echoes} echoes but {len(times)} echo times; give one an echo with --te-ms"
@@ -68,8 +66,7 @@ def field_strength(given: float | None, notes: dict[str, Any], image: Path) -> f
             f"{image}: the field strength is not known; give --b0-t (tesla, such as 1.5, 3 or 7), "
             "or a JSON sidecar with MagneticFieldStrength beside the image"
         )
-    if not _B0_T[0] <= values[0] <= _B0_T[1]:
-        raise UserError(f"--b0-t {values[0]:g}: allowed are {_B0_T[0]:g} to {_B0_T[1]:g} tesla")
+    check_number("--b0-t", values[0], _B0_T, "tesla")
     return values[0]
 
 

@@ -8,22 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from cmb_jax.anatomy.regions import Region, region_of
+from cmb_jax.commands.common import StoredPhase
 from cmb_jax.commands.implant_inputs import echo_times, field_strength, sidecar
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.evaluation.read import read_labels
-from cmb_jax.inference.regions import predict_regions, region_code_on
 from cmb_jax.io.multi_echo import read_echoes
 from cmb_jax.io.nifti import check_same_grid
-from cmb_jax.io.phase import (
-    PhaseRange,
-    SignDecision,
-    decide_phase_sign,
-    detect_phase_range,
-    field_direction,
-    phase_to_radians,
-)
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.geometry import Grid
+from cmb_jax.regions.predict import predict_regions, region_code_on
+from cmb_jax.scan.judge import judge_grid, judge_intensity, judge_phase
+from cmb_jax.scan.phase_range import PhaseRange, asked_range, phase_to_radians, range_of
+from cmb_jax.scan.phase_sign import SignDecision, decide_phase_sign, field_direction
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +56,12 @@ class Brain:
 
 
 def read_scan(
-    magnitude: Path, phase: Path, te_ms: tuple[float, ...], b0_t: float | None, sign: str, stored_as: str
+    magnitude: Path,
+    phase: Path,
+    te_ms: tuple[float, ...],
+    b0_t: float | None,
+    sign: str,
+    stored_as: StoredPhase,
 ) -> Scan:
     """Magnitude and phase with what is known about them.
 
@@ -78,21 +79,25 @@ def read_scan(
     strength = field_strength(b0_t, notes, magnitude)
     stored = np.stack([volume.data for volume in angles])
     try:
-        kind = detect_phase_range(stored) if stored_as == "auto" else PhaseRange(stored_as)
-    except UserError as error:
-        raise UserError(f"{phase}: {error}") from None
+        kind = range_of(stored, asked_range(stored_as))
+    except NotAnalysableError as error:
+        raise NotAnalysableError(f"{phase}: {error}") from None
     radians, data = phase_to_radians(stored, kind), np.stack([volume.data for volume in sizes])
     like, last = sizes[0], int(np.argmax(times))
-    if data.min() < 0:
-        raise UserError(
-            f"{magnitude}: holds negative values; give the magnitude, not a phase or complex part"
-        )
+    judge_grid(like, head=False).enforce("magnitude")
+    for echo, angle, raw in zip(data, radians, stored, strict=True):
+        judge_intensity(echo).enforce("magnitude")
+        judged = judge_phase(raw, angle, echo)
+        if said := (*judged.reasons, *judged.warnings):
+            raise NotAnalysableError(f"the phase is not analysable: {said[0]}")
     decision = SignDecision(sign=1, confident=True, reason="as given")
     if sign != "auto":
         decision = dataclasses.replace(decision, sign=int(sign))
     else:
         direction = field_direction(like.affine)
         decision = decide_phase_sign(radians[last], data[last], like.spacing_mm, direction)
+        if not decision.confident:
+            raise UserError(f"{phase}: its sign is open ({decision.reason}); give --phase-sign +1 or -1")
     return Scan(
         magnitude=data,
         phase=radians,

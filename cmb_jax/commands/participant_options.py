@@ -20,10 +20,12 @@ class ParticipantOptions:
     """Sessions, with or without ses-; default: all."""
     acq_label: str | None = None
     """Take only images with this acq-, where a scan has several."""
+    bids_filter_file: Path | None = None
+    """JSON of entities that images must have, as for fMRIPrep, with the queries swi, mag and phase."""
     phase_sign: Literal["auto", "+1", "-1"] = "auto"
     """What the stored phase is multiplied with, so that veins are positive."""
-    phase_range: StoredPhase = "auto"
-    """How the phase is stored; auto tells it from the data."""
+    phase_range: StoredPhase = ("auto",)
+    """How the phase is stored: as for `cmb-jax predict`."""
     weights: str = "small"
     """Name of bundled weights, or a .safetensors file; several with commas between are averaged."""
     flips: Flips | None = None
@@ -37,6 +39,10 @@ class ParticipantOptions:
     """Derivatives with label volumes (*_dseg.nii.gz) in place of the region network (docs/regions.md)."""
     region_labels: Path | None = None
     """CSV with the columns label, region, side for own labels."""
+    viewer: bool = False
+    """Write a viewer of each scan too, which holds the images (about 10 MB each)."""
+    save_regions: bool = False
+    """Write the brain mask and the region map of each scan too."""
     process: str | None = None
     """Share of the participants to process: 0/8 to 7/8 for eight processes."""
     distributed: bool = False

@@ -13,11 +13,18 @@ import jax
 
 from cmb_jax.config import Config, Precision
 from cmb_jax.config_load import config_from_file
+from cmb_jax.devices import keep_freed_memory
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
-from cmb_jax.planning import estimate
-from cmb_jax.planning.plan import CPU, StepPlan, describe, measure_step, plan_step
-from cmb_jax.training.memory import keep_freed_memory
+from cmb_jax.planning.plan import (
+    BANDWIDTH_SHARE,
+    CPU,
+    LATENCY_S,
+    StepPlan,
+    describe,
+    measure_step,
+    plan_step,
+)
 
 # Programs that are only read need no good machine code, which takes minutes to make.
 _QUICK_COMPILATION = "--xla_backend_optimization_level=0"
@@ -68,8 +75,8 @@ def run(
     print(
         f"assumed: convolutions reach {plan.hardware.flops_share:.0%} of the peak "
         f"({plan.hardware.flops(wanted.train.precision) / 1e12:.3g} TFLOP/s), memory and links "
-        f"{estimate.BANDWIDTH_SHARE:.0%} of {plan.hardware.memory_bandwidth / 1e9:.0f} and "
-        f"{plan.hardware.link_bandwidth / 1e9:.0f} GB/s, {1e6 * estimate.LATENCY_S:.0f} us a message, "
+        f"{BANDWIDTH_SHARE:.0%} of {plan.hardware.memory_bandwidth / 1e9:.0f} and "
+        f"{plan.hardware.link_bandwidth / 1e9:.0f} GB/s, {1e6 * LATENCY_S:.0f} us a message, "
         "no message hidden (docs/planning.md)"
     )
     measured = measure_step(wanted) if measure else None
@@ -130,8 +137,8 @@ def record(plan: StepPlan, measured: float | None) -> dict[str, Any]:
             "utilisation": plan.utilisation,
         },
         "assumed": {
-            "bandwidth_share": estimate.BANDWIDTH_SHARE,
-            "message_seconds": estimate.LATENCY_S,
+            "bandwidth_share": BANDWIDTH_SHARE,
+            "message_seconds": LATENCY_S,
         },
         "measured_seconds": measured,
     }

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cmb_jax.anatomy.own_regions import LabelTable, label_table, regions_from_labels
-from cmb_jax.commands.common import Progress, existing_file, stopwatch, use_compilation_cache
+from cmb_jax.commands.common import (
+    Progress,
+    StoredPhase,
+    check_output,
+    check_threshold,
+    existing_file,
+    stopwatch,
+    use_compilation_cache,
+)
 from cmb_jax.config import Flips, Precision
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError
 from cmb_jax.inference.bundle import WeightsBundle
-from cmb_jax.inference.outputs import described_inputs, write_prediction
-from cmb_jax.inference.predict import LISTED_BELOW_THRESHOLD, Prediction, load_detector
+from cmb_jax.inference.outputs import described_inputs, write_not_analysable, write_prediction
+from cmb_jax.inference.predict import Prediction, load_detector
 from cmb_jax.inference.scan import PhaseSign
-from cmb_jax.io.atomic import refuse_existing
 from cmb_jax.io.memory import check_fits
 from cmb_jax.io.naming import stem
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.io.phase import PhaseRange
 from cmb_jax.io.volume import Volume
-from cmb_jax.review.verdicts import FOLDER as VERDICTS
+from cmb_jax.scan.phase_range import PhaseRange, asked_range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,43 +65,7 @@ class OwnRegions:
         return cls(volume=read_volume(existing_file(path, "regions")), table=label_table(table))
 
 
-# of a prediction, or of a folder of predictions such as the demo's
-_VERDICTS = (f"{VERDICTS}/*.json", f"*/{VERDICTS}/*.json")
 FurtherFiles = Callable[[Path, Prediction, WeightsBundle], None]
-
-
-def check_output(out: Path, overwrite: bool) -> None:
-    """Refuse early what would fail after minutes of work.
-
-    Raises:
-      UserError: `out` exists, holds readers' verdicts, or nothing can be written there.
-    """
-    if out.is_symlink():
-        raise UserError(f"{out}: is a link; give the place itself as --out")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
-    if out.is_dir():
-        refuse_existing(out, overwrite)
-    if read := [path for pattern in _VERDICTS for path in out.glob(pattern)]:
-        raise UserError(
-            f"{read[0]}: verdicts of a reader would be lost with the folder; move them away, or choose "
-            "another --out"
-        )
-    parent = out.resolve().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"{out}: cannot be written (no permission in {parent}); choose another --out")
-
-
-def check_threshold(threshold: float | None) -> None:
-    """Refuse a threshold that no score can have.
-
-    Raises:
-      UserError: it does not lie between 0 and 1.
-    """
-    if threshold is not None and not 0.0 <= threshold <= 1.0:
-        raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
 
 
 def summary(prediction: Prediction) -> str:
@@ -114,9 +84,8 @@ def summary(prediction: Prediction) -> str:
             }
             found += " " + ", ".join(f"{zone} {count}" for zone, count in zones.items()) + "."
     noun = "candidate" if rejected == 1 else "candidates"
-    more = prediction.below_threshold - LISTED_BELOW_THRESHOLD
-    left = f"; {more} more with lower scores are not listed" if more > 0 else ""
-    return f"{found} {rejected} {noun} rejected, each with its reason in detections.csv{left}."
+    best = "" if not prediction.unlisted else f" (the best of {rejected + prediction.unlisted})"
+    return f"{found} {rejected} {noun} rejected{best}, each with its reason in detections.csv."
 
 
 def run(
@@ -126,7 +95,7 @@ def run(
     phase: Path | None = None,
     magnitude: Path | None = None,
     phase_sign: PhaseSign = "auto",
-    phase_range: str = "auto",
+    phase_range: StoredPhase = ("auto",),
     weights: str = "small",
     flips: Flips | None = None,
     threshold: float | None = None,
@@ -134,6 +103,7 @@ def run(
     regions: Path | None = None,
     region_labels: Path | None = None,
     viewer: bool = True,
+    save_regions: bool = False,
     overwrite: bool = False,
     keep_identifiers: bool = False,
     announce: bool = True,
@@ -165,7 +135,7 @@ def run(
         phase=phase_volume,
         magnitude=magnitude_volume,
         phase_sign=phase_sign,
-        phase_range=None if phase_range == "auto" else PhaseRange(phase_range),
+        phase_range=asked_range(phase_range),
         subject=stem(inputs[0][1]),
         inputs=inputs,
     )
@@ -178,10 +148,23 @@ def run(
         precision=precision,
         regions=own,
         viewer=viewer,
+        save_regions=save_regions,
         overwrite=overwrite,
         announce=announce,
         say=say,
     )
+
+
+@contextmanager
+def refusal_recorded(
+    out: Path, inputs: tuple[tuple[str, str, str], ...], subject: str, overwrite: bool
+) -> Iterator[None]:
+    """Writes results that say why if the body of the `with` finds images not analysable, and raises on."""
+    try:
+        yield
+    except NotAnalysableError as error:
+        write_not_analysable(out, str(error), inputs, subject=subject, overwrite=overwrite)
+        raise
 
 
 def predict_scan(
@@ -196,29 +179,33 @@ def predict_scan(
     say: Progress,
     regions: OwnRegions | None = None,
     viewer: bool = True,
+    save_regions: bool = False,
     announce: bool = True,
     further: FurtherFiles | None = None,
 ) -> Prediction:
     """Predict and write the results of one scan; `further` adds files to the folder.
 
-    `regions` takes the place of the region network; `viewer`: write viewer.html.
+    `regions` takes the place of the region network; `viewer`: write viewer.html;
+    `save_regions`: write brain mask and region map.
 
     Raises:
       UserError: the images do not fit together, no such weights, or a folder that cannot be written.
+      NotAnalysableError: no count can be given; the results say why.
     """
     region_map = None if regions is None else regions_from_labels(regions.volume, regions.table, scan.swi)
     use_compilation_cache()
     detector = load_detector(weights, flips, precision)
-    prediction = detector.predict(
-        scan.swi,
-        scan.phase,
-        scan.magnitude,
-        phase_sign=scan.phase_sign,
-        phase_range=scan.phase_range,
-        threshold=threshold,
-        region_map=region_map,
-        progress=say,
-    )
+    with refusal_recorded(out, scan.inputs, scan.subject, overwrite):
+        prediction = detector.predict(
+            scan.swi,
+            scan.phase,
+            scan.magnitude,
+            phase_sign=scan.phase_sign,
+            phase_range=scan.phase_range,
+            threshold=threshold,
+            region_map=region_map,
+            progress=say,
+        )
     prediction = dataclasses.replace(
         prediction,
         steps=(*scan.steps, *prediction.steps),
@@ -233,6 +220,7 @@ def predict_scan(
         subject=scan.subject,
         overwrite=overwrite,
         viewer=viewer,
+        save_regions=save_regions,
         also=None if further is None else lambda folder: further(folder, prediction, detector.bundle),
     )
     for line in prediction.warnings:

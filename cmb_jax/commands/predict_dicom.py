@@ -5,9 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cmb_jax.commands.common import stopwatch
+from cmb_jax.commands.common import StoredPhase, check_output, check_threshold, stopwatch
 from cmb_jax.commands.dicom import problem_lines, read_candidates
-from cmb_jax.commands.predict import OwnRegions, ScanInput, check_output, check_threshold, predict_scan
+from cmb_jax.commands.predict import (
+    OwnRegions,
+    ScanInput,
+    predict_scan,
+    refusal_recorded,
+)
 from cmb_jax.config import Flips, Precision
 from cmb_jax.dicom.choose import choose
 from cmb_jax.dicom.load import DicomImages, load
@@ -16,7 +21,7 @@ from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import instance_labels
 from cmb_jax.inference.predict import PhaseSign, Prediction
 from cmb_jax.io.nifti import write_volume
-from cmb_jax.io.phase import PhaseRange
+from cmb_jax.scan.phase_range import PhaseRange, asked_range
 
 
 def run(
@@ -25,7 +30,7 @@ def run(
     out: Path,
     series: tuple[str, ...] = (),
     phase_sign: PhaseSign = "auto",
-    phase_range: str = "auto",
+    phase_range: StoredPhase = ("auto",),
     weights: str = "small",
     flips: Flips | None = None,
     threshold: float | None = None,
@@ -34,13 +39,14 @@ def run(
     region_labels: Path | None = None,
     dicom_out: bool = False,
     viewer: bool = True,
+    save_regions: bool = False,
     keep_identifiers: bool = False,
     overwrite: bool = False,
 ) -> Prediction:
     """Sort, choose, convert, predict, write.
 
     Beside the usual results the folder holds swi.nii.gz, the image that labels.nii.gz lies on, and with
-    `dicom_out` segmentation.dcm and report.dcm.
+    `dicom_out` segmentation.dcm, report.dcm and key_images.
 
     Raises:
       UserError: no scan in the folder, several of them, or anything wrong with one.
@@ -52,8 +58,8 @@ def run(
     say("reading DICOM headers")
     content, found = read_candidates(dicom)
     choice = choose(found, series)
-    stored = None if phase_range == "auto" else PhaseRange(phase_range)
-    images = load(choice, phase_range=stored, phase_sign=phase_sign, progress=say)
+    with refusal_recorded(out, (), "DICOM series", overwrite):
+        images = load(choice, phase_range=asked_range(phase_range), phase_sign=phase_sign, progress=say)
     results = prepare_results(images.reference, keep_identifiers=keep_identifiers) if dicom_out else None
 
     def further(folder: Path, prediction: Prediction, bundle: WeightsBundle) -> None:
@@ -61,7 +67,16 @@ def run(
         if results is not None:
             say("writing DICOM")
             labels = instance_labels(prediction)
-            results.write(folder, prediction.rows, labels, images.mapping, bundle.sha256)
+            results.write(
+                folder,
+                prediction.rows,
+                labels,
+                images.mapping,
+                bundle.sha256,
+                swi=prediction.swi,
+                brain_mask=prediction.brain_mask,
+                trusted=prediction.region_map.trusted,
+            )
 
     prediction = predict_scan(
         _scan_input(images, phase_sign, keep_identifiers),
@@ -72,6 +87,7 @@ def run(
         precision=precision,
         regions=own,
         viewer=viewer,
+        save_regions=save_regions,
         overwrite=overwrite,
         say=say,
         further=further,

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import tyro
-
-from cmb_jax.commands.predict import check_output
+from cmb_jax.commands.common import check_output
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.present import estimate_text
 from cmb_jax.io.atomic import atomic_directory, atomic_write_bytes, atomic_write_text
@@ -30,21 +26,15 @@ from cmb_jax.review.statistics import (
 from cmb_jax.review.truth import write_truth
 
 
-def export(
-    result: tyro.conf.Positional[Path], out: Path, subject: str | None = None, overwrite: bool = False
-) -> None:
+def export(result: Path, out: Path, subject: str | None = None, overwrite: bool = False) -> None:
     """Write what readers open: ITK-SNAP labels, 3D Slicer markups, and a spreadsheet to fill in.
 
-    Args:
-      result: folder that cmb-jax predict wrote.
-      out: folder to make: labels.nii.gz, labels_itksnap.txt, microbleeds.mrk.json, review.xlsx.
-      subject: name of the scan in these files, such as its folder's in the viewer; default: its BIDS name,
-        or one made from the image's hash.
-      overwrite: replace the folder if it exists.
+    Raises:
+      UserError: something wrong with the arguments or the files.
     """
     check_output(out, overwrite)
     read = load_result(result, subject)
-    labels = open_nifti(read.labels_path)
+    labels = open_nifti(read.paths.labels)
     with atomic_directory(out, overwrite=overwrite) as folder:
         write_stored(folder / "labels.nii.gz", stored_values(labels), labels)
         atomic_write_text(folder / "labels_itksnap.txt", label_descriptions(read.kept))
@@ -55,7 +45,7 @@ def export(
 
 
 def import_(
-    files: tyro.conf.Positional[tuple[Path, ...]],
+    files: tuple[Path, ...],
     result: Path,
     out: Path,
     labels: Path | None = None,
@@ -64,17 +54,8 @@ def import_(
 ) -> None:
     """Read readers' verdicts back: truth for fine-tuning, and agreement with the detector and each other.
 
-    Each file is one reader's: verdicts of cmb-jax view (.json), review.xlsx filled in, markups saved by
-    3D Slicer, labels painted in ITK-SNAP, or an export of Microbleed-review-viewer (which may hold several
-    readers).
-
-    Args:
-      files: what the readers saved, readers in the same order for every scan.
-      result: folder that cmb-jax predict wrote.
-      out: CSV file of truth to write; readings and agreement go beside it as .json.
-      labels: label image (.nii.gz) of the microbleeds to write too, for cmb-jax evaluate and calibrate.
-      subject: as given to review export.
-      overwrite: replace the files if they exist.
+    Raises:
+      UserError: something wrong with the arguments or the files.
     """
     record = out.with_suffix(".json")
     if out.suffix.lower() != ".csv":
@@ -102,13 +83,11 @@ def unread_text(unread: int, kept: int) -> str:
     )
 
 
-def agreement(files: tyro.conf.Positional[tuple[Path, ...]], out: Path, overwrite: bool = False) -> None:
+def agreement(files: tuple[Path, ...], out: Path, overwrite: bool = False) -> None:
     """Agreement over several scans: kappa, precision of the detector, and counts a scan with their ICC.
 
-    Args:
-      files: .json files that review import wrote, with the same readers in the same order.
-      out: JSON file to write.
-      overwrite: replace the file if it exists.
+    Raises:
+      UserError: something wrong with the arguments or the files.
     """
     check_output(out, overwrite)
     if not files:
@@ -126,9 +105,6 @@ def agreement(files: tyro.conf.Positional[tuple[Path, ...]], out: Path, overwrit
     atomic_write_text(out, agreement_json(scans), overwrite=overwrite)
     print(summary(scans))
     print(f"written: {out} (research use only)")
-
-
-COMMANDS: dict[str, Callable[..., Any]] = {"export": export, "import": import_, "agreement": agreement}
 
 
 def summary(scans: list[ScanReview]) -> str:

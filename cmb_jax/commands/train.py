@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import sys
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,14 +15,15 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
+from absl import logging as absl_logging
 
 import cmb_jax
 from cmb_jax.commands.common import run_for_people, use_compilation_cache
-from cmb_jax.commands.experiment import argument_parser, parse
 from cmb_jax.commands.train_data import TrainingData, training_data
 from cmb_jax.config import Config
 from cmb_jax.config_io import config_to_json, read_config
 from cmb_jax.data.subjects import StoredSubject
+from cmb_jax.devices import keep_freed_memory
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.froc import (
     FrocCurve,
@@ -43,7 +44,6 @@ from cmb_jax.ops.cpu import library
 from cmb_jax.ops.precision import usable_precision
 from cmb_jax.training.checkpoint import QUALITY
 from cmb_jax.training.loop import train
-from cmb_jax.training.memory import keep_freed_memory
 from cmb_jax.training.processes import (
     is_primary,
     leaving_at_once,
@@ -140,27 +140,30 @@ def _remember(config: Config, workdir: Path) -> None:
     atomic_write_text(path, config_to_json(config), overwrite=True)
 
 
-def weights_to_start_from(config: Config) -> WeightsBundle | None:
-    """What `train.init_from` names.
+def with_start(config: Config) -> tuple[Config, WeightsBundle | None]:
+    """The configuration, with the network of its starting weights if it asks for that, and these weights.
 
     Raises:
       UserError: no such weights, or they are of another network or working grid.
     """
     name = config.train.init_from
     if name is None:
-        return None
+        return config, None
     bundle = load_bundle(name)
+    theirs = bundle.config
+    if config.train.network_of_start:
+        config = dataclasses.replace(config, model=theirs.model, loss=theirs.loss)
     wanted = dataclasses.asdict(config.model.network())
-    present = dataclasses.asdict(bundle.config.model.network())
+    present = dataclasses.asdict(theirs.model.network())
     pairs = {f"model.{field}": (wanted[field], present[field]) for field in wanted}
-    pairs["data.spacing_mm"] = (config.data.spacing_mm, bundle.config.data.spacing_mm)
+    pairs["data.spacing_mm"] = (config.data.spacing_mm, theirs.data.spacing_mm)
     for field, (ours, its) in pairs.items():
         if ours != its:
             raise UserError(
                 f"{name}: cannot start from these weights: their {field} is {its}, but the configuration has "
-                f"{ours}"
+                f"{ours}; with --train.network-of-start true it takes theirs"
             )
-    return bundle
+    return config, bundle
 
 
 def training_record(
@@ -203,7 +206,7 @@ def run(config: Config, workdir: Path) -> None:
     Raises:
       UserError: settings, data or weights that cannot be used.
     """
-    start = weights_to_start_from(config)
+    config, start = with_start(config)
     use_compilation_cache()
     precision = usable_precision(config.train.precision, "train.precision")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
@@ -267,24 +270,29 @@ def _write_weights(
     quality = {} if curve is None else quality_of(curve)
     record = training_record(final, data, start, int(state.step), hours, quality, how, weights)
     atomic_write_text(workdir / "weights.json", json.dumps(record, indent=2) + "\n", overwrite=True)
+    if quality:
+        print("validation: " + ", ".join(f"{name} {value:.3f}" for name, value in quality.items()))
     print(f"weights: {weights}\noperating point: {final.inference.score_threshold:.3f}, {how}")
+    print(f"curves: tensorboard --logdir {workdir / 'tensorboard'}, or {workdir / 'metrics.csv'}")
 
 
-def main() -> None:
-    """Entry point of train.py."""
+def start(
+    config: Config, workdir: Path, coordinator: str | None, processes: str | None, process: int | None
+) -> None:
+    """Train in this process, with others if they are named (docs/scaling.md).
+
+    Raises:
+      UserError: settings, data or weights that cannot be used.
+    """
     keep_freed_memory()
     flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
+    if not logging.getLogger("cmb_jax").isEnabledFor(logging.DEBUG):  # --verbose
+        absl_logging.set_verbosity(absl_logging.ERROR)
 
     def command() -> None:
-        parser = argument_parser(
-            "train.py", "Train a detector on phantoms or own scans; run again to resume."
-        )
-        parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, of several")
-        parser.add_argument("--processes", metavar="N", help="how many processes train together, or auto")
-        parser.add_argument("--process", type=int, metavar="I", help="this process, from 0")
-        config, known = parse(parser, sys.argv[1:])
-        start_processes(known.coordinator, known.processes, known.process)
-        run(config, known.workdir)
+        start_processes(coordinator, processes, process)
+        run(config, workdir)
 
+    # the error of one of several processes is told before it leaves the others
     with leaving_at_once():
         run_for_people(command)

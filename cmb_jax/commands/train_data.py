@@ -11,8 +11,6 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cmb_jax.config import Config, PhantomConfig
 from cmb_jax.data.subjects import STORE_VERSION, StoredSubject, stored_subjects
 from cmb_jax.datasets.sheets import read_csv
@@ -23,6 +21,7 @@ from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.phantom import SubjectSettings, simulate_subject
 from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.phantom.version import VERSION
+from cmb_jax.progress import track
 from cmb_jax.training.scans import OwnData, PreparedPart, open_data, prepare_cases
 
 SPLIT_FILE = "split.csv"
@@ -163,7 +162,7 @@ def _prepared(own: OwnData, name: str, config: Config, workdir: Path) -> Prepare
         own.root,
         workdir / "scans",
         config.data.spacing_mm,
-        lambda cases: tqdm(cases, desc=f"{name} scans", unit="scan", total=len(own.parts[name])),
+        lambda cases: track(cases, f"{name} scans", total=len(own.parts[name])),
     )
     for case_id, reason in part.skipped:
         print(f"skipped: {case_id}: {reason}", file=sys.stderr)

@@ -21,13 +21,15 @@ from cmb_jax.io.naming import is_bids_name
 from cmb_jax.io.nifti import check_same_grid, read_volume
 from cmb_jax.io.outside import read_bytes, read_json_object, reading
 from cmb_jax.io.volume import Volume
+from cmb_jax.review.files import read_record
 from cmb_jax.review.result import Result, load_result
 from cmb_jax.review.truth import write_truth
+from cmb_jax.scan.phase_range import asked_range
 from cmb_jax.viewer.images import ScanOnGrid, ViewerImages, viewer_images
-from cmb_jax.viewer.page import NAME, ViewerCase, embedded_in, render_viewer
+from cmb_jax.viewer.page import ViewerCase, embedded_in, render_viewer
 from cmb_jax.viewer.server import Site, ViewerServer
 
-_SIGN = re.compile(r"phase read as .*? sign ([+-]1)")
+_READ = re.compile(r"phase read as (.*?), sign ([+-]1)")
 
 
 def run(*, result: Path, swi: Path | None, phase: Path | None, browser: bool, port: int) -> None:
@@ -57,12 +59,13 @@ def open_server(
         raise UserError("--phase goes with --swi IMAGE")
     read = load_result(result)
     record = read_json_object(read.folder / "detections.json")
+    record = read_record(read.paths)
     images = _given(read, record, swi, phase) if swi is not None else _embedded(read, record)
     case = ViewerCase(
         title=read.subject,
         subject=read.subject,
         swi_sha256=read.swi_sha256,
-        detections_sha256=sha256_file(read.folder / "detections.csv"),
+        detections_sha256=sha256_file(read.paths.table),
         rows=read.rows,
         regions_trusted=bool(record.get("regions_trusted", True)),
         warnings=[str(line) for line in record.get("warnings", ())],
@@ -70,7 +73,7 @@ def open_server(
     site = Site(
         page=render_viewer(case, images, embed=False).encode(),
         images=images.files,
-        folder=read.folder,
+        folder=read.paths.work,
         swi_sha256=case.swi_sha256,
         detections_sha256=case.detections_sha256,
         write_truth=lambda files: _truth(files, read),
@@ -85,7 +88,7 @@ def open_server(
 
 def _embedded(result: Result, record: dict[str, Any]) -> ViewerImages:
     """The images in the result's viewer.html."""
-    path = result.folder / NAME
+    path = result.paths.viewer
     with reading(path, "give the images: --swi FILE --phase FILE"):
         files, facts = ({}, {}) if not path.exists() else embedded_in(read_bytes(path, limit=2**28))
         if files and facts["swi_sha256"] != result.swi_sha256:
@@ -104,15 +107,16 @@ def _given(result: Result, record: dict[str, Any], swi: Path, phase: Path | None
     volume = _searched(swi, "swi", result, record)
     if volume.shape != result.grid.shape:
         raise UserError(
-            f"{swi}: its shape is not that of {result.labels_path}; give the image that was searched"
+            f"{swi}: its shape is not that of {result.paths.labels}; give the image that was searched"
         )
     radians = None
     if phase is not None:
         stored = _searched(phase, "phase", result, record)
         check_same_grid(volume, stored)
-        said = [_SIGN.match(str(step)) for step in record.get("steps", ())]
-        sign: PhaseSign = next(("+1" if found[1] == "+1" else "-1" for found in said if found), "auto")
-        radians = read_phase(stored, volume, sign).radians
+        said = [found for step in record.get("steps", ()) if (found := _READ.match(str(step)))]
+        sign: PhaseSign = next(("+1" if found[2] == "+1" else "-1" for found in said), "auto")
+        kind = next((asked_range(found[1].split()) for found in said), None)
+        radians = read_phase(stored, volume, sign, kind).radians
     return viewer_images(
         ScanOnGrid(swi=volume, phase=radians, labels=result.labels.astype(np.int16), region_code=None)
     )
@@ -134,7 +138,7 @@ def _searched(path: Path, role: str, result: Result, record: dict[str, Any]) -> 
 
 def _truth(files: Sequence[Path], result: Result) -> dict[str, Any]:
     """Truth in the folder `truth` of the result, as `cmb-jax review import` writes it."""
-    folder = result.folder / "truth"
+    folder = result.paths.work / "truth"
     # named as datasets.folder names the case of the image
     case = result.subject
     if is_bids_name(case):
@@ -143,7 +147,7 @@ def _truth(files: Sequence[Path], result: Result) -> dict[str, Any]:
     labels = folder / "labels" / f"{case}.nii.gz"
     truth = write_truth(files, result, table, labels, overwrite=True)
     text = f"Truth: {truth.counts}.\n{summary([truth.scan])}\nWritten: " + ", ".join(
-        str(path.relative_to(result.folder)) for path in truth.files
+        str(path.relative_to(result.paths.work)) for path in truth.files
     )
     if truth.unread:
         text = f"Warning: {unread_text(truth.unread, len(result.kept))}.\n{text}"
@@ -152,7 +156,7 @@ def _truth(files: Sequence[Path], result: Result) -> dict[str, Any]:
         "commands": [
             f"cp {shlex.quote(str(table))} SITE/    # beside this scan's images",
             "cmb-jax data index SITE --out site.json",
-            "python train.py --config configs/finetune.py --workdir runs/site --data.index site.json",
+            "cmb-jax train --config finetune --workdir runs/site --data.index site.json",
             f"cmb-jax evaluate --pred {shlex.quote(str(result.folder))} --truth "
             f"{shlex.quote(str(labels.parent))} --out metrics.json",
         ],

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import tyro
-
 from cmb_jax.commands.weights_record import describe, key_statement
 from cmb_jax.config_io import config_to_json
 from cmb_jax.inference.bundle import load_bundle
 from cmb_jax.io.outside import read_text
 
 
-def show(weights: tyro.conf.Positional[str] = "small", verbose: bool = False) -> None:
+def show(weights: str = "small", verbose: bool = False) -> None:
     """What weights are: training, operating points, calibration, sha256.
 
-    Args:
-      weights: name of bundled weights, or a .safetensors file.
-      verbose: print the whole record and the configuration too.
+    Raises:
+      UserError: something wrong with the arguments or the files.
     """
     bundle = load_bundle(weights)
     print(describe(bundle))
@@ -29,6 +23,3 @@ def show(weights: tyro.conf.Positional[str] = "small", verbose: bool = False) ->
         if bundle.record_path.is_file():
             print(f"\nrecord:\n{read_text(bundle.record_path).strip()}")
         print(f"\nconfiguration:\n{config_to_json(bundle.config)}")
-
-
-COMMANDS: dict[str, Callable[..., Any]] = {"show": show}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmb_jax.io.volume import Volume
+from cmb_jax.scan.judge import content_bounds
 from cmb_jax.swi import low_pass, phase_trust
 
 # Brain tissue of the reference percentile becomes 1: stable against lesions, veins and bright rims alike.
@@ -90,11 +91,6 @@ def working_positions(size: int, native_spacing_mm: float, working_spacing_mm: f
         return np.arange(size, dtype=np.float64)
     count = max(1, round(size * native_spacing_mm / working_spacing_mm))
     return -0.5 + (np.arange(count) + 0.5) * (working_spacing_mm / native_spacing_mm)
-
-
-def content_bounds(data: np.ndarray) -> np.ndarray:
-    """Smallest box of an image (X, Y, Z) beyond which all is zero: (3, 2) half-open; of zeros, all of it."""
-    return brain_bounds(data != 0, (1.0, 1.0, 1.0), 0.0)
 
 
 @jax.jit

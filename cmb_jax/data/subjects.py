@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from cmb_jax.anatomy.regions import region_of
 from cmb_jax.data.prepare import PreparedVolume, boxes_of_lesions, points_from_edges, prepare
@@ -17,6 +16,7 @@ from cmb_jax.io.atomic import replace_directory
 from cmb_jax.io.outside import read_array, read_json_object
 from cmb_jax.phantom import MimicKind, PhantomSubject
 from cmb_jax.phantom.version import VERSION
+from cmb_jax.progress import track
 
 # Part of every cache folder's name: raise it when the stored form changes.
 STORE_VERSION = 3
@@ -228,7 +228,7 @@ def stored_subjects(
     """
     subjects = []
     pairs = list(zip(folders, seeds, strict=True))
-    for index, (folder, seed) in enumerate(tqdm(pairs, desc=f"{what} subjects", unit="subject")):
+    for index, (folder, seed) in enumerate(track(pairs, f"{what} subjects")):
         if is_stored(folder):
             subjects.append(StoredSubject(folder=folder))
         else:

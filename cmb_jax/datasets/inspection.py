@@ -17,6 +17,7 @@ from cmb_jax.datasets.types import Case, DatasetIndex, PointTruth, Problem, Role
 from cmb_jax.errors import UserError
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import Volume
+from cmb_jax.scan.judge import judge_grid, judge_intensity
 
 _SAME_GRID_VOXELS = 0.5
 
@@ -158,6 +159,9 @@ def _check_grids(case: Case, root: Path) -> tuple[Case, list[Problem]]:
 def _read_images(case: Case, root: Path) -> tuple[Volume, list[str]]:
     """The reference image, and the warnings of all images."""
     volumes = {role: read_volume(Path(root) / path) for role, path in case.images.items()}
+    judged = judge_intensity(volumes[case.reference].data)
+    size = judge_grid(volumes[case.reference])
+    reasons = [f"{case.reference}: not analysable: {text}" for text in (*judged.reasons, *size.reasons)]
     header = set(read_grid(Path(root) / case.images[case.reference]).warnings)
     notes = [
         f"{role}: {text}"
@@ -165,7 +169,7 @@ def _read_images(case: Case, root: Path) -> tuple[Volume, list[str]]:
         for text in volume.warnings
         if role != case.reference or text not in header
     ]
-    return volumes[case.reference], notes
+    return volumes[case.reference], [*reasons, *notes]
 
 
 def _darkness_both(case: Case, truth: Lesions, volume: Volume) -> tuple[np.ndarray, np.ndarray]:

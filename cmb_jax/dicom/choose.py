@@ -6,10 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from cmb_jax.dicom.roles import Recognition, Role, recognise
-from cmb_jax.dicom.stacks import Stack, same_grid
+from cmb_jax.dicom.stacks import SAME_ECHO_MS, Stack, same_grid
 from cmb_jax.errors import UserError
-
-_SAME_ECHO_MS = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,11 +135,12 @@ def _around(swi: Stack, usable: Sequence[Candidate]) -> Choice:
     if len(phases) > 1:
         raise UserError(_ambiguous(f"phase series on the grid of series {swi.key}", phases))
     if not phases:
-        others = [c.stack.key for c in usable if c.role is Role.PHASE and same_study(c.stack, swi)]
+        others = [c.stack.key for c in usable if c.role is Role.PHASE]
         if others:
             notes.append(
                 f"phase in series {', '.join(others)} is not used: it has not the slices of series {swi.key}"
             )
+    notes += _strangers(swi, phases)
     magnitudes = _partners(swi, usable, Role.MAGNITUDE)
     if len(magnitudes) > 1:
         keys = ", ".join(candidate.stack.key for candidate in magnitudes)
@@ -154,21 +153,35 @@ def _around(swi: Stack, usable: Sequence[Candidate]) -> Choice:
     )
 
 
-def same_study(a: Stack, b: Stack) -> bool:
-    """Whether two stacks belong to one study."""
-    return a.instance.study_uid == b.instance.study_uid
+def _same_study(a: Stack, b: Stack) -> bool:
+    """Whether the UIDs say that two stacks belong to one study and one position of the patient."""
+    return (a.instance.study_uid, a.instance.frame_of_reference) == (
+        b.instance.study_uid,
+        b.instance.frame_of_reference,
+    )
+
+
+def _strangers(stack: Stack, partners: Sequence[Candidate]) -> list[str]:
+    """What is to be known where voxels fit and UIDs do not, as after anonymisation."""
+    return [
+        f"series {partner.stack.key} lies voxel on voxel with series {stack.key} and is used with it, though "
+        "their study or frame of reference UIDs differ (anonymised?)"
+        for partner in partners
+        if not _same_study(partner.stack, stack)
+    ]
 
 
 def _partners(stack: Stack, usable: Sequence[Candidate], role: Role) -> list[Candidate]:
-    """Candidates of a role on the stack's grid; of its own echo, if any is."""
+    """Candidates of a role on the stack's grid; of its own study and of its own echo, if any are."""
     on_grid = [c for c in usable if c.role is role and same_grid(c.stack, stack)]
+    on_grid = [c for c in on_grid if _same_study(c.stack, stack)] or on_grid
     same_echo = [c for c in on_grid if _same_echo(c.stack, stack)]
     return same_echo or on_grid
 
 
 def _same_echo(a: Stack, b: Stack) -> bool:
     first, second = a.first.echo_ms, b.first.echo_ms
-    return first is not None and second is not None and abs(first - second) <= _SAME_ECHO_MS
+    return first is not None and second is not None and abs(first - second) <= SAME_ECHO_MS
 
 
 def _from_complex(usable: Sequence[Candidate]) -> Choice | None:
@@ -184,16 +197,30 @@ def _from_complex(usable: Sequence[Candidate]) -> Choice | None:
             pairs += [(candidate, match) for match in matches]
         if not pairs:
             continue
+        if part is Role.PHASE and _is_difference(pairs, usable):
+            continue
         if len({candidate.stack.instance.series_uid for candidate, _ in pairs}) > 1 or _repeated_echo(pairs):
             raise UserError(_ambiguous(f"{whole.value} series", [candidate for candidate, _ in pairs]))
         pairs.sort(key=lambda pair: pair[0].stack.first.echo_ms or 0.0)
         first, second = tuple(a.stack for a, _ in pairs), tuple(b.stack for _, b in pairs)
         keys = ", ".join(dict.fromkeys(stack.key.split(".")[0] for stack in (*first, *second)))
         note = f"no susceptibility-weighted series: it was made from {whole.value} and {part.value} ({keys})"
+        notes = (note, *(text for a, b in pairs for text in _strangers(a.stack, [b])))
+        if not all(same_grid(first[0], stack) for stack in first[1:]):
+            raise UserError(f"series {keys}: its echoes lie on different grids; choose one with --series")
         if whole is Role.MAGNITUDE:
-            return Choice(swi=None, magnitude=first, phase=second, notes=(note,))
-        return Choice(swi=None, real=first, imaginary=second, notes=(note,))
+            return Choice(swi=None, magnitude=first, phase=second, notes=notes)
+        return Choice(swi=None, real=first, imaginary=second, notes=notes)
     return None
+
+
+def _is_difference(pairs: Sequence[tuple[Candidate, Candidate]], usable: Sequence[Candidate]) -> bool:
+    """Whether the one phase of a magnitude with several echoes is their difference, as of field maps."""
+    if len(pairs) > 1:
+        return False
+    own = pairs[0][0].stack.instance.series_uid
+    stacks = [c.stack for c in usable if c.role is Role.MAGNITUDE and c.stack.instance.series_uid == own]
+    return len({round(stack.first.echo_ms, 1) for stack in stacks if stack.first.echo_ms}) > 1
 
 
 def _fits(a: Stack, b: Stack) -> bool:

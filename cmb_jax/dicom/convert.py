@@ -10,17 +10,19 @@ import tempfile
 from pathlib import Path
 
 import dcm2niix
+from pydicom import dcmread
 
+from cmb_jax.dicom.files import has_mark, open_whole
 from cmb_jax.dicom.grid import placed_by_headers
-from cmb_jax.dicom.stacks import Stack
+from cmb_jax.dicom.stacks import SAME_ECHO_MS, Stack
+from cmb_jax.dicom.values import valued_by_headers
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.io.outside import read_json_object
+from cmb_jax.io.outside import read_json_object, reading
 from cmb_jax.io.volume import Volume
 
 _SUFFIXES = {"_ph": "PHASE", "_real": "REAL", "_imaginary": "IMAGINARY"}  # of dcm2niix's file names
-_SAME_ECHO_MS = 0.1
 # Defaults file ignored; display scaling, which is what the standard's slope and intercept say; nothing about
 # the patient in the sidecar.
 _OPTIONS = ("-g", "i", "-p", "n", "-z", "n", "-b", "y", "-ba", "y", "-f", "volume")
@@ -41,7 +43,7 @@ def convert(stack: Stack) -> Volume:
         outputs.mkdir()
         for number, instance in enumerate(stack.instances):
             # numbered, so that names with identifiers go nowhere
-            _link(instance.path, inputs / f"{number:06d}.dcm")
+            _hand_over(instance.path, inputs / f"{number:06d}.dcm")
         # classic objects were chosen one by one; of a multi-frame object the volumes must stay apart
         merge = "n" if stack.instance.multi_frame else "y"
         arguments = [*_OPTIONS, "-m", merge, "-o", str(outputs), str(inputs)]
@@ -56,7 +58,7 @@ def convert(stack: Stack) -> Volume:
             )
         volume = read_volume(images[0])
     digest = hashlib.sha256("".join(sha256_file(i.path) for i in stack.instances).encode()).hexdigest()
-    placed = placed_by_headers(volume, stack)
+    placed = valued_by_headers(placed_by_headers(volume, stack), stack)
     return dataclasses.replace(placed, source=Path(stack_name(stack)), sha256=digest)
 
 
@@ -75,10 +77,15 @@ def _is_of(path: Path, stack: Stack) -> bool:
     sidecar = path.with_suffix(".json")
     stated = read_json_object(sidecar).get("EchoTime") if sidecar.is_file() else None
     echo = stack.first.echo_ms
-    return stated is None or echo is None or abs(1000 * stated - echo) <= _SAME_ECHO_MS
+    return stated is None or echo is None or abs(1000 * stated - echo) <= SAME_ECHO_MS
 
 
-def _link(source: Path, target: Path) -> None:
+def _hand_over(source: Path, target: Path) -> None:
+    """The file under another name, with the preamble and the mark that dcm2niix looks for."""
+    if not has_mark(source):
+        with reading(source), open_whole(source) as whole:
+            dcmread(whole, force=True).save_as(target, enforce_file_format=True)
+        return
     try:
         os.symlink(source.resolve(), target)
     except OSError:  # a system without symbolic links

@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from cmb_jax.datasets.types import Problem
+from cmb_jax.dicom.files import open_whole
 from cmb_jax.dicom.frames import HEADER_TAGS, Frame, NoImage, instance_frames
 from cmb_jax.errors import UserError
 from cmb_jax.io.outside import Unreadable, reading
 
+_META_BYTES = 2048  # file meta information lies in them
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".iso")
 
 
@@ -88,12 +89,14 @@ def _files(folder: Path) -> Iterator[Path]:
 def _read(path: Path) -> tuple[Frame, ...]:
     with (
         reading(path, "copy it again", but=(InvalidDicomError, NoImage)),
+        open_whole(path) as stream,
         warnings.catch_warnings(),
         np.errstate(all="ignore"),
     ):
         warnings.simplefilter("ignore")  # odd values are judged where they are used
-        if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        if DeflatedExplicitVRLittleEndian.encode() in stream.read(_META_BYTES):
             # dcm2niix does not read these, and there is no telling how large they become
             raise NoImage("is deflated, which is not read; convert it to another transfer syntax")
-        dataset = dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
+        stream.seek(0)
+        dataset = dcmread(stream, stop_before_pixels=True, specific_tags=list(HEADER_TAGS), force=True)
         return instance_frames(dataset, path)

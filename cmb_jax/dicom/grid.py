@@ -36,6 +36,13 @@ class FrameMapping:
         """An array on the volume's grid as (frames, rows, columns), frames in the order of the stack."""
         return np.ascontiguousarray(apply_orientation(volume_xyz, self.orientation).transpose(2, 1, 0))
 
+    def from_frames(self, frames: np.ndarray) -> np.ndarray:
+        """The inverse of `to_frames`."""
+        back = np.empty((3, 2))
+        for axis, (target, sign) in enumerate(self.orientation):
+            back[int(target)] = axis, sign
+        return np.ascontiguousarray(apply_orientation(frames.transpose(2, 1, 0), back))
+
 
 def frame_mapping(volume: Volume, stack: Stack) -> FrameMapping:
     """The mapping from a converted volume to the frames of its stack.

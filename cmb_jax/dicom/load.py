@@ -15,12 +15,13 @@ from cmb_jax.dicom.convert import convert, stack_name
 from cmb_jax.dicom.grid import FrameMapping, frame_mapping
 from cmb_jax.dicom.phase import alternates, stated_phase_range, without_alternation
 from cmb_jax.dicom.stacks import Stack
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError
 from cmb_jax.inference.swi_command import run_swi
+from cmb_jax.inference.swi_image import OpenSignError
 from cmb_jax.io.nifti import check_same_grid, read_volume, to_native
 from cmb_jax.io.outside import read_json_object
-from cmb_jax.io.phase import PhaseRange, detect_phase_range, phase_to_radians
 from cmb_jax.io.volume import Volume
+from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,12 @@ def load(
         magnitudes, phases = _complex_echoes(choice, read, phase_range, steps)
         say("making the susceptibility-weighted image")
         echoes = tuple(stack.first.echo_ms or 0.0 for stack in (choice.magnitude or choice.real))
-        swi, phase, notes = _made(magnitudes, phases, echoes, phase_sign)
-        steps.append(f"susceptibility-weighted image made from {len(echoes)} echo(es)")
+        try:
+            swi, phase, notes = _made(magnitudes, phases, echoes, phase_sign)
+            steps.append(f"susceptibility-weighted image made from {len(echoes)} echo(es)")
+        except OpenSignError as error:
+            swi, phase = magnitudes[-1], None
+            notes = (str(error), "a T2*-weighted magnitude stands for SWI, without phase")
         magnitude, settled = magnitudes[0], True
     return DicomImages(
         swi=swi,
@@ -121,11 +126,11 @@ def _phase(
     """Stored phase as radians; tells `steps` how it was read."""
     by_header = stated_phase_range(stack, float(np.abs(stored.data).max()))
     try:
-        found = asked or by_header or detect_phase_range(stored.data)
-    except UserError as error:
-        raise UserError(f"series {stack.key}: {error}") from None
+        found = range_of(stored.data, asked or by_header)
+    except NotAnalysableError as error:
+        raise NotAnalysableError(f"series {stack.key}: {error}") from None
     told = "as asked" if asked else "by the headers" if by_header else "by its values"
-    steps.append(f"phase of series {stack.key} stored as {found.value}, {told}")
+    steps.append(f"phase of series {stack.key} stored as {found.name}, {told}")
     phase = dataclasses.replace(stored, data=phase_to_radians(stored.data, found))
     return _unalternated(phase, weight, stack, steps)
 

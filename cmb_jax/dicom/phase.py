@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from cmb_jax.dicom.stacks import Stack
-from cmb_jax.io.phase import PhaseRange, phase_to_radians
+from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians
 
 _GE_PEAKS = (0.9, 1.01)  # share of 1000 pi that GE's integers reach: wrapped phase fills its range
 _LEAST_PEAK = 7.0  # integers reach further: the converter has applied a mapping to radians

@@ -46,7 +46,9 @@ _SWI_TYPES = {"SWI", "SWIP", "SWAN", "M_SWI"}
 _SWI = re.compile(r"swi(?!tch|ng|ft)|(?<![a-z])swan|ven ?bold|suscept")
 _PHASE = re.compile(r"(?<![a-z])pha(?:se)?(?![a-z])(?! ?contrast)")
 _MAGNITUDE = re.compile(r"(?<![a-z])mag(?:n|ni|nitude)?(?![a-z])")
-_MAP = _pattern(r"qsm|chi|chimap|r2 ?\*|r2s(?:tar)?|t2\*? ?map|t2smap|b0|field ?map|fieldmapping")
+_MAP = _pattern(r"qsm|chi|chimap|r2 ?\*|r2s(?:tar)?|t2\*? ?map|t2smap")
+# gre_field_mapping (Siemens), B0map, FieldMap, fmap, and what people make of these
+_FIELD_MAP = re.compile(r"field ?-?map|(?<![a-z])(?:fmap|b0 ?-?(?:map|gre|field)?)(?![a-z])|phase ?-?diff")
 _T2STAR = re.compile(r"t2 ?\*|t2 ?s(?:tar)?(?![a-z])|(?<![a-z])(?:gre|hemo|haemo|medic|megre)(?![a-z])|ffe")
 
 
@@ -64,6 +66,8 @@ def recognise(stack: Stack) -> Recognition:
         return Recognition(role=Role.PROJECTION, reason="intensity projection by image type or name")
     if _MAP.search(series):
         return _other("a computed map, by its name")
+    if _FIELD_MAP.search(names):
+        return _other("field mapping, by the name of series or protocol")
     susceptibility = bool(types & _SWI_TYPES or _SWI.search(names))
     component = frame.component
     if component in ("REAL", "IMAGINARY"):

@@ -17,6 +17,8 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _ROUNDED_MM = 0.15  # some scanners round positions to 0.1 mm
 _SAME_PLACE_MM = 0.01
 _SAME_GRID_MM = 0.01  # at any corner
+SAME_ECHO_MS = 0.1  # headers round, and differ in the last digits
+_SAME_DIRECTION, _SAME_SPACING_MM = 2e-3, 2e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,12 @@ def sort_into_stacks(frames: Iterable[Frame]) -> tuple[Stack, ...]:
         series[frame.instance.series_uid].append(frame)
     stacks = []
     for members in sorted(series.values(), key=_series_order):
-        groups = [part for group in _groups(members, _kind) for part in _repeats(group)]
+        groups = [
+            part
+            for alike in _groups(members, _kind)
+            for group in _geometries(alike)
+            for part in _repeats(group)
+        ]
         number = members[0].instance.series_number
         name = "0" if number is None else str(number)
         for count, group in enumerate(groups, 1):
@@ -70,13 +77,8 @@ def sort_into_stacks(frames: Iterable[Frame]) -> tuple[Stack, ...]:
 
 
 def same_grid(a: Stack, b: Stack) -> bool:
-    """Whether two stacks of one study lie voxel on voxel."""
+    """Whether two stacks lie voxel on voxel; UIDs, which anonymisation may change, do not decide."""
     if a.affine is None or b.affine is None or a.shape != b.shape:
-        return False
-    if (
-        a.instance.study_uid != b.instance.study_uid
-        or a.instance.frame_of_reference != b.instance.frame_of_reference
-    ):
         return False
     corners = np.array([[*corner, 1.0] for corner in itertools.product((0, 1), repeat=3)])
     corners[:, :3] *= np.array(a.shape) - 1
@@ -96,10 +98,29 @@ def _groups(frames: Iterable[Frame], key: Callable[[Frame], Any]) -> list[list[F
 
 
 def _kind(frame: Frame) -> tuple[Any, ...]:
-    directions = tuple(np.round(frame.orientation, 3) + 0.0)  # no negative zero
-    echo = None if frame.echo_ms is None else round(frame.echo_ms, 2)
-    size = (frame.instance.rows, frame.instance.columns, *np.round(frame.spacing_mm, 4))
-    return (frame.image_type, frame.component, echo, directions, size)
+    return (frame.image_type, frame.component, frame.instance.rows, frame.instance.columns)
+
+
+def _geometries(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Frames of one echo, orientation and pixel size together, as near as headers are to the first."""
+    groups: list[list[Frame]] = []
+    for frame in frames:
+        home = next((group for group in groups if _alike(group[0], frame)), None)
+        if home is None:
+            groups.append([frame])
+        else:
+            home.append(frame)
+    return groups
+
+
+def _alike(a: Frame, b: Frame) -> bool:
+    if (a.echo_ms is None) != (b.echo_ms is None):
+        return False
+    if a.echo_ms is not None and b.echo_ms is not None and abs(a.echo_ms - b.echo_ms) > SAME_ECHO_MS:
+        return False
+    turned = np.abs(np.subtract(a.orientation, b.orientation)).max()
+    sized = np.abs(np.subtract(a.spacing_mm, b.spacing_mm)).max()
+    return bool(turned <= _SAME_DIRECTION and sized <= _SAME_SPACING_MM)
 
 
 def _normal(frame: Frame) -> np.ndarray:

@@ -156,6 +156,8 @@ def evaluate_records(
     if not scored:
         raise ValueError("no scans to evaluate")
     scans = len(scored)
+    if scans == 1:
+        bootstrap_samples = 0  # one scan gives no interval
     rows = tuple(scan.row for scan in scored)
     return EvaluationResult(
         headline=rule,

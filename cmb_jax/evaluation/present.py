@@ -55,6 +55,11 @@ def operating_point_text(result: EvaluationResult) -> str:
     return f"score >= {result.threshold:g}"
 
 
+def scans_text(result: EvaluationResult) -> str:
+    """`1 scan`, `12 scans`."""
+    return f"{result.scans} scan{'' if result.scans == 1 else 's'}"
+
+
 def summary_text(result: EvaluationResult) -> str:
     """How many scans and lesions, in one line."""
     lacking = sum(row.missing for row in result.subjects)
@@ -64,7 +69,7 @@ def summary_text(result: EvaluationResult) -> str:
         result.lesions_ignored
     )
     return (
-        f"{result.scans} scans, {result.scans_without_lesions} of them without microbleeds, "
+        f"{scans_text(result)}, {result.scans_without_lesions} of them without microbleeds, "
         f"{result.lesions} microbleeds ({sizes}){ignored}{missing}"
     )
 
@@ -111,8 +116,8 @@ def _found_table(result: EvaluationResult) -> Table:
             for each in result.rules
         ),
         note=(
-            f"* headline. Operating point: {operating_point_text(result)}. FP per scan: over all "
-            f"{result.scans} scans, those without microbleeds counted. Connectivity: of the components of "
+            f"* headline. Operating point: {operating_point_text(result)}. FP per scan: over "
+            f"{scans_text(result)}, those without microbleeds counted. Connectivity: of the components of "
             "masks; instance labels and tables are taken as they are, but the challenge's rule splits "
             "labels anew." + _interval_note(result)
         ),
@@ -414,7 +419,8 @@ def report_content(
         tables=tables(result),
         curves=_curves(shown, result.bootstrap_samples > 0),
         reliability=_reliability_line(result.calibration),
-        curve_note=f"{shown.rule.title}; false positives over all {result.scans} scans. Band: 95 % interval.",
+        curve_note=f"{shown.rule.title}; false positives per scan over {scans_text(result)}."
+        + (" Band: 95 % interval." if result.bootstrap_samples else ""),
         subjects=tuple(
             SubjectLine(
                 subject=row.subject,

@@ -145,6 +145,8 @@ def read_detections_csv(path: Path, subject: str) -> SubjectDetections:
     status = []
     reasons = table.text("reason") if table.has("reason") else ("",) * len(table)
     for line, (value, reason) in enumerate(zip(table.text("status"), reasons, strict=True), start=2):
+        if value == "not analysable":
+            raise UserError(f"{path}: is not analysable ({reason}); leave the scan out")
         if value not in (KEPT, REJECTED):
             raise UserError(f"{path}: line {line}: status is {value!r}; write kept or rejected")
         status.append(CANDIDATE if value == REJECTED and reason == LOW_SCORE_REASON else value)

@@ -21,12 +21,22 @@ from cmb_jax.commands.common import Progress, run_for_people, stopwatch, use_com
 from cmb_jax.commands.train import OPERATING_FP_RATE
 from cmb_jax.commands.train_data import phantom_subjects
 from cmb_jax.data.subjects import subjects_in
+from cmb_jax.devices import keep_freed_memory
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.matching import CENTER3
 from cmb_jax.experiments.detections import SubjectSet, detections_of, subject_set
 from cmb_jax.experiments.embeddings import embedded_of, maps_of, require_scikit_learn
-from cmb_jax.experiments.grid import Grid, Variant, grid_from_file
-from cmb_jax.experiments.runs import Cost, Run, complete, cost_of, other_settings, runs_of
+from cmb_jax.experiments.runs import (
+    Cost,
+    Grid,
+    Run,
+    Variant,
+    complete,
+    cost_of,
+    grid_from_file,
+    other_settings,
+    runs_of,
+)
 from cmb_jax.experiments.scores import (
     BAND_RATES,
     RunScores,
@@ -39,7 +49,6 @@ from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.report.ablation_html import AblationContent, write_ablation_report
 from cmb_jax.report.embedding_plot import EmbeddingMap
 from cmb_jax.report.evaluation_content import FrocLine
-from cmb_jax.training.memory import keep_freed_memory
 
 TITLE = "Ablation: what each part of the detector does"
 SAMPLES = 2000

@@ -1,24 +1,55 @@
-"""Detections of a run on prepared subjects, kept in one file, so that tables need no inference again."""
+"""Arrays that took long to make, in a file that says what they were made of.
+
+Detections of a run on prepared subjects, kept in one file, so that tables need no inference again.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from cmb_jax.data.subjects import StoredSubject
+from cmb_jax.errors import UserError
 from cmb_jax.evaluation.breakdown import name_by_mimic
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
-from cmb_jax.experiments.kept import read_kept, write_kept
 from cmb_jax.inference.bundle import load_bundle
 from cmb_jax.inference.prepared import detect, mimics_of, truth_of
 from cmb_jax.inference.proposals import ProposalFinder
-from cmb_jax.io.atomic import sha256_file
+from cmb_jax.io.atomic import atomic_write_bytes, sha256_file
+from cmb_jax.io.outside import read_arrays
+from cmb_jax.progress import track
+
+_MADE_OF = "made_of"
+
+
+def write_kept(path: Path, made_of: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays in the place of older ones.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    blob = io.BytesIO()
+    # NumPy's own annotation takes no names of arrays
+    np.savez_compressed(blob, **{_MADE_OF: np.array(made_of), **arrays})  # type: ignore[arg-type]
+    atomic_write_bytes(path, blob.getvalue(), overwrite=True)
+
+
+def read_kept(path: Path, made_of: str) -> dict[str, np.ndarray] | None:
+    """What `write_kept` wrote; None if there is nothing, of something else, or damaged: make it anew."""
+    try:
+        arrays = read_arrays(path)
+    except UserError:
+        return None
+    if str(arrays.pop(_MADE_OF, "")) != made_of:
+        return None
+    return arrays
+
 
 FORMAT = 1
 
@@ -80,7 +111,7 @@ def detections_of(weights: Path, subjects: SubjectSet, say: Callable[[str], None
     say(f"{weights.parent.name}: looking at {len(names)} {subjects.name} subjects")
     finder = _finder_of(weights, sha256)
     scans, mimics = [], []
-    for stored_subject in tqdm(subjects.subjects, desc=weights.parent.name, unit="subject"):
+    for stored_subject in track(subjects.subjects, weights.parent.name):
         found = detect(finder, stored_subject)
         scans.append(found)
         mimics.append(tuple(name_by_mimic(found.centers_mm, mimics_of(stored_subject, subjects.spacing_mm))))

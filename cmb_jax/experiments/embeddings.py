@@ -16,8 +16,7 @@ from flax import nnx
 
 from cmb_jax.data.patches import PatchBatch, cut_patch, padded_patch
 from cmb_jax.errors import UserError
-from cmb_jax.experiments.detections import SubjectSet
-from cmb_jax.experiments.kept import read_kept, write_kept
+from cmb_jax.experiments.detections import SubjectSet, read_kept, write_kept
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template

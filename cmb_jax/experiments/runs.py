@@ -1,8 +1,12 @@
-"""The training runs of an ablation: adopted when finished, continued when begun, else trained."""
+"""What an ablation compares: variants of one configuration, each trained from several seeds.
+
+The training runs of an ablation: adopted when finished, continued when begun, else trained.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +18,86 @@ from flax import nnx
 from cmb_jax.commands import train
 from cmb_jax.config import Config
 from cmb_jax.config_io import read_config
+from cmb_jax.config_load import made_by_file
 from cmb_jax.errors import UserError
-from cmb_jax.experiments.grid import Grid, Variant
 from cmb_jax.io.outside import a_number, read_json_object, read_rows, reading
 from cmb_jax.io.weights import named_leaves
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.flops import forward_gflop
 from cmb_jax.models.functional import Template
+
+_NAME = re.compile(r"[a-z0-9_.]+(-[a-z0-9_.]+)*")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One configuration of the comparison; its seed is set by the grid."""
+
+    name: str  # of its runs' folders: NAME-seed0, NAME-seed1, ...
+    config: Config
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"variant {self.name!r}: a name has small letters, digits and _ . - only")
+
+    def but(self, suffix: str, **loss: Any) -> Variant:
+        """This variant with other settings of the loss, named NAME-SUFFIX."""
+        config = dataclasses.replace(self.config, loss=dataclasses.replace(self.config.loss, **loss))
+        return Variant(name=f"{self.name}-{suffix}", config=config)
+
+    def with_seed(self, seed: int) -> Config:
+        """The configuration of one run."""
+        return dataclasses.replace(self.config, train=dataclasses.replace(self.config.train, seed=seed))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Variants x seeds, and what they are compared with."""
+
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    reference: str = "rpn"
+    """Name of the variant that the others are compared with."""
+    matched_sensitivity: float | None = None
+    """Sensitivity at which false positives are compared; None: the reference's at its operating point."""
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two variants of one name among {names}")
+        if self.reference not in names:
+            raise ValueError(f"the reference {self.reference!r} is none of the variants {names}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds must be some, and differ")
+        if self.matched_sensitivity is not None and not 0 < self.matched_sensitivity <= 1:
+            raise ValueError("matched_sensitivity must be above 0 and at most 1")
+        if len({variant.config.data.spacing_mm for variant in self.variants}) > 1:
+            raise ValueError("all variants must have one working grid, data.spacing_mm")
+
+
+def four_configurations(base: Config) -> tuple[Variant, ...]:
+    """rpn, rpn_ffm, rpn_hspl and rpn_ffm_hspl: without and with feature fusion and prototypes."""
+    return tuple(
+        Variant(
+            name="rpn" + "_ffm" * fusion + "_hspl" * prototypes,
+            config=dataclasses.replace(
+                base,
+                model=dataclasses.replace(base.model, use_fusion=fusion, use_prototypes=prototypes),
+            ),
+        )
+        for prototypes in (False, True)
+        for fusion in (False, True)
+    )
+
+
+def grid_from_file(path: Path) -> Grid:
+    """What `get_grid()` of a Python file returns.
+
+    Raises:
+      UserError: no such file, or it has no `get_grid` that returns a Grid.
+    """
+    return made_by_file(path, "get_grid", Grid)
+
 
 TRAINING_ONLY = ("embedding.", "prototypes")  # parameters that inference does not use
 

@@ -7,8 +7,14 @@ from collections.abc import Callable
 
 import cmb_jax
 from cmb_jax.errors import UserError
-from cmb_jax.followup.changes import MATCH_MM, MOVED_SHARE, find_changes
-from cmb_jax.followup.detectability import MIN_DISTINCTNESS, MIN_SIGNAL, STILL_DARK
+from cmb_jax.followup.changes import (
+    MATCH_MM,
+    MIN_DISTINCTNESS,
+    MIN_SIGNAL,
+    MOVED_SHARE,
+    STILL_DARK,
+    find_changes,
+)
 from cmb_jax.followup.protocol import protocol_warnings, provenance_warnings
 from cmb_jax.followup.registration import Registration, register
 from cmb_jax.followup.statement import statement

@@ -1,4 +1,6 @@
-"""Rigid registration of two scans of one head, and whether it can be believed.
+"""Rigid motion between two scans, as 4 x 4 matrices of RAS mm.
+
+Rigid registration of two scans of one head, and whether it can be believed.
 
 Both images are brought to 1 mm along the axes of RAS. Mattes mutual information within the baseline's brain
 (Mattes et al. 2003, IEEE Trans Med Imaging 22:120) is maximised by regular-step gradient descent over three
@@ -14,8 +16,27 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from cmb_jax.followup.rigid import moved, rotation_deg
 from cmb_jax.io.volume import Volume
+
+
+def moved(matrix: np.ndarray, points_mm: np.ndarray) -> np.ndarray:
+    """Points (..., 3) under an affine map (4, 4)."""
+    return np.asarray(points_mm, np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def inverse(matrix: np.ndarray) -> np.ndarray:
+    """The motion back, exactly rigid as its argument is."""
+    back = np.eye(4)
+    back[:3, :3] = matrix[:3, :3].T
+    back[:3, 3] = -matrix[:3, :3].T @ matrix[:3, 3]
+    return back
+
+
+def rotation_deg(matrix: np.ndarray) -> float:
+    """The angle of the rotation, 0 to 180 degrees."""
+    cosine = (np.trace(matrix[:3, :3]) - 1) / 2
+    return float(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))))
+
 
 _GRID_MM = 1.0
 _MARGIN_MM = 6.0

@@ -10,14 +10,16 @@ import numpy as np
 
 from cmb_jax.datasets.bids.sidecar import ImageFacts, facts_beside
 from cmb_jax.errors import UserError
-from cmb_jax.followup.detectability import Surveyed
-from cmb_jax.inference.regions import brain_mask_on, predict_regions
+from cmb_jax.followup.changes import Surveyed
 from cmb_jax.io.naming import is_bids_name, stem
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.io.outside import a_text, read_json_object, reading
+from cmb_jax.io.outside import a_text, reading
 from cmb_jax.io.volume import Volume
+from cmb_jax.regions.predict import brain_mask_on, predict_regions
 from cmb_jax.report.comparison_content import ScanContent
 from cmb_jax.report.content import DetectionRow
+from cmb_jax.review.files import ResultPaths
+from cmb_jax.review.files import read_record as read_any_record
 from cmb_jax.review.result import load_result
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -101,14 +103,14 @@ class TimePoint:
         )
 
 
-def read_record(path: Path) -> Record:
-    """The head of a detections.json.
+def read_record(paths: ResultPaths) -> Record:
+    """What stands beside the table of a result.
 
     Raises:
-        UserError: it cannot be read, or was not written by `cmb-jax predict`.
+        UserError: it cannot be read, or is of no result.
     """
-    with reading(path, "give the folder that cmb-jax predict wrote"):
-        content = read_json_object(path)
+    with reading(paths.record, "give the folder that cmb-jax predict wrote"):
+        content = read_any_record(paths)
         inputs = tuple(
             (a_text(i["role"], "role"), a_text(i["file"], "file", 255), a_text(i["sha256"], "sha256", 64))
             for i in content["inputs"]
@@ -121,7 +123,7 @@ def read_record(path: Path) -> Record:
             inputs=inputs,
             regions_trusted=bool(content["regions_trusted"]),
         )
-        if not any(role == "swi" and _SHA256.fullmatch(digest) for role, _, digest in inputs):
+        if not _SHA256.fullmatch(record.searched[1]):
             raise ValueError("no sha256 of the image")
         return record
 
@@ -132,14 +134,14 @@ def read_time_point(name: str, option: str, folder: Path, image: Path) -> TimePo
     Args:
         name: "baseline" or "follow-up".
         option: how the command line calls the image.
-        folder: that `cmb-jax predict` wrote.
+        folder: that `cmb-jax predict` wrote, or a file of a result of `cmb-jax bids`.
         image: the file that was given to it as --swi; recognised by its content.
 
     Raises:
         UserError: no result, a file that cannot be read, another image, or no brain in it.
     """
     result = load_result(folder)
-    record = read_record(folder / "detections.json")
+    record = read_record(result.paths)
     volume = read_volume(image)
     shown, digest = record.searched
     if volume.sha256 != digest:

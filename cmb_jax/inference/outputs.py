@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +14,17 @@ from pathlib import Path
 import numpy as np
 
 import cmb_jax
+from cmb_jax.anatomy.regions import Region, Side, encode
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.predict import Prediction
 from cmb_jax.io.atomic import atomic_directory, atomic_write_text
 from cmb_jax.io.naming import pseudonym, shown_name
 from cmb_jax.io.nifti import write_volume
+from cmb_jax.io.provenance import provenance_jsonld
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow, ReportContent
-from cmb_jax.report.html import write_report
+from cmb_jax.report.html import environment, write_report
+from cmb_jax.report.methods import MethodsFacts, methods_text
 from cmb_jax.report.statements import statements
 from cmb_jax.report.summary import describe_pattern
 from cmb_jax.viewer.images import ScanOnGrid, embedded_images
@@ -28,6 +32,8 @@ from cmb_jax.viewer.page import NAME as VIEWER
 from cmb_jax.viewer.page import ViewerCase, render_viewer
 
 NOTICE = "Research use only; not a diagnosis."
+ANALYZED, NOT_ANALYSABLE = "analyzed", "not analysable"
+"""Values of `status` in detections.json; the latter also stands in detections.csv, where counts would."""
 
 
 def detections_csv(rows: tuple[DetectionRow, ...]) -> str:
@@ -73,6 +79,7 @@ def summary_json(
     return json.dumps(
         {
             "notice": NOTICE,
+            "status": ANALYZED,
             "version": cmb_jax.__version__,
             "weights": {"name": bundle.file_name, "sha256": bundle.sha256},
             "inputs": [{"role": role, "file": name, "sha256": digest} for role, name, digest in inputs],
@@ -83,6 +90,7 @@ def summary_json(
             **_places(prediction),
             "timings_s": dict(prediction.timings),
             "coordinates": "i, j, k: native voxel indices from 0; x_mm, y_mm, z_mm: RAS mm",
+            "rejected_unlisted": prediction.unlisted,
             "detections": [dataclasses.asdict(row) for row in prediction.rows],
         },
         indent=2,
@@ -135,6 +143,7 @@ def report_content(
         timings=prediction.timings,
         partial_field_of_view=any("field of view" in line for line in prediction.region_map.messages),
         regions_trusted=prediction.region_map.trusted,
+        unlisted=prediction.unlisted,
     )
 
 
@@ -171,6 +180,33 @@ def viewer_page(
     )
 
 
+def methods_facts(
+    prediction: Prediction, bundle: WeightsBundle, inputs: tuple[tuple[str, str, str], ...]
+) -> MethodsFacts:
+    """What the methods text of one scan depends on."""
+    settings = dict(prediction.settings)
+    return MethodsFacts(
+        version=cmb_jax.__version__,
+        weights_name=bundle.name,
+        weights_sha256=bundle.sha256,
+        threshold=float(settings["score_threshold"]),
+        calibrated=settings.get("calibrated") == "yes",
+        phase=prediction.phase is not None,
+        own_regions=any(role == "regions" for role, _, _ in inputs),
+        made_swi=any(step.startswith("SWI made") for step in prediction.steps),
+        mni=any(row.mni_x_mm is not None for row in prediction.rows),
+    )
+
+
+def region_names_csv() -> str:
+    """What the values of a region image stand for, as `--region-labels` reads it."""
+    lines = ["label,region,side"]
+    for side, region in itertools.product(Side, Region):
+        label = int(encode(np.asarray(region), np.asarray(side)))
+        lines.append(f"{label},{region.name.lower()},{side.name.lower()}")
+    return "\n".join(lines) + "\n"
+
+
 def write_prediction(
     prediction: Prediction,
     bundle: WeightsBundle,
@@ -180,9 +216,12 @@ def write_prediction(
     subject: str,
     overwrite: bool = False,
     viewer: bool = True,
+    save_regions: bool = False,
     also: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write detections.csv, detections.json, labels.nii.gz, report.html and viewer.html into the new `out`.
+    """Write the files of a result into the new folder `out`.
+
+    Always detections.csv, detections.json, labels.nii.gz, report.html, methods.md and prov.jsonld.
 
     Args:
       prediction: what was found.
@@ -192,6 +231,7 @@ def write_prediction(
       subject: what the report calls the scan.
       overwrite: replace the folder if it exists.
       viewer: write viewer.html, if the images were read from files.
+      save_regions: write brain.nii.gz and, where the map is trusted, regions.nii.gz with regions.csv.
       also: writes further files into the folder before it appears.
 
     Raises:
@@ -208,5 +248,59 @@ def write_prediction(
             digest = hashlib.sha256(table.encode()).hexdigest()
             page = viewer_page(prediction, inputs, subject, labels, digest)
             atomic_write_text(folder / VIEWER, page)
+        atomic_write_text(folder / "methods.md", methods_text(methods_facts(prediction, bundle, inputs)))
+        if save_regions:
+            brain = prediction.brain_mask.astype(np.uint8)
+            write_volume(folder / "brain.nii.gz", brain, prediction.swi, dtype=np.uint8)
+            if prediction.region_map.trusted:
+                code = prediction.region_code
+                write_volume(folder / "regions.nii.gz", code, prediction.swi, dtype=np.uint8)
+                atomic_write_text(folder / "regions.csv", region_names_csv())
+        outputs = sorted(path.name for path in folder.iterdir())
+        atomic_write_text(
+            folder / "prov.jsonld",
+            provenance_jsonld(
+                program_version=cmb_jax.__version__,
+                command="cmb-jax predict",
+                parameters=dict(prediction.settings),
+                inputs=tuple((f"urn:sha256:{digest}", name, digest) for _, name, digest in inputs),
+                weights=(bundle.file_name, bundle.sha256),
+                outputs=outputs,
+            ),
+        )
         if also is not None:
             also(folder)
+
+
+def write_not_analysable(
+    out: Path,
+    reason: str,
+    inputs: tuple[tuple[str, str, str], ...],
+    *,
+    subject: str,
+    overwrite: bool = False,
+) -> None:
+    """Write detections.csv, detections.json and report.html that say why there is no count.
+
+    The table has one line with the status and the reason, so that nobody reads no line as no microbleed.
+
+    Raises:
+      UserError: the folder exists (and `overwrite` is not set) or cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, DETECTION_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerow({"status": NOT_ANALYSABLE, "reason": reason})
+    record = {
+        "notice": NOTICE,
+        "status": NOT_ANALYSABLE,
+        "reason": reason,
+        "version": cmb_jax.__version__,
+        "inputs": [{"role": role, "file": name, "sha256": digest} for role, name, digest in inputs],
+    }
+    page = environment().get_template("not_analysable.html")
+    with atomic_directory(out, overwrite=overwrite) as folder:
+        (folder / "detections.csv").write_text(text.getvalue(), encoding="utf-8")
+        (folder / "detections.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+        html = page.render(subject=subject, reason=reason, notice=NOTICE, inputs=inputs)
+        (folder / "report.html").write_text(html, encoding="utf-8")

@@ -11,25 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmb_jax.anatomy.lookup import REACH_MM, REASON_TEXT, RejectReason, look_up
+from cmb_jax.anatomy.mni import SPACE, fit_mni
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
-from cmb_jax.boxes.geometry import box_centers, box_sizes
-from cmb_jax.boxes.types import Detections
+from cmb_jax.boxes.anchors import Detections, box_centers, box_sizes
 from cmb_jax.config import Config, Flips, Precision
 from cmb_jax.data.prepare import points_from_edges
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.inference.scan import Clock, PhaseSign, PreparedScan, prepare_scan
 from cmb_jax.io.nifti import native_index
-from cmb_jax.io.phase import PhaseRange
-from cmb_jax.io.phase_sign import SignDecision
 from cmb_jax.io.volume import ScanImages, Volume
 from cmb_jax.report.content import DetectionRow
+from cmb_jax.report.summary import LOW_SCORE
+from cmb_jax.scan.phase_range import PhaseRange
 
 # The region map is right to about half of its 2 mm voxels: the sphere that votes is larger by that much.
 MAP_ERROR_MM = 1.0
 # Candidates under the operating point that are listed, the best of them: more would bury the report.
 LISTED_BELOW_THRESHOLD = 40
-LOW_SCORE = "score below the operating point"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class Prediction:
     settings: tuple[tuple[str, str], ...]
     steps: tuple[str, ...]
     timings: tuple[tuple[str, float], ...]
-    below_threshold: int = 0  # candidates that the network proposed below the operating point, listed or not
+    unlisted: int = 0  # candidates under the operating point beyond those in rows
 
     @property
     def kept(self) -> tuple[DetectionRow, ...]:
@@ -89,7 +88,6 @@ class CmbDetector:
         *,
         phase_sign: PhaseSign = "auto",
         phase_range: PhaseRange | None = None,
-        customary_sign: SignDecision | None = None,
         threshold: float | None = None,
         region_map: RegionMap | None = None,
         progress: Callable[[str], None] | None = None,
@@ -104,7 +102,6 @@ class CmbDetector:
           phase_sign: "auto", "+1" or "-1" (what the stored phase is multiplied with, so that
             paramagnetic is positive).
           phase_range: storage range of the phase; default: found from the data.
-          customary_sign: the sign to take if "auto" finds none with confidence, such as the scanner's.
           threshold: score from which a detection is kept; default: the weights' operating point.
           region_map: region codes to use instead of the region network's.
           progress: told what is being done.
@@ -121,7 +118,6 @@ class CmbDetector:
             spacing_mm=self.config.data.spacing_mm,
             phase_sign=phase_sign,
             phase_range=phase_range,
-            customary_sign=customary_sign,
             region_map=region_map,
             progress=say,
         )
@@ -151,14 +147,13 @@ class CmbDetector:
         cut = self.config.inference.score_threshold if threshold is None else threshold
         clock = Clock((*scan.timings, *found.timings))
         with clock("localization"):
-            rows, boxes_mm = self._locate(found.detections, scan, swi, cut)
-        valid = np.asarray(found.detections.valid)
-        below = int((np.asarray(found.detections.scores)[valid] < cut).sum())
+            rows, boxes_mm, unlisted = self._locate(found.detections, scan, swi, cut)
+            rows, mni = _with_mni(rows, scan.region_map)
         steps = (
             *scan.steps,
             f"network on tiles, suppression at IoU {self.config.inference.nms_iou:g}",
             "each candidate looked up in the region map; kept or rejected with a reason",
-            f"candidates below the operating point: {_listed(below)}",
+            *mni,
         )
         radians = scan.phase_rad
         phase_volume = None if radians is None else dataclasses.replace(swi, data=radians.astype(np.float32))
@@ -174,7 +169,7 @@ class CmbDetector:
             settings=self._settings(cut),
             steps=steps,
             timings=tuple(clock.timings),
-            below_threshold=below,
+            unlisted=unlisted,
         )
 
     def _settings(self, threshold: float) -> tuple[tuple[str, str], ...]:
@@ -196,7 +191,7 @@ class CmbDetector:
         scan: PreparedScan,
         swi: Volume,
         threshold: float,
-    ) -> tuple[tuple[DetectionRow, ...], np.ndarray]:
+    ) -> tuple[tuple[DetectionRow, ...], np.ndarray, int]:
         prepared, region_map = scan.prepared, scan.region_map
         # all boxes, valid or not, up to the rows: one shape for every scan, so that nothing is compiled anew
         boxes = jnp.asarray(detections.boxes)
@@ -248,6 +243,7 @@ class CmbDetector:
                     else None,
                     category="definite"
                     if scores[n] >= self.config.inference.definite_threshold
+                    and (located.region[n] > 0 or not region_map.trusted)  # nowhere: uncertain
                     else "possible",
                     zone=Zone(int(located.zone[n])).name.lower() if named else "none",  # type: ignore[arg-type]
                     region=Region(int(located.region[n])).name.lower() if named else "none",
@@ -257,14 +253,25 @@ class CmbDetector:
                     zone_border_mm=round(float(border_mm[n]), 1) if named else 0.0,
                 )
             )
-        return tuple(rows), edges_mm[listed]
+        return tuple(rows), edges_mm[listed], int(valid.sum()) - len(listed)
 
 
-def _listed(below: int) -> str:
-    """How many of the candidates below the operating point are listed; the list has an end."""
-    if below <= LISTED_BELOW_THRESHOLD:
-        return f"all {below} are listed"
-    return f"the {LISTED_BELOW_THRESHOLD} best of {below} are listed"
+def _with_mni(
+    rows: tuple[DetectionRow, ...], region_map: RegionMap
+) -> tuple[tuple[DetectionRow, ...], tuple[str, ...]]:
+    """The rows with MNI coordinates, and how they came about; as they are where the map gives none."""
+    affine = fit_mni(region_map)
+    if affine is None:
+        return rows, ()
+    found = affine(np.array([[row.x_mm, row.y_mm, row.z_mm] for row in rows]).reshape(-1, 3)).round(1)
+    step = (
+        f"{SPACE} coordinates by an affine from the centers of {affine.landmarks} regions, "
+        f"which it brings to {affine.residual_mm:.1f} mm (root mean square) of the template's"
+    )
+    return tuple(
+        dataclasses.replace(row, mni_x_mm=float(x), mni_y_mm=float(y), mni_z_mm=float(z))
+        for row, (x, y, z) in zip(rows, found, strict=True)
+    ), (step,)
 
 
 def load_detector(

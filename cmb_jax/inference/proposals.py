@@ -12,11 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cmb_jax.boxes.anchors import anchor_sizes
-from cmb_jax.boxes.coder import decode_boxes
-from cmb_jax.boxes.geometry import boxes_from_centers
+from cmb_jax.boxes.anchors import Detections, anchor_sizes, boxes_from_centers, decode_boxes
 from cmb_jax.boxes.nms import nms_3d
-from cmb_jax.boxes.types import Detections
 from cmb_jax.config import Config
 from cmb_jax.inference.tiles import TilePlan, Window, pad_to, plan_tiles
 from cmb_jax.models.detector import Detector, receptive_halo

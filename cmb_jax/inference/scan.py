@@ -11,13 +11,13 @@ from typing import Literal
 import numpy as np
 
 from cmb_jax.anatomy.regions import RegionMap
-from cmb_jax.data.prepare import PreparedVolume, content_bounds, prepare
-from cmb_jax.errors import UserError
-from cmb_jax.inference.regions import brain_mask_on, predict_regions, region_code_on
+from cmb_jax.data.prepare import PreparedVolume, prepare
 from cmb_jax.io.nifti import check_same_grid
-from cmb_jax.io.phase import PhaseRange, detect_phase_range, phase_to_radians
-from cmb_jax.io.phase_sign import SignDecision, decide_phase_sign, field_direction
 from cmb_jax.io.volume import ScanImages, Volume
+from cmb_jax.regions.predict import brain_mask_on, predict_regions, region_code_on
+from cmb_jax.scan.judge import content_bounds, judge_grid, judge_intensity, judge_phase
+from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
+from cmb_jax.scan.phase_sign import decide_phase_sign, field_direction
 
 PhaseSign = Literal["auto", "+1", "-1"]
 
@@ -26,9 +26,9 @@ PhaseSign = Literal["auto", "+1", "-1"]
 class PhaseChoice:
     """How the stored phase was read."""
 
-    radians: np.ndarray  # (X, Y, Z), paramagnetic positive
+    radians: np.ndarray | None  # (X, Y, Z), paramagnetic positive; None: it must be left out
     sentence: str  # range and sign, and why
-    warning: str | None  # when the sign could not be decided
+    warning: str | None = None  # why it is left out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,6 @@ def read_phase(
     reference: Volume,
     sign: PhaseSign = "auto",
     stored: PhaseRange | None = None,
-    customary_sign: SignDecision | None = None,
 ) -> PhaseChoice:
     """Bring a stored phase image to radians with paramagnetic positive.
 
@@ -73,27 +72,32 @@ def read_phase(
       reference: SWI on the same grid, in which veins are darker than on the magnitude.
       sign: +1 or -1 multiplies the phase; "auto" lets veins and deep nuclei decide.
       stored: the storage range, if it must not be found from the data.
-      customary_sign: taken if the images do not tell the sign.
+
+    Raises:
+      NotAnalysableError: it is no phase, or its unit cannot be told.
     """
-    try:
-        found = detect_phase_range(phase.data) if stored is None else stored
-    except UserError as error:
-        raise UserError(f"{phase.source or 'phase'}: {error}") from error
+    found = range_of(phase.data, stored)
     radians = phase_to_radians(phase.data, found)
-    warning = None
+    doubts = judge_phase(phase.data, radians, reference.data).enforce("phase")
+    if doubts:
+        return _left_out(*doubts)
     if sign == "auto":
         decision = decide_phase_sign(
             radians, reference.data, reference.spacing_mm, b0_direction=field_direction(reference.affine)
         )
-        if not decision.confident and customary_sign is not None:
-            decision = customary_sign
-        factor, why = decision.sign, decision.reason
         if not decision.confident:
-            warning = f"the sign of the phase could not be decided with confidence ({why}); give --phase-sign"
+            return _left_out(f"its sign is open ({decision.reason}); give --phase-sign")
+        factor, why = decision.sign, decision.reason
     else:
         factor, why = int(sign), "as asked"
-    sentence = f"phase read as {found.value}, sign {factor:+d} ({why})"
-    return PhaseChoice(radians=radians * factor, sentence=sentence, warning=warning)
+    sentence = f"phase read as {found.name}, sign {factor:+d} ({why})"
+    return PhaseChoice(radians=radians * factor, sentence=sentence)
+
+
+def _left_out(why: str) -> PhaseChoice:
+    """A phase that tells nothing: the detector works on the intensity alone rather than on a guess."""
+    warning = f"the phase was left out: {why}; calcifications cannot be told from microbleeds"
+    return PhaseChoice(radians=None, sentence="phase left out", warning=warning)
 
 
 def prepare_scan(
@@ -102,7 +106,6 @@ def prepare_scan(
     spacing_mm: tuple[float, float, float],
     phase_sign: PhaseSign = "auto",
     phase_range: PhaseRange | None = None,
-    customary_sign: SignDecision | None = None,
     region_map: RegionMap | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> PreparedScan:
@@ -114,12 +117,12 @@ def prepare_scan(
       phase_sign: "auto", "+1" or "-1" (what the stored phase is multiplied with, so that paramagnetic is
         positive).
       phase_range: storage range of the phase; default: found from the data.
-      customary_sign: the sign to take if "auto" finds none with confidence, such as the scanner's.
       region_map: region codes to use instead of the region network's.
       progress: told what is being done.
 
     Raises:
-      UserError: the images do not lie on one grid, or the phase has no known range.
+      UserError: the images do not lie on one grid.
+      NotAnalysableError: they are not what they are called, or no count can be given on them.
     """
     say = progress or (lambda _: None)
     swi, phase, magnitude = images.swi, images.phase, images.magnitude
@@ -128,6 +131,12 @@ def prepare_scan(
         if other is not None:
             check_same_grid(swi, other)
             warnings.extend(f"{role}: {line}" for line in other.warnings)
+    warnings += judge_grid(swi).enforce("SWI")
+    warnings += judge_intensity(swi.data).enforce("SWI")
+    swi = _of_unit_scale(swi)
+    if magnitude is not None:
+        warnings += judge_intensity(magnitude.data).enforce("magnitude")
+        magnitude = _of_unit_scale(magnitude)
     anatomy = swi if magnitude is None else magnitude
 
     radians = None
@@ -136,9 +145,10 @@ def prepare_scan(
         with clock("phase"):
             # zeros around the head decide nothing
             bounds = content_bounds(swi.data)
-            choice = read_phase(phase.cut(bounds), swi.cut(bounds), phase_sign, phase_range, customary_sign)
-        radians = np.zeros(swi.shape, choice.radians.dtype)
-        radians[tuple(slice(low, high) for low, high in bounds)] = choice.radians
+            choice = read_phase(phase.cut(bounds), swi.cut(bounds), phase_sign, phase_range)
+        if choice.radians is not None:
+            radians = np.zeros(swi.shape, choice.radians.dtype)
+            radians[tuple(slice(low, high) for low, high in bounds)] = choice.radians
         steps.append(choice.sentence)
         if choice.warning:
             warnings.append(choice.warning)
@@ -173,3 +183,10 @@ def prepare_scan(
         warnings=tuple(warnings),
         timings=tuple(clock.timings),
     )
+
+
+def _of_unit_scale(volume: Volume) -> Volume:
+    """The volume times the power of two that brings its bright tissue near 1: exact, and no scale matters."""
+    top = float(np.percentile(volume.data[volume.data > 0], 99))
+    factor = np.float32(2.0) ** -np.rint(np.log2(top))
+    return dataclasses.replace(volume, data=volume.data * np.float32(factor))

@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.io.nifti import check_same_grid
-from cmb_jax.io.phase import (
-    PhaseRange,
-    SignDecision,
-    decide_phase_sign,
-    detect_phase_range,
-    field_direction,
-    phase_to_radians,
-)
 from cmb_jax.io.volume import Volume
+from cmb_jax.scan.judge import judge_grid, judge_intensity, judge_phase
+from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
+from cmb_jax.scan.phase_sign import SignDecision, decide_phase_sign, field_direction
+from cmb_jax.scan.units import check_echo_times
 from cmb_jax.swi import PHASE_MASK_POWER, combine_echoes, homodyne_phase, phase_mask
+
+
+class OpenSignError(UserError):
+    """The images do not tell the sign of the phase, and a mask with the wrong one hides microbleeds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,6 @@ def make_swi(
     echo: int | None = None,
     phase_sign: str = "auto",
     phase_range: PhaseRange | None = None,
-    customary_sign: SignDecision | None = None,
 ) -> MadeSwi:
     """Makes a susceptibility-weighted image of volumes; no files.
 
@@ -64,10 +63,11 @@ def make_swi(
         echo: use this echo alone, counted from 1; None combines all there are.
         phase_sign: "auto", "+1" or "-1": the sign of paramagnetic phase as stored.
         phase_range: how phase is stored; None: told from its extremes.
-        customary_sign: taken if the images do not tell the sign.
 
     Raises:
         UserError: images that do not fit together, echo times that are missing or do not fit.
+        NotAnalysableError: images that are not what they are called.
+        OpenSignError: the sign of the phase cannot be told.
     """
     if phase_sign not in ("auto", "+1", "-1"):
         raise UserError(f"phase sign {phase_sign!r} is unknown; use auto, +1 or -1")
@@ -75,8 +75,11 @@ def make_swi(
     like = magnitudes[0]
     combined, stored_phase = _one_echo(echoes, like.spacing_mm)
     decision = _sign(phase_sign, stored_phase, combined, like)
-    if not decision.confident and customary_sign is not None:
-        decision = customary_sign
+    if not decision.confident:
+        raise OpenSignError(
+            f"the sign of the phase is open ({decision.reason}), so that no SWI can be made; "
+            "look at the veins and give --phase-sign +1 or -1"
+        )
     filtered = decision.sign * stored_phase
     return MadeSwi(
         swi=np.asarray(combined * phase_mask(filtered) ** PHASE_MASK_POWER),
@@ -89,15 +92,6 @@ def make_swi(
     )
 
 
-def sign_doubts(decision: SignDecision) -> list[str]:
-    """The warning about a sign that was not decided with confidence, if it was not."""
-    if decision.confident:
-        return []
-    return [
-        f"the sign of the phase is not certain ({decision.reason}); look at the veins and give --phase-sign"
-    ]
-
-
 def _select(
     magnitudes: Sequence[Volume],
     phases: Sequence[Volume],
@@ -105,7 +99,7 @@ def _select(
     echo: int | None,
     phase_range: PhaseRange | None,
 ) -> _Echoes:
-    """Checks that everything fits together; phase in radians; the chosen echoes."""
+    """Checks that everything fits together and is what it is called; phase in radians; the chosen echoes."""
     names = f"{magnitudes[0].source} and {phases[0].source}"
     count = len(magnitudes)
     if len(phases) != count:
@@ -113,24 +107,30 @@ def _select(
             f"{names}: {count} and {len(phases)} echoes; give magnitude and phase of the same echoes"
         )
     check_same_grid(magnitudes[0], phases[0])
+    judge_grid(magnitudes[0], head=False).enforce("magnitude")
+    for volume in magnitudes:
+        judge_intensity(volume.data).enforce("magnitude")
     if te_ms and len(te_ms) != count:
         raise UserError(f"{names}: {count} echoes but {len(te_ms)} echo times; give one an echo with --te-ms")
-    if te_ms and min(te_ms) <= 0:
-        raise UserError("echo times must be positive; give them in ms with --te-ms")
+    check_echo_times(te_ms)
     if echo is not None and not 1 <= echo <= count:
         raise UserError(f"{names}: there is no echo {echo}; choose --echo from 1 to {count}")
     if count > 1 and echo is None and not te_ms:
         raise UserError(f"{names}: {count} echoes; give their times with --te-ms, or choose one with --echo")
     stored = np.stack([volume.data for volume in phases])
-    if phase_range is None:
-        try:
-            phase_range = detect_phase_range(stored)  # over all echoes: the first may not reach the extremes
-        except UserError as error:
-            raise UserError(f"{phases[0].source}: {error}") from None
+    try:
+        phase_range = range_of(stored, phase_range)  # over all echoes: the first may not reach the extremes
+    except NotAnalysableError as error:
+        raise NotAnalysableError(f"{phases[0].source}: {error}") from None
+    radians = phase_to_radians(stored, phase_range)
+    for volume, angle, magnitude in zip(phases, radians, magnitudes, strict=True):
+        judged = judge_phase(volume.data, angle, magnitude.data)
+        if said := (*judged.reasons, *judged.warnings):
+            raise NotAnalysableError(f"the phase is not analysable: {said[0]}")
     chosen = slice(None) if echo is None else slice(echo - 1, echo)
     return _Echoes(
         magnitudes=np.stack([volume.data for volume in magnitudes[chosen]]),
-        phases=phase_to_radians(stored, phase_range)[chosen],
+        phases=radians[chosen],
         te_ms=tuple(te_ms)[chosen],
         phase_range=phase_range,
     )

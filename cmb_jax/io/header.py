@@ -285,6 +285,12 @@ def _world_affine(file: NiftiFile, header: nib.Nifti1Header, path: Path) -> tupl
             f"{path}: its header gives voxels of {size} mm, {extent.max() / 10:.0f} cm in all, which no scan "
             "of a head has; repair the voxel size (is it in other units than mm?)"
         )
+    zooms = np.array(header["pixdim"][1:4], np.float64) * _MM_PER_UNIT[unit]
+    if np.abs(zooms - edges).max() > 0.01 * edges.max():
+        warnings.append(
+            f"the header contradicts itself: voxels of {_by_x(zooms)} mm by pixdim, {_by_x(edges)} mm by its "
+            "transform; the transform was used"
+        )
     sform, sform_code = header.get_sform(coded=True)
     try:
         qform, qform_code = header.get_qform(coded=True)
@@ -307,3 +313,7 @@ def _world_affine(file: NiftiFile, header: nib.Nifti1Header, path: Path) -> tupl
                 f"{' and about left against right' if mirrored else ''}; the sform was used"
             )
     return affine, warnings
+
+
+def _by_x(numbers: np.ndarray) -> str:
+    return " x ".join(f"{float(number):.3g}" for number in numbers)

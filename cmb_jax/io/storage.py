@@ -13,10 +13,9 @@ from nibabel.arrayproxy import ArrayProxy
 from cmb_jax.io.atomic import atomic_write_bytes
 from cmb_jax.io.header import NiftiFile
 from cmb_jax.io.outside import reading
-from cmb_jax.io.phase import PhaseRange
 
 _COMPRESSION = 4
-_WRAPPED = 1.01  # peaks of wrapped radians over pi, rounding included
+_WRAPPED = 1.01  # ends of wrapped phase over those of its turn, rounding included
 _FORMAT_TEXTS = ("magic", "regular")  # belong to the format, not to the scan
 
 
@@ -35,34 +34,29 @@ def scaled_magnitude(file: NiftiFile, gain: np.ndarray) -> np.ndarray:
     return _stored(file, raw, values * gain.reshape(raw.shape))
 
 
-def shifted_phase(file: NiftiFile, shift: np.ndarray, phase_range: PhaseRange) -> np.ndarray:
+def shifted_phase(file: NiftiFile, shift: np.ndarray, turn: tuple[float, float]) -> np.ndarray:
     """The stored numbers of a phase image with `shift` added and wrapped into the range that they are in.
 
     Args:
         file: the phase as read.
         shift: (I, J, K, E) radians on the file's own grid.
-        phase_range: how the file stores phase. Radians beyond +-pi (unwrapped) are not wrapped.
+        turn: the stored values that one turn lies between. Values beyond them (unwrapped) are not wrapped.
 
     Returns:
         Array of the file's shape and type, without slope and intercept.
     """
     raw, values = _values(file)
-    peak = float(np.abs(values[np.isfinite(values)]).max())
-    low, period = {
-        PhaseRange.RADIANS: (-math.pi, 2 * math.pi if peak <= _WRAPPED * math.pi else math.inf),
-        PhaseRange.PLUS_MINUS_4096: (-4096.0, 8192.0),
-        PhaseRange.ZERO_4095: (0.0, 4096.0),
-        PhaseRange.MILLIRADIANS: (-1000 * math.pi, 2000 * math.pi),
-        PhaseRange.ZERO_2PI: (0.0, 2 * math.pi),
-        PhaseRange.SYMMETRIC: (-peak, 2 * peak),
-    }[phase_range]
-    unit = 1.0 if phase_range in (PhaseRange.RADIANS, PhaseRange.ZERO_2PI) else period / (2 * math.pi)
+    low, width = turn[0], turn[1] - turn[0]
+    unit = width / (2 * math.pi)
+    finite = values[np.isfinite(values)]
+    beyond = (_WRAPPED - 1) * width / 2
+    unwrapped = finite.min() < low - beyond or finite.max() > turn[1] + beyond
     changed = values + unit * shift.reshape(raw.shape)
     if bool(np.all(values == np.rint(values))):
         changed = np.rint(changed)  # integers stay integers, also in a file of floats
     # what was at the upper end and has not changed stays there
-    if math.isfinite(period):
-        turned = changed - period * np.floor((changed - low) / period)
+    if not unwrapped:
+        turned = changed - width * np.floor((changed - low) / width)
         changed = np.where(changed == values, changed, turned)
     return _stored(file, raw, changed)
 

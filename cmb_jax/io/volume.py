@@ -24,7 +24,7 @@ class NativeGrid:
         return (i, j, k)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Volume:
     """One scalar image whose axes run to the Right, Anterior and Superior (closest canonical).
 
@@ -37,6 +37,10 @@ class Volume:
     source: Path | None = None  # file it was read from
     sha256: str | None = None  # of that file
     warnings: tuple[str, ...] = ()  # one line each, for outputs too: no file names
+
+    def __repr__(self) -> str:
+        shape, spacing = " x ".join(map(str, self.shape)), " x ".join(f"{s:.3g}" for s in self.spacing_mm)
+        return f"<Volume: {shape} voxels of {spacing} mm, R A S, from {self.source or 'memory'}>"
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

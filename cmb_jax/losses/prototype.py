@@ -1,13 +1,24 @@
 """Losses that draw embeddings to prototypes of their own class. S samples, K prototypes per class, E numbers.
 
-All have the signature of `losses.registry.PrototypeLoss`; none of them draws random numbers. With squared
+All have the signature of `losses.prototype.PrototypeLoss`; none of them draws random numbers. With squared
 distances d to the prototypes m of the classes c and the sample's class y.
+
+Losses that compare samples with each other and need no prototypes. S samples, E numbers.
+
+Both have the signature of `losses.prototype.PrototypeLoss`. Their memory grows with S squared.
+
+Prototype losses by the name that a configuration gives them (`loss.prototype_loss`).
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+
+from cmb_jax.config import LossConfig
 
 
 def concentration_loss(
@@ -158,3 +169,109 @@ def _log_one_plus_sum(exponents: jax.Array, counts: jax.Array) -> jax.Array:
     # a finite floor: the gradient of a sum over nothing but -inf is not a number
     masked = jnp.where(counts, exponents, -1e30)
     return jax.nn.logsumexp(jnp.concatenate([jnp.zeros_like(masked[:1]), masked]), axis=0)
+
+
+def supervised_contrastive_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    valid: jax.Array,
+    prototypes: jax.Array,
+    key: jax.Array | None = None,
+    *,
+    temperature: float,
+) -> jax.Array:
+    """Supervised contrastive loss, the sum outside the logarithm (SupCon: Khosla et al. 2020, eq. 2).
+
+    With embeddings z at length 1, the other samples A of a sample i, and those P of its class:
+    -mean over p in P of log(exp(z_i z_p / temperature) / sum over a in A of exp(z_i z_a / temperature)).
+
+    Args:
+        embeddings: (S, E) float32.
+        labels: (S,) integer class.
+        valid: (S,) bool; loss and gradient are 0 elsewhere, and there is no one to compare with.
+        prototypes: not used.
+        key: not used.
+        temperature: more than 0.
+
+    Returns:
+        (S,) float32; 0 for a sample that is alone in its class.
+    """
+    samples = unit_length(jnp.where(valid[:, None], embeddings, 0.0))
+    others, same = _pairs(labels, valid)
+    # a finite floor: the gradient of a sum over nothing but -inf is not a number
+    logits = jnp.where(others, samples @ samples.T / temperature, -1e30)
+    log_share = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+    positives = same.sum(axis=1)
+    loss = -jnp.where(same, log_share, 0.0).sum(axis=1) / jnp.maximum(positives, 1)
+    return jnp.where(valid & (positives > 0), loss, 0.0)
+
+
+def hardest_triplet_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    valid: jax.Array,
+    prototypes: jax.Array,
+    key: jax.Array | None = None,
+    *,
+    margin: float,
+) -> jax.Array:
+    """Triplet loss with the hardest partners of the batch (Hermans et al. 2017, eq. 5).
+
+    max(0, margin + largest distance to a sample of the own class - smallest distance to one of another), with
+    distances that are not squared.
+
+    Args and result as of `supervised_contrastive_loss`, `margin` in the embedding's unit; 0 for a sample that
+    is alone in its class or has no sample of another.
+    """
+    samples = jnp.where(valid[:, None], embeddings, 0.0)
+    others, same = _pairs(labels, valid)
+    different = others & ~same
+    length = jnp.square(samples).sum(axis=1)
+    squared = length[:, None] + length[None] - 2.0 * samples @ samples.T
+    apart = squared > 1e-12  # the root has no gradient at 0
+    distance = jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
+    farthest = jnp.where(same, distance, -jnp.inf).max(axis=1)
+    nearest = jnp.where(different, distance, jnp.inf).min(axis=1)
+    complete = valid & same.any(axis=1) & different.any(axis=1)
+    gap = jnp.where(complete, farthest, 0.0) - jnp.where(complete, nearest, 0.0)
+    return jnp.where(complete, jnp.maximum(margin + gap, 0.0), 0.0)
+
+
+def _pairs(labels: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Pairs (S, S) of two different valid samples, and those of them that are of one class."""
+    others = valid[:, None] & valid[None] & ~jnp.eye(labels.shape[0], dtype=bool)
+    return others, others & (labels[:, None] == labels[None])
+
+
+PrototypeLoss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+"""A loss of mined samples: pure, static shapes, 0 in value and gradient where a sample is not valid.
+
+(embeddings (S, E), labels (S,), valid (S,), prototypes (classes, K, E), key) -> (S,). The detector's loss is
+the mean over the valid samples. The key is another one every step.
+"""
+
+NONE = "none"
+"""No prototype loss: samples are neither mined nor embedded."""
+
+PROTOTYPE_LOSSES: dict[str, Callable[[LossConfig], PrototypeLoss]] = {
+    "concentration": lambda config: functools.partial(
+        concentration_loss, gamma=config.prototype_gamma, pull=config.prototype_pull
+    ),
+    "dce": lambda config: functools.partial(distance_cross_entropy, gamma=config.prototype_gamma),
+    "gcpl": lambda config: functools.partial(
+        nearest_prototype_loss, gamma=config.prototype_gamma, pull=config.prototype_pull
+    ),
+    "center": lambda config: center_loss,
+    "supcon": lambda config: functools.partial(
+        supervised_contrastive_loss, temperature=config.supcon_temperature
+    ),
+    "proxy_anchor": lambda config: functools.partial(
+        proxy_anchor_loss, scale=config.proxy_scale, margin=config.proxy_margin
+    ),
+    "triplet_hard": lambda config: functools.partial(hardest_triplet_loss, margin=config.triplet_margin),
+}
+
+
+def prototype_loss(config: LossConfig) -> PrototypeLoss:
+    """The loss that a configuration names, with its settings; `NONE` has no function."""
+    return PROTOTYPE_LOSSES[config.prototype_loss](config)

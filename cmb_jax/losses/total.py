@@ -8,21 +8,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmb_jax.boxes.anchors import anchor_sizes, axis_centers
+from cmb_jax.boxes.anchors import Truths, anchor_sizes, axis_centers, boxes_from_centers, encode_boxes
 from cmb_jax.boxes.assignment import Assignment, assign_lattice, assign_nearest, near_truths
-from cmb_jax.boxes.coder import encode_boxes
-from cmb_jax.boxes.geometry import boxes_from_centers
-from cmb_jax.boxes.types import Truths
 from cmb_jax.config import LossConfig
-from cmb_jax.losses.detection import focal_loss, smooth_l1
-from cmb_jax.losses.memory import SampleBank, Samples, with_remembered
-from cmb_jax.losses.mining import MINERS, peaks, spread
-from cmb_jax.losses.objectness import drawn_negatives, hardest, lesion_weights
-from cmb_jax.losses.registry import NONE, prototype_loss
-from cmb_jax.losses.semantic import UNKNOWN, cell_classes, semantic_loss
+from cmb_jax.losses.detection import (
+    UNKNOWN,
+    cell_classes,
+    drawn_negatives,
+    focal_loss,
+    hardest,
+    lesion_weights,
+    semantic_loss,
+    smooth_l1,
+)
+from cmb_jax.losses.mining import MINERS, SampleBank, Samples, peaks, spread, with_remembered
+from cmb_jax.losses.prototype import NONE, prototype_loss
 from cmb_jax.models.detector import STEM_STRIDE, Detector
-from cmb_jax.models.prototypes import CLASSES
-from cmb_jax.models.types import ProposalMaps
+from cmb_jax.models.functional import ProposalMaps
+from cmb_jax.models.heads import CLASSES
 
 # Positive anchors per patch in the box loss: a lesion has 1 to 50, a large one up to 280. If there are ever
 # more, an even choice of them is taken.

@@ -8,17 +8,15 @@ from flax import nnx
 
 from cmb_jax.config import ModelConfig, Precision, Triple
 from cmb_jax.models.blocks import Conv, at_least_float32
-from cmb_jax.models.fusion import FeatureFusion
-from cmb_jax.models.prototypes import AnchorEmbedding, initial_prototypes
-from cmb_jax.models.rpn import ProposalHead
-from cmb_jax.models.types import ProposalMaps
-from cmb_jax.models.unet import UNet, dependence_radius
+from cmb_jax.models.functional import ProposalMaps
+from cmb_jax.models.heads import AnchorEmbedding, ProposalHead, initial_prototypes
+from cmb_jax.models.unet import FeatureFusion, UNet, dependence_radius
 from cmb_jax.ops.resample import space_to_depth
 
 IMAGE_CHANNELS = 2
 STEM_STRIDE: Triple = (1, 2, 2)  # slices are thick: the first reduction leaves z alone
 FUSED_LEVELS = 3  # P1..P3
-SEMANTIC_CLASSES = 7  # `losses.semantic` says which
+SEMANTIC_CLASSES = 7  # `losses.detection` says which
 
 
 class Detector(nnx.Module):

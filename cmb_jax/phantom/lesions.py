@@ -24,8 +24,8 @@ from cmb_jax.phantom.bodies import (
     seen_mm,
 )
 from cmb_jax.phantom.geometry import Grid
+from cmb_jax.phantom.head import HeadMaps, draw_voxels, in_regions, sample_head, tissue_mask
 from cmb_jax.phantom.packed import PackedAnatomy
-from cmb_jax.phantom.planning import HeadMaps, draw_voxels, in_regions, sample_head, tissue_mask
 from cmb_jax.phantom.pose import Pose, to_pack
 from cmb_jax.phantom.tiers import Tier
 from cmb_jax.phantom.types import CMB_KIND

@@ -12,8 +12,8 @@ from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import Region
 from cmb_jax.phantom.bodies import Bodies, ellipsoids, log_normal, region_codes
 from cmb_jax.phantom.geometry import Grid
+from cmb_jax.phantom.head import HeadMaps, blur, draw_voxels, in_regions, tissue_mask
 from cmb_jax.phantom.packed import PackedAnatomy
-from cmb_jax.phantom.planning import HeadMaps, blur, draw_voxels, in_regions, tissue_mask
 from cmb_jax.phantom.pose import Pose
 from cmb_jax.phantom.tiers import Tier
 from cmb_jax.phantom.types import CALCIFICATIONS, MimicKind

@@ -1,20 +1,114 @@
-"""Vessels laid into the tissue that they displace, and the field of a head or a part of one."""
+"""Small soft-edged bodies drawn into a volume by scattering, all at once and with static shapes.
+
+Vessels laid into the tissue that they displace, and the field of a head or a part of one.
+
+Truth on the acquired grid: microbleed instances, and what else may look like one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax import numpy as jnp
 
-from cmb_jax.phantom.contrast import BRAIN_SIGNAL, Blood
+from cmb_jax.phantom.bodies import MAX_APPARENT_MM, Bodies
 from cmb_jax.phantom.field import convolve_dipole, smooth_size
 from cmb_jax.phantom.geometry import Grid
-from cmb_jax.phantom.posing import TissueMaps
-from cmb_jax.phantom.stamps import draw_tubes, stamp_half_width
-from cmb_jax.phantom.tissue import CHI_AIR
-from cmb_jax.phantom.vessels import MAX_RADIUS_MM, MAX_THIN_MM
-from cmb_jax.phantom.walks import Vessels
+from cmb_jax.phantom.head import TissueMaps
+from cmb_jax.phantom.tissue import BRAIN_SIGNAL, CHI_AIR, Blood
+from cmb_jax.phantom.types import MimicKind
+from cmb_jax.phantom.vessels import MAX_RADIUS_MM, MAX_THIN_MM, Vessels
+
+
+def stamp_half_width(radius_mm: float, spacing_mm: tuple[float, float, float]) -> tuple[int, int, int]:
+    """Half width in voxels of a stamp that holds a body of this radius and its soft edge."""
+    x, y, z = (int(np.ceil(radius_mm / h + 0.5)) for h in spacing_mm)
+    return (x, y, z)
+
+
+def _offsets(half: tuple[int, int, int]) -> np.ndarray:
+    axes = np.meshgrid(*(np.arange(-h, h + 1) for h in half), indexing="ij")
+    return np.stack([a.reshape(-1) for a in axes], axis=1)
+
+
+def _window(grid: Grid, points_mm: Array, half: tuple[int, int, int]) -> tuple[Array, Array]:
+    """Voxels around each point: indices (N, K, 3) and vectors from the point in mm (N, K, 3)."""
+    spacing, origin = jnp.asarray(grid.spacing_mm), jnp.asarray(grid.origin_mm)
+    position = (points_mm - origin) / spacing
+    index = jnp.round(position).astype(jnp.int32)[:, None] + jnp.asarray(_offsets(half), jnp.int32)
+    return index, (index - position[:, None]) * spacing
+
+
+def _scatter_max(volume: Array, index: Array, value: Array) -> Array:
+    flat = index.reshape(-1, 3)
+    inside = jnp.all(flat >= 0, axis=1)  # negative indices would wrap; too large ones are dropped
+    x = jnp.where(inside, flat[:, 0], volume.shape[0])
+    return volume.at[x, flat[:, 1], flat[:, 2]].max(value.reshape(-1), mode="drop")
+
+
+def _normalised_distance(vector_mm: Array, radii_mm: Array) -> Array:
+    """(N, K) distance from the centre over the ellipsoid's radius in that direction."""
+    return jnp.sqrt(jnp.sum((vector_mm / radii_mm[:, None]) ** 2, axis=-1) + 1e-12)
+
+
+def draw_balls(
+    volume: Array, grid: Grid, points_mm: Array, radii_mm: Array, amplitude: Array, half: tuple[int, int, int]
+) -> Array:
+    """Ellipsoids with an edge one voxel soft, by maximum. Their integral is amplitude * 4/3 pi a b c.
+
+    points_mm (N, 3) image frame, radii_mm (N, 3), amplitude (N,) >= 0 (0 draws nothing).
+    """
+    edge = float(np.mean(grid.spacing_mm))
+    index, vector = _window(grid, points_mm, half)
+    a = jnp.mean(radii_mm, axis=1)
+    fraction = jnp.clip(0.5 - (_normalised_distance(vector, radii_mm) - 1.0) * a[:, None] / edge, 0.0, 1.0)
+    large = a**2 / (a**2 + edge**2 / 4)  # volume of a ball over that of the soft one
+    small = 4 * a**3 * edge / (a + edge / 2) ** 4
+    return _scatter_max(
+        volume, index, fraction * (amplitude * jnp.where(a > edge / 2, large, small))[:, None]
+    )
+
+
+def draw_tubes(
+    volume: Array,
+    grid: Grid,
+    points_mm: Array,
+    radius_mm: Array,
+    amplitude: Array,
+    half: tuple[int, int, int],
+) -> Array:
+    """Tubes as strings of overlapping soft balls, by maximum. Their integral is amplitude * pi a^2 a length.
+
+    points_mm (N, 3) image frame, radius_mm (N,), amplitude (N,) >= 0 (0 draws nothing).
+    """
+    edge = float(np.mean(grid.spacing_mm))
+    index, vector = _window(grid, points_mm, half)
+    distance = jnp.sqrt(jnp.sum(vector**2, axis=-1))
+    fraction = jnp.clip(0.5 - (distance - radius_mm[:, None]) / edge, 0.0, 1.0)
+    a = radius_mm
+    large = a**2 / (a**2 + edge**2 / 12)  # cross-section of a tube over that of the soft one
+    small = 3 * a**2 * edge / (a + edge / 2) ** 3
+    return _scatter_max(
+        volume, index, fraction * (amplitude * jnp.where(a > edge / 2, large, small))[:, None]
+    )
+
+
+def draw_labels(
+    volume: Array, grid: Grid, points_mm: Array, radii_mm: Array, label: Array, half: tuple[int, int, int]
+) -> Array:
+    """Hard-edged ellipsoids of integer labels, by maximum; each covers at least its nearest voxel.
+
+    radii_mm (N, 3); label (N,) of the volume's type, 0 draws nothing.
+    """
+    index, vector = _window(grid, points_mm, half)
+    inside = _normalised_distance(vector, radii_mm) <= 1.0
+    nearest = jnp.asarray(np.all(_offsets(half) == 0, axis=1))
+    value = jnp.where(inside | nearest, label[:, None], 0).astype(volume.dtype)
+    return _scatter_max(volume, index, value)
+
 
 PADDING = 1.2  # of the field's grid: what wraps round is smooth and far away
 _CHUNK = 8192  # points of a vessel drawn at a time, so that their stamps stay in the cache
@@ -84,3 +178,62 @@ def head_field(chi_ppm: jax.Array, b0_direction: jax.Array, *, grid: Grid) -> ja
     padded = (smooth_size(x * PADDING), smooth_size(y * PADDING), z + below)
     field = convolve_dipole(chi, b0_direction, spacing_mm=grid.spacing_mm, padded=padded)
     return field[:, :, below:]
+
+
+MIN_TUBE_LABEL_MM = 0.6  # radius: a thinner vein still darkens the voxel it runs through
+MAX_FOCAL_MM = 14.0  # diameter of the largest cavernoma
+ARTEFACT = 0.12  # a voxel that an artefact darkens by more than this share of the brain's signal is labelled
+
+
+def instance_labels(bleeds: Bodies, apparent_mm: jax.Array, ids: jax.Array, *, grid: Grid) -> jax.Array:
+    """Apparent extent of each microbleed as its id, uint16 (X, Y, Z); id 0 leaves one out."""
+    return draw_labels(
+        jnp.zeros(grid.shape, jnp.uint16),
+        grid,
+        bleeds.centre_mm,
+        apparent_radii(bleeds, apparent_mm),
+        ids,
+        stamp_half_width(MAX_APPARENT_MM / 2 * 1.3, grid.spacing_mm),
+    )
+
+
+def apparent_radii(bodies: Bodies, apparent_mm: jax.Array) -> jax.Array:
+    """(N, 3) the bodies' radii scaled so that their geometric mean is half the apparent diameter (N,)."""
+    return bodies.radii_mm * (apparent_mm / 2 / bodies.mean_radius_mm)[:, None]
+
+
+def vessel_labels(mimics: jax.Array, vessels: Vessels, widest: float, *, grid: Grid) -> jax.Array:
+    """Vessels written over the mimics of the tissue, uint8 (X, Y, Z). `widest`: factor on their radii."""
+    in_plane = max(grid.spacing_mm[:2]) / 2
+    radius = jnp.maximum(vessels.radius_mm, max(MIN_TUBE_LABEL_MM, in_plane))
+    # a whole disc in the nearest slice: one that shrank towards the slice's face would cut a vein in two
+    radii = jnp.stack([radius, radius, jnp.full_like(radius, 1e3)], axis=1)
+    half = stamp_half_width(MAX_RADIUS_MM * widest, (grid.spacing_mm[0], grid.spacing_mm[1], 1e3))
+    label = jnp.where(vessels.valid, vessels.kind, 0)
+    return draw_labels(mimics, grid, vessels.points_mm, radii, label, (half[0], half[1], 0))
+
+
+def focal_labels(mimics: jax.Array, bodies: Bodies, apparent_mm: jax.Array, *, grid: Grid) -> jax.Array:
+    """Calcifications and cavernomas, apparent size, written over the others, uint8 (X, Y, Z)."""
+    return draw_labels(
+        mimics,
+        grid,
+        bodies.centre_mm,
+        apparent_radii(bodies, apparent_mm),
+        jnp.where(bodies.valid, bodies.kind, 0),
+        stamp_half_width(MAX_FOCAL_MM / 2 * 1.3, grid.spacing_mm),
+    )
+
+
+def artefact_labels(
+    mimics: jax.Array, brain: jax.Array, free: jax.Array, ghost: jax.Array, ringing: jax.Array
+) -> jax.Array:
+    """Motion ghosts and Gibbs ringing where nothing else is, uint8 (X, Y, Z).
+
+    ghost, ringing (X, Y, Z): how much darker each makes a voxel; brain, free (X, Y, Z) bool: solid tissue,
+    and voxels without a microbleed.
+    """
+    at = brain & free & (mimics == 0)
+    mimics = jnp.where(at & (ghost > ARTEFACT), int(MimicKind.MOTION_GHOST), mimics)
+    at = at & (mimics == 0)
+    return jnp.where(at & (ringing > ARTEFACT), int(MimicKind.GIBBS_RINGING), mimics).astype(jnp.uint8)

@@ -18,7 +18,6 @@ from jax.sharding import PartitionSpec as P
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.phantom.acquisition import acquire
 from cmb_jax.phantom.bodies import Bodies, apparent_diameters
-from cmb_jax.phantom.contrast import draw_blood
 from cmb_jax.phantom.dephasing import (
     Inclusions,
     add_smooth_balls,
@@ -27,18 +26,24 @@ from cmb_jax.phantom.dephasing import (
     reaches,
 )
 from cmb_jax.phantom.geometry import Grid, lattice_for, simulation_grid
-from cmb_jax.phantom.labels import artefact_labels, focal_labels, instance_labels, vessel_labels
+from cmb_jax.phantom.head import PLANNING_SPACING_MM, head_maps, label_maps, tissue_maps
 from cmb_jax.phantom.lesions import DIAMETERS_MM, LesionDraw, draw_microbleeds
 from cmb_jax.phantom.mimics import draw_calcifications, draw_cavernoma, join
 from cmb_jax.phantom.packed import PackedAnatomy
-from cmb_jax.phantom.planning import PLANNING_SPACING_MM, head_maps
 from cmb_jax.phantom.pose import random_pose
-from cmb_jax.phantom.posing import label_maps, tissue_maps
 from cmb_jax.phantom.protocols import Protocol
-from cmb_jax.phantom.render import add_vessels, head_field, part_field
+from cmb_jax.phantom.render import (
+    add_vessels,
+    artefact_labels,
+    focal_labels,
+    head_field,
+    instance_labels,
+    part_field,
+    vessel_labels,
+)
 from cmb_jax.phantom.scanner import Scanner, ScannerRanges, draw_scanner
 from cmb_jax.phantom.tiers import TIERS, Tier
-from cmb_jax.phantom.tissue import draw_age, draw_tissue, head_volume
+from cmb_jax.phantom.tissue import draw_age, draw_blood, draw_tissue, head_volume
 from cmb_jax.phantom.types import MimicKind, SubjectSettings
 from cmb_jax.phantom.vessels import draw_vessels
 from cmb_jax.phantom.visibility import Visibility, is_seen, visibility

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 import cmb_jax
 from cmb_jax.anatomy.assets import load_pack
@@ -22,6 +21,7 @@ from cmb_jax.phantom.simulate import simulate_subject
 from cmb_jax.phantom.tiers import check_settings
 from cmb_jax.phantom.types import READER_MM, LesionRow, MimicKind, PhantomSubject, SubjectSettings
 from cmb_jax.phantom.version import VERSION, VERSION_KEY
+from cmb_jax.progress import track
 
 _GZIP_LEVEL = 2  # noise does not compress; more only takes longer
 _DECIMALS = {
@@ -232,7 +232,7 @@ def write_cohort(
 ) -> None:
     """Simulate members into an existing folder, with what belongs to the whole tree."""
     participants = []
-    for member in tqdm(members, desc="simulating", unit="subject", disable=not progress):
+    for member in track(members, "simulating", shown=progress):
         subject = simulate_subject(pack_of(member.anatomy), member.seed, member.settings)
         write_subject(subject, root, member.name)
         participants.append(_participant(member.name, subject))

@@ -1,24 +1,208 @@
-"""A training step on a mesh of devices: what it costs each of them and how long it should take."""
+"""The programs that are planned for: training step and inference, lowered and compiled without values.
+
+How long a program takes on a device, by the roofline of each of its instructions.
+
+A training step on a mesh of devices: what it costs each of them and how long it should take.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 import time
 from collections import Counter
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax import export
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
 
+from cmb_jax.boxes.anchors import Detections, Truths
 from cmb_jax.config import Config
+from cmb_jax.errors import UserError
 from cmb_jax.hardware import ACCELERATORS, Hardware, measured_cpu
+from cmb_jax.inference.proposals import best_of_windows, window_candidates
+from cmb_jax.models.detector import Detector
 from cmb_jax.models.flops import training_gflop
-from cmb_jax.planning.costs import Costs, costs_of
-from cmb_jax.planning.estimate import Seconds, predict
-from cmb_jax.planning.hlo import parse
-from cmb_jax.planning.program import compile_accelerator_step, compile_step, step_arguments
-from cmb_jax.training.sharding import make_mesh
-from cmb_jax.training.state import init_state
+from cmb_jax.models.functional import Template
+from cmb_jax.planning.costs import Collective, Costs, costs_of, parse
+from cmb_jax.training.sharding import make_mesh, over_batch, replicated
+from cmb_jax.training.state import TrainState, init_state
+from cmb_jax.training.step import DeviceBatch, batch_shardings, make_step
+
+PLATFORMS = ("cuda", "tpu")
+
+
+def tpu_mesh(data: int, space: int, topology: str) -> Mesh:
+    """A mesh of TPUs that are not there, to compile for; needs the package libtpu.
+
+    Args:
+        data: devices that share the batch.
+        space: devices that share the depth.
+        topology: such as "v5e:2x4", of data * space devices.
+
+    Raises:
+        UserError: libtpu is not installed or knows no such topology.
+    """
+    # libtpu asks the cloud's server who it is unless it is told
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    try:
+        devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    except (RuntimeError, ImportError, ValueError, jax.errors.JaxRuntimeError) as error:
+        raise UserError(
+            f"no compiler for the TPU slice {topology} ({str(error).splitlines()[0]}): "
+            "pip install 'cmb-jax[tpu-check]'"
+        ) from error
+    return Mesh(np.array(devices).reshape(data, space), ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+
+
+def step_arguments(config: Config, mesh: Mesh) -> tuple[TrainState, DeviceBatch]:
+    """State and batch as shapes, types and places on the mesh; nothing is allocated."""
+    data = config.data
+    z, y, x = data.patch_shape
+    batch, truths = data.batch_size, data.max_truths
+    shapes = DeviceBatch(
+        image=jax.ShapeDtypeStruct((batch, z, y, x, 2), jnp.float32),  # type: ignore[arg-type]
+        truths=Truths(
+            boxes=jax.ShapeDtypeStruct((batch, truths, 6), jnp.float32),  # type: ignore[arg-type]
+            valid=jax.ShapeDtypeStruct((batch, truths), jnp.bool_),  # type: ignore[arg-type]
+            ignored=jax.ShapeDtypeStruct((batch, truths), jnp.bool_),  # type: ignore[arg-type]
+        ),
+        mimics=jax.ShapeDtypeStruct((batch, z, y // 2, x // 2), jnp.uint8),  # type: ignore[arg-type]
+    )
+    state = jax.eval_shape(lambda: init_state(config, mesh))
+    everywhere = replicated(mesh)
+    return (
+        jax.tree.map(lambda leaf: _placed(leaf, everywhere), state),
+        jax.tree.map(_placed, shapes, batch_shardings(mesh)),
+    )
+
+
+def _placed(leaf: Any, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def export_step(
+    config: Config, mesh: Mesh, platforms: tuple[str, ...] = PLATFORMS, *, anywhere: bool = False
+) -> export.Exported:
+    """The training step lowered for other platforms than this machine's.
+
+    Args:
+        config: the experiment; `data.batch_size` is of the whole mesh.
+        mesh: its shape alone counts, its devices may be simulated.
+        platforms: "cuda", "tpu".
+        anywhere: let it be called on any platform, such as to compile an accelerator's program here.
+    """
+    checks = [export.DisabledSafetyCheck.platform()] if anywhere else []
+    exporter = export.export(make_step(config, mesh), platforms=platforms, disabled_checks=checks)
+    return exporter(*step_arguments(config, mesh))
+
+
+def compile_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
+    """The training step for the devices of the mesh: this machine's, or ones of `tpu_mesh`."""
+    return make_step(config, mesh).lower(*step_arguments(config, mesh)).compile()
+
+
+def compile_accelerator_step(config: Config, mesh: Mesh, platform: str = "tpu") -> jax.stages.Compiled:
+    """The step that an accelerator is given, partitioned over the mesh and compiled by this machine's XLA.
+
+    Partitioning, and with it the messages, comes before the part of the compiler that knows the device;
+    fusion and layout are those of a processor.
+    """
+    exported = export_step(config, mesh, (platform,), anywhere=True)
+    call = jax.jit(exported.call, donate_argnums=0)
+    return call.lower(*step_arguments(config, mesh)).compile()
+
+
+def export_inference(
+    config: Config, mesh: Mesh, windows: int, platforms: tuple[str, ...] = PLATFORMS
+) -> export.Exported:
+    """From prepared windows to scored boxes (network, decoding, suppression), windows spread over the mesh.
+
+    Args:
+        config: network, window shape (`inference.tile_shape`), thresholds.
+        mesh: windows lie on its "data" axis, so their number is a multiple of it.
+        windows: how many.
+        platforms: "cuda", "tpu".
+    """
+    template = Template.of(
+        lambda: Detector(config.model, precision=config.inference.precision, rngs=nnx.Rngs(0))
+    )
+    candidates = functools.partial(window_candidates, template, config)
+
+    def infer(params: Any, images: jax.Array, *corners: jax.Array) -> Detections:
+        found = jax.vmap(candidates, in_axes=(None, 0, 0, 0, 0))((params,), images[:, None], *corners)
+        return best_of_windows(config, jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), found))
+
+    spread, everywhere = over_batch(mesh), replicated(mesh)
+    corner = jax.ShapeDtypeStruct((windows, 3), jnp.int32)
+    images = jax.ShapeDtypeStruct((windows, *config.inference.tile_shape, 2), jnp.float32)
+    jitted = jax.jit(infer, in_shardings=(everywhere, *[spread] * 4), out_shardings=everywhere)
+    return export.export(jitted, platforms=platforms)(template.shapes(), images, corner, corner, corner)
+
+
+BANDWIDTH_SHARE = 0.8
+"""Of the stated memory and link bandwidth."""
+LATENCY_S = 5e-6
+"""Of one collective, besides its bytes; assumed."""
+
+# Share of the whole array that passes each device's link, in a ring of n devices, over what it held before.
+_RING = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: n - 1,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Predicted seconds of one call."""
+
+    computing: float  # on instructions that the peak of operations bounds
+    moving: float  # on instructions that the memory bounds
+    messages: float  # none of which is hidden behind the rest
+
+    @property
+    def total(self) -> float:
+        """Of all three, one after the other."""
+        return self.computing + self.moving + self.messages
+
+
+def predict(costs: Costs, hardware: Hardware, precision: str) -> Seconds:
+    """Each instruction takes max(operations / (share of peak), bytes / (share of bandwidth)).
+
+    Args:
+        costs: of one device.
+        hardware: its peaks.
+        precision: of training, see `config.TrainConfig`.
+    """
+    peak = hardware.flops_share * hardware.flops(precision)
+    bandwidth = BANDWIDTH_SHARE * hardware.memory_bandwidth
+    computing = moving = 0.0
+    for operation in costs.operations:
+        by_flops, by_bytes = operation.flops / peak, operation.bytes / bandwidth
+        if by_flops > by_bytes:
+            computing += operation.times * by_flops
+        else:
+            moving += operation.times * by_bytes
+    messages = sum(c.times * message_seconds(c, hardware) for c in costs.collectives)
+    return Seconds(computing=computing, moving=moving, messages=messages)
+
+
+def message_seconds(collective: Collective, hardware: Hardware) -> float:
+    """Of one collective: a ring over the links, or over the network if the group is larger than a domain."""
+    inside = collective.devices <= hardware.domain
+    bandwidth = BANDWIDTH_SHARE * (hardware.link_bandwidth if inside else hardware.network_bandwidth)
+    return LATENCY_S + _RING[collective.kind](collective.devices) * collective.bytes / bandwidth
+
 
 CPU = "cpu"
 

@@ -27,11 +27,11 @@ def numeric_columns(table: Table) -> list[bool]:
 
 def render_evaluation_report(content: EvaluationContent) -> str:
     """The page as one string: drawings inlined, no script, nothing fetched from anywhere."""
-    plots = [] if content.reliability is None else [reliability_plot(content.reliability)]
+    plots = [] if content.reliability is None else [("Reliability", reliability_plot(content.reliability))]
     if content.subjects:
-        plots.append(count_plot(content.subjects))
-        if content.agreement is not None:
-            plots.append(difference_plot(content.subjects, content.agreement))
+        plots.append(("Counts per scan", count_plot(content.subjects)))
+        if content.agreement is not None and len(content.subjects) > 1:
+            plots.append(("Bland-Altman", difference_plot(content.subjects, content.agreement)))
     return (
         environment()
         .get_template("evaluation.html")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 from pathlib import Path
 
 import jinja2
@@ -13,6 +15,7 @@ from cmb_jax.report.overview import DRAWN_REGIONS, glass_brain, quality_mosaic, 
 from cmb_jax.report.slices import choose_windows
 from cmb_jax.report.statements import bombs_table, statements
 from cmb_jax.report.summary import (
+    LOW_SCORE,
     ZONES,
     all_warnings,
     count,
@@ -52,6 +55,11 @@ def environment() -> jinja2.Environment:
     return env
 
 
+def content_hash(text: str) -> str:
+    """A script or style sheet as a page's content security policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
+
+
 def render_report(content: ReportContent, *, max_drawn: int = MAX_DRAWN) -> str:
     """The page as one string: images inlined, no script, nothing fetched from anywhere.
 
@@ -81,6 +89,7 @@ def render_report(content: ReportContent, *, max_drawn: int = MAX_DRAWN) -> str:
             warnings=all_warnings(content),
             empty=empty_explanation(content),
             reasons=reason_counts(content.rows),
+            low=sum(row.reason == LOW_SCORE for row in rejected),
             mars=mars,
             bombs=bombs_table(kept),
             statements=statements(kept, content.partial_field_of_view),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from cmb_jax.report.shapes import Label, Picture, Shape, glyph
 WIDTH, HEIGHT = 560, 400
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 50
 FROC_TICKS: tuple[float, ...] = (0.125, 0.25, 0.5, 1, 2, 4, 8)
+FEWEST_IN_A_BIN = 5
+"""Detections; smaller bins are drawn as spots alone, because their shares are chance."""
 _FRACTIONS = {0.125: "1/8", 0.25: "1/4", 0.5: "1/2"}
 
 
@@ -75,6 +78,9 @@ def froc_plot(curves: Sequence[FrocLine]) -> Picture:
         x, y = _clip_to(axes.x, curve.fp_per_scan, curve.sensitivity, step=True)
         if len(x):
             shapes.append(Shape(axes.line(x, y), f"curve s{n % 5}", title=curve.name))
+        for rate in FROC_TICKS:
+            if len(x):
+                shapes.append(_froc_value(axes, curve, rate, f"value s{n % 5}"))
         if curve.operating_point is not None:
             rate, sensitivity = curve.operating_point
             px, py = axes.at(min(max(rate, axes.x[0]), axes.x[1]), sensitivity)
@@ -88,6 +94,18 @@ def froc_plot(curves: Sequence[FrocLine]) -> Picture:
         labels=tuple(labels),
         caption="FROC",
     )
+
+
+def _froc_value(axes: _Axes, curve: FrocLine, rate: float, style: str) -> Shape:
+    """A spot on the curve at one rate, with its value on hover."""
+    value = sensitivity_at(curve, rate)
+    title = f"{curve.name}: sensitivity {value:.2f} at {rate:g} false positives per scan"
+    if curve.band_fp_per_scan is not None and curve.band_low is not None and curve.band_high is not None:
+        low, high = (
+            float(np.interp(rate, curve.band_fp_per_scan, band)) for band in (curve.band_low, curve.band_high)
+        )
+        title += f", 95 % interval {low:.2f} to {high:.2f}"
+    return Shape(glyph("lobar", *axes.at(rate, value), 4.0), style, title=title)
 
 
 def _froc_words(curve: FrocLine) -> str:
@@ -133,27 +151,30 @@ def reliability_plot(line: ReliabilityLine) -> Picture:
     ticks = np.linspace(0, 1, 6).round(1).tolist()
     shapes, labels = axes.frame(ticks, ticks, "Mean probability", "Share of true detections")
     shapes.append(Shape(axes.line([0, 1], [0, 1]), "identity"))
-    shapes.append(Shape(axes.line(line.probability.tolist(), line.share.tolist()), "curve s0"))
+    if line.detections.min() >= FEWEST_IN_A_BIN:  # else a zigzag of chance
+        shapes.append(Shape(axes.line(line.probability.tolist(), line.share.tolist()), "curve s0"))
     largest = int(line.detections.max())
     for probability, share, detections in zip(line.probability, line.share, line.detections, strict=True):
         x, y = axes.at(float(probability), float(share))
         title = f"{detections} detections: probability {probability:.2f}, {share:.2f} of them true"
         radius = 3.0 + 5.0 * math.sqrt(detections / largest)
         shapes.append(Shape(glyph("lobar", x, y, radius), "spot", title=title))
-        labels.append(Label(x, y - radius - 4, str(detections), "middle"))
+        if line.detections.min() >= FEWEST_IN_A_BIN:
+            above = y - radius - 4
+            labels.append(Label(x, above if above > TOP + 10 else y + radius + 13, str(detections), "middle"))
     return Picture(
         width=WIDTH,
         height=HEIGHT,
         alt="Reliability diagram: " + line.note,
         shapes=tuple(shapes),
         labels=tuple(labels),
-        caption="Reliability; numbers: detections in a bin; on the dashed line probabilities are right. "
+        caption="Spots: bins, the larger the more detections; on the dashed line probabilities are right. "
         + line.note,
     )
 
 
 def count_plot(subjects: Sequence[SubjectLine]) -> Picture:
-    """Detections against true lesions, one spot a scan; scans with the same numbers share a larger spot."""
+    """Detections against true lesions, one spot per scan; scans with the same numbers share a larger spot."""
     pairs = Counter((s.lesions, s.detections) for s in subjects)
     top = _round_up(max((max(pair) for pair in pairs), default=1))
     axes = _Axes((0.0, top), (0.0, top))
@@ -170,7 +191,7 @@ def count_plot(subjects: Sequence[SubjectLine]) -> Picture:
         alt=f"Reported against true microbleeds of {len(subjects)} scans; the dashed line is agreement",
         shapes=tuple(shapes),
         labels=tuple(labels),
-        caption="Counts per scan; the dashed line is perfect agreement",
+        caption="The dashed line is perfect agreement",
     )
 
 
@@ -202,7 +223,92 @@ def difference_plot(subjects: Sequence[SubjectLine], agreement: CountAgreementTe
         f"{agreement.limit_low:.2f} to {agreement.limit_high:.2f}",
         shapes=tuple(shapes),
         labels=tuple(labels),
-        caption="Bland-Altman; dashed: bias and 95 % limits of agreement",
+        caption="Dashed: bias and 95 % limits of agreement",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class BarSeries:
+    """Counts of scans that are drawn as bars of one color."""
+
+    name: str
+    values: Sequence[int]  # one a scan
+
+
+COUNT_BINS: tuple[int, ...] = (0, 1, 2, 3, 5, 10, 20, 50)
+"""First count of each bar; the last one is open."""
+
+
+def count_histogram(series: Sequence[BarSeries], caption: str) -> Picture:
+    """How many scans have how many microbleeds; the bars of several series stand side by side."""
+    starts = np.array(COUNT_BINS)
+    names = [
+        str(low) if high == low + 1 else f"{low} to {high - 1}"
+        for low, high in itertools.pairwise(COUNT_BINS)
+    ] + [f"{COUNT_BINS[-1]} or more"]
+    heights = [
+        np.bincount(np.searchsorted(starts, each.values, side="right") - 1, minlength=len(starts))
+        for each in series
+    ]
+    top = _round_up(max(int(each.max()) for each in heights))
+    axes = _Axes((0.0, len(starts)), (0.0, top))
+    shapes, labels = axes.frame((), _linear_ticks(0.0, top), "Microbleeds", "Scans")
+    width = 0.8 / len(series)
+    for n, (each, height) in enumerate(zip(series, heights, strict=True)):
+        for position, scans in enumerate(height):
+            if not scans:
+                continue
+            left = position + 0.1 + n * width
+            corners = [left, left, left + width * 0.94, left + width * 0.94]
+            title = f"{each.name}: {scans} scan{'s' if scans > 1 else ''} with {names[position]} microbleeds"
+            bar = axes.line(corners, [0.0, float(scans), float(scans), 0.0]) + "Z"
+            shapes.append(Shape(bar, f"bar {'all' if len(series) == 1 else f's{n}'}", title=title))
+            if len(series) == 1:
+                x, y = axes.at(left + width / 2, float(scans))
+                labels.append(Label(x, y - 5, str(scans), "middle"))
+    for position, name in enumerate(names):
+        shown = name.replace(" to ", "–").replace(" or more", "+")
+        labels.append(Label(axes.at(position + 0.5, 0.0)[0], HEIGHT - BOTTOM + 18, shown, "middle"))
+    words = "; ".join(
+        f"{each.name}: "
+        + ", ".join(f"{scans} with {name}" for scans, name in zip(height, names, strict=True))
+        for each, height in zip(series, heights, strict=True)
+    )
+    return Picture(
+        width=WIDTH,
+        height=HEIGHT,
+        alt=f"{caption}: {words}",
+        shapes=tuple(shapes),
+        labels=tuple(labels),
+        caption=caption,
+    )
+
+
+def scan_plot(points: Sequence[tuple[str, int, int]], marked: frozenset[int]) -> Picture:
+    """Count of each scan in the order of the table: sites and scanners that differ show as steps.
+
+    Args:
+        points: (name, position in the table from 0, count) of each scan.
+        marked: positions that are drawn as outliers.
+    """
+    last = max(position for _, position, _ in points) + 1
+    top = _round_up(max(count for _, _, count in points))
+    axes = _Axes((0.0, last + 1.0), (0.0, top))
+    ticks = [tick for tick in _linear_ticks(0.0, last + 1.0) if tick > 0]
+    shapes, labels = axes.frame(ticks, _linear_ticks(0.0, top), "Scan, as listed", "Microbleeds")
+    for name, position, count in sorted(points, key=lambda point: point[1] in marked):
+        x, y = axes.at(position + 1.0, float(count))
+        if position in marked:
+            shapes.append(Shape(glyph("deep", x, y, 6.0), "point s1", title=f"{name}: {count}, stands out"))
+        else:
+            shapes.append(Shape(glyph("lobar", x, y, 3.5), "spot", title=f"{name}: {count}"))
+    return Picture(
+        width=WIDTH,
+        height=HEIGHT,
+        alt=f"Microbleeds of each of {len(points)} scans, 0 to {max(count for _, _, count in points)}",
+        shapes=tuple(shapes),
+        labels=tuple(labels),
+        caption="Microbleeds of each scan, in the order of the table; diamonds stand out",
     )
 
 

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Sequence
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, Zone
 from cmb_jax.report.content import DetectionRow, ReportContent
 
+LOW_SCORE = "score below the operating point"
+"""The reason of candidates that are possible microbleeds at a lower operating point."""
+
 ZONES: tuple[str, ...] = ("lobar", "deep", "infratentorial")
 
 # The order of the published form (Gregoire et al. 2009, Neurology 73:1759).

@@ -137,12 +137,12 @@ def _mark(
 def _check_grid(path: Path, values: np.ndarray, affine: np.ndarray, result: Result) -> None:
     if values.shape != result.grid.shape:
         raise UserError(
-            f"{path}: its shape is {values.shape}, that of {result.labels_path} {result.grid.shape} (RAS); "
+            f"{path}: its shape is {values.shape}, that of {result.paths.labels} {result.grid.shape} (RAS); "
             "give this result's labels as edited, not resampled"
         )
     apart = result.grid.apart_voxels(Grid(shape=result.grid.shape, affine=affine))
     if apart > _SAME_GRID_VOXELS:
         raise UserError(
-            f"{path}: lies up to {apart:.1f} voxels from {result.labels_path}; give this result's labels "
+            f"{path}: lies up to {apart:.1f} voxels from {result.paths.labels}; give this result's labels "
             "as edited, with their header as it was"
         )

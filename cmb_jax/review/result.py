@@ -1,4 +1,4 @@
-"""A prediction as `cmb-jax predict` left it in a folder, read back for review."""
+"""A result as `cmb-jax predict` or `cmb-jax bids` left it, read back for review."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cmb_jax.errors import UserError
 from cmb_jax.evaluation.read import read_labels
 from cmb_jax.evaluation.tables import TextTable, read_columns
 from cmb_jax.io.naming import pseudonym
-from cmb_jax.io.outside import a_number, a_text, read_json_object, reading, shown
+from cmb_jax.io.outside import a_number, a_text, reading, shown
 from cmb_jax.report.content import DETECTION_COLUMNS, LATER_COLUMNS, DetectionRow
+from cmb_jax.review.files import MADE_BY, ResultPaths, read_record, result_paths
 
-_MADE_BY = "give the folder that cmb-jax predict wrote"
 _ALLOWED = {
     "category": ("definite", "possible"),
     "zone": ("lobar", "deep", "infratentorial", "none"),
@@ -30,7 +30,7 @@ _ALLOWED = {
 class Result:
     """Candidates of one scan with their labels."""
 
-    folder: Path
+    paths: ResultPaths
     subject: str  # pseudonym
     swi_sha256: str  # of the image that was searched
     rows: tuple[DetectionRow, ...]
@@ -43,9 +43,9 @@ class Result:
         return tuple(row for row in self.rows if row.status == "kept")
 
     @property
-    def labels_path(self) -> Path:
-        """The label image on the scan's own grid."""
-        return self.folder / "labels.nii.gz"
+    def folder(self) -> Path:
+        """The result as it was named, for messages."""
+        return self.paths.shown
 
 
 def positions_mm(rows: tuple[DetectionRow, ...]) -> np.ndarray:
@@ -53,41 +53,46 @@ def positions_mm(rows: tuple[DetectionRow, ...]) -> np.ndarray:
     return np.array([[row.x_mm, row.y_mm, row.z_mm] for row in rows], np.float64).reshape(-1, 3)
 
 
-def load_result(folder: Path, subject: str | None = None) -> Result:
-    """Read detections.csv, detections.json and labels.nii.gz of a prediction.
+def load_result(result: Path, subject: str | None = None) -> Result:
+    """Read the table, the record and the labels of a result.
 
     Args:
-        folder: of the prediction.
+        result: folder of the prediction, or a file of it in BIDS derivatives.
         subject: what the scan is called in files for readers; default: its BIDS name, else a name made from
             the image's hash, so that no patient's name gets out.
 
     Raises:
         UserError: a file is missing or unreadable, or they do not fit each other.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; {_MADE_BY}")
-    required = [name for name in DETECTION_COLUMNS if name not in LATER_COLUMNS]
-    table = read_columns(folder / "detections.csv", required=required)
-    rows = _rows(table)
-    labels, affine = read_labels(folder / "labels.nii.gz")
+    paths = result_paths(Path(result))
+    rows = read_rows(paths.table)
+    labels, affine = read_labels(paths.labels)
     kept = [row.id for row in rows if row.status == "kept"]
     strange = np.setdiff1d(np.unique(labels[labels > 0]), kept)
     if len(strange):
         raise UserError(
-            f"{folder / 'labels.nii.gz'}: label {strange[0]:g} is no kept candidate of detections.csv; "
-            f"{_MADE_BY}"
+            f"{paths.labels}: label {strange[0]:g} is no kept candidate of {paths.table.name}; {MADE_BY}"
         )
     x, y, z = labels.shape
-    name, digest = _searched_image(folder / "detections.json")
+    name, digest = _searched_image(paths)
     return Result(
-        folder=folder,
+        paths=paths,
         subject=subject or name,
         swi_sha256=digest,
         rows=rows,
         labels=labels.astype(np.int32),
         grid=Grid(shape=(x, y, z), affine=affine),
     )
+
+
+def read_rows(path: Path) -> tuple[DetectionRow, ...]:
+    """The candidates of a detections.csv, or of the .tsv of BIDS derivatives.
+
+    Raises:
+        UserError: a file that is missing, or a value that no result has.
+    """
+    required = [name for name in DETECTION_COLUMNS if name not in LATER_COLUMNS]
+    return _rows(read_columns(path, required=required, delimiter="\t" if path.suffix == ".tsv" else ","))
 
 
 def _rows(table: TextTable) -> tuple[DetectionRow, ...]:
@@ -97,13 +102,13 @@ def _rows(table: TextTable) -> tuple[DetectionRow, ...]:
             continue
         if field.type == "float":
             columns[field.name] = table.numbers(field.name).tolist()
-        elif field.name == "probability":
+        elif field.type == "float | None":
             values = table.optional_numbers(field.name)
             columns[field.name] = [None if np.isnan(value) else float(value) for value in values]
         elif field.type == "int":
             columns[field.name] = table.whole_numbers(field.name)
         else:
-            columns[field.name] = table.text(field.name)
+            columns[field.name] = ["" if text == "n/a" else text for text in table.text(field.name)]
     for name, allowed in _ALLOWED.items():
         for line, value in enumerate(columns[name], start=2):
             if value not in allowed:
@@ -112,7 +117,7 @@ def _rows(table: TextTable) -> tuple[DetectionRow, ...]:
                 )
     ids = columns["id"]
     if len(set(ids)) < len(ids) or min(ids, default=1) < 1:
-        raise UserError(f"{table.path}: ids must be whole numbers from 1 on, each once; {_MADE_BY}")
+        raise UserError(f"{table.path}: ids must be whole numbers from 1 on, each once; {MADE_BY}")
     return tuple(
         DetectionRow(**dict(zip(columns, values, strict=True)))
         for values in zip(*columns.values(), strict=True)
@@ -139,10 +144,10 @@ def checked_row(values: Mapping[str, Any]) -> DetectionRow:
     return DetectionRow(**checked)
 
 
-def _searched_image(path: Path) -> tuple[str, str]:
+def _searched_image(paths: ResultPaths) -> tuple[str, str]:
     """The BIDS name of the image that was searched, else a name of its hash; and that hash."""
-    with reading(path, _MADE_BY, missing=f"no such file; {_MADE_BY}"):
-        inputs = read_json_object(path, _MADE_BY)["inputs"]
+    inputs = read_record(paths)["inputs"]
+    with reading(paths.record, MADE_BY):
         # where the SWI was made from echoes, the first of them stands for the scan
         searched = next((each for each in inputs if each["role"] == "swi"), None) or inputs[0]
         name, digest = a_text(searched["file"], "file", 255), a_text(searched["sha256"], "sha256", 64)

@@ -82,7 +82,7 @@ def write_truth_labels(
     Each has at least the voxel nearest to its center. A sphere says where a lesion is and how wide; its
     border is nobody's drawing.
     """
-    file = open_nifti(result.labels_path)
+    file = open_nifti(result.paths.labels)
     affine, _ = world_affine(file)
     i, j, k = file.image.shape[:3]
     array = np.zeros((i, j, k), np.uint16)

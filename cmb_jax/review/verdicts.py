@@ -156,5 +156,5 @@ def read_verdicts(path: Path, result: Result) -> Verdicts:
     """
     text = read_text(path, "give the file that the viewer saved", limit=MAX_BYTES)
     verdicts = parse_verdicts(text, str(path))
-    check_belongs(verdicts, str(path), result.swi_sha256, sha256_file(result.folder / "detections.csv"))
+    check_belongs(verdicts, str(path), result.swi_sha256, sha256_file(result.paths.table))
     return verdicts

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cmb_jax.boxes.types import Truths
+from cmb_jax.boxes.anchors import Truths
 from cmb_jax.config import DataConfig
 from cmb_jax.data.prepare import MAX_SCALED_INTENSITY, REFERENCE_PERCENTILE
 from cmb_jax.data.subjects import PROPOSAL_STRIDE

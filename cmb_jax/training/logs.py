@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from cmb_jax.io.outside import read_rows
+from cmb_jax.progress import Bar, tell
 
 
 class TrainLog:
@@ -22,37 +21,31 @@ class TrainLog:
         if self._csv_path.exists():
             self._columns = next(iter(read_rows(self._csv_path, ",", "move the run's log away")), [])
         self._writer = SummaryWriter(str(folder / "tensorboard"))
-        self._bar = tqdm(
-            total=total_steps,
-            initial=first_step,
-            desc="training",
-            unit="step",
-            file=sys.stderr,
-            mininterval=2.0,
-        )
+        self._bar = Bar("training", total_steps, done=first_step)
 
     def __enter__(self) -> TrainLog:
+        self._bar.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
-        self._bar.close()
+        self._bar.__exit__()
         self._writer.close()
 
     def advance(self) -> None:
         """One step done."""
-        self._bar.update(1)
+        self._bar.update()
 
     def message(self, text: str) -> None:
         """A line for people, above the bar."""
-        self._bar.write(text, file=sys.stderr)
+        tell(text)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write named values of one step."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-        shown = {name: f"{values[name]:.4g}" for name in ("loss", "voxels/s") if name in values}
+        shown = [f"{name} {values[name]:.4g}" for name in ("loss", "voxels/s") if name in values]
         if shown:
-            self._bar.set_postfix(shown)
+            self._bar.update(0, note=", ".join(shown))
         self._append({"step": step, **values})
 
     def _append(self, row: Mapping[str, float]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
 import html
 import json
 import re
@@ -16,6 +15,7 @@ import cmb_jax
 from cmb_jax.anatomy.regions import Region
 from cmb_jax.io.outside import parse_json
 from cmb_jax.report.content import DetectionRow
+from cmb_jax.report.html import content_hash
 from cmb_jax.report.summary import location_text, reason_text, region_title
 from cmb_jax.review.marks import CERTAINTIES, MIMIC_KINDS, Verdict
 from cmb_jax.review.verdicts import FORMAT, READER_RULE, VERSION
@@ -100,9 +100,9 @@ def policy() -> str:
 
     `connect-src 'self'` lets a page of the local server save verdicts there; from disk it allows nothing.
     """
-    scripts = " ".join(_hash(_script(text)) for text in (_read("vendor/niivue.umd.js"), _program()))
+    scripts = " ".join(content_hash(_script(text)) for text in (_read("vendor/niivue.umd.js"), _program()))
     return (
-        f"default-src 'none'; script-src {scripts}; style-src {_hash(_read('style.css'))}; "
+        f"default-src 'none'; script-src {scripts}; style-src {content_hash(_read('style.css'))}; "
         "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'"
     )
 
@@ -161,7 +161,3 @@ def _script(text: str) -> str:
 
 def _read(name: str) -> str:
     return resources.files("cmb_jax.viewer").joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from cmb_jax.anatomy import assets
-from cmb_jax.anatomy.assets import cached_pack, load_pack
+from cmb_jax.anatomy.assets import Package, cache_dir, cached_pack, fetch_package, load_pack, read_member
 from cmb_jax.anatomy.lattice import Lattice
-from cmb_jax.anatomy.packages import Package, cache_dir, fetch_package, read_member
 from cmb_jax.anatomy.synthetic import synthetic_pack
 from cmb_jax.errors import UserError
 

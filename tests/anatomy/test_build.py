@@ -9,12 +9,11 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from cmb_jax.anatomy import mars
-from cmb_jax.anatomy.atlas_maps import AFFINE, SHAPE, resample, resample_labels
+from cmb_jax.anatomy.build import AFFINE, SHAPE, head_air, resample, resample_labels, sharpen_tissues
 from cmb_jax.anatomy.pack import NUM_CHANNELS, Channel
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.anatomy.shapes import Ellipsoid, paint, quantise, tube, voxel_axes
 from cmb_jax.anatomy.synthetic import synthetic_pack
-from cmb_jax.anatomy.tissues import head_air, sharpen_tissues
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from cmb_jax.anatomy import assets, atlas_maps, mars
-from cmb_jax.anatomy.assets import load_pack
+from cmb_jax.anatomy import assets, build, mars
+from cmb_jax.anatomy.assets import fetch_package, load_pack
 from cmb_jax.anatomy.pack import NUM_CHANNELS, Channel
-from cmb_jax.anatomy.packages import fetch_package
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, Side, Zone, region_of, side_of
 
 pytestmark = pytest.mark.assets
@@ -43,7 +42,7 @@ def _cm3(pack, channel):
 
 def test_grid(pack):
     assert pack.fractions.shape == (193, 229, 193, NUM_CHANNELS)
-    np.testing.assert_array_equal(pack.affine, atlas_maps.AFFINE)
+    np.testing.assert_array_equal(pack.affine, build.AFFINE)
     assert (pack.fractions[..., :5].sum(axis=-1, dtype=np.uint16) == 255).all()
 
 
@@ -169,5 +168,5 @@ def test_atlas_tables_say_what_the_code_says(atlas_names):
         assert set(own) | {label + mars.MELBOURNE_LEFT_OFFSET for label in own} == expected
     small = {Channel.RED_NUCLEUS: ("RN",), Channel.SUBSTANTIA_NIGRA: ("SN", "STN")}
     for channel, names in small.items():
-        own = {atlas_names["Hypothalamus"][label][1:] for label in atlas_maps.HYPOTHALAMUS_NUCLEI[channel]}
+        own = {atlas_names["Hypothalamus"][label][1:] for label in build.HYPOTHALAMUS_NUCLEI[channel]}
         assert own == set(names)

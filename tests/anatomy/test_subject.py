@@ -9,10 +9,17 @@ import pytest
 from scipy import ndimage
 
 from cmb_jax.anatomy.assets import SUBJECT_SCANS
-from cmb_jax.anatomy.atlas_maps import AFFINE, SHAPE, AtlasMaps
+from cmb_jax.anatomy.build import (
+    AFFINE,
+    SHAPE,
+    AtlasMaps,
+    even_out,
+    place_scan,
+    read_placement,
+    smooth_cranium,
+)
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.shapes import Ellipsoid, voxel_axes
-from cmb_jax.anatomy.subject import even_out, place_scan, read_placement, smooth_cranium
 from cmb_jax.anatomy.synthetic import synthetic_pack
 
 WARPS = resources.files("cmb_jax.anatomy").joinpath("warps")

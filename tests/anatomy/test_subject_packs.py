@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from cmb_jax.anatomy.assets import SUBJECT_SCANS, load_pack, read_sources
-from cmb_jax.anatomy.atlas_maps import AFFINE, SHAPE, resample
+from cmb_jax.anatomy.build import AFFINE, SHAPE, resample
 from cmb_jax.anatomy.pack import NUM_CHANNELS, Channel
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, Side, Zone, region_of, side_of
 

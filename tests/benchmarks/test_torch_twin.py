@@ -15,8 +15,8 @@ from benchmarks.torch_detector import TorchDetector, channels_last
 from benchmarks.torch_loss import assign, spread
 from benchmarks.torch_step import TorchBatch, TorchTrainer, learning_rate
 from benchmarks.torch_weights import to_jax, to_torch
+from cmb_jax.boxes.anchors import Truths
 from cmb_jax.boxes.assignment import assign_lattice
-from cmb_jax.boxes.types import Truths
 from cmb_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from cmb_jax.data.patches import PatchBatch
 from cmb_jax.losses import mining

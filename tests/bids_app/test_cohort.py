@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cmb_jax import progress
 from cmb_jax.bids_app.participants import process_share
-from cmb_jax.commands import cohort_progress
 from tests.bids_app import app
 from tests.command_line import run_cli
 from tests.datasets.bids import tree
@@ -52,13 +52,13 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere(bids, cohort, study, tmp_path, 
     assert code == 0, stderr
     assert stdout.startswith(f"{COUNT} done\n")
     assert "reading the images" in stderr
-    monkeypatch.setattr(cohort_progress, "shown_on_terminal", lambda: True)
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
     _, _, stderr = cohort(study, tmp_path / "bar")
     assert f"{COUNT}/{COUNT}" in stderr
     assert "of it beside other work" in stderr
     assert "reading the images" not in stderr
     found = contents(tmp_path / "bar")
-    assert len(found) == 3 + 5 * COUNT
+    assert len(found) == 4 + 7 * COUNT
     assert found == contents(tmp_path / "lines")
     code, stdout, _ = bids(study, tmp_path / "bar", "group")
     assert (code, stdout.splitlines()[0]) == (0, f"{COUNT} done")

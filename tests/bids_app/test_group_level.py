@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 
 from cmb_jax.bids_app.group_table import COLUMNS
+from cmb_jax.errors import NotAnalysableError, UserError
+from cmb_jax.review.files import read_record
+from cmb_jax.review.result import load_result
 from tests.datasets.bids import tree
-from tests.datasets.trees import SHAPE, mask
+from tests.datasets.trees import SHAPE, brain, mask
+from tests.report.test_html import Page
 
 
 @pytest.fixture
@@ -17,8 +21,8 @@ def study(tmp_path, bids):
     root = tree.description(tmp_path / "study")
     for run in ("1", "2"):
         stem = f"sub-01/ses-a/anat/sub-01_ses-a_acq-hi_run-{run}"
-        tree.image(root, f"{stem}_swi", MagneticFieldStrength=3)
-        tree.image(root, f"{stem}_part-phase_GRE", tree.phase())
+        tree.image(root, f"{stem}_swi", brain(seed=int(run)), MagneticFieldStrength=3)
+        tree.image(root, f"{stem}_part-phase_GRE", tree.phase(seed=int(run)))
     tree.image(root, "sub-01/ses-b/anat/sub-01_ses-b_T2starw")
     tree.image(root, "sub-02/anat/sub-02_swi", np.full(SHAPE, 1.0, np.float32))
     tree.image(root, "sub-03/anat/sub-03_T1w")
@@ -110,6 +114,87 @@ def test_sidecars_and_logs_that_were_damaged(bids, study, tmp_path, content):
     assert code == 1
     assert "2 skipped, 1 failed" in stdout
     assert "Traceback" not in stderr
+
+
+def test_scans_that_are_not_analysable_have_a_status_and_no_count(bids, tmp_path, stub, monkeypatch):
+    root, out = tree.description(tmp_path / "study"), tmp_path / "out"
+    for label in ("01", "02"):
+        tree.image(root, f"sub-{label}/anat/sub-{label}_swi")
+    assert bids(root, out, "participant")[0] == 0
+
+    def refuse(images, say):
+        if "sub-01" in str(images.swi.source):
+            raise NotAnalysableError("the SWI is not analysable: it is a phase")
+        return say
+
+    monkeypatch.setattr(stub, "prepare", refuse)
+    code, stdout, _ = bids(root, out, "participant", "--overwrite")
+    assert code == 3
+    assert "sub-01: not analysable: the SWI is not analysable: it is a phase" in stdout
+    code, stdout, _ = bids(root, out, "group")
+    assert code == 3
+    rows = table(out)
+    assert [(row["participant_id"], row["status"]) for row in rows] == [
+        ("sub-01", "not analysable"),
+        ("sub-02", "done"),
+    ]
+    assert (rows[0]["cmb"], rows[0]["reason"]) == ("n/a", "the SWI is not analysable: it is a phase")
+    assert bids(root, out, "participant", "--participant-label", "01")[0] == 3  # nothing else was done
+
+
+def test_the_page_has_every_scan_with_links(bids, study, tmp_path):
+    out = tmp_path / "out"
+    viewers = ("--viewer", "--overwrite", "--participant-label", "01", "--session-label", "a")
+    assert bids(study, out, "participant", *viewers)[0] == 0
+    first, second = sorted(out.glob("sub-01/ses-a/anat/*_desc-cmb_detections.json"))
+    compared = out / "sub-01" / "compare_run-1_run-2"
+    compared.mkdir()
+    (compared / "report.html").write_text("changes")
+    inputs = [
+        [{"role": "swi", "file": "x", "sha256": image["SHA256"]} for image in made["Taken"]["Images"]]
+        for made in (json.loads(path.read_text())["CmbJax"] for path in (first, second))
+    ]
+    record = {
+        "counts": {"new": 2, "resolved": 1},
+        "baseline": {"inputs": inputs[0]},
+        "followup": {"inputs": inputs[1]},
+    }
+    (compared / "comparison.json").write_text(json.dumps(record))
+    (out / "sub-01" / "comparison.json").write_text("{")  # none of ours
+    _, stdout, _ = bids(study, out, "group")
+    path = out / "group_desc-cmb_report.html"
+    assert f"Open {path}" in stdout
+    page = Page(path.read_text())
+    assert page.values("data-status") == [row["status"] for row in table(out)]
+    assert "sub-02/anat/sub-02_swi.nii.gz: every voxel is 1" in page.words("line-3")
+    links = [href for a in page.all("a", "href") if not (href := a["href"]).startswith("#")]
+    assert len(links) == 3 + 2 + 2  # reports, viewers, the changes from both of their scans
+    assert all((out / href).is_file() for href in links)
+    assert "2 new, 1 resolved since before" in page.words("line-1")
+    assert len([img for img in page.all("img") if img["loading"] == "lazy"]) == 3
+    assert page.words("line-1").count("2 + 1") == 1  # definite and possible, as in the table
+
+
+def test_a_result_of_bids_is_read_as_one_of_predict(bids, study, tmp_path):
+    out = tmp_path / "out"
+    folder = out / "sub-01" / "ses-a" / "anat"
+    start = "sub-01_ses-a_acq-hi_run-2_desc-cmb"
+    result = load_result(folder / f"{start}_detections.json")
+    regions = ["frontal", "frontal", "thalamus", "none"]
+    assert [(row.id, row.region) for row in result.rows] == list(enumerate(regions, start=1))
+    assert [row.status for row in result.rows] == ["kept"] * 3 + ["rejected"]
+    assert result.kept[0].reason == ""
+    assert result.subject == "sub-01_ses-a_acq-hi_run-2_swi"
+    assert set(np.unique(result.labels)) == {0, 1, 2, 3}
+    record = read_record(result.paths)
+    assert [each["role"] for each in record["inputs"]] == ["swi", "phase"]
+    assert record["settings"]["score_threshold"] == "0.647"
+    assert result.paths.work == folder / f"{start}_review"
+    with pytest.raises(UserError, match="holds 2 results; name the file of one"):
+        load_result(folder)
+    assert load_result(out / "sub-01" / "ses-b" / "anat").subject == "sub-01_ses-b_T2starw"
+    with pytest.raises(UserError, match="is no file of a result"):
+        load_result(out / "README.md")
 
 
 def test_some_participants_only(bids, study, tmp_path):

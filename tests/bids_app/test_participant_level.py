@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -22,7 +23,7 @@ def study(tmp_path):
         stem = f"sub-01/ses-{session}/anat/sub-01_ses-{session}"
         tree.image(root, f"{stem}_acq-hi_run-1_swi", EchoTime=0.02, MagneticFieldStrength=3)
         tree.image(root, f"{stem}_acq-hi_run-1_part-phase_GRE", tree.phase(), Manufacturer="SIEMENS")
-    tree.echoes(root, "sub-02")
+    tree.echoes(root, "sub-02", ParamagneticPhaseSign=1)
     return root
 
 
@@ -44,9 +45,10 @@ def test_files_of_a_result(bids, study, out, validator_errors):
     assert code == 0, stderr
     assert "3 done" in stdout
     results = ("desc-cmb_dseg.nii.gz", "desc-cmb_dseg.json", "desc-cmb_detections.tsv",
-               "desc-cmb_detections.json", "desc-cmb_report.html")  # fmt: skip
+               "desc-cmb_detections.json", "desc-cmb_report.html", "desc-cmb_overview.jpg",
+               "desc-cmb_prov.jsonld")  # fmt: skip
     made = ("desc-made_swi.nii.gz", "desc-made_swi.json")
-    expected = {"dataset_description.json", "README.md", ".bidsignore"}
+    expected = {"dataset_description.json", "README.md", ".bidsignore", "methods.md"}
     expected |= {f"sub-01/ses-{s}/anat/sub-01_ses-{s}_acq-hi_run-1_{name}" for s in "12" for name in results}
     expected |= {f"sub-02/anat/sub-02_{name}" for name in (*results, *made)}
     expected |= {
@@ -56,8 +58,31 @@ def test_files_of_a_result(bids, study, out, validator_errors):
     assert written(study) - {f"derivatives/cmb-jax/{name}" for name in expected} == before
     assert validator_errors(out) == []
     for path in out.rglob("*"):
-        if path.suffix in (".json", ".tsv", ".html", ".md"):
+        if path.suffix in (".json", ".tsv", ".html", ".md", ".jsonld"):
             assert str(study.parent) not in path.read_text()
+
+
+def test_brain_and_regions_if_asked_for(bids, study, out, validator_errors):
+    scan = ("--participant-label", "01", "--session-label", "1", "--overwrite")
+    bids(study, out, "participant", *scan, "--save-regions")
+    start = str(out / STEM_1)
+    brain, regions = (nib.load(f"{start}_desc-{name}.nii.gz") for name in ("brain_mask", "regions_dseg"))
+    scan_image = nib.load(study / f"{STEM_1}_swi.nii.gz")
+    for image in (brain, regions):
+        assert image.shape == scan_image.shape
+        np.testing.assert_allclose(image.affine, scan_image.affine, atol=1e-5)
+    assert np.asarray(brain.dataobj).all()  # the stub's brain is everything, all left frontal
+    assert set(np.unique(np.asarray(regions.dataobj))) == {25}
+    with open(f"{start}_desc-regions_dseg.tsv", newline="") as file:
+        names = {int(row["index"]): row["name"] for row in csv.DictReader(file, delimiter="\t")}
+    assert names[25] == "left frontal"
+    prov = json.loads(Path(f"{start}_desc-cmb_prov.jsonld").read_text())
+    made = [each["Id"] for each in prov["Records"]["Entities"] if "GeneratedBy" in each]
+    assert all(Path(f"{start}_desc-cmb_prov.jsonld").with_name(name).is_file() for name in made)
+    assert any(name.endswith("_desc-brain_mask.nii.gz") for name in made)
+    assert validator_errors(out) == []
+    bids(study, out, "participant", *scan)  # made again without: what was there would be of another run
+    assert not [path for path in out.rglob("*") if "desc-brain" in path.name or "desc-regions" in path.name]
 
 
 def test_labels_and_table_agree_and_lie_on_the_scan(bids, study, out):
@@ -112,7 +137,7 @@ def test_echoes_become_one_swi_that_is_kept(bids, study, out, stub):
     assert code == 0, stderr
     (images,) = stub.seen
     assert images.made
-    assert (images.phase_sign, images.phase_range.value) == ("+1", "radians")
+    assert (images.phase_sign, images.phase_range.name) == ("+1", "radians")
     swi = nib.load(out / "sub-02/anat/sub-02_desc-made_swi.nii.gz")
     magnitude = nib.load(study / "sub-02/anat/sub-02_echo-1_part-mag_MEGRE.nii.gz")
     np.testing.assert_allclose(swi.affine, magnitude.affine, atol=1e-5)
@@ -172,7 +197,7 @@ def test_one_that_fails_stops_no_other(bids, study, out, monkeypatch, stub, caps
     code, stdout, stderr = bids(study, out, "participant")
     assert code == 1
     assert "3 done, 2 failed, 1 no images" in stdout
-    assert "sub-00: failed: has phase, but neither SWI nor magnitude" in stdout
+    assert "a phase, but there is neither SWI nor magnitude" in stdout
     assert "sub-03: failed: sub-03/anat/sub-03_swi.nii.gz: every voxel is 5" in stdout
     log = json.loads((out / "logs" / "sub-03.json").read_text())
     assert log["Reason"].startswith("sub-03/anat/sub-03_swi.nii.gz: every voxel is 5")
@@ -231,12 +256,10 @@ def test_an_unexpected_error_is_one_scan_s_failure(bids, study, out, stub, monke
 @pytest.mark.parametrize(
     ("facts", "asked", "expected"),
     [
-        ({"ParamagneticPhaseSign": -1}, "auto", ("-1", None)),
-        ({"ParamagneticPhaseSign": -1}, "+1", ("+1", None)),
-        ({"Manufacturer": "GE MEDICAL SYSTEMS"}, "auto", ("auto", -1)),
-        ({"Manufacturer": "Siemens Healthineers"}, "auto", ("auto", 1)),
-        ({"Manufacturer": "Philips"}, "auto", ("auto", None)),
-        ({}, "-1", ("-1", None)),
+        ({"ParamagneticPhaseSign": -1}, "auto", "-1"),
+        ({"ParamagneticPhaseSign": -1}, "+1", "+1"),
+        ({"Manufacturer": "GE MEDICAL SYSTEMS"}, "auto", "auto"),
+        ({}, "-1", "-1"),
     ],
 )
 def test_the_sign_of_the_phase(bids, tmp_path, stub, facts, asked, expected):
@@ -245,8 +268,18 @@ def test_the_sign_of_the_phase(bids, tmp_path, stub, facts, asked, expected):
     tree.image(root, "sub-01/anat/sub-01_part-phase_T2starw", tree.phase(), **facts)
     assert bids(root, tmp_path / "out", "participant", "--phase-sign", asked)[0] == 0
     (images,) = stub.seen
-    customary = images.customary_sign and images.customary_sign.sign
-    assert (images.phase_sign, customary) == expected
+    assert images.phase_sign == expected
+
+
+def test_without_a_sign_the_magnitude_stands_for_swi(bids, tmp_path, stub):
+    root = tree.description(tmp_path / "study")
+    tree.echoes(root)
+    code, _, stderr = bids(root, tmp_path / "out", "participant")
+    assert code == 0, stderr
+    (images,) = stub.seen
+    assert (images.made, images.phase) == (False, None)
+    assert any("sign of the phase is open" in line for line in images.warnings)
+    assert not list((tmp_path / "out").rglob("*made_swi*"))
 
 
 @pytest.mark.parametrize("stored", ["pm4096", "0-4095"])

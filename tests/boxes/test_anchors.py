@@ -1,7 +1,6 @@
 import numpy as np
 
-from cmb_jax.boxes.anchors import anchor_sizes, lattice_anchors, lattice_centers
-from cmb_jax.boxes.geometry import box_centers, box_sizes
+from cmb_jax.boxes.anchors import anchor_sizes, box_centers, box_sizes, lattice_anchors, lattice_centers
 
 
 def test_sizes_in_voxels_of_the_working_grid():

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from cmb_jax.boxes.anchors import Truths
 from cmb_jax.boxes.assignment import assign_nearest, inside_truths, near_truths
-from cmb_jax.boxes.types import Truths
 from tests.boxes.test_assignment import slow_iou
 
 GRID, STRIDE, SPACING = (5, 4, 6), (1, 2, 2), (1.0, 0.5, 0.5)

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmb_jax.boxes.anchors import anchor_sizes
+from cmb_jax.boxes.anchors import Truths, anchor_sizes
 from cmb_jax.boxes.assignment import assign_lattice
-from cmb_jax.boxes.types import Truths
 
 GRID, STRIDE = (5, 4, 6), (1, 2, 2)
 SIZES = np.array([[2, 4, 4], [4, 8, 8], [3, 2, 2]], np.float32)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmb_jax.boxes.coder import decode_boxes, encode_boxes
+from cmb_jax.boxes.anchors import decode_boxes, encode_boxes
 
 
 def random_boxes(rng, count):

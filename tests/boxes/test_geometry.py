@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cmb_jax.boxes.geometry import box_centers, box_sizes, boxes_from_centers, pairwise_iou, volume
+from cmb_jax.boxes.anchors import box_centers, box_sizes, boxes_from_centers, pairwise_iou, volume
 
 
 def boxes_on_half_voxels(count):

@@ -30,7 +30,9 @@ def save(path, data, affine=AFFINE):
 
 @pytest.fixture
 def good(tmp_path, rng):
-    return save(tmp_path / "good.nii.gz", 50 + rng.normal(size=(32, 36, 20)))
+    return save(
+        tmp_path / "good.nii.gz", np.linspace(40, 60, 32)[:, None, None] + rng.normal(size=(32, 36, 20))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +263,7 @@ def test_help_and_version(monkeypatch, capsys):
     assert code == 0
     for command in cli.COMMANDS:
         assert command in out
+    assert "--version" in out
 
 
 def test_unknown_arguments_exit_with_2(monkeypatch, capsys):

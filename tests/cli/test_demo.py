@@ -62,7 +62,7 @@ def test_the_phase_of_the_demo_is_read_as_its_sidecar_says(demo):
 
 def test_the_demo_report_needs_no_network_and_shows_every_kept_row(demo):
     out, _ = demo
-    page = (out / "report.html").read_text()
+    page = (out / "sub-0001" / "report.html").read_text()
     assert not re.search(r"(src|href)=[\"']https?:", page)
     with (out / "sub-0001" / "detections.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -3,13 +3,12 @@
 import csv
 import json
 import shutil
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-from cmb_jax.commands import evaluate_run, train
+from cmb_jax import cli
 from cmb_jax.inference.bundle import load_bundle
 from tests.training.own_site import add_scan, edit, make_index, make_site, split_file
 
@@ -28,16 +27,12 @@ def get_config():
 """
 
 
-def call(main, *arguments):
-    """Exit code of train.py or eval.py."""
-    before = sys.argv
-    sys.argv = ["program", *map(str, arguments)]
+def call(command, *arguments):
+    """Exit code of `cmb-jax train` or `cmb-jax eval`."""
     try:
-        main()
+        cli.main([command, *map(str, arguments)])
     except SystemExit as stop:
         return stop.code
-    finally:
-        sys.argv = before
     return 0
 
 
@@ -63,7 +58,7 @@ def with_split(place, workdir, *more):
 @pytest.fixture(scope="module")
 def trained(place):
     """The folder of a whole run."""
-    assert call(train.main, *with_split(place, place / "run")) == 0
+    assert call("train", *with_split(place, place / "run")) == 0
     return place / "run"
 
 
@@ -108,7 +103,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(place, trained, tmp_path):
     shutil.copytree(trained, workdir)
     shutil.rmtree(workdir / "checkpoints" / "4")
     (workdir / "weights.safetensors").unlink()
-    assert call(train.main, *with_split(place, workdir)) == 0
+    assert call("train", *with_split(place, workdir)) == 0
     whole, continued = (load_bundle(run / "weights.safetensors") for run in (trained, workdir))
     assert equal(whole.params, continued.params)
     assert whole.config == continued.config
@@ -116,7 +111,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(place, trained, tmp_path):
 
 def test_a_run_starts_from_given_weights(place, trained, tmp_path):
     named = ("--train.init-from", trained / "weights.safetensors")
-    assert call(train.main, *with_split(place, tmp_path / "same", *named, "--train.steps", "0")) == 0
+    assert call("train", *with_split(place, tmp_path / "same", *named, "--train.steps", "0")) == 0
     first, second = (load_bundle(run / "weights.safetensors") for run in (trained, tmp_path / "same"))
     assert equal(first.params, second.params)
     record = json.loads((tmp_path / "same" / "weights.json").read_text())
@@ -129,7 +124,7 @@ def test_without_lesions_to_validate_on_nothing_is_validated(place, trained, tmp
     table = split_file(tmp_path / "split.csv", train=("p1",), test=("p4",))
     first = load_bundle(trained / "weights.safetensors")
     code = call(
-        train.main,
+        "train",
         *arguments(place, tmp_path / "run", "--data.split-file", table, "--train.steps", "0"),
         *("--train.init-from", trained / "weights.safetensors"),
     )
@@ -142,7 +137,7 @@ def test_without_lesions_to_validate_on_nothing_is_validated(place, trained, tmp
 
 def test_evaluation_is_on_the_test_part(place, trained, capsys):
     weights = trained / "weights.safetensors"
-    assert call(evaluate_run.main, *with_split(place, trained, "--baseline", weights)) == 0
+    assert call("eval", *with_split(place, trained, "--baseline", weights)) == 0
     values = json.loads((trained / "eval" / "metrics.json").read_text())
     assert [row["subject"] for row in values["subjects"]] == ["p4"]
     assert values["lesions"] == 3
@@ -150,12 +145,12 @@ def test_evaluation_is_on_the_test_part(place, trained, capsys):
     comparison = json.loads((trained / "eval" / "comparison.json").read_text())
     assert {metric["paired"]["difference"]["value"] for metric in comparison["metrics"]} <= {0.0, None}
     assert "weights against weights: 1 scans, 3 microbleeds" in capsys.readouterr().out
-    refused(capsys, call(evaluate_run.main, *with_split(place, trained)), "exists already; add --overwrite")
+    refused(capsys, call("eval", *with_split(place, trained)), "exists already; add --overwrite")
 
 
 def test_scans_of_training_are_not_evaluated_on(place, trained, capsys):
     code = call(
-        evaluate_run.main,
+        "eval",
         *arguments(place, trained, "--data.split-fractions", "0", "0", "1", "--overwrite"),
     )
     refused(capsys, code, "was trained or validated on 3 of the 4 test scans, such as p1")
@@ -171,12 +166,12 @@ def test_another_set_can_be_evaluated_whole(place, trained, tmp_path, capsys):
     (root / "p2_swi.nii.gz").write_bytes(b"no image")
     whole = ("--data.split-fractions", "0", "0", "1", "--overwrite")
     named = ("--config", place / "tiny.py", "--workdir", trained, "--data.index", index)
-    assert call(evaluate_run.main, *named, *whole) == 0
+    assert call("eval", *named, *whole) == 0
     values = json.loads((trained / "eval" / "metrics.json").read_text())
     assert [row["subject"] for row in values["subjects"]] == ["p1"]
     assert "skipped: p2: " in capsys.readouterr().err
     (root / "p1_phase.nii.gz").write_bytes(b"no image")
-    refused(capsys, call(evaluate_run.main, *named, *whole), "no test scan could be evaluated")
+    refused(capsys, call("eval", *named, *whole), "no test scan could be evaluated")
 
 
 def gone(place, tmp_path):
@@ -235,27 +230,27 @@ def no_weights(place, tmp_path):
 )
 def test_what_cannot_be_trained_on_is_refused_in_one_line(place, tmp_path, capsys, change, message):
     settings = change(place, tmp_path)
-    code = call(train.main, *with_split(place, tmp_path / "run", *settings))
+    code = call("train", *with_split(place, tmp_path / "run", *settings))
     refused(capsys, code, message)
     assert not (tmp_path / "run" / "weights.safetensors").exists()
 
 
 def test_a_run_does_not_go_on_as_another(place, trained, tmp_path, capsys):
     table = split_file(tmp_path / "split.csv", train=("p1", "p4"), val=("p3",), test=("p2",))
-    code = call(train.main, *arguments(place, trained, "--data.split-file", table))
+    code = call("train", *arguments(place, trained, "--data.split-file", table))
     refused(capsys, code, "begun with another split")
     named = ("--train.init-from", trained / "weights.safetensors")
-    refused(capsys, call(train.main, *with_split(place, trained, *named)), "begun with other weights")
+    refused(capsys, call("train", *with_split(place, trained, *named)), "begun with other weights")
     without_index = ("--config", place / "tiny.py", "--workdir", trained)
-    refused(capsys, call(train.main, *without_index), "begun with other data")
+    refused(capsys, call("train", *without_index), "begun with other data")
 
 
 def test_what_is_missing_is_said(place, capsys, tmp_path):
-    refused(capsys, call(train.main, "--config", place / "tiny.py"), "give --config FILE and --workdir DIR")
+    refused(capsys, call("train", "--config", place / "tiny.py"), "give --config NAME and --workdir DIR")
     refused(
         capsys,
-        call(evaluate_run.main, *arguments(place, tmp_path / "none")),
-        "no trained weights; run train.py",
+        call("eval", *arguments(place, tmp_path / "none")),
+        "no trained weights; run cmb-jax train",
     )
     share = ("--config", place / "tiny.py", "--workdir", tmp_path / "run", "--data.phantom-share", "0.2")
-    refused(capsys, call(train.main, *share), "give --data.index FILE too")
+    refused(capsys, call("train", *share), "give --data.index FILE too")

@@ -66,7 +66,7 @@ def test_errors_of_the_file_system_are_one_line(tmp_path):
 @pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="another user is tried as root")
 def test_without_a_home_and_as_an_unknown_user(tmp_path):
     code = (
-        "import os\nfrom cmb_jax.anatomy.packages import cache_dir, make_folder\nos.setuid(54321)\n"
+        "import os\nfrom cmb_jax.anatomy.assets import cache_dir, make_folder\nos.setuid(54321)\n"
         "make_folder(cache_dir()); make_folder(cache_dir() / 'x')\n"
         "print(cache_dir(), oct(cache_dir().stat().st_mode & 0o777))"
     )

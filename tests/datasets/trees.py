@@ -11,8 +11,11 @@ OBLIQUE = np.array([[0.9, -0.1, 0.1, -10], [0.1, 0.9, -0.2, -12], [-0.1, 0.2, 1.
 
 
 def brain(points=(), shape=SHAPE, seed=0, nan=0):
-    """An image (I, J, K) with a dark spot at each voxel index, and some NaN in a corner."""
-    data = 100 + np.random.default_rng(seed).normal(size=shape)
+    """An image (I, J, K) with a dark spot at each voxel index, and some NaN in a corner.
+
+    It gets brighter along the first axis: neighbors have something in common, as in every image.
+    """
+    data = np.linspace(90, 110, shape[0])[:, None, None] + np.random.default_rng(seed).normal(size=shape)
     for i, j, k in points:
         data[i - 1 : i + 2, j - 1 : j + 2, k] = 40
         data[i, j, k] = 5

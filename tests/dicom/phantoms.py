@@ -73,6 +73,8 @@ class Series:
     acquisition: int = 1
     study_uid: str = STUDY_UID
     modality: str = "MR"
+    protocol: str = "head"
+    frame_uid: str = ""
     series_uid: str = ""
 
     @property
@@ -244,14 +246,14 @@ def _base(series: Series, sop_class: str, names: list[str]) -> FileDataset:
     dataset.AccessionNumber = "ACC99"
     dataset.Modality, dataset.Manufacturer = series.modality, series.manufacturer
     dataset.InstitutionName, dataset.ReferringPhysicianName = "Ward Twelve", "Curie^Marie"
-    dataset.SeriesDescription, dataset.ProtocolName = series.description, "head"
+    dataset.SeriesDescription, dataset.ProtocolName = series.description, series.protocol
     dataset.PatientName, dataset.PatientID = NAME, PATIENT_ID
     dataset.PatientBirthDate, dataset.PatientSex = BIRTH_DATE, "O"
     dataset.MagneticFieldStrength, dataset.RepetitionTime, dataset.FlipAngle = 3.0, 28.0, 15.0
     dataset.PatientPosition = "HFS"
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = series.study_uid, series.uid
     dataset.StudyID, dataset.SeriesNumber = "77", series.number
-    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = FRAME_UID, ""
+    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = series.frame_uid or FRAME_UID, ""
     return dataset
 
 

@@ -45,6 +45,39 @@ def test_two_scans_are_listed_and_one_is_taken_by_number_or_uid(siemens, phantom
     assert keys(choose(found, (uid,)).phase) == ["5"]
 
 
+def test_geometry_decides_where_anonymisation_has_changed_uids(tmp_path, phantom):
+    write_series(tmp_path, SIEMENS_SWI, phantom[0], OBLIQUE)
+    stranger = {"study_uid": generate_uid(entropy_srcs=["a"]), "frame_uid": generate_uid(entropy_srcs=["b"])}
+    write_series(tmp_path, dataclasses.replace(SIEMENS_PHASE, **stranger), phantom[0], OBLIQUE)
+    choice = choose(found_in(tmp_path))
+    assert keys(choice.phase) == ["5"]
+    assert any("UIDs differ" in note for note in choice.notes)
+    # a phase that the UIDs give to it goes first
+    write_series(tmp_path, dataclasses.replace(SIEMENS_PHASE, number=8), phantom[0], OBLIQUE)
+    choice = choose(found_in(tmp_path))
+    assert (keys(choice.phase), choice.notes) == (["8"], ())
+
+
+def test_echo_times_that_differ_in_the_last_digits_are_one_echo(tmp_path, phantom):
+    for k in range(phantom[0].shape[2]):
+        jitter = dataclasses.replace(SIEMENS_SWI, echo_ms=20.005 + 1e-6 * (-1) ** k)
+        write_series(tmp_path, jitter, phantom[0], only=[k])
+    choice = choose(found_in(tmp_path))
+    assert choice.swi.shape[2] == phantom[0].shape[2]
+
+
+def test_the_phase_difference_of_a_field_map_is_no_phase(tmp_path, phantom):
+    for echo_ms in (10.0, 12.46):
+        write_series(
+            tmp_path / f"{echo_ms}",
+            dataclasses.replace(SIEMENS_MAGNITUDE, echo_ms=echo_ms, acquisition=int(echo_ms)),
+            phantom[0],
+        )
+    write_series(tmp_path, dataclasses.replace(SIEMENS_PHASE, echo_ms=12.46), phantom[0])
+    with pytest.raises(UserError, match="--series"):
+        choose(found_in(tmp_path))
+
+
 def test_two_phases_on_one_grid_are_asked_about(siemens, phantom):
     write_series(siemens, dataclasses.replace(SIEMENS_PHASE, number=15), phantom[0], OBLIQUE)
     found = found_in(siemens)

@@ -16,7 +16,7 @@ from cmb_jax.dicom.load import load
 from cmb_jax.dicom.phase import alternates, stated_phase_range, without_alternation
 from cmb_jax.dicom.stacks import sort_into_stacks
 from cmb_jax.errors import UserError
-from cmb_jax.io.phase import PhaseRange, detect_phase_range, phase_to_radians
+from cmb_jax.scan.phase_range import PhaseRange, detect_phase_range, phase_to_radians
 from tests.dicom.phantoms import (
     AXIAL,
     GE_PHASE,
@@ -240,3 +240,32 @@ def test_a_real_series(real_series):
     assert choose([candidate], ("2",)).swi is stack
     with pytest.raises(UserError, match="no susceptibility-weighted series"):
         choose([candidate])
+
+
+def test_each_slice_has_the_values_of_its_own_header(tmp_path, phantom):
+    """Odd slices hold half the numbers and twice the slope, as some exports write them."""
+    for k in range(phantom[0].shape[2]):
+        factor = 1 + k % 2
+        series = dataclasses.replace(SIEMENS_SWI, slope=float(factor), intercept=0.0)
+        write_series(tmp_path, series, phantom[0] // 2 * 2 // factor, only=[k])
+    (stack,) = sort_into_stacks(read_folder(tmp_path).frames)
+    volume = convert(stack)
+    frames = frame_mapping(volume, stack).to_frames(volume.data)
+    np.testing.assert_allclose(frames, pixels(stack), rtol=1e-6)
+    np.testing.assert_allclose(frames, (phantom[0] // 2 * 2).transpose(2, 1, 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("cut", [128, 132])
+def test_files_whose_preamble_was_cut_off_are_read(tmp_path, phantom, cut):
+    write_series(tmp_path / "whole", SIEMENS_SWI, phantom[0])
+    (tmp_path / "cut").mkdir()
+    for path in (tmp_path / "whole").iterdir():
+        (tmp_path / "cut" / path.name).write_bytes(path.read_bytes()[cut:])
+    (tmp_path / "cut" / "notes.txt").write_text("no DICOM file, though it lies here")
+    (tmp_path / "cut" / "zeros.bin").write_bytes(bytes(5000))
+    whole, cut_off = (
+        convert(sort_into_stacks(read_folder(tmp_path / name).frames)[0]) for name in ("whole", "cut")
+    )
+    np.testing.assert_array_equal(whole.data, cut_off.data)
+    np.testing.assert_allclose(whole.affine, cut_off.affine)
+    assert any("2 files" in problem.where for problem in read_folder(tmp_path / "cut").problems)

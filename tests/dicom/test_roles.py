@@ -50,6 +50,12 @@ CASES = {
     "gradient echo with a short echo": (plain(description="t1_fl3d", echo_ms=2.4), Role.OTHER),
     "spin echo": (plain(description="FSE PD AXIAL", scanning="SE", sequence="fse"), Role.OTHER),
     "diffusion": (plain(description="ep2d_diff", scanning=["EP", "GR"], echo_ms=80.0), Role.OTHER),
+    "field map by name": (plain(description="gre_field_mapping", echo_ms=4.9), Role.OTHER),
+    "field map by protocol": (plain(description="axial", protocol="GRE_FieldMapping"), Role.OTHER),
+    "phase of a field map": (
+        plain(description="B0 map", image_type=("ORIGINAL", "PRIMARY", "P", "ND")),
+        Role.OTHER,
+    ),
     "QSM map": (plain(description="SWI QSM"), Role.OTHER),
     "swing is no SWI": (plain(description="swing_scout", echo_ms=3.0), Role.OTHER),
     "CT": (plain(description="SWI", modality="CT"), Role.OTHER),

@@ -11,8 +11,7 @@ from flax import nnx
 from cmb_jax.config import Config, DataConfig, InferenceConfig, LossConfig, TrainConfig
 from cmb_jax.config_io import config_to_json
 from cmb_jax.data.subjects import STORE_FILE, STORE_VERSION
-from cmb_jax.experiments.grid import Grid, four_configurations
-from cmb_jax.experiments.runs import runs_of
+from cmb_jax.experiments.runs import Grid, four_configurations, runs_of
 from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template

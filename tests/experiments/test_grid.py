@@ -4,8 +4,7 @@ import pytest
 
 from cmb_jax.config import Config, DataConfig
 from cmb_jax.errors import UserError
-from cmb_jax.experiments.grid import Grid, Variant, four_configurations, grid_from_file
-from cmb_jax.experiments.runs import runs_of
+from cmb_jax.experiments.runs import Grid, Variant, four_configurations, grid_from_file, runs_of
 
 
 def test_the_four_configurations_differ_in_fusion_and_prototypes_alone():
@@ -59,7 +58,7 @@ def test_a_file_without_a_grid_is_refused_in_one_line(tmp_path):
     path.write_text("def get_grid(): return 3")
     with pytest.raises(UserError, match=r"get_grid\(\) must return"):
         grid_from_file(path)
-    path.write_text("from cmb_jax.experiments.grid import Grid\ndef get_grid(): return Grid(variants=())")
+    path.write_text("from cmb_jax.experiments.runs import Grid\ndef get_grid(): return Grid(variants=())")
     with pytest.raises(UserError, match="cannot be used"):
         grid_from_file(path)
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from cmb_jax.followup.detectability import Surveyed
+from cmb_jax.followup.changes import Surveyed
 from cmb_jax.followup.registration import Registration
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.content import DetectionRow

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from cmb_jax.followup.changes import UNREGISTERED, find_changes
-from cmb_jax.followup.detectability import expected_contrast, spot_at
-from cmb_jax.followup.rigid import moved
+from cmb_jax.followup.changes import UNREGISTERED, expected_contrast, find_changes, spot_at
+from cmb_jax.followup.registration import moved
 from cmb_jax.inference.predict import LOW_SCORE
 from tests.followup.conftest import Head, centred_affine, registration, rigid, row_at, surveyed
 

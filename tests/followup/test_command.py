@@ -11,7 +11,7 @@ import pytest
 from selectolax.lexbor import LexborHTMLParser
 
 from cmb_jax.followup.outputs import COLUMNS
-from cmb_jax.followup.rigid import moved
+from cmb_jax.followup.registration import moved
 from cmb_jax.inference.outputs import detections_csv
 from cmb_jax.inference.predict import LOW_SCORE
 from cmb_jax.io.atomic import sha256_file

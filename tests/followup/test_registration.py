@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from cmb_jax.followup.registration import register
-from cmb_jax.followup.rigid import inverse, moved, rotation_deg
+from cmb_jax.followup.registration import inverse, moved, register, rotation_deg
 from tests.followup.conftest import Head, centred_affine, rigid
 
 

@@ -23,7 +23,6 @@ from cmb_jax.inference.outputs import described_inputs, instance_labels, write_p
 from cmb_jax.inference.predict import LOW_SCORE, CmbDetector, load_detector
 from cmb_jax.inference.scan import read_phase
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.io.phase_sign import SignDecision
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
 from cmb_jax.report.content import DETECTION_COLUMNS
@@ -59,14 +58,15 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scan")
     affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1.0])
     affine[:3, 3] = [25.0, 28.0, -20.0]
-    swi = 100 + rng.normal(0, 5, SHAPE)
-    phase = rng.normal(0, 0.1, SHAPE)
+    swi = 100 + np.linspace(-15, 15, SHAPE[0])[:, None, None] + rng.normal(0, 5, SHAPE)
+    x, y, _ = np.indices(SHAPE)
+    phase = 0.3 * x + 0.2 * y + rng.normal(0, 0.1, SHAPE)
     for _ in range(12):
         i, j, k = (rng.integers(4, n - 4) for n in SHAPE)
         swi[i - 1 : i + 2, j - 1 : j + 2, k] = 10
-        phase[i - 1 : i + 2, j - 1 : j + 2, k] = 1.2
+        phase[i - 1 : i + 2, j - 1 : j + 2, k] += 1.2
     paths = []
-    for name, data in (("swi", swi), ("phase", np.clip(phase, -3.1, 3.1))):
+    for name, data in (("swi", swi), ("phase", np.angle(np.exp(1j * phase)))):
         image = nib.Nifti1Image(data.astype(np.float32), affine)
         image.set_qform(affine, 1)
         image.set_sform(affine, 1)
@@ -126,16 +126,14 @@ def test_a_threshold_moves_rows_from_kept_to_rejected(bundle, files, region_map)
     assert LOW_SCORE in {row.reason for row in none.rows}
 
 
-def test_the_customary_sign_is_taken_where_the_image_does_not_tell(files):
+def test_a_phase_whose_sign_is_open_is_left_out_unless_it_is_told(files):
     swi, phase = (read_volume(path) for path in files)
-    custom = SignDecision(sign=-1, confident=False, reason="customary for this scanner")
-    undecided, customary = read_phase(phase, swi), read_phase(phase, swi, customary_sign=custom)
-    assert "do not tell" in undecided.warning or "too little" in undecided.warning
-    np.testing.assert_array_equal(customary.radians, -undecided.radians)
-    assert "customary for this scanner" in customary.warning
-    asked = read_phase(phase, swi, "+1", customary_sign=custom)
-    np.testing.assert_array_equal(asked.radians, undecided.radians)
-    assert asked.warning is None
+    undecided = read_phase(phase, swi)
+    assert undecided.radians is None  # rather left out than turned the wrong way
+    assert "left out: its sign is open" in undecided.warning
+    plus, minus = (read_phase(phase, swi, sign) for sign in ("+1", "-1"))
+    np.testing.assert_array_equal(minus.radians, -plus.radians)
+    assert plus.warning is None
 
 
 def test_without_phase_it_runs_and_says_so(bundle, files, region_map):
@@ -164,6 +162,8 @@ def test_files_are_complete_and_on_the_native_grid(prediction, bundle, files, tm
         "detections.csv",
         "detections.json",
         "labels.nii.gz",
+        "methods.md",
+        "prov.jsonld",
         "report.html",
         "viewer.html",
     ]

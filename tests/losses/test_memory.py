@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmb_jax.losses.memory import Samples, empty_bank, moved_prototypes, remember, with_remembered
+from cmb_jax.losses.mining import Samples, empty_bank, moved_prototypes, remember, with_remembered
 
 SIZE, LENGTH = 7, 3
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cmb_jax.boxes.anchors import Truths
 from cmb_jax.boxes.assignment import assign_lattice
-from cmb_jax.boxes.types import Truths
 from cmb_jax.config import LossConfig
-from cmb_jax.losses.objectness import drawn_negatives, hardest, lesion_weights
+from cmb_jax.losses.detection import drawn_negatives, hardest, lesion_weights
 from cmb_jax.losses.total import detection_loss
 from tests.losses.test_total import LOSS, SIZES, SPACING, batch, parts
 

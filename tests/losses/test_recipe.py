@@ -12,11 +12,10 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cmb_jax.boxes.anchors import lattice_anchors
+from cmb_jax.boxes.anchors import Truths, lattice_anchors
 from cmb_jax.boxes.assignment import assign_nearest
-from cmb_jax.boxes.types import Truths
 from cmb_jax.config import LossConfig
-from cmb_jax.losses.semantic import cell_classes
+from cmb_jax.losses.detection import cell_classes
 from cmb_jax.losses.total import detection_loss
 from cmb_jax.models.detector import Detector
 from tests.losses.test_total import SIZES, SMALL, SPACING, batch

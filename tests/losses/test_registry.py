@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from cmb_jax.config import LossConfig, MinerName, PrototypeLossName
 from cmb_jax.losses.mining import MINERS
-from cmb_jax.losses.registry import NONE, PROTOTYPE_LOSSES, prototype_loss
+from cmb_jax.losses.prototype import NONE, PROTOTYPE_LOSSES, prototype_loss
 
 CONFIG = LossConfig(
     prototype_gamma=0.7,

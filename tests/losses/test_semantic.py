@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 
-from cmb_jax.boxes.types import Truths
+from cmb_jax.boxes.anchors import Truths
 from cmb_jax.data.subjects import READERS_MIMIC
-from cmb_jax.losses.semantic import CLASSES, cell_classes, semantic_loss
+from cmb_jax.losses.detection import CLASSES, cell_classes, semantic_loss
 from cmb_jax.models.detector import SEMANTIC_CLASSES
 from cmb_jax.phantom.types import MimicKind
 

@@ -10,9 +10,8 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cmb_jax.boxes.anchors import anchor_sizes, lattice_anchors
+from cmb_jax.boxes.anchors import Truths, anchor_sizes, lattice_anchors
 from cmb_jax.boxes.assignment import assign_lattice
-from cmb_jax.boxes.types import Truths
 from cmb_jax.config import LossConfig, ModelConfig
 from cmb_jax.losses import total
 from cmb_jax.losses.total import detection_loss

@@ -11,7 +11,7 @@ from flax import nnx
 from cmb_jax.config import ModelConfig
 from cmb_jax.models import blocks
 from cmb_jax.models.detector import Detector, receptive_halo
-from cmb_jax.models.prototypes import initial_prototypes
+from cmb_jax.models.heads import initial_prototypes
 
 TINY = ModelConfig(
     widths=(4, 6, 8),

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cmb_jax.models.fusion import FeatureFusion
-from cmb_jax.models.region_net import REGION_OUTPUTS, RegionNet, RegionNetConfig
-from cmb_jax.models.unet import UNet
+from cmb_jax.models.unet import FeatureFusion, UNet
+from cmb_jax.regions.network import REGION_OUTPUTS, RegionNet, RegionNetConfig
 
 
 def test_one_map_a_level():

@@ -1,8 +1,8 @@
 import numpy as np
 
 from cmb_jax.anatomy.regions import Region
-from cmb_jax.phantom.candidates import mimic_candidates
 from cmb_jax.phantom.types import MimicKind
+from cmb_jax.phantom.visibility import mimic_candidates
 
 SPACING = (0.5, 0.5, 2.0)
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmb_jax.phantom.contrast import (
+from cmb_jax.phantom.tissue import (
     BRAIN_SIGNAL,
     blood_r2_star,
     blood_susceptibility,

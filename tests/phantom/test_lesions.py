@@ -8,9 +8,9 @@ import pytest
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, Zone
 from cmb_jax.phantom.bodies import apparent_diameters, blooming
+from cmb_jax.phantom.head import draw_voxels, head_maps, interpolate, sample_head
 from cmb_jax.phantom.lesions import draw_count, draw_microbleeds
 from cmb_jax.phantom.mimics import draw_calcifications, draw_cavernoma
-from cmb_jax.phantom.planning import draw_voxels, head_maps, interpolate, sample_head
 from cmb_jax.phantom.pose import random_pose, to_pack
 from cmb_jax.phantom.types import CALCIFICATIONS, MimicKind
 

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmb_jax.phantom.motion import draw_motion, move_lines
+from cmb_jax.phantom.acquisition import draw_motion, move_lines
 
 EXTENT = (48.0, 40.0, 36.0)
 SHAPE = (24, 20, 12)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from cmb_jax.phantom.geometry import Grid
-from cmb_jax.phantom.stamps import draw_balls, draw_labels, draw_tubes, stamp_half_width
+from cmb_jax.phantom.render import draw_balls, draw_labels, draw_tubes, stamp_half_width
 
 GRID = Grid((40, 44, 36), (0.75, 0.75, 0.75), (-15.0, -16.5, -13.5))
 

@@ -11,14 +11,16 @@ from cmb_jax.anatomy.regions import Region
 from cmb_jax.phantom import PROTOCOLS, TIERS
 from cmb_jax.phantom.benchmark import ANATOMIES, PROTOCOL_NAMES
 from cmb_jax.phantom.geometry import Grid
-from cmb_jax.phantom.labels import vessel_labels
+from cmb_jax.phantom.head import head_maps
 from cmb_jax.phantom.packed import pack_anatomy
-from cmb_jax.phantom.planning import head_maps
 from cmb_jax.phantom.pose import random_pose
+from cmb_jax.phantom.render import vessel_labels
 from cmb_jax.phantom.sample import WIDEST, Plan
 from cmb_jax.phantom.types import MimicKind
-from cmb_jax.phantom.vessels import END_ON_RAD, MEDULLARY_ROOTS, MEDULLARY_STEPS, draw_vessels
-from cmb_jax.phantom.walks import (
+from cmb_jax.phantom.vessels import (
+    END_ON_RAD,
+    MEDULLARY_ROOTS,
+    MEDULLARY_STEPS,
     MURRAY,
     SHORTEST_MM,
     STEP_MM,
@@ -26,6 +28,7 @@ from cmb_jax.phantom.walks import (
     Terrain,
     Walks,
     branch,
+    draw_vessels,
     grow,
     long_enough,
 )

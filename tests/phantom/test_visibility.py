@@ -127,3 +127,13 @@ def test_what_cannot_be_seen_does_not_count():
 
 def test_the_limit_is_where_the_docs_say():
     assert pytest.approx(5 * np.sqrt(2)) == MIN_DETECTABILITY
+
+
+def test_structure_hides_a_pale_spot_but_no_black_one():
+    """Waves of the surroundings hide what is paler than they are deep; noise that is strong hides both."""
+    waves = brain() + 0.3 * np.cos(2 * np.pi * np.arange(SHAPE[0]) * SPACING[0] / 4.0)[:, None, None]
+    pale, black = (with_ball(waves, MIDDLE, 2.5, share / SIGMA) for share in (0.35, 0.8))
+    assert not seen(pale, 2.5)
+    assert seen(black, 2.5)
+    assert float(look(black, 2.5).detectability[0]) < MIN_DETECTABILITY  # the waves' spread alone says no
+    assert not seen(black, 2.5, sigma=0.4)

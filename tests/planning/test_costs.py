@@ -8,8 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cmb_jax.ops.conv import conv3d
-from cmb_jax.planning.costs import costs_of
-from cmb_jax.planning.hlo import Shape, parse
+from cmb_jax.planning.costs import Shape, costs_of, parse
 
 LAYOUT = ("NDHWC", "DHWIO", "NDHWC")
 

@@ -13,9 +13,17 @@ from cmb_jax.config import Config, DataConfig, InferenceConfig, TrainConfig
 from cmb_jax.errors import UserError
 from cmb_jax.hardware import Hardware, peak_flops
 from cmb_jax.planning.costs import Collective, Costs, Operation
-from cmb_jax.planning.estimate import BANDWIDTH_SHARE, LATENCY_S, message_seconds, predict
-from cmb_jax.planning.plan import plan_step
-from cmb_jax.planning.program import compile_step, export_inference, export_step, tpu_mesh
+from cmb_jax.planning.plan import (
+    BANDWIDTH_SHARE,
+    LATENCY_S,
+    compile_step,
+    export_inference,
+    export_step,
+    message_seconds,
+    plan_step,
+    predict,
+    tpu_mesh,
+)
 from cmb_jax.training.sharding import make_mesh
 from tests.tiny import TINY_MODEL
 

@@ -81,4 +81,6 @@ def test_templates_mark_nothing_as_safe():
     for path in templates:
         text = path.read_text("utf-8")
         assert "autoescape" not in text
-        assert "<script" not in text.lower()
+        # one page has a script, whole from one file and named by its hash in the page's policy
+        script = '<script>{% include "cohort.js" %}</script>' if path.name == "cohort.html" else ""
+        assert "<script" not in text.lower().replace(script, "")

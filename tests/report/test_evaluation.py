@@ -76,6 +76,23 @@ def test_froc_is_a_staircase_through_its_points(curve):
     assert any(s.style == "band s0" for s in picture.shapes)
 
 
+def test_froc_tells_its_values_on_hover(curve):
+    titles = [s.title for s in froc_plot([curve]).shapes if s.style == "value s0"]
+    assert len(titles) == 7
+    # between the band's points 0.125 and 1, linear: 0.1 + 0.4 * 3 / 7 and 0.3 + 0.4 * 3 / 7
+    assert "model <A>: sensitivity 0.60 at 0.5 false positives per scan, 95 % interval 0.27 to 0.47" in titles
+
+
+def test_small_bins_make_no_line():
+    bins = {"probability": np.array([0.2, 0.8, 1.0]), "share": np.array([0.0, 0.5, 1.0])}
+    many = reliability_plot(ReliabilityLine(**bins, detections=np.array([9, 9, 9])))
+    few = reliability_plot(ReliabilityLine(**bins, detections=np.array([1, 1, 1])))
+    for picture, drawn in ((many, 1), (few, 0)):
+        assert sum(s.style == "curve s0" for s in picture.shapes) == drawn
+        assert sum(s.style == "spot" for s in picture.shapes) == 3
+        assert all(label.y > 10 for label in picture.labels)
+
+
 def test_sensitivity_at(curve):
     assert [sensitivity_at(curve, r) for r in (0.0, 0.5, 1.99, 2.0, 100.0)] == [0.2, 0.6, 0.6, 0.8, 1.0]
     assert sensitivity_at(FrocLine(name="x", fp_per_scan=np.array([]), sensitivity=np.array([])), 1.0) == 0.0

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from html.parser import HTMLParser
+from importlib import resources
 
 import pytest
 
 from cmb_jax.errors import UserError
 from cmb_jax.report.html import MAX_REJECTED_DRAWN, render_report, write_report
+from cmb_jax.report.summary import LOW_SCORE
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -139,7 +141,7 @@ def test_images_have_words_and_tables_have_headers(content):
     page = Page(render_report(content))
     assert all(a.get("alt") for a in page.all("img"))
     drawings = page.all("svg", "role")
-    assert len(drawings) == 3
+    assert len(drawings) == 5  # three projections and two slabs with links
     assert all(a.get("aria-label") for a in drawings)
     assert all(a.get("scope") in ("col", "row", "colgroup") for a in page.all("th"))
     assert page.all("html")[0]["lang"] == "en"
@@ -248,3 +250,48 @@ def test_probabilities_are_shown_where_there_are_any(content, make_row):
     assert "0.11" in text
     assert "Probability" in text
     assert "robability" not in Page(render_report(content)).text
+
+
+def luminance(color):
+    """Relative luminance of #rrggbb by the formula of WCAG 2."""
+    channels = [int(color[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_texts_stand_out_from_what_is_behind_them():
+    style = (resources.files("cmb_jax.report") / "templates" / "style.css").read_text("utf-8")
+    themes = [dict(re.findall(r"(--[a-z-]+): (#[0-9a-f]{6})", part)) for part in style.split("@media")[:2]]
+    assert themes[0]["--zero"] != themes[1]["--zero"]
+    for colors in themes:
+        for text in ("--zero", "--muted", "--ink", "--accent", "--bad", "--infra"):
+            for behind in ("--card", "--faint"):
+                light, dark = sorted((luminance(colors[text]), luminance(colors[behind])), reverse=True)
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, behind)
+
+
+def test_parts_are_reached_by_keyboard(content):
+    page = Page(render_report(content))
+    assert not [a for a in page.all("a") if "tabindex" in a]
+    jumps = [
+        href[1:]
+        for a in page.all("a")
+        if (href := a["href"] or "").startswith("#") and "candidate" not in href
+    ]
+    assert jumps == ["overview", "criteria", "detections", "slabs", "quality", "rejected", "provenance"]
+    scrolled = [div for div in page.all("div") if div.get("class") == "scroll"]
+    assert len(scrolled) == 3
+    assert all(div["tabindex"] == "0" and div["aria-label"] for div in scrolled)
+    # an image hides its links from programs that read aloud
+    assert {svg["role"] for svg in page.all("svg", "role")} == {"group"}
+
+
+def test_says_how_many_candidates_are_not_listed(content):
+    rows = tuple(
+        dataclasses.replace(row, reason=LOW_SCORE) if "threshold" in row.reason else row
+        for row in content.rows
+    )
+    page = Page(render_report(dataclasses.replace(content, rows=rows, unlisted=130)))
+    assert "of 132 candidates below it the 2 best are listed" in page.words("rejected")
+    page = Page(render_report(dataclasses.replace(content, rows=rows, unlisted=0)))
+    assert "best are listed" not in page.words("rejected")

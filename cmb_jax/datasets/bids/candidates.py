@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from cmb_jax.datasets.bids.layout import CONTRASTS, NOT_READ, OLD_PHASE, BidsFile, Scan, natural
-from cmb_jax.datasets.bids.names import BidsName
+from cmb_jax.datasets.bids.layout import CONTRASTS, OLD_PHASE, BidsFile, Scan, natural, why_not_read
+from cmb_jax.datasets.bids.names import BidsName, plain_index
 from cmb_jax.datasets.bids.sidecar import ImageFacts, read_facts
 from cmb_jax.datasets.grid import Grid, read_grid
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import reading
 
 Part = Literal["swi", "mag", "phase"]
 
@@ -76,21 +77,21 @@ def read_candidates(scan: Scan, root: Path) -> tuple[tuple[Candidate, ...], tupl
         What could be taken, and what cannot with the reason, both in the order of their names.
     """
     taken: dict[tuple[object, ...], Candidate] = {}
-    left = []
+    left = [NotTaken(file=file, why="not among the images asked for") for file in scan.excluded]
     for file in scan.files:
-        suffix = file.name.suffix.casefold()
-        if suffix in NOT_READ:
-            left.append(NotTaken(file=file, why=NOT_READ[suffix]))
+        why_not = why_not_read(file.name)
+        if why_not is not None:
+            left.append(NotTaken(file=file, why=why_not))
             continue
-        contrast = _CONTRAST_OF[suffix]
+        contrast = _CONTRAST_OF[file.name.suffix.casefold()]
         try:
-            part = _part(file.name)
+            part = part_of(file.name)
             grid = _grid(file.path)
         except UserError as error:
             why = str(error).removeprefix(f"{file.path}: ").replace(str(file.path), file.path.name)
             left.append(NotTaken(file=file, why=why))
             continue
-        key = (contrast, part, file.name.without("part"))
+        key = (contrast, part, file.name.told_by("part"))
         if key in taken:
             left.append(NotTaken(file=file, why=f"stands for the same image as {taken[key].file.relative}"))
             continue
@@ -99,7 +100,12 @@ def read_candidates(scan: Scan, root: Path) -> tuple[tuple[Candidate, ...], tupl
     return tuple(taken.values()), tuple(left)
 
 
-def _part(name: BidsName) -> Part:
+def part_of(name: BidsName) -> Part:
+    """What an image is by its name.
+
+    Raises:
+        UserError: a part that is not read.
+    """
     stated = (name.get("part") or "").casefold()
     if name.suffix.casefold() == OLD_PHASE or stated in ("phase", "pha"):
         return "phase"
@@ -113,6 +119,9 @@ def _part(name: BidsName) -> Part:
 def _grid(path: Path) -> Grid:
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path}: is a link to a file that is not here; fetch it (such as datalad get)")
+    with reading(path), open(path, "rb") as stream:
+        if stream.read(32).startswith((b"/annex/objects/", b"version https://git-lfs")):
+            raise UserError(f"{path}: points to a file that is not here; fetch it (such as datalad get)")
     return read_grid(path)
 
 
@@ -120,11 +129,11 @@ def series_of(candidates: Iterable[Candidate]) -> tuple[Series, ...]:
     """The acquisitions among the candidates, echoes in the order of their numbers."""
     found: dict[tuple[str, tuple[tuple[str, str], ...]], Series] = {}
     for image in sorted(candidates, key=lambda image: image.echo):
-        key = (image.contrast, image.file.name.without("part", "echo"))
+        key = (image.contrast, image.file.name.told_by("part", "echo"))
         series = found.setdefault(
             key, Series(contrast=key[0], entities=key[1], swi=None, magnitudes={}, phases={})
         )
-        echo = image.file.name.get("echo") or ""
+        echo = plain_index(image.file.name.get("echo") or "")
         if image.part == "swi":
             found[key] = dataclasses.replace(series, swi=image)
         else:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 from cmb_jax.datasets.bids.candidates import Candidate, NotTaken, Series, read_candidates, series_of
-from cmb_jax.datasets.bids.layout import CONTRASTS, NOT_READ, Scan
+from cmb_jax.datasets.bids.layout import CONTRASTS, Scan
 from cmb_jax.errors import UserError
+
+_SAME_TE_MS = 0.05
 
 
 class ChoiceKind(enum.Enum):
@@ -53,12 +56,13 @@ class ImageSet:
         return tuple(te for te in known if te is not None) if None not in known else ()
 
     @property
-    def order(self) -> tuple[int, int, int, int, float, str]:
+    def order(self) -> tuple[int, int, int, int, int, float, str]:
         """Sorts the best first; what each number is stands in `_advantage`."""
         return (
             _RANK[self.kind],
             -len(self.magnitudes) if self.kind is ChoiceKind.MAGNITUDE_AND_PHASE else 0,
             self._strangers,
+            sum(key in ("rec", "proc", "desc") for key, _ in self.reference.file.name.entities),
             CONTRASTS.index(self.reference.contrast),
             round(self.reference.grid.voxel_mm3, 4),
             self.reference.file.relative,
@@ -70,7 +74,7 @@ class ImageSet:
         if self.swi is None or not self.phases:
             return 0
         swi, phase = self.swi.file.name, self.phases[0].file.name
-        return len(set(swi.without("part")) ^ set(phase.without("part", "echo")))
+        return len(set(swi.told_by("part")) ^ set(phase.told_by("part", "echo")))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,8 +91,8 @@ def choose(scan: Scan, root: Path) -> Choice:
 
     SWI with phase goes before magnitude and phase (from which SWI is made), these before SWI alone, and that
     before a T2*-weighted magnitude alone. Among equals, more echoes go before fewer, a SWI with a phase of
-    its own name before others, MEGRE before GRE before T2starw, finer voxels before coarser, and then the
-    first by name.
+    its own name before others, images without rec- before those with it, MEGRE before GRE before T2starw,
+    finer voxels before coarser, and then the first by name. Projections and maps are never taken.
 
     Args:
         scan: of the layout.
@@ -107,6 +111,10 @@ def choose(scan: Scan, root: Path) -> Choice:
     if rival is not None:
         why += f"; before {rival.reference.file.relative}: {_advantage(best, rival)}"
     said = dict.fromkeys(note for image in best.images for note in image.facts.notes)
+    if scan.chunk is not None:
+        said[f"chunk {scan.chunk}: it shows a part of the brain, and counts are of that part"] = None
+    if not best.phases:
+        said |= dict.fromkeys(_phases_elsewhere(scan, best.reference))
     return Choice(
         kind=best.kind,
         swi=best.swi,
@@ -164,10 +172,18 @@ def _with_phase(one: Series) -> ImageSet:
     if len(pairs) > 1 and None in times:
         text = f"the echo times of {len(pairs)} echoes are not all known, so the last echo is used alone"
         pairs, notes = pairs[-1:], (text,)
+    elif len(pairs) > 1 and _some_equal(times):
+        text = f"of {len(pairs)} echoes some have the same echo time, so the last echo is used alone"
+        pairs, notes = pairs[-1:], (text,)
     elif len(pairs) > 1:
         pairs = tuple(pairs[index] for index in sorted(range(len(pairs)), key=lambda n: times[n] or 0.0))
     magnitudes, phases = zip(*pairs, strict=True)
     return ImageSet(kind=ChoiceKind.MAGNITUDE_AND_PHASE, magnitudes=magnitudes, phases=phases, notes=notes)
+
+
+def _some_equal(times: tuple[float | None, ...]) -> bool:
+    known = sorted(te for te in times if te is not None)
+    return any(later - earlier < _SAME_TE_MS for earlier, later in itertools.pairwise(known))
 
 
 def _times(magnitudes: tuple[Candidate, ...], phases: tuple[Candidate, ...]) -> tuple[float | None, ...]:
@@ -184,6 +200,7 @@ def _advantage(best: ImageSet, other: ImageSet) -> str:
         "",  # they are of one kind
         f"{len(best.magnitudes)} echoes against {len(other.magnitudes)}",
         "its name is more like that of the phase",
+        "it is not reconstructed or processed anew (rec-, proc-, desc-)",
         f"{best.reference.contrast} goes before {other.reference.contrast}",
         "finer voxels",
         "the first by name of equals",
@@ -210,9 +227,27 @@ def _left(candidates: tuple[Candidate, ...], best: ImageSet, others: list[ImageS
         yield NotTaken(file=image.file, why=why)
 
 
+def _phases_elsewhere(scan: Scan, reference: Candidate) -> Iterator[str]:
+    """What is to be known of phases that fit an image without one, but belong to another scan by name."""
+    others = dataclasses.replace(scan, files=scan.elsewhere, excluded=())
+    for image in read_candidates(others, scan_root(reference))[0]:
+        if image.part == "phase" and image.same_grid(reference):
+            yield (
+                f"{image.file.relative} lies on the same grid, but belongs to another scan by its name; it "
+                "was not used"
+            )
+
+
+def scan_root(image: Candidate) -> Path:
+    """The data set that an image lies in."""
+    return image.file.path.parents[image.file.relative.count("/")]
+
+
 def _nothing(candidates: tuple[Candidate, ...], left: tuple[NotTaken, ...]) -> str:
-    if candidates:
-        return "has phase, but neither SWI nor magnitude; add one of them"
-    more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-    telling = next((image for image in left if image.why not in NOT_READ.values()), left[0])
-    return f"no image can be used: {telling.file.relative}: {telling.why}{more}"
+    """Why nothing can be used, with the reason of every image."""
+    reasons = [f"{image.file.relative}: {image.why}" for image in left]
+    reasons += [
+        f"{image.file.relative}: a phase, but there is neither SWI nor magnitude that can be used"
+        for image in candidates
+    ]
+    return f"no image can be used: {'; '.join(reasons)}"

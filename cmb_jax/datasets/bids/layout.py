@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cmb_jax.datasets.bids.names import BidsName, join_entities, parse_name
+from cmb_jax.datasets.bids.names import BidsName, join_entities, parse_name, plain_index
 from cmb_jax.datasets.listing import check_root, is_nifti, relative, visible
 from cmb_jax.datasets.sheets import read_csv
 from cmb_jax.datasets.types import Problem
@@ -31,6 +31,26 @@ NOT_READ = {
     "t2star": "this suffix is used for maps too; name a T2*-weighted image T2starw",
 }
 """Other suffixes of susceptibility imaging, in small letters, and why they are not read."""
+
+_PROJECTION = re.compile(r"m(?:n|in)?ip(?![a-z]{3})|project")
+_MAP = re.compile(
+    r"qsm|chi ?map|r2s|r2star|t2smap|t2starmap|field ?map|b0map|phasediff|swim(?![a-z])|mask|seg"
+)
+
+
+def why_not_read(name: BidsName) -> str | None:
+    """Why an image with such a suffix or such labels is not the image itself; None if it is."""
+    reason = NOT_READ.get(name.suffix.casefold())
+    if reason is not None:
+        return reason
+    for key in ("rec", "proc", "desc", "acq"):
+        label = (name.get(key) or "").casefold()
+        if _PROJECTION.search(label):
+            return f"a projection by its {key}-{label}, not the image itself"
+        if key != "acq" and _MAP.search(label):
+            return f"a map or mask by its {key}-{label}, not an image"
+    return None
+
 
 OLD_PHASE = "phase"
 """Suffix of a phase image before part-phase came, with BIDS 1.5."""
@@ -57,12 +77,15 @@ class Scan:
     participant: str  # label, without sub-
     session: str | None = None
     run: str | None = None
+    chunk: str | None = None  # a part of the brain that was scanned by itself
     files: tuple[BidsFile, ...] = ()
+    excluded: tuple[BidsFile, ...] = ()  # by what the user asks for
+    elsewhere: tuple[BidsFile, ...] = ()  # images of the session's other scans
 
     @property
     def entities(self) -> tuple[tuple[str, str], ...]:
-        """What the scan is named by: sub, ses, run."""
-        named = (("sub", self.participant), ("ses", self.session), ("run", self.run))
+        """What the scan is named by: sub, ses, run, chunk."""
+        named = (("sub", self.participant), ("ses", self.session), ("run", self.run), ("chunk", self.chunk))
         return tuple((key, label) for key, label in named if label is not None)
 
     @property
@@ -70,12 +93,11 @@ class Scan:
         """For people and file names: sub-01_ses-2_run-1."""
         return join_entities(self.entities)
 
-    def of_acquisition(self, label: str | None) -> Scan:
-        """The scan with only the images of that acq-, all of them for None."""
-        if label is None:
-            return self
-        files = tuple(file for file in self.files if file.name.get("acq") == label)
-        return dataclasses.replace(self, files=files)
+    def only(self, wanted: Callable[[BidsFile], bool]) -> Scan:
+        """The scan with only the images that are wanted; the others are kept in mind."""
+        files = tuple(file for file in self.files if wanted(file))
+        excluded = tuple(file for file in self.files if not wanted(file))
+        return dataclasses.replace(self, files=files, excluded=(*self.excluded, *excluded))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +113,7 @@ class BidsLayout:
         """The scans of a participant with susceptibility images, in order of session and run.
 
         Images without a run go with those of the session's only run; where it has several, or none, they are
-        a scan of their own.
+        a scan of their own. Chunks, which each show a part of the brain, are scans of their own too.
 
         Raises:
             UserError: a folder cannot be read.
@@ -107,13 +129,22 @@ class BidsLayout:
         sessions = [entry for entry in visible(top) if entry.is_dir() and _SESSION.fullmatch(entry.name)]
         for session, folder in [(None, top), *((entry.name[4:], entry) for entry in sessions)]:
             files = tuple(_files(folder, self.root, participant, session))
-            runs = sorted({run for file in files if (run := file.name.get("run"))}, key=natural)
-            groups: dict[str | None, list[BidsFile]] = {}
+            runs = {plain_index(run): run for file in files if (run := file.name.get("run"))}
+            groups: dict[tuple[str, str], list[BidsFile]] = {}
             for file in files:
-                run = file.name.get("run") or (runs[0] if len(runs) == 1 else None)
-                groups.setdefault(run, []).append(file)
-            for run in sorted(groups, key=lambda run: (run is not None, natural(run or ""))):
-                yield Scan(participant=participant, session=session, run=run, files=tuple(groups[run]))
+                run = file.name.get("run") or (next(iter(runs)) if len(runs) == 1 else "")
+                chunk = file.name.get("chunk") or ""
+                groups.setdefault((plain_index(run), plain_index(chunk)), []).append(file)
+            for key in sorted(groups, key=lambda key: [(label != "", natural(label)) for label in key]):
+                run, chunk = key
+                yield Scan(
+                    participant=participant,
+                    session=session,
+                    run=runs.get(run),
+                    chunk=chunk or None,
+                    files=tuple(groups[key]),
+                    elsewhere=tuple(file for file in files if file not in groups[key]),
+                )
 
 
 def read_layout(root: Path) -> BidsLayout:

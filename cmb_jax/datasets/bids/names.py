@@ -9,6 +9,7 @@ from cmb_jax.datasets.listing import stem
 from cmb_jax.errors import UserError
 
 _LABEL = re.compile(r"[0-9A-Za-z+]+")
+_INDICES = ("run", "echo", "chunk", "split")
 _ENTITY = re.compile(r"([A-Za-z]+)-([0-9A-Za-z+]+)")
 
 
@@ -26,6 +27,17 @@ class BidsName:
     def without(self, *keys: str) -> tuple[tuple[str, str], ...]:
         """The entities less those of the given keys."""
         return tuple((key, label) for key, label in self.entities if key not in keys)
+
+    def told_by(self, *without: str) -> tuple[tuple[str, str], ...]:
+        """The entities that tell images apart, less some; run-01 and run-1 are one."""
+        return tuple(
+            (key, plain_index(label) if key in _INDICES else label) for key, label in self.without(*without)
+        )
+
+
+def plain_index(label: str) -> str:
+    """A number without leading zeros; other labels as they are."""
+    return str(int(label)) if label.isdecimal() and label.isascii() else label
 
 
 def parse_name(file_name: str) -> BidsName | None:

@@ -84,6 +84,7 @@ def _case(scan: Scan, scans: tuple[Scan, ...], truths: list[tuple[Path, BidsName
         (path, name)
         for path, name in truths
         if name.get("ses") == scan.session
+        and name.get("chunk") == scan.chunk
         and (name.get("run") == scan.run or (name.get("run") is None and alone))
     ]
     if len(fitting) > 1:

@@ -14,7 +14,7 @@ from cmb_jax.datasets.listing import relative
 from cmb_jax.io.naming import stem
 from cmb_jax.io.outside import Unreadable, read_json_object
 
-_MAX_ECHO_TIME_S = 0.2  # of a gradient echo of the brain; anything above is milliseconds by mistake
+_ECHO_TIME_S = (0.0005, 0.2)  # of a gradient echo of the brain; what lies above is milliseconds by mistake
 _FIELD_T = (0.05, 15.0)
 _DATE_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?", re.ASCII)
 
@@ -79,7 +79,7 @@ def _applicable(image: Path, name: BidsName, root: Path) -> Iterable[Path]:
 
 
 def _facts(content: Mapping[str, Any], where: str, notes: list[str]) -> ImageFacts:
-    echo_time_s = _number(content, "EchoTime", (0.0, _MAX_ECHO_TIME_S), "s", where, notes)
+    echo_time_s = _number(content, "EchoTime", _ECHO_TIME_S, "s", where, notes)
     field = _number(content, "MagneticFieldStrength", _FIELD_T, "T", where, notes)
     sign = content.get("ParamagneticPhaseSign")
     if sign is not None and (isinstance(sign, bool) or sign not in (1, -1)):

@@ -42,8 +42,11 @@ def instruction_set() -> str:
         return _without("CMB_JAX_CPU_KERNEL is off")
     built = sorted(Path(__file__).parent.glob("_kernels*.so"))
     if not built:
-        return _without("it was not built (no C++ compiler when the package was installed?)")
-    return load(built[0])
+        return _without(
+            "it was not built (no C++ compiler when the package was installed?); to put it right, install "
+            "g++ or clang++, then run: pip install --force-reinstall --no-deps --no-cache-dir cmb-jax"
+        )
+    return load(max(built, key=lambda path: path.stat().st_mtime))
 
 
 def load(path: Path) -> str:
@@ -68,5 +71,5 @@ def load(path: Path) -> str:
 
 
 def _without(reason: str) -> str:
-    _log.warning("convolutions on CPU run about 3 times slower without the compiled kernel: %s", reason)
+    _log.warning("a scan takes about 1.4 times as long on CPU without the compiled kernel: %s", reason)
     return "none"

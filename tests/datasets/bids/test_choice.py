@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from cmb_jax.bids_app.participants import Selection
 from cmb_jax.datasets.bids.choice import ChoiceKind, choose
+from cmb_jax.datasets.bids.filter import read_filter
 from cmb_jax.datasets.bids.layout import read_layout
 from cmb_jax.errors import UserError
 from tests.datasets.bids import tree
@@ -184,6 +186,94 @@ def test_nothing_to_take(chosen, tmp_path):
     (tmp_path / "sub-01/anat/sub-01_part-phase_GRE.nii.gz").write_text("text")
     with pytest.raises(UserError, match=r"no image can be used: sub-01/anat/.*NIfTI"):
         chosen("minIP")
+
+
+def test_every_image_that_is_left_has_its_own_reason(tmp_path):
+    tree.image(tmp_path, "sub-01/anat/sub-01_part-phase_GRE", tree.phase())
+    tree.image(tmp_path, "sub-01/anat/sub-01_rec-mip_swi")
+    (tmp_path / "sub-01/anat/sub-01_swi.nii.gz").write_text("/annex/objects/SHA256E-s12--ab.nii.gz\n")
+    with pytest.raises(UserError) as error:
+        choose(read_layout(tmp_path).scans("01")[0], tmp_path)
+    reasons = str(error.value).split("; ")
+    assert any("sub-01_swi" in text and "points to a file that is not here" in text for text in reasons)
+    assert any("sub-01_rec-mip_swi" in text and "projection" in text for text in reasons)
+    assert any("part-phase_GRE" in text and "neither SWI nor magnitude" in text for text in reasons)
+
+
+@pytest.mark.parametrize("entity", ["rec-mip", "rec-mIP", "acq-minIP8mm", "proc-mnip", "desc-projection"])
+def test_projections_are_told_by_any_entity(chosen, entity):
+    choice = chosen(f"{entity}_swi", "swi")
+    assert taken(choice) == ["swi"]
+    assert "projection" in left(choice)[f"{entity}_swi"]
+
+
+def test_what_was_reconstructed_anew_comes_after_the_original(chosen):
+    choice = chosen("rec-dis2d_swi", "swi")
+    assert taken(choice) == ["swi"]
+    assert "rec-" in choice.why
+    assert list(left(choice)) == ["rec-dis2d_swi"]
+
+
+def test_chunks_are_scans_of_their_own_and_say_so(tmp_path):
+    for chunk in ("1", "2"):
+        tree.image(tmp_path, f"sub-01/anat/sub-01_chunk-{chunk}_swi")
+        tree.image(tmp_path, f"sub-01/anat/sub-01_chunk-{chunk}_part-phase_GRE", tree.phase())
+    scans = read_layout(tmp_path).scans("01")
+    assert [scan.name for scan in scans] == ["sub-01_chunk-1", "sub-01_chunk-2"]
+    for scan in scans:
+        choice = choose(scan, tmp_path)
+        assert choice.kind is ChoiceKind.SWI_AND_PHASE
+        assert any("part of the brain" in note for note in choice.notes)
+
+
+def test_runs_are_numbers(tmp_path):
+    tree.image(tmp_path, "sub-01/anat/sub-01_run-01_swi")
+    tree.image(tmp_path, "sub-01/anat/sub-01_run-1_part-phase_GRE", tree.phase())
+    (scan,) = read_layout(tmp_path).scans("01")
+    assert choose(scan, tmp_path).kind is ChoiceKind.SWI_AND_PHASE
+
+
+def test_a_phase_of_another_run_on_the_same_grid_is_named(tmp_path):
+    tree.image(tmp_path, "sub-01/anat/sub-01_run-1_swi")
+    tree.image(tmp_path, "sub-01/anat/sub-01_run-2_part-phase_GRE", tree.phase())
+    choice = choose(read_layout(tmp_path).scans("01")[0], tmp_path)
+    assert choice.kind is ChoiceKind.SWI_ALONE
+    assert any("run-2_part-phase_GRE" in note and "same grid" in note for note in choice.notes)
+
+
+def test_equal_echo_times_are_not_combined(tmp_path):
+    tree.echoes(tmp_path, times_s=(0.02, 0.02, 0.02))
+    choice = choose(read_layout(tmp_path).scans("01")[0], tmp_path)
+    assert len(choice.magnitudes) == 1
+    assert any("same echo time" in note for note in choice.notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"swi": {"acquisition": "b"}}, ["acq-b_swi"]),
+        ({"swi": {"acquisition": None}}, ["swi"]),
+        ({"swi": {"acquisition": ["x", "a"]}, "t1w": {"run": 1}}, ["acq-a_swi"]),
+        ({"swi": {"acquisition": "*", "run": 2}}, ["acq-c_run-02_swi"]),
+    ],
+)
+def test_filter_files(tmp_path, content, expected):
+    for stem in ("swi", "acq-a_swi", "acq-b_swi", "acq-c_run-02_swi"):
+        tree.image(tmp_path, f"sub-01/anat/sub-01_{stem}")
+    path = tmp_path / "filter.json"
+    path.write_text(json.dumps(content))
+    (scan,) = Selection(filter=read_filter(path)).of(read_layout(tmp_path).scans("01"))
+    choice = choose(scan, tmp_path)
+    assert taken(choice) == expected
+    assert set(left(choice).values()) == {"not among the images asked for"}
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"swi": 3}', '{"bold": {}}', '{"swi": {"run": {"a": 1}}}'])
+def test_filter_files_that_are_none(tmp_path, text):
+    path = tmp_path / "filter.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"filter\.json"):
+        read_filter(path)
 
 
 def test_bad_sidecars_of_what_is_taken_are_said(tmp_path):

@@ -1,0 +1,228 @@
+"""What an image is by its values and its header, and whether a count may be given on it.
+
+Every way into the detector asks here (`inference.scan.prepare_scan`), and so do `swi`, `implant` and `data
+check`. Nothing here depends on the scale of the values, on zeros around the head or on the type in the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from cmb_jax.errors import NotAnalysableError
+from cmb_jax.io.volume import Volume
+from cmb_jax.scan.phase_range import fills
+
+WIDEST_MM = 400.0
+"""Largest extent of a head's image along any axis."""
+NARROWEST_MM = (100.0, 100.0, 40.0)
+"""Least extents of a head, the longest first: slabs of few slices are common."""
+SPACING_MM = (0.2, 6.0)
+"""Voxel edges that are believed."""
+COARSEST_MM = 3.0
+"""Second longest voxel edge up to which microbleeds are counted; longest, up to which without a warning."""
+_MOST_SHEAR_DEG = 2.0
+_NEGATIVE_SHARE, _NEGATIVE_DEPTH = 0.02, 0.05  # of voxels; of the 99th percentile. Interpolation rings less.
+_FLAT = 0.7  # share of neighbors that are equal: labels, masks
+_FLAT_ALONG_ONE = 0.25  # more equal neighbors along one axis than along others: projections
+_PLATEAU = 0.25  # share of voxels at the top of the scale: probability maps, masks
+_JUMPS, _FEW_JUMPS = 0.005, 0.0005  # share of neighbors nearly the full range apart: wraps, noise of phase
+_CENTERED = 0.05  # of the range, the median from its middle: high-passed phase
+_ENOUGH_VOXELS = 2**22  # of larger images the slices in the middle tell
+_LEAST_CORRELATION = 0.3  # of neighbors: less is noise
+_LEAST_COHERENCE = 0.4  # of neighboring phases in tissue
+_BLOCK = 8  # voxels; within them a phase may turn evenly
+_SAME = 0.98  # correlation of two images that are one
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """Why an image cannot be analysed, and what is to be known if it can."""
+
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def enforce(self, role: str) -> tuple[str, ...]:
+        """The warnings.
+
+        Raises:
+            NotAnalysableError: there are reasons.
+        """
+        if self.reasons:
+            raise NotAnalysableError(f"the {role} is not analysable: {'; '.join(self.reasons)}")
+        return self.warnings
+
+
+def judge_grid(volume: Volume, *, head: bool = True) -> Judgement:
+    """Whether size, voxels and transform can be those of a head; looks at no grid but the image's own.
+
+    Args:
+        volume: RAS.
+        head: the image must show a head (or a slab of one); otherwise a cut-out will do.
+    """
+    spacing = np.array(volume.spacing_mm)
+    extent = np.array([high - low for low, high in content_bounds(volume.data)]) * spacing
+    edges, size = _by_x(spacing, "{:.3g}"), _by_x(extent / 10, "{:.3g}")
+    ordered, reasons, warnings = np.sort(spacing), [], []
+    if spacing.min() < SPACING_MM[0] or spacing.max() > SPACING_MM[1]:
+        reasons.append(
+            f"its header says voxels of {edges} mm; {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm are believed"
+        )
+    elif ordered[1] > COARSEST_MM:
+        reasons.append(f"voxels of {edges} mm are too coarse for microbleeds (more than {COARSEST_MM:g} mm)")
+    elif ordered[2] > COARSEST_MM:
+        warnings.append(
+            f"voxels of {edges} mm are coarse: small microbleeds are averaged away and counts too low"
+        )
+    smallest = NARROWEST_MM if head else (0.0, 0.0, 0.0)
+    if extent.max() > WIDEST_MM or np.any(np.sort(extent)[::-1] < smallest):
+        reasons.append(
+            f"by its header it is {size} cm large, which no image of a head is; repair the header "
+            "(a placeholder, another unit of length?)"
+        )
+    shear = _shear_deg(volume.affine)
+    if shear > _MOST_SHEAR_DEG:
+        reasons.append(f"its axes are sheared by {shear:.0f} degrees; resample it to a right-angled grid")
+    return Judgement(reasons=tuple(reasons), warnings=tuple(warnings))
+
+
+def judge_intensity(data: np.ndarray) -> Judgement:
+    """Whether values (X, Y, Z) can be those of a susceptibility-weighted or magnitude image."""
+    reason = _other_than_intensity(data[_middle(data)])
+    return Judgement(reasons=() if reason is None else (reason,))
+
+
+def judge_phase(data: np.ndarray, radians: np.ndarray, intensity: np.ndarray) -> Judgement:
+    """Whether values can be a phase that belongs to an intensity image; all (X, Y, Z).
+
+    Args:
+        data: as stored.
+        radians: the same in radians.
+        intensity: on the same grid.
+
+    Returns:
+        Reasons for what is another kind of image; a warning where it is a phase but only noise, which must
+        be left out.
+    """
+    middle = _middle(intensity)
+    data, radians, intensity = data[middle], radians[middle], intensity[middle]
+    if _flatness(data).min() > _FLAT:
+        return Judgement(reasons=("it holds labels or a mask, no phase",))
+    tissue = intensity > 0.5 * np.percentile(intensity[intensity > 0], 75)
+    if tissue.any() and abs(_correlation(data[tissue], intensity[tissue])) > _SAME:
+        return Judgement(reasons=("it holds the values of the SWI, no phase",))
+    if coherence(radians, tissue) < _LEAST_COHERENCE:
+        return Judgement(warnings=("it is noise: neighboring voxels of the tissue have no common phase",))
+    return Judgement()
+
+
+def coherence(radians: np.ndarray, tissue: np.ndarray) -> float:
+    """How alike the steps from voxel to voxel are in tissue (X, Y, Z): 1 if smooth, near 0 in noise."""
+    step = np.exp(1j * np.diff(radians, axis=0))
+    both = tissue[1:] & tissue[:-1]
+    step = np.where(both, step, 0)
+    counts, sums = _block_sums(both.astype(np.float32)), _block_sums(step)
+    full = counts > 0.5 * counts.max() if counts.size and counts.max() else counts > 0
+    return float(np.median(np.abs(sums[full]) / counts[full])) if full.any() else 1.0
+
+
+def content_bounds(data: np.ndarray) -> np.ndarray:
+    """Smallest box of an image (X, Y, Z) beyond which all is zero: (3, 2) half-open; of zeros, all of it."""
+    there = data != 0
+    bounds = np.array([[0, size] for size in data.shape])
+    if not there.any():
+        return bounds
+    for axis in range(3):
+        filled = np.flatnonzero(there.any(axis=tuple(other for other in range(3) if other != axis)))
+        bounds[axis] = filled[0], filled[-1] + 1
+    return bounds
+
+
+def _other_than_intensity(data: np.ndarray) -> str | None:
+    values = data[data != 0]
+    top = float(np.percentile(np.abs(values), 99))
+    deep = values < -_NEGATIVE_DEPTH * top
+    if deep.mean() > _NEGATIVE_SHARE:
+        return (
+            f"{deep.mean():.0%} of its values are negative: it is a phase, a map or a normalised image; give "
+            "the image as the scanner made it"
+        )
+    flat = _flatness(data)
+    if flat.min() > _FLAT:
+        return "neighboring voxels are equal: it holds labels or a mask; give the image itself"
+    along = int(np.argmax(flat))
+    if flat[along] - np.delete(flat, along).max() > _FLAT_ALONG_ONE:
+        return "neighboring slices hold the same values: it is a projection or has repeated slices"
+    if (values >= 0.99 * np.percentile(values, 99.9)).mean() > _PLATEAU:
+        return "most values lie at the top of its scale: it is a mask, a probability map or clipped"
+    jumps, low, high = _jumps(data), float(values.min()), float(values.max())
+    centered = abs(float(np.median(values)) - (low + high) / 2) < _CENTERED * (high - low)
+    if (fills(data) and jumps > _JUMPS) or (centered and jumps > _FEW_JUMPS):
+        return "its values wrap round from one end of their range to the other: it is a phase"
+    if _neighbor_correlation(data) < _LEAST_CORRELATION:
+        return "neighboring voxels have nothing in common: it is noise"
+    return None
+
+
+def _middle(data: np.ndarray) -> tuple[slice, ...]:
+    """Slices in the middle of an image's content (X, Y, Z), as many as are enough."""
+    (x0, x1), (y0, y1), (z0, z1) = content_bounds(data)
+    count = max(2, _ENOUGH_VOXELS // ((x1 - x0) * (y1 - y0)))
+    first = max(z0, (z0 + z1 - count) // 2)
+    return slice(x0, x1), slice(y0, y1), slice(first, min(first + count, z1))
+
+
+def _pairs(data: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values of neighbors along an axis, where both are other than 0."""
+    moved = np.moveaxis(data, axis, 0)
+    first, second = moved[:-1], moved[1:]
+    both = (first != 0) & (second != 0)
+    return first[both], second[both]
+
+
+def _flatness(data: np.ndarray) -> np.ndarray:
+    """(3,) share of equal neighbors along each axis, zeros aside."""
+    shares = []
+    for axis in range(3):
+        first, second = _pairs(data, axis)
+        shares.append(float(np.mean(first == second)) if first.size else 0.0)
+    return np.array(shares)
+
+
+def _jumps(data: np.ndarray) -> float:
+    first, second = _pairs(data, 0)
+    values = data[data != 0]
+    width = float(values.max() - values.min())
+    return float(np.mean(np.abs(first - second) > 0.8 * width)) if first.size else 0.0
+
+
+def _neighbor_correlation(data: np.ndarray) -> float:
+    return max(_correlation(data[1:].ravel(), data[:-1].ravel()), _correlation(*_pairs(data, 1)))
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    scale = float(np.abs(a).max(initial=0.0)), float(np.abs(b).max(initial=0.0))
+    if not min(scale):
+        return 0.0
+    a, b = a.astype(np.float64) / scale[0], b.astype(np.float64) / scale[1]
+    a, b = a - a.mean(), b - b.mean()
+    power = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / power if power else 0.0
+
+
+def _block_sums(data: np.ndarray) -> np.ndarray:
+    whole = [size // _BLOCK * _BLOCK for size in data.shape[:2]]
+    cut = data[: whole[0], : whole[1]]
+    return cut.reshape(whole[0] // _BLOCK, _BLOCK, whole[1] // _BLOCK, _BLOCK, -1).sum(axis=(1, 3))
+
+
+def _shear_deg(affine: np.ndarray) -> float:
+    """Largest departure of two axes from a right angle."""
+    columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    products = columns.T @ columns - np.eye(3)
+    return float(np.rad2deg(np.arcsin(min(1.0, np.abs(products).max()))))
+
+
+def _by_x(numbers: np.ndarray, form: str) -> str:
+    return " x ".join(form.format(float(number)) for number in numbers)

@@ -1,0 +1,134 @@
+"""How the command line treats people: one line for what is wrong, said before JAX is imported."""
+
+import ast
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cmb_jax import cli, progress
+from cmb_jax.arguments import present
+from tests.command_line import run_cli as run
+
+WRONG = {
+    "no such command": (("predct",), "did you mean predict?"),
+    "no such subcommand": (("data", "chek"), "did you mean check?"),
+    "no such option": (("predict", "--swi", "s", "--fase", "p", "--out", "o"), "did you mean --phase?"),
+    "positional": (("predict", "s.nii.gz", "-o", "o"), "--swi s.nii.gz"),
+    "no number": (("predict", "-i", "s", "-o", "o", "--threshold", "high"), "--threshold high"),
+    "no such choice": (("predict", "-i", "s", "-o", "o", "--device", "gp"), "did you mean gpu?"),
+    "missing": (("predict", "-i", "s"), "--out must be given"),
+    "no such file": (("predict", "-i", "nowhere.nii", "-o", "o"), "nowhere.nii: no such file"),
+    "no such folder": (
+        ("evaluate", "--pred", "nowhere", "--truth", ".", "-o", "m"),
+        "nowhere: no such folder",
+    ),
+    "output exists": (("demo", "--out", "."), "exists already"),
+    "no such weights": (("weights", "show", "larg"), "base, small"),
+    "no such configuration": (("train", "--config", "smal", "--workdir", "w"), "small"),
+    "no such setting": (
+        ("train", "--config", "small", "--workdir", "w", "--train.stps", "3"),
+        "did you mean --train.steps?",
+    ),
+    "not trained": (("eval", "--config", "small", "--workdir", "nowhere"), "no trained weights"),
+    "renamed": (("predict_cohort",), "cmb-jax bids"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_one_line(monkeypatch, capsys, case):
+    arguments, match = WRONG[case]
+    code, out, err = run(monkeypatch, capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("error: ")
+    assert match in err
+    assert "None" not in err
+
+
+def test_nothing_heavy_is_imported_for_it():
+    """All of them in one process of its own, within the CPU time that a single one may take."""
+    script = f"""
+import sys
+from cmb_jax import cli
+for arguments in {[list(arguments) for arguments, _ in WRONG.values()]}:
+    try:
+        cli.main(arguments)
+    except SystemExit:
+        pass
+print(sorted({{"jax", "flax", "nibabel", "scipy", "pydicom"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_wrong_option_costs_less_than_half_a_second():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    arguments, _ = WRONG["no such setting"]  # the largest parser
+    subprocess.run([sys.executable, "-m", "cmb_jax.cli", *arguments], capture_output=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # twice that is allowed here: other work on the machine slows the clock down
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+@pytest.mark.parametrize("name", sorted(cli.all_commands()))
+def test_help_says_every_option(monkeypatch, capsys, name):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = run(monkeypatch, capsys, "help", *name.split())
+    assert code == 0
+    assert "{None}" not in out
+    for option in present.option_names(cli.all_commands()[name]):
+        assert option in out or option in ("--tyro-print-completion", "--tyro-write-completion")
+    # the help of every option of the command's function is there
+    module, function, _ = cli.COMMANDS[name.split()[0]]
+    tree = ast.parse((Path(cli.__file__).parent / "arguments" / f"{module}.py").read_text())
+    wanted = function if " " not in name else name.replace(" ", "_")
+    node = next(each for each in tree.body if isinstance(each, ast.FunctionDef) and each.name == wanted)
+    words = {
+        line.split(": ")[1].split()[0]
+        for line in ast.get_docstring(node).splitlines()
+        if line[:2] == "  " and ": " in line and line[2] != " "
+    }
+    assert all(word.rstrip(".,;:") in out for word in words)
+
+
+def test_common_options_act_before_the_command(monkeypatch):
+    seen = {}
+
+    def command(value: int = 1) -> None:
+        seen["value"] = value
+        seen["quiet"] = progress._quiet
+
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    present.run(present.presented(command, cli.apply), "prog", ["--quiet", "--device", "gpu", "--value", "3"])
+    assert seen == {"value": 3, "quiet": True}
+    assert cli.os.environ.pop("JAX_PLATFORMS") == "cuda"
+    progress.set_quiet(False)
+
+
+@pytest.mark.parametrize("shell", cli.SHELLS)
+def test_completion_is_a_script_that_knows_the_commands(monkeypatch, capsys, shell):
+    code, out, _ = run(monkeypatch, capsys, "completion", shell)
+    assert code == 0
+    assert all(name in out for name in ("predict", "bids", "--phase-sign"))
+
+
+def test_lines_instead_of_bars_in_a_log(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    assert list(progress.track(range(3), "counting")) == [0, 1, 2]
+    err = capsys.readouterr().err
+    assert err.splitlines() == ["counting: 1 of 3", "counting: 2 of 3", "counting: 3 of 3"]
+    assert "\x1b" not in err
+
+
+def test_bars_within_bars_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
+    for _ in progress.track(range(2), "outer"):
+        for _ in progress.track(range(2), "inner"):
+            progress.tell("a line above them")
+    err = capsys.readouterr().err
+    assert err.count("a line above them") == 4
+    assert "outer" in err
+    assert "inner" in err

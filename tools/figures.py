@@ -1,0 +1,159 @@
+"""Fill the generated parts of README and docs from their sources; `make figures` runs it.
+
+    python tools/figures.py [--check]
+
+A part stands between `<!-- figures: NAME -->` and `<!-- /figures -->`. Sources are the model cards
+(tools/model_card.py), the records beside the weights, CITATION.cff and the command line itself. A test runs
+the check, so that what is shown is what the sources say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from cmb_jax import cli
+from cmb_jax.arguments import present
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = ROOT / "cmb_jax" / "weights"
+_PART = re.compile(r"(<!-- figures: (\w+) -->\n).*?(\n?<!-- /figures -->)", re.DOTALL)
+_ROWS = ("sensitivity", "false positives per scan", "average precision")
+
+
+def pages() -> list[Path]:
+    """Pages that may hold generated parts."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def _names() -> list[str]:
+    return sorted(
+        (path.stem for path in WEIGHTS.glob("*.safetensors") if path.stem != "region"), reverse=True
+    )
+
+
+def card_results(name: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Test sets and rows of the table "Results" of a model card."""
+    card = (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
+    table = re.search(r"^## Results\n\n(.*?)\n\n", card, re.MULTILINE | re.DOTALL)
+    if table is None:
+        raise SystemExit(f"{name}.md: no table under Results; write it with tools/model_card.py")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()]
+    return cells[0][1:], {row[0]: row[1:] for row in cells[2:]}
+
+
+def headline() -> str:
+    """One line: sensitivity and false positives on the last test set of the model cards."""
+    parts, last = [], ""
+    for name in _names():
+        sets, rows = card_results(name)
+        last = f"{sets[-1]} ({rows['scans'][-1]} simulated scans)"
+        parts.append(
+            f"`{name}` finds {rows['sensitivity'][-1]} of the microbleeds at "
+            f"{rows['false positives per scan'][-1]} false positives per scan"
+        )
+    return f"On {last}: {', '.join(parts)}."
+
+
+def zoo() -> str:
+    """A table of the bundled weights."""
+    lines = ["| weights | test set | " + " | ".join(_ROWS) + " |", "| --- | --- |" + " --- |" * len(_ROWS)]
+    about = []
+    for name in _names():
+        record = json.loads((WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
+        size = (WEIGHTS / f"{name}.safetensors").stat().st_size / 1e6
+        sets, rows = card_results(name)
+        for n, one in enumerate(sets):
+            cells = [f"`{name}`" if n == 0 else "", one, *(rows[row][n] for row in _ROWS)]
+            lines.append("| " + " | ".join(cells) + " |")
+        about.append(
+            f"- `{name}`: {size:.1f} MB, sha256 `{record['sha256'][:12]}`, {record['date']}; trained on "
+            f"{record['training_data']}"
+        )
+    return "\n".join([*lines, "", *about])
+
+
+def bibtex() -> str:
+    """The entry that CITATION.cff stands for."""
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    author = " and ".join("{" + one["name"] + "}" for one in cff["authors"])
+    return "\n".join(
+        [
+            "```bibtex",
+            "@software{cmb_jax,",
+            f"  author  = {{{author}}},",
+            f"  title   = {{{cff['title']}}},",
+            f"  version = {{{cff['version']}}},",
+            f"  year    = {{{str(cff['date-released'])[:4]}}},",
+            f"  license = {{{cff['license']}}},",
+            "}",
+            "```",
+        ]
+    )
+
+
+def commands() -> str:
+    """What `cmb-jax help` prints."""
+    return f"```text\n{cli.overview()}\n```"
+
+
+def options() -> str:
+    """`--help` of every command."""
+    os.environ["COLUMNS"] = "100"
+    parts = []
+    for name, command in cli.all_commands().items():
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+            present.run(command, f"cmb-jax {name}", ["--help"])
+        colorless = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
+        plain = "\n".join(line.rstrip() for line in colorless.strip().splitlines())
+        parts.append(f"## {name}\n\n```text\n{plain}\n```")
+    return "\n\n".join(parts)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "zoo": zoo,
+    "bibtex": bibtex,
+    "commands": commands,
+    "options": options,
+}
+
+
+def filled(text: str) -> str:
+    """A page with its parts made anew."""
+
+    def part(match: re.Match[str]) -> str:
+        return match[1] + PARTS[match[2]]() + "\n<!-- /figures -->"
+
+    return _PART.sub(part, text)
+
+
+def stale() -> list[Path]:
+    """Pages whose parts differ from their sources."""
+    return [page for page in pages() if filled(text := page.read_text(encoding="utf-8")) != text]
+
+
+def main() -> None:
+    """Fill the pages, or with --check name those that are stale."""
+    found = stale()
+    for page in found:
+        if "--check" in sys.argv[1:]:
+            print(f"{page.relative_to(ROOT)}: stale; run make figures")
+        else:
+            page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+            print(f"written: {page.relative_to(ROOT)}")
+    if found and "--check" in sys.argv[1:]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
