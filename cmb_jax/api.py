@@ -21,11 +21,10 @@ from cmb_jax.inference import predict as pipeline
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision
 from cmb_jax.inference.outputs import described_inputs, instance_labels, report_content, write_prediction
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.io.phase import PhaseRange
-from cmb_jax.io.phase_sign import SignDecision
 from cmb_jax.io.volume import NativeGrid, Volume
 from cmb_jax.report.html import write_report
 from cmb_jax.report.slices import data_uri, to_grey
+from cmb_jax.scan.phase_range import PhaseRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -203,7 +202,6 @@ class Detector(pipeline.CmbDetector):
         *,
         phase_sign: PhaseSign = "auto",
         phase_range: PhaseRange | None = None,
-        customary_sign: SignDecision | None = None,
         threshold: float | None = None,
         region_map: RegionMap | None = None,
         progress: Callable[[str], None] | None = None,
@@ -219,7 +217,6 @@ class Detector(pipeline.CmbDetector):
           phase_sign: "auto", "+1" or "-1" (what the stored phase is multiplied with, so that paramagnetic is
             positive).
           phase_range: storage range of the phase; default: found from the data.
-          customary_sign: the sign to take if "auto" finds none with confidence, such as the scanner's.
           threshold: score from which a detection is kept; default: the weights' operating point.
           region_map: region codes to use instead of the region network's.
           progress: told what is being done, such as `print`.
@@ -239,13 +236,14 @@ class Detector(pipeline.CmbDetector):
             volumes["magnitude"],
             phase_sign=phase_sign,
             phase_range=phase_range,
-            customary_sign=customary_sign,
             threshold=threshold,
             region_map=region_map,
             progress=progress,
         )
         fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-        return Prediction(**fields, bundle=self.bundle, inputs=described_inputs(**volumes))
+        return Prediction(
+            **fields, bundle=self.bundle, inputs=described_inputs(keep_identifiers=False, **volumes)
+        )
 
 
 def load_detector(

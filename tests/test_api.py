@@ -29,7 +29,9 @@ def images(tmp_path_factory):
     """SWI and phase as nibabel images, left-posterior-superior, saved as files."""
     rng = np.random.default_rng(0)
     affine = np.array([[-0.9, 0, 0, 25.0], [0, -0.9, 0, 28.0], [0, 0, 2.0, -20.0], [0, 0, 0, 1]])
-    swi, phase = 100 + rng.normal(0, 5, SHAPE), rng.uniform(-3.1, 3.1, SHAPE)
+    swi = np.linspace(85, 115, SHAPE[0])[:, None, None] + rng.normal(0, 5, SHAPE)
+    x, y, _ = np.indices(SHAPE)
+    phase = np.angle(np.exp(1j * (0.3 * x + 0.2 * y + rng.normal(0, 0.2, SHAPE))))
     for _ in range(12):
         i, j, k = (rng.integers(4, n - 4) for n in SHAPE)
         swi[i - 1 : i + 2, j - 1 : j + 2, k] = 10
@@ -117,7 +119,7 @@ def test_the_table_holds_the_rows(prediction, monkeypatch):
 def test_save_writes_what_the_command_writes(prediction, tmp_path):
     folder = prediction.save(tmp_path / "result")
     names = {"detections.csv", "detections.json", "labels.nii.gz", "report.html", "viewer.html"}
-    assert {path.name for path in folder.iterdir()} == names
+    assert {path.name for path in folder.iterdir() if path.name[0] != "."} == names
     with (folder / "detections.csv").open(newline="") as file:
         assert [int(row["id"]) for row in csv.DictReader(file)] == [row.id for row in prediction.rows]
     with pytest.raises(cmb_jax.UserError, match="exists"):

@@ -31,7 +31,6 @@ class DeviceDetector:
             spacing_mm=self._detector.config.data.spacing_mm,
             phase_sign=images.phase_sign,
             phase_range=images.phase_range,
-            customary_sign=images.customary_sign,
             region_map=images.region_map,
             progress=say,
         )

@@ -19,7 +19,7 @@ from cmb_jax.datasets.bids.choice import Choice
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import NOTICE, instance_labels, region_names_csv, report_content, viewer_page
 from cmb_jax.inference.predict import Prediction
-from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text
+from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, clear_dead
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.outside import a_number, a_text, reading
 from cmb_jax.io.provenance import provenance_jsonld
@@ -144,16 +144,13 @@ def write_result(
     """Write all files of a scan's result over older ones; the table's sidecar last, as the mark of the end.
 
     `viewer`: the page on which a reader scrolls too, which holds the images; `save_regions`: brain mask and
-    region map.
-
-    No other process may be writing the same result: what a killed one has left half-written is cleared away.
+    region map. What a killed process has left half-written is cleared away.
 
     Raises:
         UserError: a file cannot be written.
     """
     files.table_sidecar.unlink(missing_ok=True)
-    for left in files.folder.glob(f".{files.stem}_desc-*"):  # named so by io.atomic
-        left.unlink()
+    clear_dead(files.folder, f"{files.stem}_desc-*")
     sources = [image.uri for image in taken]
     spatial = source_uri(choice.reference.file.relative)
     labels = instance_labels(prediction)

@@ -10,18 +10,13 @@ from cmb_jax.bids_app.dataset import RAW, REGIONS, source_uri
 from cmb_jax.datasets.bids.candidates import Candidate
 from cmb_jax.datasets.bids.choice import Choice, ChoiceKind
 from cmb_jax.inference.scan import PhaseSign
-from cmb_jax.inference.swi_image import OpenSignError, make_swi, sign_doubts
+from cmb_jax.inference.swi_image import OpenSignError, make_swi
 from cmb_jax.io.atomic import sha256_file
+from cmb_jax.io.memory import check_fits
 from cmb_jax.io.multi_echo import read_echoes
-from cmb_jax.io.nifti import read_volume
+from cmb_jax.io.nifti import Reduction, read_volume
 from cmb_jax.io.volume import Volume
 from cmb_jax.scan.phase_range import PhaseRange
-from cmb_jax.scan.phase_sign import SignDecision
-
-_CUSTOMARY_SIGNS = {"siemens": 1, "ge": -1}
-"""Sign of paramagnetic phase as stored, by the first word of Manufacturer: a weak guess, always said. GE's
-has been seen to run against Siemens' (UKRIN-MAPS/ukat, issue 33); no published table of the makers was
-found, and export and filters may turn either."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +50,6 @@ class ScanImages:
     magnitude: Volume | None  # for the brain regions
     phase_sign: PhaseSign
     phase_range: PhaseRange | None
-    customary_sign: SignDecision | None  # of the maker, where phase_sign is auto
     made: bool  # SWI was made here, and is in no file
     region_map: RegionMap | None = None  # in place of the region network's
     steps: tuple[str, ...] = ()
@@ -80,37 +74,36 @@ def read_scan_images(choice: Choice, options: PhaseOptions) -> ScanImages:
     """Read what was chosen; SWI is made where there is only magnitude and phase.
 
     The sign of the phase is the one asked for, else ParamagneticPhaseSign of the sidecar, else told from the
-    image, else customary for the maker.
+    images.
 
     Raises:
         UserError: an image cannot be read, or the images do not fit together.
     """
-    sign, customary, steps = _sign(choice, options)
+    sign, steps = _sign(choice, options)
     if choice.kind is ChoiceKind.MAGNITUDE_AND_PHASE:
-        return _made(choice, sign, customary, options, steps)
-    swi = read_volume(choice.reference.file.path)
+        return _made(choice, sign, options, steps)
+    check_fits(choice.reference.file.path, choice.phases[0].file.path if choice.phases else None)
+    swi = read_volume(choice.reference.file.path, reduced="mean")
     alone = choice.kind is ChoiceKind.MAGNITUDE_ALONE
     return ScanImages(
         swi=swi,
-        phase=_volume(choice.phases),
-        magnitude=None if alone else _volume(choice.magnitudes),
+        phase=_volume(choice.phases, "first"),
+        magnitude=None if alone else _volume(choice.magnitudes, "mean"),
         phase_sign=sign,
         phase_range=options.stored,
-        customary_sign=customary,
         made=False,
         steps=steps,
         warnings=("a T2*-weighted magnitude stands for SWI",) if alone else (),
     )
 
 
-def _volume(images: tuple[Candidate, ...]) -> Volume | None:
-    return read_volume(images[0].file.path) if images else None
+def _volume(images: tuple[Candidate, ...], reduced: Reduction) -> Volume | None:
+    return read_volume(images[0].file.path, reduced=reduced) if images else None
 
 
 def _made(
     choice: Choice,
     sign: PhaseSign,
-    customary: SignDecision | None,
     options: PhaseOptions,
     steps: tuple[str, ...],
 ) -> ScanImages:
@@ -122,7 +115,6 @@ def _made(
             te_ms=choice.te_ms,
             phase_sign=sign,
             phase_range=options.stored,
-            customary_sign=customary,
         )
     except OpenSignError as error:
         return _magnitude_alone(magnitudes[-1], str(error), options, steps)
@@ -139,10 +131,8 @@ def _made(
         magnitude=dataclasses.replace(like, data=made.magnitude),
         phase_sign="+1",  # it is paramagnetic positive by now
         phase_range=PhaseRange.RADIANS,
-        customary_sign=None,
         made=True,
         steps=(*steps, step),
-        warnings=tuple(sign_doubts(made.sign)),
     )
 
 
@@ -156,7 +146,6 @@ def _magnitude_alone(
         magnitude=None,
         phase_sign=options.sign,
         phase_range=None,
-        customary_sign=None,
         made=False,
         steps=steps,
         warnings=(why, "a T2*-weighted magnitude stands for SWI, without phase"),
@@ -167,17 +156,12 @@ def _paths(images: tuple[Candidate, ...]) -> list[Path]:
     return [image.file.path for image in images]
 
 
-def _sign(choice: Choice, options: PhaseOptions) -> tuple[PhaseSign, SignDecision | None, tuple[str, ...]]:
-    """The sign to ask for, the maker's if the image must tell, and what is to be said."""
+def _sign(choice: Choice, options: PhaseOptions) -> tuple[PhaseSign, tuple[str, ...]]:
+    """The sign to ask for, and what is to be said about it."""
     if options.sign != "auto" or not choice.phases:
-        return options.sign, None, ()
-    facts = choice.phases[-1].facts
-    if facts.paramagnetic_sign is not None:
-        asked: PhaseSign = "+1" if facts.paramagnetic_sign > 0 else "-1"
-        return asked, None, (f"the sidecar says that paramagnetic phase is stored with sign {asked}",)
-    maker = (facts.manufacturer or "").casefold().split()
-    sign = _CUSTOMARY_SIGNS.get(maker[0]) if maker else None
-    if sign is None:
-        return "auto", None, ()
-    reason = f"the image does not tell; customary for {facts.manufacturer}"
-    return "auto", SignDecision(sign=sign, confident=False, reason=reason), ()
+        return options.sign, ()
+    stated = choice.phases[-1].facts.paramagnetic_sign
+    if stated is None:
+        return "auto", ()
+    asked: PhaseSign = "+1" if stated > 0 else "-1"
+    return asked, (f"the sidecar says that paramagnetic phase is stored with sign {asked}",)

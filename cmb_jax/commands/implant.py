@@ -242,8 +242,6 @@ def _rows(
 
 def _doubts(scan: Scan, brain: Brain, bodies: Lesions, masked: bool) -> list[str]:
     found = []
-    if not scan.sign.confident:
-        found.append(f"the sign of the phase is not certain ({scan.sign.reason}); give --phase-sign")
     index = np.rint(bodies.centre_mm / np.array(scan.like.spacing_mm)).astype(int)
     beyond = np.flatnonzero(~brain.mask[tuple(index.T)])
     if len(beyond):

@@ -96,6 +96,8 @@ def read_scan(
     else:
         direction = field_direction(like.affine)
         decision = decide_phase_sign(radians[last], data[last], like.spacing_mm, direction)
+        if not decision.confident:
+            raise UserError(f"{phase}: its sign is open ({decision.reason}); give --phase-sign +1 or -1")
     return Scan(
         magnitude=data,
         phase=radians,

@@ -24,6 +24,7 @@ from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import described_inputs, write_not_analysable, write_prediction
 from cmb_jax.inference.predict import Prediction, load_detector
 from cmb_jax.inference.scan import PhaseSign
+from cmb_jax.io.memory import check_fits
 from cmb_jax.io.naming import stem
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import Volume
@@ -115,9 +116,12 @@ def run(
     say = stopwatch()
     check_output(out, overwrite)
     check_threshold(threshold)
-    swi_volume = read_volume(existing_file(swi, "SWI"))
-    phase_volume = None if phase is None else read_volume(existing_file(phase, "phase"))
-    magnitude_volume = None if magnitude is None else read_volume(existing_file(magnitude, "magnitude"))
+    check_fits(existing_file(swi, "SWI"), None if phase is None else existing_file(phase, "phase"))
+    swi_volume = read_volume(swi, reduced="mean")
+    phase_volume = None if phase is None else read_volume(phase, reduced="first")
+    magnitude_volume = (
+        None if magnitude is None else read_volume(existing_file(magnitude, "magnitude"), reduced="mean")
+    )
     own = None if regions is None else OwnRegions.read(regions, region_labels)
     inputs = described_inputs(
         keep_identifiers=keep_identifiers,

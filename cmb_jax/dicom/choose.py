@@ -218,9 +218,9 @@ def _is_difference(pairs: Sequence[tuple[Candidate, Candidate]], usable: Sequenc
     """Whether the one phase of a magnitude with several echoes is their difference, as of field maps."""
     if len(pairs) > 1:
         return False
-    own = pairs[0][0].stack
-    echoes = [c for c in usable if c.role is Role.MAGNITUDE and same_grid(c.stack, own)]
-    return len({round(c.stack.first.echo_ms or 0.0, 1) for c in echoes if c.stack.first.echo_ms}) > 1
+    own = pairs[0][0].stack.instance.series_uid
+    stacks = [c.stack for c in usable if c.role is Role.MAGNITUDE and c.stack.instance.series_uid == own]
+    return len({round(stack.first.echo_ms, 1) for stack in stacks if stack.first.echo_ms}) > 1
 
 
 def _fits(a: Stack, b: Stack) -> bool:

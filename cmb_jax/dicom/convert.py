@@ -19,7 +19,7 @@ from cmb_jax.dicom.values import valued_by_headers
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.io.outside import read_json_object
+from cmb_jax.io.outside import read_json_object, reading
 from cmb_jax.io.volume import Volume
 
 _SUFFIXES = {"_ph": "PHASE", "_real": "REAL", "_imaginary": "IMAGINARY"}  # of dcm2niix's file names
@@ -83,7 +83,7 @@ def _is_of(path: Path, stack: Stack) -> bool:
 def _hand_over(source: Path, target: Path) -> None:
     """The file under another name, with the preamble and the mark that dcm2niix looks for."""
     if not has_mark(source):
-        with open_whole(source) as whole:
+        with reading(source), open_whole(source) as whole:
             dcmread(whole, force=True).save_as(target, enforce_file_format=True)
         return
     try:

@@ -8,7 +8,10 @@ from typing import BinaryIO
 
 from pydicom.errors import InvalidDicomError
 
+from cmb_jax.io.outside import reading
+
 _MARK, _PREAMBLE = b"DICM", bytes(128)
+_MARKED, _TODO = 132, "copy it again"
 _FIRST_GROUPS = (0x0002, 0x0008)  # of file meta information, or of a data set without it
 _VALUE_REPRESENTATION = (b"UL", b"OB", b"CS", b"UI", b"DA", b"LO", b"SH")
 
@@ -18,24 +21,25 @@ def open_whole(path: Path) -> BinaryIO:
 
     Raises:
         InvalidDicomError: nothing at the file's start is DICOM.
-        OSError: it cannot be read.
+        UserError: it cannot be read.
     """
-    stream = open(path, "rb")  # noqa: SIM115 - handed on
-    start = stream.read(132)
-    if start[128:] == _MARK:
-        stream.seek(0)
-        return stream
-    with stream:
-        if start[:4] != _MARK and not _starts_with_element(start):
-            raise InvalidDicomError(f"{path.name} does not begin as DICOM does")
-        rest = start + stream.read()
-    return io.BytesIO(_PREAMBLE + (b"" if rest[:4] == _MARK else _MARK) + rest)
+    with reading(path, _TODO, but=(InvalidDicomError,)):
+        stream = open(path, "rb")  # noqa: SIM115 - handed on
+        start = stream.read(_MARKED)
+        if start[len(_PREAMBLE) :] == _MARK:
+            stream.seek(0)
+            return stream
+        with stream:
+            if start[: len(_MARK)] != _MARK and not _starts_with_element(start):
+                raise InvalidDicomError(f"{path.name} does not begin as DICOM does")
+            rest = start + stream.read()
+        return io.BytesIO(_PREAMBLE + (b"" if rest.startswith(_MARK) else _MARK) + rest)
 
 
 def has_mark(path: Path) -> bool:
-    """Whether the file has its preamble and mark."""
-    with open(path, "rb") as stream:
-        return stream.read(132)[128:] == _MARK
+    """Whether the file has its preamble and mark. Raises UserError."""
+    with reading(path, _TODO), open(path, "rb") as stream:
+        return stream.read(_MARKED)[len(_PREAMBLE) :] == _MARK
 
 
 def _starts_with_element(start: bytes) -> bool:

@@ -63,7 +63,7 @@ def make_key_images(
             software_versions=maker.version,
             series_description=f"{maker.model} microbleed key images",
         )
-        image.PatientOrientation = ""  # three planes in one picture have none
+        image.add_new("PatientOrientation", "CS", "")  # three planes in one picture have none
         image.BodyPartExamined = "BRAIN"
         image.BurnedInAnnotation = "NO"  # none that names the patient
         image.ImageComments = f"{finding.name}. {maker.notice}"

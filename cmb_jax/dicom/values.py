@@ -12,6 +12,7 @@ from pydicom import dcmread
 from cmb_jax.dicom.files import open_whole
 from cmb_jax.dicom.grid import frame_mapping
 from cmb_jax.dicom.stacks import Stack
+from cmb_jax.io.outside import Unreadable, reading
 from cmb_jax.io.volume import Volume
 
 _TOLERANCE = 1e-4  # of a frame's largest value; float32 rounds
@@ -30,8 +31,8 @@ def valued_by_headers(volume: Volume, stack: Stack) -> Volume:
     for index, frame in enumerate(stack.frames):
         try:
             pixels = _pixels(frame.instance.path, cache)[frame.number]
-        except Exception as error:  # a codec that is missing, or damaged data: whatever pydicom stumbles over
-            said = f"series {stack.key}: values were not compared with the headers ({type(error).__name__})"
+        except Unreadable as error:  # a codec that is missing, or damaged data
+            said = f"series {stack.key}: values were not compared with the headers: {error.reason}"
             return dataclasses.replace(volume, warnings=(*volume.warnings, said))
         expected[index] = pixels * frame.slope + frame.intercept
         apart = np.abs(expected[index] - converted[index]).max()
@@ -49,8 +50,8 @@ def _pixels(path: Path, cache: dict[Path, np.ndarray]) -> np.ndarray:
     """(frames, rows, columns) as stored; the last file is kept, for objects of many frames."""
     if path not in cache:
         cache.clear()
-        with open_whole(path) as stream, warnings.catch_warnings():
+        with reading(path), open_whole(path) as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             array = dcmread(stream, force=True).pixel_array
-        cache[path] = array if array.ndim == 3 else array[None]
+            cache[path] = array if array.ndim == 3 else array[None]
     return cache[path]

@@ -24,7 +24,6 @@ from cmb_jax.io.volume import ScanImages, Volume
 from cmb_jax.report.content import DetectionRow
 from cmb_jax.report.summary import LOW_SCORE
 from cmb_jax.scan.phase_range import PhaseRange
-from cmb_jax.scan.phase_sign import SignDecision
 
 # The region map is right to about half of its 2 mm voxels: the sphere that votes is larger by that much.
 MAP_ERROR_MM = 1.0
@@ -89,7 +88,6 @@ class CmbDetector:
         *,
         phase_sign: PhaseSign = "auto",
         phase_range: PhaseRange | None = None,
-        customary_sign: SignDecision | None = None,
         threshold: float | None = None,
         region_map: RegionMap | None = None,
         progress: Callable[[str], None] | None = None,
@@ -104,7 +102,6 @@ class CmbDetector:
           phase_sign: "auto", "+1" or "-1" (what the stored phase is multiplied with, so that
             paramagnetic is positive).
           phase_range: storage range of the phase; default: found from the data.
-          customary_sign: the sign to take if "auto" finds none with confidence, such as the scanner's.
           threshold: score from which a detection is kept; default: the weights' operating point.
           region_map: region codes to use instead of the region network's.
           progress: told what is being done.
@@ -121,7 +118,6 @@ class CmbDetector:
             spacing_mm=self.config.data.spacing_mm,
             phase_sign=phase_sign,
             phase_range=phase_range,
-            customary_sign=customary_sign,
             region_map=region_map,
             progress=say,
         )

@@ -17,7 +17,7 @@ from cmb_jax.io.volume import ScanImages, Volume
 from cmb_jax.regions.predict import brain_mask_on, predict_regions, region_code_on
 from cmb_jax.scan.judge import content_bounds, judge_grid, judge_intensity, judge_phase
 from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
-from cmb_jax.scan.phase_sign import SignDecision, decide_phase_sign, field_direction
+from cmb_jax.scan.phase_sign import decide_phase_sign, field_direction
 
 PhaseSign = Literal["auto", "+1", "-1"]
 
@@ -28,7 +28,7 @@ class PhaseChoice:
 
     radians: np.ndarray | None  # (X, Y, Z), paramagnetic positive; None: it must be left out
     sentence: str  # range and sign, and why
-    warning: str | None  # why it is left out, or that its sign is a guess
+    warning: str | None = None  # why it is left out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,6 @@ def read_phase(
     reference: Volume,
     sign: PhaseSign = "auto",
     stored: PhaseRange | None = None,
-    customary_sign: SignDecision | None = None,
 ) -> PhaseChoice:
     """Bring a stored phase image to radians with paramagnetic positive.
 
@@ -73,7 +72,6 @@ def read_phase(
       reference: SWI on the same grid, in which veins are darker than on the magnitude.
       sign: +1 or -1 multiplies the phase; "auto" lets veins and deep nuclei decide.
       stored: the storage range, if it must not be found from the data.
-      customary_sign: taken if the images do not tell the sign; without it the phase is then left out.
 
     Raises:
       NotAnalysableError: it is no phase, or its unit cannot be told.
@@ -83,21 +81,17 @@ def read_phase(
     doubts = judge_phase(phase.data, radians, reference.data).enforce("phase")
     if doubts:
         return _left_out(*doubts)
-    warning = None
     if sign == "auto":
         decision = decide_phase_sign(
             radians, reference.data, reference.spacing_mm, b0_direction=field_direction(reference.affine)
         )
         if not decision.confident:
-            if customary_sign is None:
-                return _left_out(f"its sign is open ({decision.reason}); give --phase-sign")
-            decision = customary_sign
-            warning = f"the sign of the phase is a guess ({decision.reason}); give --phase-sign"
+            return _left_out(f"its sign is open ({decision.reason}); give --phase-sign")
         factor, why = decision.sign, decision.reason
     else:
         factor, why = int(sign), "as asked"
     sentence = f"phase read as {found.name}, sign {factor:+d} ({why})"
-    return PhaseChoice(radians=radians * factor, sentence=sentence, warning=warning)
+    return PhaseChoice(radians=radians * factor, sentence=sentence)
 
 
 def _left_out(why: str) -> PhaseChoice:
@@ -112,7 +106,6 @@ def prepare_scan(
     spacing_mm: tuple[float, float, float],
     phase_sign: PhaseSign = "auto",
     phase_range: PhaseRange | None = None,
-    customary_sign: SignDecision | None = None,
     region_map: RegionMap | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> PreparedScan:
@@ -124,7 +117,6 @@ def prepare_scan(
       phase_sign: "auto", "+1" or "-1" (what the stored phase is multiplied with, so that paramagnetic is
         positive).
       phase_range: storage range of the phase; default: found from the data.
-      customary_sign: the sign to take if "auto" finds none with confidence, such as the scanner's.
       region_map: region codes to use instead of the region network's.
       progress: told what is being done.
 
@@ -135,12 +127,12 @@ def prepare_scan(
     say = progress or (lambda _: None)
     swi, phase, magnitude = images.swi, images.phase, images.magnitude
     clock, warnings, steps = Clock(), [f"SWI: {line}" for line in swi.warnings], []
-    warnings += judge_grid(swi).enforce("SWI")
-    warnings += judge_intensity(swi.data).enforce("SWI")
     for role, other in (("phase", phase), ("magnitude", magnitude)):
         if other is not None:
             check_same_grid(swi, other)
             warnings.extend(f"{role}: {line}" for line in other.warnings)
+    warnings += judge_grid(swi).enforce("SWI")
+    warnings += judge_intensity(swi.data).enforce("SWI")
     swi = _of_unit_scale(swi)
     if magnitude is not None:
         warnings += judge_intensity(magnitude.data).enforce("magnitude")
@@ -153,7 +145,7 @@ def prepare_scan(
         with clock("phase"):
             # zeros around the head decide nothing
             bounds = content_bounds(swi.data)
-            choice = read_phase(phase.cut(bounds), swi.cut(bounds), phase_sign, phase_range, customary_sign)
+            choice = read_phase(phase.cut(bounds), swi.cut(bounds), phase_sign, phase_range)
         if choice.radians is not None:
             radians = np.zeros(swi.shape, choice.radians.dtype)
             radians[tuple(slice(low, high) for low, high in bounds)] = choice.radians

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import cmb_jax
-from cmb_jax.inference.swi_image import make_swi, sign_doubts
+from cmb_jax.inference.swi_image import make_swi
 from cmb_jax.io.atomic import atomic_directory
 from cmb_jax.io.multi_echo import read_echoes
 from cmb_jax.io.naming import shown_name
@@ -84,7 +84,6 @@ def run_swi(
             "echo_times_ms": list(made.te_ms),
             "phase_range": made.phase_range.name,
             "phase_sign": made.sign.sign,
-            "phase_sign_confident": made.sign.confident,
             "phase_sign_reason": made.sign.reason,
             "high_pass": f"homodyne, in plane, Hann window of {DEFAULT_WIDTH_MM:g} mm",
             "phase_mask_power": PHASE_MASK_POWER,
@@ -92,7 +91,6 @@ def run_swi(
             "warnings": [
                 *(f"magnitude: {line}" for line in like.warnings),
                 *(f"phase: {line}" for line in phase_echoes[0].warnings),
-                *sign_doubts(made.sign),
             ],
         }
         (folder / "swi.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

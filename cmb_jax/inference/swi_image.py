@@ -53,7 +53,6 @@ def make_swi(
     echo: int | None = None,
     phase_sign: str = "auto",
     phase_range: PhaseRange | None = None,
-    customary_sign: SignDecision | None = None,
 ) -> MadeSwi:
     """Makes a susceptibility-weighted image of volumes; no files.
 
@@ -64,7 +63,6 @@ def make_swi(
         echo: use this echo alone, counted from 1; None combines all there are.
         phase_sign: "auto", "+1" or "-1": the sign of paramagnetic phase as stored.
         phase_range: how phase is stored; None: told from its extremes.
-        customary_sign: taken if the images do not tell the sign.
 
     Raises:
         UserError: images that do not fit together, echo times that are missing or do not fit.
@@ -78,12 +76,10 @@ def make_swi(
     combined, stored_phase = _one_echo(echoes, like.spacing_mm)
     decision = _sign(phase_sign, stored_phase, combined, like)
     if not decision.confident:
-        if customary_sign is None:
-            raise OpenSignError(
-                f"the sign of the phase is open ({decision.reason}), so that no SWI can be made; "
-                "look at the veins and give --phase-sign +1 or -1"
-            )
-        decision = customary_sign
+        raise OpenSignError(
+            f"the sign of the phase is open ({decision.reason}), so that no SWI can be made; "
+            "look at the veins and give --phase-sign +1 or -1"
+        )
     filtered = decision.sign * stored_phase
     return MadeSwi(
         swi=np.asarray(combined * phase_mask(filtered) ** PHASE_MASK_POWER),
@@ -94,15 +90,6 @@ def make_swi(
         phase_range=echoes.phase_range,
         sign=decision,
     )
-
-
-def sign_doubts(decision: SignDecision) -> list[str]:
-    """The warning about a sign that was not decided with confidence, if it was not."""
-    if decision.confident:
-        return []
-    return [
-        f"the sign of the phase is not certain ({decision.reason}); look at the veins and give --phase-sign"
-    ]
 
 
 def _select(

@@ -18,8 +18,8 @@ WIDEST_MM = 400.0
 """Largest extent of a head's image along any axis."""
 NARROWEST_MM = (100.0, 100.0, 40.0)
 """Least extents of a head, the longest first: slabs of few slices are common."""
-SPACING_MM = (0.2, 6.0)
-"""Voxel edges that are believed."""
+SPACING_MM = (0.1, 6.0)
+"""Voxel edges that are believed: scanners interpolate to below 0.2 mm."""
 COARSEST_MM = 3.0
 """Second longest voxel edge up to which microbleeds are counted; longest, up to which without a warning."""
 _MOST_SHEAR_DEG = 2.0
@@ -29,7 +29,7 @@ _FLAT_ALONG_ONE = 0.25  # more equal neighbors along one axis than along others:
 _PLATEAU = 0.25  # share of voxels at the top of the scale: probability maps, masks
 _JUMPS, _FEW_JUMPS = 0.005, 0.0005  # share of neighbors nearly the full range apart: wraps, noise of phase
 _CENTERED = 0.05  # of the range, the median from its middle: high-passed phase
-_ENOUGH_VOXELS = 2**24  # of larger images the slices in the middle tell
+_ENOUGH_VOXELS = 2**22  # of larger images the slices in the middle tell
 _LEAST_CORRELATION = 0.3  # of neighbors: less is noise
 _LEAST_COHERENCE = 0.4  # of neighboring phases in tissue
 _BLOCK = 8  # voxels; within them a phase may turn evenly
@@ -89,7 +89,7 @@ def judge_grid(volume: Volume, *, head: bool = True) -> Judgement:
 
 def judge_intensity(data: np.ndarray) -> Judgement:
     """Whether values (X, Y, Z) can be those of a susceptibility-weighted or magnitude image."""
-    reason = _other_than_intensity(_middle_slices(data))
+    reason = _other_than_intensity(data[_middle(data)])
     return Judgement(reasons=() if reason is None else (reason,))
 
 
@@ -105,7 +105,8 @@ def judge_phase(data: np.ndarray, radians: np.ndarray, intensity: np.ndarray) ->
         Reasons for what is another kind of image; a warning where it is a phase but only noise, which must
         be left out.
     """
-    data, radians, intensity = (_middle_slices(array) for array in (data, radians, intensity))
+    middle = _middle(intensity)
+    data, radians, intensity = data[middle], radians[middle], intensity[middle]
     if _flatness(data).min() > _FLAT:
         return Judgement(reasons=("it holds labels or a mask, no phase",))
     tissue = intensity > 0.5 * np.percentile(intensity[intensity > 0], 75)
@@ -164,10 +165,12 @@ def _other_than_intensity(data: np.ndarray) -> str | None:
     return None
 
 
-def _middle_slices(data: np.ndarray) -> np.ndarray:
-    count = max(2, _ENOUGH_VOXELS // (data.shape[0] * data.shape[1]))
-    first = max(0, (data.shape[2] - count) // 2)
-    return data[:, :, first : first + count]
+def _middle(data: np.ndarray) -> tuple[slice, ...]:
+    """Slices in the middle of an image's content (X, Y, Z), as many as are enough."""
+    (x0, x1), (y0, y1), (z0, z1) = content_bounds(data)
+    count = max(2, _ENOUGH_VOXELS // ((x1 - x0) * (y1 - y0)))
+    first = max(z0, (z0 + z1 - count) // 2)
+    return slice(x0, x1), slice(y0, y1), slice(first, min(first + count, z1))
 
 
 def _pairs(data: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

@@ -46,7 +46,7 @@ class SignDecision:
     """The sign of paramagnetic phase in an image as stored."""
 
     sign: int  # +1: paramagnetic is positive as stored; -1: negative
-    confident: bool  # False: the data do not tell, and sign is the customary +1
+    confident: bool  # False: the data do not tell, and sign means nothing
     reason: str  # one line for people
 
 
@@ -73,7 +73,7 @@ def decide_phase_sign(
     magnitude = np.asarray(magnitude_or_swi, np.float32)
     inside = _inside_of_brain(magnitude, spacing_mm)
     if not inside.any():
-        return SignDecision(sign=1, confident=False, reason="no brain was found, so +1 was taken")
+        return SignDecision(sign=1, confident=False, reason="no brain was found")
     masked = _sign_of_mask(phase_rad, magnitude, inside, spacing_mm)
     if masked is not None:
         return masked
@@ -91,7 +91,7 @@ def decide_phase_sign(
     weights = np.where(inside, np.minimum(magnitude / smooth, 1.0), 0.0)  # phase noise is 1 / signal
     votes = _block_correlations(measured, expected(darkest), expected(contrast), weights)
     if len(votes) < _MIN_VOTES:
-        return SignDecision(sign=1, confident=False, reason="too little tissue to tell, so +1 was taken")
+        return SignDecision(sign=1, confident=False, reason="too little tissue to tell")
     mean, spread = float(votes.mean()), float(votes.std(ddof=1))
     t = mean / max(spread / len(votes) ** 0.5, 1e-6)
     share = float(np.mean(votes > 0))
@@ -102,7 +102,7 @@ def decide_phase_sign(
     if abs(t) >= _MIN_T and abs(mean) >= _MIN_R and max(share, 1 - share) >= _MIN_SHARE:
         sign = 1 if mean > 0 else -1
         return SignDecision(sign=sign, confident=True, reason=found)
-    return SignDecision(sign=1, confident=False, reason=f"the data do not tell, so +1 was taken: {found}")
+    return SignDecision(sign=1, confident=False, reason=f"the data do not tell: {found}")
 
 
 def _sign_of_mask(

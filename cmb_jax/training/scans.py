@@ -25,6 +25,7 @@ from cmb_jax.inference.scan import prepare_scan
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.regions.predict import BUNDLED_WEIGHTS as REGION_WEIGHTS
+from cmb_jax.scan import VERSION as JUDGE_VERSION
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,6 +158,7 @@ def _key(
     described = [
         STORE_VERSION,
         INPUT_VERSION,
+        JUDGE_VERSION,
         spacing_mm,
         region_weights,
         CONNECTIVITY,

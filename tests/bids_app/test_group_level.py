@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cmb_jax.bids_app.group_table import COLUMNS
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.review.files import read_record
 from cmb_jax.review.result import load_result
 from tests.datasets.bids import tree
@@ -114,6 +114,32 @@ def test_sidecars_and_logs_that_were_damaged(bids, study, tmp_path, content):
     assert code == 1
     assert "2 skipped, 1 failed" in stdout
     assert "Traceback" not in stderr
+
+
+def test_scans_that_are_not_analysable_have_a_status_and_no_count(bids, tmp_path, stub, monkeypatch):
+    root, out = tree.description(tmp_path / "study"), tmp_path / "out"
+    for label in ("01", "02"):
+        tree.image(root, f"sub-{label}/anat/sub-{label}_swi")
+    assert bids(root, out, "participant")[0] == 0
+
+    def refuse(images, say):
+        if "sub-01" in str(images.swi.source):
+            raise NotAnalysableError("the SWI is not analysable: it is a phase")
+        return say
+
+    monkeypatch.setattr(stub, "prepare", refuse)
+    code, stdout, _ = bids(root, out, "participant", "--overwrite")
+    assert code == 3
+    assert "sub-01: not analysable: the SWI is not analysable: it is a phase" in stdout
+    code, stdout, _ = bids(root, out, "group")
+    assert code == 3
+    rows = table(out)
+    assert [(row["participant_id"], row["status"]) for row in rows] == [
+        ("sub-01", "not analysable"),
+        ("sub-02", "done"),
+    ]
+    assert (rows[0]["cmb"], rows[0]["reason"]) == ("n/a", "the SWI is not analysable: it is a phase")
+    assert bids(root, out, "participant", "--participant-label", "01")[0] == 3  # nothing else was done
 
 
 def test_the_page_has_every_scan_with_links(bids, study, tmp_path):

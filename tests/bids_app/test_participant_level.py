@@ -23,7 +23,7 @@ def study(tmp_path):
         stem = f"sub-01/ses-{session}/anat/sub-01_ses-{session}"
         tree.image(root, f"{stem}_acq-hi_run-1_swi", EchoTime=0.02, MagneticFieldStrength=3)
         tree.image(root, f"{stem}_acq-hi_run-1_part-phase_GRE", tree.phase(), Manufacturer="SIEMENS")
-    tree.echoes(root, "sub-02")
+    tree.echoes(root, "sub-02", ParamagneticPhaseSign=1)
     return root
 
 
@@ -137,7 +137,7 @@ def test_echoes_become_one_swi_that_is_kept(bids, study, out, stub):
     assert code == 0, stderr
     (images,) = stub.seen
     assert images.made
-    assert (images.phase_sign, images.phase_range.value) == ("+1", "radians")
+    assert (images.phase_sign, images.phase_range.name) == ("+1", "radians")
     swi = nib.load(out / "sub-02/anat/sub-02_desc-made_swi.nii.gz")
     magnitude = nib.load(study / "sub-02/anat/sub-02_echo-1_part-mag_MEGRE.nii.gz")
     np.testing.assert_allclose(swi.affine, magnitude.affine, atol=1e-5)
@@ -256,12 +256,10 @@ def test_an_unexpected_error_is_one_scan_s_failure(bids, study, out, stub, monke
 @pytest.mark.parametrize(
     ("facts", "asked", "expected"),
     [
-        ({"ParamagneticPhaseSign": -1}, "auto", ("-1", None)),
-        ({"ParamagneticPhaseSign": -1}, "+1", ("+1", None)),
-        ({"Manufacturer": "GE MEDICAL SYSTEMS"}, "auto", ("auto", -1)),
-        ({"Manufacturer": "Siemens Healthineers"}, "auto", ("auto", 1)),
-        ({"Manufacturer": "Philips"}, "auto", ("auto", None)),
-        ({}, "-1", ("-1", None)),
+        ({"ParamagneticPhaseSign": -1}, "auto", "-1"),
+        ({"ParamagneticPhaseSign": -1}, "+1", "+1"),
+        ({"Manufacturer": "GE MEDICAL SYSTEMS"}, "auto", "auto"),
+        ({}, "-1", "-1"),
     ],
 )
 def test_the_sign_of_the_phase(bids, tmp_path, stub, facts, asked, expected):
@@ -270,8 +268,18 @@ def test_the_sign_of_the_phase(bids, tmp_path, stub, facts, asked, expected):
     tree.image(root, "sub-01/anat/sub-01_part-phase_T2starw", tree.phase(), **facts)
     assert bids(root, tmp_path / "out", "participant", "--phase-sign", asked)[0] == 0
     (images,) = stub.seen
-    customary = images.customary_sign and images.customary_sign.sign
-    assert (images.phase_sign, customary) == expected
+    assert images.phase_sign == expected
+
+
+def test_without_a_sign_the_magnitude_stands_for_swi(bids, tmp_path, stub):
+    root = tree.description(tmp_path / "study")
+    tree.echoes(root)
+    code, _, stderr = bids(root, tmp_path / "out", "participant")
+    assert code == 0, stderr
+    (images,) = stub.seen
+    assert (images.made, images.phase) == (False, None)
+    assert any("sign of the phase is open" in line for line in images.warnings)
+    assert not list((tmp_path / "out").rglob("*made_swi*"))
 
 
 @pytest.mark.parametrize("stored", ["pm4096", "0-4095"])

@@ -50,7 +50,7 @@ def weights(tmp_path):
 
 def test_echoes_to_labels_on_the_grid_of_the_scan(tmp_path, weights, capsys):
     root = tree.description(tmp_path / "study")
-    tree.echoes(root, count=2, times_s=(0.01, 0.02), Manufacturer="SIEMENS")
+    tree.echoes(root, count=2, times_s=(0.01, 0.02), ParamagneticPhaseSign=1)
     run = run_participants(
         read_layout(root),
         tmp_path / "out",
@@ -73,8 +73,7 @@ def test_echoes_to_labels_on_the_grid_of_the_scan(tmp_path, weights, capsys):
     assert "searching for microbleeds" in said
     sidecar = (anat / "sub-01_desc-cmb_detections.json").read_text()
     assert "SWI made from magnitude and phase of 2 echoes" in sidecar
-    # random phase tells no sign, so the maker's custom is taken, with a warning
-    assert "customary for SIEMENS" in sidecar
+    assert "stored with sign +1" in sidecar
 
 
 def test_devices_share_the_scans_and_change_no_byte(tmp_path, weights):

@@ -30,7 +30,9 @@ def save(path, data, affine=AFFINE):
 
 @pytest.fixture
 def good(tmp_path, rng):
-    return save(tmp_path / "good.nii.gz", 50 + rng.normal(size=(32, 36, 20)))
+    return save(
+        tmp_path / "good.nii.gz", np.linspace(40, 60, 32)[:, None, None] + rng.normal(size=(32, 36, 20))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,8 @@ def scan(tmp_path_factory):
     """One scan as a DICOM folder and as two NIfTI files that hold the same numbers."""
     rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("scan")
-    swi, phase = 1000 + rng.normal(0, 50, SHAPE), rng.normal(0, 0.3, SHAPE)
+    swi = np.linspace(850, 1150, SHAPE[0])[:, None, None] + rng.normal(0, 50, SHAPE)
+    phase = rng.normal(0, 0.3, SHAPE)
     for _ in range(12):
         i, j, k = (rng.integers(4, n - 4) for n in SHAPE)
         swi[i - 1 : i + 2, j - 1 : j + 2, k] = 100

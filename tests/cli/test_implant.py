@@ -36,9 +36,7 @@ STORAGE = {  # radians in -pi..pi -> what is stored
     "pm4096": lambda x: np.rint(x / np.pi * 4096).astype(np.int16),
     "milliradians": lambda x: np.rint(x * 1000).astype(np.int16),
     "0-2pi": lambda x: (x % (2 * np.pi)).astype(np.float64),
-    "symmetric": lambda x: (np.where(np.arange(x.size).reshape(x.shape) == 0, np.pi, x) * 40).astype(
-        np.float32
-    ),
+    "degrees": lambda x: np.degrees(x).astype(np.float32),
 }
 
 
@@ -110,14 +108,14 @@ def test_the_difference_is_the_dipole_in_the_same_storage(monkeypatch, capsys, t
     paths = scan(form)
     told = ("--phase-sign", f"{sign:+d}", "--lesions", table(tmp_path, affine, index))
     code, _, err = run(monkeypatch, capsys, *common(paths, out), *PHYSICS, *told)
-    assert (code, err) == (0, "")
+    assert (code, "warning" in err) == (0, False)
     before, after = nib.load(paths[1]), nib.load(out / "phase.nii.gz")
     assert after.get_data_dtype() == before.get_data_dtype()
     np.testing.assert_array_equal(after.affine, before.affine)
     assert {k: str(v) for k, v in after.header.items()} == {k: str(v) for k, v in before.header.items()}
     old, new = np.asarray(before.dataobj), np.asarray(after.dataobj)
-    kind = PhaseRange(form)
-    assert detect_phase_range(new) is kind
+    kind = detect_phase_range(old)
+    assert detect_phase_range(new).turn == pytest.approx(kind.turn, rel=0.01)
     if form == "0-4095":
         assert new.min() >= 0
         assert new.max() <= 4095
@@ -146,7 +144,7 @@ def test_truth_seed_and_record(monkeypatch, capsys, tmp_path, scan):
         code, _, err = run(
             monkeypatch, capsys, *common(paths, tmp_path / name), *PHYSICS, *drawn, "--seed", seed
         )
-        assert (code, err) == (0, "")
+        assert (code, "warning" in err) == (0, False)
     first, again, other = (
         {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("a", "b", "c")
     )
@@ -204,14 +202,14 @@ def test_unwrapped_radians_and_the_top_of_a_range(tmp_path):
     data = np.linspace(-9, 9, 64).reshape(4, 4, 4)
     nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "unwrapped.nii")
     moved = shifted_phase(
-        open_nifti(tmp_path / "unwrapped.nii"), np.full((4, 4, 4, 1), 3.0), PhaseRange.RADIANS
+        open_nifti(tmp_path / "unwrapped.nii"), np.full((4, 4, 4, 1), 3.0), PhaseRange.RADIANS.turn
     )
     np.testing.assert_allclose(moved, data + 3.0)
     whole = np.full((4, 4, 4), 4095.0, np.float32)  # integers in a file of floats
     whole[0] = 0
     nib.save(nib.Nifti1Image(whole, np.eye(4)), tmp_path / "whole.nii")
     shift = np.full((4, 4, 4, 1), 0.6 * 2 * np.pi / 4096)
-    moved = shifted_phase(open_nifti(tmp_path / "whole.nii"), shift, PhaseRange.ZERO_4095)
+    moved = shifted_phase(open_nifti(tmp_path / "whole.nii"), shift, PhaseRange.ZERO_4095.turn)
     assert (np.unique(moved[0]), np.unique(moved[1:])) == (1, 0)
 
 
@@ -222,7 +220,9 @@ def bad(monkeypatch, capsys, tmp_path, scan):
     def check(*arguments, match, files=None, physics=PHYSICS):
         before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
         out = tmp_path / "made" / "out"
-        code, _, err = run(monkeypatch, capsys, *common(files or paths, out), *physics, *arguments)
+        code, _, err = run(
+            monkeypatch, capsys, *common(files or paths, out), "--phase-sign", "+1", *physics, *arguments
+        )
         assert code == 2
         (line,) = [line for line in err.splitlines() if line.strip()]
         assert line.startswith("error: ")
@@ -250,17 +250,35 @@ def test_bad_physics(bad, tmp_path):
     check, _ = bad
     check(match="--te-ms", physics=("--b0-t", 3))
     check(match="--b0-t", physics=("--te-ms", 15))
-    check(match="above 0", physics=("--te-ms", 0, "--b0-t", 3))
-    check(match="above 0", physics=("--te-ms", -4, "--b0-t", 3))
-    check(match="0.1 to 14", physics=("--te-ms", 15, "--b0-t", 90))
+    check(match="1 to 200 ms", physics=("--te-ms", 0, "--b0-t", 3))
+    check(match="1 to 200 ms", physics=("--te-ms", -4, "--b0-t", 3))
+    check(match="give milliseconds, not seconds", physics=("--te-ms", 0.02, "--b0-t", 3))
+    check(match="1 to 200 ms", physics=("--te-ms", 20000, "--b0-t", 3))
+    check(match="must rise from echo to echo", physics=("--te-ms", 20, 20, 20, "--b0-t", 3))
+    check(match="0.1 to 14 tesla", physics=("--te-ms", 15, "--b0-t", 90))
     check(match="1 echoes but 2 echo times", physics=("--te-ms", 5, 10, "--b0-t", 3))
     (tmp_path / "mag.json").write_text("[3")
     check(match="mag.json", physics=())
 
 
+def test_a_lesion_below_the_noise_is_not_written(monkeypatch, capsys, tmp_path, scan):
+    affine = oblique_affine()
+    lines = [f"{x},{y},{z}" for x, y, z, _ in (affine @ np.array([[24, 21, 20, 1], [14, 21, 12, 1]]).T).T]
+    (tmp_path / "lesions.csv").write_text(
+        f"x_mm,y_mm,z_mm,diameter_mm,kind,chi_ppm\n{lines[0]},{DIAMETER},cmb,{CHI}\n{lines[1]},0.5,cmb,0.001\n"
+    )
+    told = ("--phase-sign", "+1", "--lesions", tmp_path / "lesions.csv")
+    code, _, err = run(monkeypatch, capsys, *common(scan(), tmp_path / "out"), *PHYSICS, *told)
+    assert code == 0
+    assert "1 of 2 lesions change the image less than its noise" in err
+    assert len((tmp_path / "out" / "truth.csv").read_text().splitlines()) == 2
+    assert np.asarray(nib.load(tmp_path / "out" / "labels.nii.gz").dataobj).max() == 1
+
+
 def test_bad_lesions(bad, tmp_path):
     check, _ = bad
-    check("--diameters-mm", 2, 80, match="larger than the brain")
+    check("--diameters-mm", 2, 18, match="larger than the brain")
+    check("--diameters-mm", 2, 80, match="<= 20")
     check("--diameters-mm", 4, 2, match="low <= high")
     check("--count", 400, "--diameters-mm", 1, 1, match="of at most")
     check("--count", 501, match="0 to 500")

@@ -26,7 +26,6 @@ from cmb_jax.io.nifti import read_volume
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
 from cmb_jax.report.content import DETECTION_COLUMNS
-from cmb_jax.scan.phase_sign import SignDecision
 from tests.tiny import TINY_MODEL
 
 TINY = Config(
@@ -127,16 +126,14 @@ def test_a_threshold_moves_rows_from_kept_to_rejected(bundle, files, region_map)
     assert LOW_SCORE in {row.reason for row in none.rows}
 
 
-def test_the_customary_sign_is_taken_where_the_image_does_not_tell(files):
+def test_a_phase_whose_sign_is_open_is_left_out_unless_it_is_told(files):
     swi, phase = (read_volume(path) for path in files)
-    custom = SignDecision(sign=-1, confident=False, reason="customary for this scanner")
-    undecided, customary = read_phase(phase, swi), read_phase(phase, swi, customary_sign=custom)
+    undecided = read_phase(phase, swi)
     assert undecided.radians is None  # rather left out than turned the wrong way
     assert "left out: its sign is open" in undecided.warning
-    assert "customary for this scanner" in customary.warning
-    asked = read_phase(phase, swi, "+1", customary_sign=custom)
-    np.testing.assert_array_equal(customary.radians, -asked.radians)
-    assert asked.warning is None
+    plus, minus = (read_phase(phase, swi, sign) for sign in ("+1", "-1"))
+    np.testing.assert_array_equal(minus.radians, -plus.radians)
+    assert plus.warning is None
 
 
 def test_without_phase_it_runs_and_says_so(bundle, files, region_map):

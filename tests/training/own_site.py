@@ -26,13 +26,17 @@ def add_scan(root, name, *, count=3, affine=RAS, truth="points", phase=True, see
     """One scan with its truth: `points`, `kinds` (the last spot is a mimic), `mask`, `soft` or None."""
     rng = np.random.default_rng(seed)
     index = spots(seed, count)
-    swi = 100 + rng.normal(0, 3, SHAPE)
+    swi = np.linspace(92, 108, SHAPE[0])[:, None, None] + rng.normal(0, 3, SHAPE)
     radians = rng.normal(0, 0.05, SHAPE)
     mask = np.zeros(SHAPE, np.float32)
     for i, j, k in index:
         spot = (slice(i - 1, i + 2), slice(j - 1, j + 2), k)
         swi[spot], radians[spot], mask[spot] = 15.0, 1.5, 0.75 if truth == "soft" else 1.0
-    images = {"swi": swi} | ({"phase": np.clip(radians, -3.1, 3.1)} if phase else {})
+    images = {"swi": swi}
+    if phase:  # with a background that turns, and the mask that tells its sign
+        x, y, _ = np.indices(SHAPE)
+        images["swi"] = swi * np.clip(1 - radians / np.pi, 0, 1) ** 4
+        images["phase"] = np.angle(np.exp(1j * (radians + 0.1 * (x + y))))
     if truth in ("mask", "soft"):
         images["mask"] = mask
     for word, data in images.items():

@@ -334,7 +334,7 @@ def test_two_readers_compared_and_settled(open_page, made, served, tmp_path):
         page.page.uncheck(f"#reader-list input[value={name}]")
     page.page.check("#reader-list input[value=consensus]")
     page.page.click("#truth")
-    page.until("#comparison", "train.py")
+    page.until("#comparison", "cmb-jax train")
     assert (made.folder / "truth" / "sub-07_ses-1_points.csv").is_file()
     assert (made.folder / "truth" / "labels" / "sub-07_ses-1.nii.gz").is_file()
 

@@ -12,6 +12,7 @@ from cmb_jax.datasets.bids.names import BidsName, plain_index
 from cmb_jax.datasets.bids.sidecar import ImageFacts, read_facts
 from cmb_jax.datasets.grid import Grid, read_grid
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import reading
 
 Part = Literal["swi", "mag", "phase"]
 
@@ -118,7 +119,7 @@ def part_of(name: BidsName) -> Part:
 def _grid(path: Path) -> Grid:
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path}: is a link to a file that is not here; fetch it (such as datalad get)")
-    with open(path, "rb") as stream:
+    with reading(path), open(path, "rb") as stream:
         if stream.read(32).startswith((b"/annex/objects/", b"version https://git-lfs")):
             raise UserError(f"{path}: points to a file that is not here; fetch it (such as datalad get)")
     return read_grid(path)

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from cmb_jax.datasets.bids.names import BidsName, plain_index
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import read_json_object
 
 PARTS = ("swi", "mag", "phase")
 """Queries that are used; those of other programs may stand in the same file."""
@@ -48,11 +48,8 @@ def read_filter(path: Path) -> BidsFilter:
         UserError: no such file, no JSON, or not of this form.
     """
     form = 'give such as {"swi": {"acquisition": "axial"}}'
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is no readable JSON file ({type(error).__name__}); {form}") from error
-    if not isinstance(content, dict) or not all(isinstance(query, dict) for query in content.values()):
+    content = read_json_object(path, form)
+    if not all(isinstance(query, dict) for query in content.values()):
         raise UserError(f"{path}: is no filter; {form}")
     queries = {part: content[part] for part in PARTS if part in content}
     if not queries:
