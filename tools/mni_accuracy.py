@@ -1,6 +1,6 @@
 """How exact MNI coordinates are, on phantoms of the three anatomies whose pose and shape are known.
 
-    python tools/mni_accuracy.py --samples 8      # seconds per sample
+    python tools/mni_accuracy.py --samples 5      # seconds per sample
     python tools/mni_accuracy.py --landmarks      # write the table of centers anew
 
 Each sample is a head as CMB-Phantom poses and warps it (`phantom.pose`), drawn at 2 mm in T2*-weighted
@@ -53,7 +53,7 @@ ZONES = (Zone.LOBAR, Zone.DEEP, Zone.INFRATENTORIAL)
 class Arguments:
     """What is done."""
 
-    samples: int = 8
+    samples: int = 5
     """Heads of each anatomy."""
     seed: int = 0
     points: int = 5000

@@ -101,6 +101,7 @@ def _methods(pipeline: Pipeline) -> MethodsFacts:
         weights_name=pipeline.bundle.name,
         weights_sha256=pipeline.bundle.sha256,
         threshold=pipeline.threshold,
+        bundled=pipeline.bundle.bundled,
         calibrated=pipeline.bundle.calibration is not None,
         phase=None,
         own_regions=pipeline.regions is not None,

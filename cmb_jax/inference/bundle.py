@@ -48,6 +48,11 @@ class WeightsBundle:
         return ",".join(one.path.name for one in (self, *self.others))
 
     @property
+    def bundled(self) -> bool:
+        """Whether all of them come with the package, which are trained on simulated scans only."""
+        return all(one.path.parent == BUNDLED for one in (self, *self.others))
+
+    @property
     def name(self) -> str:
         """`file_name` without suffixes."""
         return ",".join(one.path.stem for one in (self, *self.others))

@@ -190,6 +190,7 @@ def methods_facts(
         weights_name=bundle.name,
         weights_sha256=bundle.sha256,
         threshold=float(settings["score_threshold"]),
+        bundled=bundle.bundled,
         calibrated=settings.get("calibrated") == "yes",
         phase=prediction.phase is not None,
         own_regions=any(role == "regions" for role, _, _ in inputs),

@@ -27,6 +27,7 @@ class MethodsFacts:
     weights_sha256: str
     threshold: float
     calibrated: bool  # probabilities are given
+    bundled: bool  # the weights that come with the package
     phase: bool | None  # a phase was used; None: where a scan had one
     own_regions: bool = False  # a label volume took the place of the region network
     made_swi: bool = False  # SWI was made here from magnitude and phase
@@ -47,9 +48,10 @@ def methods_text(facts: MethodsFacts) -> str:
         False: "susceptibility-weighted images without phase",
         None: "susceptibility-weighted images and, where there was one, phase",
     }[facts.phase]
+    trained = "simulated scans only" if facts.bundled else "[say on what the weights were trained]"
     sentences = [
         f"Cerebral microbleeds were detected with cmb_jax {facts.version}, a 3D convolutional network after "
-        f"Kim et al. {cite('method')} trained on simulated scans only (weights {facts.weights_name}, SHA-256 "
+        f"Kim et al. {cite('method')} trained on {trained} (weights {facts.weights_name}, SHA-256 "
         f"{facts.weights_sha256[:16]}), from {inputs}.",
     ]
     if facts.made_swi:

@@ -184,7 +184,7 @@ def test_a_finished_scan_that_would_come_out_otherwise_is_said(bids, study, out,
     code, stdout, _ = bids(study, out, "participant", *more)
     assert code == 1  # the other participant is done
     assert "1 done" in stdout
-    assert what in stdout or "cannot be read" in stdout
+    assert what in stdout or "no readable JSON" in stdout
     assert "--overwrite" in stdout
     assert (out / f"{STEM_1}_desc-cmb_detections.tsv").read_bytes() == before
     assert bids(study, out, "participant", *more, "--overwrite")[0] == 0

@@ -12,6 +12,7 @@ FACTS = {
     "weights_sha256": "ab" * 32,
     "threshold": 0.6,
     "calibrated": True,
+    "bundled": True,
     "phase": True,
 }
 
@@ -34,6 +35,8 @@ def test_says_what_was_used():
     text = methods_text(MethodsFacts(**FACTS))
     assert "cmb_jax 9.9" in text and "0.600" in text and "abababababababab" in text  # noqa: PT018
     assert "images and phase." in text
+    assert "trained on simulated scans only" in text
+    assert "simulated" not in methods_text(MethodsFacts(**FACTS | {"bundled": False}))
     assert "without phase" in methods_text(MethodsFacts(**FACTS | {"phase": False}))
     assert "probability" not in methods_text(MethodsFacts(**FACTS | {"calibrated": False}))
     assert "esearch use only" in text
