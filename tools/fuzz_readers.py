@@ -794,9 +794,9 @@ def read_made(path: Path) -> object:
 
 
 def read_failure(path: Path) -> object:
-    from cmb_jax.bids_app.failures import read_reason
+    from cmb_jax.bids_app.failures import read_reason, read_status
 
-    return read_reason(path)
+    return repr((read_reason(path), read_status(path)))
 
 
 def read_data_set(path: Path) -> object:
@@ -935,9 +935,10 @@ def read_mask(path: Path) -> object:
 
 
 def read_header(path: Path) -> object:
+    from cmb_jax.datasets.bids.candidates import _grid
     from cmb_jax.datasets.grid import read_grid
 
-    return repr(read_grid(path))
+    return repr((read_grid(path), _grid(path)))
 
 
 def read_prediction(path: Path) -> object:
@@ -970,6 +971,49 @@ def python_config(folder: Path) -> Path:
     )(folder)
 
 
+def read_bids_filter(path: Path) -> object:
+    from cmb_jax.datasets.bids.filter import read_filter
+
+    return repr(read_filter(path))
+
+
+def read_comparison(path: Path) -> object:
+    from cmb_jax.bids_app.cohort_page import _compared
+
+    return repr(list(_compared(path, {"ab" * 32: 1})))
+
+
+def make_picture(folder: Path) -> Path:
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80), np.uint8)).save(folder / "p.jpg")
+    return folder / "p.jpg"
+
+
+def read_picture(path: Path) -> object:
+    from cmb_jax.io.outside import read_bytes
+    from cmb_jax.report.projection import Projection, shrunk
+
+    record = {"Width": 800, "Height": 600, "ToPixel": [[0.0] * 8] * 2}
+    return shrunk(Projection.from_json(read_bytes(path), record), 100, path).jpeg
+
+
+def read_dicom_pixels(path: Path) -> object:
+    from pydicom.errors import InvalidDicomError
+
+    from cmb_jax.dicom.convert import _hand_over
+    from cmb_jax.dicom.files import has_mark
+    from cmb_jax.dicom.values import _pixels
+
+    try:
+        has_mark(path)
+        with tempfile.TemporaryDirectory() as other:
+            _hand_over(path, Path(other) / "a.dcm")
+        return _pixels(path, {}).tobytes()
+    except InvalidDicomError as error:  # the callers leave such files out
+        raise UserError(f"{path}: is left out") from error
+
+
 HEADER = ("io.header:_opened", "io.header:_image", "io.header:decoded", "io.header:world_affine")
 SIDE = {"EchoTime": 0.02, "MagneticFieldStrength": 3, "ParamagneticPhaseSign": 1, "Manufacturer": "X"}
 DETECTIONS = (
@@ -986,7 +1030,9 @@ KINDS: dict[str, Kind] = {
         ("evaluation.read:read_detections_volume", "evaluation.read:read_truth_volume"),
     ),
     "nifti_mask": Kind(make_mask, read_mask, ("datasets.lesions:_label",)),
-    "nifti_header": Kind(lambda f: nifti(f, "a.nii"), read_header, HEADER),
+    "nifti_header": Kind(
+        lambda f: nifti(f, "a.nii"), read_header, (*HEADER, "datasets.bids.candidates:_grid")
+    ),
     "nifti_stored": Kind(
         lambda f: nifti(f, "a.nii.gz"), read_stored, ("io.storage:stored_values",), checked=True
     ),
@@ -1041,7 +1087,13 @@ KINDS: dict[str, Kind] = {
     "result_json": Kind(
         from_result("detections.json"),
         read_prediction,
-        ("review.result:_searched_image", "followup.time_point:read_record", "commands.view:open_server"),
+        (
+            "review.result:_searched_image",
+            "review.result:load_result",
+            "review.files:read_record",
+            "followup.time_point:read_record",
+            "commands.view:open_server",
+        ),
         "json",
     ),
     "result_csv": Kind(
@@ -1136,8 +1188,39 @@ KINDS: dict[str, Kind] = {
     "failure": Kind(
         js("sub-1.json", {"Scan": "x", "Reason": "y"}),
         read_failure,
-        ("bids_app.failures:read_reason",),
+        ("bids_app.failures:read_reason", "bids_app.failures:read_status"),
         "json",
+    ),
+    "bids_filter": Kind(
+        js("f.json", {"swi": {"acquisition": "axial", "run": [1, 2]}, "phase": {"part": None}}),
+        read_bids_filter,
+        ("datasets.bids.filter:read_filter",),
+        "json",
+    ),
+    "comparison": Kind(
+        js(
+            "c.json",
+            {
+                "counts": {"new": 2, "resolved": 3},
+                "baseline": {"inputs": [{"sha256": "ab" * 32}]},
+                "followup": {"inputs": []},
+            },
+        ),
+        read_comparison,
+        ("bids_app.cohort_page:_compared",),
+        "json",
+    ),
+    "picture": Kind(
+        make_picture, read_picture, ("report.projection:shrunk", "bids_app.cohort_page:_picture"), share=0.5
+    ),
+    "dicom_pixels": Kind(
+        make_dicom,
+        read_dicom_pixels,
+        (
+            *("dicom.files:has_mark", "dicom.files:open_whole", "dicom.values:_pixels"),
+            "dicom.convert:_hand_over",
+        ),
+        share=0.5,
     ),
     "page": Kind(
         make_page,
@@ -1148,6 +1231,7 @@ KINDS: dict[str, Kind] = {
 }
 
 OWN = {
+    "anatomy.mni:template_landmarks": "comes with the package",
     "anatomy.own_regions:freesurfer_table": "comes with the package",
     "dicom.convert:_is_of": "dcm2niix wrote it a moment before into a folder of this process",
     "dicom.load:_made": "this process wrote it a moment before into a folder of its own",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -120,15 +121,14 @@ def _changes(out: Path, made: dict[int, Provenance]) -> dict[int, tuple[Link, ..
 
 
 def _compared(record: Path, line_of: dict[str, int]) -> Iterator[tuple[int, Link]]:
-    try:
+    # none of ours, or damaged: the scans are listed without it
+    with contextlib.suppress(UserError), reading(record):
         content = read_json_object(record)
         counts = ", ".join(f"{int(content['counts'][status])} {status}" for status in STATUSES[:2])
         for scan, words in (("followup", "since before"), ("baseline", "later")):
             digests = {each["sha256"] for each in content[scan]["inputs"]}
             for n in sorted({line_of[digest] for digest in digests if digest in line_of}):
                 yield n, Link(text=f"{counts} {words}", href="")
-    except (UserError, ValueError, KeyError, TypeError):
-        return  # none of ours, or damaged: the scans are listed without it
 
 
 def _href(path: Path, out: Path) -> str:
