@@ -363,7 +363,6 @@ PYTHON = (
     ),
     *(
         "def get_config(): return 5",
-        "raise MemoryError",
         "class A(Exception): pass\nraise A",
         "raise StopIteration",
     ),

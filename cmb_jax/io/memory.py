@@ -9,8 +9,11 @@ from cmb_jax.errors import UserError
 from cmb_jax.io.header import open_header, world_affine
 from cmb_jax.io.nifti import reduction_step
 
-_AT_REST = 1.2e9  # bytes: program, network and the windows that it searches
-_PER_VOXEL = 60.0  # bytes of a voxel that is worked on, measured with phase (docs/reliability.md)
+_AT_REST = 1.0e9  # bytes: program and network
+# Bytes of a voxel that is worked on: SWI, phase and radians, mask, region, and while the phase is filtered
+# three complex images and their parts.
+_PER_VOXEL = 85.0
+_WHILE_READ = 2  # times the content of a file: it lies packed beside it
 _MEMORY_FILES = (  # what a container may take, and what it has
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (
@@ -43,23 +46,24 @@ def check_fits(swi: Path, phase: Path | None = None) -> None:
     Raises:
         UserError: it takes more than there is; also as `io.header.open_header`.
     """
-    needed = _AT_REST + sum(_needed(path, share) for path, share in ((swi, 1.0), (phase, 0.0)) if path)
+    needed = _AT_REST + max(_needed(path) for path in (swi, phase) if path)
     there = available_bytes()
     if needed > there:
         raise UserError(
-            f"{swi}: is so large that it takes about {needed / 1e9:.0f} GB of memory, but "
-            f"{there / 1e9:.0f} GB are free; close other programs, crop it to the head, or resample it to "
+            f"{swi}: is so large that it takes about {needed / 1e9:.1f} GB of memory, but "
+            f"{there / 1e9:.1f} GB are free; close other programs, crop it to the head, or resample it to "
             "0.5 mm"
         )
 
 
-def _needed(path: Path, worked_on: float) -> float:
-    """Bytes of a file unpacked, and of a share of what is made of its voxels."""
+def _needed(path: Path) -> float:
+    """Bytes while a file is read, or while its voxels are worked on, whichever are more."""
     file = open_header(path)
     affine, _ = world_affine(file)
     voxels = math.prod(file.image.shape)
     step = math.prod(reduction_step(file, affine))
-    return voxels * file.image.get_data_dtype().itemsize + worked_on * _PER_VOXEL * voxels / step
+    content = voxels * file.image.get_data_dtype().itemsize
+    return max(_WHILE_READ * content, _PER_VOXEL * voxels / step)
 
 
 def _lines(path: Path) -> list[str]:

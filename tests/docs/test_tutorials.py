@@ -20,6 +20,8 @@ def cells(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_shown_outputs_are_of_a_whole_run(path):
     counts = [cell["execution_count"] for cell in cells(path)]
+    if set(counts) == {None}:
+        pytest.skip(f"not run yet: python tools/run_tutorials.py {path.stem}")
     assert counts == list(range(1, len(counts) + 1))
     outputs = [output for cell in cells(path) for output in cell["outputs"]]
     assert outputs

@@ -21,14 +21,14 @@ def test_the_system_says_how_much_there_is():
 def test_a_scan_that_does_not_fit_is_refused_before_its_voxels_are_looked_at(tmp_path, monkeypatch):
     path = image(tmp_path / "a.nii")
     check_fits(path, path)
-    monkeypatch.setattr(memory, "available_bytes", lambda: memory._AT_REST + 20**3 * 4)
-    with pytest.raises(UserError, match=r"about 1 GB of memory, and 1 GB are free") as refused:
+    monkeypatch.setattr(memory, "available_bytes", lambda: memory._AT_REST + 20**3 * 80)
+    with pytest.raises(UserError, match=r"about 1.0 GB of memory, but 1.0 GB are free") as refused:
         check_fits(path, path)
     assert "\n" not in str(refused.value)
 
     # what is read in blocks takes an eighth
     monkeypatch.setattr("cmb_jax.io.nifti.LARGE_VOXELS", 20**3)
-    room = memory._AT_REST + 20**3 * (2 + memory._PER_VOXEL / 4)
+    room = memory._AT_REST + 20**3 * memory._PER_VOXEL / 4
     monkeypatch.setattr(memory, "available_bytes", lambda: room)
     with pytest.raises(UserError, match="crop it to the head"):
         check_fits(path)
