@@ -257,7 +257,7 @@ def write_prediction(
                 code = prediction.region_code
                 write_volume(folder / "regions.nii.gz", code, prediction.swi, dtype=np.uint8)
                 atomic_write_text(folder / "regions.csv", region_names_csv())
-        outputs = sorted(path.name for path in folder.iterdir())
+        outputs = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         atomic_write_text(
             folder / "prov.jsonld",
             provenance_jsonld(
