@@ -27,7 +27,7 @@ DEVELOPMENT = [
     "matplotlib>=3.11,<4",  # pictures of tools/realism.py
     "nbclient>=0.10,<0.12",  # tutorials are run by the tests
     "ipykernel>=6.29,<8",
-    "setuptools>=77",
+    "setuptools>=80",
     "setuptools-scm>=10,<11",
     # peers that the tests check our results against; never imported by the package
     "jsonschema>=4.26,<5",

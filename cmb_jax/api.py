@@ -241,7 +241,9 @@ class Detector(pipeline.CmbDetector):
             progress=progress,
         )
         fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-        return Prediction(**fields, bundle=self.bundle, inputs=described_inputs(**volumes))
+        return Prediction(
+            **fields, bundle=self.bundle, inputs=described_inputs(keep_identifiers=False, **volumes)
+        )
 
 
 def load_detector(

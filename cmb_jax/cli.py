@@ -108,7 +108,7 @@ def apply(common: Any) -> None:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
         logging.getLogger("cmb_jax").setLevel(logging.DEBUG)
     else:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's alarm about slow compilation
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's alarm about slow compilation
 
 
 def command_of(name: str, subcommand: str | None = None) -> Callable[..., None]:
@@ -122,7 +122,7 @@ def command_of(name: str, subcommand: str | None = None) -> Callable[..., None]:
 
 def all_commands() -> dict[str, Callable[..., None]]:
     """Every command that tyro parses, by what is typed after `cmb-jax`."""
-    found = {}
+    found: dict[str, Callable[..., None]] = {}
     for name in COMMANDS:
         if name in GROUPS:
             found |= {f"{name} {each}": command_of(name, each) for each in GROUPS[name]}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import types
+import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from cmb_jax.config import Config
 from cmb_jax.errors import UserError
@@ -66,6 +71,30 @@ def made_by_file(path: str | Path, function: str, kind: type[Made]) -> Made:
     return made
 
 
+_OPTIONAL = ConstructorRegistry()
+"""How settings that may be left out are shown: as their type, where tyro would put {None}| before it."""
+
+
+@_OPTIONAL.primitive_rule
+def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    parts = [part for part in typing.get_args(info.type) if part is not types.NoneType]
+    if types.NoneType not in typing.get_args(info.type) or len(parts) != 1:
+        return None
+    inner = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(parts[0], info.markers))
+    if not isinstance(inner, PrimitiveConstructorSpec):
+        return None
+    none = ["None"]
+    return dataclasses.replace(
+        inner,
+        instance_from_str=lambda words: None if words == none else inner.instance_from_str(words),
+        is_instance=lambda value: value is None or inner.is_instance(value),
+        str_from_instance=lambda value: none if value is None else inner.str_from_instance(value),
+    )
+
+
 def override(config: Config, arguments: Sequence[str], prog: str) -> Config:
     """The configuration with dotted overrides, e.g. `--train.steps 500`; help comes from the dataclasses."""
-    return tyro.cli(Config, default=config, args=list(arguments), prog=prog)
+    with warnings.catch_warnings():
+        # a loss that a configuration file registers has a name that no Literal lists
+        warnings.filterwarnings("ignore", message=".*default value", category=UserWarning)
+        return tyro.cli(Config, default=config, args=list(arguments), prog=prog, registry=_OPTIONAL)

@@ -12,16 +12,32 @@ from pathlib import Path
 
 import jax
 
+from cmb_jax.errors import UserError
+
 _TRACES = {
     "cuda12": ("NVIDIA GPU", ("/proc/driver/nvidia/version", "/dev/nvidia0")),
     "tpu": ("TPU", ("/dev/accel0", "/dev/vfio/0")),
 }
 """Extra of the package -> what it is for, and the files by which the machine shows that it has one."""
 
+_EXTRA = {"cuda": "cuda12", "tpu": "tpu"}
+
 
 def device_line() -> str:
-    """Such as "computing on 1 x NVIDIA H100 80GB HBM3"; names an accelerator that lies idle."""
-    devices = jax.local_devices()
+    """Such as "computing on 1 x NVIDIA H100 80GB HBM3"; names an accelerator that lies idle.
+
+    Raises:
+      UserError: JAX has none of the devices that --device or JAX_PLATFORMS asks for.
+    """
+    try:
+        devices = jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where no plugin of that name is installed
+        asked = os.environ.get("JAX_PLATFORMS") or "any device"
+        reason = (str(error).splitlines() or ["none was found"])[0]
+        raise UserError(
+            f"JAX cannot use {asked} ({reason}): run pip install 'cmb-jax[{_EXTRA.get(asked, 'cuda12')}]', "
+            "check the driver, or leave --device out"
+        ) from error
     if devices[0].platform != "cpu":
         kinds = Counter(device.device_kind for device in devices)
         return "computing on " + ", ".join(f"{count} x {kind}" for kind, count in kinds.items())

@@ -1,11 +1,11 @@
 """The base detector: `small` with four more blocks on the finest level, about three times its work.
 
-python train.py --config configs/base.py --workdir runs/base
+cmb-jax train --config base --workdir runs/base
 
 The bundled weights began as the function of `small`:
 
 python tools/grow_detector.py small configs/base.py base-start.safetensors
-python train.py --config configs/base.py --train.init-from base-start.safetensors --workdir runs/base
+cmb-jax train --config base --train.init-from base-start.safetensors --workdir runs/base
 """
 
 import dataclasses
@@ -21,5 +21,5 @@ def get_config() -> Config:
         small,
         name="base",
         model=dataclasses.replace(small.model, encoder_convs=(2, 1, 2, 2), decoder_convs=(2, 1, 1)),
-        train=dataclasses.replace(small.train, steps=6000, learning_rate=1.5e-3, evaluate_every=3000),
+        train=dataclasses.replace(small.train, steps=14000, learning_rate=1.5e-3, evaluate_every=7000),
     )

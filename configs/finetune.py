@@ -1,6 +1,6 @@
 """The bundled detector, trained on with own scans: masks or centres alone, by their index.
 
-python train.py --config configs/finetune.py --workdir runs/site --data.index site.json
+cmb-jax train --config finetune --workdir runs/site --data.index site.json
 """
 
 from cmb_jax.config import Config, DataConfig, PhantomConfig, TrainConfig

@@ -1,12 +1,20 @@
 """The small detector, trained from nothing on phantoms that it makes itself: 72 subjects, all protocols.
 
-python train.py --config configs/small.py --workdir runs/small
+cmb-jax train --config small --workdir runs/small
 
 The bundled weights are older: they have none of the settings of model and loss below but `lesion_balance`,
 which came in half-way through their 16000 steps. `tools/grow_detector.py` turns them into a start for this.
 """
 
-from cmb_jax.config import WIDE_AUGMENTATION, Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from cmb_jax.config import (
+    WIDE_AUGMENTATION,
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    PhantomConfig,
+    TrainConfig,
+)
 
 
 def get_config() -> Config:
@@ -25,7 +33,8 @@ def get_config() -> Config:
             prototype_balance=True,
             mine_peaks=True,
         ),
+        phantom=PhantomConfig(train_subjects=96, validation_subjects=24),
         train=TrainConfig(
-            steps=8000, warmup_steps=200, ema_decay=0.998, checkpoint_every=500, evaluate_every=4000
+            steps=12000, warmup_steps=200, ema_decay=0.998, checkpoint_every=1000, evaluate_every=6000
         ),
     )

@@ -9,7 +9,10 @@ the check, so that what is shown is what the sources say.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -18,6 +21,7 @@ from pathlib import Path
 import yaml
 
 from cmb_jax import cli
+from cmb_jax.arguments import present
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "cmb_jax" / "weights"
@@ -47,7 +51,7 @@ def card_results(name: str) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def headline() -> str:
-    """A line: sensitivity and false positives of the bundled weights on the last test set of their cards."""
+    """One line: sensitivity and false positives on the last test set of the model cards."""
     parts, last = [], ""
     for name in _names():
         sets, rows = card_results(name)
@@ -61,19 +65,20 @@ def headline() -> str:
 
 def zoo() -> str:
     """A table of the bundled weights."""
-    lines = [
-        "| weights | MB | sha256 | trained on | test set | " + " | ".join(_ROWS) + " |",
-        "| --- | --- | --- | --- | --- |" + " --- |" * len(_ROWS),
-    ]
+    lines = ["| weights | test set | " + " | ".join(_ROWS) + " |", "| --- | --- |" + " --- |" * len(_ROWS)]
+    about = []
     for name in _names():
         record = json.loads((WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
         size = (WEIGHTS / f"{name}.safetensors").stat().st_size / 1e6
         sets, rows = card_results(name)
         for n, one in enumerate(sets):
-            own = [f"`{name}`", f"{size:.1f}", f"`{record['sha256'][:12]}`", record["training_data"]]
-            cells = [*(own if n == 0 else [""] * len(own)), one, *(rows[row][n] for row in _ROWS)]
+            cells = [f"`{name}`" if n == 0 else "", one, *(rows[row][n] for row in _ROWS)]
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        about.append(
+            f"- `{name}`: {size:.1f} MB, sha256 `{record['sha256'][:12]}`, {record['date']}; trained on "
+            f"{record['training_data']}"
+        )
+    return "\n".join([*lines, "", *about])
 
 
 def bibtex() -> str:
@@ -100,11 +105,26 @@ def commands() -> str:
     return f"```text\n{cli.overview()}\n```"
 
 
+def options() -> str:
+    """`--help` of every command."""
+    os.environ["COLUMNS"] = "100"
+    parts = []
+    for name, command in cli.all_commands().items():
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+            present.run(command, f"cmb-jax {name}", ["--help"])
+        colorless = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
+        plain = "\n".join(line.rstrip() for line in colorless.strip().splitlines())
+        parts.append(f"## {name}\n\n```text\n{plain}\n```")
+    return "\n\n".join(parts)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "zoo": zoo,
     "bibtex": bibtex,
     "commands": commands,
+    "options": options,
 }
 
 

@@ -1,6 +1,10 @@
 """Damage every kind of file that the package reads, and see that each is read right or refused in one line.
 
-python tools/fuzz_readers.py [--each 200] [--kinds nifti_gz verdicts ...] [--out table.json]
+python tools/fuzz_readers.py [--each 200] [--kinds nifti_gz verdicts ...] [--out counts.json]
+python tools/fuzz_readers.py --doc docs/reliability.md --out counts.json
+
+The first runs and adds its counts to a file, so that kinds can be run one by one; the second writes all of
+them into the table of docs/reliability.md.
 
 Kinds of files, each with the functions that read it (`KINDS` below): NIfTI packed and plain, labels,
 headers alone, stored numbers; DICOM; JSON sidecars, indexes, results, records, verdicts, reviews, Slicer
@@ -47,7 +51,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -61,6 +65,7 @@ from cmb_jax.errors import UserError
 SECONDS, BYTES = 10, 2**30
 BAD = ("WRONG", "CRASH", "SLOW", "LARGE", "LEFT")
 GOOD = ("refused", "read", "other")
+BEGIN, END = "<!-- counts of tools/fuzz_readers.py -->", "<!-- end of the counts -->"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,7 +363,6 @@ PYTHON = (
     ),
     *(
         "def get_config(): return 5",
-        "raise MemoryError",
         "class A(Exception): pass\nraise A",
         "raise StopIteration",
     ),
@@ -540,16 +544,17 @@ def read_index(path: Path) -> object:
 
 
 def make_weights(folder: Path) -> Path:
-    from flax import nnx
-
     from cmb_jax.config import Config
-    from cmb_jax.inference.bundle import save_bundle
-    from cmb_jax.models.detector import Detector
-    from cmb_jax.models.functional import params_of
+    from cmb_jax.inference.bundle import save_bundle, shapes_of
+    from cmb_jax.io.weights import named_leaves, unflatten_state
     from tests.tiny import TINY_MODEL
 
-    config = Config(model=TINY_MODEL)
-    save_bundle(folder / "w.safetensors", params_of(Detector(config.model, rngs=nnx.Rngs(0))), config)
+    rng = np.random.default_rng(0)
+    leaves = {
+        name: rng.normal(size=leaf.shape).astype(np.float32)
+        for name, leaf in named_leaves(shapes_of(TINY_MODEL))
+    }
+    save_bundle(folder / "w.safetensors", unflatten_state(leaves), Config(model=TINY_MODEL))
     return folder / "w.safetensors"
 
 
@@ -723,11 +728,9 @@ def read_train_log(path: Path) -> object:
 
     with tempfile.TemporaryDirectory() as other:
         shutil.copy(path, Path(other) / "metrics.csv")
-        log = TrainLog.__new__(TrainLog)
-        log._csv_path = Path(other) / "metrics.csv"
-        log._columns = ["step"]
-        log._widen(["more"])
-        return log._csv_path.read_text()
+        with TrainLog(Path(other), 10, 0) as log:
+            log._widen(["more"])
+        return (Path(other) / "metrics.csv").read_bytes()
 
 
 def read_run_record(path: Path) -> object:
@@ -791,9 +794,9 @@ def read_made(path: Path) -> object:
 
 
 def read_failure(path: Path) -> object:
-    from cmb_jax.bids_app.failures import read_reason
+    from cmb_jax.bids_app.failures import read_reason, read_status
 
-    return read_reason(path)
+    return repr((read_reason(path), read_status(path)))
 
 
 def read_data_set(path: Path) -> object:
@@ -909,16 +912,33 @@ def read_stored(path: Path) -> object:
 
 
 def read_label_image(path: Path) -> object:
-    from cmb_jax.evaluation.read import read_detections_volume
+    from cmb_jax.evaluation.read import read_detections_volume, read_truth_volume
 
-    found = read_detections_volume(path, "s")
-    return repr((found.centers_mm, found.diameters_mm))
+    sides = read_detections_volume(path, "s"), read_truth_volume(path, "s")
+    return repr([(side.centers_mm, side.diameters_mm) for side in sides])
+
+
+def make_mask(folder: Path) -> Path:
+    nifti(folder, "image.nii")
+    return nifti(folder, "mask.nii", labels_array())
+
+
+def read_mask(path: Path) -> object:
+    from cmb_jax.datasets.lesions import lesions_of
+    from cmb_jax.datasets.types import Case, MaskTruth
+
+    case = Case(
+        case_id="a", patient_id="a", cohort="c", images={"swi": "image.nii"}, truth=MaskTruth(path="mask.nii")
+    )
+    found = lesions_of(case, path.parent)
+    return repr((found.centers_mm, found.boxes, found.counted))
 
 
 def read_header(path: Path) -> object:
+    from cmb_jax.datasets.bids.candidates import _grid
     from cmb_jax.datasets.grid import read_grid
 
-    return repr(read_grid(path))
+    return repr((read_grid(path), _grid(path)))
 
 
 def read_prediction(path: Path) -> object:
@@ -951,6 +971,49 @@ def python_config(folder: Path) -> Path:
     )(folder)
 
 
+def read_bids_filter(path: Path) -> object:
+    from cmb_jax.datasets.bids.filter import read_filter
+
+    return repr(read_filter(path))
+
+
+def read_comparison(path: Path) -> object:
+    from cmb_jax.bids_app.cohort_page import _compared
+
+    return repr(list(_compared(path, {"ab" * 32: 1})))
+
+
+def make_picture(folder: Path) -> Path:
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80), np.uint8)).save(folder / "p.jpg")
+    return folder / "p.jpg"
+
+
+def read_picture(path: Path) -> object:
+    from cmb_jax.io.outside import read_bytes
+    from cmb_jax.report.projection import Projection, shrunk
+
+    record = {"Width": 800, "Height": 600, "ToPixel": [[0.0] * 8] * 2}
+    return shrunk(Projection.from_json(read_bytes(path), record), 100, path).jpeg
+
+
+def read_dicom_pixels(path: Path) -> object:
+    from pydicom.errors import InvalidDicomError
+
+    from cmb_jax.dicom.convert import _hand_over
+    from cmb_jax.dicom.files import has_mark
+    from cmb_jax.dicom.values import _pixels
+
+    try:
+        has_mark(path)
+        with tempfile.TemporaryDirectory() as other:
+            _hand_over(path, Path(other) / "a.dcm")
+        return _pixels(path, {}).tobytes()
+    except InvalidDicomError as error:  # the callers leave such files out
+        raise UserError(f"{path}: is left out") from error
+
+
 HEADER = ("io.header:_opened", "io.header:_image", "io.header:decoded", "io.header:world_affine")
 SIDE = {"EchoTime": 0.02, "MagneticFieldStrength": 3, "ParamagneticPhaseSign": 1, "Manufacturer": "X"}
 DETECTIONS = (
@@ -961,8 +1024,15 @@ KINDS: dict[str, Kind] = {
     "nifti_gz": Kind(lambda f: nifti(f, "a.nii.gz"), read_image, HEADER, checked=True),
     "nifti_gz_renewed": Kind(lambda f: nifti(f, "a.nii.gz"), read_image, HEADER, "gzip"),
     "nifti_plain": Kind(lambda f: nifti(f, "a.nii"), read_image, HEADER),
-    "nifti_labels": Kind(lambda f: nifti(f, "a.nii", labels_array()), read_label_image, HEADER),
-    "nifti_header": Kind(lambda f: nifti(f, "a.nii"), read_header, HEADER),
+    "nifti_labels": Kind(
+        lambda f: nifti(f, "a.nii", labels_array()),
+        read_label_image,
+        ("evaluation.read:read_detections_volume", "evaluation.read:read_truth_volume"),
+    ),
+    "nifti_mask": Kind(make_mask, read_mask, ("datasets.lesions:_label",)),
+    "nifti_header": Kind(
+        lambda f: nifti(f, "a.nii"), read_header, (*HEADER, "datasets.bids.candidates:_grid")
+    ),
     "nifti_stored": Kind(
         lambda f: nifti(f, "a.nii.gz"), read_stored, ("io.storage:stored_values",), checked=True
     ),
@@ -1017,7 +1087,13 @@ KINDS: dict[str, Kind] = {
     "result_json": Kind(
         from_result("detections.json"),
         read_prediction,
-        ("review.result:_searched_image", "followup.time_point:read_record", "commands.view:open_server"),
+        (
+            "review.result:_searched_image",
+            "review.result:load_result",
+            "review.files:read_record",
+            "followup.time_point:read_record",
+            "commands.view:open_server",
+        ),
         "json",
     ),
     "result_csv": Kind(
@@ -1073,9 +1149,9 @@ KINDS: dict[str, Kind] = {
     ),
     "config_py": Kind(python_config, read_python, ("config_load:made_by_file",), "python"),
     "pack": Kind(make_pack, read_pack, ("anatomy.assets:_read_pack",), "zip", checked=True),
-    "kept": Kind(make_kept, read_kept_arrays, ("experiments.kept:read_kept",), "zip"),
-    "region_state": Kind(make_region_state, read_region_state, ("training.regions:_restore",), "zip"),
-    "region_views": Kind(make_views, read_views, ("data.region_phantoms:phantom_views",), "zip"),
+    "kept": Kind(make_kept, read_kept_arrays, ("experiments.detections:read_kept",), "zip"),
+    "region_state": Kind(make_region_state, read_region_state, ("regions.train:_restore",), "zip"),
+    "region_views": Kind(make_views, read_views, ("regions.phantoms:phantom_views",), "zip"),
     "stored_image": Kind(
         make_store("image.npy"), read_store, ("data.subjects:image", "data.subjects:mimics"), share=0.5
     ),
@@ -1112,8 +1188,39 @@ KINDS: dict[str, Kind] = {
     "failure": Kind(
         js("sub-1.json", {"Scan": "x", "Reason": "y"}),
         read_failure,
-        ("bids_app.failures:read_reason",),
+        ("bids_app.failures:read_reason", "bids_app.failures:read_status"),
         "json",
+    ),
+    "bids_filter": Kind(
+        js("f.json", {"swi": {"acquisition": "axial", "run": [1, 2]}, "phase": {"part": None}}),
+        read_bids_filter,
+        ("datasets.bids.filter:read_filter",),
+        "json",
+    ),
+    "comparison": Kind(
+        js(
+            "c.json",
+            {
+                "counts": {"new": 2, "resolved": 3},
+                "baseline": {"inputs": [{"sha256": "ab" * 32}]},
+                "followup": {"inputs": []},
+            },
+        ),
+        read_comparison,
+        ("bids_app.cohort_page:_compared",),
+        "json",
+    ),
+    "picture": Kind(
+        make_picture, read_picture, ("report.projection:shrunk", "bids_app.cohort_page:_picture"), share=0.5
+    ),
+    "dicom_pixels": Kind(
+        make_dicom,
+        read_dicom_pixels,
+        (
+            *("dicom.files:has_mark", "dicom.files:open_whole", "dicom.values:_pixels"),
+            "dicom.convert:_hand_over",
+        ),
+        share=0.5,
     ),
     "page": Kind(
         make_page,
@@ -1124,6 +1231,7 @@ KINDS: dict[str, Kind] = {
 }
 
 OWN = {
+    "anatomy.mni:template_landmarks": "comes with the package",
     "anatomy.own_regions:freesurfer_table": "comes with the package",
     "dicom.convert:_is_of": "dcm2niix wrote it a moment before into a folder of this process",
     "dicom.load:_made": "this process wrote it a moment before into a folder of its own",
@@ -1237,13 +1345,31 @@ def run_kind(name: str, count: int, show: Callable[[str], None]) -> collections.
     return counts
 
 
-def preload() -> None:
-    """Import what the readers import, so that each process has it."""
-    for kind in KINDS.values():
-        for covered in kind.covers:
+def preload(names: Sequence[str]) -> None:
+    """Import what the readers of these kinds import, so that each process has it."""
+    for name in names:
+        for covered in KINDS[name].covers:
             importlib.import_module(f"cmb_jax.{covered.partition(':')[0]}")
-    for name in ("openpyxl", "scipy.io", "tests.review.conftest", "tests.dicom.phantoms", "tests.tiny"):
-        importlib.import_module(name)
+
+
+def write_table(page: Path, counts: dict[str, dict[str, int]]) -> None:
+    """The counts as a table, between two marks of a page."""
+    columns = (*GOOD, "bad")
+    rows = [f"| kind of file | inputs | {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) + 1)}"]
+    total: collections.Counter = collections.Counter()
+    for name in KINDS:
+        if name in counts:
+            found = collections.Counter(counts[name])
+            found["bad"] = sum(found[each] for each in BAD)
+            found["inputs"] = sum(found[each] for each in columns)
+            total += found
+            cells = " | ".join(str(found[column]) for column in ("inputs", *columns))
+            rows.append(f"| {name.replace(chr(95), chr(32))} | {cells} |")
+    rows.append(f"| **all** | {' | '.join(str(total[c]) for c in ('inputs', *columns))} |")
+    text = page.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    page.write_text("\n".join([head + BEGIN, *rows, END]) + tail, encoding="utf-8")
 
 
 def main() -> None:
@@ -1253,15 +1379,19 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=200, help="inputs of each kind")
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--out", type=Path, help="JSON file to add the counts to")
+    parser.add_argument("--doc", type=Path, help="write the table of --out into this page, and end")
     parser.add_argument("--keep", type=Path, help="write the input --number of the one kind here, and end")
     parser.add_argument("--number", type=int, default=0)
     chosen = parser.parse_args()
+    if chosen.doc:
+        write_table(chosen.doc, json.loads(chosen.out.read_text()))
+        return
     if chosen.keep:
         with tempfile.TemporaryDirectory() as folder:
             good = KINDS[chosen.kinds[0]].make(Path(folder)).read_bytes()
         chosen.keep.write_bytes(input_of(chosen.kinds[0], chosen.number, good))
         return
-    preload()
+    preload(chosen.kinds)
     bad, total = 0, 0
     for name in chosen.kinds:
         tick = time.perf_counter()

@@ -5,7 +5,7 @@
 The same outputs with every hidden channel twice, more blocks on the finest level, or both
 (`cmb_jax.models.grow`), as the configuration has it. Train them on with
 
-    python train.py --config configs/base.py --train.init-from base.safetensors --workdir runs/base
+    cmb-jax train --config base --train.init-from base.safetensors --workdir runs/base
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The table of aims at the head of docs/results.md, every figure taken from files of `cmb-jax evaluate`.
 
-    python tools/results_table.py --base E.json H.json --small E.json H.json --into docs/results.md
+    python tools/results_table.py --split test --base E.json H.json --small E.json H.json \
+        --into docs/results.md
 
-Each pair is of the easy and the hard test split. The text between the markers of the page is replaced.
+Each pair is of the easy and the hard tier. The text between the markers of the page is replaced.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -33,6 +34,8 @@ class Arguments:
     """Evaluations of `base`: easy, hard."""
     small: tuple[Path, Path]
     """Evaluations of `small`: easy, hard."""
+    split: Literal["validation", "test"]
+    """What the evaluations are of."""
     into: Path
     """Page with the markers."""
 
@@ -82,9 +85,9 @@ LINES = (
 )
 
 
-def table(base: tuple[Content, Content], small: tuple[Content, Content]) -> str:
+def table(split: str, base: tuple[Content, Content], small: tuple[Content, Content]) -> str:
     """The table as Markdown."""
-    lines = ["| test splits of CMB-Phantom 2 | aim | `base` | `small` |", "|---|---|---|---|"]
+    lines = [f"| {split} split of CMB-Phantom 2 | aim | `base` | `small` |", "|---|---|---|---|"]
     for (name, aim), *figures in zip(LINES, cells(*base), cells(*small), strict=True):
         lines.append(f"| {' | '.join((name, aim, *figures))} |")
     easy, hard = (
@@ -113,7 +116,8 @@ def main(arguments: Arguments) -> None:
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise UserError(f"{arguments.into.name}: put {BEGIN} and {END} where the table belongs")
     before, after = page.split(BEGIN)[0], page.split(END)[1]
-    text = f"{before}{BEGIN}\n\n{table((base[0], base[1]), (small[0], small[1]))}\n\n{END}{after}"
+    filled = table(arguments.split, (base[0], base[1]), (small[0], small[1]))
+    text = f"{before}{BEGIN}\n\n{filled}\n\n{END}{after}"
     atomic_write_text(arguments.into, text, overwrite=True)
 
 

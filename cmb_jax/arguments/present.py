@@ -126,7 +126,7 @@ def _options(function: Callable[..., None]) -> tuple[list[_Option], dict[str, ty
                     text=told.get(each.name),
                     owner=name,
                 )
-                for each in dataclasses.fields(owner)
+                for each in dataclasses.fields(parameter.default)
             ]
         elif name != "verbose":  # every command has that
             options.append(
@@ -177,7 +177,7 @@ def presented(function: Callable[..., None], apply: Callable[[Common], None]) ->
             for option in loose
         ),
         *(
-            inspect.Parameter(name, kind, annotation=tyro.conf.OmitArgPrefixes[group])
+            inspect.Parameter(name, kind, annotation=Annotated[group, tyro.conf.OmitArgPrefixes])
             for name, group in groups.items()
         ),
         inspect.Parameter("common", kind, annotation=tyro.conf.OmitArgPrefixes[Common], default=Common()),

@@ -32,12 +32,14 @@ def predict(
     region_labels: Path | None = None,
     dicom_out: bool = False,
     viewer: bool = True,
+    save_regions: bool = False,
     overwrite: bool = False,
     keep_identifiers: bool = False,
 ) -> None:
     """Find, locate and report the microbleeds of one scan, given as NIfTI (--swi) or DICOM (--dicom).
 
-    Writes detections.csv, detections.json, labels.nii.gz, report.html and viewer.html into a new folder.
+    Writes detections.csv, detections.json, labels.nii.gz, report.html, viewer.html, methods.md (text for a
+    paper) and prov.jsonld into a new folder.
 
     Args:
       out: folder to make.
@@ -58,8 +60,9 @@ def predict(
       regions: label volume in the scan's space that takes the place of the region network: SynthSeg with
         --parc, FreeSurfer's aparc+aseg, or own labels (docs/regions.md).
       region_labels: CSV with the columns label, region, side for own labels.
-      dicom_out: write segmentation.dcm and report.dcm too, which refer to the DICOM series.
+      dicom_out: write segmentation.dcm, report.dcm and key_images too, which refer to the DICOM series.
       viewer: write viewer.html, which holds the images of the head: scroll, window, judge (docs/review.md).
+      save_regions: write the brain mask (brain.nii.gz) and the region map (regions.nii.gz, regions.csv).
       overwrite: replace the folder if it exists.
       keep_identifiers: let the results name the input files as they are named, and DICOM results the
         patient and the study, as a PACS needs it (docs/privacy.md, docs/dicom.md).
@@ -85,6 +88,7 @@ def predict(
             region_labels=region_labels,
             dicom_out=dicom_out,
             viewer=viewer,
+            save_regions=save_regions,
             keep_identifiers=keep_identifiers,
             overwrite=overwrite,
         )
@@ -109,6 +113,7 @@ def predict(
         regions=regions,
         region_labels=region_labels,
         viewer=viewer,
+        save_regions=save_regions,
         overwrite=overwrite,
         keep_identifiers=keep_identifiers,
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from cmb_jax.bids_app import group_table
 from cmb_jax.bids_app.dataset import ResultFiles
 from cmb_jax.bids_app.result import Provenance, read_provenance
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import read_bytes, read_json_object, reading
 from cmb_jax.report.cohort_content import CohortContent, CohortLine, Link
 from cmb_jax.report.comparison_content import STATUSES
 from cmb_jax.report.projection import Projection, marked_picture, shrunk
@@ -99,10 +100,11 @@ def _count(row: dict[str, str], start: str = "") -> Count:
 def _picture(files: ResultFiles, made: Provenance, most_bytes: int) -> Picture | None:
     """The scan's picture with its microbleeds; None where an earlier version wrote none, or it is damaged."""
     try:
-        projection = Projection.from_json(files.overview.read_bytes(), made.overview or {})
-        kept = [row for row in read_rows(files.table) if row.status == "kept"]
-        return marked_picture(shrunk(projection, most_bytes), kept, files.stem)
-    except (OSError, UserError, ValueError, KeyError, TypeError):
+        with reading(files.overview):
+            projection = Projection.from_json(read_bytes(files.overview), made.overview or {})
+            kept = [row for row in read_rows(files.table) if row.status == "kept"]
+            return marked_picture(shrunk(projection, most_bytes, files.overview), kept, files.stem)
+    except UserError:
         return None
 
 
@@ -119,15 +121,14 @@ def _changes(out: Path, made: dict[int, Provenance]) -> dict[int, tuple[Link, ..
 
 
 def _compared(record: Path, line_of: dict[str, int]) -> Iterator[tuple[int, Link]]:
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
+    # none of ours, or damaged: the scans are listed without it
+    with contextlib.suppress(UserError), reading(record):
+        content = read_json_object(record)
         counts = ", ".join(f"{int(content['counts'][status])} {status}" for status in STATUSES[:2])
         for scan, words in (("followup", "since before"), ("baseline", "later")):
             digests = {each["sha256"] for each in content[scan]["inputs"]}
             for n in sorted({line_of[digest] for digest in digests if digest in line_of}):
                 yield n, Link(text=f"{counts} {words}", href="")
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # none of ours, or damaged: the scans are listed without it
 
 
 def _href(path: Path, out: Path) -> str:

@@ -34,6 +34,8 @@ _IGNORED = """*_desc-cmb_detections.tsv
 *_desc-cmb_detections.json
 *_desc-cmb_report.html
 *_desc-cmb_viewer.html
+*_desc-cmb_prov.jsonld
+methods.md
 *_desc-cmb_overview.jpg
 *_desc-cmb_review/
 sub-*/*compare*/
@@ -55,6 +57,9 @@ Research use only; not a diagnosis. What stands here was found by a program and 
 - `*_desc-made_swi.nii.gz`: the susceptibility-weighted image, where it was made from magnitude and phase.
 - `{GROUP_TABLE}`: one line per scan, with the scans that failed (`cmb-jax bids DIR OUT group`);
   `{GROUP_PAGE}`: the same as a page with pictures, to sort and filter.
+- `*_desc-cmb_prov.jsonld`: provenance in the terms of BIDS-Prov.
+- `*_desc-brain_mask.nii.gz`, `*_desc-regions_dseg.nii.gz`: brain and regions, where they were asked for.
+- `methods.md`: what was done, as text for a paper with the works to cite.
 - `logs/`: why scans failed (`failed.tsv` lists all), and how long each took.
 """
 
@@ -95,6 +100,21 @@ class ResultFiles:
     def viewer(self) -> Path:
         """The page on which a reader scrolls and judges, if it was asked for."""
         return self.folder / f"{self.stem}_desc-cmb_viewer.html"
+
+    @property
+    def provenance(self) -> Path:
+        """What was made from what, in the terms of BIDS-Prov."""
+        return self.folder / f"{self.stem}_desc-cmb_prov.jsonld"
+
+    @property
+    def brain(self) -> Path:
+        """Brain mask, if it was asked for."""
+        return self.folder / f"{self.stem}_desc-brain_mask.nii.gz"
+
+    @property
+    def regions(self) -> Path:
+        """Region map, if it was asked for and is trusted."""
+        return self.folder / f"{self.stem}_desc-regions_dseg.nii.gz"
 
     @property
     def overview(self) -> Path:

@@ -12,8 +12,9 @@ from cmb_jax.datasets.bids.choice import Choice, ChoiceKind
 from cmb_jax.inference.scan import PhaseSign
 from cmb_jax.inference.swi_image import OpenSignError, make_swi
 from cmb_jax.io.atomic import sha256_file
+from cmb_jax.io.memory import check_fits
 from cmb_jax.io.multi_echo import read_echoes
-from cmb_jax.io.nifti import read_volume
+from cmb_jax.io.nifti import Reduction, read_volume
 from cmb_jax.io.volume import Volume
 from cmb_jax.scan.phase_range import PhaseRange
 
@@ -81,12 +82,13 @@ def read_scan_images(choice: Choice, options: PhaseOptions) -> ScanImages:
     sign, steps = _sign(choice, options)
     if choice.kind is ChoiceKind.MAGNITUDE_AND_PHASE:
         return _made(choice, sign, options, steps)
-    swi = read_volume(choice.reference.file.path)
+    check_fits(choice.reference.file.path, choice.phases[0].file.path if choice.phases else None)
+    swi = read_volume(choice.reference.file.path, reduced="mean")
     alone = choice.kind is ChoiceKind.MAGNITUDE_ALONE
     return ScanImages(
         swi=swi,
-        phase=_volume(choice.phases),
-        magnitude=None if alone else _volume(choice.magnitudes),
+        phase=_volume(choice.phases, "first"),
+        magnitude=None if alone else _volume(choice.magnitudes, "mean"),
         phase_sign=sign,
         phase_range=options.stored,
         made=False,
@@ -95,8 +97,8 @@ def read_scan_images(choice: Choice, options: PhaseOptions) -> ScanImages:
     )
 
 
-def _volume(images: tuple[Candidate, ...]) -> Volume | None:
-    return read_volume(images[0].file.path) if images else None
+def _volume(images: tuple[Candidate, ...], reduced: Reduction) -> Volume | None:
+    return read_volume(images[0].file.path, reduced=reduced) if images else None
 
 
 def _made(

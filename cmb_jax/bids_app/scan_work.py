@@ -65,6 +65,7 @@ class Pipeline:
     phase: PhaseOptions
     regions: RegionLabels | None = None  # in place of the region network
     viewer: bool = False  # write a viewer of each scan too
+    save_regions: bool = False  # write brain mask and region map too
 
     @property
     def making(self) -> Making:
@@ -215,6 +216,7 @@ class ScanWork:
                 self.pipeline.bundle,
                 self.pipeline.making,
                 viewer=self.pipeline.viewer,
+                save_regions=self.pipeline.save_regions,
             )
         seconds = dict((*clock.timings[:1], *timings, *clock.timings[1:]))
         write_json(logs_folder(self.out) / "timings" / f"{name}.json", {"Scan": name, "Seconds": seconds})

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 
+import cmb_jax
 from cmb_jax.bids_app import group_table
 from cmb_jax.bids_app.dataset import check_out, write_dataset_files
 from cmb_jax.bids_app.detector import detector_pipeline
@@ -24,6 +25,7 @@ from cmb_jax.bids_app.participants import (
 )
 from cmb_jax.bids_app.region_labels import RegionLabels, read_region_labels
 from cmb_jax.bids_app.scan_images import PhaseOptions
+from cmb_jax.bids_app.scan_work import Pipeline
 from cmb_jax.commands.cohort_progress import shown_progress
 from cmb_jax.commands.common import NOT_ANALYSABLE_CODE, check_threshold, use_compilation_cache
 from cmb_jax.commands.participant_options import ParticipantOptions
@@ -31,6 +33,8 @@ from cmb_jax.datasets.bids.filter import read_filter
 from cmb_jax.datasets.bids.layout import BidsLayout, read_layout
 from cmb_jax.datasets.bids.names import label_of
 from cmb_jax.errors import NotAnalysableError, UserError
+from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.report.methods import MethodsFacts, methods_text
 from cmb_jax.scan.phase_range import asked_range
 from cmb_jax.training.processes import start_processes
 
@@ -79,14 +83,30 @@ def _participants(data: Path, out: Path, options: ParticipantOptions) -> None:
         options.flips,
         options.precision,
     )
-    pipeline = dataclasses.replace(pipeline, viewer=options.viewer)
+    pipeline = dataclasses.replace(pipeline, viewer=options.viewer, save_regions=options.save_regions)
     write_dataset_files(data, out, options.regions)
+    atomic_write_text(out / "methods.md", methods_text(_methods(pipeline)), overwrite=True)
     with shown_progress() as progress:
         done = run_participants(
             layout, out, selection, pipeline, overwrite=options.overwrite, progress=progress
         )
         progress.say(done.times.summary())
     _report(done, data, out)
+
+
+def _methods(pipeline: Pipeline) -> MethodsFacts:
+    """Of all scans of a run together."""
+    return MethodsFacts(
+        version=cmb_jax.__version__,
+        weights_name=pipeline.bundle.name,
+        weights_sha256=pipeline.bundle.sha256,
+        threshold=pipeline.threshold,
+        bundled=pipeline.bundle.bundled,
+        calibrated=pipeline.bundle.calibration is not None,
+        phase=None,
+        own_regions=pipeline.regions is not None,
+        made_swi=True,
+    )
 
 
 def process_of(options: ParticipantOptions) -> tuple[int, int]:

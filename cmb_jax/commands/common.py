@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cmb_jax.errors import NotAnalysableError, UserError
+from cmb_jax.io.atomic import refuse_existing
 from cmb_jax.progress import tell
 
 USER_ERROR_CODE = 2
@@ -120,7 +121,7 @@ def _streams_that_may_fail() -> Iterator[None]:
     # a stream that was closed before the start is None
     nowhere = functools.partial(open, os.devnull, "w", encoding="utf-8")
     streams = [_MayFail(stream or nowhere()) for stream in before]
-    sys.stdout, sys.stderr = streams  # type: ignore[assignment]
+    sys.stdout, sys.stderr = streams
     try:
         yield
     finally:
@@ -177,8 +178,12 @@ def check_output(out: Path, overwrite: bool) -> None:
     Raises:
       UserError: `out` exists, holds readers' verdicts, or nothing can be written there.
     """
+    if out.is_symlink():
+        raise UserError(f"{out}: is a link; give the place itself as --out")
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
+    if out.is_dir():
+        refuse_existing(out, overwrite)
     # of a prediction, or of a folder of predictions such as the demo's
     if read := [*out.glob("verdicts/*.json"), *out.glob("*/verdicts/*.json")]:
         raise UserError(

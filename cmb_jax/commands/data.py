@@ -58,11 +58,11 @@ def check(
     print(summary(inspection))
     if out is None:
         return
-    if not sheet.tiles:
-        print(f"no lesion to show, so {out} was not written")
-        return
-    sheet.write(out, overwrite=overwrite)
-    print(f"written: {out}")
+    if sheet.tiles:
+        sheet.write(out, overwrite=overwrite)
+        print(f"written: {out}")
+    else:
+        print(f"not written: {out}: there is no lesion to show")
 
 
 def index(path: Path, out: Path, kind: Kind | None = None, overwrite: bool = False) -> None:

@@ -41,6 +41,8 @@ class ParticipantOptions:
     """CSV with the columns label, region, side for own labels."""
     viewer: bool = False
     """Write a viewer of each scan too, which holds the images (about 10 MB each)."""
+    save_regions: bool = False
+    """Write the brain mask and the region map of each scan too."""
     process: str | None = None
     """Share of the participants to process: 0/8 to 7/8 for eight processes."""
     distributed: bool = False

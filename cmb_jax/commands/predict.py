@@ -24,6 +24,7 @@ from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import described_inputs, write_not_analysable, write_prediction
 from cmb_jax.inference.predict import Prediction, load_detector
 from cmb_jax.inference.scan import PhaseSign
+from cmb_jax.io.memory import check_fits
 from cmb_jax.io.naming import stem
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import Volume
@@ -102,6 +103,7 @@ def run(
     regions: Path | None = None,
     region_labels: Path | None = None,
     viewer: bool = True,
+    save_regions: bool = False,
     overwrite: bool = False,
     keep_identifiers: bool = False,
     announce: bool = True,
@@ -114,9 +116,12 @@ def run(
     say = stopwatch()
     check_output(out, overwrite)
     check_threshold(threshold)
-    swi_volume = read_volume(existing_file(swi, "SWI"))
-    phase_volume = None if phase is None else read_volume(existing_file(phase, "phase"))
-    magnitude_volume = None if magnitude is None else read_volume(existing_file(magnitude, "magnitude"))
+    check_fits(existing_file(swi, "SWI"), None if phase is None else existing_file(phase, "phase"))
+    swi_volume = read_volume(swi, reduced="mean")
+    phase_volume = None if phase is None else read_volume(phase, reduced="first")
+    magnitude_volume = (
+        None if magnitude is None else read_volume(existing_file(magnitude, "magnitude"), reduced="mean")
+    )
     own = None if regions is None else OwnRegions.read(regions, region_labels)
     inputs = described_inputs(
         keep_identifiers=keep_identifiers,
@@ -143,6 +148,7 @@ def run(
         precision=precision,
         regions=own,
         viewer=viewer,
+        save_regions=save_regions,
         overwrite=overwrite,
         announce=announce,
         say=say,
@@ -173,12 +179,14 @@ def predict_scan(
     say: Progress,
     regions: OwnRegions | None = None,
     viewer: bool = True,
+    save_regions: bool = False,
     announce: bool = True,
     further: FurtherFiles | None = None,
 ) -> Prediction:
     """Predict and write the results of one scan; `further` adds files to the folder.
 
-    `regions` takes the place of the region network; `viewer`: write viewer.html.
+    `regions` takes the place of the region network; `viewer`: write viewer.html;
+    `save_regions`: write brain mask and region map.
 
     Raises:
       UserError: the images do not fit together, no such weights, or a folder that cannot be written.
@@ -212,6 +220,7 @@ def predict_scan(
         subject=scan.subject,
         overwrite=overwrite,
         viewer=viewer,
+        save_regions=save_regions,
         also=None if further is None else lambda folder: further(folder, prediction, detector.bundle),
     )
     for line in prediction.warnings:

@@ -39,13 +39,14 @@ def run(
     region_labels: Path | None = None,
     dicom_out: bool = False,
     viewer: bool = True,
+    save_regions: bool = False,
     keep_identifiers: bool = False,
     overwrite: bool = False,
 ) -> Prediction:
     """Sort, choose, convert, predict, write.
 
     Beside the usual results the folder holds swi.nii.gz, the image that labels.nii.gz lies on, and with
-    `dicom_out` segmentation.dcm and report.dcm.
+    `dicom_out` segmentation.dcm, report.dcm and key_images.
 
     Raises:
       UserError: no scan in the folder, several of them, or anything wrong with one.
@@ -66,7 +67,16 @@ def run(
         if results is not None:
             say("writing DICOM")
             labels = instance_labels(prediction)
-            results.write(folder, prediction.rows, labels, images.mapping, bundle.sha256)
+            results.write(
+                folder,
+                prediction.rows,
+                labels,
+                images.mapping,
+                bundle.sha256,
+                swi=prediction.swi,
+                brain_mask=prediction.brain_mask,
+                trusted=prediction.region_map.trusted,
+            )
 
     prediction = predict_scan(
         _scan_input(images, phase_sign, keep_identifiers),
@@ -77,6 +87,7 @@ def run(
         precision=precision,
         regions=own,
         viewer=viewer,
+        save_regions=save_regions,
         overwrite=overwrite,
         say=say,
         further=further,

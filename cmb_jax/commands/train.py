@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
+from absl import logging as absl_logging
 
 import cmb_jax
 from cmb_jax.commands.common import run_for_people, use_compilation_cache
@@ -284,6 +286,8 @@ def start(
     """
     keep_freed_memory()
     flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
+    if not logging.getLogger("cmb_jax").isEnabledFor(logging.DEBUG):  # --verbose
+        absl_logging.set_verbosity(absl_logging.ERROR)
 
     def command() -> None:
         start_processes(coordinator, processes, process)

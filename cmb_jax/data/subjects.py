@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import numpy as np
 from cmb_jax.anatomy.regions import region_of
 from cmb_jax.data.prepare import PreparedVolume, boxes_of_lesions, points_from_edges, prepare
 from cmb_jax.errors import UserError
+from cmb_jax.io.atomic import replace_directory
 from cmb_jax.io.outside import read_array, read_json_object
 from cmb_jax.phantom import MimicKind, PhantomSubject
 from cmb_jax.phantom.version import VERSION
@@ -202,13 +200,13 @@ def _store(
         "mimic_points": _points_by_kind(mimics, rng),
         "brain_points": rng.permutation(np.argwhere(brain))[:BRAIN_POINTS].astype(np.int32),
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    for name, array in arrays.items():
-        np.save(temporary / f"{name}.npy", array)
-    (temporary / STORE_FILE).write_text(json.dumps(_versions()) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(temporary, folder)
+
+    def fill(temporary: Path) -> None:
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
+        (temporary / STORE_FILE).write_text(json.dumps(_versions()) + "\n", encoding="utf-8")
+
+    replace_directory(folder, fill)
     return StoredSubject(folder=folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -158,11 +159,8 @@ def _truth_from_json(entry: dict[str, Any] | None) -> MaskTruth | PointTruth | N
     if entry["convention"] not in CONVENTIONS:
         raise ValueError(f"convention is {entry['convention']!r}")
     points, mimics = (
-        tuple(tuple(a_number(v, "a centre") for v in point) for point in each)
-        for each in (entry["points"], entry.get("mimics", ()))
+        tuple(_point(point) for point in each) for each in (entry["points"], entry.get("mimics", ()))
     )
-    if not all(len(point) == 3 for point in (*points, *mimics)):
-        raise ValueError("a centre has not three coordinates")
     diameters = entry.get("diameters_mm")
     if diameters is not None and len(diameters) != len(points):
         raise ValueError(f"{len(diameters)} diameters for {len(points)} points")
@@ -175,6 +173,13 @@ def _truth_from_json(entry: dict[str, Any] | None) -> MaskTruth | PointTruth | N
         source=_text(entry["source"]),
         mimics=mimics,
     )
+
+
+def _point(values: Sequence[object]) -> tuple[float, float, float]:
+    if len(values) != 3:
+        raise ValueError("a center has not three coordinates")
+    x, y, z = (a_number(value, "a center") for value in values)
+    return x, y, z
 
 
 def _text(value: object) -> str:

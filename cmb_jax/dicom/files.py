@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,8 +13,18 @@ from cmb_jax.io.outside import reading
 
 _MARK, _PREAMBLE = b"DICM", bytes(128)
 _MARKED, _TODO = 132, "copy it again"
+_LARGE_READ = 2**16
 _FIRST_GROUPS = (0x0002, 0x0008)  # of file meta information, or of a data set without it
 _VALUE_REPRESENTATION = (b"UL", b"OB", b"CS", b"UI", b"DA", b"LO", b"SH")
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which no more is read than there is: else a damaged length asks for that much memory."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _LARGE_READ:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
 
 
 def open_whole(path: Path) -> BinaryIO:
@@ -24,7 +35,7 @@ def open_whole(path: Path) -> BinaryIO:
         UserError: it cannot be read.
     """
     with reading(path, _TODO, but=(InvalidDicomError,)):
-        stream = open(path, "rb")  # noqa: SIM115 - handed on
+        stream = _Bounded(io.FileIO(path))
         start = stream.read(_MARKED)
         if start[len(_PREAMBLE) :] == _MARK:
             stream.seek(0)

@@ -1,4 +1,4 @@
-"""The DICOM files of a result: segmentation and structured report."""
+"""The DICOM files of a result: segmentation, structured report and key images."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from pydicom.dataset import Dataset
 from cmb_jax.dicom.findings import Maker, findings_of
 from cmb_jax.dicom.grid import FrameMapping
 from cmb_jax.dicom.identity import source_headers
+from cmb_jax.dicom.key_images import make_key_images
 from cmb_jax.dicom.measurement_report import make_report
 from cmb_jax.dicom.segmentation import make_segmentation
 from cmb_jax.dicom.stacks import Stack
 from cmb_jax.errors import UserError
+from cmb_jax.io.volume import Volume
 from cmb_jax.report.content import DetectionRow
 
-SEGMENTATION_FILE, REPORT_FILE = "segmentation.dcm", "report.dcm"
+SEGMENTATION_FILE, REPORT_FILE, KEY_IMAGES = "segmentation.dcm", "report.dcm", "key_images"
 _NEEDED = ("StudyInstanceUID", "FrameOfReferenceUID", "SOPClassUID")
 _SERIES_OFFSET = 9000  # results are numbered after their source, beyond the scanner's own series
 
@@ -40,8 +42,12 @@ class Results:
         labels_xyz: np.ndarray,
         mapping: FrameMapping,
         weights_sha256: str,
+        *,
+        swi: Volume,
+        brain_mask: np.ndarray,
+        trusted: bool,
     ) -> None:
-        """Writes segmentation.dcm (if anything was kept) and report.dcm.
+        """Writes report.dcm and, if anything was kept, segmentation.dcm and key_images/*.dcm.
 
         Args:
             folder: existing folder to write into.
@@ -49,6 +55,9 @@ class Results:
             labels_xyz: (X, Y, Z) ids of the kept rows, on the volume that `mapping` belongs to.
             mapping: from the volume to the frames of the reference.
             weights_sha256: of the detector.
+            swi: (X, Y, Z) image that was searched.
+            brain_mask: (X, Y, Z) bool on its grid.
+            trusted: whether places are told.
         """
         findings, maker = findings_of(rows), _maker(self.reference, weights_sha256)
         keep = self.keep_identifiers
@@ -66,6 +75,14 @@ class Results:
                 segmentation.save_as(folder / SEGMENTATION_FILE)
             report = make_report(self.sources, segmentation, findings, maker, keep_identifiers=keep)
             report.save_as(folder / REPORT_FILE)
+            if findings:
+                (folder / KEY_IMAGES).mkdir()
+                best = sorted(findings, key=lambda finding: -finding.row.score)
+                pictures = make_key_images(
+                    self.sources, swi, brain_mask, best, maker, trusted=trusted, keep_identifiers=keep
+                )
+                for number, picture in enumerate(pictures, start=1):
+                    picture.save_as(folder / KEY_IMAGES / f"{number:03d}.dcm")
 
 
 def prepare_results(reference: Stack, *, keep_identifiers: bool) -> Results:

@@ -53,10 +53,10 @@ def _outside(reported: SubjectDetections, truth: SubjectTruth) -> str:
     """Detections of a table that lie beyond the truth's image, and whether LPS would put them inside."""
     if truth.volume is None or reported.volume is not None or not len(reported.centers_mm):
         return ""
-    shape = np.array(truth.volume.labels.shape)
+    shape, affine = np.array(truth.volume.labels.shape), truth.volume.affine
 
     def inside(points_mm: np.ndarray) -> np.ndarray:
-        index = to_index(points_mm, truth.volume.affine)
+        index = to_index(points_mm, affine)
         return np.asarray(((index >= -_RIM_VOXELS) & (index <= shape - 1 + _RIM_VOXELS)).all(axis=1))
 
     beyond = int((~inside(reported.centers_mm)).sum())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
-from cmb_jax.config import Config, Flips, Precision
+from cmb_jax.config import Config, Flips, ModelConfig, Precision
 from cmb_jax.config_io import config_from_json, config_to_json, without_paths
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.calibration_map import CalibrationMap
@@ -45,6 +46,11 @@ class WeightsBundle:
     def file_name(self) -> str:
         """Name of the file, or of all of them with commas between."""
         return ",".join(one.path.name for one in (self, *self.others))
+
+    @property
+    def bundled(self) -> bool:
+        """Whether all of them come with the package, which are trained on simulated scans only."""
+        return all(one.path.parent == BUNDLED for one in (self, *self.others))
 
     @property
     def name(self) -> str:
@@ -150,6 +156,12 @@ def _averaged_by(config: Config) -> tuple[object, ...]:
     return config.model.network(), config.data.spacing_mm
 
 
+@functools.lru_cache(maxsize=8)
+def shapes_of(model: ModelConfig) -> Any:
+    """Shapes of a detector's parameters, as a pure dict."""
+    return Template.of(lambda: Detector(model, rngs=nnx.Rngs(0))).shapes()
+
+
 def _load_one(weights: str) -> WeightsBundle:
     path = Path(weights)
     if not path.exists() and path.name == weights and path.suffix == "":
@@ -164,8 +176,7 @@ def _load_one(weights: str) -> WeightsBundle:
     with reading(path, "its configuration is of another version: train anew or use the one that wrote it"):
         config = config_from_json(metadata[CONFIG_KEY])
         calibration_of(config)  # refuses knots that are no map
-    shapes = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0))).shapes()
-    params, _ = load_weights(path, shapes)
+    params, _ = load_weights(path, shapes_of(config.model))
     return WeightsBundle(
         path=path, sha256=sha256_file(path), config=config, params=params, input_version=version
     )

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +14,17 @@ from pathlib import Path
 import numpy as np
 
 import cmb_jax
+from cmb_jax.anatomy.regions import Region, Side, encode
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.predict import Prediction
 from cmb_jax.io.atomic import atomic_directory, atomic_write_text
 from cmb_jax.io.naming import pseudonym, shown_name
 from cmb_jax.io.nifti import write_volume
+from cmb_jax.io.provenance import provenance_jsonld
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow, ReportContent
 from cmb_jax.report.html import environment, write_report
+from cmb_jax.report.methods import MethodsFacts, methods_text
 from cmb_jax.report.statements import statements
 from cmb_jax.report.summary import describe_pattern
 from cmb_jax.viewer.images import ScanOnGrid, embedded_images
@@ -176,6 +180,34 @@ def viewer_page(
     )
 
 
+def methods_facts(
+    prediction: Prediction, bundle: WeightsBundle, inputs: tuple[tuple[str, str, str], ...]
+) -> MethodsFacts:
+    """What the methods text of one scan depends on."""
+    settings = dict(prediction.settings)
+    return MethodsFacts(
+        version=cmb_jax.__version__,
+        weights_name=bundle.name,
+        weights_sha256=bundle.sha256,
+        threshold=float(settings["score_threshold"]),
+        bundled=bundle.bundled,
+        calibrated=settings.get("calibrated") == "yes",
+        phase=prediction.phase is not None,
+        own_regions=any(role == "regions" for role, _, _ in inputs),
+        made_swi=any(step.startswith("SWI made") for step in prediction.steps),
+        mni=any(row.mni_x_mm is not None for row in prediction.rows),
+    )
+
+
+def region_names_csv() -> str:
+    """What the values of a region image stand for, as `--region-labels` reads it."""
+    lines = ["label,region,side"]
+    for side, region in itertools.product(Side, Region):
+        label = int(encode(np.asarray(region), np.asarray(side)))
+        lines.append(f"{label},{region.name.lower()},{side.name.lower()}")
+    return "\n".join(lines) + "\n"
+
+
 def write_prediction(
     prediction: Prediction,
     bundle: WeightsBundle,
@@ -185,9 +217,12 @@ def write_prediction(
     subject: str,
     overwrite: bool = False,
     viewer: bool = True,
+    save_regions: bool = False,
     also: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write detections.csv, detections.json, labels.nii.gz, report.html and viewer.html into the new `out`.
+    """Write the files of a result into the new folder `out`.
+
+    Always detections.csv, detections.json, labels.nii.gz, report.html, methods.md and prov.jsonld.
 
     Args:
       prediction: what was found.
@@ -197,6 +232,7 @@ def write_prediction(
       subject: what the report calls the scan.
       overwrite: replace the folder if it exists.
       viewer: write viewer.html, if the images were read from files.
+      save_regions: write brain.nii.gz and, where the map is trusted, regions.nii.gz with regions.csv.
       also: writes further files into the folder before it appears.
 
     Raises:
@@ -213,6 +249,26 @@ def write_prediction(
             digest = hashlib.sha256(table.encode()).hexdigest()
             page = viewer_page(prediction, inputs, subject, labels, digest)
             atomic_write_text(folder / VIEWER, page)
+        atomic_write_text(folder / "methods.md", methods_text(methods_facts(prediction, bundle, inputs)))
+        if save_regions:
+            brain = prediction.brain_mask.astype(np.uint8)
+            write_volume(folder / "brain.nii.gz", brain, prediction.swi, dtype=np.uint8)
+            if prediction.region_map.trusted:
+                code = prediction.region_code
+                write_volume(folder / "regions.nii.gz", code, prediction.swi, dtype=np.uint8)
+                atomic_write_text(folder / "regions.csv", region_names_csv())
+        outputs = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        atomic_write_text(
+            folder / "prov.jsonld",
+            provenance_jsonld(
+                program_version=cmb_jax.__version__,
+                command="cmb-jax predict",
+                parameters=dict(prediction.settings),
+                inputs=tuple((f"urn:sha256:{digest}", name, digest) for _, name, digest in inputs),
+                weights=(bundle.file_name, bundle.sha256),
+                outputs=outputs,
+            ),
+        )
         if also is not None:
             also(folder)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmb_jax.anatomy.lookup import REACH_MM, REASON_TEXT, RejectReason, look_up
+from cmb_jax.anatomy.mni import SPACE, fit_mni
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
 from cmb_jax.boxes.anchors import Detections, box_centers, box_sizes
 from cmb_jax.config import Config, Flips, Precision
@@ -147,10 +148,12 @@ class CmbDetector:
         clock = Clock((*scan.timings, *found.timings))
         with clock("localization"):
             rows, boxes_mm, unlisted = self._locate(found.detections, scan, swi, cut)
+            rows, mni = _with_mni(rows, scan.region_map)
         steps = (
             *scan.steps,
             f"network on tiles, suppression at IoU {self.config.inference.nms_iou:g}",
             "each candidate looked up in the region map; kept or rejected with a reason",
+            *mni,
         )
         radians = scan.phase_rad
         phase_volume = None if radians is None else dataclasses.replace(swi, data=radians.astype(np.float32))
@@ -251,6 +254,24 @@ class CmbDetector:
                 )
             )
         return tuple(rows), edges_mm[listed], int(valid.sum()) - len(listed)
+
+
+def _with_mni(
+    rows: tuple[DetectionRow, ...], region_map: RegionMap
+) -> tuple[tuple[DetectionRow, ...], tuple[str, ...]]:
+    """The rows with MNI coordinates, and how they came about; as they are where the map gives none."""
+    affine = fit_mni(region_map)
+    if affine is None:
+        return rows, ()
+    found = affine(np.array([[row.x_mm, row.y_mm, row.z_mm] for row in rows]).reshape(-1, 3)).round(1)
+    step = (
+        f"{SPACE} coordinates by an affine from the centers of {affine.landmarks} regions, "
+        f"which it brings to {affine.residual_mm:.1f} mm (root mean square) of the template's"
+    )
+    return tuple(
+        dataclasses.replace(row, mni_x_mm=float(x), mni_y_mm=float(y), mni_z_mm=float(z))
+        for row, (x, y, z) in zip(rows, found, strict=True)
+    ), (step,)
 
 
 def load_detector(

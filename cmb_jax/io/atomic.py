@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cmb_jax.errors import UserError
+from cmb_jax.io.lock import NAME as LOCK
+from cmb_jax.io.lock import open_locked
 from cmb_jax.io.outside import reading
 
+_PART = ".part"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _MARKER = ".cmb_jax_output"  # only folders that carry it are ever replaced
 _MARKER_TEXT = "Written by cmb-jax. --overwrite replaces this whole folder, files added by hand included.\n"
@@ -74,16 +78,18 @@ def atomic_write_bytes(path: Path, content: bytes, *, overwrite: bool = False) -
         if path.is_dir() or (path.exists() and not overwrite):
             raise UserError(f"{path}: exists already; choose another name or allow overwriting")
         with _made_parents(path):
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            clear_dead(path.parent, path.name)
+            part = _part(path)
             try:
-                with os.fdopen(handle, "wb") as stream:
+                # held until the file is in its place: see clear_dead
+                with os.fdopen(open_locked(part), "wb") as stream:
                     stream.write(content)
                     stream.flush()
                     os.fsync(stream.fileno())
-                os.chmod(name, _open_permissions(0o666))
-                os.replace(name, path)
+                    os.chmod(part, _open_permissions(0o666))
+                    os.replace(part, path)
             except BaseException:
-                Path(name).unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
                 raise
     except OSError as error:
         raise _cannot_write(path, error) from error
@@ -94,7 +100,38 @@ def atomic_write_text(path: Path, content: str, *, overwrite: bool = False) -> N
     atomic_write_bytes(path, content.encode("utf-8"), overwrite=overwrite)
 
 
-def _refuse_existing(path: Path, overwrite: bool) -> None:
+def _part(path: Path) -> Path:
+    """A new name beside `path` for what is being written."""
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}{_PART}")
+
+
+def clear_dead(folder: Path, name: str) -> None:
+    """Take away what killed processes left half-written; what living ones are writing is locked, and stays.
+
+    Args:
+        folder: of the files.
+        name: of a file or folder that was to be made, or a pattern of such names.
+    """
+    for left in folder.glob(f".{glob.escape(name[:200]) if '*' not in name else name}.*{_PART}"):
+        lock = left / LOCK if left.is_dir() else left
+        with contextlib.suppress(OSError):
+            handle = open_locked(lock)
+            old, place = left / "old", folder / left.name[1 : -len(_PART)].rpartition(".")[0]
+            if old.exists() and not place.exists():  # killed between two renames: see _swap
+                os.rename(old, place)
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
+            os.close(handle)
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Whether a folder may be made at `path`, as `atomic_directory` says.
+
+    Raises:
+        UserError: it may not.
+    """
     if not path.exists() and not path.is_symlink():
         return
     if not path.is_dir() or path.is_symlink():
@@ -129,14 +166,11 @@ def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
     path = Path(path)
     with contextlib.ExitStack() as stack:
         try:
-            _refuse_existing(path, overwrite)
+            refuse_existing(path, overwrite)
             stack.enter_context(_made_parents(path))
-            staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            folder = stack.enter_context(_staging(path))
         except OSError as error:
             raise _cannot_write(path, error) from error
-        stack.callback(shutil.rmtree, staging, ignore_errors=True)
-        folder = staging / "new"
-        folder.mkdir()
         try:
             yield folder
         except OSError as error:
@@ -148,10 +182,33 @@ def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
         try:
             (folder / _MARKER).write_text(_MARKER_TEXT, encoding="utf-8")
             folder.chmod(_open_permissions(0o777))
-            _refuse_existing(path, overwrite)  # the body may have taken long
-            _swap(folder, path, staging / "old")
+            refuse_existing(path, overwrite)  # the body may have taken long
+            _swap(folder, path, folder.parent / "old")
         except OSError as error:
             raise _cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    """A folder to write into, beside `path`; taken away at the end, or by the run after a killed one."""
+    clear_dead(path.parent, path.name)
+    staging = _part(path)
+    os.mkdir(staging, 0o700)
+    handle = open_locked(staging / LOCK)
+    try:
+        os.mkdir(staging / "new")
+        yield staging / "new"
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        os.close(handle)
+
+
+def replace_directory(path: Path, fill: Callable[[Path], None]) -> None:
+    """A folder of a cache, made whole or not at all, in the place of an older one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _staging(path) as folder:
+        fill(folder)
+        _swap(folder, path, folder.parent / "old")
 
 
 def _swap(new: Path, path: Path, aside: Path) -> None:

@@ -221,12 +221,15 @@ def check_is_volume(file: NiftiFile, least: int = 1) -> None:
         )
 
 
-def decoded(file: NiftiFile, dtype: np.typing.DTypeLike = None) -> np.ndarray:
+def decoded(
+    file: NiftiFile, dtype: np.typing.DTypeLike | None = None, *, planes: slice | None = None
+) -> np.ndarray:
     """The voxels (I, J, K [, ...]) of a volume, slope and intercept applied.
 
     Args:
         file: an image.
         dtype: to have them in; None: as stored, or float64 where there is a slope.
+        planes: along K, of a 3D image; None: all.
 
     Raises:
         UserError: 2D, colours, or voxels that cannot be decoded.
@@ -236,7 +239,7 @@ def decoded(file: NiftiFile, dtype: np.typing.DTypeLike = None) -> np.ndarray:
     if image.get_data_dtype().fields is not None:
         raise UserError(f"{path}: holds colours, not intensities; give the original image")
     with reading(path, "its voxels cannot be decoded: convert it again"), np.errstate(all="ignore"):
-        return np.asarray(image.dataobj, dtype)
+        return np.asarray(image.dataobj if planes is None else image.dataobj[:, :, planes], dtype)
 
 
 _SMALLEST_VOXEL_MM, _LARGEST_VOXEL_MM = 0.005, 100.0

@@ -35,7 +35,7 @@ def locked(folder: Path, todo: str, name: str = NAME) -> Iterator[None]:
     if path in _held:
         raise UserError(taken)
     try:
-        handle = _open_locked(path)
+        handle = open_locked(path)
     except BlockingIOError as error:
         raise UserError(taken) from error
     except OSError as error:
@@ -50,7 +50,7 @@ def locked(folder: Path, todo: str, name: str = NAME) -> Iterator[None]:
         os.close(handle)
 
 
-def _open_locked(path: Path) -> int:
+def open_locked(path: Path) -> int:
     """A handle of the file that lies at `path`, locked. Raises BlockingIOError if another process has it."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -25,12 +26,24 @@ _SAME_AFFINE_MM = 0.01  # at the far corner; headers keep float32 and rounded qu
 _COMPRESSION = 4  # gzip level: a third of the time of 9 for a few per cent more bytes
 
 
-def read_volume(path: str | Path, *, complex_ok: bool = False) -> Volume:
+LARGE_VOXELS = 2**27
+"""From so many voxels on, `reduced` reads a finer image than the detector sees in blocks."""
+
+_FINE_MM = 0.301  # edges up to this are halved: the working grid has 0.5 mm
+_SLAB_VOXELS = 2**23
+
+Reduction = Literal["mean", "first"]
+"""One voxel for a block: its mean, or its first voxel (of phase, whose mean says nothing at a wrap)."""
+
+
+def read_volume(path: str | Path, *, complex_ok: bool = False, reduced: Reduction | None = None) -> Volume:
     """Reads one NIfTI image: 3D, or with further axes of length 1.
 
     Args:
         path: a .nii or .nii.gz file.
         complex_ok: keep complex values (data is then complex64); otherwise they are refused.
+        reduced: of an image of `LARGE_VOXELS` or more, axes of voxels below 0.3 mm are read in blocks of two,
+            slab by slab; what is written `like` it lies on the file's own grid all the same.
 
     Returns:
         The volume, in RAS, scaled by slope and intercept, NaN and infinities replaced by 0, with warnings.
@@ -47,7 +60,42 @@ def read_volume(path: str | Path, *, complex_ok: bool = False) -> Volume:
             "or split the series first"
         )
     affine, warnings = world_affine(file)
+    step = reduction_step(file, affine) if reduced else (1, 1, 1)
+    if reduced and step != (1, 1, 1):
+        check_is_volume(file, least=2)
+        size = " x ".join(map(str, file.image.shape[:3]))
+        warnings.append(f"{size} voxels were read in blocks of {' x '.join(map(str, step))}")
+        return _to_volume(file, _blocks(file, step, reduced), affine, warnings, step)
     return _to_volume(file, _decode(file, complex_ok), affine, warnings)
+
+
+def reduction_step(file: NiftiFile, affine: np.ndarray) -> tuple[int, int, int]:
+    """Voxels of the file along (i, j, k) that are read as one, where `read_volume` may reduce an image."""
+    if np.prod(file.image.shape[:3], dtype=np.int64) < LARGE_VOXELS:
+        return (1, 1, 1)
+    i, j, k = (2 if edge <= _FINE_MM else 1 for edge in np.linalg.norm(affine[:3, :3], axis=0))
+    return (i, j, k)
+
+
+def _blocks(file: NiftiFile, step: tuple[int, int, int], how: Reduction) -> np.ndarray:
+    """The scaled array (I / step, J / step, K / step) float32, made of slabs along K."""
+    shape = file.image.shape[:3]
+    small = tuple(-(-size // by) for size, by in zip(shape, step, strict=True))
+    result = np.empty(small, np.float32)
+    planes = max(1, _SLAB_VOXELS // (shape[0] * shape[1]) // step[2]) * step[2]
+    for first in range(0, shape[2], planes):
+        slab = decoded(file, np.float32, planes=slice(first, first + planes)).reshape(*shape[:2], -1)
+        where = slice(first // step[2], -(-(first + slab.shape[2]) // step[2]))
+        if how == "first":
+            result[:, :, where] = slab[:: step[0], :: step[1], :: step[2]]
+            continue
+        for axis, by in enumerate(step):
+            starts = np.arange(0, slab.shape[axis], by)
+            counts = np.diff(np.append(starts, slab.shape[axis])).astype(np.float32)
+            counts = counts.reshape([-1 if each == axis else 1 for each in range(3)])
+            slab = np.add.reduceat(slab, starts, axis=axis) / counts
+        result[:, :, where] = slab
+    return result
 
 
 def read_series(path: str | Path) -> list[Volume]:
@@ -68,11 +116,17 @@ def _decode(file: NiftiFile, complex_ok: bool) -> np.ndarray:
     return decoded(file, np.complex64 if kind == "c" else np.float32)
 
 
-def _to_volume(file: NiftiFile, array: np.ndarray, affine: np.ndarray, warnings: list[str]) -> Volume:
-    """One volume (I, J, K [, 1...]) to RAS, with its voxels checked."""
+def _to_volume(
+    file: NiftiFile,
+    array: np.ndarray,
+    affine: np.ndarray,
+    warnings: list[str],
+    step: tuple[int, int, int] = (1, 1, 1),
+) -> Volume:
+    """One volume (I, J, K [, 1...]) to RAS, with its voxels checked; `step`: blocks of voxels of the file."""
     path = file.path
-    native_shape = (int(array.shape[0]), int(array.shape[1]), int(array.shape[2]))
-    array = array.reshape(native_shape)
+    i, j, k = (int(size) for size in file.image.shape[:3])
+    array = array.reshape(array.shape[:3])
     warnings = list(warnings)
     finite = np.isfinite(array)
     bad = array.size - int(np.count_nonzero(finite))
@@ -85,11 +139,11 @@ def _to_volume(file: NiftiFile, array: np.ndarray, affine: np.ndarray, warnings:
         raise UserError(
             f"{path}: every voxel is {array.flat[0]:g}, so there is nothing to see; export it again"
         )
-    orientation = io_orientation(affine)
+    native = NativeGrid(shape=(i, j, k), affine=affine, orientation=io_orientation(affine), step=step)
     return Volume(
-        data=np.ascontiguousarray(apply_orientation(array, orientation)),
-        affine=affine @ inv_ornt_aff(orientation, native_shape),
-        native=NativeGrid(shape=native_shape, affine=affine, orientation=orientation),
+        data=np.ascontiguousarray(apply_orientation(array, native.orientation)),
+        affine=affine @ _to_file(native),
+        native=native,
         source=path,
         sha256=file.sha256,
         warnings=tuple(warnings),
@@ -97,13 +151,28 @@ def _to_volume(file: NiftiFile, array: np.ndarray, affine: np.ndarray, warnings:
 
 
 def to_native(data_xyz: np.ndarray, native: NativeGrid) -> np.ndarray:
-    """An (X, Y, Z) array in RAS order back onto the file's own grid (I, J, K): axes permuted and flipped."""
-    return np.asarray(apply_orientation(data_xyz, ornt_transform(_RAS, native.orientation)))
+    """An (X, Y, Z) array in RAS order back onto the file's own grid (I, J, K).
+
+    Axes are permuted and flipped; where a voxel stands for a block of the file's, all of them get its value.
+    """
+    array = np.asarray(apply_orientation(data_xyz, ornt_transform(_RAS, native.orientation)))
+    for axis, by in enumerate(native.step):
+        if by > 1:
+            array = np.repeat(array, by, axis=axis)
+    return array[tuple(slice(size) for size in native.shape)]
+
+
+def _to_file(native: NativeGrid) -> np.ndarray:
+    """(4, 4) from a volume's voxel index (x, y, z) to that of its file (i, j, k), the middle of a block."""
+    step = np.array(native.step, np.float64)
+    blocks = np.diag([*step, 1.0])
+    blocks[:3, 3] = (step - 1) / 2
+    return np.asarray(blocks @ inv_ornt_aff(native.orientation, native.reduced_shape))
 
 
 def native_index(points_xyz_index: np.ndarray, volume: Volume) -> np.ndarray:
     """Voxel indices (..., 3) of `volume` (integer = voxel centre) as (i, j, k) of its file, float64."""
-    matrix = inv_ornt_aff(volume.native.orientation, volume.native.shape)
+    matrix = _to_file(volume.native)
     return np.asarray(points_xyz_index, np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
 
 

@@ -73,9 +73,10 @@ def reading(
     Raises:
         UserError: as the body raised it; `Unreadable` for anything else that the body raised.
     """
+    passed_on: tuple[type[Exception], ...] = (UserError, *but)
     try:
         yield
-    except (UserError, *but):
+    except passed_on:
         raise
     except FileNotFoundError as error:
         if missing is None:

@@ -15,6 +15,13 @@ class NativeGrid:
     shape: tuple[int, int, int]  # of the file's array, singleton fourth axis dropped
     affine: np.ndarray  # (4, 4) float64, native voxel index (i, j, k) -> RAS mm
     orientation: np.ndarray  # (3, 2) nibabel orientation transform, native -> RAS
+    step: tuple[int, int, int] = (1, 1, 1)  # voxels of the file along (i, j, k) that one voxel stands for
+
+    @property
+    def reduced_shape(self) -> tuple[int, int, int]:
+        """Shape of the volume's array on the file's axes: the last voxel of an axis may stand for fewer."""
+        i, j, k = (-(-size // step) for size, step in zip(self.shape, self.step, strict=True))
+        return (i, j, k)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)

@@ -356,7 +356,7 @@ def make_sample(
     points = deform(shape_key, points, source.ventricle_pull)
     code = sample_nearest(source.code, points / CODE_MM)
     code = jnp.where(in_view, code, 0)
-    weights = _material_weights(contrast_key, variety)
+    weights = material_weights(contrast_key, variety)
     # One term at a time fuses into a single pass; a contraction of uint8 would be slow on a CPU.
     signal = sum(source.materials[m] * (weights[m] / 255) for m in range(NUM_MATERIALS))
     image = sample_linear(jnp.asarray(signal)[None], points / MATERIAL_MM)[0]
@@ -388,7 +388,7 @@ def _finish(flip_key: jax.Array, image: jax.Array, code: jax.Array) -> RegionSam
     return RegionSample(image=image, region=region, side=jnp.where(flip, other, side))
 
 
-def _material_weights(key: jax.Array, variety: ContrastVariety) -> jax.Array:
+def material_weights(key: jax.Array, variety: ContrastVariety) -> jax.Array:
     """(NUM_MATERIALS,) intensities: around T2*-weighted contrast, or arbitrary."""
     keys = jax.random.split(key, 10)
     white = uniform(keys[0], 0.5, 0.9)

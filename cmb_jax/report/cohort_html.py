@@ -44,7 +44,10 @@ class _Measure:
 
 _MEASURES = (
     _Measure(
-        words="microbleeds", of=lambda line: line.counted and line.counted.total, root=True, least_spread=0.5
+        words="microbleeds",
+        of=lambda line: None if line.counted is None else line.counted.total,
+        root=True,
+        least_spread=0.5,
     ),
     _Measure(words="rejected candidates", of=lambda line: line.rejected, root=True, least_spread=0.5),
     _Measure(words="brain", of=lambda line: line.brain_ml, unit=" ml", least_spread=50.0),

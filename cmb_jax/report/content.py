@@ -33,6 +33,10 @@ class DetectionRow:
     status: Literal["kept", "rejected"]
     reason: str  # why it was rejected; empty when kept
     zone_border_mm: float = 0.0  # centre to the nearest tissue of another zone, at most 6; 0 without a zone
+    # centre in MNI152NLin2009cAsym, see anatomy.mni; None: not known
+    mni_x_mm: float | None = None
+    mni_y_mm: float | None = None
+    mni_z_mm: float | None = None
 
     @property
     def certainty(self) -> float:
@@ -42,7 +46,7 @@ class DetectionRow:
 
 DETECTION_COLUMNS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(DetectionRow))
 # Columns that results of earlier versions lack.
-LATER_COLUMNS = frozenset({"probability", "zone_border_mm"})
+LATER_COLUMNS = frozenset({"probability", "zone_border_mm", "mni_x_mm", "mni_y_mm", "mni_z_mm"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ class LesionSheet:
         inverse = np.linalg.inv(volume.affine)
         for row in np.unique(np.linspace(0, count - 1, room).round().astype(int)):
             center = inverse[:3, :3] @ centers_mm[row] + inverse[:3, 3]
-            planes = [_plane(volume, plane, center, low, high) for plane in PLANES]
+            planes = [marked_plane(volume, plane, center, low, high) for plane in PLANES]
             x, y, z = centers_mm[row]
             caption = f"{name} {row + 1}/{count}: {diameters_mm[row]:.1f} mm at {x:.0f}, {y:.0f}, {z:.0f}"
             self.tiles.append(LesionTile(grey=np.concatenate(planes, axis=1), caption=caption))
@@ -138,12 +138,14 @@ def check_suffix(path: Path) -> None:
         raise UserError(f"{path}: a contact sheet is a .png or .html file; give such a name")
 
 
-def _plane(volume: Volume, plane: Plane, center: np.ndarray, low: float, high: float) -> np.ndarray:
-    """One plane through a voxel index (x, y, z) of a volume, (TILE_PX, TILE_PX) uint8, with marks."""
-    frame = centered_frame(plane, volume.spacing_mm, center, FIELD_OF_VIEW_MM, TILE_PX)
+def marked_plane(
+    volume: Volume, plane: Plane, center: np.ndarray, low: float, high: float, px: int = TILE_PX
+) -> np.ndarray:
+    """One plane through a voxel index (x, y, z) of a volume, (px, px) uint8, with marks at its edges."""
+    frame = centered_frame(plane, volume.spacing_mm, center, FIELD_OF_VIEW_MM, px)
     picture = sample_plane(take_plane(volume.data, plane, center[plane.through_axis]), frame)
     grey = to_grey(picture, low, high)
-    middle, arm = TILE_PX // 2, TILE_PX // 6
+    middle, arm = px // 2, px // 6
     for line in (grey[middle], grey[:, middle]):  # the centre itself stays free
         line[:arm] = line[-arm:] = _MARK
     grey[:, -1] = 0  # planes stand side by side

@@ -6,12 +6,14 @@ import base64
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from cmb_jax.io.outside import reading
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.content import DetectionRow
 from cmb_jax.report.shapes import Picture, Shape, glyph
@@ -114,12 +116,17 @@ def marked_picture(projection: Projection, rows: Sequence[DetectionRow], name: s
     )
 
 
-def shrunk(projection: Projection, most_bytes: int) -> Projection:
-    """The projection with a picture of at most so many bytes, coarser where need be; places stay the same."""
+def shrunk(projection: Projection, most_bytes: int, source: Path) -> Projection:
+    """The projection with a picture of at most so many bytes, coarser where need be; places stay the same.
+
+    Raises:
+        UserError: what came from the file `source` is no picture.
+    """
     jpeg, size = projection.jpeg, (projection.width, projection.height)
     while len(jpeg) > most_bytes and size[1] > _SMALLEST_PX:
         size = (size[0] * 3 // 4, size[1] * 3 // 4)
-        jpeg = _jpeg(Image.open(io.BytesIO(projection.jpeg)).resize(size, Image.Resampling.LANCZOS))
+        with reading(source), Image.open(io.BytesIO(projection.jpeg)) as picture:
+            jpeg = _jpeg(picture.resize(size, Image.Resampling.LANCZOS))
     return dataclasses.replace(projection, jpeg=jpeg)
 
 

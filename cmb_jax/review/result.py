@@ -102,7 +102,7 @@ def _rows(table: TextTable) -> tuple[DetectionRow, ...]:
             continue
         if field.type == "float":
             columns[field.name] = table.numbers(field.name).tolist()
-        elif field.name == "probability":
+        elif field.type == "float | None":
             values = table.optional_numbers(field.name)
             columns[field.name] = [None if np.isnan(value) else float(value) for value in values]
         elif field.type == "int":

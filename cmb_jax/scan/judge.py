@@ -18,8 +18,8 @@ WIDEST_MM = 400.0
 """Largest extent of a head's image along any axis."""
 NARROWEST_MM = (100.0, 100.0, 40.0)
 """Least extents of a head, the longest first: slabs of few slices are common."""
-SPACING_MM = (0.2, 6.0)
-"""Voxel edges that are believed."""
+SPACING_MM = (0.1, 6.0)
+"""Voxel edges that are believed: scanners interpolate to below 0.2 mm."""
 COARSEST_MM = 3.0
 """Second longest voxel edge up to which microbleeds are counted; longest, up to which without a warning."""
 _MOST_SHEAR_DEG = 2.0

@@ -58,7 +58,7 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere(bids, cohort, study, tmp_path, 
     assert "of it beside other work" in stderr
     assert "reading the images" not in stderr
     found = contents(tmp_path / "bar")
-    assert len(found) == 3 + 6 * COUNT
+    assert len(found) == 4 + 7 * COUNT
     assert found == contents(tmp_path / "lines")
     code, stdout, _ = bids(study, tmp_path / "bar", "group")
     assert (code, stdout.splitlines()[0]) == (0, f"{COUNT} done")
@@ -154,3 +154,28 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
     assert again.stdout.split() == [str(MANY - len(done)), str(len(done))]
     assert [path.stat().st_mtime_ns for path in done] == stamps
     assert contents(out) == contents(straight)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 4, 9, 17])
+def test_a_disk_that_fills_up_is_one_line_and_the_next_run_goes_on(
+    cohort, study, tmp_path, monkeypatch, writes
+):
+    straight = tmp_path / "straight"
+    assert cohort(study, straight)[0] == 0
+    out, left = tmp_path / "out", [writes]
+
+    def full(handle):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("os.fsync", full)
+        code, _, stderr = cohort(study, out)
+    assert code in (1, 2)
+    assert "Traceback" not in stderr
+    assert "No space left on device" in stderr
+    assert not list(out.rglob("*.part"))
+    assert cohort(study, out)[0] == 0
+    assert contents(out) == contents(straight)
+    assert not (out / "logs" / "failed.tsv").exists()

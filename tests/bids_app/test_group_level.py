@@ -97,7 +97,7 @@ def test_a_damaged_result_is_a_line_and_not_the_end(bids, study, tmp_path):
     assert stdout.startswith("3 failed, 1 done")
     assert [row["status"] for row in table(out)[:3]] == ["failed", "failed", "done"]
     assert "no column status" in table(out)[0]["reason"]
-    assert "damaged" in table(out)[1]["reason"]
+    assert "make it again with --overwrite" in table(out)[1]["reason"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -44,9 +45,10 @@ def test_files_of_a_result(bids, study, out, validator_errors):
     assert code == 0, stderr
     assert "3 done" in stdout
     results = ("desc-cmb_dseg.nii.gz", "desc-cmb_dseg.json", "desc-cmb_detections.tsv",
-               "desc-cmb_detections.json", "desc-cmb_report.html", "desc-cmb_overview.jpg")  # fmt: skip
+               "desc-cmb_detections.json", "desc-cmb_report.html", "desc-cmb_overview.jpg",
+               "desc-cmb_prov.jsonld")  # fmt: skip
     made = ("desc-made_swi.nii.gz", "desc-made_swi.json")
-    expected = {"dataset_description.json", "README.md", ".bidsignore"}
+    expected = {"dataset_description.json", "README.md", ".bidsignore", "methods.md"}
     expected |= {f"sub-01/ses-{s}/anat/sub-01_ses-{s}_acq-hi_run-1_{name}" for s in "12" for name in results}
     expected |= {f"sub-02/anat/sub-02_{name}" for name in (*results, *made)}
     expected |= {
@@ -56,8 +58,31 @@ def test_files_of_a_result(bids, study, out, validator_errors):
     assert written(study) - {f"derivatives/cmb-jax/{name}" for name in expected} == before
     assert validator_errors(out) == []
     for path in out.rglob("*"):
-        if path.suffix in (".json", ".tsv", ".html", ".md"):
+        if path.suffix in (".json", ".tsv", ".html", ".md", ".jsonld"):
             assert str(study.parent) not in path.read_text()
+
+
+def test_brain_and_regions_if_asked_for(bids, study, out, validator_errors):
+    scan = ("--participant-label", "01", "--session-label", "1", "--overwrite")
+    bids(study, out, "participant", *scan, "--save-regions")
+    start = str(out / STEM_1)
+    brain, regions = (nib.load(f"{start}_desc-{name}.nii.gz") for name in ("brain_mask", "regions_dseg"))
+    scan_image = nib.load(study / f"{STEM_1}_swi.nii.gz")
+    for image in (brain, regions):
+        assert image.shape == scan_image.shape
+        np.testing.assert_allclose(image.affine, scan_image.affine, atol=1e-5)
+    assert np.asarray(brain.dataobj).all()  # the stub's brain is everything, all left frontal
+    assert set(np.unique(np.asarray(regions.dataobj))) == {25}
+    with open(f"{start}_desc-regions_dseg.tsv", newline="") as file:
+        names = {int(row["index"]): row["name"] for row in csv.DictReader(file, delimiter="\t")}
+    assert names[25] == "left frontal"
+    prov = json.loads(Path(f"{start}_desc-cmb_prov.jsonld").read_text())
+    made = [each["Id"] for each in prov["Records"]["Entities"] if "GeneratedBy" in each]
+    assert all(Path(f"{start}_desc-cmb_prov.jsonld").with_name(name).is_file() for name in made)
+    assert any(name.endswith("_desc-brain_mask.nii.gz") for name in made)
+    assert validator_errors(out) == []
+    bids(study, out, "participant", *scan)  # made again without: what was there would be of another run
+    assert not [path for path in out.rglob("*") if "desc-brain" in path.name or "desc-regions" in path.name]
 
 
 def test_labels_and_table_agree_and_lie_on_the_scan(bids, study, out):
@@ -159,7 +184,7 @@ def test_a_finished_scan_that_would_come_out_otherwise_is_said(bids, study, out,
     code, stdout, _ = bids(study, out, "participant", *more)
     assert code == 1  # the other participant is done
     assert "1 done" in stdout
-    assert what in stdout or "cannot be read" in stdout
+    assert what in stdout or "no readable JSON" in stdout
     assert "--overwrite" in stdout
     assert (out / f"{STEM_1}_desc-cmb_detections.tsv").read_bytes() == before
     assert bids(study, out, "participant", *more, "--overwrite")[0] == 0

@@ -133,11 +133,13 @@ def test_dicom_gives_what_nifti_gives(monkeypatch, capsys, tmp_path, scan, weigh
     record = json.loads((tmp_path / "b" / "detections.json").read_text())
     assert [entry["role"] for entry in record["inputs"]] == ["swi", "phase"]
     assert any("stored as pm4096, by the headers" in step for step in record["steps"])
+    kept = [row for row in found if row["status"] == "kept"]
+    assert len(list((tmp_path / "b" / "key_images").glob("*.dcm"))) == min(len(kept), 50)
     check_nothing_private(tmp_path / "b", out + err)
 
 
 def check_nothing_private(folder, printed):
-    for path in folder.iterdir():
+    for path in (path for path in folder.rglob("*") if path.is_file()):
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
         for private in (*NAME.split("^"), PATIENT_ID, BIRTH_DATE):

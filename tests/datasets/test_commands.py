@@ -72,7 +72,11 @@ def test_index(run, tmp_path):
 def test_contact_sheet_of_another_kind_or_without_lesions(run, tmp_path):
     trees.valdo_case(tmp_path, "sub-101", trees.mask([]))
     refused(run("check", tmp_path, "--out", tmp_path / "a.pdf"), ".png or .html")
-    refused(run("check", tmp_path, "--out", tmp_path / "a.png"), "no lesion to show")
+    code, out, _ = run("check", tmp_path, "--out", tmp_path / "a.png")
+    assert code == 0
+    assert "1 cases, 1 with truth, 0 with lesions" in out
+    assert f"not written: {tmp_path / 'a.png'}: there is no lesion to show" in out
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_a_table_that_counts_from_0_is_noticed(run, tmp_path):

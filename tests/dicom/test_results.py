@@ -1,5 +1,6 @@
 """Segmentation and report read back by highdicom, voxel by voxel and in mm; codes, validator, privacy."""
 
+import dataclasses
 import shutil
 import subprocess
 
@@ -9,11 +10,14 @@ import pytest
 from pydicom import dcmread
 from pydicom.sr import _concepts_dict
 from pydicom.sr.coding import Code
+from scipy import ndimage
 
 from cmb_jax.anatomy.regions import Region
 from cmb_jax.dicom import codes
 from cmb_jax.dicom.choose import choose
+from cmb_jax.dicom.findings import Finding
 from cmb_jax.dicom.identity import scrubbed
+from cmb_jax.dicom.key_images import key_picture
 from cmb_jax.dicom.load import load
 from cmb_jax.dicom.results import prepare_results
 from cmb_jax.errors import UserError
@@ -37,6 +41,7 @@ from tests.dicom.phantoms import (
 from tests.dicom.reading import found_in
 
 IDS = (2, 7, 11)
+FILES = ("segmentation.dcm", "report.dcm", "key_images/001.dcm")
 PRIVATE = (*NAME.split("^"), PATIENT_ID, BIRTH_DATE, "ACC99", "Ward Twelve", "Curie", "20240506")
 
 
@@ -92,7 +97,9 @@ def results(source, out, rows=ROWS, keep_identifiers=False):
     images = load(choose(found_in(source)))
     labels = labels_on(images.swi.shape)
     prepared = prepare_results(images.reference, keep_identifiers=keep_identifiers)
-    prepared.write(out, rows, labels, images.mapping, "0123456789abcdef" * 4)
+    brain = np.ones(images.swi.shape, bool)
+    more = {"swi": images.swi, "brain_mask": brain, "trusted": True}
+    prepared.write(out, rows, labels, images.mapping, "0123456789abcdef" * 4, **more)
     return images, labels
 
 
@@ -175,7 +182,7 @@ def test_the_report_says_what_was_found(written):
 
 def test_results_belong_to_the_study_but_not_to_the_patient(written):
     images, _, out = written
-    for name in ("segmentation.dcm", "report.dcm"):
+    for name in FILES:
         content = (out / name).read_bytes()
         for private in PRIVATE:
             assert private.encode() not in content
@@ -189,10 +196,40 @@ def test_results_belong_to_the_study_but_not_to_the_patient(written):
     assert segmentation.ContentQualification == "RESEARCH"
 
 
+def test_key_images_show_each_finding_the_best_first(written):
+    images, _, out = written
+    shown = [dcmread(path) for path in sorted((out / "key_images").iterdir())]
+    assert [image.ImageComments.split(".")[0] for image in shown] == [
+        f"Microbleed {number}"
+        for number in (2, 11, 7)  # scores 0.91, 0.91, 0.31
+    ]
+    assert len({image.SeriesInstanceUID for image in shown}) == 1
+    assert [image.InstanceNumber for image in shown] == [1, 2, 3]
+    assert shown[0].SeriesNumber == 9002 + images.reference.instance.series_number
+    assert shown[0].BurnedInAnnotation == "NO"
+    pixels = shown[0].pixel_array
+    assert pixels.shape == (300, 768)
+
+
+def test_a_key_image_shows_the_voxels_around_its_finding(written):
+    images, _, _ = written
+    swi = images.swi
+    center = np.array(swi.shape) // 2
+    x, y, z = swi.affine[:3, :3] @ center + swi.affine[:3, 3]
+    finding = Finding(row=dataclasses.replace(ROWS[0], x_mm=x, y_mm=y, z_mm=z), tracking_uid="1.2")
+    low, high = float(swi.data.min()), float(swi.data.max())
+    picture = key_picture(swi, finding, (low, high), trusted=True)
+    # 256 pixels are 24 mm, the right of the patient is on the left, pixel centers are at halves
+    right, back = (128 - 106.5) * 24 / 256, 0.5 * 24 / 256
+    index = center + np.array([right, -back, 0.0]) / swi.spacing_mm
+    value = ndimage.map_coordinates(swi.data.astype(float), index[:, None], order=1)[0]
+    assert picture[128, 106] == pytest.approx(255 * (value - low) / (high - low), abs=2)
+
+
 def test_identifiers_are_kept_if_wanted(tmp_path, phantom):
     write_series(tmp_path / "source", SIEMENS_SWI, phantom[0])
     results(tmp_path / "source", tmp_path / "out", keep_identifiers=True)
-    for name in ("segmentation.dcm", "report.dcm"):
+    for name in FILES:
         dataset = dcmread(tmp_path / "out" / name)
         assert dataset.PatientName == NAME
         assert (dataset.PatientID, dataset.PatientBirthDate) == (PATIENT_ID, BIRTH_DATE)
@@ -235,11 +272,13 @@ def test_nothing_found_is_a_report_of_zero(tmp_path, phantom):
 )
 def test_the_validator_finds_no_error(written):
     _, _, out = written
-    for name in ("segmentation.dcm", "report.dcm"):
+    for name in FILES:
         done = subprocess.run(["dciodvfy", str(out / name)], capture_output=True, text=True, check=False)
         lines = (done.stdout + done.stderr).splitlines()
         assert [line for line in lines if line.startswith("Error")] == []
-        assert any(line in ("Segmentation", "ComprehensiveSR") for line in lines)  # it knew what it read
+        assert any(
+            line in ("Segmentation", "ComprehensiveSR", "SCImage") for line in lines
+        )  # it knew what it read
 
 
 def public_codes():

@@ -162,6 +162,8 @@ def test_files_are_complete_and_on_the_native_grid(prediction, bundle, files, tm
         "detections.csv",
         "detections.json",
         "labels.nii.gz",
+        "methods.md",
+        "prov.jsonld",
         "report.html",
         "viewer.html",
     ]

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import stat
-import tempfile
 
 import pytest
 
@@ -82,7 +81,7 @@ def test_failure_leaves_nothing(tmp_path):
 
 
 def test_no_permission_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(os, "mkdir", refuse)
     with pytest.raises(UserError, match="Permission denied"), atomic_directory(tmp_path / "deep" / "out"):
         pytest.fail("the body must not run")
     assert names(tmp_path) == []

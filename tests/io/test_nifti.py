@@ -237,3 +237,43 @@ def test_write_types_and_same_bytes(tmp_path, rng):
     write_volume(tmp_path / "a.nii.gz", labels.astype(np.float64), like, overwrite=True)
     assert nib.load(tmp_path / "a.nii.gz").get_data_dtype() == np.float32
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+
+
+@pytest.mark.parametrize("how", ["mean", "first"])
+@pytest.mark.parametrize("edges", [(0.25, 0.29, 1.0), (0.28, 0.25, 0.25)])
+def test_a_large_fine_image_is_read_in_blocks_and_written_on_its_own_grid(tmp_path, monkeypatch, how, edges):
+    """Against a slow mean over the voxels of each block, in world coordinates; odd sizes, axes turned."""
+    monkeypatch.setattr("cmb_jax.io.nifti.LARGE_VOXELS", 100)
+    monkeypatch.setattr("cmb_jax.io.nifti._SLAB_VOXELS", 9 * 7 * 4)  # several slabs
+    shape, step = (9, 7, 11), tuple(2 if edge <= 0.3 else 1 for edge in edges)
+    data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    turn = np.array([[0, -1.0, 0], [0.1, 0, 0.995], [-0.995, 0, 0.1]])
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn * edges, (5, -3, 8)
+    path = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(data, affine), path)
+    volume = read_volume(path, reduced=how)
+    assert f"9 x 7 x 11 voxels were read in blocks of {' x '.join(map(str, step))}" in volume.warnings
+    blocks = {}
+    for voxel in np.ndindex(*shape):
+        blocks.setdefault(tuple(np.array(voxel) // step), []).append(voxel)
+    full = [voxels for voxels in blocks.values() if len(voxels) == np.prod(step)]
+    for voxels in full:
+        middle = affine[:3, :3] @ np.mean(voxels, axis=0) + affine[:3, 3]
+        index = np.linalg.solve(volume.affine[:3, :3], middle - volume.affine[:3, 3])
+        at = tuple(np.rint(index).astype(int))
+        np.testing.assert_allclose(index, at, atol=1e-5)
+        values = [data[voxel] for voxel in voxels]
+        assert volume.data[at] == pytest.approx(np.mean(values) if how == "mean" else values[0], abs=1e-6)
+        np.testing.assert_allclose(native_index(np.array(at), volume), np.mean(voxels, axis=0), atol=1e-5)
+    numbers = np.arange(volume.data.size, dtype=np.int32).reshape(volume.shape)
+    write_volume(tmp_path / "labels.nii.gz", numbers, volume)
+    image = nib.load(tmp_path / "labels.nii.gz")
+    np.testing.assert_allclose(image.affine, affine, atol=1e-5)
+    written = np.asarray(image.dataobj)
+    assert written.shape == shape
+    assert all(len({written[voxel] for voxel in voxels}) == 1 for voxels in blocks.values())
+    assert len(np.unique(written)) == len(blocks) == volume.data.size
+    # below the size nothing changes
+    monkeypatch.setattr("cmb_jax.io.nifti.LARGE_VOXELS", 10**6)
+    assert read_volume(path, reduced=how).data.size == data.size

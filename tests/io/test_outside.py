@@ -42,7 +42,9 @@ METHODS = {"read_text", "read_bytes", "from_bytes", "from_stream", "from_filenam
 ELSEWHERE = {
     "anatomy/assets.py": "images in packages that are pinned by hash",
     "anatomy/packages.py": "packages that are pinned by hash",
-    "anatomy/subject.py": "files of this package",
+    "anatomy/build.py": "files of this package",
+    "io/lock.py": "the file that a lock is on holds nothing",
+    "io/memory.py": "what the system says of its memory",
     "ops/self_test.py": "the answer of a process of its own",
     "viewer/page.py": "files of this package",
     "io/outside.py": "the door itself: parse_json and parse_rows turn what is raised into ValueError",

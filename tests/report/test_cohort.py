@@ -1,19 +1,23 @@
 """The page of a cohort: every scan, what stands out, and marks where the microbleeds are."""
 
+import dataclasses
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
 
+from cmb_jax.bids_app.cohort_page import MOST_PICTURE_BYTES
+from cmb_jax.errors import UserError
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.cohort_content import CohortContent, CohortLine, Link
 from cmb_jax.report.cohort_html import OUTLIER_SCORE, outliers, render_cohort
 from cmb_jax.report.plots import BarSeries, count_histogram
 from cmb_jax.report.projection import Projection, make_projection, marked_picture, shrunk
-from cmb_jax.report.summary import Count
+from cmb_jax.report.summary import ZONES, Count
 from tests.report.test_html import Page
 
 
@@ -98,7 +102,7 @@ def scan():
     return Volume.from_array(data, affine), brain, center
 
 
-def test_marks_lie_on_the_dark_spot(scan, make_row):
+def test_marks_lie_on_the_dark_spot(scan, make_row, tmp_path):
     swi, brain, (x, y, z) = scan
     made = make_projection(swi, brain)
     read = Projection.from_json(made.jpeg, made.to_json())
@@ -113,9 +117,33 @@ def test_marks_lie_on_the_dark_spot(scan, make_row):
         assert min(ring) > 80
     picture = marked_picture(read, [make_row(x_mm=x, y_mm=y, z_mm=z)], "sub-01")
     assert [shape.style for shape in picture.shapes] == ["halo", "ring z-lobar definite"]
-    small = shrunk(read, len(read.jpeg) // 2)
+    small = shrunk(read, len(read.jpeg) // 2, tmp_path)
     assert len(small.jpeg) <= len(read.jpeg) // 2
     assert (small.width, small.height) == (
         read.width,
         read.height,
     )  # of the drawing, which is stretched over it
+
+
+def test_a_page_of_a_thousand_scans_stays_small(make_row):
+    rng = np.random.default_rng(0)
+    noise = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (225, 419)).astype(np.uint8)).save(noise, "JPEG", quality=70)
+    matrix = np.array([[1.0, 0, 0, 200], [0, 1, 0, 100]])
+    projection = Projection(noise.getvalue(), 419, 225, (matrix, matrix))
+    assert len(projection.jpeg) > 40_000  # far more than of a brain
+    scans = 1000
+    small = shrunk(projection, MOST_PICTURE_BYTES // scans, Path("overview.jpg"))
+    picture = marked_picture(
+        small, [make_row(x_mm=float(n), zone=zone) for n in range(5) for zone in ZONES], ""
+    )
+    warnings = ("The sign of the phase was guessed from the maker of the scanner: look at the veins.",) * 2
+    lines = tuple(line(n, 15, picture=picture, warnings=warnings) for n in range(scans))
+    page = render_cohort(CohortContent(title="t", lines=lines, version="1"))
+    assert len(page.encode()) < 30e6
+
+
+def test_what_is_no_picture_is_said(scan, tmp_path):
+    damaged = dataclasses.replace(make_projection(*scan[:2]), jpeg=b"no picture" * 99)
+    with pytest.raises(UserError, match="overview"):
+        shrunk(damaged, 10, tmp_path / "overview.jpg")

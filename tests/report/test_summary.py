@@ -22,7 +22,8 @@ from cmb_jax.report.summary import (
 def test_columns_are_those_of_the_csv():
     place = "id,i,j,k,x_mm,y_mm,z_mm,diameter_mm,volume_mm3"
     judgement = "score,probability,category,zone,region,side,status,reason,zone_border_mm"
-    assert ",".join(DETECTION_COLUMNS) == f"{place},{judgement}"
+    mni = "mni_x_mm,mni_y_mm,mni_z_mm"
+    assert ",".join(DETECTION_COLUMNS) == f"{place},{judgement},{mni}"
 
 
 @pytest.mark.parametrize(

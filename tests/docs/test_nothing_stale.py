@@ -1,0 +1,107 @@
+"""What README and docs show is what their sources say: figures, pictures, links, messages, commands."""
+
+import ast
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cmb_jax
+from cmb_jax import _release, cli
+from cmb_jax.arguments import present
+from cmb_jax.inference.bundle import BUNDLED
+from cmb_jax.io.atomic import sha256_file
+
+ROOT = Path(cmb_jax.__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_parts_equal_their_sources(monkeypatch, tmp_path):
+    figures = tool("figures")
+    assert [str(page) for page in figures.stale()] == []
+    # and the check would see a figure that is another
+    changed = (ROOT / "README.md").read_text().replace("microbleeds at", "microbleeds at 9")
+    assert figures.filled(changed) != changed
+
+
+def test_the_picture_is_of_the_bundled_scan_and_weights():
+    shown = json.loads((ROOT / "docs/images/result.json").read_text())
+    assert shown == {
+        "swi": sha256_file(next((ROOT / "cmb_jax/demo").rglob("*_swi.nii.gz"))),
+        "weights": sha256_file(BUNDLED / "small.safetensors"),
+    }, "run make figures"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http:", "https:", "mailto:")):
+            continue
+        name, _, anchor = target.partition("#")
+        other = (page.parent / name).resolve() if name else page
+        assert other.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", other.read_text(), flags=re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", one.lower()).strip().replace(" ", "-") for one in headings}
+            assert anchor in slugs, target
+
+
+def _strings():
+    for path in (ROOT / "cmb_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_the_faq_quotes_what_the_program_says():
+    said = "\n".join(_strings())
+    faq = (ROOT / "docs/faq.md").read_text().split("## Questions")[0]
+    quotes = [
+        part for line in re.findall(r"^(\*\*.*)$", faq, re.MULTILINE) for part in line.split("**")[1::2]
+    ]
+    assert len(quotes) > 20
+    for quote in quotes:
+        for fragment in re.split(r"\.\.\.|<.*?>", quote):
+            words = fragment.strip(" ():;,'[]")
+            assert not words or words in said, words
+
+
+def test_commands_in_the_docs_have_the_options_that_they_name():
+    known = {name: set(present.option_names(command)) for name, command in cli.all_commands().items()}
+    seen = 0
+    for page in PAGES:
+        for line in re.findall(r"^cmb-jax [^\n]*(?:\\\n[^\n]*)*", page.read_text(), flags=re.MULTILINE):
+            words = line.split("#")[0].replace("\\\n", " ").split()[1:]
+            name = " ".join(words[:2]) if words[0] in cli.GROUPS else words[0]
+            if name not in known:
+                assert words[0] in (*cli.OWN_PARSERS, "help", "completion", "COMMAND", "--version"), (
+                    page,
+                    line,
+                )
+                continue
+            seen += 1
+            for word in words:
+                if word.startswith("--"):
+                    option = word.split("=")[0].replace("_", "-")
+                    assert option in known[name] | {"--help"}, (page.name, line)
+    assert seen > 20
+
+
+def test_versions_agree():
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    released = re.findall(r"^## (\d+\.\d+\.\d+) \((\d{4}-\d\d-\d\d)\)$", changelog, re.MULTILINE)
+    assert released[0] == (cff["version"], str(cff["date-released"]))
+    assert cff["version"] == _release.LAST_RELEASE
+    assert f'fallback_version = "{_release.LAST_RELEASE}"' in (ROOT / "pyproject.toml").read_text()

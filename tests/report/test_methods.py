@@ -1,0 +1,42 @@
+"""methods.md says what holds for the run, and cites what it says."""
+
+import re
+
+import pytest
+
+from cmb_jax.report.methods import MethodsFacts, methods_text
+
+FACTS = {
+    "version": "9.9",
+    "weights_name": "small",
+    "weights_sha256": "ab" * 32,
+    "threshold": 0.6,
+    "calibrated": True,
+    "bundled": True,
+    "phase": True,
+}
+
+
+@pytest.mark.parametrize("own_regions", [False, True])
+@pytest.mark.parametrize("made_swi", [False, True])
+@pytest.mark.parametrize("mni", [False, True])
+def test_every_reference_is_cited_once_in_order(own_regions, made_swi, mni):
+    text = methods_text(MethodsFacts(**FACTS, own_regions=own_regions, made_swi=made_swi, mni=mni))
+    body, _, references = text.partition("## References")
+    cited = [int(number) for number in re.findall(r"\[(\d+)\]", body)]
+    assert cited == list(range(1, len(cited) + 1))
+    assert [int(number) for number in re.findall(r"^(\d+)\. ", references, re.MULTILINE)] == cited
+    assert ("SynthSeg" in references) is not own_regions
+    assert ("Haacke" in references) is made_swi
+    assert ("MNI152NLin2009cAsym" in body) is mni
+
+
+def test_says_what_was_used():
+    text = methods_text(MethodsFacts(**FACTS))
+    assert "cmb_jax 9.9" in text and "0.600" in text and "abababababababab" in text  # noqa: PT018
+    assert "images and phase." in text
+    assert "trained on simulated scans only" in text
+    assert "simulated" not in methods_text(MethodsFacts(**FACTS | {"bundled": False}))
+    assert "without phase" in methods_text(MethodsFacts(**FACTS | {"phase": False}))
+    assert "probability" not in methods_text(MethodsFacts(**FACTS | {"calibrated": False}))
+    assert "esearch use only" in text
