@@ -34,7 +34,7 @@ class Page:
             "console",
             lambda line: self.complaints.append(line.text) if line.type in ("error", "warning") else None,
         )
-        self.page.goto(address)
+        self.page.goto(address, wait_until="commit")  # `wait` waits for the program
         self.wait()
 
     def wait(self):
