@@ -468,9 +468,9 @@ def exported(name: str) -> Callable[[Path], Path]:
         elif name == "points.mrk.json":
             path.write_text(markups.markups(result))
         elif name == "painted.nii.gz":
-            shutil.copy(result.labels_path, path)
+            shutil.copy(result.paths.labels, path)
         elif name == "review.json":
-            shutil.copy(result.labels_path, folder / "painted.nii.gz")
+            shutil.copy(result.paths.labels, folder / "painted.nii.gz")
             scan = statistics.ScanReview(
                 subject=result.subject,
                 rows=result.rows,
