@@ -487,7 +487,7 @@ def exported(name: str) -> Callable[[Path], Path]:
                 "reader": "AB",
                 "saved": "2026-01-01T00:00:00Z",
                 "swi_sha256": result.swi_sha256,
-                "detections_sha256": sha256_file(result.folder / "detections.csv"),
+                "detections_sha256": sha256_file(result.paths.table),
                 "marks": [entry | place],
                 "added": [],
             }
@@ -945,7 +945,7 @@ def read_prediction(path: Path) -> object:
     from cmb_jax.followup.time_point import read_record
 
     result = result_at(path)
-    return repr((result.rows, result.swi_sha256, read_record(result.folder / "detections.json")))
+    return repr((result.rows, result.swi_sha256, read_record(result.paths)))
 
 
 def read_review_record(path: Path) -> object:
