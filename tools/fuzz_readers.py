@@ -468,9 +468,9 @@ def exported(name: str) -> Callable[[Path], Path]:
         elif name == "points.mrk.json":
             path.write_text(markups.markups(result))
         elif name == "painted.nii.gz":
-            shutil.copy(result.labels_path, path)
+            shutil.copy(result.paths.labels, path)
         elif name == "review.json":
-            shutil.copy(result.labels_path, folder / "painted.nii.gz")
+            shutil.copy(result.paths.labels, folder / "painted.nii.gz")
             scan = statistics.ScanReview(
                 subject=result.subject,
                 rows=result.rows,
@@ -487,7 +487,7 @@ def exported(name: str) -> Callable[[Path], Path]:
                 "reader": "AB",
                 "saved": "2026-01-01T00:00:00Z",
                 "swi_sha256": result.swi_sha256,
-                "detections_sha256": sha256_file(result.folder / "detections.csv"),
+                "detections_sha256": sha256_file(result.paths.table),
                 "marks": [entry | place],
                 "added": [],
             }
@@ -945,7 +945,7 @@ def read_prediction(path: Path) -> object:
     from cmb_jax.followup.time_point import read_record
 
     result = result_at(path)
-    return repr((result.rows, result.swi_sha256, read_record(result.folder / "detections.json")))
+    return repr((result.rows, result.swi_sha256, read_record(result.paths)))
 
 
 def read_review_record(path: Path) -> object:
