@@ -25,8 +25,8 @@ INPUT_VERSION = 2
 `prepare` gives other numbers. 1: phase interpolated as an angle, noise at full strength. 2: as cosine and
 sine, weighted by `phase_trust`; nothing depends on the field of view."""
 
-OLDEST_INPUT_VERSION = 1
-"""Weights for an older input are refused. The bundled ones are for version 1 until others replace them."""
+OLDEST_INPUT_VERSION = 2
+"""Weights for an older input are refused."""
 
 _MAX_BYTES = 2**33
 _KINDS = "fiub"  # no narrower floats than float16 and bfloat16: NumPy cannot compute with them
