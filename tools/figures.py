@@ -22,6 +22,8 @@ import yaml
 
 from cmb_jax import cli
 from cmb_jax.arguments import present
+from cmb_jax.evaluation.breakdown import ALONE, WITH_PHASE
+from cmb_jax.evaluation.subsets import COUNTED, LEFT_OUT, READERS_SIZE
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "cmb_jax" / "weights"
@@ -50,17 +52,38 @@ def card_results(name: str) -> tuple[list[str], dict[str, list[str]]]:
     return cells[0][1:], {row[0]: row[1:] for row in cells[2:]}
 
 
+def card_parts(name: str) -> list[dict[str, str]]:
+    """Rows of the table "By phase and size" of a model card, by column."""
+    card = (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
+    table = re.search(r"^### By phase and size\n\n(.*?)\n\n", card, re.MULTILINE | re.DOTALL)
+    if table is None:
+        raise SystemExit(f"{name}.md: no table by phase and size; write it with tools/model_card.py")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
 def headline() -> str:
-    """One line: sensitivity and false positives on the last test set of the model cards."""
-    parts, last = [], ""
-    for name in _names():
-        sets, rows = card_results(name)
-        last = f"{sets[-1]} ({rows['scans'][-1]} simulated scans)"
-        parts.append(
-            f"`{name}` finds {rows['sensitivity'][-1]} of the microbleeds at "
-            f"{rows['false positives per scan'][-1]} false positives per scan"
+    """What the detectors find on the last data set of the model cards, with and without a phase."""
+
+    def found(name: str, scans: str, calcifications: str) -> str:
+        part = next(
+            row
+            for row in card_parts(name)
+            if row["data"] == data
+            and (row["scans"], row["size"], row["calcifications"]) == (scans, READERS_SIZE, calcifications)
         )
-    return f"On {last}: {', '.join(parts)}."
+        return f"`{name}` {part['sensitivity at 0.5']}"
+
+    names = _names()
+    data = card_results(names[0])[0][-1]
+    scans = card_results(names[0])[1]["scans"][-1]
+    return (
+        f"On {data} ({scans} simulated scans), share of the microbleeds of {READERS_SIZE} found at 0.5 false "
+        f"positives per scan: with phase {', '.join(found(name, WITH_PHASE, COUNTED) for name in names)}; "
+        f"from the magnitude alone {', '.join(found(name, ALONE, COUNTED) for name in names)}, or "
+        f"{', '.join(found(name, ALONE, LEFT_OUT) for name in names)} if calcifications, which look the same "
+        "there, are not counted as false positives."
+    )
 
 
 def zoo() -> str:
