@@ -195,6 +195,7 @@ def _completion(shell: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    logging.getLogger("cmb_jax").setLevel(logging.NOTSET)  # a call before this one may have been verbose
     run_for_people(lambda: dispatch(given))
 
 

@@ -11,6 +11,7 @@ _ORDER_OF_CONNECTIVITY = {6: 1, 18: 2, 26: 3}
 LARGEST_LESION_MM = 10.0
 """Of a microbleed: pieces of one number that lie farther apart belong to several."""
 
+_LEAST_VOXELS = 3  # of a lesion among more than four that touch
 _MOST_TOUCHING = 4  # numbers in one connected piece: lesions seldom touch, levels of a scaled map always do
 
 
@@ -83,7 +84,7 @@ def instances(values: np.ndarray, spacing_mm: np.ndarray, connectivity: int = 26
     together, pieces = components(inside, 26)
     pairs = np.unique(np.stack([together[inside], ranked[inside]]), axis=1)
     most = int(np.bincount(pairs[0], minlength=pieces + 1).max())
-    if most > _MOST_TOUCHING:
+    if most > _MOST_TOUCHING and not _are_balls(pairs, np.bincount(rank)):
         raise ValueError(
             f"holds {most} different numbers in one connected piece: a probability map that was scaled to "
             "integers, or regions? give probabilities from 0 to 1, or labels with one number a lesion"
@@ -102,6 +103,19 @@ def instances(values: np.ndarray, spacing_mm: np.ndarray, connectivity: int = 26
         "counts as a microbleed, whatever its class"
     )
     return Instances(labels=labels, count=count, by_label=False, note=note)
+
+
+def _are_balls(pairs: np.ndarray, voxels: np.ndarray) -> bool:
+    """Whether numbers that touch can be lesions: no number in two pieces, none of a voxel or two.
+
+    Levels of a map come back in piece after piece, and the highest of them are single voxels.
+
+    Args:
+        pairs: (2, P) piece and rank of every number that it holds.
+        voxels: (D,) of each number.
+    """
+    in_pieces = np.bincount(pairs[1])[1:]
+    return bool((in_pieces == 1).all() and voxels.min() >= _LEAST_VOXELS)
 
 
 def _far_apart(labels: np.ndarray, count: int, spacing_mm: np.ndarray) -> bool:

@@ -65,10 +65,12 @@ def make_tree(root, weights, scans=24, candidates=25, seed=0, layout="predict"):
     (root / "truth").mkdir(parents=True)
     for scan in range(scans):
         name = f"sub-{scan + 1:02d}"
-        voxels = np.stack(np.unravel_index(rng.choice(1000, candidates + 3, replace=False), SHAPE), axis=1)
+        # every second voxel: no two touch
+        chosen = rng.choice(1000, candidates + 3, replace=False)
+        voxels = 2 * np.stack(np.unravel_index(chosen, SHAPE), axis=1)
         scores = np.sort(rng.uniform(0.1, 0.99, candidates).round(4))[::-1]
         true = rng.uniform(size=candidates) < probability(scores)
-        labels = np.zeros(SHAPE, np.uint8)
+        labels = np.zeros(2 * np.array(SHAPE), np.uint8)
         lesions = [*voxels[:candidates][true], *voxels[candidates:]]  # the last three are missed
         for label, voxel in enumerate(lesions, start=1):
             labels[tuple(voxel)] = label
@@ -221,7 +223,7 @@ def test_weights_show_without_the_record(calibrated, run, tmp_path):
     (tmp_path / "alone.json").write_text("{")
     code, _, err = run("weights", "show", alone)
     assert code == 2
-    assert "alone.json: cannot be read" in err
+    assert "alone.json: is no readable JSON" in err
 
 
 @pytest.fixture
