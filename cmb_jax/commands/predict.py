@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import described_inputs, write_not_analysable, write_prediction
 from cmb_jax.inference.predict import Prediction, load_detector
 from cmb_jax.inference.scan import PhaseSign
+from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.memory import check_fits
 from cmb_jax.io.naming import stem
 from cmb_jax.io.nifti import read_volume
@@ -116,12 +117,16 @@ def run(
     say = stopwatch()
     check_output(out, overwrite)
     check_threshold(threshold)
-    check_fits(existing_file(swi, "SWI"), None if phase is None else existing_file(phase, "phase"))
-    swi_volume = read_volume(swi, reduced="mean")
-    phase_volume = None if phase is None else read_volume(phase, reduced="first")
-    magnitude_volume = (
-        None if magnitude is None else read_volume(existing_file(magnitude, "magnitude"), reduced="mean")
-    )
+    existing_file(swi, "SWI")
+    # what even the header rules out: nothing is known of the image but its bytes
+    files = {"the SWI": swi, "the phase": phase, "the magnitude": magnitude}
+    with refusal_recorded(out, (("swi", "swi", sha256_file(swi)),), "scan", overwrite, files):
+        check_fits(swi, None if phase is None else existing_file(phase, "phase"))
+        swi_volume = read_volume(swi, reduced="mean")
+        phase_volume = None if phase is None else read_volume(phase, reduced="first")
+        magnitude_volume = (
+            None if magnitude is None else read_volume(existing_file(magnitude, "magnitude"), reduced="mean")
+        )
     own = None if regions is None else OwnRegions.read(regions, region_labels)
     inputs = described_inputs(
         keep_identifiers=keep_identifiers,
@@ -157,13 +162,23 @@ def run(
 
 @contextmanager
 def refusal_recorded(
-    out: Path, inputs: tuple[tuple[str, str, str], ...], subject: str, overwrite: bool
+    out: Path,
+    inputs: tuple[tuple[str, str, str], ...],
+    subject: str,
+    overwrite: bool,
+    files: Mapping[str, Path | None] | None = None,
 ) -> Iterator[None]:
-    """Writes results that say why if the body of the `with` finds images not analysable, and raises on."""
+    """Writes results that say why if the body of the `with` finds images not analysable, and raises on.
+
+    `files` are written by their roles, the keys: names of files may identify a person.
+    """
     try:
         yield
     except NotAnalysableError as error:
-        write_not_analysable(out, str(error), inputs, subject=subject, overwrite=overwrite)
+        reason = str(error)
+        for role, path in (files or {}).items():
+            reason = reason if path is None else reason.replace(str(path), role)
+        write_not_analysable(out, reason, inputs, subject=subject, overwrite=overwrite)
         raise
 
 

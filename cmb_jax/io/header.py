@@ -16,7 +16,7 @@ from typing import BinaryIO, Literal
 import nibabel as nib
 import numpy as np
 
-from cmb_jax.errors import UserError
+from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.io.outside import check_is_file, reading
 
 MAX_VOXELS = 2**29
@@ -283,7 +283,7 @@ def _world_affine(file: NiftiFile, header: nib.Nifti1Header, path: Path) -> tupl
         or extent.max() > _LARGEST_EXTENT_MM
     ):
         size = " x ".join(f"{edge:g}" for edge in edges)
-        raise UserError(
+        raise NotAnalysableError(
             f"{path}: its header gives voxels of {size} mm, {extent.max() / 10:.0f} cm in all, which no scan "
             "of a head has; repair the voxel size (is it in other units than mm?)"
         )
