@@ -26,10 +26,10 @@ def labels(low=7, high=8):
 
 @pytest.fixture
 def study(tmp_path):
-    """A SWI, and two echoes of magnitude and phase."""
+    """A SWI, and two echoes of magnitude and phase whose sign is told: a SWI can be made of them."""
     root = tree.description(tmp_path / "study")
     tree.image(root, f"{ANAT}_swi")
-    tree.echoes(root, "sub-02", count=2, times_s=(0.01, 0.02))
+    tree.echoes(root, "sub-02", count=2, times_s=(0.01, 0.02), ParamagneticPhaseSign=1)
     return root
 
 
@@ -197,7 +197,9 @@ def test_the_only_one_is_taken_whatever_its_name_but_it_is_said(bids, tmp_path, 
 def test_refusals_before_any_work(bids, study, out, own, tmp_path):
     refused(bids(study, out, "participant", "--regions", tmp_path / "none"), "no such folder")
     refused(bids(study, out, "participant", *own[2:]), "goes with --regions DERIVATIVES")
-    refused(bids(study, out, "participant", *own[:3], tmp_path / "none.csv"), "cannot be read as a table")
+    refused(bids(study, out, "participant", *own[:3], tmp_path / "none.csv"), "none.csv: no such file;")
+    (tmp_path / "table.csv").write_bytes(b"\x89PNG\xff\xfe\x00")
+    refused(bids(study, out, "participant", *own), "give a CSV file")
     (tmp_path / "table.csv").write_text("label,region,side\n7,forehead,left\n")
     refused(bids(study, out, "participant", *own), "line 2: region is 'forehead'")
     assert not out.exists()
