@@ -114,7 +114,8 @@ def test_other_weights_do_not_pass_for_finished(cohort, study, tmp_path, monkeyp
     assert "sub-00: made otherwise: weights changed since; make it again with --overwrite" in stdout
     assert before.items() <= contents(out).items()
     assert cohort(study, out, "--overwrite")[1].startswith(f"{COUNT} done\n")
-    assert "6b6b6b" in (out / "sub-00/anat/sub-00_desc-cmb_detections.json").read_text()
+    for file in ("sub-00/anat/sub-00_desc-cmb_detections.json", "methods.md"):
+        assert "6b6b6b" in (out / file).read_text()
 
 
 def test_bad_shares_are_refused(cohort, study, tmp_path):
