@@ -148,7 +148,7 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
     assert len(done) < MANY
     stamps = [path.stat().st_mtime_ns for path in done]
     # as if it had been killed while it wrote
-    half = out / f"sub-{MANY - 1}" / "anat" / f".sub-{MANY - 1}_desc-cmb_report.html.abc"
+    half = out / f"sub-{MANY - 1}" / "anat" / f".sub-{MANY - 1}_desc-cmb_report.html.abc.part"
     half.parent.mkdir(parents=True, exist_ok=True)
     half.write_text("<ht")
     again = subprocess.run([*command, out], check=True, cwd=home, capture_output=True, text=True)
