@@ -85,12 +85,14 @@ def _participants(data: Path, out: Path, options: ParticipantOptions) -> None:
     )
     pipeline = dataclasses.replace(pipeline, viewer=options.viewer, save_regions=options.save_regions)
     write_dataset_files(data, out, options.regions)
-    atomic_write_text(out / "methods.md", methods_text(_methods(pipeline)), overwrite=True)
     with shown_progress() as progress:
         done = run_participants(
             layout, out, selection, pipeline, overwrite=options.overwrite, progress=progress
         )
         progress.say(done.times.summary())
+    # results that stay as another run made them keep its text
+    if all(outcome.status is not Status.STALE for outcome in done.outcomes):
+        atomic_write_text(out / "methods.md", methods_text(_methods(pipeline)), overwrite=True)
     _report(done, data, out)
 
 

@@ -114,7 +114,8 @@ def test_other_weights_do_not_pass_for_finished(cohort, study, tmp_path, monkeyp
     assert "sub-00: made otherwise: weights changed since; make it again with --overwrite" in stdout
     assert before.items() <= contents(out).items()
     assert cohort(study, out, "--overwrite")[1].startswith(f"{COUNT} done\n")
-    assert "6b6b6b" in (out / "sub-00/anat/sub-00_desc-cmb_detections.json").read_text()
+    for file in ("sub-00/anat/sub-00_desc-cmb_detections.json", "methods.md"):
+        assert "6b6b6b" in (out / file).read_text()
 
 
 def test_bad_shares_are_refused(cohort, study, tmp_path):
@@ -147,7 +148,7 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
     assert len(done) < MANY
     stamps = [path.stat().st_mtime_ns for path in done]
     # as if it had been killed while it wrote
-    half = out / f"sub-{MANY - 1}" / "anat" / f".sub-{MANY - 1}_desc-cmb_report.html.abc"
+    half = out / f"sub-{MANY - 1}" / "anat" / f".sub-{MANY - 1}_desc-cmb_report.html.abc.part"
     half.parent.mkdir(parents=True, exist_ok=True)
     half.write_text("<ht")
     again = subprocess.run([*command, out], check=True, cwd=home, capture_output=True, text=True)
