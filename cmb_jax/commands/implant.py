@@ -162,7 +162,12 @@ def _changes(scan: Scan, brain: Brain, bodies: Lesions) -> np.ndarray:
     noise = noise_sd(signal, brain.mask)
     if noise <= 0:
         return np.full(len(bodies), np.inf)
-    turn = 2 / 3 * float(phase_per_ppm(max(scan.te_ms), scan.b0_t)) * np.abs(bodies.chi_ppm)
+    turn = (
+        2
+        / 3
+        * float(phase_per_ppm(jnp.float32(max(scan.te_ms)), jnp.float32(scan.b0_t)))
+        * np.abs(bodies.chi_ppm)
+    )
     share = np.minimum(4 / 3 * np.pi * bodies.radius_mm**3 / np.prod(scan.like.spacing_mm), 1.0)
     return np.minimum(turn, 2.0) * share * float(np.median(signal[brain.mask])) / noise
 
