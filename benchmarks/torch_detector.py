@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmb_jax.config import ModelConfig, Triple
+from cmb_jax.models.detector import SEMANTIC_CLASSES
 
 IMAGE_CHANNELS = 2
 STEM_STRIDE: Triple = (1, 2, 2)
@@ -114,13 +115,14 @@ class FeatureFusion(nn.Module):
 
 
 class ProposalHead(nn.Module):
-    """One 3x3x3 block, then objectness and box code of every anchor."""
+    """3x3x3 blocks, one for both or one each, then objectness and box code of every anchor."""
 
-    def __init__(self, inputs: int, width: int, anchors: int) -> None:
+    def __init__(self, inputs: int, width: int, anchors: int, box_width: int) -> None:
         super().__init__()
         self.block = ConvBlock(inputs, width, norm=False)
         self.objectness = Conv(width, anchors)
-        self.deltas = Conv(width, 6 * anchors)
+        self.deltas = Conv(box_width or width, 6 * anchors)
+        self.box_block = ConvBlock(inputs, box_width, norm=False) if box_width else None
         with torch.no_grad():
             self.objectness.weight.mul_(0.1)
             self.deltas.weight.mul_(0.1)
@@ -154,23 +156,30 @@ class TorchDetector(nn.Module):
         anchors = len(config.anchor_diameters_mm)
         self.unet = UNet(IMAGE_CHANNELS * math.prod(STEM_STRIDE), config)
         self.fusion = FeatureFusion(config)
-        self.head = ProposalHead(self.fusion.outputs, config.head_width, anchors)
+        self.head = ProposalHead(self.fusion.outputs, config.head_width, anchors, config.box_width)
         if config.use_prototypes:
             self.embedding = AnchorEmbedding(config.head_width, anchors, config.embedding_dim)
             points = torch.randn(2 * config.prototypes_per_class, config.embedding_dim)
             self.prototypes = nn.Parameter(
                 F.normalize(points).view(2, config.prototypes_per_class, config.embedding_dim)
             )
+        if config.semantic_head:  # weights alone: no output here looks at them
+            self.semantic = Conv(self.fusion.outputs, SEMANTIC_CLASSES)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image (B, 2, Z, Y, X) -> features (B, C, ...), objectness (B, A, ...), deltas (B, 6 A, ...)."""
-        features, objectness = self.training_maps(image)
-        return features, objectness, self.head.deltas(features)
+        fused = self._fused(image)
+        features = self.head.block(fused)
+        box_features = features if self.head.box_block is None else self.head.box_block(fused)
+        return features, self.head.objectness(features), self.head.deltas(box_features)
 
     def training_maps(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Features and objectness alone: training reads box codes at a few anchors only (`box_codes`)."""
-        features = self.head.block(self.fusion(self.unet(_space_to_depth(image))))
+        features = self.head.block(self._fused(image))
         return features, self.head.objectness(features)
+
+    def _fused(self, image: Tensor) -> Tensor:
+        return self.fusion(self.unet(_space_to_depth(image)))
 
     def box_codes(self, features: Tensor, anchor: Tensor) -> Tensor:
         """Box codes (..., 6) of single anchors: features (..., C) of their cells, anchor number (...,)."""

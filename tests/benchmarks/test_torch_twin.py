@@ -163,6 +163,19 @@ def test_blocks_on_the_finest_level(monkeypatch):
     compare(np.float32, model, monkeypatch, 1e-4, 1e-3)
 
 
+def test_boxes_with_a_block_of_their_own_and_a_semantic_head():
+    model = dataclasses.replace(MODEL, box_width=6, semantic_head=True)
+    twin, image = TorchDetector(model).eval(), patches().image
+    to_torch(weights(model), twin)
+    maps = jax.jit(lambda params, image: template(model).bind(params)(image))(weights(model), image)
+    with torch.inference_mode():
+        ours = twin(torch.from_numpy(image).permute(0, 4, 1, 2, 3))
+    for got, want in zip(ours, (maps.features, maps.objectness, maps.deltas), strict=True):
+        np.testing.assert_allclose(channels_last(got).numpy().reshape(want.shape), want, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="box_width"):
+        TorchTrainer(twin, dataclasses.replace(CONFIG, model=model))
+
+
 def test_three_training_steps_give_the_same_parameters(monkeypatch):
     with precision(np.float64, monkeypatch):
         config, params, batch, trainer, twin_batch = both(np.float64)
