@@ -115,9 +115,9 @@ class FeatureFusion(nn.Module):
 
 
 class ProposalHead(nn.Module):
-    """One 3x3x3 block, then objectness and box code of every anchor; boxes may have a block of their own."""
+    """3x3x3 blocks, one for both or one each, then objectness and box code of every anchor."""
 
-    def __init__(self, inputs: int, width: int, anchors: int, box_width: int = 0) -> None:
+    def __init__(self, inputs: int, width: int, anchors: int, box_width: int) -> None:
         super().__init__()
         self.block = ConvBlock(inputs, width, norm=False)
         self.objectness = Conv(width, anchors)
@@ -157,34 +157,29 @@ class TorchDetector(nn.Module):
         self.unet = UNet(IMAGE_CHANNELS * math.prod(STEM_STRIDE), config)
         self.fusion = FeatureFusion(config)
         self.head = ProposalHead(self.fusion.outputs, config.head_width, anchors, config.box_width)
-        if config.semantic_head:
-            self.semantic = Conv(self.fusion.outputs, SEMANTIC_CLASSES)  # of training alone
         if config.use_prototypes:
             self.embedding = AnchorEmbedding(config.head_width, anchors, config.embedding_dim)
             points = torch.randn(2 * config.prototypes_per_class, config.embedding_dim)
             self.prototypes = nn.Parameter(
                 F.normalize(points).view(2, config.prototypes_per_class, config.embedding_dim)
             )
+        if config.semantic_head:  # weights alone: no output here looks at them
+            self.semantic = Conv(self.fusion.outputs, SEMANTIC_CLASSES)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image (B, 2, Z, Y, X) -> features (B, C, ...), objectness (B, A, ...), deltas (B, 6 A, ...)."""
-        fused = self.fusion(self.unet(_space_to_depth(image)))
+        fused = self._fused(image)
         features = self.head.block(fused)
-        boxes = features if self.head.box_block is None else self.head.box_block(fused)
-        return features, self.head.objectness(features), self.head.deltas(boxes)
+        box_features = features if self.head.box_block is None else self.head.box_block(fused)
+        return features, self.head.objectness(features), self.head.deltas(box_features)
 
     def training_maps(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and objectness alone: training reads box codes at a few anchors only (`box_codes`).
-
-        Raises:
-            ValueError: of a detector whose boxes have a block of their own; the twin does not train those.
-        """
-        if self.head.box_block is not None:
-            raise ValueError(
-                "the twin trains detectors whose boxes share the block of the scores (box_width 0)"
-            )
-        features = self.head.block(self.fusion(self.unet(_space_to_depth(image))))
+        """Features and objectness alone: training reads box codes at a few anchors only (`box_codes`)."""
+        features = self.head.block(self._fused(image))
         return features, self.head.objectness(features)
+
+    def _fused(self, image: Tensor) -> Tensor:
+        return self.fusion(self.unet(_space_to_depth(image)))
 
     def box_codes(self, features: Tensor, anchor: Tensor) -> Tensor:
         """Box codes (..., 6) of single anchors: features (..., C) of their cells, anchor number (...,)."""

@@ -44,9 +44,14 @@ class TorchTrainer:
         config: the experiment.
         maps: what gives features and objectness; `torch.compile(model.training_maps)` for a compiled run,
             `model.training_maps` where None.
+
+    Raises:
+        ValueError: the model has a block for its boxes or a semantic head, whose losses the twin lacks.
     """
 
     def __init__(self, model: TorchDetector, config: Config, maps: Maps | None = None) -> None:
+        if config.model.box_width or config.model.semantic_head:
+            raise ValueError("the twin trains without box_width and semantic_head: leave them out")
         self.model, self.config = model, config
         self.maps = model.training_maps if maps is None else maps
         self.params: list[Tensor] = list(model.parameters())

@@ -155,8 +155,8 @@ def _put_in(
 def _changes(scan: Scan, brain: Brain, bodies: Lesions) -> np.ndarray:
     """(N,) how much each lesion by itself changes the last echo's signal, over the noise.
 
-    At its poles a ball turns the phase by 2/3 of its susceptibility's; smaller than a voxel, it does so in a part
-    of it.
+    At its poles a ball turns the phase by 2/3 of its susceptibility's; one smaller than a voxel does so in a
+    part of it.
     """
     signal = scan.magnitude[scan.last]
     noise = noise_sd(signal, brain.mask)

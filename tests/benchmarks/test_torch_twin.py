@@ -109,24 +109,6 @@ def both(dtype, model=MODEL):
     return config, params, batch, trainer, TorchBatch.of(data, trainer.params[0])
 
 
-def test_boxes_with_a_block_of_their_own():
-    """As the bundled detectors have it: the same outputs; the twin says that it does not train them."""
-    model = dataclasses.replace(MODEL, box_width=6, semantic_head=True)
-    image = np.random.default_rng(0).normal(size=(1, 8, 16, 24, 2)).astype(np.float32)
-    params = jax.tree.map(lambda leaf: leaf.astype(np.float32), weights(model))
-    maps = jax.device_get(template(model).bind(params)(jnp.asarray(image)))
-    twin = TorchDetector(model)
-    to_torch(params, twin)
-    given = torch.from_numpy(image).permute(0, 4, 1, 2, 3)
-    with torch.inference_mode():
-        features, objectness, deltas = (channels_last(part).numpy() for part in twin(given))
-    np.testing.assert_allclose(features, maps.features, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(objectness, maps.objectness, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(deltas.reshape(maps.deltas.shape), maps.deltas, rtol=0, atol=1e-4)
-    with pytest.raises(ValueError, match="box_width 0"):
-        twin.training_maps(given)
-
-
 def compare(dtype, model, monkeypatch, output_tolerance, gradient_tolerance):
     with precision(dtype, monkeypatch):
         config, params, batch, trainer, twin_batch = both(dtype, model)
@@ -179,6 +161,19 @@ def test_concatenation_without_prototypes(monkeypatch):
 def test_blocks_on_the_finest_level(monkeypatch):
     model = dataclasses.replace(MODEL, encoder_convs=(2, 1, 1), decoder_convs=(1, 1))
     compare(np.float32, model, monkeypatch, 1e-4, 1e-3)
+
+
+def test_boxes_with_a_block_of_their_own_and_a_semantic_head():
+    model = dataclasses.replace(MODEL, box_width=6, semantic_head=True)
+    twin, image = TorchDetector(model).eval(), patches().image
+    to_torch(weights(model), twin)
+    maps = jax.jit(lambda params, image: template(model).bind(params)(image))(weights(model), image)
+    with torch.inference_mode():
+        ours = twin(torch.from_numpy(image).permute(0, 4, 1, 2, 3))
+    for got, want in zip(ours, (maps.features, maps.objectness, maps.deltas), strict=True):
+        np.testing.assert_allclose(channels_last(got).numpy().reshape(want.shape), want, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="box_width"):
+        TorchTrainer(twin, dataclasses.replace(CONFIG, model=model))
 
 
 def test_three_training_steps_give_the_same_parameters(monkeypatch):

@@ -30,12 +30,10 @@ def test_generated_parts_equal_their_sources(monkeypatch, tmp_path):
     figures = tool("figures")
     assert [str(page) for page in figures.stale()] == []
     # and the check would see a figure that is another
-    changed = (
-        (ROOT / "README.md")
-        .read_text()
-        .replace("false positives per scan: with", "false positives per case: with")
-    )
-    assert figures.filled(changed) != changed
+    readme = (ROOT / "README.md").read_text()
+    changed = re.sub(r"(figures: headline -->\n.*`small` )0\.", r"\g<1>9.", readme, count=1)
+    assert changed != readme
+    assert figures.filled(changed) == readme
 
 
 def test_the_picture_is_of_the_bundled_scan_and_weights():

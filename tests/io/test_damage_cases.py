@@ -16,7 +16,7 @@ from cmb_jax.anatomy import assets
 from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack
 from cmb_jax.config import Config, ModelConfig
 from cmb_jax.config_io import config_from_json, config_to_json, read_config
-from cmb_jax.config_load import config_from_file
+from cmb_jax.config_load import CONFIGS, config_from_file
 from cmb_jax.datasets.bids.sidecar import facts_beside
 from cmb_jax.datasets.grid import read_grid
 from cmb_jax.datasets.index_file import read_index
@@ -245,7 +245,7 @@ def test_a_configuration_goes_there_and_back():
 )
 def test_a_configuration_file_whose_program_fails(tmp_path, code):
     (tmp_path / "c.py").write_text(code)
-    refused(lambda: config_from_file(tmp_path / "c.py"), "c.py", "configs/")
+    refused(lambda: config_from_file(tmp_path / "c.py"), "c.py", str(CONFIGS))
 
 
 @pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "U64", "F64"])

@@ -96,8 +96,20 @@ def test_sorts_and_filters(page, cohort):
     page.check("#outlying")
     page.check("#warned")
     assert names(page) == []  # the outlier has an even number and no warning
-    page.click("#outliers a >> text=sub-0200")  # a link to a scan shows it again
-    assert "sub-0200" in names(page)
+    link, linked = page.locator("#outliers a", has_text="sub-0200"), page.locator("#line-200")
+    link.click()  # a link to a scan shows it again
+    linked.wait_for(state="visible")
+    page.check("#warned")
+    page.uncheck("#pictures")
+    linked.wait_for(state="hidden")
+    assert not page.locator("#line-200 .seen").is_visible()
+    link.click()  # the second time, too, though the address stays the same
+    linked.wait_for(state="visible")
+    page.locator("#line-200 .seen").wait_for(state="visible")  # with its picture, as the form says
+    page.check("#warned")
+    linked.wait_for(state="hidden")
+    page.evaluate("location.hash = ''; location.hash = '#line-200'")  # or by its address, told later
+    linked.wait_for(state="visible")
     page.select_option("#status", "failed")
     assert names(page) == ["sub-0007"]
     assert page.complaints == []

@@ -29,6 +29,7 @@ function sort(heading) {
 }
 
 function filter() {
+  table.classList.toggle('bare', !field('pictures').checked);
   const words = field('words').value.toLowerCase();
   const status = field('status').value;
   const least = Number(field('least').value) || 0;
@@ -50,20 +51,22 @@ table.tHead.addEventListener('click', (event) => {
   const button = event.target.closest('button');
   if (button) sort(button.closest('th'));
 });
-controls.addEventListener('input', () => {
-  table.classList.toggle('bare', !field('pictures').checked);
-  filter();
-});
+controls.addEventListener('input', filter);
 controls.addEventListener('submit', (event) => event.preventDefault());
-addEventListener('hashchange', () => {
-  // a link to a scan that is filtered out shows it again
-  const row = document.getElementById(location.hash.slice(1));
-  if (row?.hidden) {
-    controls.reset();
-    filter();
-    row.scrollIntoView();
-  }
+// A link to a scan that is filtered out shows it again: by a click (also the second on one link, which
+// leaves the address as it is), and by an address or a step back.
+function reveal(hash) {
+  const row = document.getElementById(hash.slice(1));
+  if (!row?.hidden) return;
+  controls.reset();
+  filter();
+  row.scrollIntoView();
+}
+addEventListener('click', (event) => {
+  const link = event.target.closest('a[href^="#line-"]');
+  if (link) reveal(link.hash);
 });
+addEventListener('hashchange', () => reveal(location.hash));
 document.documentElement.classList.add('scripted');
 controls.hidden = false;
 filter();
