@@ -66,7 +66,7 @@ BAD = {
     "lacks 'truth'": lambda c: c["cases"][0].pop("truth"),
     "convention is": lambda c: c["cases"][0]["truth"].update(convention="voxel-0"),
     "damaged": lambda c: c["cases"][0]["truth"].update(points=[[1, 2]]),
-    "a centre is nan": lambda c: c["cases"][0]["truth"].update(points=[[1, 2, float("nan")]]),
+    "a center is nan": lambda c: c["cases"][0]["truth"].update(points=[[1, 2, float("nan")]]),
     "has the images ct": lambda c: c["cases"][0].update(images={"ct": "nii/01.nii"}),
 }
 
