@@ -176,7 +176,7 @@ def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         ablation.main(["--config", str(tmp_path / "none.py"), "--workdir", str(tmp_path)])
     assert stop.value.code == 2
-    assert "no such configuration;" in capsys.readouterr().err
+    assert "none.py: no such configuration;" in capsys.readouterr().err
 
 
 def test_without_folders_the_configuration_says_which_subjects_are_simulated(grid, tmp_path, monkeypatch):
