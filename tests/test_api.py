@@ -118,8 +118,9 @@ def test_the_table_holds_the_rows(prediction, monkeypatch):
 
 def test_save_writes_what_the_command_writes(prediction, tmp_path):
     folder = prediction.save(tmp_path / "result")
-    names = {"detections.csv", "detections.json", "labels.nii.gz", "report.html", "viewer.html"}
-    assert {path.name for path in folder.iterdir() if path.name[0] != "."} == names
+    files = {"detections.csv", "detections.json", "labels.nii.gz"}
+    pages = {"report.html", "viewer.html", "methods.md", "prov.jsonld"}
+    assert {path.name for path in folder.iterdir() if path.name[0] != "."} == files | pages
     with (folder / "detections.csv").open(newline="") as file:
         assert [int(row["id"]) for row in csv.DictReader(file)] == [row.id for row in prediction.rows]
     with pytest.raises(cmb_jax.UserError, match="exists"):

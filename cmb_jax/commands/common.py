@@ -182,14 +182,14 @@ def check_output(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: is a link; give the place itself as --out")
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
-    if out.is_dir():
-        refuse_existing(out, overwrite)
     # of a prediction, or of a folder of predictions such as the demo's
     if read := [*out.glob("verdicts/*.json"), *out.glob("*/verdicts/*.json")]:
         raise UserError(
             f"{read[0]}: verdicts of a reader would be lost with the folder; move them away, or choose "
             "another --out"
         )
+    if out.is_dir():
+        refuse_existing(out, overwrite)
     parent = out.resolve().parent
     while not parent.exists():
         parent = parent.parent
