@@ -3,7 +3,7 @@
     python tools/describe_benchmark.py EASY-TEST HARD-TEST
 
 Microbleeds by size, ignored ones, focal mimics and mimic candidates (`cmb_jax.phantom.visibility`), a column
-for each folder, as a table in Markdown; a line for each subject goes to stderr. Some seconds a subject.
+for each folder, as a table in Markdown; a line for each subject goes to stderr. Some seconds per subject.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.io.outside import read_json_object, reading
 from cmb_jax.report.evaluation_content import Table
 
-_TODO = "remove or restore this record"
+_REMEDY = "remove or restore this record"
 UNCALIBRATED = "none: scores are the network's own and no probabilities"
 
 
@@ -21,7 +21,7 @@ def read_weights_record(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: it is damaged.
     """
-    return read_json_object(path, _TODO) if path.exists() else None
+    return read_json_object(path, _REMEDY) if path.exists() else None
 
 
 def estimate_of(values: dict[str, Any], digits: int = 3) -> str:
@@ -99,7 +99,7 @@ def describe(bundle: WeightsBundle) -> str:
     Raises:
         UserError: the record beside them is damaged.
     """
-    with reading(bundle.record_path, _TODO):
+    with reading(bundle.record_path, _REMEDY):
         return _described(bundle, read_weights_record(bundle.record_path) or {})
 
 

@@ -20,7 +20,7 @@ from cmb_jax.progress import track
 
 # Part of every cache folder's name: raise it when the stored form changes.
 STORE_VERSION = 3
-_TODO = "remove this folder: it is made again"
+_REMEDY = "remove this folder: it is made again"
 STORE_FILE = "store.json"  # in every folder: which form it has, and which CMB-Phantom was simulated
 POINTS_PER_KIND = 400
 BRAIN_POINTS = 2000
@@ -37,27 +37,27 @@ class StoredSubject:
 
     def image(self) -> np.ndarray:
         """(Z, Y, X, 2) float16, memory-mapped."""
-        return read_array(self.folder / "image.npy", _TODO, mapped=True)
+        return read_array(self.folder / "image.npy", _REMEDY, mapped=True)
 
     def boxes(self) -> np.ndarray:
         """(M, 6) float32 boxes of the microbleeds."""
-        return read_array(self.folder / "boxes.npy", _TODO)
+        return read_array(self.folder / "boxes.npy", _REMEDY)
 
     def ignored_boxes(self) -> np.ndarray:
         """(K, 6) float32 boxes of what is neither a microbleed to be found nor background."""
-        return read_array(self.folder / "ignored_boxes.npy", _TODO)
+        return read_array(self.folder / "ignored_boxes.npy", _REMEDY)
 
     def mimics(self) -> np.ndarray:
         """(Z, Y // 2, X // 2) uint8 `MimicKind` or `READERS_MIMIC` on the proposal grid, memory-mapped."""
-        return read_array(self.folder / "mimics.npy", _TODO, mapped=True)
+        return read_array(self.folder / "mimics.npy", _REMEDY, mapped=True)
 
     def mimic_points(self) -> np.ndarray:
         """(P, 3) int32 proposal-grid cells that lie on mimics, every kind about equally often."""
-        return read_array(self.folder / "mimic_points.npy", _TODO)
+        return read_array(self.folder / "mimic_points.npy", _REMEDY)
 
     def brain_points(self) -> np.ndarray:
         """(P, 3) int32 proposal-grid cells in the brain, drawn at random."""
-        return read_array(self.folder / "brain_points.npy", _TODO)
+        return read_array(self.folder / "brain_points.npy", _REMEDY)
 
 
 def is_stored(folder: Path) -> bool:
@@ -72,7 +72,7 @@ def _versions() -> dict[str, int]:
 def _check_versions(folder: Path) -> None:
     """Refuse a stored subject of another form, or simulated by another version."""
     path = folder / STORE_FILE
-    found = read_json_object(path, _TODO) if path.exists() else {"store": "2 or older", "phantom": 1}
+    found = read_json_object(path, _REMEDY) if path.exists() else {"store": "2 or older", "phantom": 1}
     if found != _versions():
         raise UserError(
             f"{folder}: was prepared from CMB-Phantom {found.get('phantom')} (form {found.get('store')}), "

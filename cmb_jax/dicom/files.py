@@ -12,7 +12,7 @@ from pydicom.errors import InvalidDicomError
 from cmb_jax.io.outside import reading
 
 _MARK, _PREAMBLE = b"DICM", bytes(128)
-_MARKED, _TODO = 132, "copy it again"
+_MARKED, _REMEDY = 132, "copy it again"
 _LARGE_READ = 2**16
 _FIRST_GROUPS = (0x0002, 0x0008)  # of file meta information, or of a data set without it
 _VALUE_REPRESENTATION = (b"UL", b"OB", b"CS", b"UI", b"DA", b"LO", b"SH")
@@ -34,7 +34,7 @@ def open_whole(path: Path) -> BinaryIO:
         InvalidDicomError: nothing at the file's start is DICOM.
         UserError: it cannot be read.
     """
-    with reading(path, _TODO, but=(InvalidDicomError,)):
+    with reading(path, _REMEDY, but=(InvalidDicomError,)):
         stream = _Bounded(io.FileIO(path))
         start = stream.read(_MARKED)
         if start[len(_PREAMBLE) :] == _MARK:
@@ -49,7 +49,7 @@ def open_whole(path: Path) -> BinaryIO:
 
 def has_mark(path: Path) -> bool:
     """Whether the file has its preamble and mark. Raises UserError."""
-    with reading(path, _TODO), open(path, "rb") as stream:
+    with reading(path, _REMEDY), open(path, "rb") as stream:
         return stream.read(_MARKED)[len(_PREAMBLE) :] == _MARK
 
 

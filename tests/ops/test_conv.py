@@ -166,7 +166,9 @@ def log_of(code, **setting):
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env={**os.environ, **setting}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip(), [line for line in done.stderr.splitlines() if "on CPU without the compiled kernel" in line]
+    return done.stdout.strip(), [
+        line for line in done.stderr.splitlines() if "on CPU without the compiled kernel" in line
+    ]
 
 
 CALL_TWICE = """
