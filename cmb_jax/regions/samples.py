@@ -27,6 +27,7 @@ from scipy import ndimage
 
 from cmb_jax.anatomy.pack import AnatomyPack, Channel
 from cmb_jax.anatomy.regions import Region, Side, region_of, side_of
+from cmb_jax.phantom.tissue import NUCLEI
 from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE, normalise
 
 FIELD_MM = 8.0  # grid of the warps
@@ -231,15 +232,6 @@ SOURCE_MM = (208.0, 248.0, 224.0)  # extent of the source (z, y, x)
 MATERIAL_MM = 1.5  # grid of the tissue fractions
 CODE_MM = 1.0  # grid of the region codes
 
-NUCLEI = (
-    Channel.CAUDATE,
-    Channel.PUTAMEN,
-    Channel.PALLIDUM,
-    Channel.THALAMUS,
-    Channel.RED_NUCLEUS,
-    Channel.SUBSTANTIA_NIGRA,
-    Channel.DENTATE,
-)
 # Order of the materials: cortex, white matter, ventricular and sulcal CSF, soft tissue dark and bright on T1,
 # the nuclei, vessels, white-matter hyperintensity, T1 texture of the brain. Air has none: it is dark.
 NUM_MATERIALS = 6 + len(NUCLEI) + 3
