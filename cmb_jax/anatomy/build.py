@@ -1,10 +1,8 @@
-"""Tissue fractions of the whole head from T1 intensity and tissue priors, on the pack's 1 mm grid.
+"""Builds anatomy packs: from the MNI152NLin2009cAsym templates, or from one person's T1-weighted scan.
 
-What templates and atlases say of each voxel of the MNI152NLin2009cAsym head, and of another one's.
-
-One person's T1-weighted scan on the pack's grid: where it lies, and its brightness evened out.
-
-Builds anatomy packs: from the MNI152NLin2009cAsym templates, or from one person's scan.
+In the order of the work: tissue fractions from T1 intensity and priors, on the pack's 1 mm grid; what
+templates and atlases say of each voxel; placing a person's scan on that grid and evening out its brightness;
+the pack.
 """
 
 from __future__ import annotations

@@ -1,14 +1,9 @@
-"""The structured arrays that detection passes around. B batch, N candidates, M truths, K kept.
+"""Boxes and anchors: the arrays that detection passes around, overlaps, the anchors' grid, the box code.
 
-Sizes, centres and overlaps of boxes (z0, y0, x0, z1, y1, x1), half-open, in voxels.
-
-A box whose far corner is not beyond its near corner is empty: its volume and all its overlaps are 0.
-
-The anchors of the proposal network: cubes in mm at the centre of every cell of its grid.
-
-Box code relative to an anchor: centre offset over anchor size, log of the size ratio.
-
-The code of R-CNN (Girshick et al. 2014, arXiv:1311.2524, appendix C) with a third axis.
+Boxes are (z0, y0, x0, z1, y1, x1), half-open, in voxels. One whose far corner is not beyond its near corner
+is empty: its volume and all its overlaps are 0. Anchors are cubes in mm at the center of every cell of the
+proposal grid. The box code is that of R-CNN (Girshick et al. 2014, arXiv:1311.2524, appendix C) with a third
+axis: center offset over anchor size, logarithm of the size ratio. B batch, N candidates, M truths, K kept.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Arrays that took long to make, in a file that says what they were made of.
+"""Detections of a run on prepared subjects, kept in a file, so that tables need no inference again.
 
-Detections of a run on prepared subjects, kept in one file, so that tables need no inference again.
+Such a file says what it was made of, and is made anew when that changes.
 """
 
 from __future__ import annotations

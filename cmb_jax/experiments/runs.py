@@ -1,6 +1,6 @@
-"""What an ablation compares: variants of one configuration, each trained from several seeds.
+"""The variants of an ablation, each trained from several seeds.
 
-The training runs of an ablation: adopted when finished, continued when begun, else trained.
+A run is adopted when it is finished, continued when it was begun, and trained otherwise.
 """
 
 from __future__ import annotations

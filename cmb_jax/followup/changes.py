@@ -1,6 +1,6 @@
-"""Whether one scan could have shown a lesion that another shows.
+"""Which lesion of one scan is which of the other, and what that says.
 
-Which lesion of one scan is which of the other, and what that says.
+A lesion that only one scan shows is new or gone only if the other scan could have shown it.
 """
 
 from __future__ import annotations

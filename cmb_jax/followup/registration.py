@@ -1,6 +1,4 @@
-"""Rigid motion between two scans, as 4 x 4 matrices of RAS mm.
-
-Rigid registration of two scans of one head, and whether it can be believed.
+"""Rigid registration of two scans of one head, as 4 x 4 matrices of RAS mm, and whether it can be believed.
 
 Both images are brought to 1 mm along the axes of RAS. Mattes mutual information within the baseline's brain
 (Mattes et al. 2003, IEEE Trans Med Imaging 22:120) is maximised by regular-step gradient descent over three

@@ -1,10 +1,7 @@
-"""Losses of single anchors: objectness and box code.
+"""Losses of single anchors (objectness and how much each anchor counts, box code) and of single cells.
 
-Which anchors count in the objectness loss, and how much.
-
-What lies in each cell of a patch: an auxiliary task of training, so that features tell mimics apart.
-
-A dense loss beside the anchors', as in Retina U-Net (Jaeger et al. 2020). Simulated subjects have all labels.
+The loss of cells tells mimics apart: an auxiliary task of training beside the anchors', as in Retina U-Net
+(Jaeger et al. 2020). Simulated subjects have all its labels.
 """
 
 from __future__ import annotations

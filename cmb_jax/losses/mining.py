@@ -1,9 +1,8 @@
-"""Choice of the anchors that enter the box and prototype losses, in static shapes.
+"""Which anchors enter the box and prototype losses, and what the latter carries from step to step.
 
-What the prototype loss carries from step to step: moving prototypes and a bank of earlier samples.
-
-Both are updated after the gradient from the samples of the global batch, and are plain functions of arrays,
-so that a sharded step gives what one device gives.
+Carried are moving prototypes and a bank of earlier samples. Both are updated after the gradient, from the
+samples of the global batch, and are plain functions of arrays, so that a sharded step gives what one device
+gives. All shapes are static.
 """
 
 from __future__ import annotations

@@ -1,13 +1,9 @@
-"""Losses that draw embeddings to prototypes of their own class. S samples, K prototypes per class, E numbers.
+"""Prototype losses, and the names that a configuration gives them (`loss.prototype_loss`).
 
-All have the signature of `losses.prototype.PrototypeLoss`; none of them draws random numbers. With squared
-distances d to the prototypes m of the classes c and the sample's class y.
-
-Losses that compare samples with each other and need no prototypes. S samples, E numbers.
-
-Both have the signature of `losses.prototype.PrototypeLoss`. Their memory grows with S squared.
-
-Prototype losses by the name that a configuration gives them (`loss.prototype_loss`).
+Most draw embeddings to prototypes of their own class; two compare samples with each other, need no
+prototypes, and take memory that grows with S squared. All have the signature of `PrototypeLoss`, and none
+draws random numbers. S samples, K prototypes per class, E numbers; squared distances d to the prototypes m of
+the classes c, and the sample's class y.
 """
 
 from __future__ import annotations

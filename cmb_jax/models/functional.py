@@ -1,6 +1,7 @@
-"""What the detector returns. B batch, Z Y X cells of the proposal grid, C channels, A anchors per cell.
+"""NNX modules used functionally, and what the detector returns.
 
-NNX modules used functionally: weights travel as a pure dict, the structure stays outside of jit.
+Weights travel as a pure dict; the structure stays outside of jit. B batch, Z Y X cells of the proposal grid,
+C channels, A anchors per cell.
 """
 
 from __future__ import annotations

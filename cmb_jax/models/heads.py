@@ -1,6 +1,7 @@
-"""Region proposal network (Ren et al. 2015) on one dense 3-D grid.
+"""What stands on the fused features: region proposals (Ren et al. 2015) and the embedding of anchors.
 
-Embedding of single anchors and the prototypes of the two classes (hard sample prototype learning).
+The embedding, one linear map per anchor, and the prototypes of the two classes serve hard sample prototype
+learning.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""U-Net whose decoder adds laterals (Ronneberger et al. 2015; Lin et al. 2017).
+"""U-Net whose decoder adds laterals (Ronneberger et al. 2015; Lin et al. 2017), and feature fusion.
 
-Feature fusion module: the head sees fine position and coarse context together.
+Fusion lets the head see fine position and coarse context together.
 """
 
 from __future__ import annotations

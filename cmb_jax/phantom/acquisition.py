@@ -1,6 +1,6 @@
-"""A head that moves during the scan: every phase-encoding line of k-space sees it somewhere else.
+"""From a field map to a scan: signal at the echo, k-space, motion, coil, noise.
 
-From a field map to a scan: signal at the echo, k-space, coil, noise.
+A head that moves is somewhere else at every phase-encoding line of k-space.
 """
 
 from __future__ import annotations

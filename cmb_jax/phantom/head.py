@@ -1,6 +1,6 @@
-"""A posed head on the grids of the image: tissue for the physics, labels for the truth, maps for planning.
+"""A posed head on the grids of the image: tissue, labels, and coarse maps for planning.
 
-Coarse maps of a posed head on which lesions and vessels are placed.
+Tissue serves the physics and labels are the truth. On the coarse maps lesions and vessels are placed.
 """
 
 from __future__ import annotations

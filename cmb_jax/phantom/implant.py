@@ -1,6 +1,4 @@
-"""Bodies to implant, and the static sizes of the patches on which their near field is computed.
-
-Lesions put into complex data that a scanner has measured: their field, dephasing and signal loss.
+"""Lesions put into complex data that a scanner has measured: their field, dephasing and signal loss.
 
 Frame: *array mm*, the voxel index times the spacing, axes as the array's (voxel 0 at the origin). What a body
 does is a complex factor on each voxel and echo,

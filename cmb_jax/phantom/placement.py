@@ -1,7 +1,4 @@
-"""Which bodies are implanted, and where: drawn from a seed, or as a table says.
-
-What was implanted, as labels and as lines of the phantom's truth table.
-"""
+"""What is implanted into a scan and where, from a seed or a table, and its truth: labels and table lines."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""Small soft-edged bodies drawn into a volume by scattering, all at once and with static shapes.
+"""Bodies and vessels drawn into volumes: tissue that they displace, field, and truth labels.
 
-Vessels laid into the tissue that they displace, and the field of a head or a part of one.
-
-Truth on the acquired grid: microbleed instances, and what else may look like one.
+Small soft-edged bodies are drawn by scattering, all at once and with static shapes.
 """
 
 from __future__ import annotations

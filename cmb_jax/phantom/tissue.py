@@ -1,12 +1,9 @@
-"""What a spoiled gradient echo shows of tissue and blood: proton density, T1 by field strength, oxygenation.
+"""Susceptibility, transverse relaxation and signal of a subject's tissues, voxel by voxel of the pack.
 
-Columns of tissue are those of `phantom.tissue`: grey, white, CSF, soft, air, then its NUCLEI.
-
-Susceptibility, transverse relaxation and signal of a subject's tissues, voxel by voxel of the pack.
-
-Signal without decay comes from `phantom.tissue`. Susceptibility and R2* at 3 T after Marques et al. 2021
-(QSM reconstruction challenge 2.0), varied from subject to subject; the iron of the deep nuclei after Hallgren
-and Sourander 1958 (J Neurochem 3:41), by age.
+Susceptibility and R2* at 3 T after Marques et al. 2021 (QSM reconstruction challenge 2.0), varied from
+subject to subject; the iron of the deep nuclei after Hallgren and Sourander 1958 (J Neurochem 3:41), by age.
+Signal without decay is that of a spoiled gradient echo: proton density, T1 by field strength, oxygenation of
+blood. Columns of tissue are grey, white, CSF, soft, air, then `NUCLEI`.
 """
 
 from __future__ import annotations

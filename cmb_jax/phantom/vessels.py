@@ -1,6 +1,6 @@
-"""Vessels grown as smooth random walks that taper and branch, with static shapes.
+"""The vessels of a subject: medullary, pial and deep veins, arteries. Sinuses come with the anatomy pack.
 
-The vessels of a subject: medullary, pial and deep veins, arteries. Sinuses come with the anatomy pack.
+They are grown as smooth random walks that taper and branch, with static shapes.
 """
 
 from __future__ import annotations

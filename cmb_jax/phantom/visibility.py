@@ -14,7 +14,8 @@ darker by `OBVIOUS_CONTRAST` or more.
 All other simulated microbleeds, those in a signal void and those at the border of what can be seen among
 them, are ignored: neither truth nor negative.
 
-Spots of a finished scan that look like microbleeds and are none: how hard a subject is for a detector.
+At the end of the file: spots of a finished scan that look like microbleeds and are none, which tell how hard
+a subject is.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Reading the text of a compiled XLA program (HLO): computations, their instructions, shapes.
+"""What one device of a compiled program does in one call, loops counted as often as they run.
 
-Floating-point operations of single instructions of a compiled program, a multiply-add being two.
-
-What one device of a compiled program does in one call, loops counted as often as they run.
+The text of the compiled program (HLO) is read into computations, instructions and shapes; floating-point
+operations are counted instruction by instruction, a multiply-add being two.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The programs that are planned for: training step and inference, lowered and compiled without values.
+"""A training step on a mesh of devices: what it costs each of them and how long it should take.
 
-How long a program takes on a device, by the roofline of each of its instructions.
-
-A training step on a mesh of devices: what it costs each of them and how long it should take.
+The programs of training and inference are lowered and compiled without values. Their time on a device is the
+sum over instructions of what the roofline allows.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
-"""Cleaning of the region network's labels, and the checks that decide whether a map is trusted.
+"""Brain regions of any SWI, T2*-weighted or magnitude volume, and whether they can be believed.
 
-All arrays are (Z, Y, X) on the region grid (2 mm, x to the right).
-
-Brain regions of any SWI, T2*-weighted or magnitude volume, and whether they can be believed.
-
-The network labels a 2 mm grid along the volume's own axes (`cmb_jax.regions.grid`). Where the field of
-view is too small to tell where in the brain it lies, an intensity threshold gives a brain mask and the map is
-not trusted: zones must then not be reported.
+The network labels a 2 mm grid along the volume's own axes (`cmb_jax.regions.grid`). Its labels are cleaned,
+and checks decide whether the map is trusted. Where the field of view is too small to tell where in the brain
+it lies, an intensity threshold gives a brain mask and the map is not trusted: zones must then not be
+reported. Arrays of the grid are (Z, Y, X), x to the right.
 """
 
 from __future__ import annotations

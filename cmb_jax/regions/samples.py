@@ -1,19 +1,13 @@
-"""Shapes and fields of view of the region network's training samples, and sampling at their points.
+"""Training samples of the region network: one anatomy, endless contrasts and shapes.
 
-Points are arrays (3, ...) of z, y, x in mm; the origin is the middle of the brain's bounding box. Pure
-functions of a key, jitted with what uses them.
+Domain randomization after Billot et al. 2023, SynthSeg, Med Image Anal 86:102789: every sample draws the
+intensity of each tissue, the shape, the field of view, the resolution, the noise and the artifacts anew, so
+that the network must go by anatomy and not by contrast. Three quarters of the samples are drawn around the
+look of T2*-weighted magnitude and SWI; the rest are arbitrary. Everything after `build_source` is a pure
+function of a key, jitted, and runs where the training runs.
 
-What veins, lesions and the scanner do to the region network's training samples: (Z, Y, X) on its grid.
-
-Training samples of the region network: one anatomy, endless contrasts and shapes.
-
-Domain randomisation after Billot et al. 2023, SynthSeg, Med Image Anal 86:102789: every sample draws the
-intensity of each tissue, the shape, the resolution, the noise and the artefacts anew, so that the network
-must go by anatomy and not by contrast. Three quarters of the samples are drawn around the look of
-T2*-weighted magnitude and SWI; the rest are arbitrary. Everything after `build_source` is a pure function of
-a key, jitted, and runs where the training runs.
-
-Points are arrays (3, ...) of z, y, x in mm; the origin is the middle of the brain's bounding box.
+Points are arrays (3, ...) of z, y, x in mm; the origin is the middle of the brain's bounding box. Images are
+(Z, Y, X) on the network's grid.
 """
 
 from __future__ import annotations
