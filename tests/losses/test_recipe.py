@@ -85,8 +85,8 @@ def slowly(detector, maps, truths, mimics):
     def concentration_of(b, at, y):
         f = features[b][at[:3]] @ kernel[at[3]] + bias[at[3]]
         d = np.square(f - prototypes).sum(-1)
-        share = np.exp(-LOSS.prototype_gamma * d[y]).sum() / np.exp(-LOSS.prototype_gamma * d).sum()
-        return -np.log(share) + LOSS.prototype_pull * d[y].min()
+        share = np.exp(-LOSS.prototype.gamma * d[y]).sum() / np.exp(-LOSS.prototype.gamma * d).sum()
+        return -np.log(share) + LOSS.prototype.pull * d[y].min()
 
     objectness, box, positives, lesions, negatives = 0.0, 0.0, 0, [], []
     for b in range(len(logits)):

@@ -112,8 +112,8 @@ def slowly(detector, maps, truths, mimics):
             mined += 1
             f = features[b][at[:3]] @ kernel[at[3]] + bias[at[3]]
             d = np.square(f - prototypes).sum(-1)
-            own_share = np.exp(-LOSS.prototype_gamma * d[y]).sum() / np.exp(-LOSS.prototype_gamma * d).sum()
-            concentration += -np.log(own_share) + LOSS.prototype_pull * d[y].min()
+            own_share = np.exp(-LOSS.prototype.gamma * d[y]).sum() / np.exp(-LOSS.prototype.gamma * d).sum()
+            concentration += -np.log(own_share) + LOSS.prototype.pull * d[y].min()
     return objectness / positives, box / positives, concentration / mined, positives, hard
 
 
@@ -178,7 +178,7 @@ def test_the_loss_named_none_neither_mines_nor_embeds(monkeypatch):
 
     def terms(state, image, truths, mimics):
         detector = nnx.merge(graph, state)
-        config = dataclasses.replace(LOSS, prototype_loss="none")
+        config = dataclasses.replace(LOSS, prototype=None)
         return detection_loss(detector, detector(image), truths, mimics, SPACING, config)
 
     _, (_, samples) = jax.eval_shape(terms, state, *batch())
