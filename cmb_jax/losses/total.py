@@ -229,7 +229,7 @@ def _box_term(detector: Detector, maps: ProposalMaps, targets: Targets, sizes: n
     # makes a wide one affordable. Codes are relative to the anchor's size, so that errors of small and large
     # lesions compare.
     own = jnp.take_along_axis(targets.boxes, targets.chosen_truth[..., None], axis=1)
-    target = encode_boxes(_anchors_at(targets.chosen, maps.objectness.shape[1:4], sizes), own)
+    target = encode_boxes(anchors_at(targets.chosen, maps.objectness.shape[1:4], sizes), own)
     codes = detector.box_codes(maps.box_input, targets.chosen)
     errors = jnp.where(targets.chosen_valid[..., None], smooth_l1(codes, target), 0.0)
     return errors.sum() / jnp.maximum(targets.chosen_valid.sum(), 1)
@@ -305,7 +305,7 @@ def _semantic_term(
     return semantic_loss(logits, classes)
 
 
-def _anchors_at(anchor: jax.Array, grid: tuple[int, ...], sizes: np.ndarray) -> jax.Array:
+def anchors_at(anchor: jax.Array, grid: tuple[int, ...], sizes: np.ndarray) -> jax.Array:
     """Anchor boxes (..., 6) of flat anchor numbers (...,) on a grid of cells."""
     size = jnp.asarray(sizes)
     cell = jnp.unravel_index(anchor // size.shape[0], grid)

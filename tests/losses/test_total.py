@@ -10,12 +10,13 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cmb_jax.boxes.anchors import Truths, anchor_sizes, lattice_anchors
+from cmb_jax.boxes.anchors import Truths, anchor_sizes
 from cmb_jax.boxes.assignment import assign_lattice
 from cmb_jax.config import LossConfig, ModelConfig
 from cmb_jax.losses import total
 from cmb_jax.losses.total import detection_loss
 from cmb_jax.models.detector import Detector
+from tests.boxes.lattice import lattice_anchors
 
 SMALL = ModelConfig(
     widths=(4, 4, 4),
@@ -72,7 +73,7 @@ def slowly(detector, maps, truths, mimics):
     logits, codes, features = (
         np.asarray(x, np.float64) for x in (maps.objectness, maps.deltas, maps.features)
     )
-    anchors = np.asarray(lattice_anchors(logits.shape[1:4], (1, 2, 2), SIZES), np.float64)
+    anchors = lattice_anchors(logits.shape[1:4], (1, 2, 2), SIZES)
     prototypes = np.asarray(detector.prototypes[...], np.float64)
     kernel, bias = (
         np.asarray(p[...], np.float64) for p in (detector.embedding.kernel, detector.embedding.bias)
