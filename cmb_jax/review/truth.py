@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
 
 from cmb_jax.datasets.folder import LESION_KIND
 from cmb_jax.errors import UserError
@@ -86,7 +87,7 @@ def write_truth_labels(
     affine, _ = world_affine(file)
     i, j, k = file.image.shape[:3]
     array = np.zeros((i, j, k), np.uint16)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = voxel_sizes(affine)
     inverse = np.linalg.inv(affine)
     for number, line in enumerate((each for each in lines if each.kind == LESION_KIND), start=1):
         center_mm = np.array([line.x_mm, line.y_mm, line.z_mm])
@@ -96,7 +97,7 @@ def write_truth_labels(
         low = np.clip(np.floor(index).astype(int) - reach, 0, array.shape)
         high = np.clip(np.ceil(index).astype(int) + reach + 1, 0, array.shape)
         voxels = np.stack(np.meshgrid(*map(np.arange, low, high), indexing="ij"), axis=-1)
-        away = np.linalg.norm(voxels @ affine[:3, :3].T + affine[:3, 3] - center_mm, axis=-1)
+        away = np.linalg.norm(apply_affine(affine, voxels) - center_mm, axis=-1)
         if away.size:
             inside = away <= max(line.diameter_mm / 2, float(away.min()))
             array[tuple(voxels[inside].T)] = number
