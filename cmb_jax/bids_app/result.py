@@ -288,6 +288,8 @@ class Provenance:
     field_strength_t: float | None
     warnings: tuple[str, ...]
     version: str
+    threshold: float  # of this scan
+    phase: bool  # whether one was used
     brain_ml: float | None  # None, as the next: results of earlier versions do not say it
     overview: dict[str, Any] | None  # see `Projection.to_json`
 
@@ -306,6 +308,8 @@ def read_provenance(sidecar: Path) -> Provenance:
             made.get("BrainVolumeMl"),
             made.get("Overview"),
         )
+        # results of earlier versions have one threshold for all scans, and do not say what became of a phase
+        settings = {"score_threshold": made["Making"]["Threshold"]} | made.get("Settings", {})
         return Provenance(
             making={
                 name: made["Making"][name] for name in ("Weights", "Threshold", "PhaseSign", "PhaseRange")
@@ -318,6 +322,8 @@ def read_provenance(sidecar: Path) -> Provenance:
             field_strength_t=None if field is None else a_number(field, "MagneticFieldStrength"),
             warnings=tuple(a_text(line, "Warnings", 2000) for line in made["Warnings"]),
             version=a_text(made["Version"], "Version"),
+            threshold=float(settings["score_threshold"]),
+            phase=settings.get("phase", "used") == "used",
             brain_ml=None if brain is None else a_number(brain, "BrainVolumeMl"),
             overview=overview if isinstance(overview, dict) else None,
         )
