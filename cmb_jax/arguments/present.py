@@ -20,6 +20,7 @@ import docstring_parser
 import tyro
 
 from cmb_jax.arguments.checks import check
+from cmb_jax.config_load import SETTINGS
 from cmb_jax.errors import UserError
 
 BOXES = {
@@ -268,5 +269,5 @@ def option_names(command: Callable[..., Any]) -> list[str]:
     """All options of a presented command, or of a dataclass."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it has no other way to list options
-        parser = tyro.extras.get_parser(command, config=(tyro.conf.FlagCreatePairsOff,))
+        parser = tyro.extras.get_parser(command, config=(tyro.conf.FlagCreatePairsOff,), registry=SETTINGS)
     return [name for name in parser._option_string_actions if name.startswith("--")]

@@ -50,15 +50,17 @@ def _results(out: Path) -> Iterator[tuple[str, Provenance]]:
 def _facts(results: list[tuple[str, Provenance]]) -> MethodsFacts:
     """Of results that were made in one way."""
     first = results[0][1]
-    phases = {"phase" in made.roles for _, made in results}
+    # scans without a phase may have a threshold of their own
+    thresholds = {made.phase: made.threshold for _, made in results}
     return MethodsFacts(
         version=first.version,
         weights_name=",".join(Path(name).stem for name in first.weights_name.split(",")),
         weights_sha256=first.weights_sha256,
-        threshold=float(first.making["Threshold"]),
+        threshold=thresholds.get(True, first.threshold),
+        threshold_without_phase=thresholds.get(False),
         calibrated=first.calibrated,
         bundled=first.weights_bundled,
-        phase=None if len(phases) > 1 else phases.pop(),
+        phase=None if len(thresholds) > 1 else first.phase,
         options=tuple(
             f"{words} {first.making[name]}"
             for name, (usual, words) in _USUAL.items()

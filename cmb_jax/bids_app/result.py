@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import cmb_jax
-from cmb_jax.anatomy.mni import SPACE as MNI_SPACE
 from cmb_jax.bids_app.dataset import REGIONS, ResultFiles, read_json, source_uri, write_json
 from cmb_jax.bids_app.scan_images import ScanImages, TakenImage
+from cmb_jax.core.detection import data_dictionary, detections_tsv
 from cmb_jax.datasets.bids.choice import Choice
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.outputs import NOTICE, instance_labels, region_names_csv, report_content, viewer_page
@@ -23,7 +21,6 @@ from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, clear_dead
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.outside import a_number, a_text, reading
 from cmb_jax.io.provenance import provenance_jsonld
-from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow
 from cmb_jax.report.html import write_report
 from cmb_jax.report.projection import make_projection
 
@@ -35,62 +32,6 @@ NETWORK = "network"
 
 _UNSAID: dict[str, Any] = {"Flips": "none", "Precision": "float32", "Regions": NETWORK}
 """What a result was made with whose sidecar, of an earlier version or the usual case, does not say it."""
-
-COLUMNS: dict[str, dict[str, Any]] = {
-    "id": {"Description": "Number of the candidate in this scan, and its label in the dseg image."},
-    "i": {"Description": "Voxel index of the centre along the first axis of the image file, from 0."},
-    "j": {"Description": "Voxel index of the centre along the second axis of the image file, from 0."},
-    "k": {"Description": "Voxel index of the centre along the third axis of the image file, from 0."},
-    "x_mm": {"Description": "Centre, to the right (world coordinates of the image).", "Units": "mm"},
-    "y_mm": {"Description": "Centre, to the front (world coordinates of the image).", "Units": "mm"},
-    "z_mm": {"Description": "Centre, upwards (world coordinates of the image).", "Units": "mm"},
-    "diameter_mm": {"Description": "Diameter: cube root of the box's volume.", "Units": "mm"},
-    "volume_mm3": {"Description": "Volume of the ellipsoid in the box.", "Units": "mm^3"},
-    "score": {"Description": "The detector's score, 0 to 1."},
-    "probability": {
-        "Description": "Probability of a true microbleed, calibrated on the weights' validation data; n/a if "
-        "the weights are not calibrated or the place rules a microbleed out."
-    },
-    "category": {
-        "Description": "How sure the detector is.",
-        "Levels": {
-            "definite": "score at or above definite_threshold of the settings",
-            "possible": "score below it",
-        },
-    },
-    "zone": {
-        "Description": "Part of the brain, by votes of the region map in the lesion's sphere.",
-        "Levels": {
-            "lobar": "frontal, parietal, temporal, occipital, insula",
-            "deep": "basal ganglia, thalamus, capsules, corpus callosum, deep white matter",
-            "infratentorial": "brainstem, cerebellum",
-            "none": "not known, or no tissue of the brain",
-        },
-    },
-    "region": {"Description": "Region of the Microbleed Anatomical Rating Scale (Gregoire et al. 2009)."},
-    "side": {
-        "Description": "Side of the patient.",
-        "Levels": {"left": "left", "right": "right", "none": "none"},
-    },
-    "status": {
-        "Description": "Whether it counts as a microbleed.",
-        "Levels": {"kept": "reported", "rejected": "not reported; see reason"},
-    },
-    "reason": {"Description": "Why it was rejected; n/a if kept."},
-    "zone_border_mm": {
-        "Description": "From the centre to the nearest tissue of another zone, at most 6; 0 without a zone. "
-        "The smaller, the less sure is the zone.",
-        "Units": "mm",
-    },
-    **{
-        f"mni_{axis}_mm": {
-            "Description": f"Centre in {MNI_SPACE}, {way}, by an affine from the centres of the brain's "
-            "regions, about 4 mm off on phantoms; n/a if the region map is not trusted.",
-            "Units": "mm",
-        }
-        for axis, way in (("x", "to the right"), ("y", "to the front"), ("z", "upwards"))
-    },
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,17 +60,6 @@ class Making:
             if self.label_table_sha256 is None
             else {"LabelTableSHA256": self.label_table_sha256},
         }
-
-
-def detections_tsv(rows: tuple[DetectionRow, ...]) -> str:
-    """The rows as a table of BIDS: tabs, and n/a where nothing is said."""
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-    writer.writerow(DETECTION_COLUMNS)
-    for row in rows:
-        cells = dataclasses.asdict(row)
-        writer.writerow("n/a" if cells[name] in ("", None) else cells[name] for name in DETECTION_COLUMNS)
-    return text.getvalue()
 
 
 def write_result(
@@ -249,7 +179,7 @@ def _sidecar(
 ) -> dict[str, Any]:
     facts = choice.reference.facts
     return {
-        **COLUMNS,
+        **data_dictionary(),
         PROVENANCE: {
             "Notice": NOTICE,
             "Version": cmb_jax.__version__,

@@ -17,6 +17,7 @@ from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.commands.common import check_run, use_compilation_cache
 from cmb_jax.commands.evaluation_scans import EvaluationScan, open_test_part, own_scans, simulated_scans
 from cmb_jax.config import Config
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.comparison import Comparison, compare, comparison_table, comparison_values
 from cmb_jax.evaluation.evaluate import evaluate_records
@@ -24,17 +25,16 @@ from cmb_jax.evaluation.metrics import write_metrics
 from cmb_jax.evaluation.present import format_table, report_content
 from cmb_jax.evaluation.records import CANDIDATE, KEPT, REJECTED, SubjectDetections, SubjectTruth
 from cmb_jax.evaluation.result import EvaluationResult
-from cmb_jax.inference.predict import LOW_SCORE, CmbDetector, Prediction, load_detector
+from cmb_jax.inference.predict import CmbDetector, Prediction, load_detector
 from cmb_jax.io.atomic import atomic_directory, atomic_write_text
 from cmb_jax.progress import track
-from cmb_jax.report.content import DetectionRow
 from cmb_jax.report.evaluation_html import write_evaluation_report
 
 
 def _status(row: DetectionRow) -> str:
     if row.status == "kept":
         return KEPT
-    return CANDIDATE if row.reason == LOW_SCORE else REJECTED
+    return CANDIDATE if row.below_operating_point else REJECTED
 
 
 def detections_of(prediction: Prediction, subject: str) -> SubjectDetections:

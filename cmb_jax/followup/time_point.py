@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.datasets.bids.sidecar import ImageFacts, facts_beside
 from cmb_jax.errors import UserError
 from cmb_jax.followup.changes import Surveyed
@@ -17,7 +18,6 @@ from cmb_jax.io.outside import a_text, reading
 from cmb_jax.io.volume import Volume
 from cmb_jax.regions.predict import brain_mask_on, predict_regions
 from cmb_jax.report.comparison_content import ScanContent
-from cmb_jax.report.content import DetectionRow
 from cmb_jax.review.files import ResultPaths
 from cmb_jax.review.files import read_record as read_any_record
 from cmb_jax.review.result import load_result

@@ -10,19 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmb_jax.anatomy.lookup import REACH_MM, REASON_TEXT, RejectReason, look_up
+from cmb_jax.anatomy.lookup import REACH_MM, look_up
 from cmb_jax.anatomy.mni import SPACE, fit_mni
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
 from cmb_jax.boxes.anchors import Detections, box_centers, box_sizes
 from cmb_jax.config import Config, Flips, InferenceConfig, Precision
+from cmb_jax.core.detection import DetectionRow, RejectReason
 from cmb_jax.data.prepare import points_from_edges
 from cmb_jax.inference.bundle import WeightsBundle, calibration_of, load_bundle, with_precision
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.inference.scan import Clock, PhaseSign, PreparedScan, prepare_scan
 from cmb_jax.io.nifti import native_index
 from cmb_jax.io.volume import ScanImages, Volume
-from cmb_jax.report.content import DetectionRow
-from cmb_jax.report.summary import LOW_SCORE
 from cmb_jax.scan.phase_range import PhaseRange
 
 # The region map is right to about half of its 2 mm voxels: the sphere that votes is larger by that much.
@@ -219,11 +218,9 @@ class CmbDetector:
         listed = np.flatnonzero(valid)[: above + LISTED_BELOW_THRESHOLD]
         rows: list[DetectionRow] = []
         for n in listed:
-            reason = ""
-            if not bool(located.keep[n]):
-                reason = REASON_TEXT[RejectReason(int(located.reason[n]))]
-            elif scores[n] < levels.score_threshold:
-                reason = LOW_SCORE
+            reason = RejectReason(int(located.reason[n]))  # type: ignore[call-arg]
+            if reason is RejectReason.NONE and scores[n] < levels.score_threshold:
+                reason = RejectReason.LOW_SCORE
             named = region_map.trusted and bool(located.keep[n])
             i, j, k = (int(v) for v in np.rint(native[n]))
             x_mm, y_mm, z_mm = (round(float(v), 2) for v in centers[n])
@@ -251,7 +248,7 @@ class CmbDetector:
                     region=Region(int(located.region[n])).name.lower() if named else "none",
                     side=Side(int(located.side[n])).name.lower() if named else "none",  # type: ignore[arg-type]
                     status="rejected" if reason else "kept",
-                    reason=reason,
+                    reason=reason.sentence,
                     zone_border_mm=round(float(border_mm[n]), 1) if named else 0.0,
                 )
             )

@@ -33,6 +33,7 @@ class MethodsFacts:
     calibrated: bool  # probabilities are given
     bundled: bool  # the weights come with the package
     phase: bool | None  # a phase was used; None: where a scan had one
+    threshold_without_phase: float | None = None  # where some scans had a phase and some not; None: the same
     options: tuple[str, ...] = ()  # settings other than the usual ones, e.g. "flips xyz"
     own_regions: bool = False  # a label volume took the place of the region network
     made_swi: bool = False  # SWI was made here from magnitude and phase
@@ -57,8 +58,8 @@ def methods_text(ways: Sequence[MethodsFacts]) -> str:
     paragraphs = []
     if len(ways) > 1:
         paragraphs.append(
-            f"**These results were made in {len(ways)} ways, each described below: do not compare or pool their "
-            "counts.** Make them alike with `cmb-jax bids ... participant --overwrite`."
+            f"**These results were made in {len(ways)} ways, each described below: do not compare or pool "
+            "their counts.** Make them alike with `cmb-jax bids ... participant --overwrite`."
         )
     for facts in ways:
         text = _paragraph(facts, cite)
@@ -103,8 +104,10 @@ def _paragraph(facts: MethodsFacts, cite: Callable[[str], str]) -> str:
             "The brain and its regions were labeled at 2 mm by a network that was trained on "
             f"synthetic contrasts {cite('regions')}."
         )
+    other = facts.threshold_without_phase
+    without = "" if other in (None, facts.threshold) else f" (without a phase {other:.3f})"
     sentences.append(
-        f"Candidates with a score of at least {facts.threshold:.3f} in brain tissue were kept"
+        f"Candidates with a score of at least {facts.threshold:.3f}{without} in brain tissue were kept"
         + (", each with a calibrated probability" if facts.calibrated else "")
         + "; their region and zone (lobar, deep, infratentorial) follow the Microbleed Anatomical Rating "
         f"Scale {cite('mars')}."

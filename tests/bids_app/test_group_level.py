@@ -177,7 +177,7 @@ def test_the_page_has_every_scan_with_links(bids, study, tmp_path):
     server = open_server(first)  # the viewer opens what the page lists, by the file of the result
     server.server_close()
     first.with_name(first.name.replace("detections.json", "viewer.html")).unlink()
-    with pytest.raises(UserError, match="holds no viewer.html with the images; give them: --swi FILE"):
+    with pytest.raises(UserError, match=r"holds no viewer\.html with the images; give them: --swi FILE"):
         open_server(first)
 
 

@@ -10,14 +10,12 @@ import pytest
 from flax import nnx
 from scipy.special import expit, logit
 
-from cmb_jax.bids_app.result import detections_tsv
 from cmb_jax.config import Config, InferenceConfig
+from cmb_jax.core.detection import DetectionRow, RejectReason, detections_csv, detections_tsv
 from cmb_jax.inference.bundle import calibration_of, load_bundle, save_bundle
-from cmb_jax.inference.outputs import detections_csv
-from cmb_jax.inference.predict import LISTED_BELOW_THRESHOLD, LOW_SCORE
+from cmb_jax.inference.predict import LISTED_BELOW_THRESHOLD
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
-from cmb_jax.report.content import DetectionRow
 from tests.command_line import run_cli
 from tests.tiny import TINY_MODEL
 from tools import model_card
@@ -54,7 +52,7 @@ def row(number, voxel, score):
         region="frontal",
         side="left",
         status="kept" if kept else "rejected",
-        reason="" if kept else LOW_SCORE,
+        reason="" if kept else RejectReason.LOW_SCORE.sentence,
     )
 
 

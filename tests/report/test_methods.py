@@ -47,7 +47,10 @@ def test_several_ways_are_told_apart():
     ways = [
         MethodsFacts(**FACTS, scans=many),
         MethodsFacts(
-            **FACTS | {"version": "8.8", "threshold": 0.4}, options=("flips xyz",), scans=("sub-90",), mni=False
+            **FACTS | {"version": "8.8", "threshold": 0.4},
+            options=("flips xyz",),
+            scans=("sub-90",),
+            mni=False,
         ),
     ]
     text = methods_text(ways)

@@ -210,7 +210,8 @@ def test_keys_count_as_soon_as_a_dialog_is_closed(page):
     page.keys("m")
     page.page.fill("#initials", "AB")
     page.page.evaluate(
-        f"document.querySelector('#reader-dialog form').requestSubmit(); ({PRESS})(['j', 'x', 'j', 'p', 'u', 'z'])"
+        "document.querySelector('#reader-dialog form').requestSubmit(); "
+        f"({PRESS})(['j', 'x', 'j', 'p', 'u', 'z'])"
     )
     page.until("#count", "3 of 40")
     rows = page.page.locator(".row .said").all_text_contents()[:3]
