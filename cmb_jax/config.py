@@ -394,11 +394,33 @@ class InferenceConfig:
     """Knots of the map from score to probability, rising; none: the weights are not calibrated."""
     calibration_probabilities: tuple[float, ...] = ()
     """Probability at each knot, straight lines between; written by `cmb-jax calibrate`."""
+    magnitude_score_threshold: float | None = None
+    """Operating point of scans without a phase, where calcifications look like blood; none: the same."""
+    magnitude_definite_threshold: float | None = None
+    """`definite_threshold` of scans without a phase; none: the same."""
+    magnitude_calibration_scores: tuple[float, ...] = ()
+    """Knots for scans without a phase; none: the same map."""
+    magnitude_calibration_probabilities: tuple[float, ...] = ()
+    """Probability at each of these knots."""
 
     def __post_init__(self) -> None:
         if self.flips not in get_args(Flips):
             raise ValueError(f"inference.flips must be one of {', '.join(get_args(Flips))}")
         _check_precision("inference", self.precision)
+
+    def for_scan(self, *, phase: bool) -> InferenceConfig:
+        """The settings for one scan: without a phase, the thresholds and the map of such scans, if any."""
+        if phase or self.magnitude_score_threshold is None:
+            return self
+        definite = self.magnitude_definite_threshold
+        return dataclasses.replace(
+            self,
+            score_threshold=self.magnitude_score_threshold,
+            definite_threshold=self.definite_threshold if definite is None else definite,
+            calibration_scores=self.magnitude_calibration_scores or self.calibration_scores,
+            calibration_probabilities=self.magnitude_calibration_probabilities
+            or self.calibration_probabilities,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -107,7 +107,7 @@ def review_import(
 def review_agreement(
     files: tyro.conf.Positional[tuple[Path, ...]], out: Path, overwrite: bool = False
 ) -> None:
-    """Agreement over several scans: kappa, precision of the detector, and counts a scan with their ICC.
+    """Agreement over several scans: kappa, precision of the detector, and counts per scan with their ICC.
 
     Args:
       files: .json files that review import wrote, with the same readers in the same order.
@@ -119,7 +119,10 @@ def review_agreement(
     agreement(files=files, out=out, overwrite=overwrite)
 
 
-def weights_show(weights: tyro.conf.Positional[str] = "small", verbose: bool = False) -> None:
+def weights_show(
+    weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[NAME]")] = "small",
+    verbose: bool = False,
+) -> None:
     """What weights are: training, operating points, calibration, sha256.
 
     Args:

@@ -193,8 +193,11 @@ def presented(function: Callable[..., None], apply: Callable[[Common], None]) ->
 
 def closest(word: str, known: Sequence[str]) -> str:
     """ "; did you mean ...?" for something near, else nothing."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    by_bare = {
+        name.lstrip("-"): name for name in known
+    }  # the dashes, which all options share, make none alike
+    near = difflib.get_close_matches(word.lstrip("-"), by_bare, n=1, cutoff=0.6)
+    return f"; did you mean {by_bare[near[0]]}?" if near else ""
 
 
 def run(command: Callable[..., None], prog: str, arguments: Sequence[str]) -> None:

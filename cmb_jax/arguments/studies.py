@@ -126,6 +126,7 @@ def calibrate(
     out: Path,
     weights: str = "small",
     max_fp: float = 0.5,
+    max_fp_magnitude: float = 3.0,
     overwrite: bool = False,
 ) -> None:
     """Make scores of weights probabilities and choose their operating point, on labelled validation scans.
@@ -136,11 +137,21 @@ def calibrate(
       out: weights to write (.safetensors), with their record (.json) beside them.
       weights: name of bundled weights, or a .safetensors file.
       max_fp: operating point: the highest sensitivity at no more than so many false positives per scan.
+      max_fp_magnitude: the same for scans without a phase, where there are enough of both kinds; without a
+        phase, calcifications cannot be told from microbleeds.
       overwrite: replace the files if they exist.
     """
     from cmb_jax.commands.calibrate import run
 
-    run(pred=pred, truth=truth, weights=weights, out=out, max_fp=max_fp, overwrite=overwrite)
+    run(
+        pred=pred,
+        truth=truth,
+        weights=weights,
+        out=out,
+        max_fp=max_fp,
+        max_fp_magnitude=max_fp_magnitude,
+        overwrite=overwrite,
+    )
 
 
 def demo(out: Path = Path("demo_output"), details: bool = False, overwrite: bool = False) -> None:

@@ -27,8 +27,11 @@ from cmb_jax.report.projection import make_projection
 PROVENANCE = "CmbJax"
 """Key of the sidecar under which everything stands that is no column of the table."""
 
-_NETWORK = "network"
+NETWORK = "network"
 """Where regions come from if no label volumes are given."""
+
+_UNSAID: dict[str, Any] = {"Flips": "none", "Precision": "float32", "Regions": NETWORK}
+"""What a result was made with whose sidecar, of an earlier version or the usual case, does not say it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,11 +52,11 @@ class Making:
         return {
             "Weights": {"Name": self.weights_name, "SHA256": self.weights_sha256},
             "Threshold": self.threshold,
-            **({} if self.flips == "none" else {"Flips": self.flips}),  # so that older results stay valid
+            **({} if self.flips == _UNSAID["Flips"] else {"Flips": self.flips}),
             "PhaseSign": self.phase_sign,
             "PhaseRange": self.phase_range,
             "Precision": self.precision,
-            "Regions": _NETWORK
+            "Regions": NETWORK
             if self.label_table_sha256 is None
             else {"LabelTableSHA256": self.label_table_sha256},
         }
@@ -134,7 +137,7 @@ def write_result(
         ),
         overwrite=True,
     )
-    sidecar = _sidecar(choice, taken, prediction, making, sources)
+    sidecar = _sidecar(choice, taken, prediction, making, sources, bundle.bundled)
     sidecar[PROVENANCE]["Overview"] = projection.to_json()
     write_json(files.table_sidecar, sidecar)
 
@@ -172,6 +175,7 @@ def _sidecar(
     prediction: Prediction,
     making: Making,
     sources: list[str],
+    bundled: bool,
 ) -> dict[str, Any]:
     facts = choice.reference.facts
     return {
@@ -180,6 +184,7 @@ def _sidecar(
             "Notice": NOTICE,
             "Version": cmb_jax.__version__,
             "Making": making.to_json(),
+            "WeightsBundled": bundled,
             "Sources": sources,
             "Taken": {
                 "Kind": choice.kind.name.lower(),
@@ -211,13 +216,20 @@ def _sidecar(
 class Provenance:
     """What a finished result was made from and with, as far as it is read again."""
 
-    making: dict[str, Any]  # see `Making.to_json`
+    making: dict[str, Any]  # see `Making.to_json`; with what it leaves out
+    weights_name: str
     weights_sha256: str
+    weights_bundled: bool
+    calibrated: bool
     images: frozenset[tuple[str, str]]  # files and their hashes
+    roles: frozenset[str]  # of the images, see `TakenImage`
+    regions_trusted: bool
     kind: str
     field_strength_t: float | None
     warnings: tuple[str, ...]
     version: str
+    threshold: float  # of this scan
+    phase: bool  # whether one was used
     brain_ml: float | None  # None, as the next: results of earlier versions do not say it
     overview: dict[str, Any] | None  # see `Projection.to_json`
 
@@ -236,18 +248,26 @@ def read_provenance(sidecar: Path) -> Provenance:
             made.get("BrainVolumeMl"),
             made.get("Overview"),
         )
+        # results of earlier versions have one threshold for all scans, and do not say what became of a phase
+        settings = {"score_threshold": made["Making"]["Threshold"]} | made.get("Settings", {})
         return Provenance(
             making={
                 name: made["Making"][name] for name in ("Weights", "Threshold", "PhaseSign", "PhaseRange")
             }
-            # results older than label volumes do not say that the network gave the regions
-            | {"Regions": made["Making"].get("Regions", _NETWORK)},
-            weights_sha256=str(made["Making"]["Weights"]["SHA256"]),
+            | {name: made["Making"].get(name, usual) for name, usual in _UNSAID.items()},
+            weights_name=a_text(made["Making"]["Weights"]["Name"], "Name", 2000),
+            weights_sha256=a_text(made["Making"]["Weights"]["SHA256"], "SHA256", 2000),
+            weights_bundled=made.get("WeightsBundled") is True,
+            calibrated=made["Settings"].get("calibrated") == "yes",
             images=frozenset((image["File"], image["SHA256"]) for image in made["Taken"]["Images"]),
+            roles=frozenset(a_text(image["Role"], "Role") for image in made["Taken"]["Images"]),
+            regions_trusted=made["RegionsTrusted"] is True,
             kind=a_text(made["Taken"]["Kind"], "Kind"),
             field_strength_t=None if field is None else a_number(field, "MagneticFieldStrength"),
             warnings=tuple(a_text(line, "Warnings", 2000) for line in made["Warnings"]),
             version=a_text(made["Version"], "Version"),
+            threshold=float(settings["score_threshold"]),
+            phase=settings.get("phase", "used") == "used",
             brain_ml=None if brain is None else a_number(brain, "BrainVolumeMl"),
             overview=overview if isinstance(overview, dict) else None,
         )
@@ -260,8 +280,8 @@ def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: Maki
         UserError: its sidecar has been damaged.
     """
     then = read_provenance(files.table_sidecar)
-    made = {"Precision": "float32", **then.making}  # results of earlier versions do not say it
-    changed = [name.lower() for name, value in making.to_json().items() if made[name] != value]
+    now = _UNSAID | making.to_json()
+    changed = [name.lower() for name, value in now.items() if then.making[name] != value]
     if then.images != {(image.file, image.sha256) for image in taken}:
         changed.append("images")
     return ", ".join(changed) or None

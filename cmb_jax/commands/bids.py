@@ -10,11 +10,11 @@ from pathlib import Path
 
 import jax
 
-import cmb_jax
 from cmb_jax.bids_app import group_table
 from cmb_jax.bids_app.dataset import check_out, write_dataset_files
 from cmb_jax.bids_app.detector import detector_pipeline
 from cmb_jax.bids_app.group import write_group
+from cmb_jax.bids_app.methods import write_methods
 from cmb_jax.bids_app.outcome import Status
 from cmb_jax.bids_app.participants import (
     ParticipantsRun,
@@ -25,7 +25,6 @@ from cmb_jax.bids_app.participants import (
 )
 from cmb_jax.bids_app.region_labels import RegionLabels, read_region_labels
 from cmb_jax.bids_app.scan_images import PhaseOptions
-from cmb_jax.bids_app.scan_work import Pipeline
 from cmb_jax.commands.cohort_progress import shown_progress
 from cmb_jax.commands.common import NOT_ANALYSABLE_CODE, check_threshold, use_compilation_cache
 from cmb_jax.commands.participant_options import ParticipantOptions
@@ -33,8 +32,6 @@ from cmb_jax.datasets.bids.filter import read_filter
 from cmb_jax.datasets.bids.layout import BidsLayout, read_layout
 from cmb_jax.datasets.bids.names import label_of
 from cmb_jax.errors import NotAnalysableError, UserError
-from cmb_jax.io.atomic import atomic_write_text
-from cmb_jax.report.methods import MethodsFacts, methods_text
 from cmb_jax.scan.phase_range import asked_range
 from cmb_jax.training.processes import start_processes
 
@@ -90,25 +87,8 @@ def _participants(data: Path, out: Path, options: ParticipantOptions) -> None:
             layout, out, selection, pipeline, overwrite=options.overwrite, progress=progress
         )
         progress.say(done.times.summary())
-    # results that stay as another run made them keep its text
-    if all(outcome.status is not Status.STALE for outcome in done.outcomes):
-        atomic_write_text(out / "methods.md", methods_text(_methods(pipeline)), overwrite=True)
+    write_methods(out)
     _report(done, data, out)
-
-
-def _methods(pipeline: Pipeline) -> MethodsFacts:
-    """Of all scans of a run together."""
-    return MethodsFacts(
-        version=cmb_jax.__version__,
-        weights_name=pipeline.bundle.name,
-        weights_sha256=pipeline.bundle.sha256,
-        threshold=pipeline.threshold,
-        bundled=pipeline.bundle.bundled,
-        calibrated=pipeline.bundle.calibration is not None,
-        phase=None,
-        own_regions=pipeline.regions is not None,
-        made_swi=True,
-    )
 
 
 def process_of(options: ParticipantOptions) -> tuple[int, int]:

@@ -84,7 +84,7 @@ def unread_text(unread: int, kept: int) -> str:
 
 
 def agreement(files: tuple[Path, ...], out: Path, overwrite: bool = False) -> None:
-    """Agreement over several scans: kappa, precision of the detector, and counts a scan with their ICC.
+    """Agreement over several scans: kappa, precision of the detector, and counts per scan with their ICC.
 
     Raises:
       UserError: something wrong with the arguments or the files.

@@ -19,7 +19,7 @@ from cmb_jax.inference.scan import PhaseSign, read_phase
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.naming import is_bids_name
 from cmb_jax.io.nifti import check_same_grid, read_volume
-from cmb_jax.io.outside import read_bytes, read_json_object, reading
+from cmb_jax.io.outside import read_bytes, reading
 from cmb_jax.io.volume import Volume
 from cmb_jax.review.files import read_record
 from cmb_jax.review.result import Result, load_result
@@ -58,7 +58,6 @@ def open_server(
     if phase is not None and swi is None:
         raise UserError("--phase goes with --swi IMAGE")
     read = load_result(result)
-    record = read_json_object(read.folder / "detections.json")
     record = read_record(read.paths)
     images = _given(read, record, swi, phase) if swi is not None else _embedded(read, record)
     case = ViewerCase(
@@ -124,7 +123,7 @@ def _given(result: Result, record: dict[str, Any], swi: Path, phase: Path | None
 
 def _searched(path: Path, role: str, result: Result, record: dict[str, Any]) -> Volume:
     volume = read_volume(existing_file(path, role))
-    with reading(result.folder / "detections.json"):
+    with reading(result.paths.record):
         wanted = [each["sha256"] for each in record["inputs"] if each["role"] == role]
     if not wanted:
         raise UserError(f"{path}: {result.folder} was made without a {role} image; leave it out")

@@ -35,6 +35,7 @@ class Record:
     threshold: str
     inputs: tuple[tuple[str, str, str], ...]  # (role, file name as shown, sha256)
     regions_trusted: bool
+    phase: bool = True  # whether one was used; results of earlier versions do not say it
 
     @property
     def roles(self) -> frozenset[str]:
@@ -122,6 +123,7 @@ def read_record(paths: ResultPaths) -> Record:
             threshold=a_text(content["settings"]["score_threshold"], "score_threshold", 255),
             inputs=inputs,
             regions_trusted=bool(content["regions_trusted"]),
+            phase=content["settings"].get("phase", "used") == "used",
         )
         if not _SHA256.fullmatch(record.searched[1]):
             raise ValueError("no sha256 of the image")

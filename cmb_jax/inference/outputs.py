@@ -241,7 +241,7 @@ def write_prediction(
             digest = hashlib.sha256(table.encode()).hexdigest()
             page = viewer_page(prediction, inputs, subject, labels, digest)
             atomic_write_text(folder / VIEWER, page)
-        atomic_write_text(folder / "methods.md", methods_text(methods_facts(prediction, bundle, inputs)))
+        atomic_write_text(folder / "methods.md", methods_text([methods_facts(prediction, bundle, inputs)]))
         if save_regions:
             brain = prediction.brain_mask.astype(np.uint8)
             write_volume(folder / "brain.nii.gz", brain, prediction.swi, dtype=np.uint8)

@@ -14,10 +14,10 @@ from cmb_jax.anatomy.lookup import REACH_MM, look_up
 from cmb_jax.anatomy.mni import SPACE, fit_mni
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
 from cmb_jax.boxes.anchors import Detections, box_centers, box_sizes
-from cmb_jax.config import Config, Flips, Precision
+from cmb_jax.config import Config, Flips, InferenceConfig, Precision
 from cmb_jax.core.detection import DetectionRow, RejectReason
 from cmb_jax.data.prepare import points_from_edges
-from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision
+from cmb_jax.inference.bundle import WeightsBundle, calibration_of, load_bundle, with_precision
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.inference.scan import Clock, PhaseSign, PreparedScan, prepare_scan
 from cmb_jax.io.nifti import native_index
@@ -143,10 +143,12 @@ class CmbDetector:
           found: in it.
           threshold: as for `predict`.
         """
-        cut = self.config.inference.score_threshold if threshold is None else threshold
+        levels = self.config.inference.for_scan(phase=scan.phase_rad is not None)
+        if threshold is not None:
+            levels = dataclasses.replace(levels, score_threshold=threshold)
         clock = Clock((*scan.timings, *found.timings))
         with clock("localization"):
-            rows, boxes_mm, unlisted = self._locate(found.detections, scan, swi, cut)
+            rows, boxes_mm, unlisted = self._locate(found.detections, scan, swi, levels)
             rows, mni = _with_mni(rows, scan.region_map)
         steps = (
             *scan.steps,
@@ -165,19 +167,19 @@ class CmbDetector:
             region_code=scan.region_code,
             boxes_mm=boxes_mm,
             warnings=scan.warnings,
-            settings=self._settings(cut),
+            settings=self._settings(levels, scan.phase_rad is not None),
             steps=steps,
             timings=tuple(clock.timings),
             unlisted=unlisted,
         )
 
-    def _settings(self, threshold: float) -> tuple[tuple[str, str], ...]:
-        inference = self.config.inference
+    def _settings(self, inference: InferenceConfig, phase: bool) -> tuple[tuple[str, str], ...]:
         return (
             ("weights", self.bundle.name),
-            ("score_threshold", f"{threshold:.3f}"),
+            ("phase", "used" if phase else "none"),
+            ("score_threshold", f"{inference.score_threshold:.3f}"),
             ("definite_threshold", f"{inference.definite_threshold:.3f}"),
-            ("calibrated", "no" if self.bundle.calibration is None else "yes"),
+            ("calibrated", "no" if calibration_of(inference) is None else "yes"),
             ("candidate_threshold", f"{inference.candidate_threshold:.3f}"),
             ("nms_iou", f"{inference.nms_iou:g}"),
             ("flips", inference.flips),
@@ -189,7 +191,7 @@ class CmbDetector:
         detections: Detections,
         scan: PreparedScan,
         swi: Volume,
-        threshold: float,
+        levels: InferenceConfig,
     ) -> tuple[tuple[DetectionRow, ...], np.ndarray, int]:
         prepared, region_map = scan.prepared, scan.region_map
         # all boxes, valid or not, up to the rows: one shape for every scan, so that nothing is compiled anew
@@ -209,15 +211,15 @@ class CmbDetector:
         )
         border_mm = np.minimum(np.asarray(located.zone_border_mm), REACH_MM)
         scores, valid = np.asarray(detections.scores), np.asarray(detections.valid)
-        calibration = self.bundle.calibration
+        calibration = calibration_of(levels)
         probabilities = None if calibration is None else calibration.probability(scores)
         # best first: what the operating point leaves out is listed as far as a reader may want to look
-        above = int((scores[valid] >= threshold).sum())
+        above = int((scores[valid] >= levels.score_threshold).sum())
         listed = np.flatnonzero(valid)[: above + LISTED_BELOW_THRESHOLD]
         rows: list[DetectionRow] = []
         for n in listed:
             reason = RejectReason(int(located.reason[n]))  # type: ignore[call-arg]
-            if reason is RejectReason.NONE and scores[n] < threshold:
+            if reason is RejectReason.NONE and scores[n] < levels.score_threshold:
                 reason = RejectReason.LOW_SCORE
             named = region_map.trusted and bool(located.keep[n])
             i, j, k = (int(v) for v in np.rint(native[n]))
@@ -239,7 +241,7 @@ class CmbDetector:
                     if probabilities is not None and bool(located.keep[n])
                     else None,
                     category="definite"
-                    if scores[n] >= self.config.inference.definite_threshold
+                    if scores[n] >= levels.definite_threshold
                     and (located.region[n] > 0 or not region_map.trusted)  # nowhere: uncertain
                     else "possible",
                     zone=Zone(int(located.zone[n])).name.lower() if named else "none",  # type: ignore[arg-type]

@@ -142,6 +142,31 @@ def test_without_phase_it_runs_and_says_so(bundle, files, region_map):
     assert prediction.phase is None
 
 
+def test_without_phase_the_levels_of_such_scans_hold(bundle, files, region_map):
+    levels = dataclasses.replace(
+        TINY.inference,
+        calibration_scores=(0.0, 1.0),
+        calibration_probabilities=(0.0, 1.0),
+        magnitude_score_threshold=0.55,
+        magnitude_definite_threshold=0.7,
+        magnitude_calibration_scores=(0.0, 1.0),
+        magnitude_calibration_probabilities=(0.0, 0.5),
+    )
+    detector = CmbDetector(dataclasses.replace(bundle, config=dataclasses.replace(TINY, inference=levels)))
+    swi, phase = map(read_volume, files)
+    for image, least, certain, slope in ((phase, 0.5, 0.6, 1.0), (None, 0.55, 0.7, 0.5)):
+        found = detector.predict(swi, image, phase_sign="+1", region_map=region_map)
+        assert dict(found.settings)["score_threshold"] == f"{least:.3f}"
+        assert dict(found.settings)["phase"] == ("none" if image is None else "used")
+        low = RejectReason.LOW_SCORE.sentence
+        assert all(row.status == "rejected" for row in found.rows if row.score < least - 1e-4)
+        assert low not in {row.reason for row in found.rows if row.score >= least + 1e-4}
+        assert all(row.score >= certain - 1e-4 for row in found.rows if row.category == "definite")
+        for row in found.rows:
+            if row.probability is not None:
+                assert row.probability == pytest.approx(slope * row.score, abs=2e-4)
+
+
 def test_an_untrusted_map_gives_no_places(bundle, files, region_map):
     untrusted = RegionMap(
         code=region_map.code,
