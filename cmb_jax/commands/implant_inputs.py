@@ -11,8 +11,8 @@ import numpy as np
 
 from cmb_jax.commands.common import existing_file
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.tables import read_columns
 from cmb_jax.io.outside import read_json_object
+from cmb_jax.io.tables import read_columns
 from cmb_jax.phantom.placement import KINDS, MIN_DIAMETER_MM, VEIN_KINDS, Lesions, make_lesions
 from cmb_jax.phantom.types import CALCIFICATIONS
 from cmb_jax.scan.units import check_echo_times, check_number
