@@ -76,7 +76,10 @@ class StubDetector:
             region_code=np.full(swi.shape, 25, np.uint8),
             boxes_mm=np.full((len(rows), 3), 3.0),
             warnings=swi.warnings,
-            settings=(("score_threshold", "0.647"),),
+            settings=(
+                ("phase", "none" if phase is None else "used"),
+                ("score_threshold", "0.800" if phase is None else "0.647"),
+            ),
             steps=("a stub looked",),
             timings=(("detection", 0.1),),
         )

@@ -109,6 +109,7 @@ def write_prediction(folder, name, rows, digest, layout, phase=True):
         "Making": making,
         "Settings": settings,
         "Taken": {"Images": [], "Kind": "swi"},
+        "RegionsTrusted": True,
         "MagneticFieldStrength": None,
         "Warnings": [],
         "Version": "0",
