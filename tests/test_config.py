@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cmb_jax.commands.train import with_start
 from cmb_jax.config import Config, DataConfig, InferenceConfig, ModelConfig, PhantomConfig, TrainConfig
 from cmb_jax.config_io import config_from_json, config_to_json, without_paths
 from cmb_jax.config_load import config_from_file, override
 from cmb_jax.errors import UserError
+from cmb_jax.training.run import with_start
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -17,6 +17,7 @@ from cmb_jax.bids_app.dataset import REGIONS, ResultFiles, read_json, source_uri
 from cmb_jax.bids_app.scan_images import ScanImages, TakenImage
 from cmb_jax.datasets.bids.choice import Choice
 from cmb_jax.inference.bundle import WeightsBundle
+from cmb_jax.inference.options import NETWORK
 from cmb_jax.inference.outputs import NOTICE, instance_labels, region_names_csv, report_content, viewer_page
 from cmb_jax.inference.predict import Prediction
 from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, clear_dead
@@ -30,8 +31,9 @@ from cmb_jax.report.projection import make_projection
 PROVENANCE = "CmbJax"
 """Key of the sidecar under which everything stands that is no column of the table."""
 
-_NETWORK = "network"
-"""Where regions come from if no label volumes are given."""
+_ALWAYS_THERE = ("Weights", "Threshold", "PhaseSign", "PhaseRange")
+_OF_EARLIER_VERSIONS = {"Precision": "float32", "Regions": NETWORK}
+"""How results were made that do not say it."""
 
 COLUMNS: dict[str, dict[str, Any]] = {
     "id": {"Description": "Number of the candidate in this scan, and its label in the dseg image."},
@@ -90,34 +92,6 @@ COLUMNS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Making:
-    """What a result is made with; another making gives another result."""
-
-    weights_name: str
-    weights_sha256: str
-    threshold: float
-    phase_sign: str
-    phase_range: str
-    precision: str = "float32"
-    label_table_sha256: str | None = None  # None: regions by the network
-    flips: str = "none"
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in the sidecar."""
-        return {
-            "Weights": {"Name": self.weights_name, "SHA256": self.weights_sha256},
-            "Threshold": self.threshold,
-            **({} if self.flips == "none" else {"Flips": self.flips}),  # so that older results stay valid
-            "PhaseSign": self.phase_sign,
-            "PhaseRange": self.phase_range,
-            "Precision": self.precision,
-            "Regions": _NETWORK
-            if self.label_table_sha256 is None
-            else {"LabelTableSHA256": self.label_table_sha256},
-        }
-
-
 def detections_tsv(rows: tuple[DetectionRow, ...]) -> str:
     """The rows as a table of BIDS: tabs, and n/a where nothing is said."""
     text = io.StringIO()
@@ -136,7 +110,7 @@ def write_result(
     taken: tuple[TakenImage, ...],
     prediction: Prediction,
     bundle: WeightsBundle,
-    making: Making,
+    making: dict[str, Any],
     *,
     viewer: bool = False,
     save_regions: bool = False,
@@ -197,9 +171,9 @@ def write_result(
         provenance_jsonld(
             program_version=cmb_jax.__version__,
             command="cmb-jax bids DIR OUT participant",
-            parameters=making.to_json(),
+            parameters=making,
             inputs=tuple((image.uri, Path(image.file).name, image.sha256) for image in taken),
-            weights=(making.weights_name, making.weights_sha256),
+            weights=(bundle.file_name, bundle.sha256),
             outputs=outputs,
         ),
         overwrite=True,
@@ -240,7 +214,7 @@ def _sidecar(
     choice: Choice,
     taken: tuple[TakenImage, ...],
     prediction: Prediction,
-    making: Making,
+    making: dict[str, Any],
     sources: list[str],
 ) -> dict[str, Any]:
     facts = choice.reference.facts
@@ -249,7 +223,7 @@ def _sidecar(
         PROVENANCE: {
             "Notice": NOTICE,
             "Version": cmb_jax.__version__,
-            "Making": making.to_json(),
+            "Making": making,
             "Sources": sources,
             "Taken": {
                 "Kind": choice.kind.name.lower(),
@@ -281,7 +255,7 @@ def _sidecar(
 class Provenance:
     """What a finished result was made from and with, as far as it is read again."""
 
-    making: dict[str, Any]  # see `Making.to_json`
+    making: dict[str, Any]  # see `ScanOptions.record`
     weights_sha256: str
     images: frozenset[tuple[str, str]]  # files and their hashes
     kind: str
@@ -301,18 +275,15 @@ def read_provenance(sidecar: Path) -> Provenance:
     record = read_json(sidecar)
     with reading(sidecar, "make it again with --overwrite"):
         made = record[PROVENANCE]
+        making = {name: made["Making"][name] for name in _ALWAYS_THERE} | made["Making"]
         field, brain, overview = (
             made["MagneticFieldStrength"],
             made.get("BrainVolumeMl"),
             made.get("Overview"),
         )
         return Provenance(
-            making={
-                name: made["Making"][name] for name in ("Weights", "Threshold", "PhaseSign", "PhaseRange")
-            }
-            # results older than label volumes do not say that the network gave the regions
-            | {"Regions": made["Making"].get("Regions", _NETWORK)},
-            weights_sha256=str(made["Making"]["Weights"]["SHA256"]),
+            making=_OF_EARLIER_VERSIONS | making,
+            weights_sha256=str(making["Weights"]["SHA256"]),
             images=frozenset((image["File"], image["SHA256"]) for image in made["Taken"]["Images"]),
             kind=a_text(made["Taken"]["Kind"], "Kind"),
             field_strength_t=None if field is None else a_number(field, "MagneticFieldStrength"),
@@ -323,15 +294,16 @@ def read_provenance(sidecar: Path) -> Provenance:
         )
 
 
-def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: Making) -> str | None:
+def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: dict[str, Any]) -> str | None:
     """In what a finished result differs from what would be made now; None if in nothing.
 
     Raises:
         UserError: its sidecar has been damaged.
     """
     then = read_provenance(files.table_sidecar)
-    made = {"Precision": "float32", **then.making}  # results of earlier versions do not say it
-    changed = [name.lower() for name, value in making.to_json().items() if made[name] != value]
+    # a name that only one of them has is an option that the other left at its default
+    names = dict.fromkeys((*making, *then.making))
+    changed = [name.lower() for name in names if making.get(name) != then.making.get(name)]
     if then.images != {(image.file, image.sha256) for image in taken}:
         changed.append("images")
     return ", ".join(changed) or None
