@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import itertools
 import resource
 import subprocess
 import sys
@@ -86,14 +87,13 @@ def test_help_says_every_option(monkeypatch, capsys, name):
         assert option in out or option in ("--tyro-print-completion", "--tyro-write-completion")
     # the first word of every field's help is there
     module = importlib.import_module(f"cmb_jax.cli.{name.split()[0].replace('-', '_')}")
-    command = getattr(
-        module, {"import": "import_"}.get(name.split()[-1], name.split()[-1]) if " " in name else "run"
-    )
+    function = name.split()[1] if " " in name else "run"
+    command = vars(module)["import_" if function == "import" else function]
     owner = vars(module)[command.__annotations__["options"]]
     told = {}
     for each in filter(dataclasses.is_dataclass, owner.__mro__):
         body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0].body
-        for field, text in zip(body, body[1:], strict=False):
+        for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
                 told.setdefault(field.target.id, text.value.value.split()[0].rstrip(".,;:"))
     assert set(told) == {field.name for field in dataclasses.fields(owner)}
