@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from benchmarks.torch_detector import STEM_STRIDE, TorchDetector, channels_last
 from cmb_jax.boxes.anchors import MIN_SIZE
 from cmb_jax.config import LossConfig
+from cmb_jax.losses.prototype import Concentration
 from cmb_jax.losses.total import MAX_BOX_ANCHORS
 
 SMOOTH_L1_BETA = 1 / 9
@@ -72,6 +73,7 @@ def detection_loss(
 
     concentration = logits.new_zeros(())
     hard_negatives = positives.new_zeros(())
+    assert isinstance(config.prototype, Concentration), "the one that is written in PyTorch"
     if not model.config.use_prototypes:
         cells = _cells(features, chosen // anchors)
     else:
@@ -88,8 +90,8 @@ def detection_loss(
             hard.long(),
             mined_valid,
             model.prototypes,
-            config.prototype_gamma,
-            config.prototype_pull,
+            config.prototype.gamma,
+            config.prototype.pull,
         )
         concentration = samples.sum() / mined_valid.sum().clamp(min=1)
     codes = model.box_codes(cells, chosen % anchors)

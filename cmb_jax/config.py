@@ -6,12 +6,13 @@ Every field can be overridden on the command line by its dotted name, e.g. `--tr
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+import importlib
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
+
+if TYPE_CHECKING:
+    import jax
 
 Triple = tuple[int, int, int]
-PrototypeLossName = Literal[
-    "concentration", "dce", "gcpl", "center", "supcon", "proxy_anchor", "triplet_hard", "none"
-]
 MinerName = Literal["mimics_first", "top_objectness", "semi_hard"]
 Flips = Literal["none", "x", "xyz"]
 
@@ -95,6 +96,34 @@ class ModelConfig:
         return (pooled, 2 * pooled, 2 * pooled)
 
 
+class PrototypeLoss(Protocol):
+    """A loss of mined samples: a frozen dataclass of its settings that can be called.
+
+    Pure, with static shapes, and 0 in value and gradient where a sample is not valid. The package's are in
+    `cmb_jax/losses/prototype.py`; `module:Class` names one of your own.
+    """
+
+    def __call__(
+        self,
+        embeddings: jax.Array,
+        labels: jax.Array,
+        valid: jax.Array,
+        prototypes: jax.Array,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """(S, E), (S,), (S,), (classes, K, E), key -> (S,), of which the mean over the valid is the loss."""
+        ...
+
+
+def prototype_losses() -> dict[str, type[PrototypeLoss]]:
+    """The package's prototype losses by their short names."""
+    # Found by name, as a loss of one's own is: losses know the configuration, which knows none of them.
+    losses: dict[str, type[PrototypeLoss]] = importlib.import_module(
+        "cmb_jax.losses.prototype"
+    ).PROTOTYPE_LOSSES
+    return losses
+
+
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """Assignment of anchors and weights of the loss terms."""
@@ -129,24 +158,15 @@ class LossConfig:
     """Weight of the cross-entropy of `model.semantic_head`."""
     prototype_balance: bool = False
     """Classes weigh alike in the prototype loss, and so do the lesions of a patch; else all samples do."""
-    prototype_loss: PrototypeLossName = "concentration"
-    """Loss of the mined anchors' embeddings (docs/losses.md)."""
+    prototype: PrototypeLoss | None = dataclasses.field(
+        default_factory=lambda: prototype_losses()["concentration"]()
+    )
+    """Loss of the mined anchors' embeddings and its settings, such as `proxy_anchor scale=16`;
+    module:Class is one of your own; none: anchors are neither mined nor embedded (docs/losses.md)."""
     prototype_update: Literal["learned", "moving_average"] = "learned"
     """Prototypes follow the gradient, or the mean of the samples nearest to them."""
     prototype_decay: float = 0.99
     """Share of itself that a prototype keeps in a step of the moving average."""
-    prototype_gamma: float = 1.0
-    """Temperature on squared distances in the distance cross-entropy."""
-    prototype_pull: float = 0.05
-    """Weight of the pull towards the nearest own prototype."""
-    supcon_temperature: float = 0.1
-    """Temperature of the cosines in the supervised contrastive loss."""
-    proxy_scale: float = 32.0
-    """Factor on the cosines in the proxy-anchor loss."""
-    proxy_margin: float = 0.1
-    """Margin on the cosines in the proxy-anchor loss."""
-    triplet_margin: float = 0.3
-    """Margin between distances in the triplet loss."""
     miner: MinerName = "mimics_first"
     """Which negatives are hard (docs/losses.md)."""
     mine_peaks: bool = False
@@ -169,10 +189,11 @@ class LossConfig:
             raise ValueError("loss.sampled_negatives must be 0 or more")
         if not 0.0 <= self.prototype_decay < 1.0:
             raise ValueError("loss.prototype_decay must be 0 or more and below 1")
-        if min(self.prototype_gamma, self.supcon_temperature, self.proxy_scale) <= 0:
-            raise ValueError(
-                "loss.prototype_gamma, loss.supcon_temperature and loss.proxy_scale must be above 0"
-            )
+        prototype = self.prototype
+        if prototype is not None and (
+            isinstance(prototype, type) or not dataclasses.is_dataclass(prototype) or not callable(prototype)
+        ):
+            raise ValueError("loss.prototype must be an object of a dataclass that can be called, or None")
         if self.memory_bank < 0:
             raise ValueError("loss.memory_bank must be 0 or more")
 
@@ -373,11 +394,33 @@ class InferenceConfig:
     """Knots of the map from score to probability, rising; none: the weights are not calibrated."""
     calibration_probabilities: tuple[float, ...] = ()
     """Probability at each knot, straight lines between; written by `cmb-jax calibrate`."""
+    magnitude_score_threshold: float | None = None
+    """Operating point of scans without a phase, where calcifications look like blood; none: the same."""
+    magnitude_definite_threshold: float | None = None
+    """`definite_threshold` of scans without a phase; none: the same."""
+    magnitude_calibration_scores: tuple[float, ...] = ()
+    """Knots for scans without a phase; none: the same map."""
+    magnitude_calibration_probabilities: tuple[float, ...] = ()
+    """Probability at each of these knots."""
 
     def __post_init__(self) -> None:
         if self.flips not in get_args(Flips):
             raise ValueError(f"inference.flips must be one of {', '.join(get_args(Flips))}")
         _check_precision("inference", self.precision)
+
+    def for_scan(self, *, phase: bool) -> InferenceConfig:
+        """The settings for one scan: without a phase, the thresholds and the map of such scans, if any."""
+        if phase or self.magnitude_score_threshold is None:
+            return self
+        definite = self.magnitude_definite_threshold
+        return dataclasses.replace(
+            self,
+            score_threshold=self.magnitude_score_threshold,
+            definite_threshold=self.definite_threshold if definite is None else definite,
+            calibration_scores=self.magnitude_calibration_scores or self.calibration_scores,
+            calibration_probabilities=self.magnitude_calibration_probabilities
+            or self.calibration_probabilities,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,20 +5,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from pathlib import Path
 from typing import Any
 
-from cmb_jax.config import HOW_IT_IS_COMPUTED, NEWER_THAN_SOME_WEIGHTS, Config, ModelConfig
+from cmb_jax.config import (
+    HOW_IT_IS_COMPUTED,
+    NEWER_THAN_SOME_WEIGHTS,
+    Config,
+    ModelConfig,
+    PrototypeLoss,
+    prototype_losses,
+)
+from cmb_jax.errors import UserError
 from cmb_jax.io.outside import parse_json, read_text, reading, shortened
 
 _LONGEST_LIST = 1000
 
 
 def config_to_json(config: Config) -> str:
-    """Pretty JSON with one key a field."""
-    return json.dumps(dataclasses.asdict(config), indent=2)
+    """Pretty JSON with one key per field."""
+    values = dataclasses.asdict(config)
+    values["loss"]["prototype"] = loss_to_json(config.loss.prototype)
+    return json.dumps(values, indent=2)
 
 
 def without_paths(config: Config) -> Config:
@@ -41,7 +52,7 @@ def config_from_json(text: str) -> Config:
     Raises:
       ValueError: unknown fields, a network without all its settings, or values that the tree refuses.
     """
-    return _build(Config, _with_precision(parse_json(text)), "config")
+    return build(Config, _with_prototype(_with_precision(parse_json(text))), "config")
 
 
 def read_config(path: Path, todo: str) -> Config:
@@ -67,25 +78,106 @@ def _with_precision(values: Any) -> dict[str, Any]:
     return values | {name: part for name, part in parts.items() if part}
 
 
+_SETTINGS_OF_OLD = {
+    "concentration": {"gamma": "prototype_gamma", "pull": "prototype_pull"},
+    "dce": {"gamma": "prototype_gamma"},
+    "gcpl": {"gamma": "prototype_gamma", "pull": "prototype_pull"},
+    "center": {},
+    "supcon": {"temperature": "supcon_temperature"},
+    "proxy_anchor": {"scale": "proxy_scale", "margin": "proxy_margin"},
+    "triplet_hard": {"margin": "triplet_margin"},
+}
+"""Earlier versions had the settings of all losses side by side: name -> setting -> its old place."""
+
+
+def _with_prototype(values: dict[str, Any]) -> dict[str, Any]:
+    """Earlier versions named the loss `loss.prototype_loss`."""
+    loss = dict(_mapping(values.get("loss", {}), "config.loss"))
+    if "prototype_loss" not in loss:
+        return values
+    name = loss.pop("prototype_loss")
+    moved = _SETTINGS_OF_OLD.get(name, {}) if isinstance(name, str) else {}
+    settings = {new: loss[old] for new, old in moved.items() if old in loss}
+    for old in {old for names in _SETTINGS_OF_OLD.values() for old in names.values()}:
+        loss.pop(old, None)
+    return values | {"loss": loss | {"prototype": None if name == "none" else _as_json(name, settings)}}
+
+
+@dataclasses.dataclass(frozen=True)
+class ForeignLoss:
+    """A loss that a file names and the package has not, kept as it stands: reading a file imports no code."""
+
+    name: str  # module:Class
+    settings: str  # JSON
+
+    def __call__(self, embeddings: Any, labels: Any, valid: Any, prototypes: Any, key: Any = None) -> Any:
+        """Raises UserError: only a command line or a configuration can name code to run."""
+        raise UserError(
+            f"{self.name}: the weights were trained with this loss, which is not the package's; to train on "
+            f"with it, give model and loss by a configuration, with --loss.prototype {self.name}"
+        )
+
+
+def loss_name(loss: PrototypeLoss) -> str:
+    """Short name of a loss of the package, else module:Class."""
+    kind = type(loss)
+    short = {each: name for name, each in prototype_losses().items()}
+    return short.get(kind, f"{kind.__module__}:{kind.__qualname__}")
+
+
+def loss_to_json(loss: PrototypeLoss | None) -> dict[str, Any] | None:
+    """Name and settings."""
+    if loss is None:
+        return None
+    if isinstance(loss, ForeignLoss):
+        return _as_json(loss.name, json.loads(loss.settings))
+    return _as_json(loss_name(loss), dataclasses.asdict(loss))  # type: ignore[call-overload]
+
+
+def _as_json(name: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "settings": settings}
+
+
+def _loss_from_json(values: Any, where: str) -> PrototypeLoss | None:
+    if values is None:
+        return None
+    values = _mapping(values, where)
+    name, settings = values.get("name"), _mapping(values.get("settings", {}), f"{where}.settings")
+    if isinstance(name, str) and set(values) <= {"name", "settings"}:
+        if name in prototype_losses():
+            return build(prototype_losses()[name], settings, where)
+        if re.fullmatch(r"[\w.]{1,200}:[\w.]{1,200}", name):
+            return ForeignLoss(name, json.dumps(settings, sort_keys=True))
+    raise ValueError(f"{where} names {shortened(ascii(name), 40)}, which is no loss")
+
+
 def _mapping(values: Any, where: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{where} is no JSON object")
     return values
 
 
-def _build(kind: type, values: Any, where: str) -> Any:
+def build(kind: type, values: Any, where: str) -> Any:
+    """A dataclass from JSON values of its fields, all of which are checked; `where` names it in errors.
+
+    Raises:
+      ValueError: unknown fields, or values of another type.
+    """
     values = _mapping(values, where)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - set(fields))
     optional = HOW_IT_IS_COMPUTED | NEWER_THAN_SOME_WEIGHTS
     missing = sorted(set(fields) - set(values) - optional) if kind is ModelConfig else []
     if unknown or missing:
-        raise ValueError(f"{where} has unknown fields {unknown} and lacks {missing}")
+        wrong = [f"has unknown fields {unknown}"] * bool(unknown) + [f"lacks {missing}"] * bool(missing)
+        raise ValueError(f"{where} {' and '.join(wrong)}")
     hints = typing.get_type_hints(kind)
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for name, value in values.items():
-        if dataclasses.is_dataclass(hints[name]):
-            arguments[name] = _build(hints[name], value, f"{where}.{name}")
+        if PrototypeLoss in typing.get_args(hints[name]):
+            arguments[name] = _loss_from_json(value, f"{where}.{name}")
+        elif dataclasses.is_dataclass(hints[name]):
+            arguments[name] = build(hints[name], value, f"{where}.{name}")
         else:
             if not _fits(value, hints[name]):
                 raise ValueError(f"{where}.{name} is {shortened(ascii(value), 40)}, which it must not be")

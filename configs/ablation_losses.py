@@ -7,6 +7,14 @@ Losses without prototypes of their own let them follow the samples, so that the 
 
 from cmb_jax.config import Config, DataConfig, TrainConfig
 from cmb_jax.experiments.runs import Grid, four_configurations
+from cmb_jax.losses.prototype import (
+    Center,
+    DistanceCrossEntropy,
+    HardestTriplet,
+    NearestPrototype,
+    ProxyAnchor,
+    SupervisedContrastive,
+)
 
 
 def get_config() -> Config:
@@ -23,18 +31,21 @@ def get_grid() -> Grid:
     *_, full = four_configurations(get_config())
     return Grid(
         variants=(
-            full.but("none", prototype_loss="none"),
+            full.but("none", prototype=None),
             full,
             full.but("moving", prototype_update="moving_average"),
-            full.but("dce", prototype_loss="dce"),
-            full.but("gcpl", prototype_loss="gcpl"),
-            full.but("center", prototype_loss="center", prototype_update="moving_average"),
-            full.but("proxy_anchor", prototype_loss="proxy_anchor"),
-            full.but("supcon", prototype_loss="supcon", prototype_update="moving_average"),
+            full.but("dce", prototype=DistanceCrossEntropy()),
+            full.but("gcpl", prototype=NearestPrototype()),
+            full.but("center", prototype=Center(), prototype_update="moving_average"),
+            full.but("proxy_anchor", prototype=ProxyAnchor()),
+            full.but("supcon", prototype=SupervisedContrastive(), prototype_update="moving_average"),
             full.but(
-                "supcon_bank", prototype_loss="supcon", prototype_update="moving_average", memory_bank=1024
+                "supcon_bank",
+                prototype=SupervisedContrastive(),
+                prototype_update="moving_average",
+                memory_bank=1024,
             ),
-            full.but("triplet_hard", prototype_loss="triplet_hard", prototype_update="moving_average"),
+            full.but("triplet_hard", prototype=HardestTriplet(), prototype_update="moving_average"),
             full.but("top_objectness", miner="top_objectness"),
             full.but("semi_hard", miner="semi_hard"),
         ),

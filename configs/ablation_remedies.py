@@ -39,11 +39,11 @@ def get_grid() -> Grid:
         variants=(
             full,
             full.but("balanced", lesion_balance=1.0),
-            full.but("none", prototype_loss="none"),
+            full.but("none", prototype=None),
             full.but("heavy", concentration_weight=1.0),
             full.but("top_objectness", miner="top_objectness"),
             full.but("sampled", **FASTER_RCNN),
-            full.but("sampled_none", **FASTER_RCNN, prototype_loss="none"),
+            full.but("sampled_none", **FASTER_RCNN, prototype=None),
         ),
         seeds=(0,),
         reference=full.name,

@@ -2,14 +2,31 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from cmb_jax.config import Config, DataConfig, InferenceConfig, ModelConfig, PhantomConfig, TrainConfig
+from cmb_jax.config import (
+    Config,
+    DataConfig,
+    InferenceConfig,
+    LossConfig,
+    ModelConfig,
+    PhantomConfig,
+    TrainConfig,
+)
 from cmb_jax.config_io import config_from_json, config_to_json, without_paths
 from cmb_jax.config_load import config_from_file, override
 from cmb_jax.errors import UserError
+from cmb_jax.inference.bundle import load_bundle
+from cmb_jax.losses.prototype import (
+    Center,
+    Concentration,
+    NearestPrototype,
+    ProxyAnchor,
+    SupervisedContrastive,
+)
 from cmb_jax.training.run import with_start
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +65,135 @@ def test_precision_of_earlier_versions():
     named = config_from_json(json.dumps(values))
     assert (named.train.precision, named.inference.precision) == ("bfloat16", "bfloat16")
     assert named.model == ModelConfig()
+
+
+@pytest.mark.parametrize(
+    ("loss", "want"),
+    [
+        ({"prototype_loss": "none"}, None),
+        ({"prototype_loss": "gcpl", "prototype_gamma": 0.5}, NearestPrototype(gamma=0.5)),
+        (
+            {"prototype_loss": "supcon", "supcon_temperature": 0.2, "proxy_scale": 7.0},
+            SupervisedContrastive(0.2),
+        ),
+        ({"prototype_loss": "proxy_anchor", "proxy_scale": 7.0, "proxy_margin": 0.3}, ProxyAnchor(7.0, 0.3)),
+        ({}, Concentration()),
+    ],
+)
+def test_prototype_losses_of_earlier_versions(loss, want):
+    values = json.loads(config_to_json(Config()))
+    del values["loss"]["prototype"]
+    read = config_from_json(json.dumps(values | {"loss": values["loss"] | loss}))
+    assert read.loss == LossConfig(prototype=want)
+
+
+@pytest.mark.parametrize("name", ["small", "base"])
+def test_bundled_weights_were_trained_with_the_concentration_loss(name):
+    assert load_bundle(name).config.loss.prototype == Concentration(gamma=1.0, pull=0.05)
+
+
+@pytest.mark.parametrize(
+    ("words", "want"),
+    [
+        ("none", None),
+        ("center", Center()),
+        ("proxy_anchor scale=16", ProxyAnchor(scale=16.0)),
+        ("supcon temperature=0.5", SupervisedContrastive(temperature=0.5)),
+    ],
+)
+def test_a_prototype_loss_on_the_command_line(words, want):
+    arguments = ["--loss.prototype", *words.split(), "--train.steps", "7"]
+    config = override(Config(), arguments, "train")
+    assert (config.loss.prototype, config.train.steps) == (want, 7)
+    assert config_from_json(config_to_json(config)) == config
+
+
+OWN = """
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    value: float = 1.0
+
+    def __call__(self, embeddings, labels, valid, prototypes, key=None):
+        return valid * self.value
+
+
+class NoDataclass:
+    pass
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "own_constant.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield "own_constant"
+    sys.modules.pop("own_constant", None)
+
+
+def test_a_loss_of_ones_own_by_module_and_class(own_module):
+    config = override(Config(), ["--loss.prototype", f"{own_module}:Constant", "value=3"], "train")
+    assert config.loss.prototype(None, None, 2, None) == 6
+    text = config_to_json(config)
+    assert json.loads(text)["loss"]["prototype"] == {
+        "name": "own_constant:Constant",
+        "settings": {"value": 3},
+    }
+    # reading runs no code of the file's choice, and loses nothing
+    del sys.modules[own_module]
+    read = config_from_json(text)
+    assert own_module not in sys.modules
+    assert config_to_json(read) == text
+    with pytest.raises(UserError, match="own_constant:Constant"):
+        read.loss.prototype(None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--loss.prototype proxyanchor", "give one of concentration, dce"),
+        ("--loss.prototype supcon scale=3", "unknown fields .'scale'.*supcon takes temperature="),
+        ("--loss.prototype supcon temperature=warm", "'warm', which it must not be"),
+        ("--loss.prototype supcon temperature=0", "above 0"),
+        ("--loss.prototype none scale=3", "give one of"),
+        ("--loss.prototype no_such_module:Loss", "cannot be imported .ModuleNotFoundError"),
+        ("--loss.prototype own_constant:Missing", "cannot be imported .AttributeError"),
+        ("--loss.prototype own_constant:NoDataclass", "must be a dataclass with __call__"),
+        ("--loss.prototype-loss supcon", "--loss.prototype NAME"),
+        ("--loss.proxy_scale=3", "--loss.prototype NAME"),
+    ],
+)
+def test_what_is_no_prototype_loss_is_refused_in_one_line(own_module, arguments, message):
+    with pytest.raises(UserError, match=message) as caught:
+        override(Config(), arguments.split(), "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        3,
+        {"name": "supcon", "settings": {"temperature": "x"}},
+        {"name": "supcon", "settings": {"scale": 1.0}},
+        {"name": "os.system"},
+        {"name": "a:b", "code": "c"},
+        {"settings": {}},
+    ],
+)
+def test_a_damaged_loss_is_refused(loss):
+    values = json.loads(config_to_json(Config()))
+    values["loss"]["prototype"] = loss
+    with pytest.raises(ValueError, match=r"config\.loss\.prototype"):
+        config_from_json(json.dumps(values))
+
+
+def test_a_loss_must_be_an_object_that_can_be_called():
+    for loss in (Center, "center", lambda *_: 0):
+        with pytest.raises(ValueError, match="object of a dataclass"):
+            LossConfig(prototype=loss)
 
 
 def test_an_unknown_precision_is_refused():

@@ -3,12 +3,13 @@
     python tools/figures.py [--check]
 
 A part stands between `<!-- figures: NAME -->` and `<!-- /figures -->`. Sources are the model cards
-(tools/model_card.py), the records beside the weights, CITATION.cff and the command line itself. A test runs
-the check, so that what is shown is what the sources say.
+(tools/model_card.py), the records beside the weights, CITATION.cff, the command line itself and the texts in
+the package's source. A test runs the check, so that what is shown is what the sources say.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -142,12 +143,105 @@ def options() -> str:
     return "\n\n".join(parts)
 
 
+_ERRORS = {"UserError", "NotAnalysableError", "Unreadable", "OpenSignError"}
+_SAID = {"warnings", "warning", "notes", "note", "reasons", "reason", "messages", "problems", "what", "why"}
+_SAID |= {"lines", "line", "said", "told", "doubts", "text"}  # variables and arguments that hold a message
+_SAYING = re.compile(r"doubt|warning|message|note|reason|problem|unread|why")  # functions that return one
+_SILENT = {"report", "planning", "experiments", "weights_record.py", "present.py", "self_test.py", "calls.py"}
+_WORDS = 4
+
+
+def _literal(node: ast.AST) -> str | None:
+    """A text of the source, with dots for what is filled in."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value.replace("%s", "...")
+    if isinstance(node, ast.JoinedStr):
+        parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
+        return re.sub(r"(\.\.\.)+", "...", "".join(map(str, parts)))
+    return None
+
+
+def _kind(node: ast.AST, kind: str | None) -> str | None:
+    """Whether what stands inside of a node is an "error" or a "warning"; `kind`: of the node around."""
+    name = ""
+    if isinstance(node, ast.Raise):
+        return "error" if isinstance(node.exc, ast.Call) else kind
+    if isinstance(node, ast.Call):
+        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        if name in _ERRORS:
+            return "error"
+        if name in ("ValueError", "isinstance", "join") or name.endswith("Error"):
+            return None  # of programmers
+        if name in ("append", "insert", "extend"):
+            name = getattr(getattr(node.func, "value", None), "id", "")
+        elif name in ("Problem", "Judgement", "tell", "warn", "warning"):
+            return "warning"
+        elif name == "print":
+            return "warning" if any(each.arg == "file" for each in node.keywords) else None
+        else:
+            return kind
+    elif isinstance(node, ast.keyword):
+        name = node.arg or ""
+    elif isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        name = next((target.id for target in targets if isinstance(target, ast.Name)), "")
+    elif isinstance(node, ast.Yield):
+        return "warning"
+    elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return None
+    return "warning" if name in _SAID else kind
+
+
+def said(path: Path) -> list[tuple[str, str]]:
+    """What a module may say to people: ("error" or "warning", text) in order, dots for what is filled in."""
+    found: dict[tuple[str, str], None] = {}
+
+    def look(node: ast.AST, kind: str | None, returned: str | None) -> None:
+        text = _literal(node)
+        if text is not None:
+            kind = "warning" if text.startswith(("note: ", "warning: ")) else kind
+            if kind and len(text.replace("...", " ").split()) >= _WORDS:
+                found[kind, " ".join(text.split())] = None
+            return
+        kind = _kind(node, kind)
+        if isinstance(node, ast.FunctionDef):
+            returned = "warning" if _SAYING.search(node.name) else None
+        elif isinstance(node, ast.Return):
+            kind = returned
+        body = list(ast.iter_child_nodes(node))
+        documented = isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)
+        for child in body:
+            if not (documented and isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)):
+                look(child, kind, returned)
+
+    look(ast.parse(path.read_text(encoding="utf-8")), None, None)
+    return list(found)
+
+
+def messages() -> str:
+    """Every error and warning that the package can give, by folder."""
+    package, parts = ROOT / "cmb_jax", []
+    for folder in (package, *sorted(path.parent for path in package.glob("*/__init__.py"))):
+        modules = sorted(folder.glob("*.py") if folder == package else folder.rglob("*.py"))
+        texts = [each for path in modules if not {path.name, folder.name} & _SILENT for each in said(path)]
+        about = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+        lines = [f"## {folder.name}", "", about.splitlines()[0]]
+        for kind in ("error", "warning"):
+            mine = sorted({text for one, text in texts if one == kind}, key=str.lower)
+            if mine:
+                lines += ["", f"{kind.capitalize()}s:", "", *(f"- `` {text} ``" for text in mine)]
+        if texts:
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "zoo": zoo,
     "bibtex": bibtex,
     "commands": commands,
     "options": options,
+    "messages": messages,
 }
 
 

@@ -24,7 +24,7 @@ from cmb_jax.inference.bundle import WeightsBundle, load_bundle
 from cmb_jax.inference.weights_record import (
     calibration_lines,
     estimate_of,
-    operating_table,
+    operating_tables,
     read_weights_record,
 )
 from cmb_jax.io.atomic import atomic_write_text
@@ -249,7 +249,6 @@ def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evalua
     """The whole card as Markdown."""
     config = bundle.config
     calibration = calibration_lines(bundle, record)
-    points = operating_table(record)
     protocols, mimics = protocol_table(evaluations), mimic_table(evaluations)
     breakdowns = [breakdown_table(by, evaluations) for by in _BREAKDOWNS]
     parts = [
@@ -315,7 +314,7 @@ def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evalua
             f"calibration: {calibration[0]}",
             *calibration[1:],
         ),
-        *([] if points is None else [markdown(points)]),
+        *map(markdown, operating_tables(record)),
         "## Results",
         markdown(results_table(evaluations)),
         "### By phase and size",

@@ -21,9 +21,10 @@ import numpy as np
 import tyro
 
 from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
-from cmb_jax.anatomy.lookup import REASON_TEXT, RejectReason, look_up
+from cmb_jax.anatomy.lookup import look_up
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Side, Zone, region_of
+from cmb_jax.core.detection import RejectReason
 from cmb_jax.devices import use_compilation_cache
 from cmb_jax.evaluation.breakdown import wilson
 from cmb_jax.inference.predict import MAP_ERROR_MM
@@ -104,7 +105,7 @@ def look_up_truth(table: Path, region_map: RegionMap) -> Places | None:
         zone=found.zone == [Zone[row["zone"].upper()] for row in rows],
         region=found.region == [Region[row["region"].upper()] for row in rows],
         side=(found.side == sides)[sided],
-        rejected=Counter(REASON_TEXT[RejectReason(int(reason))] for reason in reasons),
+        rejected=Counter(RejectReason(int(reason)).sentence for reason in reasons),
     )
 
 

@@ -7,7 +7,6 @@ nearest-voxel lookup, any number of points in fixed memory.
 from __future__ import annotations
 
 import dataclasses
-import enum
 
 import chex
 import jax
@@ -16,25 +15,7 @@ import numpy as np
 from jax import lax
 
 from cmb_jax.anatomy.regions import NUM_REGIONS, ZONE_OF_REGION, Region, RegionMap, Side, Zone, region_of
-
-
-class RejectReason(enum.IntEnum):
-    """Why a candidate cannot be a microbleed."""
-
-    NONE = 0
-    OUTSIDE_BRAIN = 1
-    IN_VENTRICLE = 2
-    IN_SULCAL_CSF = 3
-    IN_SINUS = 4
-
-
-REASON_TEXT: dict[RejectReason, str] = {
-    RejectReason.NONE: "",
-    RejectReason.OUTSIDE_BRAIN: "outside the brain",
-    RejectReason.IN_VENTRICLE: "inside a ventricle",
-    RejectReason.IN_SULCAL_CSF: "in the cerebrospinal fluid around the brain",
-    RejectReason.IN_SINUS: "where a venous sinus runs",
-}
+from cmb_jax.core.detection import RejectReason
 
 MIN_INSIDE_FRACTION = 0.05
 """A candidate stays when at least this share of its sphere is brain tissue. Far below one half: lobar

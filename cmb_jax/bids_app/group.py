@@ -13,6 +13,7 @@ from cmb_jax.bids_app import group_table
 from cmb_jax.bids_app.cohort_page import GroupLine, cohort_content
 from cmb_jax.bids_app.dataset import GROUP_PAGE, GROUP_TABLE, finished_results, write_json
 from cmb_jax.bids_app.failures import failure_log, read_reason, read_status
+from cmb_jax.bids_app.methods import write_methods
 from cmb_jax.datasets.bids.layout import BidsLayout
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
@@ -34,7 +35,7 @@ class GroupSummary:
 
 
 def write_group(layout: BidsLayout, out: Path, participants: Sequence[str]) -> GroupSummary:
-    """Write the table, its dictionary and the page, over older ones.
+    """Write the table, its dictionary, the page and the methods text, over older ones.
 
     Args:
         layout: of the source data set.
@@ -60,6 +61,7 @@ def write_group(layout: BidsLayout, out: Path, participants: Sequence[str]) -> G
     write_json(path.with_suffix(".json"), group_table.COLUMNS)
     mixed = _mixed(row for row in rows if row["status"] == group_table.DONE)
     write_cohort_report(out / GROUP_PAGE, cohort_content(out, lines, mixed))
+    write_methods(out)
     return GroupSummary(
         path=path,
         page=out / GROUP_PAGE,
@@ -104,7 +106,9 @@ def _mixed(done: Iterator[dict[str, str]]) -> tuple[str, ...]:
     found = []
     for column, word in _ALIKE.items():
         counts = Counter(row[column] for row in rows)
-        if len(counts) > 1:
+        # scans without a phase may have a threshold of their own: different images alone explain it
+        kinds = len({(row["images"], row[column]) for row in rows}) if column == "threshold" else len(counts)
+        if len(counts) > 1 and not (column == "threshold" and kinds == len({row["images"] for row in rows})):
             listed = ", ".join(f"{value} {count}" for value, count in counts.most_common())
             found.append(f"{word} differ ({listed})")
     return tuple(found)

@@ -106,7 +106,7 @@ def result_row(name: BidsName, files: ResultFiles) -> dict[str, str]:
             "brain_ml": made.brain_ml,
             "warnings": len(made.warnings),
             "weights": made.weights_sha256[:12],
-            "threshold": made.making["Threshold"],
+            "threshold": made.threshold,
             "version": made.version,
         }
     )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import cmb_jax
-from cmb_jax.anatomy.mni import SPACE as MNI_SPACE
 from cmb_jax.bids_app.dataset import REGIONS, ResultFiles, read_json, source_uri, write_json
 from cmb_jax.bids_app.scan_images import ScanImages, TakenImage
+from cmb_jax.core.detection import data_dictionary, detections_tsv
 from cmb_jax.datasets.bids.choice import Choice
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.options import NETWORK
@@ -24,7 +22,6 @@ from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, clear_dead
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.outside import a_number, a_text, reading
 from cmb_jax.io.provenance import provenance_jsonld
-from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow
 from cmb_jax.report.html import write_report
 from cmb_jax.report.projection import make_projection
 
@@ -32,75 +29,9 @@ PROVENANCE = "CmbJax"
 """Key of the sidecar under which everything stands that is no column of the table."""
 
 _ALWAYS_THERE = ("Weights", "Threshold", "PhaseSign", "PhaseRange")
-_OF_EARLIER_VERSIONS = {"Precision": "float32", "Regions": NETWORK}
-"""How results were made that do not say it."""
 
-COLUMNS: dict[str, dict[str, Any]] = {
-    "id": {"Description": "Number of the candidate in this scan, and its label in the dseg image."},
-    "i": {"Description": "Voxel index of the centre along the first axis of the image file, from 0."},
-    "j": {"Description": "Voxel index of the centre along the second axis of the image file, from 0."},
-    "k": {"Description": "Voxel index of the centre along the third axis of the image file, from 0."},
-    "x_mm": {"Description": "Centre, to the right (world coordinates of the image).", "Units": "mm"},
-    "y_mm": {"Description": "Centre, to the front (world coordinates of the image).", "Units": "mm"},
-    "z_mm": {"Description": "Centre, upwards (world coordinates of the image).", "Units": "mm"},
-    "diameter_mm": {"Description": "Diameter: cube root of the box's volume.", "Units": "mm"},
-    "volume_mm3": {"Description": "Volume of the ellipsoid in the box.", "Units": "mm^3"},
-    "score": {"Description": "The detector's score, 0 to 1."},
-    "probability": {
-        "Description": "Probability of a true microbleed, calibrated on the weights' validation data; n/a if "
-        "the weights are not calibrated or the place rules a microbleed out."
-    },
-    "category": {
-        "Description": "How sure the detector is.",
-        "Levels": {
-            "definite": "score at or above definite_threshold of the settings",
-            "possible": "score below it",
-        },
-    },
-    "zone": {
-        "Description": "Part of the brain, by votes of the region map in the lesion's sphere.",
-        "Levels": {
-            "lobar": "frontal, parietal, temporal, occipital, insula",
-            "deep": "basal ganglia, thalamus, capsules, corpus callosum, deep white matter",
-            "infratentorial": "brainstem, cerebellum",
-            "none": "not known, or no tissue of the brain",
-        },
-    },
-    "region": {"Description": "Region of the Microbleed Anatomical Rating Scale (Gregoire et al. 2009)."},
-    "side": {
-        "Description": "Side of the patient.",
-        "Levels": {"left": "left", "right": "right", "none": "none"},
-    },
-    "status": {
-        "Description": "Whether it counts as a microbleed.",
-        "Levels": {"kept": "reported", "rejected": "not reported; see reason"},
-    },
-    "reason": {"Description": "Why it was rejected; n/a if kept."},
-    "zone_border_mm": {
-        "Description": "From the centre to the nearest tissue of another zone, at most 6; 0 without a zone. "
-        "The smaller, the less sure is the zone.",
-        "Units": "mm",
-    },
-    **{
-        f"mni_{axis}_mm": {
-            "Description": f"Centre in {MNI_SPACE}, {way}, by an affine from the centres of the brain's "
-            "regions, about 4 mm off on phantoms; n/a if the region map is not trusted.",
-            "Units": "mm",
-        }
-        for axis, way in (("x", "to the right"), ("y", "to the front"), ("z", "upwards"))
-    },
-}
-
-
-def detections_tsv(rows: tuple[DetectionRow, ...]) -> str:
-    """The rows as a table of BIDS: tabs, and n/a where nothing is said."""
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-    writer.writerow(DETECTION_COLUMNS)
-    for row in rows:
-        cells = dataclasses.asdict(row)
-        writer.writerow("n/a" if cells[name] in ("", None) else cells[name] for name in DETECTION_COLUMNS)
-    return text.getvalue()
+_UNSAID: dict[str, Any] = {"Flips": "none", "Precision": "float32", "Regions": NETWORK}
+"""What a result was made with whose sidecar, of an earlier version or the usual case, does not say it."""
 
 
 def write_result(
@@ -178,7 +109,7 @@ def write_result(
         ),
         overwrite=True,
     )
-    sidecar = _sidecar(choice, taken, prediction, making, sources)
+    sidecar = _sidecar(choice, taken, prediction, making, sources, bundle.bundled)
     sidecar[PROVENANCE]["Overview"] = projection.to_json()
     write_json(files.table_sidecar, sidecar)
 
@@ -216,14 +147,16 @@ def _sidecar(
     prediction: Prediction,
     making: dict[str, Any],
     sources: list[str],
+    bundled: bool,
 ) -> dict[str, Any]:
     facts = choice.reference.facts
     return {
-        **COLUMNS,
+        **data_dictionary(),
         PROVENANCE: {
             "Notice": NOTICE,
             "Version": cmb_jax.__version__,
             "Making": making,
+            "WeightsBundled": bundled,
             "Sources": sources,
             "Taken": {
                 "Kind": choice.kind.name.lower(),
@@ -255,13 +188,20 @@ def _sidecar(
 class Provenance:
     """What a finished result was made from and with, as far as it is read again."""
 
-    making: dict[str, Any]  # see `ScanOptions.record`
+    making: dict[str, Any]  # see `ScanOptions.record`; with what it leaves out
+    weights_name: str
     weights_sha256: str
+    weights_bundled: bool
+    calibrated: bool
     images: frozenset[tuple[str, str]]  # files and their hashes
+    roles: frozenset[str]  # of the images, see `TakenImage`
+    regions_trusted: bool
     kind: str
     field_strength_t: float | None
     warnings: tuple[str, ...]
     version: str
+    threshold: float  # of this scan
+    phase: bool  # whether one was used
     brain_ml: float | None  # None, as the next: results of earlier versions do not say it
     overview: dict[str, Any] | None  # see `Projection.to_json`
 
@@ -281,14 +221,23 @@ def read_provenance(sidecar: Path) -> Provenance:
             made.get("BrainVolumeMl"),
             made.get("Overview"),
         )
+        # results of earlier versions have one threshold for all scans, and do not say what became of a phase
+        settings = {"score_threshold": made["Making"]["Threshold"]} | made.get("Settings", {})
         return Provenance(
-            making=_OF_EARLIER_VERSIONS | making,
-            weights_sha256=str(making["Weights"]["SHA256"]),
+            making=_UNSAID | making,
+            weights_name=a_text(making["Weights"]["Name"], "Name", 2000),
+            weights_sha256=a_text(making["Weights"]["SHA256"], "SHA256", 2000),
+            weights_bundled=made.get("WeightsBundled") is True,
+            calibrated=made["Settings"].get("calibrated") == "yes",
             images=frozenset((image["File"], image["SHA256"]) for image in made["Taken"]["Images"]),
+            roles=frozenset(a_text(image["Role"], "Role") for image in made["Taken"]["Images"]),
+            regions_trusted=made["RegionsTrusted"] is True,
             kind=a_text(made["Taken"]["Kind"], "Kind"),
             field_strength_t=None if field is None else a_number(field, "MagneticFieldStrength"),
             warnings=tuple(a_text(line, "Warnings", 2000) for line in made["Warnings"]),
             version=a_text(made["Version"], "Version"),
+            threshold=float(settings["score_threshold"]),
+            phase=settings.get("phase", "used") == "used",
             brain_ml=None if brain is None else a_number(brain, "BrainVolumeMl"),
             overview=overview if isinstance(overview, dict) else None,
         )
@@ -301,9 +250,10 @@ def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: dict
         UserError: its sidecar has been damaged.
     """
     then = read_provenance(files.table_sidecar)
+    now = _UNSAID | making
     # a name that only one of them has is an option that the other left at its default
-    names = dict.fromkeys((*making, *then.making))
-    changed = [name.lower() for name in names if making.get(name) != then.making.get(name)]
+    names = dict.fromkeys((*now, *then.making))
+    changed = [name.lower() for name in names if now.get(name) != then.making.get(name)]
     if then.images != {(image.file, image.sha256) for image in taken}:
         changed.append("images")
     return ", ".join(changed) or None

@@ -107,21 +107,6 @@ def axis_centers(cells: int, stride: int) -> jax.Array:
     return (jnp.arange(cells, dtype=jnp.float32) + 0.5) * stride
 
 
-def lattice_centers(grid_shape: Triple, stride: Triple) -> jax.Array:
-    """Cell centres (Z, Y, X, 3) of a grid of `grid_shape` cells, in working-grid edge coordinates.
-
-    `stride` is the number of working-grid voxels per cell along (z, y, x).
-    """
-    axes = [axis_centers(cells, step) for cells, step in zip(grid_shape, stride, strict=True)]
-    return jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
-
-
-def lattice_anchors(grid_shape: Triple, stride: Triple, sizes: jax.Array | np.ndarray) -> jax.Array:
-    """Anchors (Z, Y, X, A, 6) of `sizes` (A, 3) voxels, centred in every cell."""
-    centers = lattice_centers(grid_shape, stride)
-    return boxes_from_centers(centers[..., None, :], jnp.asarray(sizes)[None, None, None])
-
-
 # A decoded box is at most 64 times larger or smaller than its anchor, so the exponential cannot overflow.
 MAX_LOG_RATIO = math.log(64.0)
 # Truths thinner than this many voxels are coded as if they had this size; keeps the logarithm finite.

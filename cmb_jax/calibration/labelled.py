@@ -44,8 +44,44 @@ class LabelledCandidates:
     """The candidates of all scans, each true or false by the rule of 3 mm, one to one."""
 
     events: FrocEvents
-    trees: tuple[LabelledTree, ...]
-    complete_from: float  # below this score some scan's list was cut short; 0: none was
+    tree_names: tuple[str, ...]
+    tree: np.ndarray  # (S,) int, of `tree_names`, that each scan is from
+    phase: np.ndarray  # (S,) bool, whether the detector had one
+    list_ends: np.ndarray  # (S,) score below which the scan's list was cut short; 0: it was not
+
+    @property
+    def trees(self) -> tuple[LabelledTree, ...]:
+        """The trees that the scans are from, each with what it has of them."""
+        return tuple(
+            LabelledTree(
+                name=self.tree_names[tree],
+                scans=int(np.sum(self.tree == tree)),
+                lesions=int(self.events.lesions[self.tree == tree].sum()),
+            )
+            for tree in np.unique(self.tree)
+        )
+
+    @property
+    def complete_from(self) -> float:
+        """The score from which no scan's list was cut short."""
+        return float(self.list_ends.max())
+
+    def of_scans(self, chosen: np.ndarray) -> LabelledCandidates:
+        """Those of some scans, (S,) bool, alone."""
+        events = self.events
+        inside = chosen[events.subject]
+        return dataclasses.replace(
+            self,
+            events=FrocEvents(
+                scores=events.scores[inside],
+                true=events.true[inside],
+                subject=(np.cumsum(chosen) - 1)[events.subject[inside]],
+                lesions=events.lesions[chosen],
+            ),
+            tree=self.tree[chosen],
+            phase=self.phase[chosen],
+            list_ends=self.list_ends[chosen],
+        )
 
 
 def read_labelled(pred: Sequence[Path], truth: Sequence[Path], bundle: WeightsBundle) -> LabelledCandidates:
@@ -64,8 +100,10 @@ def read_labelled(pred: Sequence[Path], truth: Sequence[Path], bundle: WeightsBu
     """
     happened: list[tuple[np.ndarray, np.ndarray]] = []
     lesions: list[int] = []
-    trees = []
-    complete_from = 0.0
+    tree_names: list[str] = []
+    tree: list[int] = []
+    phase: list[bool] = []
+    list_ends: list[float] = []
     for pred_dir, truth_dir in zip(pred, truth, strict=True):
         name = tree_name(truth_dir)
         truths = find_truth(truth_dir)
@@ -76,18 +114,23 @@ def read_labelled(pred: Sequence[Path], truth: Sequence[Path], bundle: WeightsBu
                 f"{pred_dir}: no prediction for {len(missing)} of the {len(truths)} scans of {truth_dir}: "
                 f"{listed(missing)}; predict all of them first"
             )
-        thresholds = [_threshold_of(each, bundle) for each in sources]
-        before = len(lesions)
-        pairs = zip(sources, truths, thresholds, strict=True)
-        for source, true, threshold in track(pairs, name, total=len(truths)):
+        made = [_made_with(each, bundle) for each in sources]
+        pairs = zip(sources, truths, made, strict=True)
+        for source, true, (threshold, has_phase) in track(pairs, name, total=len(truths)):
             found, lesion_table = source.read(), true.read()
-            complete_from = max(complete_from, listed_from(found, threshold, bundle))
+            phase.append(has_phase)
+            list_ends.append(listed_from(found, threshold, bundle))
             candidates = found.candidates()
             happened.append(events(pairs_of(CENTER3, candidates, lesion_table), candidates.scores))
             lesions.append(len(lesion_table.centers_mm))
-        trees.append(LabelledTree(name=name, scans=len(truths), lesions=sum(lesions[before:])))
+        tree += [len(tree_names)] * len(truths)
+        tree_names.append(name)
     return LabelledCandidates(
-        events=collect_events(happened, lesions), trees=tuple(trees), complete_from=complete_from
+        events=collect_events(happened, lesions),
+        tree_names=tuple(tree_names),
+        tree=np.array(tree),
+        phase=np.array(phase),
+        list_ends=np.array(list_ends),
     )
 
 
@@ -125,8 +168,8 @@ def listed_from(found: SubjectDetections, threshold: float, bundle: WeightsBundl
     return float(found.scores.min()) if cut else 0.0
 
 
-def _threshold_of(source: PredictionSource, bundle: WeightsBundle) -> float:
-    """The threshold that a prediction was made with.
+def _made_with(source: PredictionSource, bundle: WeightsBundle) -> tuple[float, bool]:
+    """The threshold that a prediction was made with, and whether with a phase.
 
     Raises:
         UserError: it holds no scores, or was made with other weights.
@@ -137,13 +180,13 @@ def _threshold_of(source: PredictionSource, bundle: WeightsBundle) -> float:
     sidecar = path.with_suffix(".json")
     if path.suffix == ".tsv":
         provenance = read_provenance(sidecar)
-        digest, threshold = provenance.weights_sha256, float(provenance.making["Threshold"])
+        digest, threshold, phase = provenance.weights_sha256, provenance.threshold, provenance.phase
     else:
         record = read_record(result_paths(path.parent))
-        digest, threshold = record.weights_sha256, float(record.threshold)
+        digest, threshold, phase = record.weights_sha256, float(record.threshold), record.phase
     if digest != bundle.sha256:
         raise UserError(
             f"{sidecar}: was made with other weights (sha256 {digest[:8]}...) than {bundle.path.name} "
             f"({bundle.sha256[:8]}...); predict the scans with the weights that are to be calibrated"
         )
-    return threshold
+    return threshold, phase

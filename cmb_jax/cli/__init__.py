@@ -79,17 +79,17 @@ Examples:
 
 def overview() -> str:
     """What `cmb-jax help` prints."""
-    lines = [
+    page = [
         "usage: cmb-jax COMMAND [OPTIONS]",
         "",
         "Finds cerebral microbleeds in susceptibility MRI and says where in the brain they are. Research use",
         "only; not a medical device.",
     ]
     for title, commands in SECTIONS.items():
-        lines += ["", f"{title}:", *(f"  {name:<15} {text}" for name, text in commands.items())]
+        page += ["", f"{title}:", *(f"  {name:<15} {text}" for name, text in commands.items())]
     return "\n".join(
         [
-            *lines,
+            *page,
             "",
             "Help and setup:",
             "  help COMMAND    the options of a command, as COMMAND --help",
@@ -99,6 +99,15 @@ def overview() -> str:
             EXAMPLES.rstrip(),
         ]
     )
+
+
+def _overview_of(group: str) -> str:
+    """What `cmb-jax GROUP --help` prints."""
+    subcommands = [
+        f"  {each:<11} {(command_of(group, each).__doc__ or '').splitlines()[0]}" for each in GROUPS[group]
+    ]
+    usage = f"usage: cmb-jax {group} {{{','.join(GROUPS[group])}}} [OPTIONS]"
+    return "\n".join([usage, "", *subcommands, "", f"cmb-jax {group} COMMAND --help lists the options."])
 
 
 def apply(common: Any) -> None:
@@ -169,7 +178,7 @@ def dispatch(arguments: Sequence[str]) -> None:
         run(command_of(name), f"cmb-jax {name}", rest or (["--help"] if name != "demo" else []))
         return
     if not rest or rest[0] in ("-h", "--help"):
-        print(f"usage: cmb-jax {name} {{{','.join(GROUPS[name])}}} [OPTIONS]\n\n{COMMANDS[name]}")
+        print(_overview_of(name))
         return
     if rest[0] not in GROUPS[name]:
         near = closest(rest[0], GROUPS[name])

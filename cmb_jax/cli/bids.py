@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-import cmb_jax
 from cmb_jax import progress
 from cmb_jax.cli.common import NOT_ANALYSABLE_CODE, check_threshold, stopwatch
 from cmb_jax.errors import NotAnalysableError, UserError
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
     from cmb_jax.bids_app.outcome import Outcome
     from cmb_jax.bids_app.participants import ParticipantsRun
     from cmb_jax.bids_app.region_labels import RegionLabels
-    from cmb_jax.bids_app.scan_work import Pipeline
     from cmb_jax.datasets.bids.layout import BidsLayout
-    from cmb_jax.report.methods import MethodsFacts
 
 SOME_FAILED_CODE = 1
 """Exit code if some scans failed; 2: nothing was done; 3: none failed, but some are not analysable."""
@@ -93,7 +90,7 @@ def _participants(options: BidsOptions) -> None:
 
     from cmb_jax.bids_app.dataset import write_dataset_files
     from cmb_jax.bids_app.detector import detector_pipeline
-    from cmb_jax.bids_app.outcome import Status
+    from cmb_jax.bids_app.methods import write_methods
     from cmb_jax.bids_app.participants import (
         Selection,
         process_share,
@@ -103,8 +100,6 @@ def _participants(options: BidsOptions) -> None:
     from cmb_jax.datasets.bids.filter import read_filter
     from cmb_jax.datasets.bids.names import label_of
     from cmb_jax.devices import use_compilation_cache
-    from cmb_jax.io.atomic import atomic_write_text
-    from cmb_jax.report.methods import methods_text
 
     data, out = options.data, options.out
     share = process_of(options)
@@ -123,27 +118,8 @@ def _participants(options: BidsOptions) -> None:
     with shown_progress() as shown:
         done = run_participants(layout, out, selection, pipeline, overwrite=options.overwrite, progress=shown)
         shown.say(done.times.summary())
-    # results that stay as another run made them keep its text
-    if all(outcome.status is not Status.STALE for outcome in done.outcomes):
-        atomic_write_text(out / "methods.md", methods_text(_methods(pipeline)), overwrite=True)
+    write_methods(out)
     _report(done, data, out)
-
-
-def _methods(pipeline: Pipeline) -> MethodsFacts:
-    """Of all scans of a run together."""
-    from cmb_jax.report.methods import MethodsFacts
-
-    return MethodsFacts(
-        version=cmb_jax.__version__,
-        weights_name=pipeline.bundle.name,
-        weights_sha256=pipeline.bundle.sha256,
-        threshold=pipeline.options.threshold_of(pipeline.bundle),
-        bundled=pipeline.bundle.bundled,
-        calibrated=pipeline.bundle.calibration is not None,
-        phase=None,
-        own_regions=pipeline.regions is not None,
-        made_swi=True,
-    )
 
 
 def process_of(options: BidsOptions) -> tuple[int, int]:

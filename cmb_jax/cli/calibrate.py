@@ -23,6 +23,9 @@ class CalibrateOptions:
     """name of bundled weights, or a .safetensors file."""
     max_fp: float = 0.5
     """operating point: the highest sensitivity at no more than so many false positives per scan."""
+    max_fp_magnitude: float = 3.0
+    """the same for scans without a phase, where there are enough of both kinds; without a phase,
+    calcifications cannot be told from microbleeds."""
     overwrite: bool = False
     """replace the files if they exist."""
 
@@ -33,7 +36,7 @@ def run(options: CalibrateOptions) -> None:
     Raises:
       UserError: arguments or folders that do not fit each other, too little to learn from, files that exist.
     """
-    pred, truth, out, max_fp = options.pred, options.truth, options.out, options.max_fp
+    pred, truth, out = options.pred, options.truth, options.out
     if not pred or len(pred) != len(truth):
         raise UserError(
             f"{len(pred)} folders of predictions and {len(truth)} of truth: give as many --truth as --pred, "
@@ -41,8 +44,9 @@ def run(options: CalibrateOptions) -> None:
         )
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: weights are a .safetensors file; give such a name")
-    if not max_fp > 0:
-        raise UserError(f"--max-fp {max_fp}: give a number of false positives per scan above 0")
+    for option, limit in (("--max-fp", options.max_fp), ("--max-fp-magnitude", options.max_fp_magnitude)):
+        if not limit > 0:
+            raise UserError(f"{option} {limit}: give a number of false positives per scan above 0")
     record = out.with_suffix(".json")
     for path in (out, record):
         check_output(path, options.overwrite)
@@ -50,6 +54,13 @@ def run(options: CalibrateOptions) -> None:
     from cmb_jax.inference.bundle import load_bundle
     from cmb_jax.inference.weights_record import describe
 
-    calibrate_weights(pred, truth, options.weights, out, max_fp)
+    calibrate_weights(
+        pred,
+        truth,
+        options.weights,
+        out,
+        max_fp=options.max_fp,
+        max_fp_magnitude=options.max_fp_magnitude,
+    )
     print(describe(load_bundle(out)))
     print(f"written: {out}, {record.name}")

@@ -21,6 +21,7 @@ import docstring_parser
 import tyro
 
 from cmb_jax.cli.common import check
+from cmb_jax.config_load import SETTINGS
 from cmb_jax.errors import UserError
 
 BOXES = {
@@ -190,8 +191,11 @@ def presented(command: Callable[..., None], apply: Callable[[Common], None]) -> 
 
 def closest(word: str, known: Sequence[str]) -> str:
     """ "; did you mean ...?" for something near, else nothing."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    by_bare = {
+        name.lstrip("-"): name for name in known
+    }  # the dashes, which all options share, make none alike
+    near = difflib.get_close_matches(word.lstrip("-"), by_bare, n=1, cutoff=0.6)
+    return f"; did you mean {by_bare[near[0]]}?" if near else ""
 
 
 def run(command: Callable[..., None], prog: str, arguments: Sequence[str]) -> None:
@@ -263,5 +267,5 @@ def option_names(command: Callable[..., Any]) -> list[str]:
     """All options of a presented command, or of a dataclass."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it has no other way to list options
-        parser = tyro.extras.get_parser(command, config=(tyro.conf.FlagCreatePairsOff,))
+        parser = tyro.extras.get_parser(command, config=(tyro.conf.FlagCreatePairsOff,), registry=SETTINGS)
     return [name for name in parser._option_string_actions if name.startswith("--")]

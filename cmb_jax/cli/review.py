@@ -57,7 +57,7 @@ class ImportOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AgreementOptions:
-    """Agreement over several scans: kappa, precision of the detector, and counts a scan with their ICC."""
+    """Agreement over several scans: kappa, precision of the detector, and counts per scan with their ICC."""
 
     files: tyro.conf.Positional[tuple[Path, ...]]
     """.json files that review import wrote, with the same readers in the same order."""

@@ -159,7 +159,7 @@ def _searched(path: Path, role: str, result: Result, record: dict[str, Any]) -> 
     from cmb_jax.io.outside import reading
 
     volume = read_volume(existing_file(path, role))
-    with reading(result.folder / "detections.json"):
+    with reading(result.paths.record):
         wanted = [each["sha256"] for each in record["inputs"] if each["role"] == role]
     if not wanted:
         raise UserError(f"{path}: {result.folder} was made without a {role} image; leave it out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import tyro
 
@@ -11,7 +12,7 @@ import tyro
 class ShowOptions:
     """What weights are: training, operating points, calibration, sha256."""
 
-    weights: tyro.conf.Positional[str] = "small"
+    weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[NAME]")] = "small"
     """name of bundled weights, or a .safetensors file."""
     verbose: bool = False
     """print the whole record and the configuration too."""

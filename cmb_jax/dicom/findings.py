@@ -8,7 +8,7 @@ import highdicom
 from pydicom.uid import generate_uid
 
 import cmb_jax
-from cmb_jax.report.content import DetectionRow
+from cmb_jax.core.detection import DetectionRow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

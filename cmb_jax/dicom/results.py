@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.dicom.findings import Maker, findings_of
 from cmb_jax.dicom.grid import FrameMapping
 from cmb_jax.dicom.identity import source_headers
@@ -20,7 +21,6 @@ from cmb_jax.dicom.segmentation import make_segmentation
 from cmb_jax.dicom.stacks import Stack
 from cmb_jax.errors import UserError
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.content import DetectionRow
 
 SEGMENTATION_FILE, REPORT_FILE, KEY_IMAGES = "segmentation.dcm", "report.dcm", "key_images"
 _NEEDED = ("StudyInstanceUID", "FrameOfReferenceUID", "SOPClassUID")

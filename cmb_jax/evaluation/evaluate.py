@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from cmb_jax.evaluation.breakdown import (
     sensitivity_breakdowns,
 )
 from cmb_jax.evaluation.doubts import doubts
-from cmb_jax.evaluation.froc import choose_threshold, collect_events, froc_curve
+from cmb_jax.evaluation.froc import collect_events, froc_curve
 from cmb_jax.evaluation.matching import CENTER5, HEADLINE, RULES, VALDO, Match, Rule, events, match, pairs_of
 from cmb_jax.evaluation.metrics import write_metrics
 from cmb_jax.evaluation.present import format_table
@@ -37,7 +37,6 @@ from cmb_jax.io.naming import is_pseudonym
 
 __all__ = [
     "EvaluationResult",
-    "choose_operating_point",
     "evaluate",
     "evaluate_records",
     "format_table",
@@ -191,36 +190,6 @@ def evaluate_records(
         seed=seed,
         warnings=(*warnings, *(line for scan in scored for line in scan.warnings)),
     )
-
-
-def choose_operating_point(
-    detections: Sequence[SubjectDetections],
-    truths: Sequence[SubjectTruth],
-    *,
-    rule: str = HEADLINE,
-    max_fp_per_scan: float | None = None,
-    fallback: float = 0.5,
-) -> float:
-    """The threshold to report at, chosen on validation scans and never on test scans.
-
-    Without a limit: the best F1 of the pooled scans. With `max_fp_per_scan`: the highest sensitivity with
-    at most that many false positives per scan. See `froc.choose_threshold` for ties.
-
-    Args:
-        detections: of S scans; what a rule rejected is left out.
-        truths: of the same scans, in the same order.
-        rule: center3, center5, touch or box_iou.
-        max_fp_per_scan: the limit.
-        fallback: returned when there is no lesion or no detection to choose by.
-    """
-    pairing = _pairing_rule(rule)
-    candidates = [found.candidates() for found in detections]
-    scans = [
-        events(pairs_of(pairing, found, truth), found.scores)
-        for found, truth in zip(candidates, truths, strict=True)
-    ]
-    curve = froc_curve(collect_events(scans, [len(truth.centers_mm) for truth in truths]))
-    return choose_threshold(curve, max_fp_per_scan, fallback)
 
 
 def _pairing_rule(name: str) -> Rule:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
+from cmb_jax.core.detection import RejectReason
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.records import (
     CANDIDATE,
@@ -30,8 +31,6 @@ from cmb_jax.io.outside import reading
 from cmb_jax.phantom.protocols import PROTOCOLS
 from cmb_jax.phantom.version import DESCRIPTION, check_phantom_version
 
-# The reason that a detection below the operating point is rejected with: it still counts in the FROC curve.
-LOW_SCORE_REASON = "score below the operating point"
 # Components of masks and probability maps, except under the challenge's rule.
 CONNECTIVITY = 26
 
@@ -149,7 +148,9 @@ def read_detections_csv(path: Path, subject: str) -> SubjectDetections:
             raise UserError(f"{path}: is not analysable ({reason}); leave the scan out")
         if value not in (KEPT, REJECTED):
             raise UserError(f"{path}: line {line}: status is {value!r}; write kept or rejected")
-        status.append(CANDIDATE if value == REJECTED and reason == LOW_SCORE_REASON else value)
+        # below the operating point it still counts in the FROC curve
+        low = value == REJECTED and RejectReason.of(reason) is RejectReason.LOW_SCORE
+        status.append(CANDIDATE if low else value)
     probabilities = table.optional_numbers("probability", minimum=0.0)
     if np.any(probabilities > 1.0):
         line = int(np.argmax(probabilities > 1.0)) + 2

@@ -18,6 +18,7 @@ from cmb_jax.data.patches import PatchBatch, cut_patch, padded_patch
 from cmb_jax.errors import UserError
 from cmb_jax.experiments.detections import SubjectSet, read_kept, write_kept
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle
+from cmb_jax.losses.prototype import Center
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template
 from cmb_jax.report.embedding_plot import EmbeddingMap
@@ -66,7 +67,7 @@ def embedded_of(weights: Path, subjects: SubjectSet, say: Callable[[str], None])
       UserError: weights that cannot be read, or a file that cannot be written.
     """
     bundle = load_bundle(weights)
-    if not bundle.config.model.use_prototypes or bundle.config.loss.prototype_loss == "none":
+    if not bundle.config.model.use_prototypes or bundle.config.loss.prototype is None:
         return None
     path = weights.parent / f"embeddings-{subjects.name}.npz"
     made_of = f"{bundle.sha256} {subjects.sha256} {PATCHES}"
@@ -79,7 +80,11 @@ def embedded_of(weights: Path, subjects: SubjectSet, say: Callable[[str], None])
 
 
 def _embed(bundle: WeightsBundle, subjects: SubjectSet) -> dict[str, np.ndarray]:
-    config, rng, mesh = bundle.config, np.random.default_rng(0), make_mesh()
+    rng, mesh = np.random.default_rng(0), make_mesh()
+    # samples are the same whatever is asked of them, and a loss of one's own does not come with the weights
+    config = dataclasses.replace(
+        bundle.config, loss=dataclasses.replace(bundle.config.loss, prototype=Center())
+    )
     template = Template.of(lambda: Detector(config.model, precision=config.train.precision, rngs=nnx.Rngs(0)))
     samples_of = jax.jit(lambda params, batch: loss_function(params, batch, template, config)[1][1])
     embeddings, classes = [], []

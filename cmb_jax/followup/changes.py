@@ -10,12 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.evaluation.matching import Pairs, center_distances, match
 from cmb_jax.followup.registration import Registration, inverse, moved
-from cmb_jax.inference.predict import LOW_SCORE
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.comparison_content import STATUSES, Change, Status
-from cmb_jax.report.content import DetectionRow
 
 MIN_SIGNAL = 0.4
 """Surroundings darker than this share of the brain's median are signal loss, as in the phantom's truth."""
@@ -267,6 +266,6 @@ def find_changes(
 
 def _doubt(row: DetectionRow, scan: Surveyed) -> str:
     """Why a candidate at the place in the other scan was not reported there."""
-    if row.reason == LOW_SCORE:
+    if row.below_operating_point:
         return f"seen in the {scan.name} below the operating point (score {row.score:.2f})"
     return f"rejected in the {scan.name}: {row.reason}"

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 import cmb_jax
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.followup.compare import Comparison
 from cmb_jax.followup.time_point import TimePoint
 from cmb_jax.inference.outputs import NOTICE
 from cmb_jax.io.atomic import atomic_directory
 from cmb_jax.report.comparison_content import STATUSES, Change
 from cmb_jax.report.comparison_html import write_comparison_report
-from cmb_jax.report.content import DetectionRow
 
 _AXES = ("x_mm", "y_mm", "z_mm")
 COLUMNS: tuple[str, ...] = (

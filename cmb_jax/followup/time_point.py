@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.datasets.bids.sidecar import ImageFacts, facts_beside
 from cmb_jax.errors import UserError
 from cmb_jax.followup.changes import Surveyed
@@ -17,7 +18,6 @@ from cmb_jax.io.outside import a_text, reading
 from cmb_jax.io.volume import Volume
 from cmb_jax.regions.predict import brain_mask_on, predict_regions
 from cmb_jax.report.comparison_content import ScanContent
-from cmb_jax.report.content import DetectionRow
 from cmb_jax.review.files import ResultPaths
 from cmb_jax.review.files import read_record as read_any_record
 from cmb_jax.review.result import load_result
@@ -35,6 +35,7 @@ class Record:
     threshold: str
     inputs: tuple[tuple[str, str, str], ...]  # (role, file name as shown, sha256)
     regions_trusted: bool
+    phase: bool = True  # whether one was used; results of earlier versions do not say it
 
     @property
     def roles(self) -> frozenset[str]:
@@ -122,6 +123,7 @@ def read_record(paths: ResultPaths) -> Record:
             threshold=a_text(content["settings"]["score_threshold"], "score_threshold", 255),
             inputs=inputs,
             regions_trusted=bool(content["regions_trusted"]),
+            phase=content["settings"].get("phase", "used") == "used",
         )
         if not _SHA256.fullmatch(record.searched[1]):
             raise ValueError("no sha256 of the image")

@@ -10,7 +10,7 @@ from typing import Any
 
 from flax import nnx
 
-from cmb_jax.config import Config, Flips, ModelConfig, Precision
+from cmb_jax.config import Config, Flips, InferenceConfig, ModelConfig, Precision
 from cmb_jax.config_io import config_from_json, config_to_json, without_paths
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.calibration_map import CalibrationMap
@@ -59,8 +59,8 @@ class WeightsBundle:
 
     @property
     def calibration(self) -> CalibrationMap | None:
-        """The map from score to probability, None if there is none."""
-        return calibration_of(self.config)
+        """The map from score to probability, None if there is none; see `calibration_of` for one scan's."""
+        return calibration_of(self.config.inference)
 
     @property
     def record_path(self) -> Path:
@@ -68,13 +68,12 @@ class WeightsBundle:
         return record_path(self.path)
 
 
-def calibration_of(config: Config) -> CalibrationMap | None:
-    """The map from score to probability that a configuration holds, None if it holds none.
+def calibration_of(knots: InferenceConfig) -> CalibrationMap | None:
+    """The map from score to probability that settings hold, None if they hold none.
 
     Raises:
       ValueError: its knots are none of such a map.
     """
-    knots = config.inference
     if not knots.calibration_scores and not knots.calibration_probabilities:
         return None
     return CalibrationMap(scores=knots.calibration_scores, probabilities=knots.calibration_probabilities)
@@ -174,7 +173,8 @@ def _load_one(weights: str) -> WeightsBundle:
     version = input_version_of(path, metadata)
     with reading(path, "its configuration is of another version: train anew or use the one that wrote it"):
         config = config_from_json(metadata[CONFIG_KEY])
-        calibration_of(config)  # refuses knots that are no map
+        for phase in (True, False):
+            calibration_of(config.inference.for_scan(phase=phase))  # refuses knots that are no map
     params, _ = load_weights(path, shapes_of(config.model))
     return WeightsBundle(
         path=path, sha256=sha256_file(path), config=config, params=params, input_version=version

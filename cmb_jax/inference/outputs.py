@@ -15,6 +15,7 @@ import numpy as np
 
 import cmb_jax
 from cmb_jax.anatomy.regions import Region, Side, encode
+from cmb_jax.core.detection import DETECTION_COLUMNS, detections_csv
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.predict import Prediction
 from cmb_jax.io.atomic import atomic_directory, atomic_write_text
@@ -22,7 +23,7 @@ from cmb_jax.io.naming import pseudonym, shown_name
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.provenance import provenance_jsonld
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.content import DETECTION_COLUMNS, DetectionRow, ReportContent
+from cmb_jax.report.content import ReportContent
 from cmb_jax.report.html import environment, write_report
 from cmb_jax.report.methods import MethodsFacts, methods_text
 from cmb_jax.report.statements import statements
@@ -34,15 +35,6 @@ from cmb_jax.viewer.page import ViewerCase, render_viewer
 NOTICE = "Research use only; not a diagnosis."
 ANALYZED, NOT_ANALYSABLE = "analyzed", "not analysable"
 """Values of `status` in detections.json; the latter also stands in detections.csv, where counts would."""
-
-
-def detections_csv(rows: tuple[DetectionRow, ...]) -> str:
-    """The rows as CSV text with the fixed columns."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, DETECTION_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) for row in rows)
-    return text.getvalue()
 
 
 def instance_labels(prediction: Prediction) -> np.ndarray:
@@ -249,7 +241,7 @@ def write_prediction(
             digest = hashlib.sha256(table.encode()).hexdigest()
             page = viewer_page(prediction, inputs, subject, labels, digest)
             atomic_write_text(folder / VIEWER, page)
-        atomic_write_text(folder / "methods.md", methods_text(methods_facts(prediction, bundle, inputs)))
+        atomic_write_text(folder / "methods.md", methods_text([methods_facts(prediction, bundle, inputs)]))
         if save_regions:
             brain = prediction.brain_mask.astype(np.uint8)
             write_volume(folder / "brain.nii.gz", brain, prediction.swi, dtype=np.uint8)

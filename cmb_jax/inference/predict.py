@@ -10,20 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmb_jax.anatomy.lookup import REACH_MM, REASON_TEXT, RejectReason, look_up
+from cmb_jax.anatomy.lookup import REACH_MM, look_up
 from cmb_jax.anatomy.mni import SPACE, fit_mni
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
 from cmb_jax.boxes.anchors import Detections, box_centers, box_sizes
-from cmb_jax.config import Config
+from cmb_jax.config import Config, InferenceConfig
+from cmb_jax.core.detection import DetectionRow, RejectReason
 from cmb_jax.data.prepare import points_from_edges
-from cmb_jax.inference.bundle import WeightsBundle, load_bundle
+from cmb_jax.inference.bundle import WeightsBundle, calibration_of, load_bundle
 from cmb_jax.inference.options import PhaseSign, ScanOptions
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.inference.scan import Clock, PreparedScan, prepare_scan
 from cmb_jax.io.nifti import native_index
 from cmb_jax.io.volume import ScanImages, Volume
-from cmb_jax.report.content import DetectionRow
-from cmb_jax.report.summary import LOW_SCORE
 from cmb_jax.scan.phase_range import PhaseRange
 
 # The region map is right to about half of its 2 mm voxels: the sphere that votes is larger by that much.
@@ -161,10 +160,13 @@ class CmbDetector:
           found: in it.
           threshold: as for `predict`.
         """
-        cut = self.options.threshold_of(self.bundle) if threshold is None else threshold
+        levels = self.config.inference.for_scan(phase=scan.phase_rad is not None)
+        threshold = self.options.threshold if threshold is None else threshold
+        if threshold is not None:
+            levels = dataclasses.replace(levels, score_threshold=threshold)
         clock = Clock((*scan.timings, *found.timings))
         with clock("localization"):
-            rows, boxes_mm, unlisted = self._locate(found.detections, scan, swi, cut)
+            rows, boxes_mm, unlisted = self._locate(found.detections, scan, swi, levels)
             rows, mni = _with_mni(rows, scan.region_map)
         steps = (
             *scan.steps,
@@ -183,19 +185,19 @@ class CmbDetector:
             region_code=scan.region_code,
             boxes_mm=boxes_mm,
             warnings=scan.warnings,
-            settings=self._settings(cut),
+            settings=self._settings(levels, scan.phase_rad is not None),
             steps=steps,
             timings=tuple(clock.timings),
             unlisted=unlisted,
         )
 
-    def _settings(self, threshold: float) -> tuple[tuple[str, str], ...]:
-        inference = self.config.inference
+    def _settings(self, inference: InferenceConfig, phase: bool) -> tuple[tuple[str, str], ...]:
         return (
             ("weights", self.bundle.name),
-            ("score_threshold", f"{threshold:.3f}"),
+            ("phase", "used" if phase else "none"),
+            ("score_threshold", f"{inference.score_threshold:.3f}"),
             ("definite_threshold", f"{inference.definite_threshold:.3f}"),
-            ("calibrated", "no" if self.bundle.calibration is None else "yes"),
+            ("calibrated", "no" if calibration_of(inference) is None else "yes"),
             ("candidate_threshold", f"{inference.candidate_threshold:.3f}"),
             ("nms_iou", f"{inference.nms_iou:g}"),
             ("flips", inference.flips),
@@ -208,7 +210,7 @@ class CmbDetector:
         detections: Detections,
         scan: PreparedScan,
         swi: Volume,
-        threshold: float,
+        levels: InferenceConfig,
     ) -> tuple[tuple[DetectionRow, ...], np.ndarray, int]:
         prepared, region_map = scan.prepared, scan.region_map
         # all boxes, valid or not, up to the rows: one shape for every scan, so that nothing is compiled anew
@@ -228,18 +230,16 @@ class CmbDetector:
         )
         border_mm = np.minimum(np.asarray(located.zone_border_mm), REACH_MM)
         scores, valid = np.asarray(detections.scores), np.asarray(detections.valid)
-        calibration = self.bundle.calibration
+        calibration = calibration_of(levels)
         probabilities = None if calibration is None else calibration.probability(scores)
         # best first: what the operating point leaves out is listed as far as a reader may want to look
-        above = int((scores[valid] >= threshold).sum())
+        above = int((scores[valid] >= levels.score_threshold).sum())
         listed = np.flatnonzero(valid)[: above + LISTED_BELOW_THRESHOLD]
         rows: list[DetectionRow] = []
         for n in listed:
-            reason = ""
-            if not bool(located.keep[n]):
-                reason = REASON_TEXT[RejectReason(int(located.reason[n]))]
-            elif scores[n] < threshold:
-                reason = LOW_SCORE
+            reason = RejectReason(int(located.reason[n]))  # type: ignore[call-arg]
+            if reason is RejectReason.NONE and scores[n] < levels.score_threshold:
+                reason = RejectReason.LOW_SCORE
             named = region_map.trusted and bool(located.keep[n])
             i, j, k = (int(v) for v in np.rint(native[n]))
             x_mm, y_mm, z_mm = (round(float(v), 2) for v in centers[n])
@@ -260,14 +260,14 @@ class CmbDetector:
                     if probabilities is not None and bool(located.keep[n])
                     else None,
                     category="definite"
-                    if scores[n] >= self.config.inference.definite_threshold
+                    if scores[n] >= levels.definite_threshold
                     and (located.region[n] > 0 or not region_map.trusted)  # nowhere: uncertain
                     else "possible",
                     zone=Zone(int(located.zone[n])).name.lower() if named else "none",  # type: ignore[arg-type]
                     region=Region(int(located.region[n])).name.lower() if named else "none",
                     side=Side(int(located.side[n])).name.lower() if named else "none",  # type: ignore[arg-type]
                     status="rejected" if reason else "kept",
-                    reason=reason,
+                    reason=reason.sentence,
                     zone_border_mm=round(float(border_mm[n]), 1) if named else 0.0,
                 )
             )

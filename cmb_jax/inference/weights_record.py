@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cmb_jax.config import InferenceConfig
 from cmb_jax.evaluation.bootstrap import Estimate
 from cmb_jax.evaluation.present import estimate_text, table_text
 from cmb_jax.inference.bundle import WeightsBundle
@@ -32,15 +33,27 @@ def estimate_of(values: dict[str, Any], digits: int = 3) -> str:
     return estimate_text(Estimate(value, low, high), digits)
 
 
-def operating_table(record: dict[str, Any]) -> Table | None:
-    """The thresholds to choose from, None if the record has none."""
-    points = record.get("operating_points")
-    if points is None:
-        return None
+def operating_tables(record: dict[str, Any]) -> tuple[Table, ...]:
+    """The thresholds to choose from, a table for each kind of scans with thresholds of its own."""
+    title = "Operating points"
+    tables = {title: record}
+    if "magnitude_alone" in record:
+        tables = {
+            f"{title}, scans with a phase": record,
+            f"{title}, scans without a phase": record["magnitude_alone"],
+        }
+    return tuple(
+        _operating_table(part["operating_points"], name)
+        for name, part in tables.items()
+        if "operating_points" in part
+    )
+
+
+def _operating_table(points: dict[str, Any], title: str) -> Table:
     rows = [("chosen: " + _limit(points["chosen"]), *_figures(points["chosen"]))]
     rows += [(_limit(point), *_figures(point)) for point in points["table"]]
     return Table(
-        title="Operating points",
+        title=title,
         columns=("FP per scan, at most", "threshold", "sensitivity", "FP per scan", "precision"),
         rows=tuple(rows),
         note=f"{points['rule']}; on {data_text(points['data'])}: {points['measured_on']}. In brackets: "
@@ -73,6 +86,16 @@ def calibration_lines(bundle: WeightsBundle, record: dict[str, Any]) -> list[str
     found = record.get("calibration")
     if found is None:
         return ["scores have probabilities; how they were fitted is not recorded"]
+    magnitude = record.get("magnitude_alone")
+    if magnitude is None:
+        return _calibration_lines(found)
+    return [
+        *(f"with a phase: {line}" for line in _calibration_lines(found)),
+        *(f"without a phase: {line}" for line in _calibration_lines(magnitude["calibration"])),
+    ]
+
+
+def _calibration_lines(found: dict[str, Any]) -> list[str]:
     kept, raw, definite = found["held_out_kept"], found["uncalibrated_kept"], found["definite"]
     return [
         f"{found['method']}, fitted on {found['candidates']} candidates, {found['true_candidates']} of them "
@@ -106,24 +129,33 @@ def describe(bundle: WeightsBundle) -> str:
 def _described(bundle: WeightsBundle, record: dict[str, Any]) -> str:
     inference = bundle.config.inference
     calibration = calibration_lines(bundle, record)
+    magnitude = record.get("magnitude_alone")
     lines = [
         f"weights:     {bundle.path.name}",
         f"sha256:      {bundle.sha256}",
         f"use:         {record.get('use', 'research use only')}",
         f"input:       version {bundle.input_version}",
         f"trained on:  {record.get('training_data', 'not recorded')}",
-        f"kept:        score >= {inference.score_threshold:.4f}",
+        f"kept:        score >= {_for_both(inference, 'score_threshold')}",
         f"             {record.get('operating_point', 'how it was chosen is not recorded')}",
-        f"definite:    score >= {inference.definite_threshold:.4f}",
+        *([f"             {magnitude['operating_point']}"] if magnitude else []),
+        f"definite:    score >= {_for_both(inference, 'definite_threshold')}",
         f"calibration: {calibration[0]}",
         *(f"             {line}" for line in calibration[1:]),
     ]
     if record.get("sha256", bundle.sha256) != bundle.sha256:
         lines.append("warning: the record beside these weights is of others (another sha256)")
-    table = operating_table(record)
-    if table is not None:
+    for table in operating_tables(record):
         lines += ["", table_text(table)]
     return "\n".join(lines)
+
+
+def _for_both(inference: InferenceConfig, name: str) -> str:
+    """A threshold in words, with that of scans without a phase if it is another."""
+    values = [getattr(inference.for_scan(phase=phase), name) for phase in (True, False)]
+    if values[0] == values[1]:
+        return f"{values[0]:.4f}"
+    return f"{values[0]:.4f}, without a phase {values[1]:.4f}"
 
 
 def key_statement(card: str) -> str:

@@ -17,11 +17,12 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from cmb_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np  # imported where arrays are read: every command, and every message, passes this module
 
 MAX_TEXT_BYTES = 2**26
 """Of a JSON file or a table: a hundred times what the largest cohort's table takes."""
@@ -246,6 +247,8 @@ def read_arrays(
     Raises:
         UserError: damaged (the archive's checksums are compared), not .npz, or more than `limit` bytes.
     """
+    import numpy as np
+
     with reading(path, todo, missing=missing):
         check_is_file(Path(path), todo)
         with zipfile.ZipFile(path) as archive:
@@ -260,6 +263,8 @@ def read_arrays(
 
 def _check_claim(member: Any, size: int) -> None:
     """An array's header must claim what the archive holds: NumPy asks for the memory first."""
+    import numpy as np
+
     version = np.lib.format.read_magic(member)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in read:
@@ -271,6 +276,8 @@ def _check_claim(member: Any, size: int) -> None:
 
 def read_array(path: Path, todo: str = "copy or make it again", *, mapped: bool = False) -> np.ndarray:
     """The array of an .npy file, `mapped`: left on disk. Raises UserError."""
+    import numpy as np
+
     with reading(path, todo):
         size = check_is_file(Path(path), todo)
         with open(path, "rb") as stream:

@@ -22,7 +22,6 @@ from cmb_jax.losses.detection import (
     smooth_l1,
 )
 from cmb_jax.losses.mining import MINERS, SampleBank, Samples, peaks, spread, with_remembered
-from cmb_jax.losses.prototype import NONE, prototype_loss
 from cmb_jax.models.detector import STEM_STRIDE, Detector
 from cmb_jax.models.functional import ProposalMaps
 from cmb_jax.models.heads import CLASSES
@@ -93,7 +92,7 @@ def detection_loss(
         there is no prototype loss.
     """
     sizes = anchor_sizes(detector.config.anchor_diameters_mm, spacing_mm)
-    targets = assign(maps, truths, sizes, spacing_mm, config, patch_valid)
+    targets = match_anchors(maps, truths, sizes, spacing_mm, config, patch_valid)
     objectness = _objectness_term(maps.objectness, targets, config, key)
     box = _box_term(detector, maps, targets, sizes)
     concentration, samples = _prototype_term(detector, maps, targets, mimics, config, bank, key)
@@ -117,7 +116,7 @@ def detection_loss(
     return total, (terms, jax.lax.stop_gradient(samples))
 
 
-def assign(
+def match_anchors(
     maps: ProposalMaps,
     truths: Truths,
     sizes: np.ndarray,
@@ -127,41 +126,27 @@ def assign(
 ) -> Targets:
     """First step: the part of every anchor, and the positive ones by number."""
     batch, *grid = maps.objectness.shape[:-1]
-    shape = (grid[0], grid[1], grid[2])
     # Padded boxes may hold anything; a unit box keeps their codes, which nothing uses, finite.
     boxes = jnp.where(truths.valid[..., None], truths.boxes, jnp.asarray([0, 0, 0, 1, 1, 1], jnp.float32))
     truths = dataclasses.replace(truths, boxes=boxes)
     # Patches hold few lesions: the loops over them end with the fullest patch of the batch.
     slots = jnp.arange(truths.valid.shape[1], dtype=jnp.int32)
     count = jnp.max(jnp.where(truths.valid, slots + 1, 0), initial=0)
-
-    def of_patch(truth: Truths) -> Assignment:
-        if config.assignment == "atss":
-            found = assign_nearest(truth, shape, STEM_STRIDE, sizes, spacing_mm, config.atss_candidates)
-        else:
-            thresholds = (config.positive_iou, config.negative_iou)
-            found = assign_lattice(truth, shape, STEM_STRIDE, sizes, *thresholds, count)
-        if not config.ignore_mm and truth.ignored is None:
-            return found
-        # about a truth that is to be found only if asked for, about an ignored one at least where its box is
-        around = jnp.where(truth.counted & (config.ignore_mm == 0), -1.0, config.ignore_mm)
-        around = jnp.where(truth.valid, around, -1.0)
-        near = near_truths(truth.boxes, around, shape, STEM_STRIDE, spacing_mm, count)
-        label = jnp.where(near[..., None] & (found.label == 0), jnp.int8(-1), found.label)
-        return dataclasses.replace(found, label=label)
-
-    assignment = jax.vmap(of_patch)(truths)
-    label = assignment.label
+    shape = (grid[0], grid[1], grid[2])
+    assignment = jax.vmap(lambda truth: _matched_patch(truth, shape, sizes, spacing_mm, config, count))(
+        truths
+    )
+    label, matched = assignment.label, assignment.matched_index
     patches = jnp.int32(batch)
     if patch_valid is not None:
         label = jnp.where(patch_valid[:, None, None, None, None], label, jnp.int8(-1))
         patches = patch_valid.sum(dtype=jnp.int32)
-    positive = (label == 1).reshape(batch, -1)
+    # Boxes are read at positive anchors only, a few of hundreds of thousands. Shapes are static, so these are
+    # gathered into a fixed number of places; what is left over is masked by `chosen_valid`.
     places = MAX_BOX_ANCHORS
     if config.assignment == "atss":  # there cannot be more positives than candidates
         places = min(places, truths.valid.shape[1] * sizes.shape[0] * config.atss_candidates)
-    chosen, chosen_valid = jax.vmap(lambda flags: spread(flags, places))(positive)
-    matched = assignment.matched_index
+    chosen, chosen_valid = jax.vmap(lambda flags: spread(flags, places))((label == 1).reshape(batch, -1))
     return Targets(
         label=label,
         matched=matched,
@@ -173,15 +158,38 @@ def assign(
     )
 
 
+def _matched_patch(
+    truth: Truths,
+    grid: tuple[int, int, int],
+    sizes: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    config: LossConfig,
+    count: jax.Array,
+) -> Assignment:
+    """Of one patch: positive, negative and ignored anchors, with the truth of each positive one."""
+    if config.assignment == "atss":
+        found = assign_nearest(truth, grid, STEM_STRIDE, sizes, spacing_mm, config.atss_candidates)
+    else:
+        found = assign_lattice(
+            truth, grid, STEM_STRIDE, sizes, config.positive_iou, config.negative_iou, count
+        )
+    if not config.ignore_mm and truth.ignored is None:
+        return found
+    # An evaluation counts a hit some millimeters off, so an anchor that near is no background: with
+    # `ignore_mm` it is left out instead of being pushed down. About truths that do not count (too faint, or
+    # centered outside the patch) the anchors are left out in any case, at least where their boxes are: a
+    # radius of 0 means the box itself, and one below 0 nothing at all.
+    around = jnp.where(truth.counted & (config.ignore_mm == 0), -1.0, config.ignore_mm)
+    around = jnp.where(truth.valid, around, -1.0)
+    near = near_truths(truth.boxes, around, grid, STEM_STRIDE, spacing_mm, count)
+    label = jnp.where(near[..., None] & (found.label == 0), jnp.int8(-1), found.label)
+    return dataclasses.replace(found, label=label)
+
+
 def _objectness_term(
     logits: jax.Array, targets: Targets, config: LossConfig, key: jax.Array | None
 ) -> jax.Array:
-    """Second step: focal loss (), of all anchors or of the positives and some negatives.
-
-    Divided by the batch's positives, the weight of a negative would swing tenfold from batch to batch, down
-    beside a large lesion. With `expected_lesions` it is always the same, and a lesion of n anchors weighs
-    n^(1 - lesion_balance) whatever the others are.
-    """
+    """Second step: focal loss (), of all anchors or of the positives and some negatives."""
     batch = logits.shape[0]
     positive, negative = targets.label == 1, targets.label == 0
     if config.sampled_negatives:
@@ -193,7 +201,8 @@ def _objectness_term(
     elements = focal_loss(logits, positive, positive | negative, config.focal_alpha, config.focal_gamma)
     total = elements.sum()
     if config.lesion_balance:
-        # The dense sum holds every positive with weight 1 already.
+        # The dense sum holds every positive with weight 1 already: added is how far its weight is from that.
+        # Only the few positives are weighed; weights of all anchors would be one more map to write.
         weights = lesion_weights(
             targets.chosen_truth,
             targets.chosen_valid,
@@ -206,6 +215,9 @@ def _objectness_term(
         total += (
             (weights - 1.0) * focal_loss(own, valid, valid, config.focal_alpha, config.focal_gamma)
         ).sum()
+    # Divided by the batch's positives, the weight of a negative swings tenfold from batch to batch, down
+    # beside a large lesion. With `expected_lesions` it is always the same, and a lesion of n anchors weighs
+    # n^(1 - lesion_balance) whatever the others are.
     if config.expected_lesions:
         return total / (config.expected_lesions * jnp.maximum(targets.patches, 1))
     return total / jnp.maximum(positive.sum(dtype=jnp.int32), 1)
@@ -213,8 +225,11 @@ def _objectness_term(
 
 def _box_term(detector: Detector, maps: ProposalMaps, targets: Targets, sizes: np.ndarray) -> jax.Array:
     """Third step: smooth L1 () of the positive anchors' box codes."""
+    # The box head is run at these anchors alone (`detector.box_codes`), not over the whole grid: that is what
+    # makes a wide one affordable. Codes are relative to the anchor's size, so that errors of small and large
+    # lesions compare.
     own = jnp.take_along_axis(targets.boxes, targets.chosen_truth[..., None], axis=1)
-    target = encode_boxes(_anchors_at(targets.chosen, maps.objectness.shape[1:4], sizes), own)
+    target = encode_boxes(anchors_at(targets.chosen, maps.objectness.shape[1:4], sizes), own)
     codes = detector.box_codes(maps.box_input, targets.chosen)
     errors = jnp.where(targets.chosen_valid[..., None], smooth_l1(codes, target), 0.0)
     return errors.sum() / jnp.maximum(targets.chosen_valid.sum(), 1)
@@ -230,14 +245,16 @@ def _prototype_term(
     key: jax.Array | None,
 ) -> tuple[jax.Array, Samples | None]:
     """Fourth step: the configuration's prototype loss () of mined samples; 0 and None without one."""
-    if not has_prototype_loss(detector, config):
+    if config.prototype is None or not detector.config.use_prototypes:
         return jnp.float32(0), None
     samples = _mined_samples(detector, maps, targets, mimics, config)
     joined = with_remembered(samples, bank)
     prototypes = detector.prototypes[...]
     if config.prototype_update == "moving_average":
         prototypes = jax.lax.stop_gradient(prototypes)
-    losses = prototype_loss(config)(joined.embeddings, joined.classes, joined.valid, prototypes, key)
+    losses = config.prototype(joined.embeddings, joined.classes, joined.valid, prototypes, key)
+    # A plain mean is mostly one over negatives, and over the largest lesions among the positives. Balanced,
+    # each class that is there has the same say, and so has each lesion of a patch among the microbleeds.
     if not config.prototype_balance:
         return losses.sum() / jnp.maximum(joined.valid.sum(), 1), samples
     share = jax.nn.one_hot(joined.classes, CLASSES) * (joined.weights * joined.valid)[:, None]  # (S, classes)
@@ -255,6 +272,8 @@ def _mined_samples(
     if config.mine_peaks:
         negative = label == 0
         label = jnp.where(negative & ~peaks(negative, maps.objectness), jnp.int8(-1), label)
+    # Embeddings are made at the mined anchors alone, a static number per patch, so that prototype learning
+    # costs next to nothing. The choice itself carries no gradient; the embeddings that are read there do.
     miner = MINERS[config.miner]
     on_mimic = jnp.broadcast_to((mimics != 0)[..., None], maps.objectness.shape)
     mined = jax.vmap(lambda o, c, m: miner(o, c, m, config.max_positives, config.max_hard_negatives))(
@@ -286,12 +305,7 @@ def _semantic_term(
     return semantic_loss(logits, classes)
 
 
-def has_prototype_loss(detector: Detector, config: LossConfig) -> bool:
-    """Whether anchors are mined and embedded at all."""
-    return detector.config.use_prototypes and config.prototype_loss != NONE
-
-
-def _anchors_at(anchor: jax.Array, grid: tuple[int, ...], sizes: np.ndarray) -> jax.Array:
+def anchors_at(anchor: jax.Array, grid: tuple[int, ...], sizes: np.ndarray) -> jax.Array:
     """Anchor boxes (..., 6) of flat anchor numbers (...,) on a grid of cells."""
     size = jnp.asarray(sizes)
     cell = jnp.unravel_index(anchor // size.shape[0], grid)

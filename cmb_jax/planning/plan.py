@@ -7,7 +7,6 @@ sum over instructions of what the roofline allows.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import time
 from collections import Counter
@@ -16,21 +15,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import export
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from cmb_jax.boxes.anchors import Detections, Truths
+from cmb_jax.boxes.anchors import Truths
 from cmb_jax.config import Config
 from cmb_jax.errors import UserError
 from cmb_jax.hardware import ACCELERATORS, Hardware, measured_cpu
-from cmb_jax.inference.proposals import best_of_windows, window_candidates
-from cmb_jax.models.detector import Detector
 from cmb_jax.models.flops import training_gflop
-from cmb_jax.models.functional import Template
 from cmb_jax.planning.costs import Collective, Costs, costs_of, parse
-from cmb_jax.training.sharding import make_mesh, over_batch, replicated
+from cmb_jax.training.sharding import make_mesh, replicated
 from cmb_jax.training.state import TrainState, init_state
 from cmb_jax.training.step import DeviceBatch, batch_shardings, make_step
 
@@ -117,33 +112,6 @@ def compile_accelerator_step(config: Config, mesh: Mesh, platform: str = "tpu") 
     exported = export_step(config, mesh, (platform,), anywhere=True)
     call = jax.jit(exported.call, donate_argnums=0)
     return call.lower(*step_arguments(config, mesh)).compile()
-
-
-def export_inference(
-    config: Config, mesh: Mesh, windows: int, platforms: tuple[str, ...] = PLATFORMS
-) -> export.Exported:
-    """From prepared windows to scored boxes (network, decoding, suppression), windows spread over the mesh.
-
-    Args:
-        config: network, window shape (`inference.tile_shape`), thresholds.
-        mesh: windows lie on its "data" axis, so their number is a multiple of it.
-        windows: how many.
-        platforms: "cuda", "tpu".
-    """
-    template = Template.of(
-        lambda: Detector(config.model, precision=config.inference.precision, rngs=nnx.Rngs(0))
-    )
-    candidates = functools.partial(window_candidates, template, config)
-
-    def infer(params: Any, images: jax.Array, *corners: jax.Array) -> Detections:
-        found = jax.vmap(candidates, in_axes=(None, 0, 0, 0, 0))((params,), images[:, None], *corners)
-        return best_of_windows(config, jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), found))
-
-    spread, everywhere = over_batch(mesh), replicated(mesh)
-    corner = jax.ShapeDtypeStruct((windows, 3), jnp.int32)
-    images = jax.ShapeDtypeStruct((windows, *config.inference.tile_shape, 2), jnp.float32)
-    jitted = jax.jit(infer, in_shardings=(everywhere, *[spread] * 4), out_shardings=everywhere)
-    return export.export(jitted, platforms=platforms)(template.shapes(), images, corner, corner, corner)
 
 
 BANDWIDTH_SHARE = 0.8

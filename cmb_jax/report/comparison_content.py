@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.content import DetectionRow
 
 Status = Literal["stable", "new", "resolved", "uncertain"]
 STATUSES: tuple[Status, ...] = ("new", "resolved", "stable", "uncertain")

@@ -72,7 +72,7 @@ class SubjectLine:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CountAgreementText:
-    """Agreement of the counts a scan, computed elsewhere."""
+    """Agreement of the counts per scan, computed elsewhere."""
 
     icc: float
     icc_name: str = "ICC(2,1)"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import jinja2
 
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.io.atomic import atomic_write_text
-from cmb_jax.report.content import DetectionRow, ReportContent
+from cmb_jax.report.content import ReportContent
 from cmb_jax.report.overview import DRAWN_REGIONS, glass_brain, quality_mosaic, shown_zone, slabs
 from cmb_jax.report.slices import choose_windows
 from cmb_jax.report.statements import bombs_table, statements
 from cmb_jax.report.summary import (
-    LOW_SCORE,
     ZONES,
     all_warnings,
     count,
@@ -89,7 +89,7 @@ def render_report(content: ReportContent, *, max_drawn: int = MAX_DRAWN) -> str:
             warnings=all_warnings(content),
             empty=empty_explanation(content),
             reasons=reason_counts(content.rows),
-            low=sum(row.reason == LOW_SCORE for row in rejected),
+            low=sum(row.below_operating_point for row in rejected),
             mars=mars,
             bombs=bombs_table(kept),
             statements=statements(kept, content.partial_field_of_view),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 _REFERENCES = {
     "method": "Kim J-H, Noh Y, Lee H, et al. Toward automated detection of microbleeds with anatomical scale "
@@ -18,24 +19,34 @@ _REFERENCES = {
 }
 
 
+_SCANS_NAMED = 5
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodsFacts:
-    """What the sentences depend on."""
+    """What the sentences depend on, of one scan or of all that were made in one way."""
 
     version: str
     weights_name: str
     weights_sha256: str
     threshold: float
     calibrated: bool  # probabilities are given
-    bundled: bool  # the weights that come with the package
+    bundled: bool  # the weights come with the package
     phase: bool | None  # a phase was used; None: where a scan had one
+    threshold_without_phase: float | None = None  # where some scans had a phase and some not; None: the same
+    options: tuple[str, ...] = ()  # settings other than the usual ones, e.g. "flips xyz"
     own_regions: bool = False  # a label volume took the place of the region network
     made_swi: bool = False  # SWI was made here from magnitude and phase
     mni: bool = True  # MNI coordinates are given
+    scans: tuple[str, ...] = ()  # names, where other scans of the cohort were made in another way
 
 
-def methods_text(facts: MethodsFacts) -> str:
-    """Markdown that may be put into a paper as it is; every sentence holds for this run."""
+def methods_text(ways: Sequence[MethodsFacts]) -> str:
+    """Markdown that may be put into a paper as it is; every sentence holds for the results that are there.
+
+    Args:
+        ways: the ways in which results were made, one for most cohorts; with several, each names its scans.
+    """
     used: list[str] = []
 
     def cite(name: str) -> str:
@@ -43,6 +54,33 @@ def methods_text(facts: MethodsFacts) -> str:
             used.append(name)
         return f"[{used.index(name) + 1}]"
 
+    total = sum(len(facts.scans) for facts in ways)
+    paragraphs = []
+    if len(ways) > 1:
+        paragraphs.append(
+            f"**These results were made in {len(ways)} ways, each described below: do not compare or pool "
+            "their counts.** Make them alike with `cmb-jax bids ... participant --overwrite`."
+        )
+    for facts in ways:
+        text = _paragraph(facts, cite)
+        paragraphs.append(f"{_scans_text(facts.scans, total)} {text}" if len(ways) > 1 else text)
+    references = "\n".join(f"{number}. {_REFERENCES[name]}" for number, name in enumerate(used, start=1))
+    return (
+        "# Methods text\n\n"
+        "Written by the run itself; to be used as it is (CC0), with the brackets filled in. "
+        "Research use only; not a diagnosis.\n\n"
+        + "\n\n".join(paragraphs)
+        + f"\n\n## References\n\n{references}\n"
+    )
+
+
+def _scans_text(scans: tuple[str, ...], total: int) -> str:
+    named = ", ".join(scans[:_SCANS_NAMED])
+    more = f" and {len(scans) - _SCANS_NAMED} more" if len(scans) > _SCANS_NAMED else ""
+    return f"{len(scans)} of {total} scans ({named}{more}):"
+
+
+def _paragraph(facts: MethodsFacts, cite: Callable[[str], str]) -> str:
     inputs = {
         True: "susceptibility-weighted images and phase",
         False: "susceptibility-weighted images without phase",
@@ -52,7 +90,7 @@ def methods_text(facts: MethodsFacts) -> str:
     sentences = [
         f"Cerebral microbleeds were detected with cmb_jax {facts.version}, a 3D convolutional network after "
         f"Kim et al. {cite('method')} trained on {trained} (weights {facts.weights_name}, SHA-256 "
-        f"{facts.weights_sha256[:16]}), from {inputs}.",
+        f"{facts.weights_sha256[:16]}{''.join(f', {option}' for option in facts.options)}), from {inputs}.",
     ]
     if facts.made_swi:
         sentences.append(
@@ -66,8 +104,10 @@ def methods_text(facts: MethodsFacts) -> str:
             "The brain and its regions were labeled at 2 mm by a network that was trained on "
             f"synthetic contrasts {cite('regions')}."
         )
+    other = facts.threshold_without_phase
+    without = "" if other in (None, facts.threshold) else f" (without a phase {other:.3f})"
     sentences.append(
-        f"Candidates with a score of at least {facts.threshold:.3f} in brain tissue were kept"
+        f"Candidates with a score of at least {facts.threshold:.3f}{without} in brain tissue were kept"
         + (", each with a calibrated probability" if facts.calibrated else "")
         + "; their region and zone (lobar, deep, infratentorial) follow the Microbleed Anatomical Rating "
         f"Scale {cite('mars')}."
@@ -81,11 +121,4 @@ def methods_text(facts: MethodsFacts) -> str:
         "The detections were [not] reviewed by [readers]. [Say here how, and cite the "
         "evaluation that you rely on.]"
     )
-    references = "\n".join(f"{number}. {_REFERENCES[name]}" for number, name in enumerate(used, start=1))
-    return (
-        "# Methods text\n\n"
-        "Written by the run itself; to be used as it is (CC0), with the brackets filled in. "
-        "Research use only; not a diagnosis.\n\n"
-        + " ".join(sentences)
-        + f"\n\n## References\n\n{references}\n"
-    )
+    return " ".join(sentences)

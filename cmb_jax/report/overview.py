@@ -8,7 +8,8 @@ import numpy as np
 from scipy import ndimage
 
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, Zone, region_of
-from cmb_jax.report.content import DetectionRow, ReportContent
+from cmb_jax.core.detection import DetectionRow
+from cmb_jax.report.content import ReportContent
 from cmb_jax.report.shapes import Label, Picture, Shape, edge_labels, glyph, outline
 from cmb_jax.report.slices import (
     AXIAL,

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.io.outside import reading
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.content import DetectionRow
 from cmb_jax.report.shapes import Picture, Shape, glyph
 from cmb_jax.report.slices import (
     AXIAL,

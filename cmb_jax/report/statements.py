@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from cmb_jax.anatomy.regions import Region
-from cmb_jax.report.content import DetectionRow
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.report.summary import Count, count
 
 NOT_A_DIAGNOSIS = "Not a diagnosis."

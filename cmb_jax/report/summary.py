@@ -8,10 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, Zone
-from cmb_jax.report.content import DetectionRow, ReportContent
-
-LOW_SCORE = "score below the operating point"
-"""The reason of candidates that are possible microbleeds at a lower operating point."""
+from cmb_jax.core.detection import DetectionRow
+from cmb_jax.report.content import ReportContent
 
 ZONES: tuple[str, ...] = ("lobar", "deep", "infratentorial")
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cmb_jax.report.content import DetectionRow, ReportContent
+from cmb_jax.core.detection import DetectionRow
+from cmb_jax.report.content import ReportContent
 from cmb_jax.report.shapes import Picture, Shape, crosshair, edge_labels, glyph, scale_bar
 from cmb_jax.report.slices import (
     AXIAL,

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.datasets.folder import LESION_KIND
 from cmb_jax.datasets.lesions import DEFAULT_DIAMETER_MM
 from cmb_jax.evaluation.matching import CENTER3, Pairs, center_distances, match
-from cmb_jax.report.content import DetectionRow
 from cmb_jax.review.marks import Mark, Verdict
 from cmb_jax.review.reading import Reading
 

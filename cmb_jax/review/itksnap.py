@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.datasets.grid import Grid
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.read import read_labels
-from cmb_jax.report.content import DetectionRow
 from cmb_jax.report.summary import location_text
 from cmb_jax.review.marks import Mark, Verdict
 from cmb_jax.review.result import Result, positions_mm

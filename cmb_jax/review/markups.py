@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.errors import UserError
 from cmb_jax.io.outside import read_json, shortened, shown
-from cmb_jax.report.content import DetectionRow
 from cmb_jax.report.summary import location_text
 from cmb_jax.review.marks import Mark, Verdict, parse_verdict
 from cmb_jax.review.result import Result

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.matching import CENTER3, Pairs, center_distances, match
 from cmb_jax.io.outside import check_is_file, read_json, reading
-from cmb_jax.report.content import DetectionRow
 from cmb_jax.review.itksnap import read_painted
 from cmb_jax.review.marks import Mark, Verdict
 from cmb_jax.review.markups import read_markups

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cmb_jax.core.detection import COLUMNS, Column, DetectionRow
 from cmb_jax.datasets.grid import Grid
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.read import read_labels
 from cmb_jax.evaluation.tables import TextTable, read_columns
 from cmb_jax.io.naming import pseudonym
 from cmb_jax.io.outside import a_number, a_text, reading, shown
-from cmb_jax.report.content import DETECTION_COLUMNS, LATER_COLUMNS, DetectionRow
 from cmb_jax.review.files import MADE_BY, ResultPaths, read_record, result_paths
-
-_ALLOWED = {
-    "category": ("definite", "possible"),
-    "zone": ("lobar", "deep", "infratentorial", "none"),
-    "side": ("left", "right", "none"),
-    "status": ("kept", "rejected"),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,30 +84,16 @@ def read_rows(path: Path) -> tuple[DetectionRow, ...]:
     Raises:
         UserError: a file that is missing, or a value that no result has.
     """
-    required = [name for name in DETECTION_COLUMNS if name not in LATER_COLUMNS]
+    required = [column.name for column in COLUMNS if column.since is None]
     return _rows(read_columns(path, required=required, delimiter="\t" if path.suffix == ".tsv" else ","))
 
 
 def _rows(table: TextTable) -> tuple[DetectionRow, ...]:
-    columns: dict[str, Any] = {}
-    for field in dataclasses.fields(DetectionRow):
-        if field.name in LATER_COLUMNS and not table.has(field.name):
-            continue
-        if field.type == "float":
-            columns[field.name] = table.numbers(field.name).tolist()
-        elif field.type == "float | None":
-            values = table.optional_numbers(field.name)
-            columns[field.name] = [None if np.isnan(value) else float(value) for value in values]
-        elif field.type == "int":
-            columns[field.name] = table.whole_numbers(field.name)
-        else:
-            columns[field.name] = ["" if text == "n/a" else text for text in table.text(field.name)]
-    for name, allowed in _ALLOWED.items():
-        for line, value in enumerate(columns[name], start=2):
-            if value not in allowed:
-                raise UserError(
-                    f"{table.path}: line {line}: {name} is {shown(value)}; allowed: {', '.join(allowed)}"
-                )
+    columns: dict[str, Sequence[Any]] = {
+        column.name: _values(table, column)
+        for column in COLUMNS
+        if not column.since or table.has(column.name)
+    }
     ids = columns["id"]
     if len(set(ids)) < len(ids) or min(ids, default=1) < 1:
         raise UserError(f"{table.path}: ids must be whole numbers from 1 on, each once; {MADE_BY}")
@@ -124,23 +103,42 @@ def _rows(table: TextTable) -> tuple[DetectionRow, ...]:
     )
 
 
+def _values(table: TextTable, column: Column) -> Sequence[Any]:
+    """The values of a column as its field has them."""
+    if column.kind is int:
+        return table.whole_numbers(column.name)
+    if column.may_be_empty:
+        return [None if np.isnan(value) else float(value) for value in table.optional_numbers(column.name)]
+    if column.kind is float:
+        return list(table.numbers(column.name).tolist())
+    texts = ["" if text == "n/a" else text for text in table.text(column.name)]
+    for line, text in enumerate(texts, start=2):
+        if column.levels and text not in column.levels:
+            raise UserError(
+                f"{table.path}: line {line}: {column.name} is {shown(text)}; "
+                f"allowed: {', '.join(column.levels)}"
+            )
+    return texts
+
+
 def checked_row(values: Mapping[str, Any]) -> DetectionRow:
     """A row of JSON values, each of the type that it must be. Raises ValueError or KeyError."""
     checked: dict[str, Any] = {}
-    for field in dataclasses.fields(DetectionRow):
-        if field.name in LATER_COLUMNS and values.get(field.name) is None:
+    for column in COLUMNS:
+        name = column.name
+        if column.since and values.get(name) is None:
             continue
-        value = values[field.name]
-        if field.type == "int":
+        value = values[name]
+        if column.kind is int:
             if type(value) is not int or abs(value) >= 10**9:
-                raise ValueError(f"{field.name} is no whole number")
-            checked[field.name] = value
-        elif field.type == "float" or field.name == "probability":
-            checked[field.name] = a_number(value, field.name, -1e6, 1e6)
+                raise ValueError(f"{name} is no whole number")
+            checked[name] = value
+        elif column.kind is float:
+            checked[name] = a_number(value, name, -1e6, 1e6)
         else:
-            checked[field.name] = a_text(value, field.name)
-            if value not in _ALLOWED.get(field.name, (value,)):
-                raise ValueError(f"{field.name} is {value!r}")
+            checked[name] = a_text(value, name)
+            if column.levels and value not in column.levels:
+                raise ValueError(f"{name} is {value!r}")
     return DetectionRow(**checked)
 
 

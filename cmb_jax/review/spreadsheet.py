@@ -16,9 +16,9 @@ from openpyxl.utils import get_column_letter
 from openpyxl.worksheet.datavalidation import DataValidation
 from openpyxl.worksheet.worksheet import Worksheet
 
+from cmb_jax.core.detection import COLUMNS, DetectionRow
 from cmb_jax.datasets.sheets import Cell, Row, number, read_sheet
 from cmb_jax.errors import UserError
-from cmb_jax.report.content import DetectionRow
 from cmb_jax.report.summary import location_text
 from cmb_jax.review.marks import MIMIC_KINDS, Mark, Verdict, parse_verdict
 from cmb_jax.review.result import Result
@@ -30,7 +30,7 @@ VERIFY = "verify (yes=1)"
 _COLUMNS: dict[str, int] = {  # with their widths
     **{ID: 5, SUBJECT: 24, VERDICT: 13, MIMIC: 22, "comments": 30},
     **dict.fromkeys(POSITION, 11),
-    **{DIAMETER: 12, "score": 8, "probability": 11, "category": 10, "status": 10, "reason": 34},
+    **{column.name: column.sheet_width for column in COLUMNS if column.sheet_width},
     **{"zone": 14, "atlasregions": 30, "slicecount": 10, "readers": 10, VERIFY: 13},
 }
 _TO_FILL = PatternFill("solid", fgColor="FFF7D6")
@@ -78,9 +78,8 @@ def _values(row: DetectionRow, subject: str) -> dict[str, Cell | int]:
     return {
         **{ID: row.id, SUBJECT: subject, VERDICT: None, MIMIC: None, "comments": None, VERIFY: None},
         **dict(zip(POSITION, (row.x_mm, row.y_mm, row.z_mm), strict=True)),
-        **{DIAMETER: row.diameter_mm, "score": row.score, "probability": row.probability},
-        **{"category": row.category, "status": row.status},
-        **{"reason": row.reason, "zone": row.zone, "slicecount": row.k, "readers": "cmb-jax"},
+        **{column.name: getattr(row, column.name) for column in COLUMNS if column.sheet_width},
+        **{"zone": row.zone, "slicecount": row.k, "readers": "cmb-jax"},
         "atlasregions": location_text(row, trusted=True),
     }
 

@@ -1,10 +1,9 @@
-"""Susceptibility-weighted imaging: phase unwrapping, high-pass phase, phase mask, echo combination.
+"""Susceptibility-weighted imaging: high-pass phase, phase mask, echo combination.
 
 Pure functions on (X, Y, Z) arrays, jitted; the slice plane is (X, Y), spacing in mm, phase in radians.
 """
 
 from cmb_jax.swi.filters import DEFAULT_WIDTH_MM, high_pass, homodyne_phase, low_pass, phase_trust
-from cmb_jax.swi.unwrap import laplacian_unwrap, wrap
 from cmb_jax.swi.weighting import (
     PHASE_MASK_POWER,
     SwiImage,
@@ -21,11 +20,9 @@ __all__ = [
     "combine_echoes",
     "high_pass",
     "homodyne_phase",
-    "laplacian_unwrap",
     "low_pass",
     "minimum_intensity_projection",
     "phase_mask",
     "phase_trust",
     "susceptibility_weighted",
-    "wrap",
 ]

@@ -15,6 +15,7 @@ import numpy as np
 
 from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.config import Config
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.datasets.images import read_scan
 from cmb_jax.datasets.lesions import lesions_of
 from cmb_jax.datasets.types import Case
@@ -35,13 +36,12 @@ from cmb_jax.evaluation.records import (
 from cmb_jax.evaluation.result import EvaluationResult
 from cmb_jax.evaluation.simulated import phantom_truth
 from cmb_jax.inference.options import PhaseSign, ScanOptions
-from cmb_jax.inference.predict import LOW_SCORE, CmbDetector, Prediction
+from cmb_jax.inference.predict import CmbDetector, Prediction
 from cmb_jax.io.atomic import atomic_directory, atomic_write_text
 from cmb_jax.io.volume import ScanImages
 from cmb_jax.phantom import simulate_subject
 from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.progress import track
-from cmb_jax.report.content import DetectionRow
 from cmb_jax.report.evaluation_html import write_evaluation_report
 from cmb_jax.training.run_data import SPLIT_FILE, phantom_member, seen_images
 from cmb_jax.training.scans import OwnData, file_hashes, open_data
@@ -131,7 +131,7 @@ def case_truth(case: Case, root: Path) -> SubjectTruth:
 def _status(row: DetectionRow) -> str:
     if row.status == "kept":
         return KEPT
-    return CANDIDATE if row.reason == LOW_SCORE else REJECTED
+    return CANDIDATE if row.below_operating_point else REJECTED
 
 
 def detections_of(prediction: Prediction, subject: str) -> SubjectDetections:

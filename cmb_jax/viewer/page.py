@@ -13,8 +13,8 @@ from typing import Any
 
 import cmb_jax
 from cmb_jax.anatomy.regions import Region
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.io.outside import parse_json
-from cmb_jax.report.content import DetectionRow
 from cmb_jax.report.html import content_hash
 from cmb_jax.report.summary import location_text, reason_text, region_title
 from cmb_jax.review.marks import CERTAINTIES, MIMIC_KINDS, Verdict

@@ -6,8 +6,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cmb_jax.anatomy import lookup
-from cmb_jax.anatomy.lookup import REASON_TEXT, RejectReason, anatomical_lookup
+from cmb_jax.anatomy.lookup import anatomical_lookup
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Side, Zone, encode
+from cmb_jax.core.detection import RejectReason
 
 SHAPE = (9, 8, 11)
 POINTS = 4
@@ -216,5 +217,6 @@ def test_no_points():
     assert found.side.dtype == found.region.dtype == found.zone.dtype == found.reason.dtype == jnp.int32
 
 
-def test_every_reason_has_a_text():
-    assert set(REASON_TEXT) == set(RejectReason)
+def test_every_reason_has_a_sentence_of_its_own():
+    assert [reason for reason in RejectReason if not reason.sentence] == [RejectReason.NONE]
+    assert all(RejectReason.of(reason.sentence) is reason for reason in RejectReason)

@@ -8,10 +8,10 @@ import numpy as np
 from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.bids_app.scan_work import Pipeline
 from cmb_jax.config import Config, InferenceConfig
+from cmb_jax.core.detection import DetectionRow, RejectReason
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.options import ScanOptions
-from cmb_jax.inference.predict import LOW_SCORE, Prediction
-from cmb_jax.report.content import DetectionRow
+from cmb_jax.inference.predict import Prediction
 from tests.tiny import TINY_MODEL
 
 BUNDLE = WeightsBundle(
@@ -67,7 +67,7 @@ class StubDetector:
             row(swi, 1, (6, 8, 5), "lobar"),
             row(swi, 2, (15, 20, 9), "lobar", "possible"),
             row(swi, 3, (12, 14, 3), "deep"),
-            row(swi, 4, (18, 6, 10), "none", "possible", LOW_SCORE),
+            row(swi, 4, (18, 6, 10), "none", "possible", RejectReason.LOW_SCORE.sentence),
         )
         phase = None if images.phase is None else dataclasses.replace(swi, data=images.phase.data)
         return Prediction(

@@ -112,10 +112,38 @@ def test_other_weights_do_not_pass_for_finished(cohort, study, tmp_path, monkeyp
     assert code == 1
     assert stdout.startswith("1 done, 2 made otherwise\n")
     assert "sub-00: made otherwise: weights changed since; make it again with --overwrite" in stdout
+    methods = before.pop(Path("methods.md")).decode()
+    assert ("5a5a5a" in methods, "6b6b6b" in methods, "ways" in methods) == (True, False, False)
     assert before.items() <= contents(out).items()
+    methods = (out / "methods.md").read_text()  # of what is there, whichever run made it
+    assert "2 of 3 scans (sub-00, sub-01): " in methods
+    assert "1 of 3 scans (sub-02): " in methods
+    assert ("5a5a5a" in methods, "6b6b6b" in methods) == (True, True)
     assert cohort(study, out, "--overwrite")[1].startswith(f"{COUNT} done\n")
     for file in ("sub-00/anat/sub-00_desc-cmb_detections.json", "methods.md"):
         assert "6b6b6b" in (out / file).read_text()
+    assert " ways" not in (out / "methods.md").read_text()
+
+
+@pytest.mark.parametrize(("field", "value"), [("flips", "xyz"), ("precision", "bfloat16")])
+def test_other_settings_do_not_pass_for_finished(cohort, study, tmp_path, monkeypatch, field, value):
+    out = tmp_path / "out"
+    usual = app.BUNDLE
+    config = usual.config
+    config = app.dataclasses.replace(
+        config, inference=app.dataclasses.replace(config.inference, **{field: value})
+    )
+    some = ("--participant-label", "00", "01")
+    monkeypatch.setattr(app, "BUNDLE", app.dataclasses.replace(usual, config=config))
+    assert cohort(study, out, "--participant-label", "00")[0] == 0
+    assert cohort(study, out, "--participant-label", "00")[1].startswith("1 skipped\n")
+    monkeypatch.setattr(app, "BUNDLE", usual)
+    stdout = cohort(study, out, *some)[1]
+    assert stdout.startswith("1 done, 1 made otherwise\n")
+    assert f"made otherwise: {field} changed since" in stdout
+    methods = (out / "methods.md").read_text()
+    assert f", {field} {value})" in methods.partition("1 of 2 scans (sub-00):")[2].partition("\n")[0]
+    assert f"{field} {value}" not in methods.partition("1 of 2 scans (sub-01):")[2].partition("\n")[0]
 
 
 def test_bad_shares_are_refused(cohort, study, tmp_path):

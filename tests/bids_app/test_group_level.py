@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cmb_jax.bids_app.group_table import COLUMNS
+from cmb_jax.cli.view import open_server
 from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.review.files import read_record
 from cmb_jax.review.result import load_result
@@ -173,6 +174,11 @@ def test_the_page_has_every_scan_with_links(bids, study, tmp_path):
     assert "2 new, 1 resolved since before" in page.words("line-1")
     assert len([img for img in page.all("img") if img["loading"] == "lazy"]) == 3
     assert page.words("line-1").count("2 + 1") == 1  # definite and possible, as in the table
+    server = open_server(first)  # the viewer opens what the page lists, by the file of the result
+    server.server_close()
+    first.with_name(first.name.replace("detections.json", "viewer.html")).unlink()
+    with pytest.raises(UserError, match=r"holds no viewer\.html with the images; give them: --swi FILE"):
+        open_server(first)
 
 
 def test_a_result_of_bids_is_read_as_one_of_predict(bids, study, tmp_path):

@@ -14,9 +14,9 @@ from cmb_jax.bids_app.detector import detector_pipeline
 from cmb_jax.bids_app.outcome import Status
 from cmb_jax.bids_app.participants import Selection, run_participants
 from cmb_jax.bids_app.region_labels import read_region_labels
-from cmb_jax.bids_app.result import detections_tsv
 from cmb_jax.cli.bids import Lines
 from cmb_jax.config import Config, InferenceConfig
+from cmb_jax.core.detection import detections_tsv
 from cmb_jax.datasets.bids.layout import read_layout
 from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.inference.options import ScanOptions

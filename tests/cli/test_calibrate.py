@@ -10,14 +10,12 @@ import pytest
 from flax import nnx
 from scipy.special import expit, logit
 
-from cmb_jax.bids_app.result import detections_tsv
 from cmb_jax.config import Config, InferenceConfig
-from cmb_jax.inference.bundle import load_bundle, save_bundle
-from cmb_jax.inference.outputs import detections_csv
-from cmb_jax.inference.predict import LISTED_BELOW_THRESHOLD, LOW_SCORE
+from cmb_jax.core.detection import DetectionRow, RejectReason, detections_csv, detections_tsv
+from cmb_jax.inference.bundle import calibration_of, load_bundle, save_bundle
+from cmb_jax.inference.predict import LISTED_BELOW_THRESHOLD
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
-from cmb_jax.report.content import DetectionRow
 from tests.command_line import run_cli
 from tests.tiny import TINY_MODEL
 from tools import model_card
@@ -27,9 +25,9 @@ SHAPE = (10, 10, 10)
 THRESHOLD = 0.5
 
 
-def probability(scores):
+def probability(scores, phase=True):
     """What the made-up detector's scores mean."""
-    return expit(1.5 * logit(scores) - 1.0)
+    return expit(1.5 * logit(scores) - (1.0 if phase else 2.5))
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +52,12 @@ def row(number, voxel, score):
         region="frontal",
         side="left",
         status="kept" if kept else "rejected",
-        reason="" if kept else LOW_SCORE,
+        reason="" if kept else RejectReason.LOW_SCORE.sentence,
     )
 
 
-def make_tree(root, weights, scans=24, candidates=25, seed=0, layout="predict"):
-    """Predictions and truth; (folder of predictions, folder of truth)."""
+def make_tree(root, weights, scans=24, candidates=25, seed=0, layout="predict", without_phase=0):
+    """Predictions and truth, the last scans without a phase; (folder of predictions, folder of truth)."""
     rng = np.random.default_rng(seed)
     digest = load_bundle(weights).sha256
     (root / "truth").mkdir(parents=True)
@@ -69,7 +67,8 @@ def make_tree(root, weights, scans=24, candidates=25, seed=0, layout="predict"):
         chosen = rng.choice(1000, candidates + 3, replace=False)
         voxels = 2 * np.stack(np.unravel_index(chosen, SHAPE), axis=1)
         scores = np.sort(rng.uniform(0.1, 0.99, candidates).round(4))[::-1]
-        true = rng.uniform(size=candidates) < probability(scores)
+        phase = scan < scans - without_phase
+        true = rng.uniform(size=candidates) < probability(scores, phase)
         labels = np.zeros(2 * np.array(SHAPE), np.uint8)
         lesions = [*voxels[:candidates][true], *voxels[candidates:]]  # the last three are missed
         for label, voxel in enumerate(lesions, start=1):
@@ -79,18 +78,19 @@ def make_tree(root, weights, scans=24, candidates=25, seed=0, layout="predict"):
             row(n, [int(v) for v in voxel], float(score))
             for n, (voxel, score) in enumerate(zip(voxels, scores, strict=False), start=1)
         )
-        write_prediction(root / "pred" / name, name, rows, digest, layout)
+        write_prediction(root / "pred" / name, name, rows, digest, layout, phase)
     return root / "pred", root / "truth"
 
 
-def write_prediction(folder, name, rows, digest, layout):
+def write_prediction(folder, name, rows, digest, layout, phase=True):
+    settings = {"score_threshold": f"{THRESHOLD:.3f}", "phase": "used" if phase else "none"}
     if layout == "predict":
         folder.mkdir(parents=True)
         (folder / "detections.csv").write_text(detections_csv(rows))
         record = {
             "version": "0",
             "weights": {"name": "tiny.safetensors", "sha256": digest},
-            "settings": {"score_threshold": f"{THRESHOLD:.3f}"},
+            "settings": settings,
             "inputs": [{"role": "swi", "file": f"{name}_swi.nii.gz", "sha256": "ab" * 32}],
             "regions_trusted": True,
         }
@@ -107,6 +107,7 @@ def write_prediction(folder, name, rows, digest, layout):
     }
     made = {
         "Making": making,
+        "Settings": settings,
         "Taken": {"Images": [], "Kind": "swi"},
         "MagneticFieldStrength": None,
         "Warnings": [],
@@ -131,7 +132,16 @@ def calibrated(tmp_path_factory, weights, tree):
     from cmb_jax.cli.calibrate import CalibrateOptions, run
 
     out = tmp_path_factory.mktemp("calibrated") / "better.safetensors"
-    run(CalibrateOptions(pred=(tree[0],), truth=(tree[1],), weights=str(weights), out=out, max_fp=2.0))
+    run(
+        CalibrateOptions(
+            pred=(tree[0],),
+            truth=(tree[1],),
+            weights=str(weights),
+            out=out,
+            max_fp=2.0,
+            max_fp_magnitude=2.0,
+        )
+    )
     return out
 
 
@@ -144,6 +154,45 @@ def test_the_map_is_the_distortion_that_was_put_in(calibrated, weights):
     assert after.calibration.probability(np.array([inference.definite_threshold]))[0] == pytest.approx(0.8)
     assert inference.score_threshold < inference.definite_threshold < 1
     assert jax.tree.all(jax.tree.map(np.array_equal, before.params, after.params))
+
+
+@pytest.mark.parametrize("layout", ["predict", "bids"])
+def test_scans_without_a_phase_have_levels_of_their_own(run, weights, tmp_path, layout):
+    pred, truth = make_tree(tmp_path, weights, scans=48, layout=layout, without_phase=24)
+    out = tmp_path / "both.safetensors"
+    code, text, err = run(
+        *calibrate_arguments((pred, truth), weights, out), "--max-fp", "1", "--max-fp-magnitude", "4"
+    )
+    assert code == 0, err
+    inference = load_bundle(out).config.inference
+    grid = np.linspace(0.3, 0.9, 40)
+    for phase in (True, False):
+        own = calibration_of(inference.for_scan(phase=phase))
+        assert np.abs(own.probability(grid) - probability(grid, phase)).max() < 0.1
+        definite = inference.for_scan(phase=phase).definite_threshold
+        assert own.probability(np.array([definite]))[0] == pytest.approx(0.8)
+    record = json.loads(out.with_suffix(".json").read_text())
+    for part, limit in ((record, 1.0), (record["magnitude_alone"], 4.0)):
+        assert part["calibration"]["scans"] == 24
+        assert part["calibration"]["data"][0]["scans"] == 24
+        chosen = part["operating_points"]["chosen"]
+        assert limit / 2 < chosen["fp_per_scan"]["value"] <= limit
+    assert inference.for_scan(phase=False).score_threshold == record["magnitude_alone"]["score_threshold"]
+    assert inference.for_scan(phase=True).score_threshold == record["score_threshold"]
+    for words in ("with a phase: platt", "without a phase: platt", "Operating points, scans without a phase"):
+        assert words in text
+
+
+def test_a_few_scans_without_a_phase_share_the_levels_of_all(run, weights, tmp_path):
+    tree = make_tree(tmp_path, weights, scans=20, without_phase=4)
+    out = tmp_path / "one.safetensors"
+    code, _, err = run(*calibrate_arguments(tree, weights, out))
+    assert code == 0, err
+    inference = load_bundle(out).config.inference
+    assert inference.for_scan(phase=False) == inference
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert "magnitude_alone" not in record
+    assert record["calibration"]["scans"] == 20
 
 
 def test_arrays_keep_their_type(calibrated, weights):
@@ -249,6 +298,7 @@ def test_what_cannot_be_calibrated_is_refused(run, copy, weights, tmp_path):
         assert not out.with_suffix(".json").exists()
 
     refused("above 0", "--max-fp", "0")
+    refused("--max-fp-magnitude -1", "--max-fp-magnitude", "-1")
     refused("as many --truth as --pred", "--truth", copy[1], copy[1])
     refused(".safetensors file", "--out", tmp_path / "new.bin")
     sidecar = copy[0] / "sub-03" / "detections.json"

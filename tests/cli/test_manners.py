@@ -62,7 +62,7 @@ for arguments in {[list(arguments) for arguments, _ in WRONG.values()]}:
         cli.main(arguments)
     except SystemExit:
         pass
-print(sorted({{"jax", "flax", "nibabel", "scipy", "pydicom"}} & set(sys.modules)))
+print(sorted({{"jax", "flax", "nibabel", "numpy", "scipy", "pydicom"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

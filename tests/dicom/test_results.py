@@ -13,6 +13,7 @@ from pydicom.sr.coding import Code
 from scipy import ndimage
 
 from cmb_jax.anatomy.regions import Region
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.dicom import codes
 from cmb_jax.dicom.choose import choose
 from cmb_jax.dicom.findings import Finding
@@ -21,7 +22,6 @@ from cmb_jax.dicom.key_images import key_picture
 from cmb_jax.dicom.load import load
 from cmb_jax.dicom.results import prepare_results
 from cmb_jax.errors import UserError
-from cmb_jax.report.content import DetectionRow
 from tests.dicom.phantoms import (
     AXIAL,
     BIRTH_DATE,

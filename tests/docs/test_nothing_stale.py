@@ -14,6 +14,7 @@ from cmb_jax import _release, cli
 from cmb_jax.cli import present
 from cmb_jax.inference.bundle import BUNDLED
 from cmb_jax.io.atomic import sha256_file
+from tests.command_line import run_cli
 
 ROOT = Path(cmb_jax.__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -77,6 +78,47 @@ def test_the_faq_quotes_what_the_program_says():
         for fragment in re.split(r"\.\.\.|<.*?>", quote):
             words = fragment.strip(" ():;,'[]")
             assert not words or words in said, words
+
+
+def test_what_is_said_of_a_scan_stands_in_the_faq():
+    """Each warning of the folders that read, prepare, compare and score scans."""
+    figures = tool("figures")
+    faq = (ROOT / "docs/faq.md").read_text()
+    no_warnings = ("phase_sign.py", "comparison.py")  # a reason within one, a footnote
+    missing, seen = [], 0
+    for folder in ("io", "scan", "inference", "regions", "evaluation", "ops"):
+        for path in sorted((ROOT / "cmb_jax" / folder).rglob("*.py")):
+            if path.name in figures._SILENT or path.name in no_warnings:
+                continue
+            for kind, text in figures.said(path):
+                if kind == "warning":
+                    seen += 1
+                    longest = max(text.split("..."), key=len).strip(" ():;,'")
+                    missing += [] if longest in faq else [f"{path.name}: {text}"]
+    assert missing == []
+    assert seen > 30
+
+
+def test_the_list_of_messages_holds_what_the_program_says(monkeypatch, capsys, tmp_path):
+    """Messages as they come, not as they stand in the source."""
+    listed = [
+        re.compile(".*?".join(map(re.escape, line[5:-3].split("..."))))
+        for line in (ROOT / "docs/messages.md").read_text().splitlines()
+        if line.startswith("- ``")
+    ]
+    empty = tmp_path / "empty.nii.gz"
+    empty.write_bytes(b"")
+    for arguments in (
+        ("predct",),
+        ("predict", "-i", "nowhere.nii.gz", "-o", tmp_path / "new"),
+        ("predict", "-i", empty, "-o", tmp_path / "new"),
+        ("weights", "show", "larg"),
+        ("demo", "--out", tmp_path),
+        ("bids", tmp_path / "none", tmp_path / "out", "participant"),
+    ):
+        code, _, err = run_cli(monkeypatch, capsys, *arguments)
+        assert code == 2
+        assert any(pattern.search(err) for pattern in listed), err
 
 
 def test_commands_in_the_docs_have_the_options_that_they_name():

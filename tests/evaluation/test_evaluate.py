@@ -9,12 +9,12 @@ import pytest
 
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.evaluate import (
-    choose_operating_point,
     evaluate,
     evaluate_records,
     format_table,
     write_metrics,
 )
+from cmb_jax.evaluation.froc import choose_threshold
 from cmb_jax.evaluation.matching import RULES
 from cmb_jax.evaluation.present import report_content
 from cmb_jax.evaluation.records import MimicMap, SubjectDetections, SubjectTruth
@@ -142,18 +142,17 @@ def test_scans_must_correspond(worked):
 
 def test_operating_point_is_the_best_f1_of_the_scans(worked):
     found, true = worked
-    threshold = choose_operating_point(found, true)
+    every = evaluate_records(found, true, bootstrap_samples=0)
+    threshold = choose_threshold(every.headline_result.curve)
     best = max(
         evaluate_records(found, true, threshold=t, bootstrap_samples=0).headline_result.f1.value
         for t in (0.4, 0.7, 0.8, 0.9, 0.95)
     )
     chosen = evaluate_records(found, true, threshold=threshold, bootstrap_samples=0).headline_result
     assert chosen.f1.value == best
-    limited = choose_operating_point(found, true, rule="center5", max_fp_per_scan=0.0)
-    assert limited == pytest.approx(0.75)
-    assert choose_operating_point([detections("b", [], [])], [true[1]], fallback=0.3) == 0.3
-    with pytest.raises(UserError, match="valdo"):
-        choose_operating_point(found, true, rule="valdo")
+    assert choose_threshold(every.by_rule("center5").curve, 0.0) == pytest.approx(0.75)
+    nothing = evaluate_records([detections("b", [], [])], [true[1]], bootstrap_samples=0)
+    assert choose_threshold(nothing.headline_result.curve, fallback=0.3) == 0.3
 
 
 def test_table_names_everything_that_makes_numbers_comparable(worked):

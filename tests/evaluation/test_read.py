@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from cmb_jax.anatomy.regions import Region, Zone
+from cmb_jax.core.detection import DETECTION_COLUMNS
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.read import (
-    LOW_SCORE_REASON,
     find_predictions,
     find_truth,
     read_detections_csv,
@@ -21,7 +21,6 @@ from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.tree import write_subject
 from cmb_jax.phantom.types import CMB_KIND, LesionTable, MimicKind, PhantomSubject
 from cmb_jax.phantom.version import VERSION
-from cmb_jax.report.content import DETECTION_COLUMNS
 
 AFFINE = np.array([[0.5, 0, 0, -10.0], [0, 0.5, 0, -8.0], [0, 0, 2.0, -6.0], [0, 0, 0, 1.0]])
 SHAPE = (24, 20, 8)
@@ -251,7 +250,7 @@ def test_csv_status_and_reason(tmp_path):
     write_csv(
         path,
         (1, 2, 3, 0.9, "kept", ""),
-        (4, 5, 6, 0.3, "rejected", LOW_SCORE_REASON),
+        (4, 5, 6, 0.3, "rejected", "score below the operating point"),
         (7, 8, 9, 0.8, "rejected", "outside the brain"),
     )
     record = read_detections_csv(path, "sub-1")
@@ -259,12 +258,6 @@ def test_csv_status_and_reason(tmp_path):
     assert record.at(None).centers_mm.tolist() == [[1, 2, 3]]
     assert record.at(0.1).scores.tolist() == [0.9, 0.3]
     assert record.zones == ("lobar",) * 3
-
-
-def test_reason_is_the_one_that_prediction_writes():
-    from cmb_jax.inference.predict import LOW_SCORE
-
-    assert LOW_SCORE == LOW_SCORE_REASON
 
 
 def test_csv_without_rows_is_an_empty_result(tmp_path):
@@ -408,7 +401,7 @@ def test_phantom_in_memory_is_what_is_read_from_its_files(tmp_path):
 
 
 def test_probabilities_may_be_there_and_may_be_empty(tmp_path):
-    rows = [(0, 0, 0, 0.9, "kept", ""), (9, 0, 0, 0.4, "rejected", LOW_SCORE_REASON)]
+    rows = [(0, 0, 0, 0.9, "kept", ""), (9, 0, 0, 0.4, "rejected", "score below the operating point")]
     path = tmp_path / "detections.csv"
     write_csv(path, *rows, probability="")
     assert read_detections_csv(path, "s").probabilities is None

@@ -18,6 +18,7 @@ from cmb_jax.experiments import ablation, detections, embeddings
 from cmb_jax.experiments.detections import detections_of, subject_set
 from cmb_jax.experiments.runs import complete, cost_of, runs_of
 from cmb_jax.inference.bundle import load_bundle
+from cmb_jax.losses.prototype import DistanceCrossEntropy
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template
 from cmb_jax.training import run_data
@@ -108,7 +109,7 @@ def test_what_is_begun_goes_on_and_what_is_missing_begins(grid, tmp_path, monkey
     ("change", "message"),
     [
         ({"model": dataclasses.replace(BASE.model, use_fusion=True)}, "another network"),
-        ({"loss": dataclasses.replace(BASE.loss, prototype_loss="dce")}, "another loss"),
+        ({"loss": dataclasses.replace(BASE.loss, prototype=DistanceCrossEntropy())}, "another loss"),
         ({"train": dataclasses.replace(BASE.train, seed=8)}, "another seed"),
     ],
 )

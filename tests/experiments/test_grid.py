@@ -5,6 +5,7 @@ import pytest
 from cmb_jax.config import Config, DataConfig
 from cmb_jax.errors import UserError
 from cmb_jax.experiments.runs import Grid, Variant, four_configurations, grid_from_file, runs_of
+from cmb_jax.losses.prototype import SupervisedContrastive
 
 
 def test_the_four_configurations_differ_in_fusion_and_prototypes_alone():
@@ -24,7 +25,7 @@ def test_the_four_configurations_differ_in_fusion_and_prototypes_alone():
 
 def test_runs_take_the_variants_of_one_seed_after_each_other(tmp_path):
     plain, *_, full = four_configurations(Config())
-    grid = Grid(variants=(plain, full.but("supcon", prototype_loss="supcon")), seeds=(3, 5))
+    grid = Grid(variants=(plain, full.but("supcon", prototype=SupervisedContrastive())), seeds=(3, 5))
     runs = runs_of(grid, tmp_path)
     assert [run.name for run in runs] == [
         "rpn-seed3",
@@ -33,7 +34,7 @@ def test_runs_take_the_variants_of_one_seed_after_each_other(tmp_path):
         "rpn_ffm_hspl-supcon-seed5",
     ]
     assert [run.config.train.seed for run in runs] == [3, 3, 5, 5]
-    assert runs[3].config.loss.prototype_loss == "supcon"
+    assert runs[3].config.loss.prototype == SupervisedContrastive()
 
 
 def test_grids_that_make_no_sense_are_refused():

@@ -9,10 +9,10 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.followup.changes import Surveyed
 from cmb_jax.followup.registration import Registration
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.content import DetectionRow
 
 SHAPE = (72, 88, 40)
 SPACING_MM = (2.0, 2.0, 3.0)

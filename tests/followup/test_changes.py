@@ -6,9 +6,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from cmb_jax.core.detection import RejectReason
 from cmb_jax.followup.changes import UNREGISTERED, expected_contrast, find_changes, spot_at
 from cmb_jax.followup.registration import moved
-from cmb_jax.inference.predict import LOW_SCORE
 from tests.followup.conftest import Head, centred_affine, registration, rigid, row_at, surveyed
 
 PLACES = np.array(list(itertools.product((-30.0, 0.0, 30.0), (-36.0, 0.0, 36.0), (-18.0, 0.0, 18.0))))
@@ -104,7 +104,10 @@ def test_the_distance_is_an_option():
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
     ("reason", "words"),
-    [(LOW_SCORE, "below the operating point (score 0.31)"), ("inside a ventricle", "inside a ventricle")],
+    [
+        (RejectReason.LOW_SCORE.sentence, "below the operating point (score 0.31)"),
+        ("inside a ventricle", "inside a ventricle"),
+    ],
 )
 def test_a_rejected_candidate_at_the_place_makes_it_uncertain(reverse, reason, words):
     kept = [row_at(1, SPOT)]
@@ -117,14 +120,16 @@ def test_a_rejected_candidate_at_the_place_makes_it_uncertain(reverse, reason, w
 
 def test_one_rejected_candidate_explains_one_lesion_alone():
     lesions = [SPOT, off(6.0, 0, 0)]
-    rejected = row_at(7, off(3.0, 0, 0), score=0.31, status="rejected", reason=LOW_SCORE)
+    rejected = row_at(
+        7, off(3.0, 0, 0), score=0.31, status="rejected", reason=RejectReason.LOW_SCORE.sentence
+    )
     rows = [row_at(n + 1, place) for n, place in enumerate(lesions)]
     changes = find_changes(rows, [rejected], EYE, *scans(lesions, (), np.eye(4)))
     assert [c.status for c in changes] == ["resolved", "uncertain"]
 
 
 def test_rejected_candidates_alone_are_no_lesions():
-    rejected = [row_at(1, SPOT, status="rejected", reason=LOW_SCORE)]
+    rejected = [row_at(1, SPOT, status="rejected", reason=RejectReason.LOW_SCORE.sentence)]
     assert find_changes(rejected, rejected, EYE, *scans()) == ()
     assert find_changes([], [], EYE, *scans()) == ()
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from selectolax.lexbor import LexborHTMLParser
 
+from cmb_jax.core.detection import RejectReason, detections_csv
 from cmb_jax.followup.outputs import COLUMNS
 from cmb_jax.followup.registration import moved
-from cmb_jax.inference.outputs import detections_csv
-from cmb_jax.inference.predict import LOW_SCORE
 from cmb_jax.io.atomic import sha256_file
 from tests.command_line import run_cli
 from tests.followup.conftest import Head, centred_affine, rigid, row_at
@@ -69,7 +68,16 @@ def made(tmp_path_factory):
         volume, _ = head.scan(world, affine, lesions_mm=there, seed=n)
         images.append(nib.Nifti1Image(volume.data, affine))
     first = [row_at(n + 1, PLACES[n], diameter_mm=4.0) for n in (0, 2, 4)]
-    first.append(row_at(9, PLACES[3], status="rejected", reason=LOW_SCORE, score=0.4, diameter_mm=4.0))
+    first.append(
+        row_at(
+            9,
+            PLACES[3],
+            status="rejected",
+            reason=RejectReason.LOW_SCORE.sentence,
+            score=0.4,
+            diameter_mm=4.0,
+        )
+    )
     second = [row_at(n + 1, moved(MOTION, PLACES[n]), diameter_mm=4.0) for n in (0, 1, 3, 4)]
     facts = {"EchoTime": 0.02, "MagneticFieldStrength": 3.0, "AcquisitionDateTime": "2024-01-02T10:00:00"}
     write_scan(root / "one", first, images[0], "sub-01_ses-1_swi.nii.gz", facts)

@@ -107,7 +107,8 @@ def test_several_files_are_read_with_commas_and_named(networks, tmp_path):
     assert bundle.config.inference.flips == "xyz"
     assert bundle.sha256 not in {load_bundle(path).sha256 for path in paths}
     assert bundle.sha256 != load_bundle(f"{paths[1]},{paths[0]}").sha256
-    settings = dict(CmbDetector.load(ScanOptions(weights=both, flips="x"))._settings(0.5))
+    detector = CmbDetector.load(ScanOptions(weights=both, flips="x"))
+    settings = dict(detector._settings(InferenceConfig(flips="x"), True))
     assert settings["weights"] == "a,b"
     assert settings["flips"] == "x"
 

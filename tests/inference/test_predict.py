@@ -13,6 +13,7 @@ from flax import nnx
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.config_io import config_from_json, config_to_json
+from cmb_jax.core.detection import DETECTION_COLUMNS, RejectReason
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.evaluate import evaluate_records
 from cmb_jax.evaluation.metrics import json_text, metrics
@@ -21,12 +22,11 @@ from cmb_jax.evaluation.records import SubjectTruth
 from cmb_jax.inference.bundle import load_bundle, save_bundle, save_with_config
 from cmb_jax.inference.options import ScanOptions
 from cmb_jax.inference.outputs import described_inputs, instance_labels, write_prediction
-from cmb_jax.inference.predict import LOW_SCORE, CmbDetector
+from cmb_jax.inference.predict import CmbDetector
 from cmb_jax.inference.scan import read_phase
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
-from cmb_jax.report.content import DETECTION_COLUMNS
 from tests.tiny import TINY_MODEL
 
 TINY = Config(
@@ -110,7 +110,7 @@ def test_rows_agree_with_the_region_map(prediction, region_map):
     for row in prediction.rows:
         if row.status == "rejected":
             assert row.reason
-            assert row.reason != LOW_SCORE or row.score < TINY.inference.score_threshold
+            assert row.reason != RejectReason.LOW_SCORE.sentence or row.score < TINY.inference.score_threshold
 
 
 def test_native_indices_and_millimetres_are_the_same_place(prediction, files):
@@ -124,7 +124,7 @@ def test_a_threshold_moves_rows_from_kept_to_rejected(bundle, files, region_map)
     swi, phase = (read_volume(path) for path in files)
     none = CmbDetector(bundle).predict(swi, phase, phase_sign="+1", region_map=region_map, threshold=1.0)
     assert not none.kept
-    assert LOW_SCORE in {row.reason for row in none.rows}
+    assert RejectReason.LOW_SCORE.sentence in {row.reason for row in none.rows}
 
 
 def test_a_phase_whose_sign_is_open_is_left_out_unless_it_is_told(files):
@@ -141,6 +141,31 @@ def test_without_phase_it_runs_and_says_so(bundle, files, region_map):
     prediction = CmbDetector(bundle).predict(read_volume(files[0]), region_map=region_map)
     assert any("no phase" in line for line in prediction.warnings)
     assert prediction.phase is None
+
+
+def test_without_phase_the_levels_of_such_scans_hold(bundle, files, region_map):
+    levels = dataclasses.replace(
+        TINY.inference,
+        calibration_scores=(0.0, 1.0),
+        calibration_probabilities=(0.0, 1.0),
+        magnitude_score_threshold=0.55,
+        magnitude_definite_threshold=0.7,
+        magnitude_calibration_scores=(0.0, 1.0),
+        magnitude_calibration_probabilities=(0.0, 0.5),
+    )
+    detector = CmbDetector(dataclasses.replace(bundle, config=dataclasses.replace(TINY, inference=levels)))
+    swi, phase = map(read_volume, files)
+    for image, least, certain, slope in ((phase, 0.5, 0.6, 1.0), (None, 0.55, 0.7, 0.5)):
+        found = detector.predict(swi, image, phase_sign="+1", region_map=region_map)
+        assert dict(found.settings)["score_threshold"] == f"{least:.3f}"
+        assert dict(found.settings)["phase"] == ("none" if image is None else "used")
+        low = RejectReason.LOW_SCORE.sentence
+        assert all(row.status == "rejected" for row in found.rows if row.score < least - 1e-4)
+        assert low not in {row.reason for row in found.rows if row.score >= least + 1e-4}
+        assert all(row.score >= certain - 1e-4 for row in found.rows if row.category == "definite")
+        for row in found.rows:
+            if row.probability is not None:
+                assert row.probability == pytest.approx(slope * row.score, abs=2e-4)
 
 
 def test_an_untrusted_map_gives_no_places(bundle, files, region_map):
@@ -224,7 +249,9 @@ def test_probabilities_go_with_calibrated_weights_and_back_into_the_evaluation(
     swi, phase = (read_volume(path) for path in files)
     found = CmbDetector(calibrated).predict(swi, phase, phase_sign="+1", region_map=region_map)
     assert [row.score for row in found.rows] == [row.score for row in prediction.rows]
-    judged = [row for row in found.rows if row.status == "kept" or row.reason == LOW_SCORE]
+    judged = [
+        row for row in found.rows if row.status == "kept" or row.reason == RejectReason.LOW_SCORE.sentence
+    ]
     for row in judged:
         expected = np.interp(row.score, knots["calibration_scores"], knots["calibration_probabilities"])
         assert row.probability == pytest.approx(expected, abs=3e-4)

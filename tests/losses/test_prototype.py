@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from cmb_jax.losses.prototype import concentration_loss
+from cmb_jax.losses.prototype import Concentration
 
 
 def slowly(embeddings, labels, valid, prototypes, gamma, pull):
@@ -21,13 +21,11 @@ def slowly(embeddings, labels, valid, prototypes, gamma, pull):
 
 def test_one_sample_by_hand():
     # on a line: prototypes at 0 and 2, sample at 0.5, so squared distances 0.25 and 2.25
-    got = concentration_loss(
+    got = Concentration(gamma=0.5, pull=0.1)(
         jnp.asarray([[0.5], [0.5]]),
         jnp.asarray([0, 1]),
         jnp.ones(2, bool),
         jnp.asarray([[[0.0]], [[2.0]]]),
-        gamma=0.5,
-        pull=0.1,
     )
     want = [math.log(1 + math.exp(-1)) + 0.025, math.log(1 + math.exp(1)) + 0.225]
     np.testing.assert_allclose(got, want, rtol=1e-6)
@@ -37,9 +35,8 @@ def test_one_sample_by_hand():
 def test_equals_the_slow_sum(rng, gamma):
     embeddings, prototypes = rng.normal(size=(9, 3)), rng.normal(size=(2, 4, 3))
     labels, valid = rng.integers(0, 2, 9), rng.random(9) < 0.7
-    got = concentration_loss(
-        *map(jnp.asarray, (embeddings, labels, valid, prototypes)), gamma=gamma, pull=0.05
-    )
+    loss = Concentration(gamma=gamma, pull=0.05)
+    got = loss(*map(jnp.asarray, (embeddings, labels, valid, prototypes)))
     np.testing.assert_allclose(got, slowly(embeddings, labels, valid, prototypes, gamma, 0.05), rtol=1e-4)
 
 
@@ -48,7 +45,7 @@ def test_gradients_numerically(rng):
     labels, valid = jnp.asarray([0, 1, 1, 0]), jnp.asarray([True, True, True, False])
 
     def loss(f, m):
-        return concentration_loss(f, labels, valid, m, gamma=0.7, pull=0.3).sum()
+        return Concentration(gamma=0.7, pull=0.3)(f, labels, valid, m).sum()
 
     check_grads(loss, (jnp.float32(embeddings), jnp.float32(prototypes)), 1, atol=2e-2, rtol=2e-2)
 
@@ -59,7 +56,7 @@ def test_far_samples_and_padding_stay_finite():
 
     def loss(f, m):
         labels, valid = jnp.asarray([0, 7]), jnp.asarray([True, False])
-        return concentration_loss(f, labels, valid, m, gamma=1.0, pull=0.0).sum()
+        return Concentration(gamma=1.0, pull=0.0)(f, labels, valid, m).sum()
 
     value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(embeddings, prototypes)
     # squared distances 1e6 and 1e6 - 2e3 + 1: the loss is their difference

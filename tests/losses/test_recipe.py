@@ -12,12 +12,13 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cmb_jax.boxes.anchors import Truths, lattice_anchors
+from cmb_jax.boxes.anchors import Truths
 from cmb_jax.boxes.assignment import assign_nearest
 from cmb_jax.config import LossConfig
 from cmb_jax.losses.detection import cell_classes
 from cmb_jax.losses.total import detection_loss
 from cmb_jax.models.detector import Detector
+from tests.boxes.lattice import lattice_anchors
 from tests.losses.test_total import SIZES, SMALL, SPACING, batch
 
 MODEL = dataclasses.replace(SMALL, box_width=5, semantic_head=True)
@@ -76,7 +77,7 @@ def slowly(detector, maps, truths, mimics):
         np.asarray(x, np.float64) for x in (maps.objectness, maps.deltas, maps.features)
     )
     shape = logits.shape[1:4]
-    anchors = np.asarray(lattice_anchors(shape, (1, 2, 2), SIZES), np.float64)
+    anchors = lattice_anchors(shape, (1, 2, 2), SIZES)
     prototypes = np.asarray(detector.prototypes[...], np.float64)
     kernel, bias = (
         np.asarray(p[...], np.float64) for p in (detector.embedding.kernel, detector.embedding.bias)
@@ -85,8 +86,8 @@ def slowly(detector, maps, truths, mimics):
     def concentration_of(b, at, y):
         f = features[b][at[:3]] @ kernel[at[3]] + bias[at[3]]
         d = np.square(f - prototypes).sum(-1)
-        share = np.exp(-LOSS.prototype_gamma * d[y]).sum() / np.exp(-LOSS.prototype_gamma * d).sum()
-        return -np.log(share) + LOSS.prototype_pull * d[y].min()
+        share = np.exp(-LOSS.prototype.gamma * d[y]).sum() / np.exp(-LOSS.prototype.gamma * d).sum()
+        return -np.log(share) + LOSS.prototype.pull * d[y].min()
 
     objectness, box, positives, lesions, negatives = 0.0, 0.0, 0, [], []
     for b in range(len(logits)):

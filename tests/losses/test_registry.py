@@ -11,18 +11,19 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cmb_jax.config import LossConfig, MinerName, PrototypeLossName
+from cmb_jax.config import MinerName
 from cmb_jax.losses.mining import MINERS
-from cmb_jax.losses.prototype import NONE, PROTOTYPE_LOSSES, prototype_loss
+from cmb_jax.losses.prototype import PROTOTYPE_LOSSES
 
-CONFIG = LossConfig(
-    prototype_gamma=0.7,
-    prototype_pull=0.3,
-    supcon_temperature=0.5,
-    proxy_scale=4.0,
-    proxy_margin=0.2,
-    triplet_margin=0.6,
-)
+SETTINGS = {
+    "concentration": {"gamma": 0.7, "pull": 0.3},
+    "dce": {"gamma": 0.7},
+    "gcpl": {"gamma": 0.7, "pull": 0.3},
+    "center": {},
+    "supcon": {"temperature": 0.5},
+    "proxy_anchor": {"scale": 4.0, "margin": 0.2},
+    "triplet_hard": {"margin": 0.6},
+}
 SAMPLES, CLASSES, PER_CLASS, LENGTH = 16, 2, 3, 4
 NAMES = tuple(PROTOTYPE_LOSSES)
 every_loss = pytest.mark.parametrize("name", NAMES)
@@ -37,7 +38,7 @@ def double_precision():
 @functools.cache
 def step(name):
     """(embeddings, labels, valid, prototypes) -> losses, gradients of their sum."""
-    loss = prototype_loss(LossConfig(**{**vars(CONFIG), "prototype_loss": name}))
+    loss = PROTOTYPE_LOSSES[name](**SETTINGS[name])
 
     def both(f, labels, valid, m):
         losses, back = jax.vjp(lambda f, m: loss(f, labels, valid, m, jax.random.key(0)), f, m)
@@ -144,10 +145,16 @@ SLOWLY = {
 }
 
 
-def test_every_name_of_the_configuration_has_its_function():
-    assert {*PROTOTYPE_LOSSES, NONE} == set(typing.get_args(PrototypeLossName))
+def test_every_name_has_its_function_and_its_loop_here():
     assert set(MINERS) == set(typing.get_args(MinerName))
-    assert set(SLOWLY) == set(PROTOTYPE_LOSSES)
+    assert set(SLOWLY) == set(SETTINGS) == set(PROTOTYPE_LOSSES)
+
+
+@pytest.mark.parametrize("name", [name for name, settings in SETTINGS.items() if {*settings} - {"margin"}])
+def test_what_is_divided_by_or_multiplied_with_must_be_above_0(name):
+    setting = next(iter(SETTINGS[name]))
+    with pytest.raises(ValueError, match=f"{setting} must be above 0"):
+        PROTOTYPE_LOSSES[name](**{setting: 0.0})
 
 
 @every_loss

@@ -10,12 +10,13 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cmb_jax.boxes.anchors import Truths, anchor_sizes, lattice_anchors
+from cmb_jax.boxes.anchors import Truths, anchor_sizes
 from cmb_jax.boxes.assignment import assign_lattice
 from cmb_jax.config import LossConfig, ModelConfig
 from cmb_jax.losses import total
 from cmb_jax.losses.total import detection_loss
 from cmb_jax.models.detector import Detector
+from tests.boxes.lattice import lattice_anchors
 
 SMALL = ModelConfig(
     widths=(4, 4, 4),
@@ -72,7 +73,7 @@ def slowly(detector, maps, truths, mimics):
     logits, codes, features = (
         np.asarray(x, np.float64) for x in (maps.objectness, maps.deltas, maps.features)
     )
-    anchors = np.asarray(lattice_anchors(logits.shape[1:4], (1, 2, 2), SIZES), np.float64)
+    anchors = lattice_anchors(logits.shape[1:4], (1, 2, 2), SIZES)
     prototypes = np.asarray(detector.prototypes[...], np.float64)
     kernel, bias = (
         np.asarray(p[...], np.float64) for p in (detector.embedding.kernel, detector.embedding.bias)
@@ -112,8 +113,8 @@ def slowly(detector, maps, truths, mimics):
             mined += 1
             f = features[b][at[:3]] @ kernel[at[3]] + bias[at[3]]
             d = np.square(f - prototypes).sum(-1)
-            own_share = np.exp(-LOSS.prototype_gamma * d[y]).sum() / np.exp(-LOSS.prototype_gamma * d).sum()
-            concentration += -np.log(own_share) + LOSS.prototype_pull * d[y].min()
+            own_share = np.exp(-LOSS.prototype.gamma * d[y]).sum() / np.exp(-LOSS.prototype.gamma * d).sum()
+            concentration += -np.log(own_share) + LOSS.prototype.pull * d[y].min()
     return objectness / positives, box / positives, concentration / mined, positives, hard
 
 
@@ -178,7 +179,7 @@ def test_the_loss_named_none_neither_mines_nor_embeds(monkeypatch):
 
     def terms(state, image, truths, mimics):
         detector = nnx.merge(graph, state)
-        config = dataclasses.replace(LOSS, prototype_loss="none")
+        config = dataclasses.replace(LOSS, prototype=None)
         return detection_loss(detector, detector(image), truths, mimics, SPACING, config)
 
     _, (_, samples) = jax.eval_shape(terms, state, *batch())

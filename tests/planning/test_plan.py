@@ -1,30 +1,36 @@
 """Plans of a training step: what the programs need, what is predicted from it, and the exported programs."""
 
 import dataclasses
+import functools
 import json
 import os
 
 import jax
+import jax.numpy as jnp
 import pytest
+from flax import nnx
+from jax import export
 
 from benchmarks.inputs import parameter_shapes
 from cmb_jax.cli.plan import PlanOptions, mesh_shape, run
 from cmb_jax.config import Config, DataConfig, InferenceConfig, TrainConfig
 from cmb_jax.errors import UserError
 from cmb_jax.hardware import Hardware, peak_flops
+from cmb_jax.inference.proposals import best_of_windows, window_candidates
+from cmb_jax.models.detector import Detector
+from cmb_jax.models.functional import Template
 from cmb_jax.planning.costs import Collective, Costs, Operation
 from cmb_jax.planning.plan import (
     BANDWIDTH_SHARE,
     LATENCY_S,
     compile_step,
-    export_inference,
     export_step,
     message_seconds,
     plan_step,
     predict,
     tpu_mesh,
 )
-from cmb_jax.training.sharding import make_mesh
+from cmb_jax.training.sharding import make_mesh, over_batch, replicated
 from tests.tiny import TINY_MODEL
 
 CONFIG = Config(
@@ -140,7 +146,21 @@ def test_the_step_is_lowered_for_cuda_and_tpu(precision):
 
 
 def test_inference_is_lowered_for_cuda_and_tpu():
-    exported = export_inference(CONFIG, make_mesh(8, 1), windows=8)
+    """From prepared windows to scored boxes: network, decoding, suppression, windows spread over the mesh."""
+    mesh, windows = make_mesh(8, 1), 8
+    template = Template.of(lambda: Detector(CONFIG.model, rngs=nnx.Rngs(0)))
+    candidates = functools.partial(window_candidates, template, CONFIG)
+
+    def infer(params, images, *corners):
+        found = jax.vmap(candidates, in_axes=(None, 0, 0, 0, 0))((params,), images[:, None], *corners)
+        return best_of_windows(CONFIG, jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), found))
+
+    spread, everywhere = over_batch(mesh), replicated(mesh)
+    corner = jax.ShapeDtypeStruct((windows, 3), jnp.int32)
+    images = jax.ShapeDtypeStruct((windows, *CONFIG.inference.tile_shape, 2), jnp.float32)
+    jitted = jax.jit(infer, in_shardings=(everywhere, *[spread] * 4), out_shardings=everywhere)
+    arguments = (template.shapes(), images, corner, corner, corner)
+    exported = export.export(jitted, platforms=("cuda", "tpu"))(*arguments)
     assert (exported.platforms, exported.nr_devices) == (("cuda", "tpu"), 8)
     assert "custom_call @cmb_jax" not in exported.mlir_module()
     assert [aval.shape for aval in exported.out_avals] == [(8, 6), (8,), (8,)]

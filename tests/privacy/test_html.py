@@ -9,11 +9,12 @@ import pytest
 from selectolax.lexbor import LexborHTMLParser
 
 from cmb_jax import cli
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.evaluation.evaluate import evaluate_records
 from cmb_jax.evaluation.present import report_content
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.content import DetectionRow, ReportContent
+from cmb_jax.report.content import ReportContent
 from cmb_jax.report.evaluation_html import render_evaluation_report
 from cmb_jax.report.html import render_report
 

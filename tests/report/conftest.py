@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from cmb_jax.anatomy.regions import Region, Side, encode
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.content import DetectionRow, ReportContent
+from cmb_jax.report.content import ReportContent
 
 SHAPE = (64, 80, 24)
 SPACING_MM = (2.0, 2.0, 5.0)

@@ -9,9 +9,9 @@ from importlib import resources
 
 import pytest
 
+from cmb_jax.core.detection import RejectReason
 from cmb_jax.errors import UserError
 from cmb_jax.report.html import MAX_REJECTED_DRAWN, render_report, write_report
-from cmb_jax.report.summary import LOW_SCORE
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -288,7 +288,7 @@ def test_parts_are_reached_by_keyboard(content):
 
 def test_says_how_many_candidates_are_not_listed(content):
     rows = tuple(
-        dataclasses.replace(row, reason=LOW_SCORE) if "threshold" in row.reason else row
+        dataclasses.replace(row, reason=RejectReason.LOW_SCORE.sentence) if "threshold" in row.reason else row
         for row in content.rows
     )
     page = Page(render_report(dataclasses.replace(content, rows=rows, unlisted=130)))

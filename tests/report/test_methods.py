@@ -21,7 +21,7 @@ FACTS = {
 @pytest.mark.parametrize("made_swi", [False, True])
 @pytest.mark.parametrize("mni", [False, True])
 def test_every_reference_is_cited_once_in_order(own_regions, made_swi, mni):
-    text = methods_text(MethodsFacts(**FACTS, own_regions=own_regions, made_swi=made_swi, mni=mni))
+    text = methods_text([MethodsFacts(**FACTS, own_regions=own_regions, made_swi=made_swi, mni=mni)])
     body, _, references = text.partition("## References")
     cited = [int(number) for number in re.findall(r"\[(\d+)\]", body)]
     assert cited == list(range(1, len(cited) + 1))
@@ -32,11 +32,33 @@ def test_every_reference_is_cited_once_in_order(own_regions, made_swi, mni):
 
 
 def test_says_what_was_used():
-    text = methods_text(MethodsFacts(**FACTS))
+    text = methods_text([MethodsFacts(**FACTS)])
     assert "cmb_jax 9.9" in text and "0.600" in text and "abababababababab" in text  # noqa: PT018
     assert "images and phase." in text
     assert "trained on simulated scans only" in text
-    assert "simulated" not in methods_text(MethodsFacts(**FACTS | {"bundled": False}))
-    assert "without phase" in methods_text(MethodsFacts(**FACTS | {"phase": False}))
-    assert "probability" not in methods_text(MethodsFacts(**FACTS | {"calibrated": False}))
+    assert "simulated" not in methods_text([MethodsFacts(**FACTS | {"bundled": False})])
+    assert "without phase" in methods_text([MethodsFacts(**FACTS | {"phase": False})])
+    assert "probability" not in methods_text([MethodsFacts(**FACTS | {"calibrated": False})])
     assert "esearch use only" in text
+
+
+def test_several_ways_are_told_apart():
+    many = tuple(f"sub-{n:02d}" for n in range(9))
+    ways = [
+        MethodsFacts(**FACTS, scans=many),
+        MethodsFacts(
+            **FACTS | {"version": "8.8", "threshold": 0.4},
+            options=("flips xyz",),
+            scans=("sub-90",),
+            mni=False,
+        ),
+    ]
+    text = methods_text(ways)
+    first, second = (line for line in text.splitlines() if " of 10 scans (" in line)
+    assert first.startswith("9 of 10 scans (sub-00, sub-01, sub-02, sub-03, sub-04 and 4 more): Cerebral")
+    assert "9.9" in first and "0.600" in first and "flips" not in first  # noqa: PT018
+    assert second.startswith("1 of 10 scans (sub-90): Cerebral")
+    assert "8.8" in second and "0.400" in second and "flips xyz" in second  # noqa: PT018
+    assert "made in 2 ways" in text
+    assert text.count("Kim J-H") == 1  # one list of references for all
+    assert ("MNI152" in first, "MNI152" in second) == (True, False)

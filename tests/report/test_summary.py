@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from cmb_jax.report.content import DETECTION_COLUMNS
+from cmb_jax.core.detection import DETECTION_COLUMNS
 from cmb_jax.report.summary import (
     Pattern,
     all_warnings,

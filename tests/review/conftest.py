@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from cmb_jax import cli
-from cmb_jax.inference.outputs import detections_csv
-from cmb_jax.report.content import DetectionRow
+from cmb_jax.core.detection import DetectionRow, detections_csv
 
 SHAPE = (36, 40, 30)  # of the file's own array
 PLACES = (  # fractions of the volume's edges, apart by more than 6 mm

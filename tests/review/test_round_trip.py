@@ -9,9 +9,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from cmb_jax.core.detection import detections_csv
 from cmb_jax.datasets.folder import find
 from cmb_jax.datasets.lesions import lesions_of
-from cmb_jax.inference.outputs import detections_csv
 from cmb_jax.review.marks import Verdict
 from cmb_jax.review.markups import markups
 from cmb_jax.review.reading import read_readings

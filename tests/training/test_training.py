@@ -14,6 +14,7 @@ from cmb_jax.config import TrainConfig
 from cmb_jax.data.patches import patch_batches
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.errors import UserError
+from cmb_jax.losses.prototype import SupervisedContrastive
 from cmb_jax.training.checkpoint import QUALITY, Checkpoints
 from cmb_jax.training.loop import train
 from cmb_jax.training.processes import RunStopped
@@ -119,7 +120,7 @@ CARRYING = dataclasses.replace(
     CONFIG,
     loss=dataclasses.replace(
         CONFIG.loss,
-        prototype_loss="supcon",
+        prototype=SupervisedContrastive(),
         prototype_update="moving_average",
         prototype_decay=0.5,
         memory_bank=48,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cmb_jax.cli.view import open_server
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.content import DetectionRow
 from cmb_jax.review.result import load_result
 from cmb_jax.viewer.images import ScanOnGrid, embedded_images
 from cmb_jax.viewer.page import ViewerCase, render_viewer

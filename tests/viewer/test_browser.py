@@ -201,6 +201,53 @@ def test_reads_forty_by_keyboard_and_imports_them(page, made, tmp_path):
     assert {url.partition(":")[0] for url in page.requests} <= {"file", "blob"}
 
 
+PRESS = """(keys) => keys.forEach((key) => document.activeElement.dispatchEvent(
+  new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true })))"""
+
+
+def test_keys_count_as_soon_as_a_dialog_is_closed(page):
+    """All in one turn of the browser, which draws nothing between: the focus is where the dialog left it."""
+    page.keys("m")
+    page.page.fill("#initials", "AB")
+    page.page.evaluate(
+        "document.querySelector('#reader-dialog form').requestSubmit(); "
+        f"({PRESS})(['j', 'x', 'j', 'p', 'u', 'z'])"
+    )
+    page.until("#count", "3 of 40")
+    rows = page.page.locator(".row .said").all_text_contents()[:3]
+    assert rows == ["Microbleed", "Mimic", "Microbleed, possible"]
+    for key, dialog in (("?", "help"), ("o", "readers")):
+        page.keys(key)
+        page.page.wait_for_selector(f"#{dialog}-dialog[open]")
+        before = page.text("#which")
+        page.page.evaluate(
+            f"document.getElementById('{dialog}-close').focus();"
+            f"document.getElementById('{dialog}-dialog').close(); ({PRESS})(['k'])"
+        )
+        assert page.text("#which") != before
+        page.page.wait_for_function("() => document.activeElement.id === 'over'")
+
+
+def test_verdicts_wait_for_a_slow_server(open_page, served):
+    """Initials are not asked for twice while the verdicts that lie there are on their way."""
+    page = open_page(served.address)
+    held = []
+    page.page.route("**/verdicts/GH", lambda route: held.append(route), times=1)
+    page.keys("m")
+    page.page.fill("#initials", "GH")
+    page.keys("Enter")
+    page.keys("j", "x", "j", "u", "z", "p")
+    assert page.page.locator("dialog[open]").count() == 0
+    while not held:
+        page.page.wait_for_timeout(20)
+    assert page.text("#count") == "0 of 40"
+    held[0].continue_()
+    page.until("#count", "3 of 40")
+    rows = page.page.locator(".row .said").all_text_contents()[:3]
+    assert rows == ["Microbleed", "Mimic", "Microbleed, possible"]
+    page.until("#save", "Saved in verdicts/GH.json")
+
+
 def test_lists_sort_filter_and_jump(page, made):
     page.page.check("[name=status][value=rejected]", force=True)
     assert page.page.locator(".row").count() == 5

@@ -17,6 +17,7 @@ const view = { status: 'kept', sort: 'id', unread: false, selected: '', adding: 
 let scene = null;
 let saving = false; // false while a saved state is taken over
 let afterReader = null; // what was about to be done when the initials were missing
+let opening = null; // a promise while the server is looked for or a reader's verdicts are fetched
 let known = []; // readers with verdicts here
 let others = []; // files of other readers, for the comparison
 
@@ -110,8 +111,16 @@ function check(group, field, value, enabled) {
 
 /** Do something that is kept under the reader's initials; ask for them first. */
 function asReader(work) {
-  if (store.reader) work();
-  else askReader(work);
+  afterOpening(() => {
+    if (store.reader) work();
+    else askReader(work);
+  });
+}
+
+/** Do something at once, or as soon as the verdicts are there that are being fetched. */
+function afterOpening(work) {
+  if (opening) opening.then(() => afterOpening(work), () => {}); // whoever fetches them tells what went wrong
+  else work();
 }
 
 function judge(fields) {
@@ -140,6 +149,10 @@ function setKind(index) {
 }
 
 function undo(back) {
+  if (opening) {
+    afterOpening(() => undo(back));
+    return;
+  }
   const key = back ? review.undo() : review.redo();
   if (key === null) return;
   if (items().some((item) => item.key === key)) select(key);
@@ -176,16 +189,39 @@ function notice(words) {
   byId('notice').hidden = !words;
 }
 
-async function openReader(reader, start = null) {
-  const found = await store.open(reader);
+function openReader(reader, start = null) {
+  return hold(() => takeReader(reader, start));
+}
+
+/** Let verdicts that are given during `work` wait for its end. */
+function hold(work) {
+  const held = (opening ?? Promise.resolve()).catch(() => {}).then(work);
+  opening = held;
+  const release = () => {
+    if (opening === held) opening = null;
+  };
+  held.then(release, release);
+  return held;
+}
+
+async function takeReader(reader, start) {
+  let found;
+  try {
+    found = await store.open(reader);
+  } finally {
+    showReader();
+  }
   saving = false;
   review.replace(found?.state ?? { marks: {}, added: [] });
   saving = true;
   if (!found && start) review.step(start);
-  byId('reader').textContent = `Reader ${reader}`;
-  byId('reader').classList.remove('primary');
   sessionStorage.setItem(`cmb-jax reader ${facts.detections_sha256}`, reader);
   notice('');
+}
+
+function showReader() {
+  byId('reader').textContent = store.reader ? `Reader ${store.reader}` : 'Set reader';
+  byId('reader').classList.toggle('primary', !store.reader);
 }
 
 async function askReader(then = null) {
@@ -515,20 +551,26 @@ function moveInGroup(event, group) {
   event.stopPropagation();
 }
 
+/** A browser leaves the focus in a closed dialog until it draws again, or gives it to nothing: back to the images. */
+function leaveDialog(dialog) {
+  const focused = document.activeElement;
+  if (focused === document.body || dialog.contains(focused)) byId('over').focus({ preventScroll: true });
+}
+
 function wireDialogs() {
   on('reader', 'click', () => askReader());
   on('initials', 'input', hintInitials);
+  for (const dialog of document.querySelectorAll('dialog')) dialog.addEventListener('close', () => leaveDialog(dialog));
   on('reader-cancel', 'click', () => byId('reader-dialog').close());
-  on('reader-dialog', 'close', async () => {
-    const dialog = byId('reader-dialog');
+  // at once, not when the dialog tells that it is closed: keys may come before that
+  on('reader-dialog', 'submit', async () => {
     const name = byId('initials').value.trim();
     const work = afterReader;
-    afterReader = null;
-    if (dialog.returnValue !== 'ok' || !isReader(name)) return;
-    dialog.returnValue = '';
+    if (!isReader(name)) return;
     try {
-      await openReader(name);
-      if (work) work();
+      const opened = openReader(name);
+      if (work) asReader(work);
+      await opened;
     } catch (error) {
       notice(error.message);
     }
@@ -619,8 +661,16 @@ async function openImages() {
   }
 }
 
+/** Find the server, and go on with the reader of before a reload. */
+async function connect() {
+  await store.connect();
+  const reader = sessionStorage.getItem(`cmb-jax reader ${facts.detections_sha256}`);
+  if (reader) await takeReader(reader, null).catch((error) => notice(error.message));
+}
+
 async function start() {
   byId('title').textContent = facts.title;
+  const connected = hold(connect); // before any key can be pressed
   wireControls();
   wireDialogs();
   wireKeys();
@@ -638,9 +688,7 @@ async function start() {
   }
   step(0);
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
-  await store.connect();
-  const reader = sessionStorage.getItem(`cmb-jax reader ${facts.detections_sha256}`);
-  if (reader) await openReader(reader).catch((error) => notice(error.message));
+  await connected;
   document.documentElement.dataset.connected = 'yes';
   addEventListener('beforeunload', (event) => {
     if (store.reader && store.unsaved) event.preventDefault();

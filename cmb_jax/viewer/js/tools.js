@@ -132,7 +132,8 @@ export function listenToPointer(scene, add) {
 export function listenToKeys(actions, lettersOn) {
   document.addEventListener('keydown', (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || document.querySelector('dialog[open]')) return;
-    const target = event.target;
+    // until the browser draws again, the focus may still be in a dialog that was closed: those keys are the page's
+    const target = event.target.closest('dialog') ? document.body : event.target;
     if (target.matches('input[type="text"], select, textarea')) {
       if (event.key === 'Escape' || (event.key === 'Enter' && target.id === 'comment')) actions.leave();
       return;
