@@ -211,7 +211,7 @@ class PhantomConfig:
     validation_seed: int = 2_000_000
     """Seed of the first validation subject."""
     test_subjects: int = 24
-    """Subjects simulated by eval.py, patient-like in their number of microbleeds."""
+    """Subjects simulated by `cmb-jax eval`, patient-like in their number of microbleeds."""
     test_seed: int = 950_000
     """Seed of the first test subject; nothing is trained, tuned or chosen on these."""
     mean_cmbs: float = 25.0

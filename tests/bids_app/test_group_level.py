@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cmb_jax.bids_app.group_table import COLUMNS
-from cmb_jax.commands.view import open_server
+from cmb_jax.cli.view import open_server
 from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.review.files import read_record
 from cmb_jax.review.result import load_result
