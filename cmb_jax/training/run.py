@@ -87,12 +87,12 @@ def choose_operating_point(
 ) -> tuple[Config, str]:
     """The configuration with its operating point, and where that comes from.
 
-    The highest sensitivity at no more than `OPERATING_FP_RATE` false positives a validation scan: a missed
+    The highest sensitivity at no more than `OPERATING_FP_RATE` false positives per validation scan: a missed
     microbleed is not seen again, a false one is looked at in the report. With fewer than `FEWEST_LESIONS`
     lesions the false positives alone decide. Without validation subjects it stays that of the weights that
     training started from, if there are any.
     """
-    rate = f"{OPERATING_FP_RATE:g} false positives a validation scan"
+    rate = f"{OPERATING_FP_RATE:g} false positives per validation scan"
     if curve is not None and lesions >= FEWEST_LESIONS:
         threshold = choose_threshold(curve, OPERATING_FP_RATE)
         return with_threshold(config, threshold), f"the highest sensitivity at no more than {rate}"
