@@ -379,7 +379,7 @@ class InferenceConfig:
     max_candidates: int = 4096
     """Candidates kept before suppression."""
     max_detections: int = 256
-    """Detections kept after suppression."""
+    """Detections kept after suppression; more where more reach the operating point."""
     nms_iou: float = 0.1
     """Boxes that overlap a better one by more than this are suppressed."""
     score_threshold: float = 0.5

@@ -167,6 +167,7 @@ class CmbDetector:
         clock = Clock((*scan.timings, *found.timings))
         with clock("localization"):
             rows, boxes_mm, unlisted = self._locate(found.detections, scan, swi, levels)
+            full = _full_list(found.detections, levels.score_threshold)
             rows, mni = _with_mni(rows, scan.region_map)
         steps = (
             *scan.steps,
@@ -184,7 +185,7 @@ class CmbDetector:
             brain_mask=scan.brain_mask,
             region_code=scan.region_code,
             boxes_mm=boxes_mm,
-            warnings=scan.warnings,
+            warnings=(*scan.warnings, *full),
             settings=self._settings(levels, scan.phase_rad is not None),
             steps=steps,
             timings=tuple(clock.timings),
@@ -272,6 +273,13 @@ class CmbDetector:
                 )
             )
         return tuple(rows), edges_mm[listed], int(valid.sum()) - len(listed)
+
+
+def _full_list(found: Detections, threshold: float) -> tuple[str, ...]:
+    """A warning if the list of boxes ends above the threshold: a count must not be a cap in silence."""
+    if not bool(np.all(found.valid)) or float(np.min(found.scores)) < threshold:
+        return ()
+    return (f"the list of candidates is full with {len(found.scores)}: the count may be too low",)
 
 
 def _with_mni(
