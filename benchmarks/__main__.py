@@ -14,7 +14,7 @@ from benchmarks import machine, scaling
 from benchmarks.cases import CASES, PEAK, Case, Device
 from benchmarks.table import Row, rows_table
 from benchmarks.turns import measure, without_gpu
-from cmb_jax.commands.common import run_for_people
+from cmb_jax.cli.common import run_for_people
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
 

@@ -18,7 +18,8 @@ from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.config import Flips, Precision
 from cmb_jax.errors import UserError
 from cmb_jax.inference import predict as pipeline
-from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision
+from cmb_jax.inference.bundle import WeightsBundle
+from cmb_jax.inference.options import ScanOptions
 from cmb_jax.inference.outputs import described_inputs, instance_labels, report_content, write_prediction
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import NativeGrid, Volume
@@ -29,7 +30,7 @@ from cmb_jax.scan.phase_range import PhaseRange
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cmb_jax.inference.scan import PhaseSign
+    from cmb_jax.inference.options import PhaseSign
 
 Image = Volume | str | Path | nib.spatialimages.SpatialImage | tuple[np.ndarray, np.ndarray]
 """A file's name, a nibabel image, an array (I, J, K) with its affine (4, 4) to RAS mm, or a Volume."""
@@ -189,7 +190,8 @@ class Prediction(pipeline.Prediction):
 
 
 class Detector(pipeline.CmbDetector):
-    """A trained detector, ready for scans. Make it with `load_detector`."""
+    """A trained detector, ready for scans. Make it with `load_detector`, or with every option that `cmb-jax
+    predict` has: `Detector.load(ScanOptions(...))` (`cmb_jax.inference.options`)."""
 
     def __repr__(self) -> str:
         return f"<Detector: weights {self.bundle.name}, sha256 {self.bundle.sha256[:12]}>"
@@ -200,7 +202,7 @@ class Detector(pipeline.CmbDetector):
         phase: Image | None = None,
         magnitude: Image | None = None,
         *,
-        phase_sign: PhaseSign = "auto",
+        phase_sign: PhaseSign | None = None,
         phase_range: PhaseRange | None = None,
         threshold: float | None = None,
         region_map: RegionMap | None = None,
@@ -215,7 +217,7 @@ class Detector(pipeline.CmbDetector):
             the intensity alone.
           magnitude: magnitude image on the same grid; used for the brain regions.
           phase_sign: "auto", "+1" or "-1" (what the stored phase is multiplied with, so that paramagnetic is
-            positive).
+            positive); default: "auto", told from the images.
           phase_range: storage range of the phase; default: found from the data.
           threshold: score from which a detection is kept; default: the weights' operating point.
           region_map: region codes to use instead of the region network's.
@@ -259,7 +261,7 @@ def load_detector(
     Raises:
       UserError: no such weights, or a file that does not hold a detector.
     """
-    return Detector(with_precision(load_bundle(weights, flips), precision))
+    return Detector.load(ScanOptions(weights=str(weights), flips=flips, precision=precision))
 
 
 def predict(

@@ -213,7 +213,7 @@ class PhantomConfig:
     validation_seed: int = 2_000_000
     """Seed of the first validation subject."""
     test_subjects: int = 24
-    """Subjects simulated by eval.py, patient-like in their number of microbleeds."""
+    """Subjects simulated by `cmb-jax eval`, patient-like in their number of microbleeds."""
     test_seed: int = 950_000
     """Seed of the first test subject; nothing is trained, tuned or chosen on these."""
     mean_cmbs: float = 25.0
@@ -381,7 +381,7 @@ class InferenceConfig:
     max_candidates: int = 4096
     """Candidates kept before suppression."""
     max_detections: int = 256
-    """Detections kept after suppression."""
+    """Detections kept after suppression; more where more reach the operating point."""
     nms_iou: float = 0.1
     """Boxes that overlap a better one by more than this are suppressed."""
     score_threshold: float = 0.5

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from cmb_jax.errors import UserError
+from cmb_jax.progress import tell
 
 _TRACES = {
     "cuda12": ("NVIDIA GPU", ("/proc/driver/nvidia/version", "/dev/nvidia0")),
@@ -76,3 +77,19 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return all([mallopt(arena_max, 1), mallopt(mmap_max, 0), mallopt(trim_threshold, -1)])
+
+
+def use_compilation_cache() -> None:
+    """Say what is computed on; keep compiled programs between runs, beside the other cached files."""
+    from cmb_jax.anatomy.assets import cache_dir
+
+    tell(device_line())
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    folder = cache_dir() / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a read-only home costs time, not results
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

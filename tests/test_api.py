@@ -50,7 +50,11 @@ def detector(tmp_path_factory):
         name="tiny",
         model=TINY_MODEL,
         inference=InferenceConfig(
-            score_threshold=0.5, definite_threshold=0.6, candidate_threshold=0.3, max_detections=40
+            score_threshold=0.5,
+            definite_threshold=0.6,
+            candidate_threshold=0.3,
+            max_detections=40,
+            max_candidates=40,
         ),
     )
     params = jax.tree_util.tree_map_with_path(

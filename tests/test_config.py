@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from cmb_jax.commands.train import with_start
 from cmb_jax.config import (
     Config,
     DataConfig,
@@ -28,6 +27,7 @@ from cmb_jax.losses.prototype import (
     ProxyAnchor,
     SupervisedContrastive,
 )
+from cmb_jax.training.run import with_start
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 
 from cmb_jax import cli
-from cmb_jax.arguments import present
+from cmb_jax.cli import present
 from cmb_jax.core.detection import columns_table, reasons_list
 from cmb_jax.evaluation.breakdown import ALONE, WITH_PHASE
 from cmb_jax.evaluation.subsets import COUNTED, LEFT_OUT, READERS_SIZE

@@ -577,9 +577,9 @@ def bundled_record(folder: Path) -> Path:
 
 
 def read_description(path: Path) -> object:
-    from cmb_jax.commands.weights_record import describe
     from cmb_jax.config import Config
     from cmb_jax.inference.bundle import WeightsBundle
+    from cmb_jax.inference.weights_record import describe
 
     config = Config()
     config = dataclasses.replace(
@@ -800,7 +800,7 @@ def read_failure(path: Path) -> object:
 
 
 def read_data_set(path: Path) -> object:
-    from cmb_jax.commands.calibration_inputs import tree_name
+    from cmb_jax.calibration.labelled import tree_name
     from cmb_jax.datasets.bids.reader import is_result
     from cmb_jax.phantom.version import phantom_version
 
@@ -808,9 +808,9 @@ def read_data_set(path: Path) -> object:
 
 
 def read_sidecar(path: Path) -> object:
-    from cmb_jax.commands.implant_inputs import echo_times, field_strength, sidecar
     from cmb_jax.datasets.bids.names import parse_name
     from cmb_jax.datasets.bids.sidecar import facts_beside, read_facts
+    from cmb_jax.implant.scan import echo_times, field_strength, sidecar
 
     image = path.with_name("sub-1_swi.nii.gz")
     facts = facts_beside(image, "its JSON file"), read_facts(image, parse_name(image.name), path.parent)
@@ -892,7 +892,7 @@ def make_page(folder: Path) -> Path:
 
 
 def read_page(path: Path) -> object:
-    from cmb_jax.commands.view import _embedded
+    from cmb_jax.cli.view import _embedded
 
     return repr(_embedded(result_at(path), {}))
 

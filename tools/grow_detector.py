@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 from flax import nnx
 
-from cmb_jax.commands.common import run_for_people
+from cmb_jax.cli.common import run_for_people
 from cmb_jax.config import ModelConfig
 from cmb_jax.config_load import config_from_file
 from cmb_jax.errors import UserError

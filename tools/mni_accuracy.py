@@ -23,7 +23,7 @@ from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
 from cmb_jax.anatomy.mni import FILE, fit_mni, landmarks_csv, landmarks_of
 from cmb_jax.anatomy.pack import AnatomyPack
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, RegionMap, Zone, region_of
-from cmb_jax.commands.common import use_compilation_cache
+from cmb_jax.devices import use_compilation_cache
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.geometry import lattice_for
 from cmb_jax.phantom.packed import PackedAnatomy

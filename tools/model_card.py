@@ -16,17 +16,17 @@ from typing import Any
 
 import tyro
 
-from cmb_jax.commands.common import run_for_people
-from cmb_jax.commands.weights_record import (
+from cmb_jax.cli.common import run_for_people
+from cmb_jax.errors import UserError
+from cmb_jax.evaluation.breakdown import ALONE, GROUP_ORDER, UNKNOWN, WITH_PHASE
+from cmb_jax.evaluation.subsets import ALL_SCANS
+from cmb_jax.inference.bundle import WeightsBundle, load_bundle
+from cmb_jax.inference.weights_record import (
     calibration_lines,
     estimate_of,
     operating_tables,
     read_weights_record,
 )
-from cmb_jax.errors import UserError
-from cmb_jax.evaluation.breakdown import ALONE, GROUP_ORDER, UNKNOWN, WITH_PHASE
-from cmb_jax.evaluation.subsets import ALL_SCANS
-from cmb_jax.inference.bundle import WeightsBundle, load_bundle
 from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.phantom.protocols import PROTOCOLS
 from cmb_jax.report.evaluation_content import Table

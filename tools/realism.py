@@ -17,8 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from cmb_jax.anatomy.regions import region_of, side_of
-from cmb_jax.commands.common import use_compilation_cache
-from cmb_jax.devices import keep_freed_memory
+from cmb_jax.devices import keep_freed_memory, use_compilation_cache
 from cmb_jax.phantom import PROTOCOLS, MimicKind, PhantomSubject, SubjectSettings, simulate_subject
 from cmb_jax.phantom.benchmark import ANATOMIES, TIER_OFFSET
 from cmb_jax.phantom.tree import PackLoader

@@ -24,8 +24,8 @@ from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
 from cmb_jax.anatomy.lookup import look_up
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Side, Zone, region_of
-from cmb_jax.commands.common import use_compilation_cache
 from cmb_jax.core.detection import RejectReason
+from cmb_jax.devices import use_compilation_cache
 from cmb_jax.evaluation.breakdown import wilson
 from cmb_jax.inference.predict import MAP_ERROR_MM
 from cmb_jax.io.nifti import read_volume

@@ -23,8 +23,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cmb_jax.anatomy.regions import Region, region_of
-from cmb_jax.commands.common import use_compilation_cache
-from cmb_jax.commands.predict import run as predict
+from cmb_jax.cli.predict import PredictOptions, predict
+from cmb_jax.devices import use_compilation_cache
 from cmb_jax.followup.compare import compare
 from cmb_jax.followup.time_point import read_time_point
 from cmb_jax.io.nifti import write_volume
@@ -271,12 +271,13 @@ def main() -> None:
         for name in ("baseline", "followup"):
             if not (folder / f"{name}_result").exists():
                 predict(
-                    swi=folder / name / "swi.nii.gz",
-                    phase=folder / name / "phase.nii.gz",
-                    out=folder / f"{name}_result",
-                    phase_range=("radians",),
-                    phase_sign="+1",
-                    announce=False,
+                    PredictOptions(
+                        swi=folder / name / "swi.nii.gz",
+                        phase=folder / name / "phase.nii.gz",
+                        out=folder / f"{name}_result",
+                        phase_range=("radians",),
+                        phase_sign="+1",
+                    )
                 )
         print(json.dumps({"pair": number, **judge(folder)}), flush=True)
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cmb_jax.commands.common import run_for_people, use_compilation_cache
+from cmb_jax.cli.common import run_for_people
 from cmb_jax.data.subjects import StoredSubject
+from cmb_jax.devices import use_compilation_cache
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.bootstrap import froc_metrics, paired_bootstrap_froc
 from cmb_jax.evaluation.breakdown import name_by_mimic

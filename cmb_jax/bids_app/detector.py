@@ -7,22 +7,21 @@ from collections.abc import Sequence
 import jax
 
 from cmb_jax.bids_app.region_labels import RegionLabels
-from cmb_jax.bids_app.scan_images import PhaseOptions, ScanImages
+from cmb_jax.bids_app.scan_images import ScanImages
 from cmb_jax.bids_app.scan_work import Pipeline, Say
-from cmb_jax.config import Flips, Precision
-from cmb_jax.inference.bundle import WeightsBundle, load_bundle, with_precision
+from cmb_jax.inference.bundle import WeightsBundle, load_bundle
+from cmb_jax.inference.options import ScanOptions
 from cmb_jax.inference.predict import CmbDetector, FoundBoxes, Prediction
 from cmb_jax.inference.scan import PreparedScan, prepare_scan
 from cmb_jax.io import volume
 
 
 class DeviceDetector:
-    """`CmbDetector` on one device, with its threshold (None: the operating point of the weights)."""
+    """`CmbDetector` on one device."""
 
-    def __init__(self, bundle: WeightsBundle, threshold: float | None, device: jax.Device) -> None:
+    def __init__(self, bundle: WeightsBundle, device: jax.Device, options: ScanOptions) -> None:
         self.device: jax.Device | None = device
-        self._detector = CmbDetector(bundle, device)
-        self._threshold = threshold
+        self._detector = CmbDetector(bundle, device, options)
 
     def prepare(self, images: ScanImages, say: Say) -> PreparedScan:
         """Phase, regions, working grid."""
@@ -41,30 +40,22 @@ class DeviceDetector:
 
     def conclude(self, images: ScanImages, prepared: PreparedScan, found: FoundBoxes) -> Prediction:
         """Places and reasons."""
-        return self._detector.conclude(images.swi, prepared, found, self._threshold)
+        return self._detector.conclude(images.swi, prepared, found)
 
 
 def detector_pipeline(
-    weights: str,
-    threshold: float | None,
-    phase: PhaseOptions,
-    devices: Sequence[jax.Device],
-    regions: RegionLabels | None = None,
-    flips: Flips | None = None,
-    precision: Precision | None = None,
+    options: ScanOptions, devices: Sequence[jax.Device], regions: RegionLabels | None = None
 ) -> Pipeline:
     """The detector on each of the devices; `regions` take the place of the region network.
 
-    `flips` takes the place of the weights' own setting.
-
     Raises:
-      UserError: no such weights.
+      UserError: no such weights, or no such range of the phase.
     """
-    bundle = with_precision(load_bundle(weights, flips), precision)
+    options.stated_range()
+    bundle = load_bundle(options.weights, options.flips, options.precision)
     return Pipeline(
         bundle=bundle,
-        detectors=tuple(DeviceDetector(bundle, threshold, device) for device in devices),
-        threshold=bundle.config.inference.score_threshold if threshold is None else threshold,
-        phase=phase,
+        detectors=tuple(DeviceDetector(bundle, device, options) for device in devices),
+        options=options,
         regions=regions,
     )

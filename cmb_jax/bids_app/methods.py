@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cmb_jax.bids_app.dataset import finished_results
-from cmb_jax.bids_app.result import NETWORK, Provenance, read_provenance
+from cmb_jax.bids_app.result import Provenance, read_provenance
 from cmb_jax.errors import UserError
+from cmb_jax.inference.options import NETWORK
 from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.report.methods import MethodsFacts, methods_text
 
@@ -20,6 +21,7 @@ _USUAL = {
     "Precision": ("float32", "precision"),
 }
 """Settings that the text names only where they are not the usual ones."""
+_KNOWN = {*_USUAL, "Weights", "Threshold", "Regions"}
 
 
 def write_methods(out: Path) -> None:
@@ -61,10 +63,13 @@ def _facts(results: list[tuple[str, Provenance]]) -> MethodsFacts:
         calibrated=first.calibrated,
         bundled=first.weights_bundled,
         phase=None if len(thresholds) > 1 else first.phase,
-        options=tuple(
-            f"{words} {first.making[name]}"
-            for name, (usual, words) in _USUAL.items()
-            if first.making[name] != usual
+        options=(
+            *(
+                f"{words} {first.making[name]}"
+                for name, (usual, words) in _USUAL.items()
+                if first.making[name] != usual
+            ),
+            *(f"{name} {value}" for name, value in first.making.items() if name not in _KNOWN),
         ),
         own_regions=first.making["Regions"] != NETWORK,
         made_swi=any("swi" not in made.roles for _, made in results),

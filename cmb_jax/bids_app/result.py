@@ -15,6 +15,7 @@ from cmb_jax.bids_app.scan_images import ScanImages, TakenImage
 from cmb_jax.core.detection import data_dictionary, detections_tsv
 from cmb_jax.datasets.bids.choice import Choice
 from cmb_jax.inference.bundle import WeightsBundle
+from cmb_jax.inference.options import NETWORK
 from cmb_jax.inference.outputs import NOTICE, instance_labels, region_names_csv, report_content, viewer_page
 from cmb_jax.inference.predict import Prediction
 from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, clear_dead
@@ -27,39 +28,10 @@ from cmb_jax.report.projection import make_projection
 PROVENANCE = "CmbJax"
 """Key of the sidecar under which everything stands that is no column of the table."""
 
-NETWORK = "network"
-"""Where regions come from if no label volumes are given."""
+_ALWAYS_THERE = ("Weights", "Threshold", "PhaseSign", "PhaseRange")
 
 _UNSAID: dict[str, Any] = {"Flips": "none", "Precision": "float32", "Regions": NETWORK}
 """What a result was made with whose sidecar, of an earlier version or the usual case, does not say it."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Making:
-    """What a result is made with; another making gives another result."""
-
-    weights_name: str
-    weights_sha256: str
-    threshold: float
-    phase_sign: str
-    phase_range: str
-    precision: str = "float32"
-    label_table_sha256: str | None = None  # None: regions by the network
-    flips: str = "none"
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in the sidecar."""
-        return {
-            "Weights": {"Name": self.weights_name, "SHA256": self.weights_sha256},
-            "Threshold": self.threshold,
-            **({} if self.flips == _UNSAID["Flips"] else {"Flips": self.flips}),
-            "PhaseSign": self.phase_sign,
-            "PhaseRange": self.phase_range,
-            "Precision": self.precision,
-            "Regions": NETWORK
-            if self.label_table_sha256 is None
-            else {"LabelTableSHA256": self.label_table_sha256},
-        }
 
 
 def write_result(
@@ -69,7 +41,7 @@ def write_result(
     taken: tuple[TakenImage, ...],
     prediction: Prediction,
     bundle: WeightsBundle,
-    making: Making,
+    making: dict[str, Any],
     *,
     viewer: bool = False,
     save_regions: bool = False,
@@ -130,9 +102,9 @@ def write_result(
         provenance_jsonld(
             program_version=cmb_jax.__version__,
             command="cmb-jax bids DIR OUT participant",
-            parameters=making.to_json(),
+            parameters=making,
             inputs=tuple((image.uri, Path(image.file).name, image.sha256) for image in taken),
-            weights=(making.weights_name, making.weights_sha256),
+            weights=(bundle.file_name, bundle.sha256),
             outputs=outputs,
         ),
         overwrite=True,
@@ -173,7 +145,7 @@ def _sidecar(
     choice: Choice,
     taken: tuple[TakenImage, ...],
     prediction: Prediction,
-    making: Making,
+    making: dict[str, Any],
     sources: list[str],
     bundled: bool,
 ) -> dict[str, Any]:
@@ -183,7 +155,7 @@ def _sidecar(
         PROVENANCE: {
             "Notice": NOTICE,
             "Version": cmb_jax.__version__,
-            "Making": making.to_json(),
+            "Making": making,
             "WeightsBundled": bundled,
             "Sources": sources,
             "Taken": {
@@ -216,7 +188,7 @@ def _sidecar(
 class Provenance:
     """What a finished result was made from and with, as far as it is read again."""
 
-    making: dict[str, Any]  # see `Making.to_json`; with what it leaves out
+    making: dict[str, Any]  # see `ScanOptions.record`; with what it leaves out
     weights_name: str
     weights_sha256: str
     weights_bundled: bool
@@ -243,6 +215,7 @@ def read_provenance(sidecar: Path) -> Provenance:
     record = read_json(sidecar)
     with reading(sidecar, "make it again with --overwrite"):
         made = record[PROVENANCE]
+        making = {name: made["Making"][name] for name in _ALWAYS_THERE} | made["Making"]
         field, brain, overview = (
             made["MagneticFieldStrength"],
             made.get("BrainVolumeMl"),
@@ -251,12 +224,9 @@ def read_provenance(sidecar: Path) -> Provenance:
         # results of earlier versions have one threshold for all scans, and do not say what became of a phase
         settings = {"score_threshold": made["Making"]["Threshold"]} | made.get("Settings", {})
         return Provenance(
-            making={
-                name: made["Making"][name] for name in ("Weights", "Threshold", "PhaseSign", "PhaseRange")
-            }
-            | {name: made["Making"].get(name, usual) for name, usual in _UNSAID.items()},
-            weights_name=a_text(made["Making"]["Weights"]["Name"], "Name", 2000),
-            weights_sha256=a_text(made["Making"]["Weights"]["SHA256"], "SHA256", 2000),
+            making=_UNSAID | making,
+            weights_name=a_text(making["Weights"]["Name"], "Name", 2000),
+            weights_sha256=a_text(making["Weights"]["SHA256"], "SHA256", 2000),
             weights_bundled=made.get("WeightsBundled") is True,
             calibrated=made["Settings"].get("calibrated") == "yes",
             images=frozenset((image["File"], image["SHA256"]) for image in made["Taken"]["Images"]),
@@ -273,15 +243,17 @@ def read_provenance(sidecar: Path) -> Provenance:
         )
 
 
-def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: Making) -> str | None:
+def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: dict[str, Any]) -> str | None:
     """In what a finished result differs from what would be made now; None if in nothing.
 
     Raises:
         UserError: its sidecar has been damaged.
     """
     then = read_provenance(files.table_sidecar)
-    now = _UNSAID | making.to_json()
-    changed = [name.lower() for name, value in now.items() if then.making[name] != value]
+    now = _UNSAID | making
+    # a name that only one of them has is an option that the other left at its default
+    names = dict.fromkeys((*now, *then.making))
+    changed = [name.lower() for name in names if now.get(name) != then.making.get(name)]
     if then.images != {(image.file, image.sha256) for image in taken}:
         changed.append("images")
     return ", ".join(changed) or None

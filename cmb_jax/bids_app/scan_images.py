@@ -9,7 +9,7 @@ from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.bids_app.dataset import RAW, REGIONS, source_uri
 from cmb_jax.datasets.bids.candidates import Candidate
 from cmb_jax.datasets.bids.choice import Choice, ChoiceKind
-from cmb_jax.inference.scan import PhaseSign
+from cmb_jax.inference.options import PhaseSign, ScanOptions
 from cmb_jax.inference.swi_image import OpenSignError, make_swi
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.memory import check_fits
@@ -31,14 +31,6 @@ class TakenImage:
     def uri(self) -> str:
         """BIDS URI."""
         return source_uri(self.file, REGIONS if self.role == REGIONS else RAW)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PhaseOptions:
-    """How phase is to be read, as asked for on the command line."""
-
-    sign: PhaseSign = "auto"
-    stored: PhaseRange | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +62,7 @@ def taken_images(choice: Choice) -> tuple[TakenImage, ...]:
     )
 
 
-def read_scan_images(choice: Choice, options: PhaseOptions) -> ScanImages:
+def read_scan_images(choice: Choice, options: ScanOptions) -> ScanImages:
     """Read what was chosen; SWI is made where there is only magnitude and phase.
 
     The sign of the phase is the one asked for, else ParamagneticPhaseSign of the sidecar, else told from the
@@ -90,7 +82,7 @@ def read_scan_images(choice: Choice, options: PhaseOptions) -> ScanImages:
         phase=_volume(choice.phases, "first"),
         magnitude=None if alone else _volume(choice.magnitudes, "mean"),
         phase_sign=sign,
-        phase_range=options.stored,
+        phase_range=options.stated_range(),
         made=False,
         steps=steps,
         warnings=("a T2*-weighted magnitude stands for SWI",) if alone else (),
@@ -104,7 +96,7 @@ def _volume(images: tuple[Candidate, ...], reduced: Reduction) -> Volume | None:
 def _made(
     choice: Choice,
     sign: PhaseSign,
-    options: PhaseOptions,
+    options: ScanOptions,
     steps: tuple[str, ...],
 ) -> ScanImages:
     magnitudes, phases = (read_echoes(_paths(images)) for images in (choice.magnitudes, choice.phases))
@@ -114,7 +106,7 @@ def _made(
             phases,
             te_ms=choice.te_ms,
             phase_sign=sign,
-            phase_range=options.stored,
+            phase_range=options.stated_range(),
         )
     except OpenSignError as error:
         return _magnitude_alone(magnitudes[-1], str(error), options, steps)
@@ -136,15 +128,13 @@ def _made(
     )
 
 
-def _magnitude_alone(
-    magnitude: Volume, why: str, options: PhaseOptions, steps: tuple[str, ...]
-) -> ScanImages:
+def _magnitude_alone(magnitude: Volume, why: str, options: ScanOptions, steps: tuple[str, ...]) -> ScanImages:
     """The last echo as it is, where the phase cannot be used."""
     return ScanImages(
         swi=magnitude,
         phase=None,
         magnitude=None,
-        phase_sign=options.sign,
+        phase_sign=options.phase_sign,
         phase_range=None,
         made=False,
         steps=steps,
@@ -156,10 +146,10 @@ def _paths(images: tuple[Candidate, ...]) -> list[Path]:
     return [image.file.path for image in images]
 
 
-def _sign(choice: Choice, options: PhaseOptions) -> tuple[PhaseSign, tuple[str, ...]]:
+def _sign(choice: Choice, options: ScanOptions) -> tuple[PhaseSign, tuple[str, ...]]:
     """The sign to ask for, and what is to be said about it."""
-    if options.sign != "auto" or not choice.phases:
-        return options.sign, ()
+    if options.phase_sign != "auto" or not choice.phases:
+        return options.phase_sign, ()
     stated = choice.phases[-1].facts.paramagnetic_sign
     if stated is None:
         return "auto", ()

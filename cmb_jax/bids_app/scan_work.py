@@ -21,9 +21,8 @@ from cmb_jax.bids_app.failures import failure_log, write_failure
 from cmb_jax.bids_app.outcome import Outcome, Status
 from cmb_jax.bids_app.overlap import Lane
 from cmb_jax.bids_app.region_labels import RegionLabels
-from cmb_jax.bids_app.result import Making, what_changed, write_result
+from cmb_jax.bids_app.result import what_changed, write_result
 from cmb_jax.bids_app.scan_images import (
-    PhaseOptions,
     ScanImages,
     TakenImage,
     read_scan_images,
@@ -33,6 +32,7 @@ from cmb_jax.datasets.bids.choice import Choice, choose
 from cmb_jax.datasets.bids.layout import Scan
 from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.inference.bundle import WeightsBundle
+from cmb_jax.inference.options import ScanOptions
 from cmb_jax.inference.predict import Prediction
 from cmb_jax.inference.scan import Clock
 
@@ -61,25 +61,13 @@ class Pipeline:
 
     bundle: WeightsBundle
     detectors: tuple[ScanDetector, ...]  # one for each device
-    threshold: float
-    phase: PhaseOptions
-    regions: RegionLabels | None = None  # in place of the region network
-    viewer: bool = False  # write a viewer of each scan too
-    save_regions: bool = False  # write brain mask and region map too
+    options: ScanOptions
+    regions: RegionLabels | None = None  # of `options.regions`, in place of the region network
 
     @property
-    def making(self) -> Making:
+    def record(self) -> dict[str, Any]:
         """What results depend on besides the images."""
-        return Making(
-            weights_name=self.bundle.file_name,
-            weights_sha256=self.bundle.sha256,
-            threshold=round(self.threshold, 6),
-            flips=self.bundle.config.inference.flips,
-            precision=self.bundle.config.inference.precision,
-            phase_sign=self.phase.sign,
-            phase_range="auto" if self.phase.stored is None else self.phase.stored.name,
-            label_table_sha256=None if self.regions is None else self.regions.table.sha256,
-        )
+        return self.options.record(self.bundle, None if self.regions is None else self.regions.table.sha256)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,7 +152,7 @@ class ScanWork:
             self.say(f"    regions: {labels.file.relative}")
             taken = (*taken, labels.taken)
         if files.table_sidecar.is_file() and not self.overwrite:
-            changed = what_changed(files, taken, self.pipeline.making)
+            changed = what_changed(files, taken, self.pipeline.record)
             if changed is not None:
                 reason = f"{changed} changed since; make it again with --overwrite, or give another folder"
                 self.say(f"  {name}: has a result that was made otherwise: {reason}")
@@ -174,7 +162,7 @@ class ScanWork:
         self.say(f"  {name}: reading the images")
         clock = Clock()
         with clock("reading"):
-            images = read_scan_images(choice, self.pipeline.phase)
+            images = read_scan_images(choice, self.pipeline.options)
             if labels is not None:
                 images = dataclasses.replace(images, region_map=labels.region_map(images.swi))
         return _Opened(
@@ -214,9 +202,9 @@ class ScanWork:
                 opened.taken,
                 prediction,
                 self.pipeline.bundle,
-                self.pipeline.making,
-                viewer=self.pipeline.viewer,
-                save_regions=self.pipeline.save_regions,
+                self.pipeline.record,
+                viewer=self.pipeline.options.viewer,
+                save_regions=self.pipeline.options.save_regions,
             )
         seconds = dict((*clock.timings[:1], *timings, *clock.timings[1:]))
         write_json(logs_folder(self.out) / "timings" / f"{name}.json", {"Scan": name, "Seconds": seconds})

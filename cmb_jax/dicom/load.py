@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from cmb_jax.dicom.choose import Choice
@@ -16,10 +13,8 @@ from cmb_jax.dicom.grid import FrameMapping, frame_mapping
 from cmb_jax.dicom.phase import alternates, stated_phase_range, without_alternation
 from cmb_jax.dicom.stacks import Stack
 from cmb_jax.errors import NotAnalysableError
-from cmb_jax.inference.swi_command import run_swi
-from cmb_jax.inference.swi_image import OpenSignError
-from cmb_jax.io.nifti import check_same_grid, read_volume, to_native
-from cmb_jax.io.outside import read_json_object
+from cmb_jax.inference.swi_image import OpenSignError, make_swi
+from cmb_jax.io.nifti import check_same_grid
 from cmb_jax.io.volume import Volume
 from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
 
@@ -66,7 +61,7 @@ def load(
         inputs.append((role, stack_name(stack), volume.sha256 or ""))
         return volume
 
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     steps = ["DICOM converted by dcm2niix, voxels placed by the positions in the headers"]
     if choice.swi is not None:
         swi = read("swi", choice.swi)
@@ -75,13 +70,13 @@ def load(
         if choice.phase:
             check_same_grid(swi, stored := read("phase", choice.phase[0]))
             phase = _phase(stored, swi, choice.phase[0], phase_range, steps)
-        settled, notes = False, ()
+        settled = False
     else:
         magnitudes, phases = _complex_echoes(choice, read, phase_range, steps)
         say("making the susceptibility-weighted image")
         echoes = tuple(stack.first.echo_ms or 0.0 for stack in (choice.magnitude or choice.real))
         try:
-            swi, phase, notes = _made(magnitudes, phases, echoes, phase_sign)
+            swi, phase = _made(magnitudes, phases, echoes, phase_sign)
             steps.append(f"susceptibility-weighted image made from {len(echoes)} echo(es)")
         except OpenSignError as error:
             swi, phase = magnitudes[-1], None
@@ -145,22 +140,15 @@ def _unalternated(phase: Volume, weight: Volume, stack: Stack, steps: list[str])
 
 def _made(
     magnitudes: list[Volume], phases: list[Volume], te_ms: tuple[float, ...], phase_sign: str
-) -> tuple[Volume, Volume, tuple[str, ...]]:
-    """SWI and its high-passed phase (paramagnetic positive) as `cmb-jax swi` makes them, and its warnings."""
-    with tempfile.TemporaryDirectory(prefix="cmb_jax_swi_") as temporary:
-        folder = Path(temporary)
-        paths = (folder / "magnitude.nii", folder / "phase.nii")
-        for path, volumes in zip(paths, (magnitudes, phases), strict=True):
-            native = volumes[0].native
-            stacked = np.stack([to_native(volume.data, native) for volume in volumes], axis=-1)
-            nib.Nifti1Image(stacked.astype(np.float32), native.affine).to_filename(path)
-        made = run_swi(
-            magnitude=paths[0],
-            phase=paths[1],
-            out=folder / "made",
-            te_ms=te_ms if len(te_ms) > 1 else (),
-            phase_sign=phase_sign,
-            phase_range=PhaseRange.RADIANS,
-        )
-        warnings = tuple(read_json_object(made / "swi.json")["warnings"])
-        return read_volume(made / "swi.nii.gz"), read_volume(made / "phase.nii.gz"), warnings
+) -> tuple[Volume, Volume]:
+    """SWI and its high-passed phase (paramagnetic positive) on the grid of the magnitude."""
+    made = make_swi(
+        magnitudes,
+        phases,
+        te_ms=te_ms if len(te_ms) > 1 else (),
+        phase_sign=phase_sign,
+        phase_range=PhaseRange.RADIANS,
+    )
+    like = magnitudes[0]
+    swi = dataclasses.replace(like, data=made.swi)
+    return swi, dataclasses.replace(like, data=made.phase, warnings=phases[0].warnings)

@@ -17,11 +17,9 @@ import numpy as np
 from absl import flags
 
 import cmb_jax
-from cmb_jax.commands.common import Progress, run_for_people, stopwatch, use_compilation_cache
-from cmb_jax.commands.train import OPERATING_FP_RATE
-from cmb_jax.commands.train_data import phantom_subjects
+from cmb_jax.cli.common import Progress, run_for_people, stopwatch
 from cmb_jax.data.subjects import subjects_in
-from cmb_jax.devices import keep_freed_memory
+from cmb_jax.devices import keep_freed_memory, use_compilation_cache
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.matching import CENTER3
 from cmb_jax.experiments.detections import SubjectSet, detections_of, subject_set
@@ -49,6 +47,8 @@ from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.report.ablation_html import AblationContent, write_ablation_report
 from cmb_jax.report.embedding_plot import EmbeddingMap
 from cmb_jax.report.evaluation_content import FrocLine
+from cmb_jax.training.run import OPERATING_FP_RATE
+from cmb_jax.training.run_data import phantom_subjects
 
 TITLE = "Ablation: what each part of the detector does"
 SAMPLES = 2000

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cmb_jax.commands import train
 from cmb_jax.config import Config
 from cmb_jax.config_io import config_to_json, read_config
 from cmb_jax.config_load import made_by_file
@@ -26,6 +25,7 @@ from cmb_jax.io.weights import named_leaves
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.flops import forward_gflop
 from cmb_jax.models.functional import Template
+from cmb_jax.training.run import train_run, what_differs
 
 _NAME = re.compile(r"[a-z0-9_.]+(-[a-z0-9_.]+)*")
 
@@ -123,7 +123,7 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """Where train.py puts them."""
+        """Where `train_run` puts them."""
         return self.folder / "weights.safetensors"
 
 
@@ -147,7 +147,7 @@ def stored_config(run: Run) -> Config | None:
         return None
     stored = read_config(path, "move the folder away, or use the version that wrote it")
     wanted = run.config
-    differs = train.what_differs(stored, wanted)
+    differs = what_differs(stored, wanted)
     # a loss of one's own is no object when it is read from a file
     theirs, ours = (json.loads(config_to_json(config))["loss"] for config in (stored, wanted))
     differs += ["another loss"] * (theirs != ours)
@@ -203,7 +203,7 @@ def complete(runs: tuple[Run, ...], say: Callable[[str], None], *, training: boo
             continue
         else:
             say(f"{run.name}: {'continuing' if stored_config(run) else 'training'}")
-            train.run(run.config, run.folder)
+            train_run(run.config, run.folder)
             jax.clear_caches()  # the next variant is another program
         finished.append(run)
     return tuple(finished)

@@ -84,14 +84,6 @@ def record_path(weights: Path) -> Path:
     return weights.with_suffix(".json")
 
 
-def with_precision(bundle: WeightsBundle, precision: Precision | None) -> WeightsBundle:
-    """The bundle with another precision of inference; as it is for None."""
-    if precision is None:
-        return bundle
-    inference = dataclasses.replace(bundle.config.inference, precision=precision)
-    return dataclasses.replace(bundle, config=dataclasses.replace(bundle.config, inference=inference))
-
-
 def bundled_names() -> tuple[str, ...]:
     """Names of the detectors that come with the package."""
     return tuple(sorted(path.stem for path in BUNDLED.glob("*.safetensors") if path.stem != "region"))
@@ -122,12 +114,15 @@ def save_with_config(bundle: WeightsBundle, path: Path, config: Config) -> None:
     copy_weights(bundle.path, path, metadata)
 
 
-def load_bundle(weights: str | Path, flips: Flips | None = None) -> WeightsBundle:
+def load_bundle(
+    weights: str | Path, flips: Flips | None = None, precision: Precision | None = None
+) -> WeightsBundle:
     """Read weights by bundled name or by path, or several with commas between, to be averaged.
 
     Args:
       weights: the first of several gives operating point, calibration and settings.
-      flips: takes the place of the weights' own `inference.flips`.
+      flips: takes the place of the weights' own `inference.flips`, and
+      precision: of their `inference.precision`.
 
     Raises:
       UserError: no such name or file, a damaged file, weights that are not a detector's or are for another
@@ -145,8 +140,12 @@ def load_bundle(weights: str | Path, flips: Flips | None = None) -> WeightsBundl
     if others:
         sums = ",".join(one.sha256 for one in (first, *others))
         sha256 = hashlib.sha256(sums.encode()).hexdigest()
-    if flips is not None:
-        config = dataclasses.replace(config, inference=dataclasses.replace(config.inference, flips=flips))
+    inference = dataclasses.replace(
+        config.inference,
+        flips=config.inference.flips if flips is None else flips,
+        precision=config.inference.precision if precision is None else precision,
+    )
+    config = dataclasses.replace(config, inference=inference)
     return dataclasses.replace(first, sha256=sha256, config=config, others=tuple(others))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,13 @@ from cmb_jax.anatomy.lookup import REACH_MM, look_up
 from cmb_jax.anatomy.mni import SPACE, fit_mni
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
 from cmb_jax.boxes.anchors import Detections, box_centers, box_sizes
-from cmb_jax.config import Config, Flips, InferenceConfig, Precision
+from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.core.detection import DetectionRow, RejectReason
 from cmb_jax.data.prepare import points_from_edges
-from cmb_jax.inference.bundle import WeightsBundle, calibration_of, load_bundle, with_precision
+from cmb_jax.inference.bundle import WeightsBundle, calibration_of, load_bundle
+from cmb_jax.inference.options import PhaseSign, ScanOptions
 from cmb_jax.inference.proposals import ProposalFinder
-from cmb_jax.inference.scan import Clock, PhaseSign, PreparedScan, prepare_scan
+from cmb_jax.inference.scan import Clock, PreparedScan, prepare_scan
 from cmb_jax.io.nifti import native_index
 from cmb_jax.io.volume import ScanImages, Volume
 from cmb_jax.scan.phase_range import PhaseRange
@@ -70,14 +71,30 @@ class CmbDetector:
     Args:
       bundle: the weights.
       device: that holds the weights and runs the network; default: JAX's default device.
+      options: how scans are worked on; `bundle` holds those that change the weights' settings.
     """
 
-    def __init__(self, bundle: WeightsBundle, device: jax.Device | None = None):
+    def __init__(
+        self,
+        bundle: WeightsBundle,
+        device: jax.Device | None = None,
+        options: ScanOptions | None = None,
+    ):
         self.bundle = bundle
+        self.options = options or ScanOptions()
         self.config: Config = bundle.config
         self._finder = ProposalFinder(
             bundle.config, bundle.params, device, others=[other.params for other in bundle.others]
         )
+
+    @classmethod
+    def load(cls, options: ScanOptions) -> Self:
+        """The detector of `options.weights`, with all the other options.
+
+        Raises:
+          UserError: no such weights, or a file that does not hold a detector.
+        """
+        return cls(load_bundle(options.weights, options.flips, options.precision), options=options)
 
     def predict(
         self,
@@ -85,7 +102,7 @@ class CmbDetector:
         phase: Volume | None = None,
         magnitude: Volume | None = None,
         *,
-        phase_sign: PhaseSign = "auto",
+        phase_sign: PhaseSign | None = None,
         phase_range: PhaseRange | None = None,
         threshold: float | None = None,
         region_map: RegionMap | None = None,
@@ -99,9 +116,9 @@ class CmbDetector:
             on the intensity alone.
           magnitude: magnitude image on the same grid; used for the brain regions.
           phase_sign: "auto", "+1" or "-1" (what the stored phase is multiplied with, so that
-            paramagnetic is positive).
-          phase_range: storage range of the phase; default: found from the data.
-          threshold: score from which a detection is kept; default: the weights' operating point.
+            paramagnetic is positive); default, as of the next two: that of the detector's options.
+          phase_range: storage range of the phase.
+          threshold: score from which a detection is kept.
           region_map: region codes to use instead of the region network's.
           progress: told what is being done.
 
@@ -115,8 +132,8 @@ class CmbDetector:
         scan = prepare_scan(
             ScanImages(swi=swi, phase=phase, magnitude=magnitude),
             spacing_mm=self.config.data.spacing_mm,
-            phase_sign=phase_sign,
-            phase_range=phase_range,
+            phase_sign=phase_sign or self.options.phase_sign,
+            phase_range=phase_range or self.options.stated_range(),
             region_map=region_map,
             progress=say,
         )
@@ -144,11 +161,13 @@ class CmbDetector:
           threshold: as for `predict`.
         """
         levels = self.config.inference.for_scan(phase=scan.phase_rad is not None)
+        threshold = self.options.threshold if threshold is None else threshold
         if threshold is not None:
             levels = dataclasses.replace(levels, score_threshold=threshold)
         clock = Clock((*scan.timings, *found.timings))
         with clock("localization"):
             rows, boxes_mm, unlisted = self._locate(found.detections, scan, swi, levels)
+            full = _full_list(found.detections, levels.score_threshold)
             rows, mni = _with_mni(rows, scan.region_map)
         steps = (
             *scan.steps,
@@ -166,7 +185,7 @@ class CmbDetector:
             brain_mask=scan.brain_mask,
             region_code=scan.region_code,
             boxes_mm=boxes_mm,
-            warnings=scan.warnings,
+            warnings=(*scan.warnings, *full),
             settings=self._settings(levels, scan.phase_rad is not None),
             steps=steps,
             timings=tuple(clock.timings),
@@ -184,6 +203,7 @@ class CmbDetector:
             ("nms_iou", f"{inference.nms_iou:g}"),
             ("flips", inference.flips),
             ("precision", self._finder.config.inference.precision),
+            *((name, str(value)) for name, value in self.options.further().items()),
         )
 
     def _locate(
@@ -255,6 +275,13 @@ class CmbDetector:
         return tuple(rows), edges_mm[listed], int(valid.sum()) - len(listed)
 
 
+def _full_list(found: Detections, threshold: float) -> tuple[str, ...]:
+    """A warning if the list of boxes ends above the threshold: a count must not be a cap in silence."""
+    if not bool(np.all(found.valid)) or float(np.min(found.scores)) < threshold:
+        return ()
+    return (f"the list of candidates is full with {len(found.scores)}: the count may be too low",)
+
+
 def _with_mni(
     rows: tuple[DetectionRow, ...], region_map: RegionMap
 ) -> tuple[tuple[DetectionRow, ...], tuple[str, ...]]:
@@ -271,19 +298,3 @@ def _with_mni(
         dataclasses.replace(row, mni_x_mm=float(x), mni_y_mm=float(y), mni_z_mm=float(z))
         for row, (x, y, z) in zip(rows, found, strict=True)
     ), (step,)
-
-
-def load_detector(
-    weights: str | Path = "small", flips: Flips | None = None, precision: Precision | None = None
-) -> CmbDetector:
-    """A detector by the name of bundled weights or from a safetensors file.
-
-    Args:
-      weights: several with commas between are averaged (`load_bundle`).
-      flips: mirror images averaged at inference; default: as the weights say.
-      precision: of the network; default: as the weights say, which is float32 for the bundled ones.
-
-    Raises:
-      UserError: no such weights, or a file that does not hold a detector.
-    """
-    return CmbDetector(with_precision(load_bundle(weights, flips), precision))

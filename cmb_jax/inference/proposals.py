@@ -57,7 +57,7 @@ class ProposalFinder:
             lambda: Detector(config.model, precision=config.inference.precision, rngs=nnx.Rngs(0))
         )
         self._candidates = jax.jit(functools.partial(window_candidates, self._template, config))
-        self._select = jax.jit(functools.partial(best_of_windows, config))
+        self._select = jax.jit(functools.partial(best_of_windows, config), static_argnames="room")
         self._whole = jax.jit(functools.partial(_window_objectness, self._template, config))
 
     def plan(self, shape: tuple[int, int, int]) -> TilePlan:
@@ -92,7 +92,24 @@ class ProposalFinder:
         boxes = jnp.concatenate([part.boxes for part in found])
         scores = jnp.concatenate([part.scores for part in found])
         valid = jnp.concatenate([part.valid for part in found])
-        return self._select(Detections(boxes=boxes, scores=scores, valid=valid))
+        return self._all_that_count(Detections(boxes=boxes, scores=scores, valid=valid))
+
+    def _all_that_count(self, candidates: Detections) -> Detections:
+        """Suppression over all windows, in a list that is made longer until no microbleed is left out.
+
+        Without an operating point (0) nothing counts, and the list is as long as the configuration says.
+        """
+        inference = self.config.inference
+        room = inference.max_detections
+        found: Detections = self._select(candidates, room=room)
+        while (
+            0 < inference.score_threshold <= float(found.scores.min())
+            and bool(found.valid.all())
+            and room < inference.max_candidates
+        ):
+            room = min(4 * room, inference.max_candidates)
+            found = self._select(candidates, room=room)
+        return found
 
     def objectness(self, image: np.ndarray) -> np.ndarray:
         """Objectness logits (Z, Y // 2, X // 2, A) of the padded volume, joined from the windows' cores."""
@@ -216,8 +233,8 @@ def _slab_candidates(
     )
 
 
-def best_of_windows(config: Config, candidates: Detections) -> Detections:
-    """Suppression over the candidates of all windows."""
+def best_of_windows(config: Config, candidates: Detections, room: int | None = None) -> Detections:
+    """Suppression over the candidates of all windows, to a list for `room` (default: `max_detections`)."""
     settings = config.inference
     count = min(settings.max_candidates, candidates.scores.shape[0])
     # a stable choice of the best, so that the order of the windows decides no tie between scores
@@ -227,7 +244,7 @@ def best_of_windows(config: Config, candidates: Detections) -> Detections:
         candidates.boxes[index],
         scores,
         settings.nms_iou,
-        settings.max_detections,
+        room or settings.max_detections,
         valid=candidates.valid[index],
     )
     return Detections(boxes=kept.boxes, scores=kept.scores, valid=kept.valid)

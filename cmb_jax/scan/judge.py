@@ -24,14 +24,23 @@ SPACING_MM = (0.1, 6.0)
 COARSEST_MM = 3.0
 """Second longest voxel edge up to which microbleeds are counted; longest, up to which without a warning."""
 _MOST_SHEAR_DEG = 2.0
-_NEGATIVE_SHARE, _NEGATIVE_DEPTH = 0.02, 0.05  # of voxels; of the 99th percentile. Interpolation rings less.
+# Of voxels; of the 99th percentile. Interpolation rings less, and so does noise about zero in the air.
+_NEGATIVE_SHARE, _NEGATIVE_DEPTH = 0.05, 0.1
 _FLAT = 0.7  # share of neighbors that are equal: labels, masks
 _FLAT_ALONG_ONE = 0.25  # more equal neighbors along one axis than along others: projections
 _PLATEAU = 0.25  # share of voxels at the top of the scale: probability maps, masks
-_JUMPS, _FEW_JUMPS = 0.005, 0.0005  # share of neighbors nearly the full range apart: wraps, noise of phase
-_CENTERED = 0.05  # of the range, the median from its middle: high-passed phase
+# Beside the top tenth of the range, values of its lowest tenth to those of a tenth in its middle: the ends of
+# a phase meet (1 in its noise, more at wraps), those of an intensity lie farthest apart (below 0.2).
+_ENDS_MEET = 0.5
+_ENDS_ALIKE = 0.2  # the emptier of the two ends over the fuller
+# A masked image goes down to nothing in vessels and at its rim; a high-passed phase that was stored above 0
+# keeps close to the middle of its range. In the middle of simulated brains intensities gave 0.05 to 0.56 and
+# 0.14 to 0.23, phases 0.63 to 0.89 and 0.04 to 0.08.
+_DARKEST = 0.62  # 1st percentile, of the 75th
+_NARROW = 0.1  # 25th to 75th percentile, of the 75th
+_MASKED, _EVEN = 0.1, 0.25  # share of zeros; of neighbors that are equal
 _ENOUGH_VOXELS = 2**22  # of larger images the slices in the middle tell
-_LEAST_CORRELATION = 0.3  # of neighbors: less is noise
+_LEAST_CORRELATION = 0.1  # of neighbors: less is noise; a brain alone at a signal to noise of 5 has 0.3
 _LEAST_COHERENCE = 0.4  # of neighboring phases in tissue
 _BLOCK = 8  # voxels; within them a phase may turn evenly
 _SAME = 0.98  # correlation of two images that are one
@@ -108,9 +117,9 @@ def judge_phase(data: np.ndarray, radians: np.ndarray, intensity: np.ndarray) ->
     """
     middle = _middle(intensity)
     data, radians, intensity = data[middle], radians[middle], intensity[middle]
-    if _flatness(data).min() > _FLAT:
-        return Judgement(reasons=("it holds labels or a mask, no phase",))
     tissue = intensity > 0.5 * np.percentile(intensity[intensity > 0], 75)
+    if _flatness(data, tissue).min() > _FLAT:
+        return Judgement(reasons=("it holds labels or a mask, no phase",))
     if tissue.any() and abs(_correlation(data[tissue], intensity[tissue])) > _SAME:
         return Judgement(reasons=("it holds the values of the SWI, no phase",))
     if coherence(radians, tissue) < _LEAST_COHERENCE:
@@ -142,6 +151,8 @@ def content_bounds(data: np.ndarray) -> np.ndarray:
 
 def _other_than_intensity(data: np.ndarray) -> str | None:
     values = data[data != 0]
+    if not values.size:
+        return "the slices in its middle are empty"
     top = float(np.percentile(np.abs(values), 99))
     deep = values < -_NEGATIVE_DEPTH * top
     if deep.mean() > _NEGATIVE_SHARE:
@@ -157,10 +168,12 @@ def _other_than_intensity(data: np.ndarray) -> str | None:
         return "neighboring slices hold the same values: it is a projection or has repeated slices"
     if (values >= 0.99 * np.percentile(values, 99.9)).mean() > _PLATEAU:
         return "most values lie at the top of its scale: it is a mask, a probability map or clipped"
-    jumps, low, high = _jumps(data), float(values.min()), float(values.max())
-    centered = abs(float(np.median(values)) - (low + high) / 2) < _CENTERED * (high - low)
-    if (fills(data) and jumps > _JUMPS) or (centered and jumps > _FEW_JUMPS):
+    if _wraps(data):
         return "its values wrap round from one end of their range to the other: it is a phase"
+    masked = values.size < (1 - _MASKED) * data.size or flat.min() > _EVEN
+    darkest, lower, upper = np.percentile(values, [1, 25, 75])
+    if masked and darkest > _DARKEST * upper and upper - lower < _NARROW * upper:
+        return "all of its values are about the same: it is a phase or a map about some value"
     if _neighbor_correlation(data) < _LEAST_CORRELATION:
         return "neighboring voxels have nothing in common: it is noise"
     return None
@@ -174,31 +187,45 @@ def _middle(data: np.ndarray) -> tuple[slice, ...]:
     return slice(x0, x1), slice(y0, y1), slice(first, min(first + count, z1))
 
 
-def _pairs(data: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values of neighbors along an axis, where both are other than 0."""
+def _pairs(data: np.ndarray, axis: int, where: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Values of neighbors along an axis, both of them in a mask (X, Y, Z), or other than 0."""
     moved = np.moveaxis(data, axis, 0)
-    first, second = moved[:-1], moved[1:]
-    both = (first != 0) & (second != 0)
-    return first[both], second[both]
+    inside = moved != 0 if where is None else np.moveaxis(where, axis, 0)
+    both = inside[:-1] & inside[1:]
+    return moved[:-1][both], moved[1:][both]
 
 
-def _flatness(data: np.ndarray) -> np.ndarray:
-    """(3,) share of equal neighbors along each axis, zeros aside."""
+def _flatness(data: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
+    """(3,) share of equal neighbors along each axis, in a mask (X, Y, Z) or without zeros."""
     shares = []
     for axis in range(3):
-        first, second = _pairs(data, axis)
+        first, second = _pairs(data, axis, where)
         shares.append(float(np.mean(first == second)) if first.size else 0.0)
     return np.array(shares)
 
 
-def _jumps(data: np.ndarray) -> float:
-    first, second = _pairs(data, 0)
+def _wraps(data: np.ndarray) -> bool:
+    """Whether the ends of the range meet: its lowest tenth lies beside its top tenth more than others do."""
     values = data[data != 0]
-    width = float(values.max() - values.min())
-    return float(np.mean(np.abs(first - second) > 0.8 * width)) if first.size else 0.0
+    low, high = float(values.min()), float(values.max())
+    tenth = 0.1 * (high - low)
+    ends = sorted((np.mean(values < low + tenth), np.mean(values > high - tenth)))
+    if not (fills(data) or ends[0] > _ENDS_ALIKE * ends[1]):
+        return False
+    beside = []
+    for axis in (0, 1):
+        first, second = _pairs(data, axis)
+        beside += [second[first > high - tenth], first[second > high - tenth]]
+    place = np.concatenate(beside) - low
+    if not place.size:
+        return False
+    in_middle = np.mean((place > 3 * tenth) & (place < 6 * tenth)) / 3
+    return bool(np.mean(place < tenth) > _ENDS_MEET * in_middle)
 
 
 def _neighbor_correlation(data: np.ndarray) -> float:
+    low, high = np.percentile(data, [0.1, 99.9])  # a few wild voxels must not decide
+    data = np.clip(data, low, high)
     return max(_correlation(data[1:].ravel(), data[:-1].ravel()), _correlation(*_pairs(data, 1)))
 
 

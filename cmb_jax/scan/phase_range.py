@@ -14,8 +14,10 @@ from cmb_jax.errors import NotAnalysableError, UserError
 _TOLERANCE = 0.01  # relative to the width; stored extremes are rounded
 _BINS = 32
 # A wrapped phase has no ends: the two bins beside the seam hold alike, and not much less than others do.
+# Where most of it lies about the seam (0 to 2 pi about 0), both are full, but may fall off steeply.
 _LEAST_AT_SEAM = 0.3  # of the median bin
 _ALIKE = 0.5  # the emptier over the fuller
+_FULL = 2.0  # times the median bin
 _SAMPLES = 2**20
 _NARROWEST = 0.9  # share of a stated range that filled values may span at the least
 
@@ -117,7 +119,8 @@ def fills(data: np.ndarray) -> bool:
     counts = np.histogram(inner, _BINS, (low, high))[0].astype(float)
     middle = max(float(np.median(counts)), 1.0)
     ends = counts[[0, -1]]
-    return bool(ends.min() >= max(_LEAST_AT_SEAM * middle, _ALIKE * ends.max()))
+    alike = ends.min() >= _ALIKE * ends.max() or ends.min() >= _FULL * middle
+    return bool(ends.min() >= _LEAST_AT_SEAM * middle and alike)
 
 
 def detect_phase_range(data: np.ndarray) -> PhaseRange:

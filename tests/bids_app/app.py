@@ -6,16 +6,19 @@ from pathlib import Path
 import numpy as np
 
 from cmb_jax.anatomy.regions import RegionMap
-from cmb_jax.bids_app.scan_images import PhaseOptions
 from cmb_jax.bids_app.scan_work import Pipeline
-from cmb_jax.config import Config
+from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.core.detection import DetectionRow, RejectReason
 from cmb_jax.inference.bundle import WeightsBundle
+from cmb_jax.inference.options import ScanOptions
 from cmb_jax.inference.predict import Prediction
 from tests.tiny import TINY_MODEL
 
 BUNDLE = WeightsBundle(
-    path=Path("somewhere/tiny.safetensors"), sha256="5a" * 32, config=Config(model=TINY_MODEL), params={}
+    path=Path("somewhere/tiny.safetensors"),
+    sha256="5a" * 32,
+    config=Config(model=TINY_MODEL, inference=InferenceConfig(score_threshold=0.647)),
+    params={},
 )
 
 
@@ -76,18 +79,15 @@ class StubDetector:
             region_code=np.full(swi.shape, 25, np.uint8),
             boxes_mm=np.full((len(rows), 3), 3.0),
             warnings=swi.warnings,
-            settings=(("score_threshold", "0.647"),),
+            settings=(
+                ("phase", "none" if phase is None else "used"),
+                ("score_threshold", "0.800" if phase is None else "0.647"),
+            ),
             steps=("a stub looked",),
             timings=(("detection", 0.1),),
         )
 
 
-def pipeline(detector, threshold=0.647, regions=None, **phase):
+def pipeline(detector, regions=None, options=None):
     """The stub as a pipeline."""
-    return Pipeline(
-        bundle=BUNDLE,
-        detectors=(detector,),
-        threshold=threshold,
-        phase=PhaseOptions(**phase),
-        regions=regions,
-    )
+    return Pipeline(bundle=BUNDLE, detectors=(detector,), options=options or ScanOptions(), regions=regions)

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 
 import pytest
 
-from cmb_jax.commands import bids as command
+from cmb_jax import devices
+from cmb_jax.bids_app import detector
 from tests.bids_app import app
 from tests.command_line import run_cli
 
@@ -22,12 +23,12 @@ def stub():
 def bids(monkeypatch, capsys, stub):
     """Runs `cmb-jax bids`; gives (exit code, stdout, stderr)."""
 
-    def pipeline(weights, threshold, phase, devices, regions, flips=None, precision=None):
-        cut = 0.647 if threshold is None else threshold
-        return app.pipeline(stub, cut, regions, sign=phase.sign, stored=phase.stored)
-
-    monkeypatch.setattr(command, "detector_pipeline", pipeline)
-    monkeypatch.setattr(command, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(
+        detector,
+        "detector_pipeline",
+        lambda options, _devices, regions: app.pipeline(stub, regions, options),
+    )
+    monkeypatch.setattr(devices, "use_compilation_cache", lambda: None)
 
     return functools.partial(run_cli, monkeypatch, capsys, "bids")
 

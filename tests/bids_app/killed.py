@@ -6,7 +6,7 @@ from pathlib import Path
 from cmb_jax.bids_app.dataset import write_dataset_files
 from cmb_jax.bids_app.outcome import Status
 from cmb_jax.bids_app.participants import Selection, run_participants
-from cmb_jax.commands.cohort_progress import Lines
+from cmb_jax.cli.bids import Lines
 from cmb_jax.datasets.bids.layout import read_layout
 from tests.bids_app import app
 

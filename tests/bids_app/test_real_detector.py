@@ -14,13 +14,13 @@ from cmb_jax.bids_app.detector import detector_pipeline
 from cmb_jax.bids_app.outcome import Status
 from cmb_jax.bids_app.participants import Selection, run_participants
 from cmb_jax.bids_app.region_labels import read_region_labels
-from cmb_jax.bids_app.scan_images import PhaseOptions
-from cmb_jax.commands.cohort_progress import Lines
+from cmb_jax.cli.bids import Lines
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.core.detection import detections_tsv
 from cmb_jax.datasets.bids.layout import read_layout
 from cmb_jax.inference.bundle import save_bundle
-from cmb_jax.inference.predict import load_detector
+from cmb_jax.inference.options import ScanOptions
+from cmb_jax.inference.predict import CmbDetector
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import params_of
@@ -56,7 +56,7 @@ def test_echoes_to_labels_on_the_grid_of_the_scan(tmp_path, weights, capsys):
         read_layout(root),
         tmp_path / "out",
         Selection(participants=("01",)),
-        detector_pipeline(str(weights), None, PhaseOptions(), jax.local_devices()[:1]),
+        detector_pipeline(ScanOptions(weights=str(weights)), jax.local_devices()[:1]),
         progress=Lines(),
     )
     said = capsys.readouterr().err
@@ -83,7 +83,7 @@ def test_devices_share_the_scans_and_change_no_byte(tmp_path, weights):
         tree.image(root, f"sub-{number}/anat/sub-{number}_swi", brain([(9, 9, 7)], seed=number))
     layout, devices = read_layout(root), jax.local_devices()
     for name, own in (("one", devices[:1]), ("two", devices[1:3])):
-        pipeline = detector_pipeline(str(weights), None, PhaseOptions(), own)
+        pipeline = detector_pipeline(ScanOptions(weights=str(weights)), own)
         selection = Selection(participants=layout.participants)
         run = run_participants(layout, tmp_path / name, selection, pipeline, progress=Lines())
         assert {outcome.status for outcome in run.outcomes} == {Status.DONE}
@@ -115,9 +115,9 @@ def test_a_cohort_finds_what_a_single_prediction_finds(tmp_path, weights, own_la
         regions = read_region_labels(tmp_path / "labels", None)
         region_map = regions_from_labels(read_volume(labels), regions.table, swi)
     layout = read_layout(root)
-    pipeline = detector_pipeline(str(weights), None, PhaseOptions(), jax.local_devices()[:1], regions)
+    pipeline = detector_pipeline(ScanOptions(weights=str(weights)), jax.local_devices()[:1], regions)
     run_participants(layout, tmp_path / "out", Selection(participants=("1",)), pipeline, progress=Lines())
-    prediction = load_detector(weights).predict(swi, region_map=region_map)
+    prediction = CmbDetector.load(ScanOptions(weights=str(weights))).predict(swi, region_map=region_map)
     assert len(prediction.rows) > 5
     assert ({row.region for row in prediction.kept} == {"parietal"}) == own_labels
     assert (tmp_path / "out/sub-1/anat/sub-1_desc-cmb_detections.tsv").read_text() == detections_tsv(

@@ -109,6 +109,7 @@ def write_prediction(folder, name, rows, digest, layout, phase=True):
         "Making": making,
         "Settings": settings,
         "Taken": {"Images": [], "Kind": "swi"},
+        "RegionsTrusted": True,
         "MagneticFieldStrength": None,
         "Warnings": [],
         "Version": "0",
@@ -129,10 +130,19 @@ def run(monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory, weights, tree):
     """Weights as the command leaves them, for the tests that only look."""
-    from cmb_jax.commands.calibrate import run
+    from cmb_jax.cli.calibrate import CalibrateOptions, run
 
     out = tmp_path_factory.mktemp("calibrated") / "better.safetensors"
-    run(pred=[tree[0]], truth=[tree[1]], weights=str(weights), out=out, max_fp=2.0, max_fp_magnitude=2.0)
+    run(
+        CalibrateOptions(
+            pred=(tree[0],),
+            truth=(tree[1],),
+            weights=str(weights),
+            out=out,
+            max_fp=2.0,
+            max_fp_magnitude=2.0,
+        )
+    )
     return out
 
 

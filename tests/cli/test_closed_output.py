@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cmb_jax.commands.common import run_for_people
+from cmb_jax.cli.common import run_for_people
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes that break are POSIX's")

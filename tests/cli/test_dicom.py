@@ -38,7 +38,11 @@ TINY = Config(
     name="tiny",
     model=TINY_MODEL,
     inference=InferenceConfig(
-        score_threshold=0.5, definite_threshold=0.6, candidate_threshold=0.3, max_detections=40
+        score_threshold=0.5,
+        definite_threshold=0.6,
+        candidate_threshold=0.3,
+        max_detections=40,
+        max_candidates=40,
     ),
 )
 

@@ -1,15 +1,19 @@
 """How the command line treats people: one line for what is wrong, said before JAX is imported."""
 
 import ast
+import dataclasses
+import importlib
+import inspect
+import itertools
 import resource
 import subprocess
 import sys
-from pathlib import Path
+import textwrap
 
 import pytest
 
 from cmb_jax import cli, progress
-from cmb_jax.arguments import present
+from cmb_jax.cli import present
 from tests.command_line import run_cli as run
 
 WRONG = {
@@ -81,29 +85,48 @@ def test_help_says_every_option(monkeypatch, capsys, name):
     assert "{None}" not in out
     for option in present.option_names(cli.all_commands()[name]):
         assert option in out or option in ("--tyro-print-completion", "--tyro-write-completion")
-    # the help of every option of the command's function is there
-    module, function, _ = cli.COMMANDS[name.split()[0]]
-    tree = ast.parse((Path(cli.__file__).parent / "arguments" / f"{module}.py").read_text())
-    wanted = function if " " not in name else name.replace(" ", "_")
-    node = next(each for each in tree.body if isinstance(each, ast.FunctionDef) and each.name == wanted)
-    words = {
-        line.split(": ")[1].split()[0]
-        for line in ast.get_docstring(node).splitlines()
-        if line[:2] == "  " and ": " in line and line[2] != " "
-    }
-    assert all(word.rstrip(".,;:") in out for word in words)
+    # the first word of every field's help is there
+    module = importlib.import_module(f"cmb_jax.cli.{name.split()[0].replace('-', '_')}")
+    function = name.split()[1] if " " in name else "run"
+    command = vars(module)["import_" if function == "import" else function]
+    owner = vars(module)[command.__annotations__["options"]]
+    told = {}
+    for each in filter(dataclasses.is_dataclass, owner.__mro__):
+        body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0].body
+        for field, text in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                told.setdefault(field.target.id, text.value.value.split()[0].rstrip(".,;:"))
+    assert set(told) == {field.name for field in dataclasses.fields(owner)}
+    assert all(word in out for field, word in told.items() if field != "verbose")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shared:
+    """Options of several commands."""
+
+    shared: bool = False
+    """help of the shared one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Own(Shared):
+    """What the command does."""
+
+    value: int = 1
+    """help of its own."""
 
 
 def test_common_options_act_before_the_command(monkeypatch):
     seen = {}
 
-    def command(value: int = 1) -> None:
-        seen["value"] = value
+    def command(options: Own) -> None:
+        seen["options"] = options
         seen["quiet"] = progress._quiet
 
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    present.run(present.presented(command, cli.apply), "prog", ["--quiet", "--device", "gpu", "--value", "3"])
-    assert seen == {"value": 3, "quiet": True}
+    arguments = ["--quiet", "--device", "gpu", "--value", "3", "--shared"]
+    present.run(present.presented(command, cli.apply), "prog", arguments)
+    assert seen == {"options": Own(value=3, shared=True), "quiet": True}
     assert cli.os.environ.pop("JAX_PLATFORMS") == "cuda"
     progress.set_quiet(False)
 

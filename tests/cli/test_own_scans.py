@@ -117,7 +117,7 @@ def test_a_run_starts_from_given_weights(place, trained, tmp_path):
     record = json.loads((tmp_path / "same" / "weights.json").read_text())
     assert record["started_from"] == {"name": "weights", "sha256": first.sha256}
     assert second.config.inference.score_threshold == first.config.inference.score_threshold  # same scans
-    assert "2 false positives a validation scan; 3 lesions" in record["operating_point"]
+    assert "2 false positives per validation scan; 3 lesions" in record["operating_point"]
 
 
 def test_without_lesions_to_validate_on_nothing_is_validated(place, trained, tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 CODE = """
 import sys
 from pathlib import Path
-from cmb_jax.commands.common import run_for_people
+from cmb_jax.cli.common import run_for_people
 from cmb_jax.errors import UserError
 def command():
     for _ in range(3000):
@@ -54,7 +54,7 @@ def test_a_full_disk_behind_the_output_is_said_in_one_line(tmp_path):
 
 def test_errors_of_the_file_system_are_one_line(tmp_path):
     code = (
-        "from cmb_jax.commands.common import run_for_people\n"
+        "from cmb_jax.cli.common import run_for_people\n"
         "def command():\n    open('/nowhere/at/all', 'w')\n"
         "run_for_people(command)"
     )

@@ -11,7 +11,7 @@ import yaml
 
 import cmb_jax
 from cmb_jax import _release, cli
-from cmb_jax.arguments import present
+from cmb_jax.cli import present
 from cmb_jax.inference.bundle import BUNDLED
 from cmb_jax.io.atomic import sha256_file
 from tests.command_line import run_cli

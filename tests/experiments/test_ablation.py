@@ -11,7 +11,6 @@ import pytest
 from flax import nnx
 from selectolax.lexbor import LexborHTMLParser
 
-from cmb_jax.commands import train, train_data
 from cmb_jax.config_io import config_to_json
 from cmb_jax.data.subjects import subjects_in
 from cmb_jax.errors import UserError
@@ -22,12 +21,13 @@ from cmb_jax.inference.bundle import load_bundle
 from cmb_jax.losses.prototype import DistanceCrossEntropy
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template
+from cmb_jax.training import run_data
 from tests.experiments.conftest import BASE, finish
 
 
 @pytest.fixture
 def no_training(monkeypatch):
-    monkeypatch.setattr(train, "run", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("cmb_jax.experiments.runs.train_run", lambda *_: pytest.fail("trained"))
 
 
 def run_study(grid, workdir, folder, **options):
@@ -91,7 +91,9 @@ def test_what_is_begun_goes_on_and_what_is_missing_begins(grid, tmp_path, monkey
     runs[2].folder.mkdir()
     (runs[2].folder / "config.json").write_text(config_to_json(runs[2].config))
     said, trained = [], []
-    monkeypatch.setattr(train, "run", lambda config, folder: trained.append((config, folder)))
+    monkeypatch.setattr(
+        "cmb_jax.experiments.runs.train_run", lambda config, folder: trained.append((config, folder))
+    )
     assert complete(runs, said.append, training=False) == (runs[0],)
     assert complete(runs, said.append, training=True) == runs
     assert trained == [(run.config, run.folder) for run in runs[1:]]
@@ -187,7 +189,7 @@ def test_without_folders_the_configuration_says_which_subjects_are_simulated(gri
         asked[what] = [(folder.parent, seed) for folder, seed in zip(folders, seeds, strict=True)]
         return ()
 
-    monkeypatch.setattr(train_data, "stored_subjects", stored_subjects)
+    monkeypatch.setattr(run_data, "stored_subjects", stored_subjects)
     for name in ("validation", "test"):
         with pytest.raises(UserError, match="has a microbleed"):
             ablation.prepared_set(name, None, ablation.with_one_cache(grid, tmp_path), tmp_path)

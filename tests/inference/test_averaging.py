@@ -11,7 +11,8 @@ from cmb_jax.boxes.anchors import anchor_sizes
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import load_bundle, save_bundle
-from cmb_jax.inference.predict import load_detector
+from cmb_jax.inference.options import ScanOptions
+from cmb_jax.inference.predict import CmbDetector
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import Template, params_of
@@ -106,7 +107,8 @@ def test_several_files_are_read_with_commas_and_named(networks, tmp_path):
     assert bundle.config.inference.flips == "xyz"
     assert bundle.sha256 not in {load_bundle(path).sha256 for path in paths}
     assert bundle.sha256 != load_bundle(f"{paths[1]},{paths[0]}").sha256
-    settings = dict(load_detector(both, "x")._settings(InferenceConfig(flips="x"), True))
+    detector = CmbDetector.load(ScanOptions(weights=both, flips="x"))
+    settings = dict(detector._settings(InferenceConfig(flips="x"), True))
     assert settings["weights"] == "a,b"
     assert settings["flips"] == "x"
 

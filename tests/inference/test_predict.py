@@ -20,8 +20,9 @@ from cmb_jax.evaluation.metrics import json_text, metrics
 from cmb_jax.evaluation.read import read_detections_csv
 from cmb_jax.evaluation.records import SubjectTruth
 from cmb_jax.inference.bundle import load_bundle, save_bundle, save_with_config
+from cmb_jax.inference.options import ScanOptions
 from cmb_jax.inference.outputs import described_inputs, instance_labels, write_prediction
-from cmb_jax.inference.predict import CmbDetector, load_detector
+from cmb_jax.inference.predict import CmbDetector
 from cmb_jax.inference.scan import read_phase
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.models.detector import Detector
@@ -32,7 +33,11 @@ TINY = Config(
     name="tiny",
     model=TINY_MODEL,
     inference=InferenceConfig(
-        score_threshold=0.5, definite_threshold=0.6, candidate_threshold=0.3, max_detections=40
+        score_threshold=0.5,
+        definite_threshold=0.6,
+        candidate_threshold=0.3,
+        max_detections=40,
+        max_candidates=40,
     ),
 )
 SHAPE = (56, 64, 26)
@@ -231,11 +236,11 @@ def test_instance_labels_have_the_volume_of_their_ellipsoids(prediction):
 
 def test_weights_of_another_kind_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such weights"):
-        load_detector("does-not-exist")
+        CmbDetector.load(ScanOptions(weights="does-not-exist"))
     text = tmp_path / "text.safetensors"
     text.write_text("not weights")
     with pytest.raises(UserError, match="safetensors"):
-        load_detector(text)
+        CmbDetector.load(ScanOptions(weights=text))
 
 
 def test_probabilities_go_with_calibrated_weights_and_back_into_the_evaluation(

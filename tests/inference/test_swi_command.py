@@ -10,13 +10,19 @@ import pytest
 from scipy import fft, ndimage
 
 import cmb_jax
+from cmb_jax.cli.swi import SwiOptions, run
 from cmb_jax.errors import UserError
-from cmb_jax.inference.swi_command import run_swi
 from cmb_jax.io.multi_echo import read_echoes
 from cmb_jax.scan.phase_range import detect_phase_range, phase_to_radians
 from cmb_jax.scan.phase_sign import decide_phase_sign
 
 TE_MS = (4.0, 8.0, 12.0)
+
+
+def run_swi(magnitude, phase, out, te_ms=(), **options):
+    """The command; gives its folder."""
+    run(SwiOptions(magnitude=magnitude, phase=phase, out=out, te_ms=te_ms, **options))
+    return out
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from flax import nnx
 from jax import export
 
 from benchmarks.inputs import parameter_shapes
-from cmb_jax.commands.plan import mesh_shape, run
+from cmb_jax.cli.plan import PlanOptions, mesh_shape, run
 from cmb_jax.config import Config, DataConfig, InferenceConfig, TrainConfig
 from cmb_jax.errors import UserError
 from cmb_jax.hardware import Hardware, peak_flops
@@ -178,7 +178,7 @@ def test_the_command_writes_its_plan(tmp_path, capsys):
     file = tmp_path / "config.py"
     file.write_text(CONFIG_FILE)
     out = tmp_path / "plan.json"
-    run(mesh="1x1", hardware="cpu", config=file, measure=True, out=out)
+    run(PlanOptions(mesh="1x1", hardware="cpu", config=file, measure=True, json=out))
     said = capsys.readouterr().out
     assert "predicted, not measured" in said
     assert "measured:" in said
@@ -186,7 +186,7 @@ def test_the_command_writes_its_plan(tmp_path, capsys):
     assert written["device"]["flops"] > 0
     assert written["measured_seconds"] > 0
     with pytest.raises(UserError, match="exists already"):
-        run(mesh="1x1", hardware="cpu", config=file, out=out)
+        run(PlanOptions(mesh="1x1", hardware="cpu", config=file, json=out))
 
 
 @pytest.mark.parametrize("text", ["32", "0x4", "4x", "axb", "2x2x2"])
@@ -198,12 +198,12 @@ def test_a_mesh_that_is_none_is_refused(text):
 def test_what_cannot_be_planned_is_said(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # the command adds to it
     with pytest.raises(UserError, match="needs 999 devices"):
-        run(mesh="999x1", hardware="v5e")
+        run(PlanOptions(mesh="999x1", hardware="v5e"))
     with pytest.raises(UserError, match="multiple of 3"):
-        run(mesh="1x1", hardware="cpu", accumulate=3)
+        run(PlanOptions(mesh="1x1", hardware="cpu", accumulate=3))
     with pytest.raises(UserError, match="1 or more"):
-        run(mesh="1x1", hardware="cpu", accumulate=0)
+        run(PlanOptions(mesh="1x1", hardware="cpu", accumulate=0))
     with pytest.raises(UserError, match="--measure"):
-        run(mesh="2x1", hardware="cpu", measure=True)
+        run(PlanOptions(mesh="2x1", hardware="cpu", measure=True))
     with pytest.raises(UserError, match="no compiler for the TPU slice"):
         tpu_mesh(1, 1, "v5e:nonsense")

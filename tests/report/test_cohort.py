@@ -141,6 +141,7 @@ def test_a_page_of_a_thousand_scans_stays_small(make_row):
     lines = tuple(line(n, 15, picture=picture, warnings=warnings) for n in range(scans))
     page = render_cohort(CohortContent(title="t", lines=lines, version="1"))
     assert len(page.encode()) < 30e6
+    assert page.count('loading="lazy"') == page.count("<img") == scans
 
 
 def test_what_is_no_picture_is_said(scan, tmp_path):

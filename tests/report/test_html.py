@@ -259,15 +259,23 @@ def luminance(color):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def ratio(first, second):
+    """Contrast ratio of two colors by the formula of WCAG 2."""
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
 def test_texts_stand_out_from_what_is_behind_them():
     style = (resources.files("cmb_jax.report") / "templates" / "style.css").read_text("utf-8")
     themes = [dict(re.findall(r"(--[a-z-]+): (#[0-9a-f]{6})", part)) for part in style.split("@media")[:2]]
     assert themes[0]["--zero"] != themes[1]["--zero"]
     for colors in themes:
         for text in ("--zero", "--muted", "--ink", "--accent", "--bad", "--infra"):
-            for behind in ("--card", "--faint"):
-                light, dark = sorted((luminance(colors[text]), luminance(colors[behind])), reverse=True)
-                assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, behind)
+            for behind in ("--card", "--faint", "--page"):
+                assert ratio(colors[text], colors[behind]) >= 4.5, (text, behind)
+        assert ratio(colors["--notice-ink"], colors["--notice"]) >= 4.5
+        for drawn in ("--lobar", "--deep", "--infra", "--none", "--muted", "--accent"):
+            assert ratio(colors[drawn], colors["--card"]) >= 3, drawn  # of what is drawn, not written
 
 
 def test_parts_are_reached_by_keyboard(content):

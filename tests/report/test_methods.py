@@ -42,6 +42,13 @@ def test_says_what_was_used():
     assert "esearch use only" in text
 
 
+def test_scans_without_a_phase_have_their_threshold_named():
+    both = FACTS | {"phase": None, "threshold_without_phase": 0.81}
+    assert "at least 0.600 (without a phase 0.810) in brain" in methods_text([MethodsFacts(**both)])
+    same = FACTS | {"phase": None, "threshold_without_phase": 0.6}
+    assert "at least 0.600 in brain" in methods_text([MethodsFacts(**same)])
+
+
 def test_several_ways_are_told_apart():
     many = tuple(f"sub-{n:02d}" for n in range(9))
     ways = [

@@ -2,10 +2,10 @@
 
 import pytest
 
-from cmb_jax.commands import train
 from cmb_jax.config_io import config_to_json
 from cmb_jax.errors import UserError
 from cmb_jax.io.lock import locked
+from cmb_jax.training import run as train
 from tests.training.spheres import CONFIG
 
 
@@ -17,7 +17,7 @@ def _no_data(monkeypatch):
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     with locked(tmp_path, "wait"), pytest.raises(UserError, match="another process is at work in it; wait"):
-        train.run(CONFIG, tmp_path)
+        train.train_run(CONFIG, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -27,7 +27,7 @@ def test_a_damaged_configuration_of_the_run_is_one_line(tmp_path, text):
     with pytest.raises(
         UserError, match=r"config\.json: .*; bring it back, or choose a new --workdir"
     ) as caught:
-        train.run(CONFIG, tmp_path)
+        train.train_run(CONFIG, tmp_path)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "config.json").read_text() == text
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]  # nor is the lock left
@@ -36,4 +36,4 @@ def test_a_damaged_configuration_of_the_run_is_one_line(tmp_path, text):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        train.run(CONFIG, tmp_path / "file" / "run")
+        train.train_run(CONFIG, tmp_path / "file" / "run")

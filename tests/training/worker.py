@@ -37,7 +37,7 @@ def main(given: Sequence[str] | None = None) -> None:
 
     import jax
 
-    from cmb_jax.commands.common import run_for_people
+    from cmb_jax.cli.common import run_for_people
     from cmb_jax.data.subjects import StoredSubject
     from cmb_jax.training.checkpoint import fingerprint
     from cmb_jax.training.loop import train

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmb_jax.commands.view import open_server
+from cmb_jax.cli.view import open_server
 from cmb_jax.core.detection import DetectionRow
 from cmb_jax.io.volume import Volume
 from cmb_jax.review.result import load_result

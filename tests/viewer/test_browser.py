@@ -386,6 +386,51 @@ def test_two_readers_compared_and_settled(open_page, made, served, tmp_path):
     assert (made.folder / "truth" / "labels" / "sub-07_ses-1.nii.gz").is_file()
 
 
+def test_readers_compared_and_settled_from_disk_by_keyboard(open_page, made, tmp_path):
+    """Two readers on machines of their own, and a third page that has their files alone; no button is clicked."""
+    files = []
+    for reader, keys in {"AB": "mxmu", "CD": "mxxu"}.items():
+        page = open_page(made.page.as_uri())
+        page.page.locator("#reader").press("Enter")
+        page.page.keyboard.type(reader)
+        page.keys("Enter")
+        page.until("#reader", f"Reader {reader}")
+        for key in keys:
+            page.keys(key, "j")
+        page.until("#count", f"{len(keys)} of 40")
+        with page.page.expect_download() as waiting:
+            page.page.locator("#download").press("Enter")
+        waiting.value.save_as(tmp_path / f"{reader}.json")
+        files.append(tmp_path / f"{reader}.json")
+
+    page = open_page(made.page.as_uri())
+    page.keys("o")
+    page.until("#reader-list", "No verdicts are saved here yet")
+    with page.page.expect_file_chooser() as chooser:
+        page.page.locator("#compare-file").press("Enter")
+    chooser.value.set_files(files)
+    page.until("#reader-list", "CD (4 read, 0 added)")
+    page.page.locator("#compare").press("Enter")
+    page.until("#comparison", "same verdict on 3 of 4 candidates that both judged (75 %)")
+    page.page.locator("#consensus").press("Enter")
+    page.until("#reader", "Reader consensus")
+    page.until("#which", "3")  # the one to settle is chosen
+    page.keys("x", "5")
+    page.until("#count", "4 of 45")
+    page.page.reload()
+    page.wait()
+    page.until("#reader", "Reader consensus")
+    page.until("#count", "4 of 40")
+    with page.page.expect_download() as waiting:
+        page.page.locator("#download").press("Enter")
+    waiting.value.save_as(tmp_path / "consensus.json")
+    (reading,) = read_readings(tmp_path / "consensus.json", load_result(made.folder))
+    said = [(mark.verdict, mark.mimic) for mark in reading.marks if mark.verdict]
+    assert said == [("microbleed", ""), ("mimic", ""), ("mimic", MIMIC_KINDS[4]), ("uncertain", "")]
+    assert page.complaints == []
+    assert {url.partition(":")[0] for url in page.requests} <= {"file", "blob"}
+
+
 def test_bad_files(page, open_page, made, tmp_path):
     page.sign("AB")
     page.keys("m")

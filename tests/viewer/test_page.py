@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 from importlib import resources
@@ -10,6 +11,7 @@ import pytest
 from selectolax.lexbor import LexborHTMLParser
 
 from cmb_jax.viewer.page import MODULES, ViewerCase, embedded_in, render_viewer
+from tests.report.test_html import ratio
 from tests.viewer.conftest import make, make_candidates
 
 VIEWER = resources.files("cmb_jax.viewer")
@@ -49,6 +51,22 @@ def test_nothing_is_fetched_and_nothing_inline_is_run(tree):
         for name in node.attributes:
             assert not name.startswith("on"), (node.tag, name)
             assert name not in ("src", "href", "style"), (node.tag, name)
+
+
+def test_texts_stand_out_from_what_is_behind_them():
+    """Every color of texts on every surface; the page is dark whatever the browser asks for."""
+    style = (resources.files("cmb_jax.viewer") / "style.css").read_text("utf-8")
+    colors = dict(re.findall(r"(--[a-z-]+): (#[0-9a-f]{6})", style))
+    said = ("--ink", "--muted", "--microbleed", "--mimic", "--uncertain", "--warn", "--bad")
+    pairs = list(itertools.product(said, ("--page", "--panel", "--raised")))
+    pairs += [
+        ("--on-accent", behind) for behind in ("--accent", "--microbleed", "--mimic", "--uncertain", "--ink")
+    ]
+    for text, behind in pairs:
+        assert ratio(colors[text], colors[behind]) >= 4.5, (text, behind)  # WCAG 2.2 AA
+    for behind in ("--page", "--panel", "--raised"):
+        assert ratio(colors["--edge"], colors[behind]) >= 3  # of fields, and of what is chosen in a group
+    assert "prefers-color-scheme" not in style
 
 
 def test_niivue_is_the_published_file():

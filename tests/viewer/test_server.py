@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cmb_jax.commands.view import open_server
+from cmb_jax.cli.view import open_server
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.nifti import write_volume

@@ -1,0 +1,66 @@
+"""cmb-jax calibrate: weights whose scores mean something, from their predictions on validation scans."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from cmb_jax.cli.common import check_output
+from cmb_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrateOptions:
+    """Make scores of weights probabilities and choose their operating point, on labelled validation scans."""
+
+    pred: tuple[Path, ...]
+    """folders that `cmb-jax bids` wrote with these weights."""
+    truth: tuple[Path, ...]
+    """folders of truth as `cmb-jax evaluate` reads them, in the same order."""
+    out: Path
+    """weights to write (.safetensors), with their record (.json) beside them."""
+    weights: str = "small"
+    """name of bundled weights, or a .safetensors file."""
+    max_fp: float = 0.5
+    """operating point: the highest sensitivity at no more than so many false positives per scan."""
+    max_fp_magnitude: float = 3.0
+    """the same for scans without a phase, where there are enough of both kinds; without a phase,
+    calcifications cannot be told from microbleeds."""
+    overwrite: bool = False
+    """replace the files if they exist."""
+
+
+def run(options: CalibrateOptions) -> None:
+    """Calibrate; print what the weights are now.
+
+    Raises:
+      UserError: arguments or folders that do not fit each other, too little to learn from, files that exist.
+    """
+    pred, truth, out = options.pred, options.truth, options.out
+    if not pred or len(pred) != len(truth):
+        raise UserError(
+            f"{len(pred)} folders of predictions and {len(truth)} of truth: give as many --truth as --pred, "
+            "in the same order"
+        )
+    if out.suffix != ".safetensors":
+        raise UserError(f"{out}: weights are a .safetensors file; give such a name")
+    for option, limit in (("--max-fp", options.max_fp), ("--max-fp-magnitude", options.max_fp_magnitude)):
+        if not limit > 0:
+            raise UserError(f"{option} {limit}: give a number of false positives per scan above 0")
+    record = out.with_suffix(".json")
+    for path in (out, record):
+        check_output(path, options.overwrite)
+    from cmb_jax.calibration.weights import calibrate_weights
+    from cmb_jax.inference.bundle import load_bundle
+    from cmb_jax.inference.weights_record import describe
+
+    calibrate_weights(
+        pred,
+        truth,
+        options.weights,
+        out,
+        max_fp=options.max_fp,
+        max_fp_magnitude=options.max_fp_magnitude,
+    )
+    print(describe(load_bundle(out)))
+    print(f"written: {out}, {record.name}")

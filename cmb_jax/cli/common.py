@@ -1,0 +1,261 @@
+"""What the commands share: errors for people, progress, checks of arguments; light to import."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from cmb_jax.errors import NotAnalysableError, UserError
+from cmb_jax.io.atomic import refuse_existing
+from cmb_jax.progress import tell
+
+USER_ERROR_CODE = 2
+NOT_ANALYSABLE_CODE = 3
+CLOSED_OUTPUT_CODE = 128 + 13  # as of a program that SIGPIPE ends
+
+_EXTRAS = {"pydicom": "dicom", "highdicom": "dicom", "dcm2niix": "dicom", "SimpleITK": "compare"}
+"""Modules that not every installation has, by the extra that brings them."""
+
+_IMAGES = {
+    "swi": "SWI",
+    "phase": "phase",
+    "magnitude": "magnitude",
+    "lesions": "table of lesions",
+    "brain_mask": "brain mask",
+    "region_labels": "label table",
+    "baseline_image": "baseline image",
+    "followup_image": "follow-up image",
+}
+_FOLDERS = {
+    "pred": "predictions",
+    "truth": "truth",
+    "followup": "follow-up's result",
+    "result": "result",
+    "folder": "DICOM folder",
+    "dicom": "DICOM folder",
+    "data": "BIDS data set",
+}
+_WRITTEN = ("out", "report", "labels", "json")
+_BUNDLED = Path(__file__).resolve().parent.parent / "weights"
+
+Progress = Callable[[str], None]
+"""Is told what is being done."""
+
+
+def stopwatch() -> Progress:
+    """Tells on stderr what is being done, with the seconds since now."""
+    tick = time.perf_counter()
+
+    def say(text: str) -> None:
+        tell(f"[{time.perf_counter() - tick:6.1f} s] {text}")
+
+    return say
+
+
+def run_for_people(command: Callable[[], None]) -> None:
+    """Run a command; a `UserError` becomes one line on stderr and exit code 2 (not analysable: 3).
+
+    Whoever reads the output may stop, as `head` does: that ends the command without a word.
+    """
+    with _streams_that_may_fail():
+        _run_for_people(command)
+
+
+def _run_for_people(command: Callable[[], None]) -> None:
+    try:
+        command()
+        sys.stdout.flush()
+    except (UserError, ModuleNotFoundError) as error:
+        if logging.getLogger("cmb_jax").isEnabledFor(logging.DEBUG):  # --verbose
+            raise
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+        elif extra := _EXTRAS.get(error.name or ""):
+            print(
+                f"error: this needs the package {error.name}: pip install 'cmb-jax[{extra}]'", file=sys.stderr
+            )
+        else:
+            raise
+        sys.exit(NOT_ANALYSABLE_CODE if isinstance(error, NotAnalysableError) else USER_ERROR_CODE)
+    except MemoryError:
+        print("error: this takes more memory than there is; close other programs", file=sys.stderr)
+        sys.exit(USER_ERROR_CODE)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        if not _output_is_closed():  # another pipe broke, such as one to a worker
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is anything said at exit
+        sys.exit(CLOSED_OUTPUT_CODE)
+    except OSError as error:  # of files that vanish, disks that fail: nothing that a traceback would tell
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}; check the disk and the folder", file=sys.stderr)
+        sys.exit(USER_ERROR_CODE)
+
+
+class _MayFail:
+    """A stream to which writing may fail, as on a full disk: results do not depend on what is said.
+
+    That nobody reads any more (`BrokenPipeError`) is left to `run_for_people`.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        self._guarded(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._guarded(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _guarded(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.lost = error
+            # what is still in buffers goes nowhere, and nothing fails at the program's exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+@contextlib.contextmanager
+def _streams_that_may_fail() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    # a stream that was closed before the start is None
+    nowhere = functools.partial(open, os.devnull, "w", encoding="utf-8")
+    streams = [_MayFail(stream or nowhere()) for stream in before]
+    sys.stdout, sys.stderr = streams
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        lost = streams[0].lost
+        if lost is not None:
+            what = f"note: what was to be printed could not be written ({lost.strerror})"
+            print(f"{what}; files that were written are complete", file=sys.stderr)
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _output_is_closed() -> bool:
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)  # 0: nothing but errors
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
+
+
+def existing_file(path: Path, role: str) -> Path:
+    """The path, if a file is there.
+
+    Raises:
+      UserError: nothing there, or a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: this is a folder; give the {role} file itself")
+    if not path.exists():
+        raise UserError(f"{path}: no such file; check the path of the {role}")
+    return path
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Refuse early what would fail after minutes of work.
+
+    Raises:
+      UserError: `out` exists, holds readers' verdicts, or nothing can be written there.
+    """
+    if out.is_symlink():
+        raise UserError(f"{out}: is a link; give the place itself as --out")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
+    # of a prediction, or of a folder of predictions such as the demo's
+    if read := [*out.glob("verdicts/*.json"), *out.glob("*/verdicts/*.json")]:
+        raise UserError(
+            f"{read[0]}: verdicts of a reader would be lost with the folder; move them away, or choose "
+            "another --out"
+        )
+    if out.is_dir():
+        refuse_existing(out, overwrite)
+    parent = out.resolve().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{out}: cannot be written (no permission in {parent}); choose another --out")
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Refuse a threshold that no score can have.
+
+    Raises:
+      UserError: it does not lie between 0 and 1.
+    """
+    if threshold is not None and not 0.0 <= threshold <= 1.0:
+        raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
+
+
+def check(given: Mapping[str, Any]) -> None:
+    """Refuse what cannot be right, by the names that options have in all commands.
+
+    Raises:
+      UserError: no such file, folder or weights; output that exists; a threshold that no score has.
+    """
+    for name, role in _IMAGES.items():
+        if isinstance(given.get(name), Path):
+            existing_file(given[name], role)
+    for name, role in _FOLDERS.items():
+        value = given.get(name)
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path) and not path.exists():
+                raise UserError(f"{path}: no such folder; check the path of the {role}")
+    check_threshold(given.get("threshold"))
+    if isinstance(given.get("weights"), str):
+        check_weights(given["weights"])
+    # `bids` adds to its output; --verify reads it
+    if "level" not in given and not given.get("verify"):
+        for name in _WRITTEN:
+            if isinstance(given.get(name), Path):
+                check_output(given[name], bool(given.get("overwrite")))
+
+
+def check_weights(weights: str) -> None:
+    """Refuse a name that no bundled weights have, as `inference.bundle.load_bundle` does later.
+
+    Raises:
+      UserError: no such name.
+    """
+    if Path(weights).exists():
+        return
+    known = sorted(path.stem for path in _BUNDLED.glob("*.safetensors") if path.stem != "region")
+    for part in (part.strip() for part in weights.split(",")):
+        if not Path(part).exists() and Path(part).name == part and Path(part).suffix == "":
+            if part not in known:
+                names = ", ".join(known)
+                raise UserError(f"{part}: no such weights; give a file or one of the bundled names: {names}")
+        elif not Path(part).exists():
+            raise UserError(f"{part}: no such file; check the path of the weights")
+
+
+def check_run(workdir: Path, overwrite: bool) -> None:
+    """Refuse to evaluate what is not trained or is evaluated already.
+
+    Raises:
+      UserError: it is so.
+    """
+    weights = workdir / "weights.safetensors"
+    if not weights.exists():
+        raise UserError(f"{weights}: no trained weights; run cmb-jax train with this --workdir first")
+    if (workdir / "eval").exists() and not overwrite:
+        raise UserError(f"{workdir / 'eval'}: exists already; add --overwrite to replace it")

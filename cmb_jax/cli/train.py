@@ -1,0 +1,101 @@
+"""cmb-jax train: a configuration, a folder, dotted overrides. `cmb_jax.cli.eval` is read the same way.
+
+The options are `cmb_jax.config.Config`, so that every field of it can be given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.present import Common, one_line_errors
+from cmb_jax.config import Config
+from cmb_jax.config_load import config_from_file, config_names, override
+from cmb_jax.errors import UserError
+
+Apply = Callable[[Common], None]
+
+
+def run(arguments: Sequence[str], apply: Apply) -> None:
+    """Train a detector on phantoms or own scans; run again to resume.
+
+    Raises:
+      UserError: settings, data or weights that cannot be used.
+    """
+    parser = run_parser("cmb-jax train", "Train a detector on phantoms or own scans; run again to resume.")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, of several")
+    parser.add_argument("--processes", metavar="N", help="how many processes train together, or auto")
+    parser.add_argument("--process", type=int, metavar="I", help="this process, from 0")
+    config, known = parse_run(parser, arguments, apply)
+    start(config, known.workdir, known.coordinator, known.processes, known.process)
+
+
+def start(
+    config: Config, workdir: Path, coordinator: str | None, processes: str | None, process: int | None
+) -> None:
+    """Train in this process, with others if they are named (docs/scaling.md).
+
+    Raises:
+      UserError: settings, data or weights that cannot be used.
+    """
+    from absl import flags
+    from absl import logging as absl_logging
+
+    from cmb_jax.devices import keep_freed_memory
+    from cmb_jax.training.processes import leaving_at_once, start_processes
+    from cmb_jax.training.run import train_run
+
+    keep_freed_memory()
+    flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
+    if not logging.getLogger("cmb_jax").isEnabledFor(logging.DEBUG):  # --verbose
+        absl_logging.set_verbosity(absl_logging.ERROR)
+
+    def command() -> None:
+        start_processes(coordinator, processes, process)
+        train_run(config, workdir)
+
+    # the error of one of several processes is told before it leaves the others
+    with leaving_at_once():
+        run_for_people(command)
+
+
+def run_parser(prog: str, text: str) -> argparse.ArgumentParser:
+    """What both commands take besides the configuration's fields."""
+    parser = argparse.ArgumentParser(prog=prog, description=text, add_help=False, exit_on_error=False)
+    parser.add_argument(
+        "--config",
+        metavar="CONFIG",
+        help=f"Python file with get_config(), or one that comes along: {', '.join(config_names())}",
+    )
+    parser.add_argument("--workdir", "-o", metavar="DIR", type=Path, help="folder of the run")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="what to compute on"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--verbose", action="store_true", help="what the libraries log, and tracebacks")
+    return parser
+
+
+def parse_run(
+    parser: argparse.ArgumentParser, arguments: Sequence[str], apply: Apply
+) -> tuple[Config, argparse.Namespace]:
+    """What the parser knows, then dotted overrides of the configuration; --help ends the program."""
+    try:
+        known, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{parser.prog}: {error}; {parser.prog} --help lists the settings") from None
+    if {"-h", "--help"} & set(rest):
+        print(parser.format_help().replace("[--device", "[-h] [--device", 1))
+        print("Settings of the configuration that can be overridden:\n")
+    elif known.config is None or known.workdir is None:
+        raise UserError(
+            f"{parser.prog}: give --config NAME and --workdir DIR; --help lists the settings, and the "
+            f"configurations that come along are {', '.join(config_names())}"
+        )
+    config = Config() if known.config is None else config_from_file(known.config)
+    apply(Common(device=known.device, quiet=known.quiet, verbose=known.verbose))
+    with one_line_errors(Config, parser.prog, rest):
+        return override(config, rest, parser.prog), known

@@ -1,0 +1,270 @@
+"""Train a detector on phantoms that it makes itself or on own scans, from nothing or from weights; resume."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import cmb_jax
+from cmb_jax.config import Config
+from cmb_jax.config_io import config_to_json, read_config
+from cmb_jax.data.subjects import StoredSubject
+from cmb_jax.devices import use_compilation_cache
+from cmb_jax.errors import UserError
+from cmb_jax.evaluation.froc import (
+    FrocCurve,
+    choose_threshold,
+    collect_events,
+    froc_curve,
+    sensitivity_at,
+    threshold_at_fp_rate,
+)
+from cmb_jax.evaluation.matching import CENTER3, events, pairs_of
+from cmb_jax.inference.bundle import WeightsBundle, load_bundle, save_bundle
+from cmb_jax.inference.prepared import detect, truth_of
+from cmb_jax.inference.proposals import ProposalFinder
+from cmb_jax.io.atomic import atomic_write_text, make_folder, sha256_file
+from cmb_jax.io.lock import locked
+from cmb_jax.io.weights import INPUT_VERSION
+from cmb_jax.ops.cpu import library
+from cmb_jax.ops.precision import usable_precision
+from cmb_jax.training.checkpoint import QUALITY
+from cmb_jax.training.loop import train
+from cmb_jax.training.processes import (
+    is_primary,
+    one_after_the_others,
+    wait_for_all,
+)
+from cmb_jax.training.run_data import TrainingData, training_data
+from cmb_jax.training.state import TrainState
+
+FP_RATES = (0.5, 1.0, 2.0, 4.0)
+OPERATING_FP_RATE = 2.0
+# A handful of lesions is all found at high scores: an operating point chosen on them misses the next ones.
+FEWEST_LESIONS = 20
+
+
+def validation_curve(config: Config, params: Any, subjects: Sequence[StoredSubject]) -> FrocCurve:
+    """FROC (3 mm rule) on prepared subjects, in mm of each one's own working grid, without localization."""
+    finder = ProposalFinder(config, params)
+    happened, lesions = [], []
+    for stored in subjects:
+        found, truth = detect(finder, stored), truth_of(stored, config.data.spacing_mm)
+        happened.append(events(pairs_of(CENTER3, found, truth), found.scores))
+        lesions.append(len(truth.centers_mm))
+    return froc_curve(collect_events(happened, lesions))
+
+
+def quality_of(curve: FrocCurve) -> dict[str, float]:
+    """Sensitivity at some false positives per scan (3 mm rule) and their mean."""
+    at = sensitivity_at(curve.fp_per_scan, curve.sensitivity, FP_RATES)
+    values = {f"sensitivity@{rate:g}": float(value) for rate, value in zip(FP_RATES, at, strict=True)}
+    return values | {QUALITY: float(np.mean(list(values.values())))}
+
+
+def with_threshold(config: Config, threshold: float) -> Config:
+    """The configuration with an operating point."""
+    inference = dataclasses.replace(
+        config.inference,
+        score_threshold=threshold,
+        # until `cmb-jax calibrate` has fitted probabilities: halfway between operating point and certainty
+        definite_threshold=(1.0 + threshold) / 2,
+    )
+    return dataclasses.replace(config, inference=inference)
+
+
+def choose_operating_point(
+    config: Config, curve: FrocCurve | None, lesions: int, start: WeightsBundle | None
+) -> tuple[Config, str]:
+    """The configuration with its operating point, and where that comes from.
+
+    The highest sensitivity at no more than `OPERATING_FP_RATE` false positives per validation scan: a missed
+    microbleed is not seen again, a false one is looked at in the report. With fewer than `FEWEST_LESIONS`
+    lesions the false positives alone decide. Without validation subjects it stays that of the weights that
+    training started from, if there are any.
+    """
+    rate = f"{OPERATING_FP_RATE:g} false positives per validation scan"
+    if curve is not None and lesions >= FEWEST_LESIONS:
+        threshold = choose_threshold(curve, OPERATING_FP_RATE)
+        return with_threshold(config, threshold), f"the highest sensitivity at no more than {rate}"
+    if curve is not None:
+        how = f"{rate}; {lesions} lesions there are too few to look at what is found as well"
+        return with_threshold(config, threshold_at_fp_rate(curve, OPERATING_FP_RATE)), how
+    if start is None:
+        return config, "that of the configuration: there are no validation subjects to choose one by"
+    theirs = start.config.inference
+    inference = dataclasses.replace(
+        config.inference,
+        score_threshold=theirs.score_threshold,
+        definite_threshold=theirs.definite_threshold,
+    )
+    how = "that of the starting weights: there are no validation subjects to choose another by"
+    return dataclasses.replace(config, inference=inference), how
+
+
+def what_differs(before: Config, config: Config) -> list[str]:
+    """What makes two configurations two runs that cannot go on as one, in words."""
+    changed = {
+        "another network": before.model.network() != config.model.network(),
+        "another working grid": before.data.spacing_mm != config.data.spacing_mm,
+        "other weights": before.train.init_from != config.train.init_from,
+        "other data": (before.data.index is None) != (config.data.index is None),
+        "another loss.memory_bank": before.loss.memory_bank != config.loss.memory_bank,
+    }
+    return [what for what, differs in changed.items() if differs]
+
+
+def _remember(config: Config, workdir: Path) -> None:
+    """Keep the configuration in the run's folder; refuse to go on with what would be another run."""
+    path = workdir / "config.json"
+    if path.exists():
+        for what in what_differs(read_config(path, "bring it back, or choose a new --workdir"), config):
+            raise UserError(
+                f"{workdir}: this run was begun with {what}; choose a new --workdir or the old settings"
+            )
+    atomic_write_text(path, config_to_json(config), overwrite=True)
+
+
+def with_start(config: Config) -> tuple[Config, WeightsBundle | None]:
+    """The configuration, with the network of its starting weights if it asks for that, and these weights.
+
+    Raises:
+      UserError: no such weights, or they are of another network or working grid.
+    """
+    name = config.train.init_from
+    if name is None:
+        return config, None
+    bundle = load_bundle(name)
+    theirs = bundle.config
+    if config.train.network_of_start:
+        config = dataclasses.replace(config, model=theirs.model, loss=theirs.loss)
+    wanted = dataclasses.asdict(config.model.network())
+    present = dataclasses.asdict(theirs.model.network())
+    pairs = {f"model.{field}": (wanted[field], present[field]) for field in wanted}
+    pairs["data.spacing_mm"] = (config.data.spacing_mm, theirs.data.spacing_mm)
+    for field, (ours, its) in pairs.items():
+        if ours != its:
+            raise UserError(
+                f"{name}: cannot start from these weights: their {field} is {its}, but the configuration has "
+                f"{ours}; with --train.network-of-start true it takes theirs"
+            )
+    return config, bundle
+
+
+def training_record(
+    config: Config,
+    data: TrainingData,
+    start: WeightsBundle | None,
+    steps: int,
+    hours: float,
+    quality: Mapping[str, float],
+    operating_point: str,
+    weights: Path,
+) -> dict[str, Any]:
+    """How the weights came about, for the file beside them; `hours` is of the last start of the run."""
+    return {
+        "use": data.use,
+        "name": config.name,
+        "date": datetime.date.today().isoformat(),
+        "version": cmb_jax.__version__,
+        "input_version": INPUT_VERSION,
+        "jax": jax.__version__,
+        "steps": steps,
+        "patches": steps * config.data.batch_size,
+        "hours": round(hours, 2),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "precision": config.train.precision,
+        "cpu_kernel": library.instruction_set() if jax.devices()[0].platform == "cpu" else None,
+        "started_from": None if start is None else {"name": start.path.stem, "sha256": start.sha256},
+        "training_data": data.trained_on,
+        "validation_data": f"{data.validated_on}, without localization" if data.validation else "none",
+        "operating_point": operating_point,
+        "validation": {name: round(value, 4) for name, value in quality.items()},
+        "score_threshold": config.inference.score_threshold,
+        "sha256": sha256_file(weights),
+    }
+
+
+def train_run(config: Config, workdir: Path) -> None:
+    """Prepare the data, train, choose the operating point, write `weights.safetensors`.
+
+    Raises:
+      UserError: settings, data or weights that cannot be used.
+    """
+    config, start = with_start(config)
+    use_compilation_cache()
+    precision = usable_precision(config.train.precision, "train.precision")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
+
+    def prepare() -> TrainingData:
+        _remember(config, workdir)
+        return training_data(config, workdir)
+
+    with _own(workdir):
+        _run(config, workdir, start, prepare)
+
+
+@contextlib.contextmanager
+def _own(workdir: Path) -> Iterator[None]:
+    """The run's folder for this run alone; of several processes the first one holds it for all."""
+    if not is_primary():
+        yield
+        return
+    make_folder(workdir)
+    with locked(workdir, "wait until it is done, or choose another --workdir"):
+        yield
+
+
+def _run(
+    config: Config, workdir: Path, start: WeightsBundle | None, prepare: Callable[[], TrainingData]
+) -> None:
+    data = one_after_the_others(prepare, "training data")
+
+    def evaluate(params: Any) -> Mapping[str, float]:
+        return quality_of(validation_curve(config, params, data.validation))
+
+    tick = time.perf_counter()
+    state = train(
+        config,
+        workdir,
+        data.training,
+        evaluate if data.validation else None,
+        phantoms=data.phantoms,
+        start_from=None if start is None else start.params,
+    )
+    hours = (time.perf_counter() - tick) / 3600
+    if is_primary():
+        _write_weights(config, workdir, state, data, start, hours)
+    wait_for_all("weights")
+
+
+def _write_weights(
+    config: Config,
+    workdir: Path,
+    state: TrainState,
+    data: TrainingData,
+    start: WeightsBundle | None,
+    hours: float,
+) -> None:
+    params = jax.device_get(state.ema)
+    curve = validation_curve(config, params, data.validation) if data.validation else None
+    lesions = sum(len(subject.boxes()) for subject in data.validation)
+    final, how = choose_operating_point(config, curve, lesions, start)
+    weights = workdir / "weights.safetensors"
+    save_bundle(weights, params, final)
+    quality = {} if curve is None else quality_of(curve)
+    record = training_record(final, data, start, int(state.step), hours, quality, how, weights)
+    atomic_write_text(workdir / "weights.json", json.dumps(record, indent=2) + "\n", overwrite=True)
+    if quality:
+        print("validation: " + ", ".join(f"{name} {value:.3f}" for name, value in quality.items()))
+    print(f"weights: {weights}\noperating point: {final.inference.score_threshold:.3f}, {how}")
+    print(f"curves: tensorboard --logdir {workdir / 'tensorboard'}, or {workdir / 'metrics.csv'}")
