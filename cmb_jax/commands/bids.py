@@ -25,7 +25,6 @@ from cmb_jax.bids_app.participants import (
 )
 from cmb_jax.bids_app.region_labels import RegionLabels, read_region_labels
 from cmb_jax.bids_app.scan_images import PhaseOptions
-from cmb_jax.bids_app.scan_work import Pipeline
 from cmb_jax.commands.cohort_progress import shown_progress
 from cmb_jax.commands.common import NOT_ANALYSABLE_CODE, check_threshold, use_compilation_cache
 from cmb_jax.commands.participant_options import ParticipantOptions

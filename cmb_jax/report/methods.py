@@ -57,8 +57,8 @@ def methods_text(ways: Sequence[MethodsFacts]) -> str:
     paragraphs = []
     if len(ways) > 1:
         paragraphs.append(
-            f"**These results were made in {len(ways)} ways, each described below: do not compare or pool their "
-            "counts.** Make them alike with `cmb-jax bids ... participant --overwrite`."
+            f"**These results were made in {len(ways)} ways, each described below: do not compare or pool "
+            "their counts.** Make them alike with `cmb-jax bids ... participant --overwrite`."
         )
     for facts in ways:
         text = _paragraph(facts, cite)

@@ -44,11 +44,10 @@ def test_says_what_was_used():
 
 def test_several_ways_are_told_apart():
     many = tuple(f"sub-{n:02d}" for n in range(9))
+    facts = FACTS | {"version": "8.8", "threshold": 0.4}
     ways = [
         MethodsFacts(**FACTS, scans=many),
-        MethodsFacts(
-            **FACTS | {"version": "8.8", "threshold": 0.4}, options=("flips xyz",), scans=("sub-90",), mni=False
-        ),
+        MethodsFacts(**facts, options=("flips xyz",), scans=("sub-90",), mni=False),
     ]
     text = methods_text(ways)
     first, second = (line for line in text.splitlines() if " of 10 scans (" in line)
