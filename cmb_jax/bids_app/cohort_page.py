@@ -124,7 +124,7 @@ def _compared(record: Path, line_of: dict[str, int]) -> Iterator[tuple[int, Link
     # none of ours, or damaged: the scans are listed without it
     with contextlib.suppress(UserError), reading(record):
         content = read_json_object(record)
-        found = {status: int(content["counts"].get(status, 0)) for status in STATUSES}
+        found: dict[str, int] = {status: int(content["counts"].get(status, 0)) for status in STATUSES}
         told = [*STATUSES[:2], *(["uncertain"] if found["uncertain"] else [])]
         counts = ", ".join(f"{found[status]} {status}" for status in told)
         for scan, words in (("followup", "since before"), ("baseline", "later")):
