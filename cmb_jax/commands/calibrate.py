@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from cmb_jax.evaluation.operating_points import (
     operating_table,
 )
 from cmb_jax.evaluation.reliability import reliability
-from cmb_jax.inference.bundle import load_bundle, record_path, save_with_config
+from cmb_jax.inference.bundle import WeightsBundle, load_bundle, record_path, save_with_config
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 
 # With fewer, neither a curve nor an operating point says anything about the next scans.
@@ -68,6 +69,8 @@ def run(
         raise UserError(f"--max-fp {max_fp:g}: no microbleed is found at so few false positives; give more")
     fitted = calibrate(known, seed=SEED)
     config = calibrated_config(bundle.config, fitted, chosen)
+    if out.exists() and not overwrite:
+        _check_left_behind(bundle, out, config)
     save_with_config(bundle, out, config)
     record |= {
         "calibrated_from": {"name": bundle.path.stem, "sha256": bundle.sha256},
@@ -110,8 +113,18 @@ def _check_arguments(
         raise UserError(f"{out}: weights are a .safetensors file; give such a name")
     if not max_fp > 0:
         raise UserError(f"--max-fp {max_fp}: give a number of false positives per scan above 0")
-    for path in (out, record_path(out)):
-        check_output(path, overwrite)
+    check_output(record_path(out), overwrite)
+    # weights without a record: of a killed run, or somebody's own, which `_check_left_behind` tells
+    check_output(out, overwrite or not record_path(out).exists())
+
+
+def _check_left_behind(bundle: WeightsBundle, out: Path, config: Config) -> None:
+    """Refuses to replace weights, unless they are those that will be written."""
+    with tempfile.TemporaryDirectory(prefix="cmb_jax_calibrate_") as temporary:
+        same = Path(temporary) / out.name
+        save_with_config(bundle, same, config)
+        if sha256_file(same) != sha256_file(out):
+            raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
 
 
 def _check_enough(events: FrocEvents) -> None:

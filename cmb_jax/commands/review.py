@@ -64,8 +64,9 @@ def import_(
         raise UserError("no file of a reader was given; name at least one before --result")
     if labels is not None and not labels.name.endswith(".nii.gz"):
         raise UserError(f"{labels}: labels are a .nii.gz file, such as truth/sub-01.nii.gz; give such a name")
-    for path in (out, record, *(() if labels is None else (labels,))):
-        check_output(path, overwrite)
+    check_output(out, overwrite)
+    for path in (record, *(() if labels is None else (labels,))):
+        check_output(path, overwrite=True)  # what may be replaced, the readings tell
     read = load_result(result, subject)
     truth = write_truth(files, read, out, labels, overwrite=overwrite)
     if truth.unread:
