@@ -4,8 +4,8 @@ python tools/reliability.py --out FOLDER [--short] [--only files training cohort
 
 Run from the root of the checkout. Each trial is a tool that can be run by itself; what it says last is kept
 in FOLDER/trials.json, so that trials can be run one by one. `--doc` writes the tables of all that are there
-into the page. The full form takes hours, the short one minutes; tests run the short form of some. Ends with code 1
-if a trial fails.
+into the page. The full form takes hours, the short one minutes; tests run the short form of some. Ends with
+code 1 if a trial fails.
 """
 
 import argparse
