@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 
 from cmb_jax.datasets.folder import LESION_KIND
 from cmb_jax.errors import UserError
-from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.io.header import open_nifti, world_affine
 from cmb_jax.io.storage import write_stored
 from cmb_jax.review.consensus import TruthRow, truth_csv, truth_rows
@@ -60,19 +61,26 @@ def write_truth(
     lines = truth_rows(result.rows, readings)
     record = out.with_suffix(".json")
     written = (out, record) if labels is None else (out, record, labels)
+    text = review_json(scan)
+    # The table is written last: this record without it is what a killed run of the same command has left.
+    overwrite = overwrite or (not out.exists() and _holds(record, text))
     if not overwrite:
-        for path in (record, *written):  # before any is written, so that none stands alone
+        for path in written:  # before any is written, so that none stands alone
             if path.exists():
-                raise UserError(f"{path}: exists already; choose another name or allow overwriting")
-    atomic_write_text(record, review_json(scan), overwrite=overwrite)
-    atomic_write_text(out, truth_csv(lines), overwrite=overwrite)
+                raise UserError(f"{path}: exists already; choose another name or add --overwrite")
+    atomic_write_text(record, text, overwrite=overwrite)
     if labels is not None:
         write_truth_labels(labels, lines, result, overwrite=overwrite)
+    atomic_write_text(out, truth_csv(lines), overwrite=overwrite)
     unread = sum(
         row.status == "kept" and all(reading.marks[index].verdict is None for reading in readings)
         for index, row in enumerate(result.rows)
     )
     return Truth(scan=scan, lines=lines, unread=unread, files=written)
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and sha256_file(path) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_truth_labels(
