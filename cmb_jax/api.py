@@ -190,8 +190,9 @@ class Prediction(pipeline.Prediction):
 
 
 class Detector(pipeline.CmbDetector):
-    """A trained detector, ready for scans. Make it with `load_detector`, or with every option that `cmb-jax
-    predict` has: `Detector.load(ScanOptions(...))` (`cmb_jax.inference.options`)."""
+    """A trained detector, ready for scans. Make it with `load_detector`, or with
+    `Detector.load(ScanOptions(...))` for what `cmb-jax predict` can be asked for about network, phase and
+    candidates (`cmb_jax.inference.options`); regions are given scan by scan, as `region_map`."""
 
     def __repr__(self) -> str:
         return f"<Detector: weights {self.bundle.name}, sha256 {self.bundle.sha256[:12]}>"

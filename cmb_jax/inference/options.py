@@ -73,10 +73,6 @@ class ScanOptions:
 
         return asked_range(self.phase_range)
 
-    def threshold_of(self, bundle: WeightsBundle) -> float:
-        """The score from which a candidate is kept."""
-        return bundle.config.inference.score_threshold if self.threshold is None else self.threshold
-
     def further(self) -> dict[str, Any]:
         """Options that are recorded by their name, those at their default left out."""
         given = {
@@ -95,9 +91,10 @@ class ScanOptions:
           label_table_sha256: of the table of own labels; None: the network gives the regions.
         """
         inference, stated = bundle.config.inference, self.stated_range()
+        threshold = inference.score_threshold if self.threshold is None else self.threshold
         return {
             "Weights": {"Name": bundle.file_name, "SHA256": bundle.sha256},
-            "Threshold": round(self.threshold_of(bundle), 6),
+            "Threshold": round(threshold, 6),
             **({} if inference.flips == "none" else {"Flips": inference.flips}),  # older results lack it
             "PhaseSign": self.phase_sign,
             "PhaseRange": "auto" if stated is None else stated.name,

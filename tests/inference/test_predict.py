@@ -184,7 +184,8 @@ def test_a_count_is_no_cap(bundle, prediction, files, region_map):
 
 def test_a_threshold_moves_rows_from_kept_to_rejected(bundle, files, region_map):
     swi, phase = (read_volume(path) for path in files)
-    none = CmbDetector(bundle).predict(swi, phase, phase_sign="+1", region_map=region_map, threshold=1.0)
+    strict = CmbDetector(bundle, options=ScanOptions(threshold=1.0, phase_sign="+1"))
+    none = strict.predict(swi, phase, region_map=region_map)
     assert not none.kept
     assert RejectReason.LOW_SCORE.sentence in {row.reason for row in none.rows}
 
