@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import jax
 
 Triple = tuple[int, int, int]
+PROPOSAL_STRIDE: Triple = (1, 2, 2)
+"""Working-grid voxels (z, y, x) per cell of the proposal grid: slices are thick, so z is left alone."""
 MinerName = Literal["mimics_first", "top_objectness", "semi_hard"]
 Flips = Literal["none", "x", "xyz"]
 

@@ -1,9 +1,9 @@
-"""The pictures of the cohort's page in docs/images, from a real browser: `python tools/cohort_pictures.py WORK`.
+"""The pictures of the cohort's page in docs/images: `python tools/cohort_pictures.py WORK`.
 
-The bundled subject is the only scan that comes with the package, so the study is made of it: mirrored, with noise
-of its own, microbleeds painted out or copied to other places, a follow-up of one, a damaged file and a label
-image in place of a scan. WORK is a folder to make; results that are finished there are kept. Two minutes of
-processor time. Needs the extra `dev` and a Chromium on the machine.
+The bundled subject is the only scan that comes with the package, so the study is made of it: mirrored, with
+noise of its own, microbleeds painted out or copied to other places, a follow-up of one, a damaged file and a
+label image in place of a scan. WORK is a folder to make; results that are finished there are kept. Needs the
+extra `dev` and a Chromium on the machine.
 """
 
 import argparse
@@ -123,7 +123,9 @@ def take(page: Path) -> None:
             tab.wait_for_timeout(500)
             path = IMAGES / f"{name}.png"
             tab.screenshot(path=path)
-            Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE, colors=192).save(path, optimize=True)
+            Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE, colors=192).save(
+                path, optimize=True
+            )
         browser.close()
 
 

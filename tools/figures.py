@@ -3,8 +3,9 @@
     python tools/figures.py [--check]
 
 A part stands between `<!-- figures: NAME -->` and `<!-- /figures -->`. Sources are the model cards
-(tools/model_card.py), the records beside the weights, CITATION.cff, the command line itself and the texts in
-the package's source. A test runs the check, so that what is shown is what the sources say.
+(tools/model_card.py), the records beside the weights, CITATION.cff, the command line itself, the record of a
+detection and the texts in the package's source. A test runs the check, so that what is shown is what the
+sources say.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import yaml
 
 from cmb_jax import cli
 from cmb_jax.cli import present
+from cmb_jax.core.detection import columns_table, reasons_list
 from cmb_jax.evaluation.breakdown import ALONE, WITH_PHASE
 from cmb_jax.evaluation.subsets import COUNTED, LEFT_OUT, READERS_SIZE
 
@@ -147,7 +149,16 @@ _ERRORS = {"UserError", "NotAnalysableError", "Unreadable", "OpenSignError"}
 _SAID = {"warnings", "warning", "notes", "note", "reasons", "reason", "messages", "problems", "what", "why"}
 _SAID |= {"lines", "line", "said", "told", "doubts", "text"}  # variables and arguments that hold a message
 _SAYING = re.compile(r"doubt|warning|message|note|reason|problem|unread|why")  # functions that return one
-_SILENT = {"report", "planning", "experiments", "weights_record.py", "present.py", "self_test.py", "calls.py"}
+_SILENT = {
+    "core",
+    "report",
+    "planning",
+    "experiments",
+    "weights_record.py",
+    "present.py",
+    "self_test.py",
+    "calls.py",
+}
 _WORDS = 4
 
 
@@ -242,6 +253,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "options": options,
     "messages": messages,
+    "columns": columns_table,
+    "reasons": reasons_list,
 }
 
 

@@ -1059,9 +1059,7 @@ KINDS: dict[str, Kind] = {
     "index": Kind(
         make_index, read_index, ("datasets.index_file:read_index", "datasets.index_file:_load"), "json"
     ),
-    "detections_csv": Kind(
-        text("d.csv", DETECTIONS), read_detections, ("evaluation.tables:read_columns",), "table"
-    ),
+    "detections_csv": Kind(text("d.csv", DETECTIONS), read_detections, ("io.tables:read_columns",), "table"),
     "points_csv": Kind(
         text("p.csv", "x_mm;y_mm;z_mm;kind\n1;2;3;cmb\n"), read_points, ("datasets.sheets:read_csv",), "table"
     ),
@@ -1096,9 +1094,7 @@ KINDS: dict[str, Kind] = {
         ),
         "json",
     ),
-    "result_csv": Kind(
-        from_result("detections.csv"), read_prediction, ("evaluation.tables:read_columns",), "table"
-    ),
+    "result_csv": Kind(from_result("detections.csv"), read_prediction, ("io.tables:read_columns",), "table"),
     "result_labels": Kind(from_result("labels.nii.gz"), read_prediction, HEADER, checked=True),
     "verdicts": Kind(
         exported("AB.json"),

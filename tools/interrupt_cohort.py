@@ -47,7 +47,8 @@ def make_study(root, count):
     for number in range(count):
         rng = np.random.default_rng(number)
         shape = SHAPES[number % len(SHAPES)]
-        swi = 100 + rng.normal(size=shape)
+        # a scan that is noise throughout would be refused
+        swi = 100 + np.linspace(-15, 15, shape[0])[:, None, None] + rng.normal(size=shape)
         swi[tuple(rng.integers(2, size - 2) for size in shape)] = 5
         subject = f"sub-{number:03d}"
         folder = root / subject / "anat"
@@ -58,8 +59,17 @@ def make_study(root, count):
             nib.save(nib.Nifti1Image(phase, AFFINE), folder / f"{subject}_part-phase_GRE.nii.gz")
 
 
+# scans of this size are no heads
+PROGRAM = """
+from cmb_jax import cli
+from cmb_jax.scan import judge
+judge.NARROWEST_MM = (0.0, 0.0, 0.0)
+cli.main()
+"""
+
+
 def start(study, out, weights, *more):
-    command = [sys.executable, "-m", "cmb_jax.cli", "bids", study, out, "participant"]
+    command = [sys.executable, "-c", PROGRAM, "bids", study, out, "participant"]
     command += ["--weights", weights, *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from nibabel.affines import apply_affine as transformed
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -25,7 +26,6 @@ from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.cli.predict import PredictOptions, predict
 from cmb_jax.devices import use_compilation_cache
 from cmb_jax.followup.compare import compare
-from cmb_jax.followup.registration import moved as transformed
 from cmb_jax.followup.time_point import read_time_point
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.volume import Volume

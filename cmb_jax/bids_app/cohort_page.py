@@ -124,7 +124,9 @@ def _compared(record: Path, line_of: dict[str, int]) -> Iterator[tuple[int, Link
     # none of ours, or damaged: the scans are listed without it
     with contextlib.suppress(UserError), reading(record):
         content = read_json_object(record)
-        counts = ", ".join(f"{int(content['counts'][status])} {status}" for status in STATUSES[:2])
+        found: dict[str, int] = {status: int(content["counts"].get(status, 0)) for status in STATUSES}
+        told = [*STATUSES[:2], *(["uncertain"] if found["uncertain"] else [])]
+        counts = ", ".join(f"{found[status]} {status}" for status in told)
         for scan, words in (("followup", "since before"), ("baseline", "later")):
             digests = {each["sha256"] for each in content[scan]["inputs"]}
             for n in sorted({line_of[digest] for digest in digests if digest in line_of}):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 from cmb_jax.bids_app.dataset import logs_folder, read_json, write_json
 from cmb_jax.bids_app.outcome import Status
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.io.tables import table_text
 
 TABLE = "failed.tsv"
 
@@ -49,10 +48,8 @@ def write_failure_table(out: Path) -> Path | None:
     written = None
     while (failures := _failures(out)) != written:
         if failures:
-            text = io.StringIO()
-            writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-            writer.writerows([("scan", "reason"), *failures])
-            atomic_write_text(path, text.getvalue(), overwrite=True)
+            text = table_text(("scan", "reason"), failures, delimiter="\t")
+            atomic_write_text(path, text, overwrite=True)
         else:
             path.unlink(missing_ok=True)
         written = failures

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from cmb_jax.bids_app.methods import write_methods
 from cmb_jax.datasets.bids.layout import BidsLayout
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.io.tables import table_text
 from cmb_jax.report.cohort_html import write_cohort_report
 
 _ALIKE = {"images": "images", "weights": "weights", "threshold": "thresholds", "version": "versions"}
@@ -52,12 +51,10 @@ def write_group(layout: BidsLayout, out: Path, participants: Sequence[str]) -> G
             for label in layout.without_folder
         ]
     rows = [line.row for line in lines]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(group_table.COLUMNS), delimiter="\t", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    columns = list(group_table.COLUMNS)
+    text = table_text(columns, ([row[name] for name in columns] for row in rows), delimiter="\t")
     path = out / GROUP_TABLE
-    atomic_write_text(path, text.getvalue(), overwrite=True)
+    atomic_write_text(path, text, overwrite=True)
     write_json(path.with_suffix(".json"), group_table.COLUMNS)
     mixed = _mixed(row for row in rows if row["status"] == group_table.DONE)
     write_cohort_report(out / GROUP_PAGE, cohort_content(out, lines, mixed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from cmb_jax.anatomy.regions import RegionMap
@@ -16,7 +17,7 @@ from cmb_jax.io.memory import check_fits
 from cmb_jax.io.multi_echo import read_echoes
 from cmb_jax.io.nifti import Reduction, read_volume
 from cmb_jax.io.volume import Volume
-from cmb_jax.scan.phase_range import PhaseRange
+from cmb_jax.scan.phase_range import PhaseRange, fills
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ def read_scan_images(choice: Choice, options: ScanOptions) -> ScanImages:
     """Read what was chosen; SWI is made where there is only magnitude and phase.
 
     The sign of the phase is the one asked for, else ParamagneticPhaseSign of the sidecar, else told from the
-    images.
+    images; its range the one asked for, else told from the images, else radians if the sidecar says so.
 
     Raises:
         UserError: an image cannot be read, or the images do not fit together.
@@ -76,15 +77,17 @@ def read_scan_images(choice: Choice, options: ScanOptions) -> ScanImages:
         return _made(choice, sign, options, steps)
     check_fits(choice.reference.file.path, choice.phases[0].file.path if choice.phases else None)
     swi = read_volume(choice.reference.file.path, reduced="mean")
+    phase = _volume(choice.phases, "first")
+    stored, more = _range(choice, options, () if phase is None else (phase,))
     alone = choice.kind is ChoiceKind.MAGNITUDE_ALONE
     return ScanImages(
         swi=swi,
-        phase=_volume(choice.phases, "first"),
+        phase=phase,
         magnitude=None if alone else _volume(choice.magnitudes, "mean"),
         phase_sign=sign,
-        phase_range=options.stated_range(),
+        phase_range=stored,
         made=False,
-        steps=steps,
+        steps=(*steps, *more),
         warnings=("a T2*-weighted magnitude stands for SWI",) if alone else (),
     )
 
@@ -100,13 +103,15 @@ def _made(
     steps: tuple[str, ...],
 ) -> ScanImages:
     magnitudes, phases = (read_echoes(_paths(images)) for images in (choice.magnitudes, choice.phases))
+    stored, more = _range(choice, options, phases)
+    steps = (*steps, *more)
     try:
         made = make_swi(
             magnitudes,
             phases,
             te_ms=choice.te_ms,
             phase_sign=sign,
-            phase_range=options.stated_range(),
+            phase_range=stored,
         )
     except OpenSignError as error:
         return _magnitude_alone(magnitudes[-1], str(error), options, steps)
@@ -155,3 +160,17 @@ def _sign(choice: Choice, options: ScanOptions) -> tuple[PhaseSign, tuple[str, .
         return "auto", ()
     asked: PhaseSign = "+1" if stated > 0 else "-1"
     return asked, (f"the sidecar says that paramagnetic phase is stored with sign {asked}",)
+
+
+def _range(
+    choice: Choice, options: ScanOptions, phases: Sequence[Volume]
+) -> tuple[PhaseRange | None, tuple[str, ...]]:
+    """The range to ask for, and what is to be said about it.
+
+    Values that fill their range say more than a sidecar; a masked high-passed phase fills none.
+    """
+    asked = options.stated_range()
+    stated = bool(phases) and all(phase.facts.in_radians for phase in choice.phases)
+    if asked is not None or not stated or any(fills(phase.data) for phase in phases):
+        return asked, ()
+    return PhaseRange.RADIANS, ("the sidecar says that phase is stored in radians",)

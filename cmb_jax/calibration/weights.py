@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def calibrate_weights(
     *,
     max_fp: float,
     max_fp_magnitude: float,
+    overwrite: bool = False,
 ) -> None:
     """Fit, choose, write the weights and the record beside them.
 
@@ -73,12 +75,13 @@ def calibrate_weights(
       out: weights to write, with their record beside them.
       max_fp: the most false positives per scan at the operating point, and
       max_fp_magnitude: at that of scans without a phase.
+      overwrite: replace other weights at `out`; those that would be written are taken as they are.
 
     Scans with and without a phase have levels of their own where there are enough of both: without one,
     calcifications look like blood, so that the same score is worth less.
 
     Raises:
-      UserError: folders that do not fit each other, too little to learn from.
+      UserError: folders that do not fit each other, too little to learn from, other weights at `out`.
     """
     bundle = load_bundle(weights)
     if bundle.others:
@@ -93,6 +96,8 @@ def calibrate_weights(
     else:
         levels = learn_levels(labelled, bundle, max_fp, "--max-fp")
     config = calibrated_config(bundle.config, levels, magnitude)
+    if out.exists() and not overwrite:
+        _check_left_behind(bundle, out, config)
     save_with_config(bundle, out, config)
     record.pop("magnitude_alone", None)
     record |= {
@@ -103,6 +108,15 @@ def calibrate_weights(
     if magnitude is not None:
         record["magnitude_alone"] = _levels_record(magnitude, max_fp_magnitude, "scans without a phase")
     atomic_write_text(record_path(out), json_text(record), overwrite=True)
+
+
+def _check_left_behind(bundle: WeightsBundle, out: Path, config: Config) -> None:
+    """Refuse to replace weights, unless they are those that will be written, as a killed run leaves them."""
+    with tempfile.TemporaryDirectory(prefix="cmb_jax_calibrate_") as temporary:
+        same = Path(temporary) / out.name
+        save_with_config(bundle, same, config)
+        if sha256_file(same) != sha256_file(out):
+            raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
 
 
 def learn_levels(labelled: LabelledCandidates, bundle: WeightsBundle, max_fp: float, option: str) -> Levels:

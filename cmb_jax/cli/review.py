@@ -111,8 +111,9 @@ def import_(options: ImportOptions) -> None:
         raise UserError("no file of a reader was given; name at least one before --result")
     if labels is not None and not labels.name.endswith(".nii.gz"):
         raise UserError(f"{labels}: labels are a .nii.gz file, such as truth/sub-01.nii.gz; give such a name")
-    for path in (out, record, *(() if labels is None else (labels,))):
-        check_output(path, options.overwrite)
+    check_output(out, options.overwrite)
+    for path in (record, *(() if labels is None else (labels,))):
+        check_output(path, overwrite=True)  # what may be replaced, the readings tell
     read = load_result(options.result, options.subject)
     truth = write_truth(files, read, out, labels, overwrite=options.overwrite)
     if truth.unread:

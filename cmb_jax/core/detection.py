@@ -2,18 +2,19 @@
 
 `DetectionRow` is the record: a field with its description is a column of detections.csv, of the BIDS table
 and its data dictionary, of what is read back, of the review spreadsheet if it asks for a place there, and of
-the table in docs/detections.md. A new column is a field here and its value in `inference/predict.py`.
+the table in docs/detections.md (`make figures`). A new column is a field here and its value in
+`inference/predict.py`.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import enum
-import io
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+from cmb_jax.io.tables import table_text
 
 
 class RejectReason(enum.IntEnum):
@@ -180,22 +181,16 @@ DETECTION_COLUMNS: tuple[str, ...] = tuple(column.name for column in COLUMNS)
 
 def detections_csv(rows: Sequence[DetectionRow]) -> str:
     """The rows as CSV text."""
-    return _table(rows, delimiter=",", nothing="")
+    return table_text(DETECTION_COLUMNS, map(_cells, rows))
 
 
 def detections_tsv(rows: Sequence[DetectionRow]) -> str:
     """The rows as a table of BIDS: tabs, and n/a where nothing is said."""
-    return _table(rows, delimiter="\t", nothing="n/a")
+    return table_text(DETECTION_COLUMNS, map(_cells, rows), delimiter="\t", nothing="n/a")
 
 
-def _table(rows: Sequence[DetectionRow], delimiter: str, nothing: str) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
-    writer.writerow(DETECTION_COLUMNS)
-    for row in rows:
-        cells = (getattr(row, name) for name in DETECTION_COLUMNS)
-        writer.writerow(nothing if cell in ("", None) else cell for cell in cells)
-    return text.getvalue()
+def _cells(row: DetectionRow) -> list[object]:
+    return [getattr(row, name) for name in DETECTION_COLUMNS]
 
 
 def data_dictionary() -> dict[str, dict[str, Any]]:

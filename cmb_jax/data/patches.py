@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from cmb_jax.config import DataConfig
+from cmb_jax.config import PROPOSAL_STRIDE, DataConfig
 from cmb_jax.data.augment import change_contrast, change_phase, change_resolution, draw_changes
-from cmb_jax.data.subjects import PROPOSAL_STRIDE, StoredSubject
+from cmb_jax.data.subjects import StoredSubject
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

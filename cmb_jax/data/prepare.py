@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from nibabel.affines import apply_affine
 
 from cmb_jax.io.volume import Volume
 from cmb_jax.scan.judge import content_bounds
@@ -206,14 +207,14 @@ def _overlap(bounds: np.ndarray, other: np.ndarray) -> np.ndarray:
 def edge_coordinates(points_mm: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """RAS mm (N, 3) to edge coordinates (z, y, x) of the working grid, where voxel i spans [i, i + 1)."""
     inverse = np.linalg.inv(affine)
-    index = points_mm @ inverse[:3, :3].T + inverse[:3, 3]
+    index = apply_affine(inverse, points_mm)
     return index[:, ::-1] + 0.5
 
 
 def points_from_edges(centers_zyx: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Edge coordinates (N, 3) in (z, y, x) of the working grid to RAS mm (N, 3)."""
     index = (centers_zyx - 0.5)[:, ::-1]
-    return index @ affine[:3, :3].T + affine[:3, 3]
+    return apply_affine(affine, index)
 
 
 SMALLEST_BOX_MM = 2.0  # the slice thickness hides what is thinner

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import apply_affine
 
 from cmb_jax.anatomy.regions import region_of
+from cmb_jax.config import PROPOSAL_STRIDE
 from cmb_jax.data.prepare import PreparedVolume, boxes_of_lesions, points_from_edges, prepare
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import replace_directory
@@ -24,7 +26,6 @@ _REMEDY = "remove this folder: it is made again"
 STORE_FILE = "store.json"  # in every folder: which form it has, and which CMB-Phantom was simulated
 POINTS_PER_KIND = 400
 BRAIN_POINTS = 2000
-PROPOSAL_STRIDE = (1, 2, 2)
 READERS_MIMIC = 255  # code of what a reader took for no microbleed; no `MimicKind`
 READERS_MIMIC_MM = 3.0  # its diameter: as of a microbleed that is only a point
 
@@ -92,7 +93,7 @@ def _cells_of(labels: np.ndarray, labels_affine: np.ndarray, prepared: PreparedV
         centers = np.zeros((cells[axis], 3))
         centers[:, axis] = (np.arange(cells[axis]) + 0.5) * PROPOSAL_STRIDE[axis]
         points = points_from_edges(centers, prepared.affine)
-        native = points @ inverse[:3, :3].T + inverse[:3, 3]
+        native = apply_affine(inverse, points)
         native_axis = 2 - axis
         index.append(np.clip(np.rint(native[:, native_axis]), 0, labels.shape[native_axis] - 1).astype(int))
     z, y, x = index

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
 
 from cmb_jax.errors import UserError
@@ -39,7 +40,7 @@ class Grid:
 
     def to_mm(self, index: np.ndarray) -> np.ndarray:
         """Voxel indices (n, 3) from 0, integers at voxel centres, to RAS mm (n, 3)."""
-        return index @ self.affine[:3, :3].T + self.affine[:3, 3]
+        return np.asarray(apply_affine(self.affine, index))
 
     def to_index(self, points_mm: np.ndarray) -> np.ndarray:
         """RAS mm (n, 3) to fractional voxel indices (n, 3) from 0."""
@@ -53,7 +54,7 @@ class Grid:
         """How far the corners of two grids of one shape lie apart, in this grid's smallest voxel edge."""
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape])).reshape(3, -1).T
         apart = np.linalg.norm(self.to_mm(corners) - other.to_mm(corners), axis=1).max()
-        return float(apart / np.linalg.norm(self.affine[:3, :3], axis=0).min())
+        return float(apart / voxel_sizes(self.affine).min())
 
 
 def turn_to_ras(array: np.ndarray, grid: Grid) -> np.ndarray:

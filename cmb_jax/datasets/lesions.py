@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from cmb_jax.datasets.grid import Grid, read_grid, turn_to_ras
@@ -94,7 +95,7 @@ def _from_points(truth: PointTruth, grid: Grid, default_diameter_mm: float) -> L
         diameters = np.array(truth.diameters_mm, np.float64)
     turned = grid.to_ras()
     middle = turned.to_index(centers)[:, ::-1] + 0.5  # voxel i spans [i, i + 1)
-    spacing = np.linalg.norm(turned.affine[:3, :3], axis=0)[::-1]
+    spacing = voxel_sizes(turned.affine)[::-1]
     half = 0.5 * diameters[:, None] / spacing
     return Lesions(
         centers_mm=centers,
@@ -146,7 +147,7 @@ def _from_mask(truth: MaskTruth, path: Path, reference: Path, connectivity: int)
             f"{path}: mask and {reference.name} lie up to {apart:.1f} voxels apart; copy the right header"
         )
     labels, count, counted = _label(
-        turn_to_ras(values, grid), truth, path, connectivity, np.linalg.norm(turned.affine[:3, :3], axis=0)
+        turn_to_ras(values, grid), truth, path, connectivity, voxel_sizes(turned.affine)
     )
     objects = ndimage.find_objects(labels, max_label=count)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]

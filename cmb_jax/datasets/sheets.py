@@ -13,7 +13,8 @@ import openpyxl
 from openpyxl.utils.exceptions import InvalidFileException
 
 from cmb_jax.errors import UserError
-from cmb_jax.io.outside import check_is_file, read_rows, reading, shortened, shown
+from cmb_jax.io.outside import check_is_file, reading, shortened, shown
+from cmb_jax.io.tables import read_columns
 
 Cell = str | float | None
 Row = tuple[Cell, ...]
@@ -134,15 +135,4 @@ def read_csv(path: Path, required: tuple[str, ...], delimiter: str | None = None
     Raises:
         UserError: missing or unreadable file, no header line, missing columns, or a line of another length.
     """
-    lines = read_rows(path, delimiter)
-    if not lines:
-        raise UserError(f"{path}: is empty; its first line must name the columns {', '.join(required)}")
-    header, *rows = lines
-    columns = [name.strip().casefold() for name in header]
-    missing = [name for name in required if name not in columns]
-    if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}; the first line must name the columns")
-    for line, row in enumerate(rows, start=2):
-        if len(row) != len(columns):
-            raise UserError(f"{path}: line {line} has {len(row)} values for {len(columns)} columns")
-    return [dict(zip(columns, (value.strip() for value in row), strict=True)) for row in rows]
+    return read_columns(path, required=required, delimiter=delimiter, any_case=True).records()

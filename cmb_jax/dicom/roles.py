@@ -47,8 +47,10 @@ _SWI = re.compile(r"swi(?!tch|ng|ft)|(?<![a-z])swan|ven ?bold|suscept")
 _PHASE = re.compile(r"(?<![a-z])pha(?:se)?(?![a-z])(?! ?contrast)")
 _MAGNITUDE = re.compile(r"(?<![a-z])mag(?:n|ni|nitude)?(?![a-z])")
 _MAP = _pattern(r"qsm|chi|chimap|r2 ?\*|r2s(?:tar)?|t2\*? ?map|t2smap")
-# gre_field_mapping (Siemens), B0map, FieldMap, fmap, and what people make of these
-_FIELD_MAP = re.compile(r"field ?-?map|(?<![a-z])(?:fmap|b0 ?-?(?:map|gre|field)?)(?![a-z])|phase ?-?diff")
+# gre_field_mapping (Siemens), B0map, B0rf and 3db0map (GE), FieldMap, fmap, and what people make of these
+_FIELD_MAP = re.compile(
+    r"field ?-?map|(?<![a-z])(?:fmap|(?:3d)?b0 ?-?(?:map|gre|field|rf)?)(?![a-z])|phase ?-?diff"
+)
 _T2STAR = re.compile(r"t2 ?\*|t2 ?s(?:tar)?(?![a-z])|(?<![a-z])(?:gre|hemo|haemo|medic|megre)(?![a-z])|ffe")
 
 

@@ -23,11 +23,11 @@ from cmb_jax.evaluation.records import (
     SubjectTruth,
 )
 from cmb_jax.evaluation.simulated import IGNORED, MIMIC_NAMES, rows_of_ids
-from cmb_jax.evaluation.tables import read_columns
 from cmb_jax.evaluation.volumes import best_values, centers_mm, diameters_mm, label_volume
 from cmb_jax.io.header import decoded, open_nifti, world_affine
 from cmb_jax.io.labels import is_whole
 from cmb_jax.io.outside import reading
+from cmb_jax.io.tables import read_columns
 from cmb_jax.phantom.protocols import PROTOCOLS
 from cmb_jax.phantom.version import DESCRIPTION, check_phantom_version
 

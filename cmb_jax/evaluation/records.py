@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 # Values of SubjectDetections.status.
 KEPT = "kept"
@@ -25,7 +26,7 @@ class LabelledVolume:
     @property
     def spacing_mm(self) -> np.ndarray:
         """Voxel edge lengths along the array's axes, (3,) float64, mm."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return voxel_sizes(self.affine)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 
 from cmb_jax.errors import UserError
@@ -38,7 +39,7 @@ def label_volume(
     above = values[values > 0]
     check_scale(above)
     if is_whole(above):
-        found = instances(values, np.linalg.norm(affine[:3, :3], axis=0), connectivity)
+        found = instances(values, voxel_sizes(affine), connectivity)
         return LabelledVolume(labels=found.labels, affine=affine, note=found.note)
     labels, count = components(values >= threshold, connectivity)
     note = ""
@@ -61,11 +62,6 @@ def centers_index(labels: np.ndarray, count: int) -> np.ndarray:
     return np.stack(sums, axis=-1).reshape(-1, 3) / np.maximum(size, 1)[:, None]
 
 
-def to_mm(points_index: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Points (n, 3) from voxel index to RAS mm."""
-    return points_index @ affine[:3, :3].T + affine[:3, 3]
-
-
 def to_index(points_mm: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Points (n, 3) from RAS mm to (fractional) voxel index."""
     return np.linalg.solve(affine[:3, :3], (points_mm - affine[:3, 3]).T).T
@@ -73,7 +69,7 @@ def to_index(points_mm: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 def centers_mm(volume: LabelledVolume) -> np.ndarray:
     """Centres of mass (n, 3) of the lesions, RAS mm."""
-    return to_mm(centers_index(volume.labels, count_labels(volume)), volume.affine)
+    return apply_affine(volume.affine, centers_index(volume.labels, count_labels(volume)))
 
 
 def diameters_mm(volume: LabelledVolume) -> np.ndarray:
@@ -108,7 +104,7 @@ def common_frame(a: LabelledVolume | None, b: LabelledVolume | None, subject: st
             "resample the prediction to the truth's grid, or give it as detections.csv"
         )
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in a.labels.shape])).reshape(3, -1).T
-    apart = np.abs(to_mm(corners, a.affine) - to_mm(corners, b.affine)).max()
+    apart = np.abs(apply_affine(a.affine, corners) - apply_affine(b.affine, corners)).max()
     if apart > _SAME_GRID_VOXELS * b.spacing_mm.min():
         raise UserError(
             f"{subject}: prediction and truth have different affines (up to {apart:.2f} mm apart): copy "
@@ -138,7 +134,7 @@ def boxes_in_frame(
                 boxes[row, 3:] = [part.stop for part in slices]
         return boxes * np.tile(spacing, 2)
     if frame is not None:
-        spacing = np.linalg.norm(frame[:3, :3], axis=0)
+        spacing = voxel_sizes(frame)
         centers = (to_index(centers, frame) + 0.5) * spacing  # voxel i spans [i, i + 1)
     half = 0.5 * np.asarray(diameters, np.float64)[:, None]
     return np.concatenate([centers - half, centers + half], axis=1)

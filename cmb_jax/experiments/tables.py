@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 
@@ -21,6 +19,7 @@ from cmb_jax.experiments.scores import (
     Study,
     VariantScores,
 )
+from cmb_jax.io.tables import table_text
 from cmb_jax.report.evaluation_content import Table
 
 _COMPARED = (FP_MATCHED, "sensitivity", "fp_per_scan", "sensitivity_at_1_fp", "sensitivity_at_2_fp")
@@ -227,10 +226,8 @@ def _run_table(study: Study) -> Table:
 
 def csv_text(study: Study) -> str:
     """One line a variant and metric; empty where something is undefined."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     columns = ("variant", "metric", "seeds", "mean", "sd", "low", "high")
-    writer.writerow((*columns, "difference", "difference_low", "difference_high", "p"))
+    rows = []
     for variant in study.variants:
         for name in NAMES:
             metric = variant.metrics[name]
@@ -239,8 +236,8 @@ def csv_text(study: Study) -> str:
                 estimate = metric.difference.difference
                 numbers += [estimate.value, estimate.low, estimate.high, metric.difference.p_value]
             cells = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
-            writer.writerow((variant.name, name, len(variant.runs), *cells, *[""] * (8 - len(cells))))
-    return text.getvalue()
+            rows.append((variant.name, name, len(variant.runs), *cells, *[""] * (8 - len(cells))))
+    return table_text((*columns, "difference", "difference_low", "difference_high", "p"), rows)
 
 
 def markdown_text(title: str, lines: Sequence[str], tables: Sequence[Table]) -> str:

@@ -9,10 +9,11 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from nibabel.affines import apply_affine
 
 from cmb_jax.core.detection import DetectionRow
 from cmb_jax.evaluation.matching import Pairs, center_distances, match
-from cmb_jax.followup.registration import Registration, inverse, moved
+from cmb_jax.followup.registration import Registration, inverse
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.comparison_content import STATUSES, Change, Status
 
@@ -74,7 +75,7 @@ def spot_at(scan: Surveyed, point_mm: np.ndarray, diameter_mm: float) -> Spot | 
         diameter_mm: apparent diameter.
     """
     affine, shape = scan.image.affine, np.array(scan.image.shape)
-    place = moved(np.linalg.inv(affine), point_mm)
+    place = apply_affine(np.linalg.inv(affine), point_mm)
     if (place < -0.5).any() or (place > shape - 0.5).any():
         return None
     reach = (diameter_mm / 2 + _SHELL_MM[1]) / np.array(scan.image.spacing_mm)
@@ -160,7 +161,7 @@ class _Side:
     @classmethod
     def of(cls, rows: Sequence[DetectionRow], to_other: np.ndarray) -> _Side:
         own = np.array([[row.x_mm, row.y_mm, row.z_mm] for row in rows], np.float64).reshape(-1, 3)
-        return cls(tuple(rows), own, moved(to_other, own))
+        return cls(tuple(rows), own, apply_affine(to_other, own))
 
 
 def _one_to_one(

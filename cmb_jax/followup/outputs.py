@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from cmb_jax.followup.compare import Comparison
 from cmb_jax.followup.time_point import TimePoint
 from cmb_jax.inference.outputs import NOTICE
 from cmb_jax.io.atomic import atomic_directory
+from cmb_jax.io.tables import table_text
 from cmb_jax.report.comparison_content import STATUSES, Change
 from cmb_jax.report.comparison_html import write_comparison_report
 
@@ -79,11 +78,7 @@ def _of(row: DetectionRow | None) -> dict[str, Any]:
 
 def comparison_csv(lines: list[dict[str, Any]]) -> str:
     """The lines as CSV text."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return table_text(COLUMNS, ([line[name] for name in COLUMNS] for line in lines))
 
 
 def comparison_json(comparison: Comparison, lines: list[dict[str, Any]]) -> str:

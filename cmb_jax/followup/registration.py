@@ -12,14 +12,10 @@ import dataclasses
 
 import numpy as np
 import SimpleITK as sitk
+from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from cmb_jax.io.volume import Volume
-
-
-def moved(matrix: np.ndarray, points_mm: np.ndarray) -> np.ndarray:
-    """Points (..., 3) under an affine map (4, 4)."""
-    return np.asarray(points_mm, np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def inverse(matrix: np.ndarray) -> np.ndarray:
@@ -81,7 +77,7 @@ class _Lattice:
     @property
     def middle_mm(self) -> np.ndarray:
         """(3,) centre of the brain, RAS mm."""
-        return moved(self.affine, np.argwhere(self.mask).mean(axis=0))
+        return apply_affine(self.affine, np.argwhere(self.mask).mean(axis=0))
 
     def image(self, values: np.ndarray) -> sitk.Image:
         """As SimpleITK has it; its physical space is RAS mm here, which it does not mind."""
@@ -140,7 +136,7 @@ def _lattice(volume: Volume, brain: np.ndarray) -> _Lattice:
     """The brain and a margin about it; smoothed first along axes that are finer than the new grid."""
     inside = np.argwhere(brain)
     box = np.array([inside.min(axis=0), inside.max(axis=0)])
-    corners = moved(volume.affine, box[np.indices((2, 2, 2)).reshape(3, -1).T, np.arange(3)])
+    corners = apply_affine(volume.affine, box[np.indices((2, 2, 2)).reshape(3, -1).T, np.arange(3)])
     low = corners.min(axis=0) - _MARGIN_MM
     shape = np.ceil((corners.max(axis=0) + _MARGIN_MM - low) / _GRID_MM).astype(int) + 1
     affine = np.diag([_GRID_MM] * 3 + [1.0])
@@ -182,7 +178,7 @@ def _judged(
     correlation = float(np.corrcoef(fixed.data[both], data[both])[0, 1]) if both.sum() > 1 else 0.0
     shared = first.sum() / fixed.mask.sum()
     rotation = rotation_deg(matrix)
-    shift = float(np.linalg.norm(moved(matrix, fixed.middle_mm) - moving.middle_mm))
+    shift = float(np.linalg.norm(apply_affine(matrix, fixed.middle_mm) - moving.middle_mm))
     limits = (
         (dice < MIN_DICE, f"the brains overlap by a Dice of {dice:.2f} (needed: {MIN_DICE:g})"),
         (

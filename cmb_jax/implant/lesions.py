@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.tables import read_columns
 from cmb_jax.implant.scan import Brain, Scan
+from cmb_jax.io.tables import read_columns
 from cmb_jax.phantom.bodies import phase_per_ppm
 from cmb_jax.phantom.implant import effect_of_groups
 from cmb_jax.phantom.placement import (

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from cmb_jax.io.atomic import atomic_directory, atomic_write_text
 from cmb_jax.io.naming import pseudonym, shown_name
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.provenance import provenance_jsonld
+from cmb_jax.io.tables import table_text
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.content import ReportContent
 from cmb_jax.report.html import environment, write_report
@@ -280,10 +279,8 @@ def write_not_analysable(
     Raises:
       UserError: the folder exists (and `overwrite` is not set) or cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, DETECTION_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerow({"status": NOT_ANALYSABLE, "reason": reason})
+    cells = {"status": NOT_ANALYSABLE, "reason": reason}
+    table = table_text(DETECTION_COLUMNS, [[cells.get(name) for name in DETECTION_COLUMNS]])
     record = {
         "notice": NOTICE,
         "status": NOT_ANALYSABLE,
@@ -293,7 +290,7 @@ def write_not_analysable(
     }
     page = environment().get_template("not_analysable.html")
     with atomic_directory(out, overwrite=overwrite) as folder:
-        (folder / "detections.csv").write_text(text.getvalue(), encoding="utf-8")
+        (folder / "detections.csv").write_text(table, encoding="utf-8")
         (folder / "detections.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
         html = page.render(subject=subject, reason=reason, notice=NOTICE, inputs=inputs)
         (folder / "report.html").write_text(html, encoding="utf-8")

@@ -14,7 +14,7 @@ from flax import nnx
 
 from cmb_jax.boxes.anchors import Detections, anchor_sizes, boxes_from_centers, decode_boxes
 from cmb_jax.boxes.nms import nms_3d
-from cmb_jax.config import Config
+from cmb_jax.config import PROPOSAL_STRIDE, Config
 from cmb_jax.inference.tiles import TilePlan, Window, pad_to, plan_tiles
 from cmb_jax.models.detector import Detector, receptive_halo
 from cmb_jax.models.functional import Template
@@ -22,7 +22,6 @@ from cmb_jax.models.slabs import context_of, map_slabs, slab_maps, slab_planes
 from cmb_jax.ops.precision import usable_precision
 from cmb_jax.ops.top import top_k
 
-STRIDE = (1, 2, 2)  # working voxels per cell of the proposal grid
 # Axes (z, y, x) along which each pass sees the window mirrored; the first pass sees it as it is. Windows are
 # whole numbers of cells of every level, so that a mirror image maps cells onto cells exactly.
 VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -116,12 +115,12 @@ class ProposalFinder:
         """Objectness logits (Z, Y // 2, X // 2, A) of the padded volume, joined from the windows' cores."""
         plan = self.plan(image.shape[:3])
         padded = pad_to(np.asarray(image, np.float32), plan.padded_shape)
-        cells = [size // step for size, step in zip(plan.padded_shape, STRIDE, strict=True)]
+        cells = [size // step for size, step in zip(plan.padded_shape, PROPOSAL_STRIDE, strict=True)]
         whole = np.zeros((*cells, len(self.config.model.anchor_diameters_mm)), np.float32)
         for window in plan.windows:
             part = np.asarray(self._whole(self.members, _cut(padded, window, plan)[None]))[0]
             target, source = [], []
-            for axis, step in enumerate(STRIDE):
+            for axis, step in enumerate(PROPOSAL_STRIDE):
                 low, high, start = window.core_low[axis], window.core_high[axis], window.start[axis]
                 target.append(slice(low // step, high // step))
                 source.append(slice((low - start) // step, (high - start) // step))
@@ -209,7 +208,7 @@ def _slab_candidates(
     depth, height, width, anchors = logits.shape
     inside = jnp.ones((), bool)
     for axis, cells in enumerate((depth, height, width)):
-        first = start[axis] + jnp.arange(cells) * STRIDE[axis]
+        first = start[axis] + jnp.arange(cells) * PROPOSAL_STRIDE[axis]
         counts = (first >= core_low[axis]) & (first < core_high[axis])
         inside = inside & counts.reshape([-1 if other == axis else 1 for other in range(3)])
     masked = jnp.where(inside[..., None], logits, -jnp.inf).reshape(-1)
@@ -219,7 +218,7 @@ def _slab_candidates(
     anchor = index % anchors
     cell = index // anchors
     position = jnp.stack([cell // (height * width), cell // width % height, cell % width], axis=-1)
-    center = (position + 0.5) * jnp.array(STRIDE, jnp.float32) + start
+    center = (position + 0.5) * jnp.array(PROPOSAL_STRIDE, jnp.float32) + start
     sizes = jnp.asarray(anchor_sizes(config.model.anchor_diameters_mm, config.data.spacing_mm))[anchor]
     # Box codes of the candidates alone: the dense map of them would be the largest array of all.
     each = [

@@ -15,6 +15,7 @@ from typing import BinaryIO, Literal
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.io.outside import check_is_file, reading
@@ -273,7 +274,7 @@ def _world_affine(file: NiftiFile, header: nib.Nifti1Header, path: Path) -> tupl
         warnings.append(f"lengths are stored in {unit}s and were converted to mm")
     if not np.isfinite(affine).all() or np.abs(affine[:3]).max() > _FARTHEST_MM:
         raise _damaged(path, "has a voxel-to-world transform that no scanner gives")
-    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    edges = voxel_sizes(affine)
     if edges.min() == 0 or abs(np.linalg.det(affine[:3, :3] / edges)) < 1e-6:
         raise _damaged(path, "has a singular voxel-to-world transform")
     extent = edges * file.image.shape[:3]

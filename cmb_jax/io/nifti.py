@@ -8,6 +8,7 @@ from typing import Literal
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.orientations import (
     apply_orientation,
     axcodes2ornt,
@@ -73,7 +74,7 @@ def reduction_step(file: NiftiFile, affine: np.ndarray) -> tuple[int, int, int]:
     """Voxels of the file along (i, j, k) that are read as one, where `read_volume` may reduce an image."""
     if np.prod(file.image.shape[:3], dtype=np.int64) < LARGE_VOXELS:
         return (1, 1, 1)
-    i, j, k = (2 if edge <= _FINE_MM else 1 for edge in np.linalg.norm(affine[:3, :3], axis=0))
+    i, j, k = (2 if edge <= _FINE_MM else 1 for edge in voxel_sizes(affine))
     return (i, j, k)
 
 
@@ -173,7 +174,7 @@ def _to_file(native: NativeGrid) -> np.ndarray:
 def native_index(points_xyz_index: np.ndarray, volume: Volume) -> np.ndarray:
     """Voxel indices (..., 3) of `volume` (integer = voxel centre) as (i, j, k) of its file, float64."""
     matrix = _to_file(volume.native)
-    return np.asarray(points_xyz_index, np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+    return apply_affine(matrix, np.asarray(points_xyz_index, np.float64))
 
 
 def check_same_grid(a: Volume, b: Volume) -> None:

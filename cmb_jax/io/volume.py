@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Volume:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Voxel edge lengths along (x, y, z) in mm."""
-        sx, sy, sz = np.linalg.norm(self.affine[:3, :3], axis=0)
+        sx, sy, sz = voxel_sizes(self.affine)
         return (float(sx), float(sy), float(sz))
 
     @property

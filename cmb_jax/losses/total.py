@@ -10,7 +10,7 @@ import numpy as np
 
 from cmb_jax.boxes.anchors import Truths, anchor_sizes, axis_centers, boxes_from_centers, encode_boxes
 from cmb_jax.boxes.assignment import Assignment, assign_lattice, assign_nearest, near_truths
-from cmb_jax.config import LossConfig
+from cmb_jax.config import PROPOSAL_STRIDE, LossConfig
 from cmb_jax.losses.detection import (
     UNKNOWN,
     cell_classes,
@@ -22,7 +22,7 @@ from cmb_jax.losses.detection import (
     smooth_l1,
 )
 from cmb_jax.losses.mining import MINERS, SampleBank, Samples, peaks, spread, with_remembered
-from cmb_jax.models.detector import STEM_STRIDE, Detector
+from cmb_jax.models.detector import Detector
 from cmb_jax.models.functional import ProposalMaps
 from cmb_jax.models.heads import CLASSES
 
@@ -168,10 +168,10 @@ def _matched_patch(
 ) -> Assignment:
     """Of one patch: positive, negative and ignored anchors, with the truth of each positive one."""
     if config.assignment == "atss":
-        found = assign_nearest(truth, grid, STEM_STRIDE, sizes, spacing_mm, config.atss_candidates)
+        found = assign_nearest(truth, grid, PROPOSAL_STRIDE, sizes, spacing_mm, config.atss_candidates)
     else:
         found = assign_lattice(
-            truth, grid, STEM_STRIDE, sizes, config.positive_iou, config.negative_iou, count
+            truth, grid, PROPOSAL_STRIDE, sizes, config.positive_iou, config.negative_iou, count
         )
     if not config.ignore_mm and truth.ignored is None:
         return found
@@ -181,7 +181,7 @@ def _matched_patch(
     # radius of 0 means the box itself, and one below 0 nothing at all.
     around = jnp.where(truth.counted & (config.ignore_mm == 0), -1.0, config.ignore_mm)
     around = jnp.where(truth.valid, around, -1.0)
-    near = near_truths(truth.boxes, around, grid, STEM_STRIDE, spacing_mm, count)
+    near = near_truths(truth.boxes, around, grid, PROPOSAL_STRIDE, spacing_mm, count)
     label = jnp.where(near[..., None] & (found.label == 0), jnp.int8(-1), found.label)
     return dataclasses.replace(found, label=label)
 
@@ -299,7 +299,7 @@ def _semantic_term(
     """Fifth step: cross-entropy () of the cells' classes; 0 without a semantic head."""
     if logits is None:
         return jnp.float32(0)
-    classes = cell_classes(truths, mimics, STEM_STRIDE)
+    classes = cell_classes(truths, mimics, PROPOSAL_STRIDE)
     if patch_valid is not None:
         classes = jnp.where(patch_valid[:, None, None, None], classes, jnp.int8(UNKNOWN))
     return semantic_loss(logits, classes)
@@ -311,6 +311,6 @@ def anchors_at(anchor: jax.Array, grid: tuple[int, ...], sizes: np.ndarray) -> j
     cell = jnp.unravel_index(anchor // size.shape[0], grid)
     centers = [
         axis_centers(cells, stride)[index]
-        for cells, stride, index in zip(grid, STEM_STRIDE, cell, strict=True)
+        for cells, stride, index in zip(grid, PROPOSAL_STRIDE, cell, strict=True)
     ]
     return boxes_from_centers(jnp.stack(centers, axis=-1), size[anchor % size.shape[0]])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmb_jax.config import ModelConfig, Precision, Triple
+from cmb_jax.config import PROPOSAL_STRIDE, ModelConfig, Precision, Triple
 from cmb_jax.models.blocks import Conv, at_least_float32
 from cmb_jax.models.functional import ProposalMaps
 from cmb_jax.models.heads import AnchorEmbedding, ProposalHead, initial_prototypes
@@ -14,7 +14,6 @@ from cmb_jax.models.unet import FeatureFusion, UNet, dependence_radius
 from cmb_jax.ops.resample import space_to_depth
 
 IMAGE_CHANNELS = 2
-STEM_STRIDE: Triple = (1, 2, 2)  # slices are thick: the first reduction leaves z alone
 FUSED_LEVELS = 3  # P1..P3
 SEMANTIC_CLASSES = 7  # `losses.detection` says which
 
@@ -35,7 +34,7 @@ class Detector(nnx.Module):
     def __init__(self, config: ModelConfig, *, precision: Precision = "float32", rngs: nnx.Rngs) -> None:
         self.config = config
         self.precision = precision
-        inputs = IMAGE_CHANNELS * STEM_STRIDE[0] * STEM_STRIDE[1] * STEM_STRIDE[2]
+        inputs = IMAGE_CHANNELS * PROPOSAL_STRIDE[0] * PROPOSAL_STRIDE[1] * PROPOSAL_STRIDE[2]
         self.unet = UNet(
             inputs,
             config.widths,
@@ -103,7 +102,7 @@ class Detector(nnx.Module):
     def cells(self, image: jax.Array) -> jax.Array:
         """The network's input (B, Z, Y / 2, X / 2, 8) of an image (B, Z, Y, X, 2)."""
         maps = image.astype(jnp.bfloat16) if self.precision == "bfloat16" else at_least_float32(image)
-        return space_to_depth(maps, STEM_STRIDE)
+        return space_to_depth(maps, PROPOSAL_STRIDE)
 
     def embed(self, features: jax.Array, anchor_index: jax.Array) -> jax.Array:
         """Embed anchors for the prototype loss: (..., C) features and (...,) anchor number to (..., E).
@@ -134,6 +133,6 @@ def receptive_halo(config: ModelConfig) -> Triple:
     radius = dependence_radius(config.encoder_convs, config.decoder_convs, config.stem_kernel, head_convs=1)
     z, y, x = (
         -(-cells * stem // stride) * stride
-        for cells, stem, stride in zip(radius, STEM_STRIDE, config.total_stride, strict=True)
+        for cells, stem, stride in zip(radius, PROPOSAL_STRIDE, config.total_stride, strict=True)
     )
     return (z, y, x)

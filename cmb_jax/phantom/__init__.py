@@ -4,7 +4,6 @@ The chain of `simulate_subject`: a posed and warped head, tissue values, veins, 
 microbleeds, field, complex signal, k-space, coil and noise, SWI, truth. All of it is jitted JAX.
 """
 
-from cmb_jax.phantom.field import field_from_susceptibility
 from cmb_jax.phantom.protocols import PROTOCOLS, Protocol
 from cmb_jax.phantom.sample import Sample, simulate_batch, simulate_sample
 from cmb_jax.phantom.simulate import simulate_subject
@@ -31,7 +30,6 @@ __all__ = [
     "Sample",
     "SubjectSettings",
     "Tier",
-    "field_from_susceptibility",
     "simulate_batch",
     "simulate_sample",
     "simulate_subject",

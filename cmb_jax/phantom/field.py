@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -69,32 +68,3 @@ def convolve_dipole(
     field = jnp.fft.irfftn(spectrum * _dipole_kernel(padded, spacing_mm, b0_direction), s=padded)
     x, y, z = chi_ppm.shape
     return field[:x, :y, :z]
-
-
-def field_from_susceptibility(
-    chi_ppm: jax.Array | np.ndarray,
-    spacing_mm: Sequence[float],
-    b0_direction: Sequence[float] = (0.0, 0.0, 1.0),
-    padding: float = 2.0,
-) -> jax.Array:
-    """Relative field shift dB / B0 in ppm, Lorentz sphere included (Marques and Bowtell 2005).
-
-    The field at the voxels' centres, each voxel a box of uniform susceptibility.
-    chi_ppm: (X, Y, Z) susceptibility against that of the (infinite) surroundings. spacing_mm and
-    b0_direction (any length but zero): in the order of the array's axes. `padding`: size of the zero-padded
-    grid over that of the array, per axis; smaller is faster and lets the periodic images nearer.
-    """
-    chi = jnp.asarray(chi_ppm, jnp.float32)
-    if chi.ndim != 3:
-        raise ValueError(f"chi_ppm must have three axes, not {chi.ndim}")
-    direction = np.asarray(b0_direction, np.float64)
-    length = np.linalg.norm(direction)
-    if direction.shape != (3,) or not length > 0:
-        raise ValueError("b0_direction must be three numbers, not all zero")
-    if padding < 1:
-        raise ValueError("padding must be at least 1")
-    x, y, z = (smooth_size(n * padding) for n in chi.shape)
-    hx, hy, hz = (float(h) for h in spacing_mm)
-    return convolve_dipole(
-        chi, jnp.asarray(direction / length, jnp.float32), spacing_mm=(hx, hy, hz), padded=(x, y, z)
-    )

@@ -19,7 +19,6 @@ from cmb_jax.phantom.tiers import Tier
 from cmb_jax.phantom.types import CALCIFICATIONS, MimicKind
 
 MAX_PER_KIND = 8
-MAX_CALCIFICATIONS = MAX_PER_KIND * len(CALCIFICATIONS)
 _PAIRED = (0, 1)  # of CALCIFICATIONS: pallidum and choroid plexus
 # Share of subjects with each calcification of old age, about what CT of the elderly shows:
 # choroid plexus one half to two thirds, nearly always on both sides; pineal gland 70 %; pallidum few.

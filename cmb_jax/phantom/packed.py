@@ -20,7 +20,6 @@ from cmb_jax.phantom.geometry import linear_at
 
 STANDARD_SHAPE = (193, 229, 193)  # packs of 1 mm are cut or padded to this: one compiled program for all
 COARSE_MM = 6.0  # lattice of the smooth quantities
-BRAIN_POINTS = 4096
 _AIR_REACH_MM = 3.5  # sigma
 _CSF_REACH_MM = 1.2  # sigma
 _VENTRICLE_REACH_MM = 5.0  # sigma
@@ -52,14 +51,12 @@ class PackedAnatomy:
     to_mni: jax.Array  # (x, y, z, 3) on the coarse lattice: MNI - pack mm
     mni_origin_mm: jax.Array  # (3,) MNI frame
     from_mni: jax.Array  # (x, y, z, 3) on a coarse lattice in MNI mm: pack - MNI mm
-    brain_mm: jax.Array  # (BRAIN_POINTS, 3) voxels of the brain drawn at random, pack frame
 
 
 def pack_anatomy(pack: AnatomyPack) -> PackedAnatomy:
     """Bring a pack to the device, with what follows from it for every subject."""
     pack = _fit(pack)
     brain = np.argwhere(region_of(pack.code) != Region.OUTSIDE)
-    drawn = brain[np.random.default_rng(0).integers(len(brain), size=BRAIN_POINTS)]
     middle = (brain.min(axis=0) + brain.max(axis=0)) / 2
     origin, points = _coarse(pack)
     to_mni = _displacement(pack.to_mni, points)
@@ -77,7 +74,6 @@ def pack_anatomy(pack: AnatomyPack) -> PackedAnatomy:
         to_mni=single(to_mni),
         mni_origin_mm=single(origin),  # the MNI head lies within the same lattice
         from_mni=single(_displacement(pack.from_mni, points)),
-        brain_mm=single(drawn @ pack.affine[:3, :3].T + pack.affine[:3, 3]),
     )
 
 
@@ -113,17 +109,6 @@ def _lateral_ventricles(pack: AnatomyPack, points_mm: np.ndarray, mni_x: np.ndar
     index = points_mm @ to_index[:, :3].T + to_index[:, 3]
     values = ndimage.map_coordinates(smooth, np.moveaxis(index, -1, 0), order=1, mode="nearest")
     return values * np.clip((np.abs(mni_x) - 2.0) / 4.0, 0.0, 1.0)
-
-
-def window(anatomy: PackedAnatomy, middle_mm: jax.Array, voxels: tuple[int, int, int]) -> PackedAnatomy:
-    """The part of a head of so many voxels about a pack point (3,), moved inwards at the pack's edge."""
-    size = jnp.minimum(jnp.asarray(voxels), jnp.asarray(anatomy.words.shape[:3]))
-    middle = jnp.round(_index(anatomy, middle_mm[None])[0]).astype(jnp.int32)
-    start = jnp.clip(middle - size // 2, 0, jnp.asarray(anatomy.words.shape[:3]) - size)
-    shape = [min(v, n) for v, n in zip(voxels, anatomy.words.shape[:3], strict=True)]
-    words = jax.lax.dynamic_slice(anatomy.words, (*start, 0), (*shape, WORDS))
-    to_index = anatomy.to_index.at[:, 3].add(-start.astype(jnp.float32))
-    return dataclasses.replace(anatomy, words=words, to_index=to_index)
 
 
 def _mni_y(pack: AnatomyPack) -> np.ndarray:

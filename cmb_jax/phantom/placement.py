@@ -6,6 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, Side, Zone, region_of, side_of
@@ -297,7 +298,7 @@ def truth_rows(
     affine (4, 4): voxel index to RAS mm. region_code (X, Y, Z) or None where the regions are not known.
     """
     index = lesions.centre_mm / np.array(spacing_mm)
-    world = index @ affine[:3, :3].T + affine[:3, 3]
+    world = apply_affine(affine, index)
     rows = []
     for i in range(len(lesions)):
         kind = int(lesions.kind[i])

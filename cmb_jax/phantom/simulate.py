@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from nibabel.affines import apply_affine
 
 from cmb_jax.anatomy.pack import AnatomyPack
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, region_of, side_of
@@ -110,7 +111,7 @@ def _columns(
     centre = np.asarray(bodies.centre_mm, np.float64)[index]
     return {
         "kind": np.asarray(bodies.kind)[index].astype(np.int32),
-        "centre_mm": centre @ world[:3, :3].T + world[:3, 3],
+        "centre_mm": apply_affine(world, centre),
         "diameter_mm": 2 * np.prod(np.asarray(bodies.radii_mm, np.float64)[index], axis=1) ** (1 / 3),
         "apparent_diameter_mm": np.asarray(apparent_mm, np.float64)[index],
         "chi_ppm": np.asarray(bodies.chi_ppm, np.float64)[index],

@@ -47,11 +47,6 @@ class Blood:
     signal: jax.Array  # () without decay, BRAIN_SIGNAL being that of brain
 
 
-def ernst_angle_deg(tr_ms: float | jax.Array, t1_ms: float | jax.Array) -> jax.Array:
-    """The flip angle in degrees at which a spoiled gradient echo has the most signal: acos(exp(-TR/T1))."""
-    return jnp.rad2deg(jnp.arccos(jnp.exp(-jnp.asarray(tr_ms) / t1_ms)))
-
-
 def spoiled_signal(
     density: jax.Array | float,
     t1_ms: jax.Array | float,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 GRID_SHAPE = (96, 112, 96)  # (Z, Y, X)
 GRID_MM = 2.0
@@ -48,7 +49,7 @@ def grid_affine(affine: np.ndarray, centre_index: np.ndarray) -> np.ndarray:
         affine: (4, 4) of the volume.
         centre_index: (3,) continuous voxel coordinates (x, y, z) of the volume at the grid's centre.
     """
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    directions = affine[:3, :3] / voxel_sizes(affine)
     centre_mm = affine[:3, :3] @ centre_index + affine[:3, 3]
     half = (np.array(GRID_SHAPE[::-1]) - 1) / 2
     grid = np.eye(4)
@@ -80,7 +81,7 @@ def to_grid(data: np.ndarray, affine: np.ndarray, centre_index: np.ndarray) -> n
     Returns:
         (96, 112, 96) float32, axes (Z, Y, X).
     """
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = voxel_sizes(affine)
     out = np.asarray(data, np.float32)
     for axis in (0, 1, 2):
         weights = _axis_weights(
@@ -92,7 +93,7 @@ def to_grid(data: np.ndarray, affine: np.ndarray, centre_index: np.ndarray) -> n
 
 def field_of_view(shape: tuple[int, int, int], affine: np.ndarray, centre_index: np.ndarray) -> np.ndarray:
     """(96, 112, 96) bool: which voxels of the region grid lie inside the volume (X, Y, Z)."""
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = voxel_sizes(affine)
     x, y, z = (
         _axis_weights(shape[a], float(spacing[a]), float(centre_index[a]), GRID_SHAPE[2 - a]).any(axis=1)
         for a in (0, 1, 2)

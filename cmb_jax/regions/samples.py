@@ -17,6 +17,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from cmb_jax.anatomy.pack import AnatomyPack, Channel
@@ -275,7 +276,7 @@ def build_source(pack: AnatomyPack) -> RegionSource:
     occupied = np.argwhere(region_of(pack.code) != Region.OUTSIDE)
     low, high = occupied.min(axis=0), occupied.max(axis=0)
     centre = (low + high) / 2
-    spacing = np.linalg.norm(pack.affine[:3, :3], axis=0)
+    spacing = voxel_sizes(pack.affine)
 
     def resample(data: np.ndarray, step_mm: float, order: int, mode: str) -> np.ndarray:
         """(X, Y, Z) of the pack -> (Z, Y, X) of the source."""

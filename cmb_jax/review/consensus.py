@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,6 +12,7 @@ from cmb_jax.core.detection import DetectionRow
 from cmb_jax.datasets.folder import LESION_KIND
 from cmb_jax.datasets.lesions import DEFAULT_DIAMETER_MM
 from cmb_jax.evaluation.matching import CENTER3, Pairs, center_distances, match
+from cmb_jax.io.tables import table_text
 from cmb_jax.review.marks import Mark, Verdict
 from cmb_jax.review.reading import Reading
 
@@ -101,9 +100,5 @@ def _certainty(marks: Sequence[Mark]) -> str:
 
 def truth_csv(lines: Sequence[TruthRow]) -> str:
     """The table as text; numbers and fixed words only."""
-    text = io.StringIO()
     names = [field.name for field in dataclasses.fields(TruthRow)]
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(line) for line in lines)
-    return text.getvalue()
+    return table_text(names, (dataclasses.astuple(line) for line in lines))

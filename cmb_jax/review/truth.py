@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
 
 from cmb_jax.datasets.folder import LESION_KIND
 from cmb_jax.errors import UserError
-from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.io.header import open_nifti, world_affine
 from cmb_jax.io.storage import write_stored
 from cmb_jax.review.consensus import TruthRow, truth_csv, truth_rows
@@ -59,19 +61,26 @@ def write_truth(
     lines = truth_rows(result.rows, readings)
     record = out.with_suffix(".json")
     written = (out, record) if labels is None else (out, record, labels)
+    text = review_json(scan)
+    # The table is written last: this record without it is what a killed run of the same command has left.
+    overwrite = overwrite or (not out.exists() and _holds(record, text))
     if not overwrite:
-        for path in (record, *written):  # before any is written, so that none stands alone
+        for path in written:  # before any is written, so that none stands alone
             if path.exists():
-                raise UserError(f"{path}: exists already; choose another name or allow overwriting")
-    atomic_write_text(record, review_json(scan), overwrite=overwrite)
-    atomic_write_text(out, truth_csv(lines), overwrite=overwrite)
+                raise UserError(f"{path}: exists already; choose another name or add --overwrite")
+    atomic_write_text(record, text, overwrite=overwrite)
     if labels is not None:
         write_truth_labels(labels, lines, result, overwrite=overwrite)
+    atomic_write_text(out, truth_csv(lines), overwrite=overwrite)
     unread = sum(
         row.status == "kept" and all(reading.marks[index].verdict is None for reading in readings)
         for index, row in enumerate(result.rows)
     )
     return Truth(scan=scan, lines=lines, unread=unread, files=written)
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and sha256_file(path) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_truth_labels(
@@ -86,7 +95,7 @@ def write_truth_labels(
     affine, _ = world_affine(file)
     i, j, k = file.image.shape[:3]
     array = np.zeros((i, j, k), np.uint16)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = voxel_sizes(affine)
     inverse = np.linalg.inv(affine)
     for number, line in enumerate((each for each in lines if each.kind == LESION_KIND), start=1):
         center_mm = np.array([line.x_mm, line.y_mm, line.z_mm])
@@ -96,7 +105,7 @@ def write_truth_labels(
         low = np.clip(np.floor(index).astype(int) - reach, 0, array.shape)
         high = np.clip(np.ceil(index).astype(int) + reach + 1, 0, array.shape)
         voxels = np.stack(np.meshgrid(*map(np.arange, low, high), indexing="ij"), axis=-1)
-        away = np.linalg.norm(voxels @ affine[:3, :3].T + affine[:3, 3] - center_mm, axis=-1)
+        away = np.linalg.norm(apply_affine(affine, voxels) - center_mm, axis=-1)
         if away.size:
             inside = away <= max(line.diameter_mm / 2, float(away.min()))
             array[tuple(voxels[inside].T)] = number

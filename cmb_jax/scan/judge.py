@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from cmb_jax.errors import NotAnalysableError
 from cmb_jax.io.volume import Volume
@@ -246,7 +247,7 @@ def _block_sums(data: np.ndarray) -> np.ndarray:
 
 def _shear_deg(affine: np.ndarray) -> float:
     """Largest departure of two axes from a right angle."""
-    columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    columns = affine[:3, :3] / voxel_sizes(affine)
     products = columns.T @ columns - np.eye(3)
     return float(np.rad2deg(np.arcsin(min(1.0, np.abs(products).max()))))
 

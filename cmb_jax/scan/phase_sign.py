@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import fft, ndimage
 
 from cmb_jax.swi import high_pass, homodyne_phase, low_pass
@@ -140,7 +141,7 @@ def _sign_of_mask(
 
 def field_direction(affine: np.ndarray) -> tuple[float, float, float]:
     """Unit vector of the main field (RAS z: supine, head first) in the array axes of an affine (4, 4)."""
-    columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    columns = affine[:3, :3] / voxel_sizes(affine)
     x, y, z = columns[2] / np.linalg.norm(columns[2])
     return float(x), float(y), float(z)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 import sys
 from collections import defaultdict
@@ -17,6 +15,7 @@ from cmb_jax.datasets.sheets import read_csv
 from cmb_jax.datasets.split import SPLITS
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
+from cmb_jax.io.tables import table_text
 from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.phantom import SubjectSettings, simulate_subject
 from cmb_jax.phantom.tree import PackLoader
@@ -201,11 +200,7 @@ def _split_text(own: OwnData, parts: dict[str, PreparedPart]) -> str:
         for part in parts.values()
         for case, sha256 in zip(part.cases, part.image_sha256, strict=True)
     }
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_SPLIT_COLUMNS)
-    writer.writerows((*row, hashes.get(row[0], "")) for row in _split_rows(own))
-    return text.getvalue()
+    return table_text(_SPLIT_COLUMNS, ((*row, hashes.get(row[0], "")) for row in _split_rows(own)))
 
 
 def _check_split(own: OwnData, workdir: Path) -> None:

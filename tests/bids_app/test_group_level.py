@@ -158,7 +158,7 @@ def test_the_page_has_every_scan_with_links(bids, study, tmp_path):
         for made in (json.loads(path.read_text())["CmbJax"] for path in (first, second))
     ]
     record = {
-        "counts": {"new": 2, "resolved": 1},
+        "counts": {"new": 2, "resolved": 1, "stable": 4, "uncertain": 3},
         "baseline": {"inputs": inputs[0]},
         "followup": {"inputs": inputs[1]},
     }
@@ -173,7 +173,7 @@ def test_the_page_has_every_scan_with_links(bids, study, tmp_path):
     links = [href for a in page.all("a", "href") if not (href := a["href"]).startswith("#")]
     assert len(links) == 3 + 2 + 2  # reports, viewers, the changes from both of their scans
     assert all((out / href).is_file() for href in links)
-    assert "2 new, 1 resolved since before" in page.words("line-1")
+    assert "2 new, 1 resolved, 3 uncertain since before" in page.words("line-1")
     assert len([img for img in page.all("img") if img["loading"] == "lazy"]) == 3
     assert page.words("line-1").count("2 + 1") == 1  # definite and possible, as in the table
     server = open_server(first)  # the viewer opens what the page lists, by the file of the result

@@ -271,6 +271,23 @@ def test_the_sign_of_the_phase(bids, tmp_path, stub, facts, asked, expected):
     assert images.phase_sign == expected
 
 
+@pytest.mark.parametrize(
+    ("data", "facts", "expected"),
+    [
+        (np.random.default_rng(0).normal(0, 0.2, SHAPE), {"Units": "rad"}, "radians"),  # fills no range
+        (np.random.default_rng(0).normal(0, 0.2, SHAPE), {"Units": "arbitrary"}, None),
+        (np.random.default_rng(0).uniform(0, 4095, SHAPE), {"Units": "rad"}, None),  # the values tell
+    ],
+)
+def test_the_unit_of_a_phase_that_does_not_tell_it(bids, tmp_path, stub, data, facts, expected):
+    root = tree.description(tmp_path / "study")
+    tree.image(root, "sub-01/anat/sub-01_swi")
+    tree.image(root, "sub-01/anat/sub-01_part-phase_T2starw", np.asarray(data, np.float32), **facts)
+    bids(root, tmp_path / "out", "participant")
+    (images,) = stub.seen
+    assert (images.phase_range and images.phase_range.name) == expected
+
+
 def test_without_a_sign_the_magnitude_stands_for_swi(bids, tmp_path, stub):
     root = tree.description(tmp_path / "study")
     tree.echoes(root)

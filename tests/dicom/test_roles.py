@@ -52,6 +52,8 @@ CASES = {
     "diffusion": (plain(description="ep2d_diff", scanning=["EP", "GR"], echo_ms=80.0), Role.OTHER),
     "field map by name": (plain(description="gre_field_mapping", echo_ms=4.9), Role.OTHER),
     "field map by protocol": (plain(description="axial", protocol="GRE_FieldMapping"), Role.OTHER),
+    "field map of GE, 2D": (plain(description="B0rf", echo_ms=12.0), Role.OTHER),
+    "field map of GE, 3D": (plain(description="Ax 3db0map", echo_ms=12.0), Role.OTHER),
     "phase of a field map": (
         plain(description="B0 map", image_type=("ORIGINAL", "PRIMARY", "P", "ND")),
         Role.OTHER,

@@ -142,6 +142,14 @@ def test_commands_in_the_docs_have_the_options_that_they_name():
     assert seen > 20
 
 
+def test_the_site_fetches_nothing_from_elsewhere():
+    """The offline plugin adds a script of another server unless its stand-in is named here."""
+    settings = (ROOT / "mkdocs.yml").read_text()
+    script = re.search(r"polyfills: \[(.*iframe-worker.*)\]", settings)[1]
+    assert (ROOT / "docs" / script).exists()
+    assert "font: false" in settings
+
+
 def test_versions_agree():
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     changelog = (ROOT / "CHANGELOG.md").read_text()

@@ -8,11 +8,11 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine
 from selectolax.lexbor import LexborHTMLParser
 
 from cmb_jax.core.detection import RejectReason, detections_csv
 from cmb_jax.followup.outputs import COLUMNS
-from cmb_jax.followup.registration import moved
 from cmb_jax.io.atomic import sha256_file
 from tests.command_line import run_cli
 from tests.followup.conftest import Head, centred_affine, rigid, row_at
@@ -78,7 +78,7 @@ def made(tmp_path_factory):
             diameter_mm=4.0,
         )
     )
-    second = [row_at(n + 1, moved(MOTION, PLACES[n]), diameter_mm=4.0) for n in (0, 1, 3, 4)]
+    second = [row_at(n + 1, apply_affine(MOTION, PLACES[n]), diameter_mm=4.0) for n in (0, 1, 3, 4)]
     facts = {"EchoTime": 0.02, "MagneticFieldStrength": 3.0, "AcquisitionDateTime": "2024-01-02T10:00:00"}
     write_scan(root / "one", first, images[0], "sub-01_ses-1_swi.nii.gz", facts)
     later = facts | {
@@ -119,14 +119,16 @@ def test_known_change(pair, monkeypatch, capsys):
         number = int(line["followup_id"] or line["baseline_id"]) - 1
         assert line["status"] == TRUTH[number]
         mapped = [float(line[f"mapped_{axis}_mm"]) for axis in "xyz"]
-        expected = moved(MOTION, PLACES[number]) if line["mapped_from"] == "baseline" else PLACES[number]
+        expected = (
+            apply_affine(MOTION, PLACES[number]) if line["mapped_from"] == "baseline" else PLACES[number]
+        )
         np.testing.assert_allclose(mapped, expected, atol=0.7)
     assert "below the operating point (score 0.40)" in next(x["reason"] for x in lines if x["reason"])
     summary = json.loads((pair / "out" / "comparison.json").read_text())
     assert summary["counts"] == {"new": 1, "resolved": 1, "stable": 2, "uncertain": 1}
     found = np.array(summary["registration"]["matrix"])
     assert summary["registration"]["trusted"]
-    assert np.linalg.norm(moved(found, PLACES) - moved(MOTION, PLACES), axis=1).max() < 0.5
+    assert np.linalg.norm(apply_affine(found, PLACES) - apply_affine(MOTION, PLACES), axis=1).max() < 0.5
     for scan, folder in (("baseline", "one"), ("followup", "two")):
         (image,) = (pair / folder).glob("*.nii.gz")
         assert summary[scan]["inputs"][0]["sha256"] == sha256_file(image)
@@ -219,7 +221,7 @@ def test_other_patient_order_weights_and_empty_results_are_said(pair, monkeypatc
 def test_another_head_is_said_and_nothing_is_new(pair, monkeypatch, capsys):
     volume, _ = SmallHead(5).scan(MOTION, centred_affine(SHAPE, SPACING))
     shutil.rmtree(pair / "two")
-    rows = [row_at(1, moved(MOTION, PLACES[0]))]
+    rows = [row_at(1, apply_affine(MOTION, PLACES[0]))]
     image = nib.Nifti1Image(volume.data, centred_affine(SHAPE, SPACING))
     write_scan(pair / "two", rows, image, "sub-01_ses-2_T2starw.nii.gz")
     code, out, err = run_cli(monkeypatch, capsys, "compare", *arguments(pair))

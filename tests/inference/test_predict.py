@@ -124,6 +124,64 @@ def test_native_indices_and_millimetres_are_the_same_place(prediction, files):
         np.testing.assert_allclose(exact[:3], [row.i, row.j, row.k], atol=0.52)
 
 
+def stored(swi, phase, affine, change):
+    """The same scan with other numbers, types, zeros around it or axes."""
+    if change == "factor":
+        return swi * np.float32(3e-7), phase, affine
+    if change == "type":
+        return np.rint(swi * 250).astype(np.int32), np.rint(phase * 1000).astype(np.int16), affine
+    if change == "padding":
+        moved = affine.copy()
+        moved[:3, 3] -= affine[:3, :3] @ [7, 0, 3]
+        pads = ((7, 2), (0, 11), (3, 5))
+        return np.pad(swi, pads), np.pad(phase, pads), moved
+    turned = affine[:, [2, 0, 1, 3]].copy()
+    turned[:, 3] += affine[:, 1] * (swi.shape[1] - 1)
+    turned[:, 2] *= -1
+    return *(each.transpose(2, 0, 1)[:, :, ::-1] for each in (swi, phase)), turned
+
+
+@pytest.mark.parametrize("change", ["factor", "type", "padding", "axes"])
+def test_the_same_list_however_the_scan_is_stored(prediction, bundle, files, region_map, tmp_path, change):
+    images = [nib.load(path) for path in files]
+    data = [np.asarray(image.dataobj, np.float32) for image in images]
+    *changed, affine = stored(*data, images[0].affine, change)
+    for name, array in zip(("swi", "phase"), changed, strict=True):
+        nib.save(nib.Nifti1Image(array, affine), tmp_path / f"{name}.nii.gz")
+    swi, phase = (read_volume(tmp_path / f"{name}.nii.gz") for name in ("swi", "phase"))
+    found = CmbDetector(bundle).predict(swi, phase, phase_sign="+1", region_map=region_map)
+
+    def listed(rows):
+        return sorted((row.x_mm, row.y_mm, row.z_mm, row.score, row.status, row.zone) for row in rows.kept)
+
+    ours, theirs = listed(found), listed(prediction)
+    assert len(theirs) >= 3
+    assert [row[4:] for row in ours] == [row[4:] for row in theirs]
+    np.testing.assert_allclose([row[:3] for row in ours], [row[:3] for row in theirs], atol=0.1)
+    np.testing.assert_allclose([row[3] for row in ours], [row[3] for row in theirs], atol=0.005)
+
+
+def test_a_count_is_no_cap(bundle, prediction, files, region_map):
+    """The list grows until all that reach the operating point are in it; if it cannot, this is said."""
+    swi, phase = (read_volume(path) for path in files)
+
+    def kept(**changes):
+        inference = dataclasses.replace(TINY.inference, nms_iou=1.0, **changes)
+        config = dataclasses.replace(bundle.config, inference=inference)
+        detector = CmbDetector(dataclasses.replace(bundle, config=config))
+        found = detector.predict(swi, phase, phase_sign="+1", region_map=region_map)
+        return [(row.i, row.j, row.k, row.score) for row in found.rows if row.score >= 0.5], found.warnings
+
+    long, said = kept(max_detections=4096, max_candidates=4096, score_threshold=0.505)
+    short, _ = kept(max_detections=8, max_candidates=4096, score_threshold=0.505)
+    assert len(long) > 32
+    assert short[: len(long)] == long[: len(short)]
+    assert sum(row[3] >= 0.505 for row in short) == sum(row[3] >= 0.505 for row in long)
+    assert not any("list of candidates is full" in line for line in said)
+    _, said = kept(max_detections=8, max_candidates=8, score_threshold=0.505)
+    assert any("list of candidates is full with 8" in line for line in said)
+
+
 def test_a_threshold_moves_rows_from_kept_to_rejected(bundle, files, region_map):
     swi, phase = (read_volume(path) for path in files)
     strict = CmbDetector(bundle, options=ScanOptions(threshold=1.0, phase_sign="+1"))

@@ -22,8 +22,8 @@ from cmb_jax.datasets.grid import read_grid
 from cmb_jax.datasets.index_file import read_index
 from cmb_jax.datasets.sheets import read_csv, read_sheet
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.tables import read_columns
 from cmb_jax.io.nifti import read_volume
+from cmb_jax.io.tables import read_columns
 from cmb_jax.io.weights import load_weights
 
 NOISE = np.random.default_rng(1).integers(0, 900, (40, 40, 24)).astype(np.int16)

@@ -9,7 +9,7 @@ from scipy import ndimage
 from cmb_jax.anatomy.pack import NUM_CHANNELS, Channel
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.anatomy.synthetic import synthetic_pack
-from cmb_jax.phantom.packed import Extra, codes_at, mni_of, of_mni, pack_anatomy, sample_pack, unpack, window
+from cmb_jax.phantom.packed import Extra, codes_at, mni_of, of_mni, pack_anatomy, sample_pack, unpack
 
 sample = jax.jit(sample_pack)
 
@@ -54,14 +54,6 @@ def test_derived_bytes(pack, anatomy):
     assert venous[np.broadcast_to(y < -45, venous.shape)].min() > 0.95
     assert venous[np.broadcast_to(y > 0, venous.shape)].max() < 0.05
     assert air[0, 0, 0] == 1.0
-
-
-def test_a_window_is_the_same_head(anatomy, rng):
-    middle = anatomy.centre_mm
-    part = window(anatomy, middle, (40, 44, 36))
-    points = jnp.asarray(np.asarray(middle) + rng.uniform(-25, 25, size=(200, 3)), jnp.float32)
-    for a, b in zip(sample(anatomy, points), sample(part, points), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-4)
 
 
 def test_packs_of_one_millimetre_get_one_shape():

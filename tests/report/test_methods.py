@@ -51,14 +51,10 @@ def test_scans_without_a_phase_have_their_threshold_named():
 
 def test_several_ways_are_told_apart():
     many = tuple(f"sub-{n:02d}" for n in range(9))
+    facts = FACTS | {"version": "8.8", "threshold": 0.4}
     ways = [
         MethodsFacts(**FACTS, scans=many),
-        MethodsFacts(
-            **FACTS | {"version": "8.8", "threshold": 0.4},
-            options=("flips xyz",),
-            scans=("sub-90",),
-            mni=False,
-        ),
+        MethodsFacts(**facts, options=("flips xyz",), scans=("sub-90",), mni=False),
     ]
     text = methods_text(ways)
     first, second = (line for line in text.splitlines() if " of 10 scans (" in line)

@@ -178,6 +178,19 @@ def test_results_that_are_none(refused, exported, result, tmp_path):
     refused(sheet, match="--subject", more=("--subject", "other"))
 
 
+def test_an_import_that_was_killed_between_its_files_goes_on(run, exported, result, tmp_path):
+    words = ("import", exported / "review.xlsx", "--result", result, "--out", tmp_path / "t.csv")
+    assert run(*words).code == 0
+    both = [(tmp_path / name).read_bytes() for name in ("t.csv", "t.json")]
+    (tmp_path / "t.csv").unlink()
+    assert run(*words).code == 0
+    assert [(tmp_path / name).read_bytes() for name in ("t.csv", "t.json")] == both
+    assert run(*words).code == 2  # now it is whole
+    (tmp_path / "t.csv").unlink()
+    (tmp_path / "t.json").write_bytes(both[1] + b" ")
+    assert run(*words).code == 2
+
+
 def test_outputs_that_exist(run, refused, exported, result, tmp_path):
     (tmp_path / "t.json").write_text("mine")
     refused(exported / "review.xlsx", match="t.json: exists already")

@@ -59,7 +59,9 @@ def test_texts_stand_out_from_what_is_behind_them():
     colors = dict(re.findall(r"(--[a-z-]+): (#[0-9a-f]{6})", style))
     said = ("--ink", "--muted", "--microbleed", "--mimic", "--uncertain", "--warn", "--bad")
     pairs = list(itertools.product(said, ("--page", "--panel", "--raised")))
-    pairs += [("--on-accent", behind) for behind in ("--accent", "--microbleed", "--mimic", "--uncertain", "--ink")]
+    pairs += [
+        ("--on-accent", behind) for behind in ("--accent", "--microbleed", "--mimic", "--uncertain", "--ink")
+    ]
     for text, behind in pairs:
         assert ratio(colors[text], colors[behind]) >= 4.5, (text, behind)  # WCAG 2.2 AA
     for behind in ("--page", "--panel", "--raised"):

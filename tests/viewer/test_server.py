@@ -19,7 +19,7 @@ def ask(server, method, path="", body=None, token=None, **headers):
     """Status, headers, content; the token is put in front of the path unless another is given."""
     address = urlsplit(server.address)
     start = address.path if token is None else f"/{token}/"
-    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=10)
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
     connection.request(
         method, start + path, body=body, headers={k.replace("_", "-"): v for k, v in headers.items()}
     )

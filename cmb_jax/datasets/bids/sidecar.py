@@ -27,6 +27,7 @@ class ImageFacts:
     field_strength_t: float | None = None
     manufacturer: str | None = None
     paramagnetic_sign: int | None = None  # +1 or -1, of phase as stored: ParamagneticPhaseSign
+    in_radians: bool = False  # of phase: Units
     acquired: str | None = None  # ISO 8601 date and time, to order scans by; never written to outputs
     notes: tuple[str, ...] = ()  # what is wrong with the JSON files, one line each
 
@@ -96,6 +97,7 @@ def _facts(content: Mapping[str, Any], where: str, notes: list[str]) -> ImageFac
         field_strength_t=field,
         manufacturer=manufacturer and manufacturer.strip(),
         paramagnetic_sign=None if sign is None else int(sign),
+        in_radians=content.get("Units") == "rad",
         acquired=acquired,
         notes=tuple(notes),
     )

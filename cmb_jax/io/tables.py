@@ -1,10 +1,12 @@
-"""Tables from CSV and TSV files, with errors that name file, line and column."""
+"""CSV and TSV: read with errors that name file, line and column, and written."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,10 @@ class TextTable:
         """A column as it is written."""
         index = self.columns.index(column)
         return tuple(row[index] for row in self.rows)
+
+    def records(self) -> list[dict[str, str]]:
+        """Each row by the names of the columns."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
     def numbers(self, column: str, minimum: float = -math.inf) -> np.ndarray:
         """A column (n,) as float64.
@@ -84,8 +90,27 @@ class TextTable:
         return value
 
 
-def read_columns(path: Path, *, required: Sequence[str], delimiter: str = ",") -> TextTable:
+def table_text(
+    columns: Sequence[str], rows: Iterable[Iterable[object]], *, delimiter: str = ",", nothing: str = ""
+) -> str:
+    """A table as text, the names of its columns first; `nothing` stands where a cell is None or empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([nothing if cell in ("", None) else cell for cell in row] for row in rows)
+    return text.getvalue()
+
+
+def read_columns(
+    path: Path, *, required: Sequence[str], delimiter: str | None = ",", any_case: bool = False
+) -> TextTable:
     """Read a table; empty lines are skipped only at its end.
+
+    Args:
+        path: the file.
+        required: columns that must be there.
+        delimiter: between the cells; None: comma or semicolon, whichever the first line has more of.
+        any_case: the names of the columns may have capitals, and are read as small letters.
 
     Raises:
         UserError: missing or unreadable file, no header line, missing columns, or a line that is too short
@@ -94,7 +119,7 @@ def read_columns(path: Path, *, required: Sequence[str], delimiter: str = ",") -
     lines = read_rows(path, delimiter)
     if not lines:
         raise UserError(f"{path}: is empty; its first line must name the columns {', '.join(required)}")
-    columns = tuple(name.strip() for name in lines[0])
+    columns = tuple(name.strip().casefold() if any_case else name.strip() for name in lines[0])
     missing = [name for name in required if name not in columns]
     if missing:
         raise UserError(f"{path}: no column {', '.join(missing)}; the first line must name the columns")
