@@ -89,7 +89,7 @@ def measure(browser: Browser, address: str) -> None:
     for name, values in (("by the clock", clock), ("of processor time", processor)):
         print(f"first picture, from disk, seconds {name}: median {statistics.median(values):.1f}, "
               f"{min(values):.1f} to {max(values):.1f} in {OPENED} runs")  # fmt: skip
-    print(f"JavaScript heap: {first:.0f} MB, {last:.0f} MB after all images were looked at")
+    print(f"JavaScript heap, garbage included: {first:.0f} MB, {last:.0f} MB after all images were looked at")
 
 
 def processor_time(browser: Browser) -> float:
