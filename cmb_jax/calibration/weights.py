@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from cmb_jax.calibration.labelled import LabelledCandidates, read_labelled
@@ -29,6 +30,7 @@ from cmb_jax.evaluation.reliability import reliability
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, record_path, save_with_config
 from cmb_jax.inference.weights_record import read_weights_record
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
+from cmb_jax.io.weights import load_weights
 
 # With fewer, neither a curve nor an operating point says anything about the next scans.
 FEWEST = 20
@@ -111,12 +113,21 @@ def calibrate_weights(
 
 
 def _check_left_behind(bundle: WeightsBundle, out: Path, config: Config) -> None:
-    """Refuse to replace weights, unless they are those that will be written, as a killed run leaves them."""
+    """Refuse to replace weights, unless they hold what will be written, as a killed run leaves them.
+
+    The order of metadata in the file is open, so contents are compared and not bytes.
+    """
     with tempfile.TemporaryDirectory(prefix="cmb_jax_calibrate_") as temporary:
-        same = Path(temporary) / out.name
-        save_with_config(bundle, same, config)
-        if sha256_file(same) != sha256_file(out):
-            raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
+        wanted = Path(temporary) / out.name
+        save_with_config(bundle, wanted, config)
+        arrays, metadata = load_weights(wanted)
+    try:
+        found, said = load_weights(out)
+    except UserError:
+        found, said = {}, {}
+    alike = jax.tree.structure(found) == jax.tree.structure(arrays)
+    if not (alike and said == metadata and jax.tree.all(jax.tree.map(np.array_equal, found, arrays))):
+        raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
 
 
 def learn_levels(labelled: LabelledCandidates, bundle: WeightsBundle, max_fp: float, option: str) -> Levels:
