@@ -125,8 +125,12 @@ def _check_left_behind(bundle: WeightsBundle, out: Path, config: Config) -> None
         found, said = load_weights(out)
     except UserError:
         found, said = {}, {}
-    alike = jax.tree.structure(found) == jax.tree.structure(arrays)
-    if not (alike and said == metadata and jax.tree.all(jax.tree.map(np.array_equal, found, arrays))):
+    here, there = (jax.tree_util.tree_leaves_with_path(each) for each in (arrays, found))
+    alike = len(here) == len(there) and all(
+        path == other and np.array_equal(array, kept)
+        for (path, array), (other, kept) in zip(here, there, strict=True)
+    )
+    if not alike or said != metadata:
         raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
 
 
