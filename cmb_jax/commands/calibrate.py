@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from cmb_jax.commands.calibration_inputs import LabelledCandidates, read_labelled
@@ -29,9 +27,8 @@ from cmb_jax.evaluation.operating_points import (
     operating_table,
 )
 from cmb_jax.evaluation.reliability import reliability
-from cmb_jax.inference.bundle import WeightsBundle, load_bundle, record_path, save_with_config
+from cmb_jax.inference.bundle import load_bundle, record_path, save_with_config
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
-from cmb_jax.io.weights import load_weights
 
 # With fewer, neither a curve nor an operating point says anything about the next scans.
 FEWEST = 20
@@ -71,8 +68,6 @@ def run(
         raise UserError(f"--max-fp {max_fp:g}: no microbleed is found at so few false positives; give more")
     fitted = calibrate(known, seed=SEED)
     config = calibrated_config(bundle.config, fitted, chosen)
-    if out.exists() and not overwrite:
-        _check_left_behind(bundle, out, config)
     save_with_config(bundle, out, config)
     record |= {
         "calibrated_from": {"name": bundle.path.stem, "sha256": bundle.sha256},
@@ -115,24 +110,8 @@ def _check_arguments(
         raise UserError(f"{out}: weights are a .safetensors file; give such a name")
     if not max_fp > 0:
         raise UserError(f"--max-fp {max_fp}: give a number of false positives per scan above 0")
-    check_output(record_path(out), overwrite)
-    # weights without a record: of a killed run, or somebody's own, which `_check_left_behind` tells
-    check_output(out, overwrite or not record_path(out).exists())
-
-
-def _check_left_behind(bundle: WeightsBundle, out: Path, config: Config) -> None:
-    """Refuses to replace weights, unless they hold what will be written (metadata come in any order)."""
-    with tempfile.TemporaryDirectory(prefix="cmb_jax_calibrate_") as temporary:
-        wanted = Path(temporary) / out.name
-        save_with_config(bundle, wanted, config)
-        arrays, metadata = load_weights(wanted)
-    try:
-        found, said = load_weights(out)
-    except UserError:
-        found, said = {}, {}
-    alike = jax.tree.structure(found) == jax.tree.structure(arrays)
-    if not (alike and said == metadata and jax.tree.all(jax.tree.map(np.array_equal, found, arrays))):
-        raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
+    for path in (out, record_path(out)):
+        check_output(path, overwrite)
 
 
 def _check_enough(events: FrocEvents) -> None:
