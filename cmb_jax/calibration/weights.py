@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from cmb_jax.calibration.labelled import LabelledCandidates, read_labelled
@@ -30,7 +28,6 @@ from cmb_jax.evaluation.reliability import reliability
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, record_path, save_with_config
 from cmb_jax.inference.weights_record import read_weights_record
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
-from cmb_jax.io.weights import load_weights
 
 # With fewer, neither a curve nor an operating point says anything about the next scans.
 FEWEST = 20
@@ -66,7 +63,6 @@ def calibrate_weights(
     *,
     max_fp: float,
     max_fp_magnitude: float,
-    overwrite: bool = False,
 ) -> None:
     """Fit, choose, write the weights and the record beside them.
 
@@ -77,13 +73,12 @@ def calibrate_weights(
       out: weights to write, with their record beside them.
       max_fp: the most false positives per scan at the operating point, and
       max_fp_magnitude: at that of scans without a phase.
-      overwrite: replace other weights at `out`; those that would be written are taken as they are.
 
     Scans with and without a phase have levels of their own where there are enough of both: without one,
     calcifications look like blood, so that the same score is worth less.
 
     Raises:
-      UserError: folders that do not fit each other, too little to learn from, other weights at `out`.
+      UserError: folders that do not fit each other, too little to learn from.
     """
     bundle = load_bundle(weights)
     if bundle.others:
@@ -98,8 +93,6 @@ def calibrate_weights(
     else:
         levels = learn_levels(labelled, bundle, max_fp, "--max-fp")
     config = calibrated_config(bundle.config, levels, magnitude)
-    if out.exists() and not overwrite:
-        _check_left_behind(bundle, out, config)
     save_with_config(bundle, out, config)
     record.pop("magnitude_alone", None)
     record |= {
@@ -110,28 +103,6 @@ def calibrate_weights(
     if magnitude is not None:
         record["magnitude_alone"] = _levels_record(magnitude, max_fp_magnitude, "scans without a phase")
     atomic_write_text(record_path(out), json_text(record), overwrite=True)
-
-
-def _check_left_behind(bundle: WeightsBundle, out: Path, config: Config) -> None:
-    """Refuse to replace weights, unless they hold what will be written, as a killed run leaves them.
-
-    The order of metadata in the file is open, so contents are compared and not bytes.
-    """
-    with tempfile.TemporaryDirectory(prefix="cmb_jax_calibrate_") as temporary:
-        wanted = Path(temporary) / out.name
-        save_with_config(bundle, wanted, config)
-        arrays, metadata = load_weights(wanted)
-    try:
-        found, said = load_weights(out)
-    except UserError:
-        found, said = {}, {}
-    here, there = (jax.tree_util.tree_leaves_with_path(each) for each in (arrays, found))
-    alike = len(here) == len(there) and all(
-        path == other and np.array_equal(array, kept)
-        for (path, array), (other, kept) in zip(here, there, strict=True)
-    )
-    if not alike or said != metadata:
-        raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
 
 
 def learn_levels(labelled: LabelledCandidates, bundle: WeightsBundle, max_fp: float, option: str) -> Levels:

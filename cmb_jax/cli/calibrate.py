@@ -48,9 +48,8 @@ def run(options: CalibrateOptions) -> None:
         if not limit > 0:
             raise UserError(f"{option} {limit}: give a number of false positives per scan above 0")
     record = out.with_suffix(".json")
-    check_output(record, options.overwrite)
-    # weights without a record: of a killed run, or somebody's own, which `calibrate_weights` tells
-    check_output(out, options.overwrite or not record.exists())
+    for path in (out, record):
+        check_output(path, options.overwrite)
     from cmb_jax.calibration.weights import calibrate_weights
     from cmb_jax.inference.bundle import load_bundle
     from cmb_jax.inference.weights_record import describe
@@ -62,7 +61,6 @@ def run(options: CalibrateOptions) -> None:
         out,
         max_fp=options.max_fp,
         max_fp_magnitude=options.max_fp_magnitude,
-        overwrite=options.overwrite,
     )
     print(describe(load_bundle(out)))
     print(f"written: {out}, {record.name}")

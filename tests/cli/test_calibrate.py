@@ -383,22 +383,3 @@ def test_model_card_takes_its_figures_from_the_files(run, calibrated, tree, tmp_
         model_card.main(
             str(calibrated), (f"a={tree[0] / 'sub-01' / 'detections.json'}",), tmp_path / "other.md"
         )
-
-
-def test_weights_without_their_record_are_finished_if_they_are_the_same(
-    run, weights, tree, calibrated, tmp_path
-):
-    """A run that was killed between the two is started again; other weights stay."""
-    out = tmp_path / calibrated.name
-    shutil.copyfile(calibrated, out)
-    words = ("calibrate", "--pred", tree[0], "--truth", tree[1], "--weights", weights, "--out", out)
-    code, _, err = run(*words, "--max-fp", 2)
-    assert code == 0, err
-    assert load_bundle(out).config == load_bundle(calibrated).config
-    assert out.with_suffix(".json").exists()
-    out.with_suffix(".json").unlink()
-    shutil.copyfile(weights, out)
-    code, _, err = run(*words, "--max-fp", 2)
-    assert code == 2
-    assert "exists already" in err
-    assert out.read_bytes() == weights.read_bytes()
