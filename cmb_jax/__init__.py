@@ -1,6 +1,6 @@
 """cmb_jax: cerebral microbleeds in susceptibility MRI, found, named by place and reported.
 
-    detector = cmb_jax.load_detector("small")
+    detector = cmb_jax.load_detector()
     prediction = detector.predict("swi.nii.gz", "phase.nii.gz")
     prediction.table()
     prediction.save("result")

@@ -19,7 +19,7 @@ from cmb_jax.config import Flips, Precision
 from cmb_jax.errors import UserError
 from cmb_jax.inference import predict as pipeline
 from cmb_jax.inference.bundle import WeightsBundle
-from cmb_jax.inference.options import ScanOptions
+from cmb_jax.inference.options import DEFAULT_WEIGHTS, ScanOptions
 from cmb_jax.inference.outputs import described_inputs, instance_labels, report_content, write_prediction
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import NativeGrid, Volume
@@ -250,12 +250,12 @@ class Detector(pipeline.CmbDetector):
 
 
 def load_detector(
-    weights: str | Path = "small", flips: Flips | None = None, precision: Precision | None = None
+    weights: str | Path = DEFAULT_WEIGHTS, flips: Flips | None = None, precision: Precision | None = None
 ) -> Detector:
     """A detector by the name of bundled weights or from a safetensors file.
 
     Args:
-      weights: "small", "base" or a file; several with commas between are averaged.
+      weights: "base", "small" or a file; several with commas between are averaged.
       flips: mirror images averaged at inference; default: as the weights say.
       precision: of the network; default: as the weights say, which is float32 for the bundled ones.
 
@@ -266,7 +266,11 @@ def load_detector(
 
 
 def predict(
-    swi: Image, phase: Image | None = None, magnitude: Image | None = None, *, weights: str | Path = "small"
+    swi: Image,
+    phase: Image | None = None,
+    magnitude: Image | None = None,
+    *,
+    weights: str | Path = DEFAULT_WEIGHTS,
 ) -> Prediction:
     """Microbleeds of one scan with the bundled weights; for several scans load the detector once.
 

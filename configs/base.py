@@ -2,7 +2,7 @@
 
 cmb-jax train --config base --workdir runs/base
 
-The bundled weights began as the function of `small`:
+The bundled weights began as the function of `small`, and went on with configs/base_further.py:
 
 python tools/grow_detector.py small configs/base.py base-start.safetensors
 cmb-jax train --config base --train.init-from base-start.safetensors --workdir runs/base

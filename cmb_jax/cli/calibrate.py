@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cmb_jax.cli.common import check_output
 from cmb_jax.errors import UserError
+from cmb_jax.inference.options import DEFAULT_WEIGHTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class CalibrateOptions:
     """folders of truth as `cmb-jax evaluate` reads them, in the same order."""
     out: Path
     """weights to write (.safetensors), with their record (.json) beside them."""
-    weights: str = "small"
+    weights: str = DEFAULT_WEIGHTS
     """name of bundled weights, or a .safetensors file."""
     max_fp: float = 0.5
     """operating point: the highest sensitivity at no more than so many false positives per scan."""

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import tyro
 
+from cmb_jax.inference.options import DEFAULT_WEIGHTS
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShowOptions:
     """What weights are: training, operating points, calibration, sha256."""
 
-    weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[NAME]")] = "small"
+    weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[NAME]")] = DEFAULT_WEIGHTS
     """name of bundled weights, or a .safetensors file."""
     verbose: bool = False
     """print the whole record and the configuration too."""

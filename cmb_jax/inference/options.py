@@ -20,6 +20,9 @@ StoredPhase = tuple[str, ...]
 NETWORK = "network"
 """Where regions come from if no label volumes are given."""
 
+DEFAULT_WEIGHTS = "base"
+"""The bundled weights that are used unless others are named."""
+
 _NOT_BY_NAME = {
     # recorded as what they come to: see `ScanOptions.record`
     *("weights", "flips", "threshold", "precision", "phase_sign", "phase_range", "regions", "region_labels"),
@@ -38,7 +41,7 @@ class ScanOptions:
     recorded in `record`).
     """
 
-    weights: str = "small"
+    weights: str = DEFAULT_WEIGHTS
     """name of bundled weights, or a .safetensors file; several with commas between are averaged."""
     flips: Flips | None = None
     """average scores with those of mirror images: x takes twice the network's time, xyz four times; default:

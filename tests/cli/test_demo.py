@@ -79,11 +79,11 @@ def test_bundled_files_are_small_and_hash_to_their_records():
         assert "research use only" in record["use"]
 
 
-@pytest.mark.parametrize("name", ["small", "base"])
-def test_bundled_weights_are_those_of_their_configuration_and_card(name):
+@pytest.mark.parametrize(("name", "made_by"), [("small", "small"), ("base", "base_further")])
+def test_bundled_weights_are_those_of_their_configuration_and_card(name, made_by):
     from cmb_jax.config_load import config_from_file
 
-    config = config_from_file(PACKAGE.parent / "configs" / f"{name}.py")
+    config = config_from_file(PACKAGE.parent / "configs" / f"{made_by}.py")
     bundle = load_bundle(name)
     assert (bundle.config.name, bundle.config.model, bundle.config.loss) == (name, config.model, config.loss)
     assert bundle.config.train.steps == config.train.steps

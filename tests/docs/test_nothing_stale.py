@@ -13,6 +13,7 @@ import cmb_jax
 from cmb_jax import _release, cli
 from cmb_jax.cli import present
 from cmb_jax.inference.bundle import BUNDLED
+from cmb_jax.inference.options import DEFAULT_WEIGHTS
 from cmb_jax.io.atomic import sha256_file
 from tests.command_line import run_cli
 
@@ -41,7 +42,7 @@ def test_the_picture_is_of_the_bundled_scan_and_weights():
     shown = json.loads((ROOT / "docs/images/result.json").read_text())
     assert shown == {
         "swi": sha256_file(next((ROOT / "cmb_jax/demo").rglob("*_swi.nii.gz"))),
-        "weights": sha256_file(BUNDLED / "small.safetensors"),
+        "weights": sha256_file(BUNDLED / f"{DEFAULT_WEIGHTS}.safetensors"),
     }, "run make figures"
 
 
