@@ -1,6 +1,6 @@
 """The detector's loss in PyTorch: that of `cmb_jax.losses.total` with the defaults of `LossConfig`.
 
-Shapes are static but for the assignment, which looks at each true box's own neighbourhood and so runs in
+Shapes are static but for the assignment, which looks at each true box's own neighborhood and so runs in
 Python over the boxes: in eager mode that is far quicker than a dense pass a box.
 """
 
@@ -213,7 +213,7 @@ def mine(
 
 
 def focal_sum(logits: Tensor, label: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Sum of the binary focal loss over (B, N) anchors; those labelled -1 add nothing."""
+    """Sum of the binary focal loss over (B, N) anchors; those labeled -1 add nothing."""
     with torch.no_grad():
         sign = torch.where(label == 1, 1.0, -1.0).to(logits)
         weight = torch.where(label == 1, -alpha, alpha - 1.0).to(logits).masked_fill_(label < 0, 0.0)

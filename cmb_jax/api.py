@@ -24,7 +24,7 @@ from cmb_jax.inference.outputs import described_inputs, instance_labels, report_
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import NativeGrid, Volume
 from cmb_jax.report.html import write_report
-from cmb_jax.report.slices import data_uri, to_grey
+from cmb_jax.report.slices import data_uri, to_gray
 from cmb_jax.scan.phase_range import PhaseRange
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Prediction(pipeline.Prediction):
             for x, y, depth, _ in at
             if abs(depth - z) <= half
         )
-        picture = data_uri(to_grey(slab[:, ::-1].T, float(low), float(high)))
+        picture = data_uri(to_gray(slab[:, ::-1].T, float(low), float(high)))
         return (
             f'<svg viewBox="0 0 {width:.1f} {height:.1f}" width="360" role="img" '
             f'aria-label="axial slab through the best candidate"><image href="{picture}" width="{width:.1f}" '

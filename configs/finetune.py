@@ -1,4 +1,4 @@
-"""The bundled detector, trained on with own scans: masks or centres alone, by their index.
+"""The bundled detector, trained on with own scans: masks or centers alone, by their index.
 
 cmb-jax train --config finetune --workdir runs/site --data.index site.json
 """

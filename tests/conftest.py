@@ -2,7 +2,7 @@
 
 import os
 
-# Eight simulated devices for the sharding tests; low optimisation because compiling dominates small tests.
+# Eight simulated devices for the sharding tests; low optimization because compiling dominates small tests.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"

@@ -40,10 +40,10 @@ def test_every_config_file_builds_and_survives_json(path):
 
 def test_json_with_unknown_fields_or_half_a_network_is_refused():
     values = json.loads(config_to_json(Config()))
-    values["model"]["colour"] = 1
-    with pytest.raises(ValueError, match="colour"):
+    values["model"]["color"] = 1
+    with pytest.raises(ValueError, match="color"):
         config_from_json(json.dumps(values))
-    del values["model"]["colour"], values["model"]["widths"]
+    del values["model"]["color"], values["model"]["widths"]
     with pytest.raises(ValueError, match="widths"):
         config_from_json(json.dumps(values))
 

@@ -2,7 +2,7 @@
 
 python tools/kill_and_resume.py --out FOLDER [--kills 20] [--steps 60] [--devices 8 --mesh 4x2]
 
-Run from the root of the checkout. The final state (parameters, their average, optimiser) must be that of the
+Run from the root of the checkout. The final state (parameters, their average, optimizer) must be that of the
 run left alone, bit for bit; ends with code 1 otherwise.
 """
 

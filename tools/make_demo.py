@@ -2,7 +2,7 @@
 
 A simulated subject, stored small: 8 bits of intensity and phase, background set to zero as scanners do. The
 region labels and the nuclei of the mimic labels are left out, because they carry voxels of atlases whose own
-licence is not stated (see NOTICE).
+license is not stated (see NOTICE).
 """
 
 from __future__ import annotations

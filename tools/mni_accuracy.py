@@ -4,7 +4,7 @@
     python tools/mni_accuracy.py --landmarks      # write the table of centers anew
 
 Each sample is a head as CMB-Phantom poses and warps it (`phantom.pose`), drawn at 2 mm in T2*-weighted
-contrast with the artefacts of the region network's training. The region network labels the image,
+contrast with the artifacts of the region network's training. The region network labels the image,
 `anatomy.mni` fits the affine, and at points of the brain the result is compared with where the point came
 from in the head, brought to MNI space by the head's own lattice. For mni2009c, whose own shape is the
 template's, the error is that of warp and network; for the others it holds how people differ, too.
@@ -39,11 +39,11 @@ from cmb_jax.regions.samples import (
     RegionSource,
     build_source,
     grid_mm,
-    inner_artefacts,
+    inner_artifacts,
     material_weights,
     sample_linear,
     sample_nearest,
-    scan_artefacts,
+    scan_artifacts,
 )
 
 ZONES = (Zone.LOBAR, Zone.DEEP, Zone.INFRATENTORIAL)
@@ -71,15 +71,15 @@ def draw(
     extent = (GRID_MM * GRID_SHAPE[2], GRID_MM * GRID_SHAPE[1], GRID_MM * GRID_SHAPE[0])
     lattice = lattice_for(extent)
     atrophy = jax.random.uniform(age_key)
-    pose = random_pose(pose_key, anatomy, atrophy, anatomy.centre_mm, lattice=lattice)
+    pose = random_pose(pose_key, anatomy, atrophy, anatomy.center_mm, lattice=lattice)
     image_mm = grid_mm()[::-1].reshape(3, -1).T
     pack_mm = to_pack(pose, lattice, image_mm).reshape(*GRID_SHAPE, 3)
-    points = jnp.moveaxis(pack_mm - anatomy.centre_mm, -1, 0)[::-1]
+    points = jnp.moveaxis(pack_mm - anatomy.center_mm, -1, 0)[::-1]
     code = sample_nearest(source.code, points / CODE_MM)
     weights = material_weights(contrast_key, ContrastVariety(arbitrary=0.0))
     signal = sum(source.materials[m] * (weights[m] / 255) for m in range(NUM_MATERIALS))
     image = sample_linear(jnp.asarray(signal)[None], points / MATERIAL_MM)[0]
-    image = scan_artefacts(scan_key, inner_artefacts(inner_key, image), code, jnp.ones_like(code, bool))
+    image = scan_artifacts(scan_key, inner_artifacts(inner_key, image), code, jnp.ones_like(code, bool))
     return image, code, pack_mm
 
 

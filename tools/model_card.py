@@ -267,7 +267,7 @@ def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evalua
             f"{record.get('devices', 'devices not recorded')}{_started_from(record)}",
             f"working grid (z, y, x) {' x '.join(f'{edge:g}' for edge in config.data.spacing_mm)} mm; input "
             "SWI or T2*-weighted magnitude, and phase if there is one",
-            "licence: Apache-2.0",
+            "license: Apache-2.0",
         ),
         "## Intended use",
         _bullets(
@@ -298,7 +298,7 @@ def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evalua
         ),
         "## Metrics",
         _bullets(
-            "a hit: centre within 3 mm of a true one, one to one; false positives over all scans",
+            "a hit: center within 3 mm of a true one, one to one; false positives over all scans",
             "microbleeds that no reader would see are ignored: never missed, and a detection on one is no "
             "false positive",
             "free-response ROC: sensitivity against false positives per scan over all thresholds",

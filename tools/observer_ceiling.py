@@ -62,7 +62,7 @@ class Arguments:
     tree: tyro.conf.Positional[Path]
     """Simulated tree."""
     learn: Path
-    """Another one, for the observer that has learnt."""
+    """Another one, for the observer that has learned."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class Spots:
 class Piece:
     """A piece of vessel that nothing leads to."""
 
-    centre: np.ndarray  # (3,) voxels
+    center: np.ndarray  # (3,) voxels
     diameter_mm: float  # of the ball of its volume
     vein: bool  # paramagnetic: most of it is a vein
 
@@ -116,14 +116,14 @@ def isolated_pieces(mimics: np.ndarray, lesions: np.ndarray, spacing_mm: np.ndar
     for label, box in enumerate(ndimage.find_objects(own), start=1):
         if box is None:
             continue
-        between_centres = np.array([part.stop - part.start - 1 for part in box]) * spacing_mm
-        if np.linalg.norm(between_centres) > LONGEST_MM:
+        between_centers = np.array([part.stop - part.start - 1 for part in box]) * spacing_mm
+        if np.linalg.norm(between_centers) > LONGEST_MM:
             continue
         inside = own[box] == label
         volume = inside.sum() * np.prod(spacing_mm)
         pieces.append(
             Piece(
-                centre=np.argwhere(inside).mean(axis=0) + [part.start for part in box],
+                center=np.argwhere(inside).mean(axis=0) + [part.start for part in box],
                 diameter_mm=float((6 * volume / np.pi) ** (1 / 3)),
                 vein=bool(np.isin(mimics[box][inside], VEINS).mean() > 0.5),
             )
@@ -136,15 +136,15 @@ def look(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Contrast-to-noise ratio (N,) of pieces and whether a reader sees each, (N,) bool."""
     padded = -len(pieces) % 32 + len(pieces)  # few shapes, few compilations
-    centre, diameter = np.zeros((padded, 3)), np.ones(padded)
+    center, diameter = np.zeros((padded, 3)), np.ones(padded)
     for row, piece in enumerate(pieces):
-        centre[row], diameter[row] = piece.centre * spacing_mm, piece.diameter_mm
+        center[row], diameter[row] = piece.center * spacing_mm, piece.diameter_mm
     x, y, z = (float(edge) for edge in spacing_mm)
     seen: Visibility = visibility(
         jnp.asarray(image, jnp.float32),
         jnp.asarray(tissue),
         jnp.float32(sigma),
-        jnp.asarray(centre, jnp.float32),
+        jnp.asarray(center, jnp.float32),
         jnp.asarray(diameter, jnp.float32),
         grid=Grid(image.shape, (x, y, z), (0.0, 0.0, 0.0)),
     )
@@ -174,7 +174,7 @@ def scan_rows(root: Path, name: str, snr: float) -> tuple[bool, list[tuple[str, 
         tissue = np.asarray(solid_tissue(jnp.asarray(code))) & (lesions == 0)
         contrast, seen = look(pieces, image, tissue, float(image[tissue].mean()) / snr, spacing)
         for row in np.flatnonzero(seen):
-            at = tuple(np.rint(pieces[row].centre).astype(int))
+            at = tuple(np.rint(pieces[row].center).astype(int))
             region = Region(int(region_of(code[at]))).name.lower()
             rows.append((PIECE, pieces[row].diameter_mm, float(contrast[row]), region))
     return has_phase, rows
@@ -224,7 +224,7 @@ def log_odds(spots: Spots, others: Spots, features: np.ndarray, known: np.ndarra
 
     Args:
         spots: N that are judged.
-        others: M that were learnt from.
+        others: M that were learned from.
         features: (N, F), constant columns alone for how often one is a microbleed.
         known: (M, F).
     """

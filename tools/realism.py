@@ -42,7 +42,7 @@ def simulate() -> list[PhantomSubject]:
 
 
 def window(image: np.ndarray) -> tuple[float, float]:
-    """Grey levels that show a magnitude."""
+    """Gray levels that show a magnitude."""
     return 0.0, float(np.percentile(image[image > 0.1 * image.max()], 98))
 
 
@@ -94,7 +94,7 @@ def _places(subject: PhantomSubject, kind: MimicKind) -> np.ndarray:
     rows = subject.lesions.kind == row_kind
     if rows.any():
         to_voxel = np.linalg.inv(subject.swi.affine)
-        places = np.rint(subject.lesions.centre_mm[rows] @ to_voxel[:3, :3].T + to_voxel[:3, 3]).astype(int)
+        places = np.rint(subject.lesions.center_mm[rows] @ to_voxel[:3, :3].T + to_voxel[:3, 3]).astype(int)
     elif kind == MimicKind.NONE:
         return np.zeros((0, 3), int)
     else:
@@ -181,7 +181,7 @@ def measure(subjects: list[PhantomSubject]) -> list[dict[str, object]]:
 def histograms(rows: list[dict], path: Path) -> None:
     """Six panels, the published ranges as bars."""
     figure, grid = plt.subplots(2, 3, figsize=(13, 7))
-    colours = {"easy": "tab:blue", "hard": "tab:red"}
+    colors = {"easy": "tab:blue", "hard": "tab:red"}
 
     def together(name: str, tier: str) -> np.ndarray:
         return np.concatenate([np.atleast_1d(r[name]) for r in rows if r["tier"] == tier])
@@ -192,18 +192,18 @@ def histograms(rows: list[dict], path: Path) -> None:
         ("cnr", "contrast-to-noise ratio on SWI", np.arange(0, 60, 2.5)),
     )
     for axes, (name, label, bins) in zip(grid.flat, panels, strict=False):
-        for tier, colour in colours.items():
-            axes.hist(together(name, tier), bins, histtype="step", color=colour, label=tier)
+        for tier, color in colors.items():
+            axes.hist(together(name, tier), bins, histtype="step", color=color, label=tier)
         axes.set_xlabel(label)
         axes.set_ylabel("microbleeds")
     grid[0, 0].axvspan(2, 10, color="0.9", zorder=0, label="definition: 2 to 10 mm")
     grid[0, 0].axvline(2.6, color="0.4", ls="--", label="mode in CAA, 0.009 cm3 (Greenberg 2009)")
-    for tier, colour in colours.items():
-        grid[1, 0].plot(together("true_mm", tier), together("apparent_mm", tier), ".", color=colour, ms=4)
+    for tier, color in colors.items():
+        grid[1, 0].plot(together("true_mm", tier), together("apparent_mm", tier), ".", color=color, ms=4)
         total = [r["candidates_total"] for r in rows if r["tier"] == tier]
-        grid[1, 1].plot(range(len(total)), total, "o", color=colour, label=tier)
+        grid[1, 1].plot(range(len(total)), total, "o", color=color, label=tier)
         snr = [r["snr"] for r in rows if r["tier"] == tier]
-        grid[1, 2].hist(snr, np.arange(0, 50, 5), histtype="step", color=colour)
+        grid[1, 2].hist(snr, np.arange(0, 50, 5), histtype="step", color=color)
     grid[1, 0].plot([0, 5], [0, 5], "0.5", lw=1, label="no blooming")
     grid[1, 0].set_xlabel("true diameter, mm")
     grid[1, 0].set_ylabel("apparent diameter, mm")

@@ -2,7 +2,7 @@
 
     python tools/region_quality.py --trees CMB-PHANTOM ... --subjects 20 --heads
 
-For a tree (`cmb-jax benchmark-data`): zone, region and side at the centres of the microbleeds, looked up as
+For a tree (`cmb-jax benchmark-data`): zone, region and side at the centers of the microbleeds, looked up as
 in a prediction; how many true microbleeds each rule of place would reject; Dice of the three zones and of the
 brain, on the scan's own grid; subjects whose map is not trusted. For heads: the same Dice against the packs'
 labels, on their T1-weighted scans. `--ceiling` looks up in the true regions at 2 mm: what a perfect map would
@@ -82,10 +82,10 @@ def true_map(truth: Volume) -> RegionMap:
     """True codes brought to the region grid."""
     code = truth.data.astype(np.uint8)
     found = np.argwhere(code > 0)
-    centre = (found.min(axis=0) + found.max(axis=0)) / 2
-    grid = codes_on_grid(code, truth.spacing_mm, centre)
+    center = (found.min(axis=0) + found.max(axis=0)) / 2
+    grid = codes_on_grid(code, truth.spacing_mm, center)
     return RegionMap(
-        code=np.ascontiguousarray(grid.transpose(2, 1, 0)), affine=grid_affine(truth.affine, centre)
+        code=np.ascontiguousarray(grid.transpose(2, 1, 0)), affine=grid_affine(truth.affine, center)
     )
 
 

@@ -121,7 +121,7 @@ def at(lesions: Lesions, keep: np.ndarray, points_mm: np.ndarray, scan: Complex)
     inverse = np.linalg.inv(scan.affine)
     index = points_mm[keep] @ inverse[:3, :3].T + inverse[:3, 3]
     columns = {f.name: getattr(lesions, f.name)[keep] for f in dataclasses.fields(Lesions)}
-    columns["centre_mm"] = index * np.array(scan.spacing_mm)
+    columns["center_mm"] = index * np.array(scan.spacing_mm)
     columns["r2_star"] = columns["r2_star"] * scan.subject.b0_t / 3.0
     return Lesions(**columns)
 
@@ -162,7 +162,7 @@ def finish(rng: np.random.Generator, scan: Complex, lesions: Lesions, folder: Pa
         jnp.asarray(swi),
         jnp.asarray(scan.solid),
         jnp.float32(sigma),
-        jnp.asarray(lesions.centre_mm, jnp.float32),
+        jnp.asarray(lesions.center_mm, jnp.float32),
         jnp.asarray(lesions.apparent_mm(subject.te_ms, subject.b0_t), jnp.float32),
         grid=Grid(shape, spacing, (0.0, 0.0, 0.0)),
     )
@@ -186,7 +186,7 @@ def make_pair(packs: PackLoader, number: int, folder: Path) -> None:
     lesions = random_lesions(rng, max(len(status), 1), 0, DIAMETERS_MM, 3.0)
     apparent = lesions.apparent_mm(first.subject.te_ms, first.subject.b0_t)
     lesions = place(rng, lesions, apparent, first.brain, first.spacing_mm, first.solid, None, None)
-    index = lesions.centre_mm / np.array(first.spacing_mm)
+    index = lesions.center_mm / np.array(first.spacing_mm)
     before = transformed(first.affine, index)
     after = transformed(transform, before)
 

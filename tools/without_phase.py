@@ -4,7 +4,7 @@
 
 FOLDER holds prepared subjects (`seed-*`), as training keeps them. Those whose phase is zero anyway are not
 compared; they stand in the last table alone: which mimics are taken for microbleeds at 2 false positives a
-scan of each group. Centre within 3 mm, one to one, without localization; paired bootstrap over scans.
+scan of each group. Center within 3 mm, one to one, without localization; paired bootstrap over scans.
 """
 
 from __future__ import annotations

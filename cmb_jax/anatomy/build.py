@@ -21,14 +21,14 @@ from scipy import ndimage
 from cmb_jax.anatomy.lattice import Lattice, read_lattice
 from cmb_jax.anatomy.mars import MELBOURNE_LEFT_OFFSET, MELBOURNE_NUCLEI, assign_regions
 from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack, Channel
-from cmb_jax.anatomy.shapes import NUM_TISSUES, Ellipsoid, encode_sides, paint, quantise, soften, voxel_axes
+from cmb_jax.anatomy.shapes import NUM_TISSUES, Ellipsoid, encode_sides, paint, quantize, soften, voxel_axes
 from cmb_jax.progress import Bar
 
 Axes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 BRAIN_THRESHOLD = 0.05  # of the skull-stripped T1: everything that its mask kept
 _CSF_LIMIT = 0.60  # T1 of the rim about the brain: brighter is not CSF
-_LOCAL_MM = 8.0  # sigma of the neighbourhood in which a tissue has one intensity
+_LOCAL_MM = 8.0  # sigma of the neighborhood in which a tissue has one intensity
 _MISFIT = 0.03  # T1 units: intensity noise within a tissue, not to be explained by fractions
 _SHARPNESS = 1.6  # exponent: takes back some of the blur that averaging 152 people left
 
@@ -62,14 +62,14 @@ def intracranial_mask(brain_t1: np.ndarray, head_t1: np.ndarray, axes: Axes) -> 
 
 
 def sharpen_tissues(priors: np.ndarray, t1: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Grey, white and CSF fractions that explain the T1 intensity with the least change of the prior.
+    """Gray, white and CSF fractions that explain the T1 intensity with the least change of the prior.
 
     In each voxel f minimises sum_c (f_c - p_c)^2 / p_c subject to sum f = 1 and sum_c f_c m_c = t1, with m_c
-    the tissue's mean intensity in the neighbourhood: tissues absent from the prior stay absent, and a voxel
+    the tissue's mean intensity in the neighborhood: tissues absent from the prior stay absent, and a voxel
     with a mixture takes the mixture that its intensity shows. A power > 1 then sharpens.
 
     Args:
-        priors: (3, X, Y, Z) probabilities of grey, white, CSF.
+        priors: (3, X, Y, Z) probabilities of gray, white, CSF.
         t1: (X, Y, Z) intensity, about 1 in white matter.
         inside: (X, Y, Z) bool, where the intensity tells; elsewhere the prior alone does.
 
@@ -132,7 +132,7 @@ class Sources:
 
     head_t1: nib.Nifti1Image  # whole head, 1 mm
     brain_t1: nib.Nifti1Image  # skull-stripped, 0.5 mm
-    tissues: nib.Nifti1Image  # grey, white, CSF, 1.5 mm; CSF is 1 outside the brain
+    tissues: nib.Nifti1Image  # gray, white, CSF, 1.5 mm; CSF is 1 outside the brain
     vessels: nib.Nifti1Image  # probability of a vessel
     lesions: nib.Nifti1Image  # probability of white-matter hyperintensity
     mori: nib.Nifti1Image  # labels
@@ -145,7 +145,7 @@ class AtlasMaps:
     """Masks, priors and labels on the pack's grid (SHAPE, AFFINE)."""
 
     cranium: np.ndarray  # (X, Y, Z) float32 fraction inside the skull
-    tissues: np.ndarray  # (3, X, Y, Z) float32 probability of grey matter, white matter, CSF
+    tissues: np.ndarray  # (3, X, Y, Z) float32 probability of gray matter, white matter, CSF
     vessels: np.ndarray  # (X, Y, Z) float32 probability
     lesions: np.ndarray  # (X, Y, Z) float32 probability
     red_nucleus: np.ndarray  # (X, Y, Z) float32 fraction
@@ -196,14 +196,14 @@ def resample(image: nib.Nifti1Image, *, channel: int | None = None, order: int =
     matrix = np.linalg.inv(image.affine) @ AFFINE
     scale = np.diag(matrix)[:3]
     if (np.abs(scale) > 1.5).any():
-        # The sampling points fall on every second sample: average half of each neighbour in.
+        # The sampling points fall on every second sample: average half of each neighbor in.
         for axis in range(3):
             data = ndimage.convolve1d(data, [0.25, 0.5, 0.25], axis=axis, mode="nearest")
     return ndimage.affine_transform(data, scale, matrix[:3, 3], SHAPE, order=order)
 
 
 def resample_labels(image: nib.Nifti1Image) -> np.ndarray:
-    """A label image on the pack's grid by nearest neighbour, (X, Y, Z) uint8."""
+    """A label image on the pack's grid by nearest neighbor, (X, Y, Z) uint8."""
     matrix = np.linalg.inv(image.affine) @ AFFINE
     labels = np.asarray(image.dataobj).astype(np.uint8)
     return ndimage.affine_transform(labels, np.diag(matrix)[:3], matrix[:3, 3], SHAPE, order=0)
@@ -256,13 +256,13 @@ def smooth_cranium(carried: np.ndarray) -> np.ndarray:
 def even_out(t1: np.ndarray, tissues: np.ndarray, cranium: np.ndarray) -> np.ndarray:
     """The scan without the receive coil's shading, white matter at 0.97; (X, Y, Z) float32.
 
-    The shading is the smooth field by which voxels that are surely grey or surely white matter differ from
+    The shading is the smooth field by which voxels that are surely gray or surely white matter differ from
     the median of their tissue, as in the intensity correction of unified segmentation (Ashburner and Friston,
     NeuroImage 2005;26:839-851).
 
     Args:
         t1: (X, Y, Z) intensity.
-        tissues: (3, X, Y, Z) prior of grey matter, white matter, CSF.
+        tissues: (3, X, Y, Z) prior of gray matter, white matter, CSF.
         cranium: (X, Y, Z) fraction inside the skull.
     """
     coarse = (slice(None, None, _FIELD_STEP),) * 3
@@ -348,7 +348,7 @@ def _assemble(
 
     Args:
         maps: of this head.
-        brain: (3, X, Y, Z) grey, white and CSF fractions, summing to 1.
+        brain: (3, X, Y, Z) gray, white and CSF fractions, summing to 1.
         head_t1: (X, Y, Z) T1 of the whole head, about 1 in white matter.
         t1: (X, Y, Z) T1 that becomes the pack's texture.
         mni_mm: MNI coordinates of the voxels, that broadcast to (X, Y, Z).
@@ -371,11 +371,11 @@ def _assemble(
     step("regions")
     region = assign_regions(maps.mori, maps.melbourne, tissues, mni_mm, spacing_mm=AFFINE[0, 0])
     step("packing")
-    return quantise(channels), encode_sides(region, mni_mm[0])
+    return quantize(channels), encode_sides(region, mni_mm[0])
 
 
 def _paint_nuclei(channels: np.ndarray, maps: AtlasMaps, mni_mm: Axes) -> None:
-    """Fill the nucleus channels and turn their share of each voxel into grey matter, in place."""
+    """Fill the nucleus channels and turn their share of each voxel into gray matter, in place."""
     tissues = channels[:NUM_TISSUES]
     shares: dict[Channel, np.ndarray] = {}
     for channel, labels in MELBOURNE_NUCLEI.items():
@@ -388,9 +388,9 @@ def _paint_nuclei(channels: np.ndarray, maps: AtlasMaps, mni_mm: Axes) -> None:
     shares[Channel.DENTATE] = soften(shell, 1.0)
     for channel, share in shares.items():
         # A nucleus does not reach into a ventricle or out of the brain, whatever the label's edge says.
-        share *= tissues[Channel.GREY_MATTER] + tissues[Channel.WHITE_MATTER]
+        share *= tissues[Channel.GRAY_MATTER] + tissues[Channel.WHITE_MATTER]
         channels[channel] = share
-        paint(tissues, Channel.GREY_MATTER, share)
+        paint(tissues, Channel.GRAY_MATTER, share)
 
 
 @contextmanager

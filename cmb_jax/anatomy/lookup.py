@@ -22,12 +22,12 @@ MIN_INSIDE_FRACTION = 0.05
 microbleeds sit at the cortex's edge, and region maps err by about a voxel there. Chosen on validation
 subjects (docs/regions.md)."""
 REACH_MM = 6.0
-"""How far from the centre CSF, the zone's border and the walls of a sinus are searched for."""
+"""How far from the center CSF, the zone's border and the walls of a sinus are searched for."""
 REACH_STEP_MM = 2.0
 
 
 def _ball_lattice(radius: int) -> np.ndarray:
-    """Integer points (S, 3) of a ball, nearest to the centre first."""
+    """Integer points (S, 3) of a ball, nearest to the center first."""
     axis = np.arange(-radius, radius + 1)
     points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
     squared = np.square(points).sum(axis=1)
@@ -40,7 +40,7 @@ _Columns = tuple[jax.Array, jax.Array, jax.Array]
 
 # 123 sample points in the unit ball: 7 along each axis.
 SPHERE_OFFSETS = (_ball_lattice(3) / 3).astype(np.float32)
-# Sample points of the search around the centre, in mm: 123.
+# Sample points of the search around the center, in mm: 123.
 REACH_OFFSETS_MM = (_ball_lattice(round(REACH_MM / REACH_STEP_MM)) * REACH_STEP_MM).astype(np.float32)
 
 _SMALLEST_BATCH = 64
@@ -50,7 +50,7 @@ _REASON_OF_REGION[Region.OUTSIDE] = RejectReason.OUTSIDE_BRAIN
 _REASON_OF_REGION[Region.VENTRICLE] = RejectReason.IN_VENTRICLE
 _REASON_OF_REGION[Region.SULCAL_CSF] = RejectReason.IN_SULCAL_CSF
 
-# What a code means to the neighbours of a point, as bits.
+# What a code means to the neighbors of a point, as bits.
 _CSF, _SKULL, _LOBE_LEFT, _LOBE_RIGHT, _LOBAR, _DEEP, _INFRATENTORIAL, _CEREBELLUM = (
     1 << b for b in range(8)
 )
@@ -58,7 +58,7 @@ _ANY_ZONE = _LOBAR | _DEEP | _INFRATENTORIAL
 _BIT_OF_ZONE = np.array([0, _LOBAR, _DEEP, _INFRATENTORIAL], np.uint8)
 
 
-def _neighbour_bits(code: int) -> int:
+def _neighbor_bits(code: int) -> int:
     region, side = code % 16, code // 16
     bits = int(_BIT_OF_ZONE[ZONE_OF_REGION[region]])
     bits |= _CSF if region in (Region.VENTRICLE, Region.SULCAL_CSF) else 0
@@ -69,7 +69,7 @@ def _neighbour_bits(code: int) -> int:
     return bits
 
 
-_NEIGHBOUR_OF_CODE = np.array([_neighbour_bits(code) for code in range(256)], np.uint8)
+_NEIGHBOR_OF_CODE = np.array([_neighbor_bits(code) for code in range(256)], np.uint8)
 
 
 @jax.tree_util.register_dataclass
@@ -81,10 +81,10 @@ class Location:
     side: jax.Array  # (N,) int32, anatomy.regions.Side
     zone: jax.Array  # (N,) int32, anatomy.regions.Zone
     inside_fraction: jax.Array  # (N,) float32: share of the sphere that is brain tissue
-    csf_distance_mm: jax.Array  # (N,) float32: centre to the nearest CSF; inf beyond REACH_MM
+    csf_distance_mm: jax.Array  # (N,) float32: center to the nearest CSF; inf beyond REACH_MM
     zone_border_mm: (
         jax.Array
-    )  # (N,) float32: centre to the nearest tissue of another zone; inf beyond REACH_MM
+    )  # (N,) float32: center to the nearest tissue of another zone; inf beyond REACH_MM
     keep: jax.Array  # (N,) bool
     reason: jax.Array  # (N,) int32, RejectReason
 
@@ -102,7 +102,7 @@ def anatomical_lookup(
     commonest of the other labels. Samples off the map's grid, and points that are not finite, count as
     OUTSIDE. To allow for an error of the map, add twice that error to the diameters.
 
-    Distances are searched on a lattice of REACH_STEP_MM around the centre and are exact to about that. How
+    Distances are searched on a lattice of REACH_STEP_MM around the center and are exact to about that. How
     near the next zone is says how sure the zone is: a map that errs by more names another.
 
     A lesion rejected as outside the brain or in sulcal CSF lies in a sinus when within REACH_MM of it are,
@@ -111,9 +111,9 @@ def anatomical_lookup(
     only gives another name: it rejects nothing that would be kept without it.
 
     Args:
-      points_mm: (N, 3) lesion centres (x, y, z), RAS mm.
-      diameters_mm: (N,); 0 samples the centre alone.
-      region_map: (X, Y, Z) uint8 codes of anatomy.regions; voxel centres at integer indices.
+      points_mm: (N, 3) lesion centers (x, y, z), RAS mm.
+      diameters_mm: (N,); 0 samples the center alone.
+      region_map: (X, Y, Z) uint8 codes of anatomy.regions; voxel centers at integer indices.
       inverse_affine: (4, 4) RAS mm -> voxel index.
     """
     chex.assert_shape(points_mm, (None, 3))
@@ -158,7 +158,7 @@ def look_up(points_mm: np.ndarray, diameters_mm: np.ndarray, region_map: RegionM
     """`anatomical_lookup` from and to NumPy arrays; one compiled program serves many counts.
 
     Args:
-      points_mm: (N, 3) lesion centres, RAS mm.
+      points_mm: (N, 3) lesion centers, RAS mm.
       diameters_mm: (N,).
       region_map: where they are looked up.
     """
@@ -199,7 +199,7 @@ def _sphere_votes(
 ) -> tuple[jax.Array, jax.Array]:
     """Votes (NUM_REGIONS, N) uint8 for each region, and the sampled codes (S, N) uint8.
 
-    `index` are the N centres, `offsets` the S points of the unit ball's lattice, both in voxels.
+    `index` are the N centers, `offsets` the S points of the unit ball's lattice, both in voxels.
     """
     # 123 samples: the counts fit in 8 bits, and four of them in a word, which is quicker to add than four.
     words = jnp.arange(NUM_REGIONS // 4, dtype=jnp.uint8)[:, None]
@@ -234,16 +234,16 @@ class _Around:
 
     csf_mm: jax.Array  # (N,) float32
     border_mm: jax.Array  # (N,) float32
-    sinus: jax.Array  # (N,) bool: the neighbours of a sinus are there
+    sinus: jax.Array  # (N,) bool: the neighbors of a sinus are there
 
 
 def _look_around(region_map: jax.Array, index: _Columns, zone: jax.Array, offsets: _Columns) -> _Around:
     """Nearest CSF, nearest tissue of another zone, and whether a sinus would run here.
 
-    `index` are the N centres, `offsets` the lattice, nearest first, both in voxels.
+    `index` are the N centers, `offsets` the lattice, nearest first, both in voxels.
     """
 
-    bits = jnp.asarray(_NEIGHBOUR_OF_CODE)[region_map]  # once for the map, not once per sample
+    bits = jnp.asarray(_NEIGHBOR_OF_CODE)[region_map]  # once for the map, not once per sample
     others = _ANY_ZONE & ~jnp.asarray(_BIT_OF_ZONE)[zone]
 
     def step(carry, sample):

@@ -117,7 +117,7 @@ def atlas_regions(mori: np.ndarray, melbourne: np.ndarray, axes: Axes) -> np.nda
     # The parieto-occipital sulcus: from (y, z) = (-57, 8) mm up and back to (-82, 42) mm.
     before_sulcus = np.broadcast_to(y > -57.0 - (z - 8.0) * 25.0 / 34.0, atlas.shape)
     atlas[np.isin(mori, MORI_MEDIAL_PARIETO_OCCIPITAL) & before_sulcus] = Region.PARIETAL
-    # The peduncle's fibres that cross the pons are pons.
+    # The peduncle's fibers that cross the pons are pons.
     in_pons = np.broadcast_to((np.abs(x) < 16.0) & (y > -38.0), atlas.shape)
     atlas[np.isin(mori, MORI_MIDDLE_PEDUNCLE) & in_pons] = Region.BRAINSTEM
     both_sides = {
@@ -145,7 +145,7 @@ def assign_regions(
     """
     dominant = tissues.argmax(axis=0)
     white = dominant == Channel.WHITE_MATTER
-    brain = white | (dominant == Channel.GREY_MATTER)
+    brain = white | (dominant == Channel.GRAY_MATTER)
     csf = dominant == Channel.CSF
     lateral, ventricles = find_ventricles(csf, axes)
 
@@ -178,7 +178,7 @@ def _is_infratentorial(region: np.ndarray) -> np.ndarray:
 
 
 def _smooth_lobes(region: np.ndarray, brain: np.ndarray, sigma: float) -> np.ndarray:
-    """Give each voxel of the four lobes to the lobe that most of its neighbourhood belongs to."""
+    """Give each voxel of the four lobes to the lobe that most of its neighborhood belongs to."""
     votes = np.stack(
         [ndimage.gaussian_filter(((region == lobe) & brain).astype(np.float32), sigma) for lobe in _LOBES]
     )

@@ -122,7 +122,7 @@ def regions_from_labels(volume: Volume, table: LabelTable, like: Volume) -> Regi
 
     Raises:
         UserError: labels that are no whole numbers or not in the table, cortex without lobes, nothing
-            labelled, or a volume that does not lie where the scan lies.
+            labeled, or a volume that does not lie where the scan lies.
     """
     name = str(volume.source or "the label volume")
     kind, side = _translate(volume.data, table, name)
@@ -165,7 +165,7 @@ def _translate(data: np.ndarray, table: LabelTable, name: str) -> tuple[np.ndarr
 
 
 def _check_place(found: np.ndarray, affine: np.ndarray, like: Volume, name: str) -> None:
-    """The labelled brain's middle must lie in the scan's field of view."""
+    """The labeled brain's middle must lie in the scan's field of view."""
     middle = affine[:3, :3] @ ((found.min(axis=0) + found.max(axis=0)) / 2) + affine[:3, 3]
     index = np.linalg.inv(like.affine)[:3] @ np.append(middle, 1.0)
     if (index < -0.5).any() or (index > np.array(like.shape) - 0.5).any():
@@ -202,7 +202,7 @@ def _divide(kind: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndar
 
 
 def _fill_sulci(region: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """Unlabelled voxels that a closing by a ball of _SULCI_MM adds to the brain become sulcal fluid."""
+    """Unlabeled voxels that a closing by a ball of _SULCI_MM adds to the brain become sulcal fluid."""
     brain = region != Region.OUTSIDE
     grown = ndimage.distance_transform_edt(~brain, spacing_mm) <= _SULCI_MM
     # beyond the box's faces lies air

@@ -13,7 +13,7 @@ from cmb_jax.anatomy.lattice import Lattice
 class Channel(enum.IntEnum):
     """Channels of `AnatomyPack.fractions`: each a fraction of the voxel, except the two priors and T1."""
 
-    GREY_MATTER = 0  # cortex and all other grey matter, deep nuclei included
+    GRAY_MATTER = 0  # cortex and all other gray matter, deep nuclei included
     WHITE_MATTER = 1
     CSF = 2  # ventricles and sulci
     SOFT_TISSUE = 3  # scalp, muscle, skull and all else of the head that is neither brain nor air

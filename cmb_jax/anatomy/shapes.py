@@ -26,17 +26,17 @@ def voxel_axes(shape: tuple[int, int, int], affine: np.ndarray) -> tuple[np.ndar
 class Ellipsoid:
     """Axis-aligned ellipsoid; all in mm."""
 
-    centre: Point
+    center: Point
     radii: Point
 
     def mirrored(self) -> Ellipsoid:
         """The same shape on the other side of the mid-sagittal plane."""
-        x, y, z = self.centre
+        x, y, z = self.center
         return Ellipsoid((-x, y, z), self.radii)
 
     def distance(self, axes: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
         """Signed distance to the surface in mm, negative inside: exact to first order near the surface."""
-        unit = [(axis - c) / r for axis, c, r in zip(axes, self.centre, self.radii, strict=True)]
+        unit = [(axis - c) / r for axis, c, r in zip(axes, self.center, self.radii, strict=True)]
         rho = np.sqrt(unit[0] ** 2 + unit[1] ** 2 + unit[2] ** 2)
         slope = np.sqrt(sum((u / r) ** 2 for u, r in zip(unit, self.radii, strict=True)))
         return rho * (rho - 1.0) / np.maximum(slope, 1e-6)
@@ -69,7 +69,7 @@ def paint(tissues: np.ndarray, channel: Channel, amount: np.ndarray) -> None:
     tissues[channel] += amount
 
 
-def quantise(channels: np.ndarray) -> np.ndarray:
+def quantize(channels: np.ndarray) -> np.ndarray:
     """(NUM_CHANNELS, X, Y, Z) floats in 0..1 -> (X, Y, Z, NUM_CHANNELS) uint8, the tissues summing to 255.
 
     The rounding's remainder goes to the largest of the five tissues.

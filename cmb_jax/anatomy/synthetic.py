@@ -12,7 +12,7 @@ from cmb_jax.anatomy.shapes import (
     Ellipsoid,
     encode_sides,
     paint,
-    quantise,
+    quantize,
     soften,
     tube,
     voxel_axes,
@@ -21,7 +21,7 @@ from cmb_jax.anatomy.shapes import (
 Axes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 _FIELD_MM = (192.0, 224.0, 192.0)  # the head below fills this field of view
-_CENTRE_MM = (0.0, -18.0, 18.0)  # of the field of view, in MNI-like coordinates
+_CENTER_MM = (0.0, -18.0, 18.0)  # of the field of view, in MNI-like coordinates
 
 # All in mm, laid out as in MNI space; paired structures are given on the right.
 _HEAD = Ellipsoid((0, -16, 14), (80, 102, 88))
@@ -59,7 +59,7 @@ _ARTERIES = (
     ((-2.0, 2.0, -16.0), (-38.0, 0.0, -6.0)),
     ((0.0, -52.0, 2.0), (0.0, -88.0, -4.0)),  # straight sinus
 )
-_T1 = {Channel.GREY_MATTER: 0.68, Channel.WHITE_MATTER: 0.95, Channel.CSF: 0.22, Channel.SOFT_TISSUE: 0.5}
+_T1 = {Channel.GRAY_MATTER: 0.68, Channel.WHITE_MATTER: 0.95, Channel.CSF: 0.22, Channel.SOFT_TISSUE: 0.5}
 
 
 def synthetic_pack(shape: tuple[int, int, int] = (96, 112, 96), spacing_mm: float = 2.0) -> AnatomyPack:
@@ -71,7 +71,7 @@ def synthetic_pack(shape: tuple[int, int, int] = (96, 112, 96), spacing_mm: floa
     """
     scale = min(length * spacing_mm / field for length, field in zip(shape, _FIELD_MM, strict=True))
     affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
-    affine[:3, 3] = [c * scale - (n - 1) / 2 * spacing_mm for c, n in zip(_CENTRE_MM, shape, strict=True)]
+    affine[:3, 3] = [c * scale - (n - 1) / 2 * spacing_mm for c, n in zip(_CENTER_MM, shape, strict=True)]
     x, y, z = (axis / np.float32(scale) for axis in voxel_axes(shape, affine))
     axes, blur = (x, y, z), spacing_mm / scale
 
@@ -83,14 +83,14 @@ def synthetic_pack(shape: tuple[int, int, int] = (96, 112, 96), spacing_mm: floa
     _paint_head(tissues, axes, blur, ventricles)
     for channel, shape_mm in _NUCLEI.items():
         channels[channel] = _pair_or_midline(axes, blur, shape_mm) * (1.0 - ventricles)
-        paint(tissues, Channel.GREY_MATTER, channels[channel])
+        paint(tissues, Channel.GRAY_MATTER, channels[channel])
     channels[Channel.VESSEL_PRIOR] = _vessels(axes)
     channels[Channel.LESION_PRIOR] = tissues[Channel.WHITE_MATTER] * np.exp(-((lateral_distance / 7.0) ** 2))
     channels[Channel.T1] = _texture(tissues)
 
     region = _regions(channels, axes, blur, ventricles, lateral_distance)
     return AnatomyPack(
-        fractions=quantise(channels), code=encode_sides(region, x), affine=affine, name="synthetic"
+        fractions=quantize(channels), code=encode_sides(region, x), affine=affine, name="synthetic"
     )
 
 
@@ -106,7 +106,7 @@ def _pair_or_midline(axes: Axes, blur: float, *shapes: Ellipsoid) -> np.ndarray:
 
 def _folding(axes: Axes) -> np.ndarray:
     """Depth in mm, 0..12, by which the cortex is folded inwards: a lattice of sulci on the ellipsoid."""
-    x, y, z = (axis - c for axis, c in zip(axes, _CEREBRUM.centre, strict=True))
+    x, y, z = (axis - c for axis, c in zip(axes, _CEREBRUM.center, strict=True))
     azimuth = np.arctan2(y, x)
     elevation = np.arctan2(z, np.hypot(x, y))
     wave = np.cos(13 * azimuth + 3 * np.sin(5 * elevation)) * np.cos(8 * elevation + 2 * np.sin(3 * azimuth))
@@ -128,10 +128,10 @@ def _paint_head(tissues: np.ndarray, axes: Axes, blur: float, ventricles: np.nda
     cortex = np.maximum.reduce([surface + folds, cut, -sylvian])
     white = np.maximum.reduce([surface + 4.5 + folds, np.minimum(5.5 - mirrored[0], _CORE.distance(axes))])
     white = np.maximum(white, 4.0 - sylvian)
-    paint(tissues, Channel.GREY_MATTER, soften(cortex, blur))
+    paint(tissues, Channel.GRAY_MATTER, soften(cortex, blur))
     paint(tissues, Channel.WHITE_MATTER, soften(white, blur))
     cerebellum = _CEREBELLUM.distance(mirrored)
-    paint(tissues, Channel.GREY_MATTER, soften(cerebellum, blur))
+    paint(tissues, Channel.GRAY_MATTER, soften(cerebellum, blur))
     paint(tissues, Channel.WHITE_MATTER, soften(cerebellum + 8.0, blur))
     paint(tissues, Channel.WHITE_MATTER, _union(axes, blur, _BRAINSTEM))
     paint(tissues, Channel.CSF, ventricles)
@@ -161,7 +161,7 @@ def _regions(
     tissues = channels[:NUM_TISSUES]
     dominant = tissues.argmax(axis=0)
     white = dominant == Channel.WHITE_MATTER
-    brain = white | (dominant == Channel.GREY_MATTER)
+    brain = white | (dominant == Channel.GRAY_MATTER)
 
     lobe = np.full(dominant.shape, Region.PARIETAL, np.uint8)
     lobe[np.broadcast_to(y > -5 - 0.45 * (z - 10), lobe.shape)] = Region.FRONTAL

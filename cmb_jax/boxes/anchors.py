@@ -49,12 +49,12 @@ def box_sizes(boxes: jax.Array) -> jax.Array:
 
 
 def box_centers(boxes: jax.Array) -> jax.Array:
-    """Centres (..., 3) in edge coordinates (the centre of voxel i is i + 0.5) of boxes (..., 6)."""
+    """Centers (..., 3) in edge coordinates (the center of voxel i is i + 0.5) of boxes (..., 6)."""
     return 0.5 * (boxes[..., :3] + boxes[..., 3:])
 
 
 def boxes_from_centers(centers: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Boxes (..., 6) from centres (..., 3) and edge lengths (..., 3), broadcast against each other."""
+    """Boxes (..., 6) from centers (..., 3) and edge lengths (..., 3), broadcast against each other."""
     centers, sizes = jnp.broadcast_arrays(centers, sizes)
     return jnp.concatenate([centers - 0.5 * sizes, centers + 0.5 * sizes], axis=-1)
 
@@ -103,7 +103,7 @@ def anchor_sizes(diameters_mm: Sequence[float], spacing_mm: Sequence[float]) -> 
 
 
 def axis_centers(cells: int, stride: int) -> jax.Array:
-    """Centres (cells,) of a grid's cells along one axis, in edge coordinates of the working grid."""
+    """Centers (cells,) of a grid's cells along one axis, in edge coordinates of the working grid."""
     return (jnp.arange(cells, dtype=jnp.float32) + 0.5) * stride
 
 

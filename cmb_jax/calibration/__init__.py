@@ -1,1 +1,1 @@
-"""Scores of weights made probabilities, and their operating point chosen, on labelled scans."""
+"""Scores of weights made probabilities, and their operating point chosen, on labeled scans."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cmb_jax.calibration.labelled import LabelledCandidates, read_labelled
+from cmb_jax.calibration.labeled import LabeledCandidates, read_labeled
 from cmb_jax.config import Config
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.bootstrap import Estimate, bootstrap_counts
@@ -39,7 +39,7 @@ SEED = 0
 class Levels:
     """Map and operating point of one kind of scans, and what they were learned from."""
 
-    labelled: LabelledCandidates
+    labeled: LabeledCandidates
     known: FrocEvents  # the candidates above the end of every list
     fitted: Calibration
     chosen: OperatingPoint
@@ -84,14 +84,14 @@ def calibrate_weights(
     if bundle.others:
         raise UserError(f"{weights}: only one network's weights can be calibrated; give one file")
     record = read_weights_record(bundle.record_path) or {}
-    labelled = read_labelled(pred, truth, bundle)
-    with_phase, without = labelled.of_scans(labelled.phase), labelled.of_scans(~labelled.phase)
+    labeled = read_labeled(pred, truth, bundle)
+    with_phase, without = labeled.of_scans(labeled.phase), labeled.of_scans(~labeled.phase)
     magnitude = None
     if _lacking(with_phase) is None and _lacking(without) is None:
         levels = learn_levels(with_phase, bundle, max_fp, "--max-fp")
         magnitude = learn_levels(without, bundle, max_fp_magnitude, "--max-fp-magnitude")
     else:
-        levels = learn_levels(labelled, bundle, max_fp, "--max-fp")
+        levels = learn_levels(labeled, bundle, max_fp, "--max-fp")
     config = calibrated_config(bundle.config, levels, magnitude)
     save_with_config(bundle, out, config)
     record.pop("magnitude_alone", None)
@@ -105,11 +105,11 @@ def calibrate_weights(
     atomic_write_text(record_path(out), json_text(record), overwrite=True)
 
 
-def learn_levels(labelled: LabelledCandidates, bundle: WeightsBundle, max_fp: float, option: str) -> Levels:
+def learn_levels(labeled: LabeledCandidates, bundle: WeightsBundle, max_fp: float, option: str) -> Levels:
     """Operating point and map of these scans.
 
     Args:
-      labelled: their candidates.
+      labeled: their candidates.
       bundle: the weights.
       max_fp: most false positives per scan at the operating point.
       option: how the command line calls it.
@@ -117,11 +117,11 @@ def learn_levels(labelled: LabelledCandidates, bundle: WeightsBundle, max_fp: fl
     Raises:
       UserError: there is too little to learn from.
     """
-    lacking = _lacking(labelled)
+    lacking = _lacking(labeled)
     if lacking is not None:
         raise UserError(lacking)
-    known = above(labelled.events, labelled.complete_from)
-    chosen = operating_point(known, max_fp, complete_from=labelled.complete_from, seed=SEED)
+    known = above(labeled.events, labeled.complete_from)
+    chosen = operating_point(known, max_fp, complete_from=labeled.complete_from, seed=SEED)
     if chosen is None:
         raise UserError(
             f"{option}: the candidates end before {max_fp:g} false positives per scan; predict again "
@@ -129,7 +129,7 @@ def learn_levels(labelled: LabelledCandidates, bundle: WeightsBundle, max_fp: fl
         )
     if not chosen.sensitivity.value:
         raise UserError(f"{option} {max_fp:g}: no microbleed is found at so few false positives; give more")
-    return Levels(labelled=labelled, known=known, fitted=calibrate(known, seed=SEED), chosen=chosen)
+    return Levels(labeled=labeled, known=known, fitted=calibrate(known, seed=SEED), chosen=chosen)
 
 
 def calibrated_config(config: Config, levels: Levels, magnitude: Levels | None = None) -> Config:
@@ -148,11 +148,11 @@ def calibrated_config(config: Config, levels: Levels, magnitude: Levels | None =
     return dataclasses.replace(config, inference=inference)
 
 
-def _lacking(labelled: LabelledCandidates) -> str | None:
+def _lacking(labeled: LabeledCandidates) -> str | None:
     """What there is too little of to calibrate with, in words; None if there is enough."""
-    if not len(labelled.list_ends):
-        return "no scans to calibrate with; give labelled scans"
-    events = above(labelled.events, labelled.complete_from)
+    if not len(labeled.list_ends):
+        return "no scans to calibrate with; give labeled scans"
+    events = above(labeled.events, labeled.complete_from)
     scans, lesions, found = len(np.unique(events.subject)), int(events.lesions.sum()), int(events.true.sum())
     false = len(events.true) - found
     for count, least, what in (
@@ -162,7 +162,7 @@ def _lacking(labelled: LabelledCandidates) -> str | None:
         (false, FEWEST, "false candidates"),
     ):
         if count < least:
-            return f"only {count} {what} to calibrate with, {least} are the least; give more labelled scans"
+            return f"only {count} {what} to calibrate with, {least} are the least; give more labeled scans"
     return None
 
 
@@ -179,7 +179,7 @@ def _levels_record(levels: Levels, max_fp: float, scans: str) -> dict[str, Any]:
 
 def _calibration_record(levels: Levels) -> dict[str, Any]:
     """How the map came about and how good it was on scans that it was not fitted on."""
-    labelled, known, fitted = levels.labelled, levels.known, levels.fitted
+    labeled, known, fitted = levels.labeled, levels.known, levels.fitted
     scans = len(known.lesions)
     kept = known.scores >= levels.chosen.threshold
 
@@ -193,12 +193,12 @@ def _calibration_record(levels: Levels) -> dict[str, Any]:
         "what": "probability that a candidate is a true microbleed",
         "method": fitted.method,
         "rule": CENTER3.title,
-        "data": [dataclasses.asdict(tree) for tree in labelled.trees],
+        "data": [dataclasses.asdict(tree) for tree in labeled.trees],
         "scans": scans,
         "lesions": int(known.lesions.sum()),
         "candidates": len(known.true),
         "true_candidates": int(known.true.sum()),
-        "scores_from": labelled.complete_from,
+        "scores_from": labeled.complete_from,
         "held_out": f"{fitted.folds}-fold cross-validation over scans, seed {SEED}",
         "held_out_log_loss": fitted.log_loss,
         "held_out_kept": measured(fitted.held_out, kept),
@@ -215,11 +215,11 @@ def _calibration_record(levels: Levels) -> dict[str, Any]:
 
 
 def _points_record(levels: Levels) -> dict[str, Any]:
-    labelled, chosen = levels.labelled, levels.chosen
-    table = operating_table(levels.known, complete_from=labelled.complete_from, seed=SEED)
+    labeled, chosen = levels.labeled, levels.chosen
+    table = operating_table(levels.known, complete_from=labeled.complete_from, seed=SEED)
     return {
         "rule": CENTER3.title,
-        "data": [dataclasses.asdict(tree) for tree in labelled.trees],
+        "data": [dataclasses.asdict(tree) for tree in labeled.trees],
         "measured_on": "the scans that the thresholds were chosen on",
         "intervals": "95 %, percentile bootstrap over scans, 2000 resamples",
         "chosen": _point(chosen),

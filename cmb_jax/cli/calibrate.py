@@ -12,7 +12,7 @@ from cmb_jax.inference.options import DEFAULT_WEIGHTS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrateOptions:
-    """Make scores of weights probabilities and choose their operating point, on labelled validation scans."""
+    """Make scores of weights probabilities and choose their operating point, on labeled validation scans."""
 
     pred: tuple[Path, ...]
     """folders that `cmb-jax bids` wrote with these weights."""

@@ -39,7 +39,7 @@ class CheckOptions:
     out: Path | None = None
     """.png or .html to write: a contact sheet of lesions."""
     connectivity: Literal[6, 18, 26] = 26
-    """neighbours of a voxel when lesions of masks are counted."""
+    """neighbors of a voxel when lesions of masks are counted."""
     overwrite: bool = False
     """replace the contact sheet if it exists."""
     keep_identifiers: bool = False
@@ -161,7 +161,7 @@ def summary(inspection: Inspection) -> str:
         )
     if len(inspection.contrast):
         lines.append(
-            f"the image is {median(inspection.contrast):.1f} local standard deviations darker at the centres "
+            f"the image is {median(inspection.contrast):.1f} local standard deviations darker at the centers "
             "(median)"
         )
     return "\n".join([*lines, *_problem_lines(inspection)])

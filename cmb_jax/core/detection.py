@@ -72,7 +72,7 @@ def _column(
 
 def _mni(way: str) -> Any:
     return _column(
-        f"Centre in MNI152NLin2009cAsym, {way}, by an affine from the centres of the brain's regions, about "
+        f"Center in MNI152NLin2009cAsym, {way}, by an affine from the centers of the brain's regions, about "
         "4 mm off on phantoms; n/a if the region map is not trusted.",
         unit="mm",
         since="0.2",
@@ -85,12 +85,12 @@ class DetectionRow:
     """One candidate of the detector, kept or rejected; the fields are the columns of detections.csv."""
 
     id: int = _column("Number of the candidate in this scan, and its label in the dseg image.")
-    i: int = _column("Voxel index of the centre along the first axis of the image file, from 0.")
-    j: int = _column("Voxel index of the centre along the second axis of the image file, from 0.")
-    k: int = _column("Voxel index of the centre along the third axis of the image file, from 0.")
-    x_mm: float = _column("Centre, to the right (world coordinates of the image).", unit="mm")
-    y_mm: float = _column("Centre, to the front (world coordinates of the image).", unit="mm")
-    z_mm: float = _column("Centre, upwards (world coordinates of the image).", unit="mm")
+    i: int = _column("Voxel index of the center along the first axis of the image file, from 0.")
+    j: int = _column("Voxel index of the center along the second axis of the image file, from 0.")
+    k: int = _column("Voxel index of the center along the third axis of the image file, from 0.")
+    x_mm: float = _column("Center, to the right (world coordinates of the image).", unit="mm")
+    y_mm: float = _column("Center, to the front (world coordinates of the image).", unit="mm")
+    z_mm: float = _column("Center, upwards (world coordinates of the image).", unit="mm")
     diameter_mm: float = _column("Diameter: cube root of the box's volume.", unit="mm", sheet_width=12)
     volume_mm3: float = _column("Volume of the ellipsoid in the box.", unit="mm^3")
     score: float = _column("The detector's score, 0 to 1.", sheet_width=8)
@@ -129,7 +129,7 @@ class DetectionRow:
     )
     reason: str = _column("Why it was rejected; n/a if kept.", sheet_width=34)
     zone_border_mm: float = _column(
-        "From the centre to the nearest tissue of another zone, at most 6; 0 without a zone. "
+        "From the center to the nearest tissue of another zone, at most 6; 0 without a zone. "
         "The smaller, the less sure is the zone.",
         unit="mm",
         since="0.2",

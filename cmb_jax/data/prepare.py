@@ -32,7 +32,7 @@ class PreparedVolume:
     """The network's view of one scan, cut to the brain."""
 
     image: np.ndarray  # (Z, Y, X, 2) float16: intensity over brain reference, phase over pi (0 without phase)
-    affine: np.ndarray  # (4, 4), working voxel index (x, y, z; integers are voxel centres) -> RAS mm
+    affine: np.ndarray  # (4, 4), working voxel index (x, y, z; integers are voxel centers) -> RAS mm
     spacing_mm: tuple[float, float, float]  # (z, y, x)
     has_phase: bool
     phase_was_filtered: bool = False  # the phase came high-passed, and was not filtered again
@@ -226,7 +226,7 @@ def boxes_of_lesions(
     prepared: PreparedVolume,
     smallest_mm: float = SMALLEST_BOX_MM,
 ) -> np.ndarray:
-    """Cubic boxes (N, 6) in working voxels round lesions with RAS centres (N, 3) and diameters (N,) in mm.
+    """Cubic boxes (N, 6) in working voxels round lesions with RAS centers (N, 3) and diameters (N,) in mm.
 
     No edge is shorter than `smallest_mm`.
     """

@@ -82,7 +82,7 @@ def _check_versions(folder: Path) -> None:
 
 
 def _cells_of(labels: np.ndarray, labels_affine: np.ndarray, prepared: PreparedVolume) -> np.ndarray:
-    """Nearest label (X, Y, Z) at the centre of every proposal cell: (Z, Y // 2, X // 2).
+    """Nearest label (X, Y, Z) at the center of every proposal cell: (Z, Y // 2, X // 2).
 
     Both grids have parallel axes, so that one index array an axis is enough.
     """
@@ -101,7 +101,7 @@ def _cells_of(labels: np.ndarray, labels_affine: np.ndarray, prepared: PreparedV
 
 
 def _cells_in_balls(boxes: np.ndarray, cells: tuple[int, ...]) -> np.ndarray:
-    """Cells (Z, Y // 2, X // 2): `READERS_MIMIC` where the centre lies in the ellipsoid of a box (K, 6)."""
+    """Cells (Z, Y // 2, X // 2): `READERS_MIMIC` where the center lies in the ellipsoid of a box (K, 6)."""
     axes = [(np.arange(n) + 0.5) * step for n, step in zip(cells, PROPOSAL_STRIDE, strict=True)]
     z, y, x = np.meshgrid(*axes, indexing="ij", sparse=True)
     inside = np.zeros(cells, bool)
@@ -135,7 +135,7 @@ def store_subject(
     prepared = prepare_phantom(subject, spacing_mm)
     affine = subject.swi.affine
     lesions = subject.lesions
-    boxes = boxes_of_lesions(lesions.centre_mm, lesions.apparent_diameter_mm, prepared)
+    boxes = boxes_of_lesions(lesions.center_mm, lesions.apparent_diameter_mm, prepared)
     return _store(
         folder,
         prepared,
@@ -163,7 +163,7 @@ def store_scan(
       folder: to make or to replace.
       prepared: what the network sees.
       boxes: (M, 6) of the microbleeds, working voxels.
-      mimics_mm: (K, 3) centres of what a reader took for no microbleed, RAS mm; training mines others.
+      mimics_mm: (K, 3) centers of what a reader took for no microbleed, RAS mm; training mines others.
       brain_mask: (X, Y, Z) bool on the scan's grid; empty means that the brain is unknown and all is used.
       affine: (4, 4) of the scan's grid.
       seed: of the choice of points in the brain.
@@ -191,7 +191,7 @@ def _store(
     brain: np.ndarray,
     seed: int,
 ) -> StoredSubject:
-    """Draw the points that patches are centred on and write all arrays; `mimics` and `brain` are by cell."""
+    """Draw the points that patches are centerd on and write all arrays; `mimics` and `brain` are by cell."""
     rng = np.random.default_rng(seed)
     arrays = {
         "image": prepared.image,

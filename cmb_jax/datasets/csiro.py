@@ -1,4 +1,4 @@
-"""CSIRO (Momeni et al. 2021): SWI with real and with synthetic microbleeds, centres in Excel tables.
+"""CSIRO (Momeni et al. 2021): SWI with real and with synthetic microbleeds, centers in Excel tables.
 
     PublicDataShare_2020/rCMB_DefiniteSubject/122_T1.nii.gz           real microbleeds
                          NoCMBSubject/*.nii.gz                        none
@@ -98,7 +98,7 @@ def read_table(path: Path) -> Table:
         if not row:
             continue
         if row[0] is None:
-            table.unreadable[f"row {line}"] = f"{path}: row {line} has centres, but no file name"
+            table.unreadable[f"row {line}"] = f"{path}: row {line} has centers, but no file name"
             continue
         key = stem(str(row[0])).casefold()
         try:

@@ -1,4 +1,4 @@
-"""How dark an image is at stated centres: tells a wrong voxel convention, which no header can."""
+"""How dark an image is at stated centers: tells a wrong voxel convention, which no header can."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 REACH_VOXELS = 6
-_MIN_CENTRES = 5  # fewer say nothing about a convention
+_MIN_CENTERS = 5  # fewer say nothing about a convention
 _MIN_GAIN = 1.0  # standard deviations by which another reading must be darker
 
 
 def darkness(data: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Local mean less the value at each centre, over the local standard deviation.
+    """Local mean less the value at each center, over the local standard deviation.
 
     Args:
         data: (X, Y, Z) image on which microbleeds are dark.
@@ -40,12 +40,12 @@ def median(values: Sequence[float] | np.ndarray) -> float:
 
 
 def convention_doubt(as_named: np.ndarray, counted_from_0: np.ndarray) -> str | None:
-    """A line if the centres are clearly darker when the table is taken to count from 0, else None."""
+    """A line if the centers are clearly darker when the table is taken to count from 0, else None."""
     both = np.isfinite(as_named) & np.isfinite(counted_from_0)
     gain = median(counted_from_0) - median(as_named)
-    if both.sum() < _MIN_CENTRES or not gain >= _MIN_GAIN:
+    if both.sum() < _MIN_CENTERS or not gain >= _MIN_GAIN:
         return None
     return (
-        f"the image is {median(as_named):.1f} local standard deviations darker at the centres, but "
+        f"the image is {median(as_named):.1f} local standard deviations darker at the centers, but "
         f"{median(counted_from_0):.1f} when they are read 0-based: look at the contact sheet"
     )

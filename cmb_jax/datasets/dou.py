@@ -17,30 +17,30 @@ from cmb_jax.errors import UserError
 
 
 def find(root: Path) -> DatasetIndex:
-    """The cases with an image and a list of centres.
+    """The cases with an image and a list of centers.
 
     Raises:
         UserError: the folder is missing or empty, or has no folder nii or ground_truth.
     """
     root = check_root(root)
-    images, centres = child(root, "nii"), child(root, "ground_truth")
-    if images is None or centres is None or not images.is_dir() or not centres.is_dir():
+    images, centers = child(root, "nii"), child(root, "ground_truth")
+    if images is None or centers is None or not images.is_dir() or not centers.is_dir():
         raise UserError(f"{root}: has no folders nii and ground_truth; give the folder that holds both")
     scans, problems = one_each((path for path in visible(images) if is_nifti(path)), root, "images")
     tables, twice = one_each(
-        (path for path in visible(centres) if path.suffix.lower() == ".mat"), root, "lists of centres"
+        (path for path in visible(centers) if path.suffix.lower() == ".mat"), root, "lists of centers"
     )
     problems += twice
     cases = []
     for key in sorted(scans.keys() | tables.keys()):
         if key not in scans or key not in tables:
             there = scans.get(key) or tables[key]
-            gone = "list of centres" if key in scans else "image"
+            gone = "list of centers" if key in scans else "image"
             if stem(there.name) not in {problem.where for problem in problems}:
                 problems.append(Problem(where=relative(there, root), what=f"has no {gone} of its name"))
             continue
         try:
-            points, notes = read_centres(tables[key])
+            points, notes = read_centers(tables[key])
         except UserError as error:
             problems.append(Problem(where=stem(scans[key].name), what=str(error)))
             continue
@@ -59,26 +59,26 @@ def find(root: Path) -> DatasetIndex:
     return DatasetIndex(kind="dou", cases=tuple(cases), problems=tuple(problems))
 
 
-def read_centres(path: Path) -> tuple[tuple[tuple[float, float, float], ...], tuple[str, ...]]:
-    """The different centres of a .mat file, and what is to be known about them.
+def read_centers(path: Path) -> tuple[tuple[tuple[float, float, float], ...], tuple[str, ...]]:
+    """The different centers of a .mat file, and what is to be known about them.
 
     Raises:
-        UserError: no readable MATLAB 5 file, no `cen`, or not three finite numbers a centre.
+        UserError: no readable MATLAB 5 file, no `cen`, or not three finite numbers a center.
     """
     found = read_mat(path, ("cen", "gt_num"))
     if "cen" not in found:
-        raise UserError(f"{path}: holds no variable cen with the centres; fetch the file again")
-    centres = found["cen"]
-    if centres.size and (centres.ndim != 2 or 3 not in centres.shape or not np.isfinite(centres).all()):
-        raise UserError(f"{path}: cen is {' x '.join(map(str, centres.shape))}, not finite numbers (n, 3)")
-    if centres.size and centres.shape[1] != 3:
+        raise UserError(f"{path}: holds no variable cen with the centers; fetch the file again")
+    centers = found["cen"]
+    if centers.size and (centers.ndim != 2 or 3 not in centers.shape or not np.isfinite(centers).all()):
+        raise UserError(f"{path}: cen is {' x '.join(map(str, centers.shape))}, not finite numbers (n, 3)")
+    if centers.size and centers.shape[1] != 3:
         raise UserError(f"{path}: cen is 3 x n, and (n, 3) is expected; transpose it")
-    rows = [(float(x), float(y), float(z)) for x, y, z in centres.reshape(-1, 3)]
+    rows = [(float(x), float(y), float(z)) for x, y, z in centers.reshape(-1, 3)]
     points = tuple(dict.fromkeys(rows))
     notes = []
     if len(points) < len(rows):
-        notes.append(f"{len(rows) - len(points)} repeated centres were dropped")
+        notes.append(f"{len(rows) - len(points)} repeated centers were dropped")
     stated = found.get("gt_num")
     if stated is not None and stated.size == 1 and float(stated.flat[0]) != len(rows):
-        notes.append(f"gt_num says {stated.flat[0]:g}, but cen has {len(rows)} centres")
+        notes.append(f"gt_num says {stated.flat[0]:g}, but cen has {len(rows)} centers")
     return points, tuple(notes)

@@ -1,4 +1,4 @@
-"""Own folders: images by role, and masks or CSV tables of centres, told apart by the last word of a name.
+"""Own folders: images by role, and masks or CSV tables of centers, told apart by the last word of a name.
 
     sub-01_swi.nii.gz, sub-01_phase.nii.gz, sub-01_mask.nii.gz      flat
     anna/swi.nii.gz, anna/points.csv                                a folder each
@@ -138,7 +138,7 @@ def _case(case_id: str, files: dict[str, list[Path]], root: Path, patients: dict
 
 
 def read_points(path: Path, source: str) -> PointTruth:
-    """Centres in RAS mm from a CSV table with x_mm, y_mm, z_mm and perhaps diameter_mm and kind.
+    """Centers in RAS mm from a CSV table with x_mm, y_mm, z_mm and perhaps diameter_mm and kind.
 
     Raises:
         UserError: see `read_csv`; a value that is no finite number, a diameter of 0 or less, an empty kind.

@@ -39,7 +39,7 @@ class Grid:
         return Grid(shape=(x, y, z), affine=affine, warnings=self.warnings)
 
     def to_mm(self, index: np.ndarray) -> np.ndarray:
-        """Voxel indices (n, 3) from 0, integers at voxel centres, to RAS mm (n, 3)."""
+        """Voxel indices (n, 3) from 0, integers at voxel centers, to RAS mm (n, 3)."""
         return np.asarray(apply_affine(self.affine, index))
 
     def to_index(self, points_mm: np.ndarray) -> np.ndarray:

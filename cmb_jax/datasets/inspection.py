@@ -34,7 +34,7 @@ class Inspection:
     default_diameters: int  # lesions whose diameter is the default, not measured
     contrast: (
         np.ndarray
-    )  # (n,) local standard deviations that the image is darker at each centre; NaN unknown
+    )  # (n,) local standard deviations that the image is darker at each center; NaN unknown
 
     @property
     def total(self) -> int:
@@ -173,7 +173,7 @@ def _read_images(case: Case, root: Path) -> tuple[Volume, list[str]]:
 
 
 def _darkness_both(case: Case, truth: Lesions, volume: Volume) -> tuple[np.ndarray, np.ndarray]:
-    """Darkness at the centres as named, and as if a table of voxels counted from 0; NaN for other truths."""
+    """Darkness at the centers as named, and as if a table of voxels counted from 0; NaN for other truths."""
     index = truth.grid.to_index(truth.centers_mm)
     named = darkness(volume.data, index)
     if not isinstance(case.truth, PointTruth) or case.truth.convention == "ras-mm":

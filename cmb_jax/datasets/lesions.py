@@ -1,4 +1,4 @@
-"""Truth of any kind as lesions: the one place where voxel conventions, masks and millimetres meet."""
+"""Truth of any kind as lesions: the one place where voxel conventions, masks and millimeters meet."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def lesions_of(
 ) -> Lesions:
     """Turn a case's truth into lesions.
 
-    A lesion of a mask has the centre of mass of its voxels (all weighing the same), the diameter of the
+    A lesion of a mask has the center of mass of its voxels (all weighing the same), the diameter of the
     sphere of its volume, and the box that holds its voxels. One that is a point has a cube of its diameter.
 
     Args:
         case: with a truth.
         root: of the data set.
-        connectivity: neighbours of a voxel in a mask: 6 (faces), 18 (edges too) or 26 (corners too).
+        connectivity: neighbors of a voxel in a mask: 6 (faces), 18 (edges too) or 26 (corners too).
         default_diameter_mm: where none was measured.
 
     Raises:
         UserError: a file is missing or unreadable, mask and image lie on different grids, a mask holds
-            values that it must not, or a centre lies outside the volume.
+            values that it must not, or a center lies outside the volume.
         ValueError: the case has no truth, or no such connectivity.
     """
     if connectivity not in (6, 18, 26):
@@ -121,7 +121,7 @@ def _outside(truth: PointTruth, points: np.ndarray, outside: np.ndarray, grid: G
     """What is wrong with points outside the volume, and which other reading would put them all inside."""
     shown = ", ".join(f"{value:g}" for value in points[outside][0])
     size = " x ".join(map(str, grid.shape))
-    text = f"{int(outside.sum())} of {len(points)} centres lie outside the {size} voxels, such as ({shown})"
+    text = f"{int(outside.sum())} of {len(points)} centers lie outside the {size} voxels, such as ({shown})"
     if truth.convention == "ras-mm":
         mirrored = points * np.array([-1.0, -1.0, 1.0])
         if grid.inside(grid.to_index(mirrored)).all():

@@ -21,7 +21,7 @@ Level = Literal["skipped", "left out", "note"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PointTruth:
-    """Centres of the lesions; none of them means a scan that was read and has no microbleed.
+    """Centers of the lesions; none of them means a scan that was read and has no microbleed.
 
     Conventions: `voxel-1` is (i, j, k) of the file's own array, the first voxel being 1; `slice-column-row-1`
     is (k, i, j) of it, from 1; `ras-mm` is the world of the file's header.

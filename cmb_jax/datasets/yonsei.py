@@ -101,7 +101,7 @@ def _case(
             names = ", ".join(relative(path, root) for path in paths)
             return None, [Problem(where=subject, what=f"two {role} images for one ID ({names}); keep one")]
     if "swi" not in images:
-        return None, [Problem(where=subject, what="has no SWI image, on which the centres are given")]
+        return None, [Problem(where=subject, what="has no SWI image, on which the centers are given")]
     if len(tables) != 1:
         what = f"has {len(tables)} Excel tables; one is needed, also for a subject without microbleeds"
         return None, [Problem(where=subject, what=what)]

@@ -1,1 +1,1 @@
-"""DICOM in and out: series sorted, recognised and converted; findings as segmentation and report."""
+"""DICOM in and out: series sorted, recognized and converted; findings as segmentation and report."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from cmb_jax.dicom.roles import Recognition, Role, recognise
+from cmb_jax.dicom.roles import Recognition, Role, recognize
 from cmb_jax.dicom.stacks import SAME_ECHO_MS, Stack, same_grid
 from cmb_jax.errors import UserError
 
@@ -42,7 +42,7 @@ class Choice:
 
 def candidates(stacks: Sequence[Stack]) -> tuple[Candidate, ...]:
     """Every stack with its role."""
-    return tuple(Candidate(stack=stack, recognition=recognise(stack)) for stack in stacks)
+    return tuple(Candidate(stack=stack, recognition=recognize(stack)) for stack in stacks)
 
 
 def described(candidate: Candidate, name: str) -> str:
@@ -251,6 +251,6 @@ def _nothing(found: Sequence[Candidate]) -> str:
     )
     why = f" ({faults})" if faults else ""
     return (
-        f"no susceptibility-weighted series was recognised{why}; `cmb-jax dicom` lists what there is, and "
+        f"no susceptibility-weighted series was recognized{why}; `cmb-jax dicom` lists what there is, and "
         "--series NUMBER takes a series as it is"
     )

@@ -72,7 +72,7 @@ class Frame:
     echo_ms: float | None
     acquisition: int | None
     temporal: int | None
-    position_mm: Vector  # (3,) LPS mm, centre of the first pixel
+    position_mm: Vector  # (3,) LPS mm, center of the first pixel
     orientation: Vector  # (6,) LPS directions along a row (to higher columns) and down a column
     spacing_mm: Vector  # (between rows, between columns)
     slope: float

@@ -11,7 +11,7 @@ from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians
 
 _GE_PEAKS = (0.9, 1.01)  # share of 1000 pi that GE's integers reach: wrapped phase fills its range
 _LEAST_PEAK = 7.0  # integers reach further: the converter has applied a mapping to radians
-_ALTERNATES = -0.3  # coherence of neighbouring slices from which their sign is opposite
+_ALTERNATES = -0.3  # coherence of neighboring slices from which their sign is opposite
 _MOST_PAIRS = 0.8
 
 
@@ -54,7 +54,7 @@ def alternates(magnitude: np.ndarray, phase: np.ndarray, slice_axis: int) -> boo
     """Whether the complex signal changes its sign from slice to slice, as some reconstructions leave it.
 
     A shift left out after the Fourier transform along slices multiplies every second slice by -1.
-    Neighbouring slices of a head are alike, so that their product with the conjugate is then mostly negative.
+    Neighboring slices of a head are alike, so that their product with the conjugate is then mostly negative.
 
     Args:
         magnitude: (X, Y, Z), weight of each voxel; an SWI will do.

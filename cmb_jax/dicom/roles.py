@@ -54,7 +54,7 @@ _FIELD_MAP = re.compile(
 _T2STAR = re.compile(r"t2 ?\*|t2 ?s(?:tar)?(?![a-z])|(?<![a-z])(?:gre|hemo|haemo|medic|megre)(?![a-z])|ffe")
 
 
-def recognise(stack: Stack) -> Recognition:
+def recognize(stack: Stack) -> Recognition:
     """The role of a stack. Never guesses: what shows no sign of susceptibility weighting is OTHER."""
     instance, frame = stack.instance, stack.first
     types = set(frame.image_type)

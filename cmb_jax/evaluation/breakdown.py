@@ -182,7 +182,7 @@ def wilson(successes: int, trials: int) -> Estimate:
 
 
 def name_by_mimic(points_mm: np.ndarray, mimics: MimicMap, reach_mm: float = MIMIC_REACH_MM) -> list[str]:
-    """The kind of the mimic whose voxel centre is nearest to each point, or `UNNAMED` beyond the reach.
+    """The kind of the mimic whose voxel center is nearest to each point, or `UNNAMED` beyond the reach.
 
     Args:
         points_mm: (N, 3) RAS mm.

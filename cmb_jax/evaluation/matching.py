@@ -2,7 +2,7 @@
 
 Every rule first says which pairs may match (`Pairs`), then how pairs are chosen:
 
-* one to one (centre distance, box overlap): as many matches as possible, and among those the least total
+* one to one (center distance, box overlap): as many matches as possible, and among those the least total
   cost; a second detection on one lesion is a false positive;
 * any (touch): a lesion is found if any detection touches it, a detection is a false positive if it touches
   no lesion; two detections on one lesion are neither punished nor rewarded.
@@ -34,14 +34,14 @@ class Rule:
 
     name: str
     title: str  # for tables
-    criterion: Literal["centre", "touch", "box", "valdo"]
-    limit: float = 0.0  # centre and valdo: distance in mm, strictly below; box: IoU, at or above
+    criterion: Literal["center", "touch", "box", "valdo"]
+    limit: float = 0.0  # center and valdo: distance in mm, strictly below; box: IoU, at or above
     one_to_one: bool = True
     connectivity: int = 26  # of the components that voxel input is split into
 
 
-CENTER3 = Rule(name="center3", title="centre < 3 mm, one to one", criterion="centre", limit=3.0)
-CENTER5 = Rule(name="center5", title="centre < 5 mm, one to one", criterion="centre", limit=5.0)
+CENTER3 = Rule(name="center3", title="center < 3 mm, one to one", criterion="center", limit=3.0)
+CENTER5 = Rule(name="center5", title="center < 5 mm, one to one", criterion="center", limit=5.0)
 TOUCH = Rule(name="touch", title="any voxel touches", criterion="touch", one_to_one=False)
 BOX = Rule(name="box_iou", title="box IoU >= 0.1, one to one", criterion="box", limit=0.1)
 VALDO = Rule(
@@ -113,10 +113,10 @@ class Match:
 def pairs_of(rule: Rule, detections: SubjectDetections, truth: SubjectTruth) -> Pairs:
     """The pairs that a rule allows in one subject.
 
-    Where a side has no voxels, a detection is the sphere of its centre and diameter and its box is the cube
+    Where a side has no voxels, a detection is the sphere of its center and diameter and its box is the cube
     around that sphere; boxes lie along the axes of the image whenever either side has one.
     """
-    if rule.criterion == "centre":
+    if rule.criterion == "center":
         cost = center_distances(detections.centers_mm, truth.centers_mm)
         allowed = cost < rule.limit
     elif rule.criterion == "box":
@@ -135,7 +135,7 @@ def pairs_of(rule: Rule, detections: SubjectDetections, truth: SubjectTruth) -> 
 def on_ignored(rule: Rule, detections: SubjectDetections, truth: SubjectTruth) -> np.ndarray:
     """(K,) bool: the detection would be a hit of an ignored lesion, were it none.
 
-    Ignored lesions have no voxels of their own: they are the spheres of their centres and diameters.
+    Ignored lesions have no voxels of their own: they are the spheres of their centers and diameters.
     """
     if not len(truth.ignored_centers_mm):
         return np.zeros(len(detections.centers_mm), bool)

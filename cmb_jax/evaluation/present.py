@@ -229,7 +229,7 @@ def _false_positive_tables(result: EvaluationResult) -> list[Table]:
 
     found = []
     if result.false_positives_by_mimic:
-        note = f"The mimic nearest to the centre, within {MIMIC_REACH_MM:g} mm; {UNNAMED}: there is none."
+        note = f"The mimic nearest to the center, within {MIMIC_REACH_MM:g} mm; {UNNAMED}: there is none."
         found.append(table("False positives by mimic", result.false_positives_by_mimic, note))
     if result.false_positives_by_zone:
         note = "The zone that the prediction gives."

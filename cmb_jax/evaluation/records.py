@@ -15,11 +15,11 @@ REJECTED = "rejected"  # removed by a rule (outside the brain, in a ventricle, .
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelledVolume:
+class LabeledVolume:
     """Lesions as voxels. Row r of the record that holds it is the voxels with label r + 1."""
 
     labels: np.ndarray  # (X, Y, Z) int32, 0 is background
-    affine: np.ndarray  # (4, 4) float64, voxel index (integer = voxel centre) -> RAS mm
+    affine: np.ndarray  # (4, 4) float64, voxel index (integer = voxel center) -> RAS mm
     values: np.ndarray | None = None  # (X, Y, Z) float32 as stored (probabilities, rater means); None = 0/1
     note: str = ""  # how unclear numbers were taken
 
@@ -51,7 +51,7 @@ class SubjectDetections:
     regions: tuple[str, ...] | None = None  # (K,) lower-case names of anatomy.regions.Region
     probabilities: np.ndarray | None = None  # (K,) of a true lesion, NaN where not known; None: of none
     reasons: tuple[str, ...] | None = None  # (K,) why a rule removed it; empty for the others
-    volume: LabelledVolume | None = None  # when they were read from voxels
+    volume: LabeledVolume | None = None  # when they were read from voxels
     missing: bool = False  # no prediction was found for this scan: it counts as empty
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ class SubjectTruth:
 
     subject: str
     centers_mm: np.ndarray  # (M, 3) float, RAS mm
-    diameters_mm: np.ndarray  # (M,) float; simulated lesions: the haemosiderin's own diameter
+    diameters_mm: np.ndarray  # (M,) float; simulated lesions: the hemosiderin's own diameter
     apparent_diameters_mm: np.ndarray | None = None  # (M,) float, as seen in the image (blooming)
     regions: tuple[str, ...] | None = None  # (M,) lower-case names of anatomy.regions.Region
     zones: tuple[str, ...] | None = None  # (M,) lower-case names of anatomy.regions.Zone
@@ -119,7 +119,7 @@ class SubjectTruth:
     protocol: str | None = None
     tier: str | None = None
     has_phase: bool | None = None  # whether the scan has a phase; None: not known
-    volume: LabelledVolume | None = None  # when there are voxels: the touch, box and VALDO rules use them
+    volume: LabeledVolume | None = None  # when there are voxels: the touch, box and VALDO rules use them
     mimics: MimicMap | None = None
     # Lesions that nobody must find and whose finding is no mistake: no reader would see them for sure.
     ignored_centers_mm: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3)))  # (I, 3)
@@ -131,7 +131,7 @@ class SubjectTruth:
         )
         ignored = (*self.ignored_centers_mm.shape, *self.ignored_diameters_mm.shape)
         if ignored != (len(self.ignored_diameters_mm), 3, len(self.ignored_diameters_mm)):
-            raise ValueError(f"{self.subject}: ignored lesions need centres (n, 3) and n diameters")
+            raise ValueError(f"{self.subject}: ignored lesions need centers (n, 3) and n diameters")
 
     @property
     def seen_diameters_mm(self) -> np.ndarray:
@@ -150,4 +150,4 @@ def _check_lengths(record: SubjectDetections | SubjectTruth, fields: tuple[str, 
     for field in fields:
         value = getattr(record, field)
         if value is not None and len(value) != len(centers):
-            raise ValueError(f"{record.subject}: {len(value)} {field} for {len(centers)} centres")
+            raise ValueError(f"{record.subject}: {len(value)} {field} for {len(centers)} centers")

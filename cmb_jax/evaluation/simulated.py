@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cmb_jax.anatomy.regions import Region, Zone
-from cmb_jax.evaluation.records import LabelledVolume, MimicMap, SubjectTruth
+from cmb_jax.evaluation.records import LabeledVolume, MimicMap, SubjectTruth
 from cmb_jax.phantom.types import MimicKind, PhantomSubject
 
 IGNORED = MimicKind.IGNORED_MICROBLEED.name.lower()
@@ -26,7 +26,7 @@ def phantom_truth(phantom: PhantomSubject, subject: str) -> SubjectTruth:
     ignored = lesions.is_ignored
     return SubjectTruth(
         subject=subject,
-        centers_mm=lesions.centre_mm[rows],
+        centers_mm=lesions.center_mm[rows],
         diameters_mm=lesions.diameter_mm[rows],
         apparent_diameters_mm=lesions.apparent_diameter_mm[rows],
         regions=tuple(Region(int(code)).name.lower() for code in lesions.region[rows]),
@@ -35,11 +35,11 @@ def phantom_truth(phantom: PhantomSubject, subject: str) -> SubjectTruth:
         protocol=phantom.protocol,
         tier=phantom.tier,
         has_phase=phantom.phase is not None,
-        volume=LabelledVolume(
+        volume=LabeledVolume(
             labels=rows_of_ids(phantom.cmb_labels, lesions.id[rows]), affine=phantom.swi.affine
         ),
         mimics=MimicMap(codes=phantom.mimic_labels, affine=phantom.swi.affine, names=MIMIC_NAMES),
-        ignored_centers_mm=lesions.centre_mm[ignored],
+        ignored_centers_mm=lesions.center_mm[ignored],
         ignored_diameters_mm=lesions.apparent_diameter_mm[ignored],
     )
 

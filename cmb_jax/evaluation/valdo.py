@@ -1,7 +1,7 @@
 """The rule of the VALDO 2021 challenge, Task 2 (Sudre et al. 2024, Med Image Anal 91:103029).
 
-Section 2.5 of the paper: threshold 0.5, 6-connected elements, a match where the centres of mass are less
-than 5 mm apart. The details below reproduce what the organisers' program returns for binary references:
+Section 2.5 of the paper: threshold 0.5, 6-connected elements, a match where the centers of mass are less
+than 5 mm apart. The details below reproduce what the organizers' program returns for binary references:
 
 * a prediction stands for the reference nearest to it, and for no other, even where a second one is in reach;
 * of several predictions on one reference only the nearest is true, the others are false positives;
@@ -11,7 +11,7 @@ than 5 mm apart. The details below reproduce what the organisers' program return
 * distances and volumes take the voxel size of the header, not the affine.
 
 Simulated truth may hold lesions that are ignored (see `evaluation.matching`), which the challenge does not
-know: an unmatched element whose centre is nearer than the limit to one of them is left out of the count.
+know: an unmatched element whose center is nearer than the limit to one of them is left out of the count.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import dataclasses
 import numpy as np
 
 from cmb_jax.evaluation.matching import Match, center_distances
-from cmb_jax.evaluation.records import LabelledVolume, SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.records import LabeledVolume, SubjectDetections, SubjectTruth
 from cmb_jax.evaluation.volumes import centers_index, common_frame, components
 
 
@@ -40,7 +40,7 @@ def match_nearest(distance: np.ndarray, limit: float, excused: np.ndarray | None
     """Assign by the challenge's rule.
 
     Args:
-        distance: (K, M) between the centres of mass of predictions and references.
+        distance: (K, M) between the centers of mass of predictions and references.
         limit: matches are strictly closer.
         excused: (K,) bool, predictions that are no false positives; None: there are none.
     """
@@ -70,13 +70,13 @@ def valdo_case(
 
     Voxels on a side are split anew into elements with the rule's own connectivity; a side without voxels
     (a table of detections) takes its rows as elements, and then Dice and volumes are unknown. A scan without
-    a prediction is scored as an empty one (the organisers fill in differences of 100 000 for their ranking).
+    a prediction is scored as an empty one (the organizers fill in differences of 100 000 for their ranking).
 
     Args:
         detections: those that are reported.
         truth: of the same scan.
-        limit_mm: the organisers' program defaults to 0.1, the paper says 5.
-        connectivity: the organisers' program defaults to 26, the paper says 6.
+        limit_mm: the organizers' program defaults to 0.1, the paper says 5.
+        connectivity: the organizers' program defaults to 26, the paper says 6.
 
     Raises:
         UserError: both sides have voxels, on different grids.
@@ -115,33 +115,33 @@ def valdo_case(
     )
 
 
-def soft_volume_mm3(volume: LabelledVolume) -> float:
+def soft_volume_mm3(volume: LabeledVolume) -> float:
     """Sum of the stored values over the lesions' voxels, times the volume of a voxel."""
     inside = volume.labels > 0
     total = inside.sum() if volume.values is None else volume.values[inside].sum(dtype=np.float64)
     return float(total * np.prod(volume.spacing_mm))
 
 
-def _empty_like(other: LabelledVolume | None, rows: int) -> LabelledVolume | None:
+def _empty_like(other: LabeledVolume | None, rows: int) -> LabeledVolume | None:
     """A side without voxels that has no lesion either is an empty image; with lesions it is a mere table."""
     if other is None or rows:
         return None
-    return LabelledVolume(labels=np.zeros_like(other.labels), affine=other.affine)
+    return LabeledVolume(labels=np.zeros_like(other.labels), affine=other.affine)
 
 
 def _near_ignored(predicted_mm: np.ndarray, truth: SubjectTruth, limit_mm: float) -> np.ndarray:
-    """(K,) bool: the element's centre (K, 3) is nearer than the limit to an ignored lesion."""
+    """(K,) bool: the element's center (K, 3) is nearer than the limit to an ignored lesion."""
     distance = center_distances(predicted_mm, truth.ignored_centers_mm)
     return np.asarray(np.any(distance < limit_mm, axis=1))
 
 
-def _elements_mm(volume: LabelledVolume | None, centers_mm: np.ndarray, connectivity: int) -> np.ndarray:
+def _elements_mm(volume: LabeledVolume | None, centers_mm: np.ndarray, connectivity: int) -> np.ndarray:
     if volume is None:
         return centers_mm
     return _world(centers_index(*components(volume.labels > 0, connectivity)), volume)
 
 
-def _world(index: np.ndarray, volume: LabelledVolume) -> np.ndarray:
+def _world(index: np.ndarray, volume: LabeledVolume) -> np.ndarray:
     """Voxel positions (K, 3) in RAS mm."""
     return index @ volume.affine[:3, :3].T + volume.affine[:3, 3]
 

@@ -1,4 +1,4 @@
-"""Voxels as lesions: components, centres, boxes, and which voxels a sphere covers."""
+"""Voxels as lesions: components, centers, boxes, and which voxels a sphere covers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.records import LabelledVolume
+from cmb_jax.evaluation.records import LabeledVolume
 from cmb_jax.io.labels import check_scale, components, instances, is_whole
 
 # Below half a voxel at every corner, resampling to the nearest voxel changes nothing: headers that were
@@ -17,7 +17,7 @@ _SAME_GRID_VOXELS = 0.5
 
 def label_volume(
     values: np.ndarray, affine: np.ndarray, *, threshold: float = 0.5, connectivity: int = 26
-) -> LabelledVolume:
+) -> LabeledVolume:
     """Lesions of a volume of labels, of a mask or of probabilities.
 
     Whole numbers are told apart as `io.labels.instances` does; fractions are cut at `threshold` (>=) and
@@ -40,21 +40,21 @@ def label_volume(
     check_scale(above)
     if is_whole(above):
         found = instances(values, voxel_sizes(affine), connectivity)
-        return LabelledVolume(labels=found.labels, affine=affine, note=found.note)
+        return LabeledVolume(labels=found.labels, affine=affine, note=found.note)
     labels, count = components(values >= threshold, connectivity)
     note = ""
     if not count:
         note = f"its largest value is {above.max():g}: nothing reaches {threshold:g}, so it holds no lesion"
-    return LabelledVolume(labels=labels, affine=affine, values=values.astype(np.float32), note=note)
+    return LabeledVolume(labels=labels, affine=affine, values=values.astype(np.float32), note=note)
 
 
-def count_labels(volume: LabelledVolume) -> int:
+def count_labels(volume: LabeledVolume) -> int:
     """The number n of lesions; labels are 1..n."""
     return int(volume.labels.max(initial=0))
 
 
 def centers_index(labels: np.ndarray, count: int) -> np.ndarray:
-    """Centres of mass (n, 3) of labels 1..n, all voxels weighing the same, as voxel index."""
+    """Centers of mass (n, 3) of labels 1..n, all voxels weighing the same, as voxel index."""
     voxels = np.nonzero(labels)
     owner = labels[voxels] - 1
     size = np.bincount(owner, minlength=count)
@@ -67,18 +67,18 @@ def to_index(points_mm: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return np.linalg.solve(affine[:3, :3], (points_mm - affine[:3, 3]).T).T
 
 
-def centers_mm(volume: LabelledVolume) -> np.ndarray:
-    """Centres of mass (n, 3) of the lesions, RAS mm."""
+def centers_mm(volume: LabeledVolume) -> np.ndarray:
+    """Centers of mass (n, 3) of the lesions, RAS mm."""
     return apply_affine(volume.affine, centers_index(volume.labels, count_labels(volume)))
 
 
-def diameters_mm(volume: LabelledVolume) -> np.ndarray:
+def diameters_mm(volume: LabeledVolume) -> np.ndarray:
     """Diameters (n,) in mm of the spheres that have the lesions' volumes."""
     sizes = np.bincount(volume.labels[volume.labels > 0] - 1, minlength=count_labels(volume))
     return np.cbrt(6.0 / np.pi * sizes * np.prod(volume.spacing_mm))
 
 
-def best_values(volume: LabelledVolume) -> np.ndarray:
+def best_values(volume: LabeledVolume) -> np.ndarray:
     """The highest stored value (n,) of every lesion: the score of a component of a probability map."""
     count = count_labels(volume)
     if volume.values is None:
@@ -89,7 +89,7 @@ def best_values(volume: LabelledVolume) -> np.ndarray:
     return best
 
 
-def common_frame(a: LabelledVolume | None, b: LabelledVolume | None, subject: str) -> np.ndarray | None:
+def common_frame(a: LabeledVolume | None, b: LabeledVolume | None, subject: str) -> np.ndarray | None:
     """The grid (affine) that both sides lie on, None where neither has voxels.
 
     Raises:
@@ -114,7 +114,7 @@ def common_frame(a: LabelledVolume | None, b: LabelledVolume | None, subject: st
 
 
 def boxes_in_frame(
-    centers: np.ndarray, diameters: np.ndarray, volume: LabelledVolume | None, frame: np.ndarray | None
+    centers: np.ndarray, diameters: np.ndarray, volume: LabeledVolume | None, frame: np.ndarray | None
 ) -> np.ndarray:
     """Boxes (n, 6), low and high corner in mm along the axes of the image `frame` (RAS without one).
 
@@ -149,11 +149,11 @@ def overlap_labels(a: np.ndarray, b: np.ndarray, count_a: int, count_b: int) -> 
 
 
 def covered_labels(
-    centers: np.ndarray, diameters: np.ndarray, volume: LabelledVolume, count: int
+    centers: np.ndarray, diameters: np.ndarray, volume: LabeledVolume, count: int
 ) -> np.ndarray:
     """Which labels of a volume spheres touch: (n, count) bool.
 
-    A sphere covers the voxels whose centres lie in it, and the voxel that its own centre lies in.
+    A sphere covers the voxels whose centers lie in it, and the voxel that its own center lies in.
 
     Args:
         centers: (n, 3) RAS mm.
@@ -163,7 +163,7 @@ def covered_labels(
     """
     shape = np.array(volume.labels.shape)
     touched = np.zeros((len(centers), count), bool)
-    # Rows of the inverse tell how many voxels of each axis a millimetre in the worst direction spans.
+    # Rows of the inverse tell how many voxels of each axis a millimeter in the worst direction spans.
     voxels_per_mm = np.linalg.norm(np.linalg.inv(volume.affine[:3, :3]), axis=1)
     for row, (center, diameter) in enumerate(zip(to_index(centers, volume.affine), diameters, strict=True)):
         reach = 0.5 * diameter * voxels_per_mm

@@ -125,7 +125,7 @@ def maps_of(name: str, embedded: Embedded) -> tuple[EmbeddingMap, ...]:
     # one thread: the same picture everywhere, and threads that wait for busy cores spin for minutes
     with threadpool_limits(1):
         plane = PCA(2).fit(points[:count])
-        neighbours = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
+        neighbors = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
     share = plane.explained_variance_ratio_.sum()
     return tuple(
         EmbeddingMap(
@@ -137,6 +137,6 @@ def maps_of(name: str, embedded: Embedded) -> tuple[EmbeddingMap, ...]:
         )
         for method, flat in (
             (f"PCA, {share:.0%} of the variance", plane.transform(points)),
-            (f"t-SNE, perplexity {perplexity:g}", neighbours),
+            (f"t-SNE, perplexity {perplexity:g}", neighbors),
         )
     )

@@ -1,6 +1,6 @@
 """What the runs of each variant found, over seeds and scans, and whether variants differ.
 
-Hit: centres less than 3 mm apart, one to one (Hungarian). Each run's threshold is chosen on the validation
+Hit: centers less than 3 mm apart, one to one (Hungarian). Each run's threshold is chosen on the validation
 subjects; everything else is of the test subjects. Intervals: scans and seeds are both drawn with replacement,
 the same scans for every variant.
 """

@@ -164,7 +164,7 @@ def _mimic_table(study: Study) -> Table:
         ),
         note=(
             "At the operating point, mean over the seeds. The mimic whose cell (1 mm) is nearest to the "
-            f"centre, within {MIMIC_REACH_MM:g} mm; {UNNAMED}: there is none."
+            f"center, within {MIMIC_REACH_MM:g} mm; {UNNAMED}: there is none."
         ),
     )
 

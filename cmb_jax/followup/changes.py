@@ -144,7 +144,7 @@ def why_not_shown(
 
 
 MATCH_MM = 4.0
-"""Greatest distance of a lesion at two times: a detector's error of its centre, twice, and registration's."""
+"""Greatest distance of a lesion at two times: a detector's error of its center, twice, and registration's."""
 MOVED_SHARE = 2.0
 """Two lesions without a partner, apart by more than the match and less than this multiple, may be one."""
 UNREGISTERED = "the registration is not trusted"

@@ -76,7 +76,7 @@ class _Lattice:
 
     @property
     def middle_mm(self) -> np.ndarray:
-        """(3,) centre of the brain, RAS mm."""
+        """(3,) center of the brain, RAS mm."""
         return apply_affine(self.affine, np.argwhere(self.mask).mean(axis=0))
 
     def image(self, values: np.ndarray) -> sitk.Image:
@@ -126,7 +126,7 @@ def register(
     try:
         method.Execute(fixed.image(fixed.data), moving.image(moving.data))
         information = -float(method.GetMetricValue())
-    except RuntimeError:  # the optimiser lost the overlap of the two images
+    except RuntimeError:  # the optimizer lost the overlap of the two images
         start.SetIdentity()
         information = 0.0
     return _judged(_matrix(start), information, fixed, moving, followup)

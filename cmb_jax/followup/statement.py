@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cmb_jax.report.comparison_content import Change
 
 ARIA_SOURCE = (
-    "ARIA-H classes by new microhaemorrhages: mild 1 to 4, moderate 5 to 9, severe 10 or more (radiographic "
+    "ARIA-H classes by new microhemorrhages: mild 1 to 4, moderate 5 to 9, severe 10 or more (radiographic "
     "severity in the US prescribing information of lecanemab; reporting as in Cogswell et al. 2022, AJNR "
     "43:E19). Superficial siderosis is not assessed. Not a diagnosis."
 )
@@ -15,7 +15,7 @@ _CLASSES = ((1, "none"), (5, "mild (1-4)"), (10, "moderate (5-9)"))
 
 
 def count_class(new: int) -> str:
-    """The ARIA-H class of a number of new microhaemorrhages (`ARIA_SOURCE`): none, mild, moderate, severe."""
+    """The ARIA-H class of a number of new microhemorrhages (`ARIA_SOURCE`): none, mild, moderate, severe."""
     return next((name for below, name in _CLASSES if new < below), "severe (>= 10)")
 
 

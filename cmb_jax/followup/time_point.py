@@ -137,7 +137,7 @@ def read_time_point(name: str, option: str, folder: Path, image: Path) -> TimePo
         name: "baseline" or "follow-up".
         option: how the command line calls the image.
         folder: that `cmb-jax predict` wrote, or a file of a result of `cmb-jax bids`.
-        image: the file that was given to it as --swi; recognised by its content.
+        image: the file that was given to it as --swi; recognized by its content.
 
     Raises:
         UserError: no result, a file that cannot be read, another image, or no brain in it.

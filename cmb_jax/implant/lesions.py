@@ -142,7 +142,7 @@ def _rows(
 def outside_brain(scan: Scan, brain: Brain, bodies: Lesions, masked: bool) -> list[str]:
     """A warning about lesions that do not lie in the brain, whose mask was given if `masked`."""
     found = []
-    index = np.rint(bodies.centre_mm / np.array(scan.like.spacing_mm)).astype(int)
+    index = np.rint(bodies.center_mm / np.array(scan.like.spacing_mm)).astype(int)
     beyond = np.flatnonzero(~brain.mask[tuple(index.T)])
     if len(beyond):
         what = "the given brain mask" if masked else "what was taken for brain"
@@ -204,5 +204,5 @@ def read_lesions(
             f"{path}: line {wide[0] + 2}: a vein of {diameter[wide[0]]:g} mm; "
             f"allowed: {MIN_DIAMETER_MM:g} to 3 mm"
         )
-    centre = np.clip(index, 0, np.array(shape) - 1) * np.array(spacing_mm)
-    return make_lesions(rng, kind, diameter, b0_t, centre, chi)
+    center = np.clip(index, 0, np.array(shape) - 1) * np.array(spacing_mm)
+    return make_lesions(rng, kind, diameter, b0_t, center, chi)

@@ -39,7 +39,7 @@ ANALYZED, NOT_ANALYSABLE = "analyzed", "not analysable"
 def instance_labels(prediction: Prediction) -> np.ndarray:
     """Instance labels (X, Y, Z) uint16 of the kept detections on the scan's RAS grid.
 
-    Each is the ellipsoid in its box, at least the voxel at its centre; the label is the row's id. Better
+    Each is the ellipsoid in its box, at least the voxel at its center; the label is the row's id. Better
     scores lie on top.
     """
     swi = prediction.swi

@@ -233,12 +233,12 @@ def decoded(
         planes: along K, of a 3D image; None: all.
 
     Raises:
-        UserError: 2D, colours, or voxels that cannot be decoded.
+        UserError: 2D, colors, or voxels that cannot be decoded.
     """
     path, image = file.path, file.image
     check_is_volume(file)
     if image.get_data_dtype().fields is not None:
-        raise UserError(f"{path}: holds colours, not intensities; give the original image")
+        raise UserError(f"{path}: holds colors, not intensities; give the original image")
     with reading(path, "its voxels cannot be decoded: convert it again"), np.errstate(all="ignore"):
         return np.asarray(image.dataobj if planes is None else image.dataobj[:, :, planes], dtype)
 

@@ -30,7 +30,7 @@ def components(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, int]:
 
     Args:
         mask: bool.
-        connectivity: neighbours of a voxel: 6 (faces), 18 (edges too) or 26 (corners too).
+        connectivity: neighbors of a voxel: 6 (faces), 18 (edges too) or 26 (corners too).
     """
     structure = ndimage.generate_binary_structure(3, _ORDER_OF_CONNECTIVITY[connectivity])
     labels, count = ndimage.label(mask, structure, output=np.int32)
@@ -55,7 +55,7 @@ def check_scale(values: np.ndarray) -> None:
     if largest > 1 and not is_whole(values):
         raise ValueError(
             f"holds fractions up to {largest:g}: probabilities must lie in 0 to 1 (divide a scaled map), and "
-            "labels must be whole numbers (resample them by nearest neighbour)"
+            "labels must be whole numbers (resample them by nearest neighbor)"
         )
 
 

@@ -50,7 +50,7 @@ def read_volume(path: str | Path, *, complex_ok: bool = False, reduced: Reductio
         The volume, in RAS, scaled by slope and intercept, NaN and infinities replaced by 0, with warnings.
 
     Raises:
-        UserError: see `cmb_jax.io.header.open_nifti`; also a 2D image, a series of volumes, colour or complex
+        UserError: see `cmb_jax.io.header.open_nifti`; also a 2D image, a series of volumes, color or complex
             values, nothing finite in it, or the same value everywhere.
     """
     file = open_nifti(Path(path))
@@ -172,7 +172,7 @@ def _to_file(native: NativeGrid) -> np.ndarray:
 
 
 def native_index(points_xyz_index: np.ndarray, volume: Volume) -> np.ndarray:
-    """Voxel indices (..., 3) of `volume` (integer = voxel centre) as (i, j, k) of its file, float64."""
+    """Voxel indices (..., 3) of `volume` (integer = voxel center) as (i, j, k) of its file, float64."""
     matrix = _to_file(volume.native)
     return apply_affine(matrix, np.asarray(points_xyz_index, np.float64))
 

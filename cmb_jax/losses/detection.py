@@ -112,7 +112,7 @@ def drawn_negatives(key: jax.Array, negative: jax.Array, count: int) -> jax.Arra
     return negative & (jax.random.uniform(key, negative.shape) * there < count)
 
 
-CLASSES = ("background", "cmb", "vein", "calcification", "nucleus", "artefact", "other")
+CLASSES = ("background", "cmb", "vein", "calcification", "nucleus", "artifact", "other")
 UNKNOWN = -1
 _CMB = CLASSES.index("cmb")
 _KINDS = {
@@ -120,7 +120,7 @@ _KINDS = {
     "vein": (MimicKind.MEDULLARY_VEIN, MimicKind.PIAL_VEIN, MimicKind.DEEP_VEIN, MimicKind.SINUS),
     "calcification": CALCIFICATIONS,
     "nucleus": (MimicKind.IRON_NUCLEUS,),
-    "artefact": (MimicKind.AIR_TISSUE_BORDER, MimicKind.MOTION_GHOST, MimicKind.GIBBS_RINGING),
+    "artifact": (MimicKind.AIR_TISSUE_BORDER, MimicKind.MOTION_GHOST, MimicKind.GIBBS_RINGING),
 }
 
 

@@ -64,7 +64,7 @@ class Conv(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """Layer normalisation over channels at each voxel, then scale and bias."""
+    """Layer normalization over channels at each voxel, then scale and bias."""
 
     def __init__(self, channels: int) -> None:
         self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))

@@ -22,7 +22,7 @@ class ProposalMaps:
     features: jax.Array  # (B, Z, Y, X, C) features of the scores; embeddings are read from them
     box_input: jax.Array  # (B, Z, Y, X, C) what the box codes of single anchors are computed from
     objectness: jax.Array  # (B, Z, Y, X, A) logits
-    deltas: jax.Array  # (B, Z, Y, X, A, 6) box code: centre offset over anchor size, log size ratio
+    deltas: jax.Array  # (B, Z, Y, X, A, 6) box code: center offset over anchor size, log size ratio
     semantic: jax.Array | None  # (B, Z, Y, X, classes) logits; None without a semantic head
 
 

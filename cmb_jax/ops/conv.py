@@ -18,7 +18,7 @@ from jax import lax
 from cmb_jax.ops import conv_portable
 from cmb_jax.ops.cpu import library
 from cmb_jax.ops.cpu.calls import like, vary_together
-from cmb_jax.ops.depth import is_part_of_depth, with_neighbours
+from cmb_jax.ops.depth import is_part_of_depth, with_neighbors
 from cmb_jax.ops.resample import sum_blocks, upsample_nearest
 
 Triple = tuple[int, int, int]
@@ -79,8 +79,8 @@ def conv3d(
     if kernel.shape[0] == 3 and is_part_of_depth(x):
         if strides[0] != 1:
             raise ValueError("conv3d takes no strides along z where devices share the depth")
-        # ReLU is left to the pass that takes the neighbours' planes off again
-        whole = _apply(with_neighbours(x), kernel, bias, None, strides, False, rounded)
+        # ReLU is left to the pass that takes the neighbors' planes off again
+        whole = _apply(with_neighbors(x), kernel, bias, None, strides, False, rounded)
         return _finish(whole[:, 1:-1], None, coarse, relu)
     return _apply(x, kernel, bias, coarse, strides, relu, rounded)
 

@@ -58,7 +58,7 @@ def _planes(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolve planes (Z + kz - 1, Y, X, C) to (Z, Y, X, O).
 
     One 2-D convolution gives every plane's contribution to the kz planes that it touches; contributions of
-    neighbouring planes are then summed.
+    neighboring planes are then summed.
     """
     kz, ky, kx, inputs, outputs = kernel.shape
     flat = kernel.transpose(1, 2, 3, 0, 4).reshape(ky, kx, inputs, kz * outputs)

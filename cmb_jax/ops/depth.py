@@ -2,7 +2,7 @@
 
 Inside `jax.shard_map`, an array that varies over the mesh axis `DEPTH_AXIS` is one device's part of a volume,
 in the order of the devices along it. Operations on single voxels and on blocks that no cut divides need not
-know; an operation that looks at the neighbouring planes gets them here.
+know; an operation that looks at the neighboring planes gets them here.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def is_part_of_depth(x: jax.Array) -> bool:
     return DEPTH_AXIS in jax.typeof(x).manual_axis_type.varying and lax.axis_size(DEPTH_AXIS) > 1
 
 
-def with_neighbours(x: jax.Array) -> jax.Array:
-    """One plane of each neighbouring part put before and after: (B, Z, ...) to (B, Z + 2, ...).
+def with_neighbors(x: jax.Array) -> jax.Array:
+    """One plane of each neighboring part put before and after: (B, Z, ...) to (B, Z + 2, ...).
 
     Beyond the ends of the volume the planes are zero, as the network pads a whole volume.
     """

@@ -1,4 +1,4 @@
-"""Normalisation that looks at one voxel only."""
+"""Normalization that looks at one voxel only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAST_CHANNELS = 4  # that the compiled kernel takes
 def channel_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float = 1e-5, relu: bool = False
 ) -> jax.Array:
-    """Layer normalisation (Ba et al. 2016) over the channels of each voxel by itself.
+    """Layer normalization (Ba et al. 2016) over the channels of each voxel by itself.
 
     No statistic is taken over space or over the batch: a tile gives the same values as the whole volume, and
     a result does not depend on what else is in the batch.
@@ -41,9 +41,9 @@ def channel_norm(
 
 def _plain(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, relu: bool) -> jax.Array:
     values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    centred = values - values.mean(axis=-1, keepdims=True)
-    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-    y = centred * lax.rsqrt(variance + epsilon) * scale + bias
+    centerd = values - values.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centerd).mean(axis=-1, keepdims=True)
+    y = centerd * lax.rsqrt(variance + epsilon) * scale + bias
     return (jax.nn.relu(y) if relu else y).astype(x.dtype)
 
 

@@ -24,12 +24,12 @@ SHARP_MM = 1.8  # what blooms to more than this across has its border where the 
 class Bodies:
     """Ellipsoids in the image frame, padded; `valid` marks the real ones."""
 
-    centre_mm: jax.Array  # (N, 3)
+    center_mm: jax.Array  # (N, 3)
     radii_mm: jax.Array  # (N, 3)
     chi_ppm: jax.Array  # (N,) against the surroundings
     r2_star: jax.Array  # (N,) added, 1/s at 3 T
     kind: jax.Array  # (N,) int32
-    code: jax.Array  # (N,) uint8 region code at the centre
+    code: jax.Array  # (N,) uint8 region code at the center
     valid: jax.Array  # (N,) bool
 
     @property

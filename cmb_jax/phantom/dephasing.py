@@ -56,7 +56,7 @@ class Inclusions:
         """Bodies whose added R2* at the scan's field strength is `r2_factor` times theirs."""
         drop = jnp.full(bodies.chi_ppm.shape, signal_drop)
         decay = bodies.r2_star * r2_factor
-        return cls(bodies.centre_mm, bodies.radii_mm, bodies.chi_ppm, decay, drop, bodies.valid)
+        return cls(bodies.center_mm, bodies.radii_mm, bodies.chi_ppm, decay, drop, bodies.valid)
 
     @property
     def radius_mm(self) -> jax.Array:

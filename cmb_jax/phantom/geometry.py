@@ -19,10 +19,10 @@ class Grid:
 
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
-    origin_mm: tuple[float, float, float]  # centre of voxel (0, 0, 0)
+    origin_mm: tuple[float, float, float]  # center of voxel (0, 0, 0)
 
     def axis_mm(self, axis: int) -> np.ndarray:
-        """Voxel centres along one axis."""
+        """Voxel centers along one axis."""
         return self.origin_mm[axis] + self.spacing_mm[axis] * np.arange(self.shape[axis])
 
     @classmethod
@@ -56,7 +56,7 @@ def lattice_for(extent_mm: tuple[float, float, float], spacing_mm: float = LATTI
 
 
 def grid_points(grid: Grid) -> jax.Array:
-    """(*shape, 3) voxel centres in mm."""
+    """(*shape, 3) voxel centers in mm."""
     axes = [jnp.asarray(grid.axis_mm(a), jnp.float32) for a in range(3)]
     return jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
 

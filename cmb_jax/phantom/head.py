@@ -154,6 +154,6 @@ def in_regions(region: jax.Array, *regions: Region) -> jax.Array:
 
 
 def tissue_mask(channels: jax.Array) -> jax.Array:
-    """Where grey and white matter fill at least four fifths: channels (..., C) -> bool (...)."""
-    solid = channels[..., Channel.GREY_MATTER] + channels[..., Channel.WHITE_MATTER]
+    """Where gray and white matter fill at least four fifths: channels (..., C) -> bool (...)."""
+    solid = channels[..., Channel.GRAY_MATTER] + channels[..., Channel.WHITE_MATTER]
     return solid >= 0.8

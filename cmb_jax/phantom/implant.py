@@ -8,7 +8,7 @@ does is a complex factor on each voxel and echo,
 f the part of the point that the body fills, dB its relative field in ppm, s the sign of the data. Near the
 body dB is the phantom's dipole convolution on a grid finer than the voxel, and the mean is taken of complex
 values there, so that spins that point apart cancel. Further out dB is the field of the body's dipole moment,
-(chi / 3) (a / r)^3 (3 cos^2 - 1) for a ball of radius a, at the voxel's centre; that has no edge anywhere in
+(chi / 3) (a / r)^3 (3 cos^2 - 1) for a ball of radius a, at the voxel's center; that has no edge anywhere in
 the volume, and nothing wraps round.
 
 The mean is over the voxel's box. Cropping k-space as the phantom does would ring through the volume, and at
@@ -46,7 +46,7 @@ _TUBE_POLES = 7  # dipoles that stand for a tube further out
 class Implants:
     """N bodies of one shape: balls, or straight tubes with round ends."""
 
-    centre_mm: jax.Array  # (N, 3) array mm
+    center_mm: jax.Array  # (N, 3) array mm
     direction: jax.Array  # (N, 3) unit vectors along the tubes, array axes
     length_mm: jax.Array  # (N,) of a tube's axis; 0: a ball
     radius_mm: jax.Array  # (N,)
@@ -65,7 +65,7 @@ class PatchPlan:
 
     voxels: tuple[int, int, int]  # of the data, odd
     factors: tuple[int, int, int]  # fine voxels per voxel
-    grid: Grid  # fine grid; its origin is relative to the centre of the middle voxel
+    grid: Grid  # fine grid; its origin is relative to the center of the middle voxel
     padded: tuple[int, int, int]
     stamp: tuple[int, int, int]  # half width in fine voxels of what is drawn about a point
     steps: int  # points drawn a body: 1 for balls
@@ -120,7 +120,7 @@ _BLEND = (
 
 
 def _along(body: Implants, count: int) -> jax.Array:
-    """(count, 3) evenly spaced points of one body's axis, relative to its centre."""
+    """(count, 3) evenly spaced points of one body's axis, relative to its center."""
     share = jnp.linspace(-0.5, 0.5, count) if count > 1 else jnp.zeros(1)
     return share[:, None] * (body.length_mm * body.direction)
 
@@ -158,7 +158,7 @@ def _window(grid: Grid, half_mm: tuple[float, ...], inner: float, outer: float) 
 def _patch(body: Implants, offset_mm: jax.Array, radians: jax.Array, te_s, b, plan: PatchPlan) -> jax.Array:
     """M over the factor of the dipoles alone, (E, *plan.voxels) complex64, 1 at the patch's faces.
 
-    offset_mm (3,): the body's centre from that of the middle voxel. radians (E,) a ppm, te_s (E,).
+    offset_mm (3,): the body's center from that of the middle voxel. radians (E,) a ppm, te_s (E,).
     """
     fine = plan.grid
     points, one = offset_mm + _along(body, plan.steps), jnp.ones(plan.steps)
@@ -203,7 +203,7 @@ def implant_effect(
     """What bodies do to complex data: S becomes S gain exp(i shift).
 
     Args:
-        bodies: N of them, centres anywhere in the volume.
+        bodies: N of them, centers anywhere in the volume.
         te_ms: (E,) echo times.
         b0_t: () field strength in tesla.
         phase_sign: () +1: paramagnetic phase is positive in the data; -1: negative.
@@ -218,10 +218,10 @@ def implant_effect(
     spacing = three([h * f for h, f in zip(plan.grid.spacing_mm, plan.factors, strict=True)])
     volume = Grid(shape, spacing, (0.0, 0.0, 0.0))
     radians = phase_sign * turns(te_ms, b0_t)
-    middle = jnp.round(bodies.centre_mm / jnp.asarray(spacing))
+    middle = jnp.round(bodies.center_mm / jnp.asarray(spacing))
 
     def far(field: jax.Array, body: Implants) -> tuple[jax.Array, None]:
-        return field + _pole_field(body, volume, body.centre_mm, b0_direction, plan.poles), None
+        return field + _pole_field(body, volume, body.center_mm, b0_direction, plan.poles), None
 
     field, _ = jax.lax.scan(far, jnp.zeros(shape, jnp.float32), bodies)
     margin = [(0, 0), *((v // 2, v // 2) for v in plan.voxels)]
@@ -232,7 +232,7 @@ def implant_effect(
     def near(state: tuple[jax.Array, jax.Array], each: tuple[Implants, jax.Array]):
         gain, shift = state
         body, index = each
-        offset = body.centre_mm - index * jnp.asarray(spacing)
+        offset = body.center_mm - index * jnp.asarray(spacing)
         factor = _patch(body, offset, radians, te_ms / 1000.0, b0_direction, plan)
         x, y, z = index.astype(jnp.int32)  # of the patch's corner in the padded volume
         start, size = (jnp.int32(0), x, y, z), (count, *plan.voxels)

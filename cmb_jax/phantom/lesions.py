@@ -50,9 +50,9 @@ def draw_count(key: jax.Array, mean_cmbs: jax.Array, patient_like: jax.Array) ->
 
 def _zone_weights(head: HeadMaps) -> jax.Array:
     """(3, X, Y, Z) where lobar, deep and infratentorial microbleeds occur."""
-    grey, white = head.channels[..., Channel.GREY_MATTER], head.channels[..., Channel.WHITE_MATTER]
+    gray, white = head.channels[..., Channel.GRAY_MATTER], head.channels[..., Channel.WHITE_MATTER]
     solid = tissue_mask(head.channels)
-    junction = 0.25 + 3.0 * grey * white + 0.6 * grey  # cortex and grey-white junction
+    junction = 0.25 + 3.0 * gray * white + 0.6 * gray  # cortex and gray-white junction
     lobar = in_regions(
         head.region, Region.FRONTAL, Region.PARIETAL, Region.TEMPORAL, Region.OCCIPITAL, Region.INSULA
     )
@@ -76,7 +76,7 @@ def _apart(
     """Accept candidates in turn: their indices (MAX_CMBS,) and which slots are filled (MAX_CMBS,).
 
     A candidate is taken while fewer than `wanted` are, if it is usable and its apparent border, reach_mm from
-    its centre, keeps its gap_mm from those of all before it and of the `taken` (T, 3).
+    its center, keeps its gap_mm from those of all before it and of the `taken` (T, 3).
     """
     clear = jnp.linalg.norm(points[:, None] - taken, axis=2) - reach_mm[:, None] - taken_reach_mm
     usable = usable & (jnp.min(clear, axis=1) >= jnp.maximum(gap_mm, 1.0))
@@ -104,7 +104,7 @@ def _apart(
 def _in_tissue(
     anatomy: PackedAnatomy, pose: Pose, lattice: Grid, points: jax.Array, atrophy: jax.Array
 ) -> jax.Array:
-    """True where a point and at least four of six neighbours 1.2 mm away lie in grey or white matter."""
+    """True where a point and at least four of six neighbors 1.2 mm away lie in gray or white matter."""
     around = jnp.concatenate([jnp.zeros((1, 3)), 1.2 * jnp.eye(3), -1.2 * jnp.eye(3)])
     probes = (points[:, None] + around).reshape(-1, 3)
     channels, code = sample_head(anatomy, to_pack(pose, lattice, probes), atrophy)
@@ -197,15 +197,15 @@ def draw_microbleeds(
     clustered = jax.random.uniform(keys[7], (_CANDIDATES,)) < _CLUSTERED
     gap = jnp.where(clustered | (draw.gap_mm < 0), draw.gap_mm, jnp.maximum(draw.gap_mm, 3.0))
     other_reach = jnp.where(others.valid, apparent_diameters(others, te_ms, b0_t) / 2, -1e6)
-    chosen, valid = _apart(points, reach, gap, wanted, usable, others.centre_mm, other_reach)
+    chosen, valid = _apart(points, reach, gap, wanted, usable, others.center_mm, other_reach)
 
-    centre = jnp.where(valid[:, None], points[chosen], 0.0)
+    center = jnp.where(valid[:, None], points[chosen], 0.0)
     return Bodies(
-        centre,
+        center,
         ellipsoids(keys[8], radius[chosen], 0.1),
         chi[chosen],
         jax.random.uniform(keys[9], (MAX_CMBS,), minval=50.0, maxval=200.0),
         jnp.full((MAX_CMBS,), CMB_KIND, jnp.int32),
-        region_codes(anatomy, pose, lattice, centre),
+        region_codes(anatomy, pose, lattice, center),
         valid,
     )

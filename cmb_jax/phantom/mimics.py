@@ -38,14 +38,14 @@ _CAVERNOMA_DIAMETERS_MM = (5.0, 14.0)
 def _weights(head: HeadMaps) -> jax.Array:
     """(5, X, Y, Z) in the order of CALCIFICATIONS."""
     x, y, z = (head.mni_mm[..., a] for a in range(3))
-    grey, white = head.channels[..., Channel.GREY_MATTER], head.channels[..., Channel.WHITE_MATTER]
+    gray, white = head.channels[..., Channel.GRAY_MATTER], head.channels[..., Channel.WHITE_MATTER]
     solid = tissue_mask(head.channels)
     cerebrum = in_regions(head.region, Region.FRONTAL, Region.PARIETAL, Region.TEMPORAL, Region.OCCIPITAL)
     pallidum = head.channels[..., Channel.PALLIDUM] ** 2
     atrium = jnp.exp(-(((jnp.abs(x) - 24) / 6) ** 2) - ((y + 40) / 8) ** 2 - ((z - 10) / 10) ** 2)
     choroid = (head.region == Region.VENTRICLE) * atrium
     pineal = jnp.exp(-((x / 2) ** 2) - ((y + 32) / 3) ** 2 - ((z - 1) / 3) ** 2)
-    pial = in_regions(head.region, Region.SULCAL_CSF) * blur(grey, 1.0)
+    pial = in_regions(head.region, Region.SULCAL_CSF) * blur(gray, 1.0)
     parenchymal = cerebrum * solid * (0.3 + white)
     return jnp.stack([pallidum, choroid, jnp.where(pineal > 1e-3, pineal, 0.0), pial, parenchymal])
 
@@ -139,13 +139,13 @@ def draw_cavernoma(
     """
     keys = jax.random.split(key, 8)
     solid = tissue_mask(head.channels) & (head.region != Region.OUTSIDE)
-    centre = draw_voxels(keys[0], solid.astype(jnp.float32), grid, 1)
+    center = draw_voxels(keys[0], solid.astype(jnp.float32), grid, 1)
     there = (jax.random.uniform(keys[1], (1,)) < tier.cavernoma) & jnp.any(solid)
     low, high = _CAVERNOMA_DIAMETERS_MM
     radius = jax.random.uniform(keys[2], (1,), minval=low, maxval=high) / 2
-    code = region_codes(anatomy, pose, lattice, centre)
+    code = region_codes(anatomy, pose, lattice, center)
     whole = Bodies(
-        centre, radius[:, None] * jnp.ones(3), jnp.array([0.8]), jnp.array([60.0]),
+        center, radius[:, None] * jnp.ones(3), jnp.array([0.8]), jnp.array([60.0]),
         jnp.array([int(MimicKind.CAVERNOMA)], jnp.int32), code, there,
     )  # fmt: skip
     way = jax.random.normal(keys[3], (CAVERNS, 3))
@@ -153,7 +153,7 @@ def draw_cavernoma(
     out = jax.random.uniform(keys[4], (CAVERNS, 1)) ** (1 / 3)
     share = jax.random.uniform(keys[5], (CAVERNS,), minval=0.25, maxval=0.45)
     spaces = Bodies(
-        centre + way * out * (1.0 - share[:, None]) * radius,
+        center + way * out * (1.0 - share[:, None]) * radius,
         ellipsoids(keys[6], share * radius, 0.15),
         jax.random.uniform(keys[7], (CAVERNS,), minval=0.3, maxval=1.5),
         jnp.full((CAVERNS,), 60.0),

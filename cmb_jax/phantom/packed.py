@@ -29,8 +29,8 @@ class Extra(enum.IntEnum):
     """Bytes of a packed voxel behind the pack's channels."""
 
     CODE = NUM_CHANNELS  # region code
-    CSF_NEAR = NUM_CHANNELS + 1  # share of CSF in the neighbourhood: where the cortex can shrink
-    AIR_NEAR = NUM_CHANNELS + 2  # share of air in the neighbourhood
+    CSF_NEAR = NUM_CHANNELS + 1  # share of CSF in the neighborhood: where the cortex can shrink
+    AIR_NEAR = NUM_CHANNELS + 2  # share of air in the neighborhood
     PIAL = NUM_CHANNELS + 3  # the cortex' surface, where siderosis settles
     VENOUS = NUM_CHANNELS + 4  # a vessel of the prior here is a sinus, not an artery
 
@@ -45,7 +45,7 @@ class PackedAnatomy:
 
     words: jax.Array  # (X, Y, Z, WORDS) uint32: the channels, then `Extra`, a byte each
     to_index: jax.Array  # (3, 4): pack mm -> voxel index
-    centre_mm: jax.Array  # (3,) middle of the brain's bounding box
+    center_mm: jax.Array  # (3,) middle of the brain's bounding box
     coarse_origin_mm: jax.Array  # (3,) pack frame
     ventricle: jax.Array  # (x, y, z, 1) on the coarse lattice: lateral ventricles, smoothed, at most 1
     to_mni: jax.Array  # (x, y, z, 3) on the coarse lattice: MNI - pack mm
@@ -68,7 +68,7 @@ def pack_anatomy(pack: AnatomyPack) -> PackedAnatomy:
     return PackedAnatomy(
         words=jnp.asarray(np.ascontiguousarray(data).view("<u4").reshape(*pack.code.shape, WORDS)),
         to_index=single(np.linalg.inv(pack.affine)[:3]),
-        centre_mm=single(pack.affine[:3, :3] @ middle + pack.affine[:3, 3]),
+        center_mm=single(pack.affine[:3, :3] @ middle + pack.affine[:3, 3]),
         coarse_origin_mm=single(origin),
         ventricle=single(_lateral_ventricles(pack, points, points[..., 0] + to_mni[..., 0])[..., None]),
         to_mni=single(to_mni),
@@ -89,14 +89,14 @@ def _extra_bytes(pack: AnatomyPack) -> np.ndarray:
         extra[..., which - NUM_CHANNELS] = np.rint(255 * np.clip(values, 0.0, 1.0))
 
     spacing = _spacing_mm(pack)
-    csf, grey = (pack.fractions[..., c].astype(np.float32) / 255 for c in (Channel.CSF, Channel.GREY_MATTER))
+    csf, gray = (pack.fractions[..., c].astype(np.float32) / 255 for c in (Channel.CSF, Channel.GRAY_MATTER))
     air = (pack.fractions[..., Channel.AIR] > 127).astype(np.float32)
     near = ndimage.gaussian_filter(csf, _CSF_REACH_MM / spacing)
     sulcal = region_of(pack.code) != Region.VENTRICLE
     extra[..., Extra.CODE - NUM_CHANNELS] = pack.code
     put(Extra.CSF_NEAR, near * sulcal)
     put(Extra.AIR_NEAR, ndimage.gaussian_filter(air, _AIR_REACH_MM / spacing))
-    put(Extra.PIAL, 4.0 * near * grey * sulcal)
+    put(Extra.PIAL, 4.0 * near * gray * sulcal)
     put(Extra.VENOUS, 1.0 / (1.0 + np.exp((_mni_y(pack) + 25.0) / 4.0)))
     return extra
 

@@ -36,7 +36,7 @@ class Lesions:
     """N bodies, microbleeds first."""
 
     kind: np.ndarray  # (N,) int, CMB_KIND or a MimicKind
-    centre_mm: np.ndarray  # (N, 3) array mm: voxel index times spacing; NaN where not placed yet
+    center_mm: np.ndarray  # (N, 3) array mm: voxel index times spacing; NaN where not placed yet
     direction: np.ndarray  # (N, 3) unit vectors, array axes
     length_mm: np.ndarray  # (N,) of a vein's axis, 0 for the others
     radius_mm: np.ndarray  # (N,)
@@ -90,7 +90,7 @@ def make_lesions(
     kind: np.ndarray,
     diameter_mm: np.ndarray,
     b0_t: float,
-    centre_mm: np.ndarray | None = None,
+    center_mm: np.ndarray | None = None,
     chi_ppm: np.ndarray | None = None,
 ) -> Lesions:
     """Bodies with properties drawn as the phantom draws them.
@@ -100,7 +100,7 @@ def make_lesions(
         kind: (N,) values of `KINDS`.
         diameter_mm: (N,), NaN: drawn for veins.
         b0_t: R2* of iron and of blood rises with it.
-        centre_mm: (N, 3) array mm; None: not placed yet.
+        center_mm: (N, 3) array mm; None: not placed yet.
         chi_ppm: (N,), NaN where it is to be drawn.
     """
     n = len(kind)
@@ -114,7 +114,7 @@ def make_lesions(
     given = np.full(n, np.nan) if chi_ppm is None else chi_ppm
     return Lesions(
         kind=np.asarray(kind, int),
-        centre_mm=np.full((n, 3), np.nan) if centre_mm is None else centre_mm,
+        center_mm=np.full((n, 3), np.nan) if center_mm is None else center_mm,
         direction=direction / np.linalg.norm(direction, axis=1, keepdims=True),
         length_mm=np.where(vein, _VEIN_LENGTH_MM, 0.0),
         radius_mm=np.where(np.isnan(diameter_mm), wide, diameter_mm) / 2,
@@ -135,8 +135,8 @@ def random_lesions(
 
 
 def depth_mm(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """(X, Y, Z) from each voxel's centre to the border of the mask; beyond the volume nothing is mask."""
-    half = np.array(spacing_mm).min() / 2  # distances run between voxel centres, the border lies between
+    """(X, Y, Z) from each voxel's center to the border of the mask; beyond the volume nothing is mask."""
+    half = np.array(spacing_mm).min() / 2  # distances run between voxel centers, the border lies between
     padded = ndimage.distance_transform_edt(np.pad(mask, 1), spacing_mm)
     return np.maximum(padded[1:-1, 1:-1, 1:-1] - half, 0.0)
 
@@ -147,7 +147,7 @@ def place(
     apparent_mm: np.ndarray,
     mask: np.ndarray,
     spacing_mm: tuple[float, float, float],
-    centres: np.ndarray | None = None,
+    centers: np.ndarray | None = None,
     taken: Lesions | None = None,
     taken_mm: np.ndarray | None = None,
 ) -> Lesions:
@@ -159,7 +159,7 @@ def place(
         apparent_mm: (N,) apparent diameters.
         mask: (X, Y, Z) bool, brain.
         spacing_mm: of the voxels.
-        centres: (X, Y, Z) bool, where centres may lie (solid tissue); None: anywhere in the mask.
+        centers: (X, Y, Z) bool, where centers may lie (solid tissue); None: anywhere in the mask.
         taken: lesions that have their place, and `taken_mm` their apparent diameters.
 
     Raises:
@@ -167,11 +167,11 @@ def place(
     """
     spacing = np.array(spacing_mm)
     depth = depth_mm(mask, spacing_mm)
-    allowed = depth if centres is None else np.where(centres, depth, 0.0)
+    allowed = depth if centers is None else np.where(centers, depth, 0.0)
     points = np.argwhere(allowed > 0) * spacing
     allowed, edge = allowed[allowed > 0], _edge_mm(mask.shape, spacing)[allowed > 0]
     extent = np.maximum(apparent_mm, lesions.length_mm) / 2
-    jitter = np.linalg.norm(spacing) / 2  # a centre lies anywhere in its voxel
+    jitter = np.linalg.norm(spacing) / 2  # a center lies anywhere in its voxel
     room = np.minimum(allowed, edge - EDGE_MM) - jitter
     most = 2 * max(float(room.max(initial=0.0)), 0.0)
     if len(lesions) and 2 * extent.max() > most:
@@ -182,9 +182,9 @@ def place(
         )
     clear = np.full(len(points), np.inf)  # to the nearest border of a body that has its place
     if taken is not None and taken_mm is not None:
-        for point, diameter in zip(taken.centre_mm, taken_mm, strict=True):
+        for point, diameter in zip(taken.center_mm, taken_mm, strict=True):
             clear = np.minimum(clear, np.linalg.norm(points - point, axis=1) - diameter / 2)
-    centre = np.zeros((len(lesions), 3))
+    center = np.zeros((len(lesions), 3))
     for done, row in enumerate(np.argsort(-extent, kind="stable")):  # the largest have the least choice
         choice = np.flatnonzero((room >= extent[row]) & (clear >= extent[row] + GAP_MM + jitter))
         if not len(choice):
@@ -192,13 +192,13 @@ def place(
                 f"only {done} of {len(lesions)} lesions found room in the mask, {GAP_MM:g} mm apart; "
                 f"give --count and --mimics of at most {done} together, or smaller --diameters-mm"
             )
-        centre[row] = points[rng.choice(choice)] + rng.uniform(-0.5, 0.5, 3) * spacing
-        clear = np.minimum(clear, np.linalg.norm(points - centre[row], axis=1) - extent[row])
-    return dataclasses.replace(lesions, centre_mm=centre)
+        center[row] = points[rng.choice(choice)] + rng.uniform(-0.5, 0.5, 3) * spacing
+        clear = np.minimum(clear, np.linalg.norm(points - center[row], axis=1) - extent[row])
+    return dataclasses.replace(lesions, center_mm=center)
 
 
 def _edge_mm(shape: tuple[int, ...], spacing: np.ndarray) -> np.ndarray:
-    """(X, Y, Z) from each voxel's centre to the nearest face of the volume."""
+    """(X, Y, Z) from each voxel's center to the nearest face of the volume."""
     lines = [
         np.minimum(np.arange(n) + 0.5, n - 0.5 - np.arange(n)) * h
         for n, h in zip(shape, spacing, strict=True)
@@ -223,11 +223,11 @@ def truth_labels(lesions: Lesions, apparent_mm: np.ndarray, grid: Grid) -> tuple
     balls = np.flatnonzero(ball)
     if len(balls):
         half = stamp_half_width(float(apparent_mm[ball].max()) / 2, grid.spacing_mm)
-        centre = jnp.asarray(lesions.centre_mm[balls], jnp.float32)
+        center = jnp.asarray(lesions.center_mm[balls], jnp.float32)
         radii = jnp.asarray(np.repeat(apparent_mm[balls, None] / 2, 3, axis=1), jnp.float32)
-        labels = draw_labels(labels, grid, centre, radii, jnp.where(bleed[balls], ids[balls], 0), half)
+        labels = draw_labels(labels, grid, center, radii, jnp.where(bleed[balls], ids[balls], 0), half)
         kinds = jnp.where(bleed[balls], 0, jnp.asarray(lesions.kind[balls]))
-        mimics = draw_labels(mimics, grid, centre, radii, kinds, half)
+        mimics = draw_labels(mimics, grid, center, radii, kinds, half)
     for row in np.flatnonzero(~ball):
         steps = 1 + int(np.ceil(lesions.length_mm[row] / min(grid.spacing_mm)))
         along = np.linspace(-0.5, 0.5, steps)[:, None] * (lesions.length_mm[row] * lesions.direction[row])
@@ -235,7 +235,7 @@ def truth_labels(lesions: Lesions, apparent_mm: np.ndarray, grid: Grid) -> tuple
         mimics = draw_labels(
             mimics,
             grid,
-            jnp.asarray(lesions.centre_mm[row] + along, jnp.float32),
+            jnp.asarray(lesions.center_mm[row] + along, jnp.float32),
             jnp.full((steps, 3), radius),
             jnp.full(steps, int(lesions.kind[row])),
             stamp_half_width(radius, grid.spacing_mm),
@@ -278,7 +278,7 @@ def contrast_to_noise(
         image.swi,
         jnp.asarray(tissue),
         jnp.float32(sigma),
-        jnp.asarray(lesions.centre_mm, jnp.float32),
+        jnp.asarray(lesions.center_mm, jnp.float32),
         jnp.asarray(apparent_mm, jnp.float32),
         grid=grid,
     )
@@ -293,11 +293,11 @@ def truth_rows(
     spacing_mm: tuple[float, float, float],
     region_code: np.ndarray | None,
 ) -> list[LesionRow]:
-    """The truth table, ids from 1, centres in RAS mm.
+    """The truth table, ids from 1, centers in RAS mm.
 
     affine (4, 4): voxel index to RAS mm. region_code (X, Y, Z) or None where the regions are not known.
     """
-    index = lesions.centre_mm / np.array(spacing_mm)
+    index = lesions.center_mm / np.array(spacing_mm)
     world = apply_affine(affine, index)
     rows = []
     for i in range(len(lesions)):

@@ -1,6 +1,6 @@
 """A subject's head: position, size and shape.
 
-A pose maps image points to pack points: q = centre + L p + t + u(p), with u the displacement of a stationary
+A pose maps image points to pack points: q = center + L p + t + u(p), with u the displacement of a stationary
 velocity field (Arsigny et al. 2006), hence a diffeomorphism.
 """
 
@@ -68,16 +68,16 @@ def _towards_ventricles(anatomy: PackedAnatomy, points_mm: jax.Array) -> jax.Arr
 
 
 def random_pose(
-    key: jax.Array, anatomy: PackedAnatomy, atrophy: jax.Array, centre_mm: jax.Array, *, lattice: Grid
+    key: jax.Array, anatomy: PackedAnatomy, atrophy: jax.Array, center_mm: jax.Array, *, lattice: Grid
 ) -> Pose:
     """Rotation of a few degrees, scale +-7 % an axis, shift of a few mm, smooth warp, wider ventricles.
 
-    `centre_mm` (3,): the pack point that lies in the middle of the image before the shift; `atrophy` () 0..1.
+    `center_mm` (3,): the pack point that lies in the middle of the image before the shift; `atrophy` () 0..1.
     """
     k_rotation, k_scale, k_shift, k_warp, k_size, k_dilation = jax.random.split(key, 6)
     rotation = rotation_matrix(jax.random.normal(k_rotation, (3,)) * jnp.deg2rad(3.0))
     linear = rotation * (1 / jax.random.uniform(k_scale, (3,), minval=0.93, maxval=1.07))
-    offset = centre_mm + jnp.clip(jax.random.normal(k_shift, (3,)), -2, 2) * jnp.array([2.0, 3.0, 2.0])
+    offset = center_mm + jnp.clip(jax.random.normal(k_shift, (3,)), -2, 2) * jnp.array([2.0, 3.0, 2.0])
 
     size = jax.random.uniform(k_size, (), minval=1.0, maxval=2.2)
     sigma = _WARP_CORRELATION_MM / lattice.spacing_mm[0]

@@ -47,8 +47,8 @@ def _scatter_max(volume: Array, index: Array, value: Array) -> Array:
     return volume.at[x, flat[:, 1], flat[:, 2]].max(value.reshape(-1), mode="drop")
 
 
-def _normalised_distance(vector_mm: Array, radii_mm: Array) -> Array:
-    """(N, K) distance from the centre over the ellipsoid's radius in that direction."""
+def _normalized_distance(vector_mm: Array, radii_mm: Array) -> Array:
+    """(N, K) distance from the center over the ellipsoid's radius in that direction."""
     return jnp.sqrt(jnp.sum((vector_mm / radii_mm[:, None]) ** 2, axis=-1) + 1e-12)
 
 
@@ -62,7 +62,7 @@ def draw_balls(
     edge = float(np.mean(grid.spacing_mm))
     index, vector = _window(grid, points_mm, half)
     a = jnp.mean(radii_mm, axis=1)
-    fraction = jnp.clip(0.5 - (_normalised_distance(vector, radii_mm) - 1.0) * a[:, None] / edge, 0.0, 1.0)
+    fraction = jnp.clip(0.5 - (_normalized_distance(vector, radii_mm) - 1.0) * a[:, None] / edge, 0.0, 1.0)
     large = a**2 / (a**2 + edge**2 / 4)  # volume of a ball over that of the soft one
     small = 4 * a**3 * edge / (a + edge / 2) ** 4
     return _scatter_max(
@@ -102,7 +102,7 @@ def draw_labels(
     radii_mm (N, 3); label (N,) of the volume's type, 0 draws nothing.
     """
     index, vector = _window(grid, points_mm, half)
-    inside = _normalised_distance(vector, radii_mm) <= 1.0
+    inside = _normalized_distance(vector, radii_mm) <= 1.0
     nearest = jnp.asarray(np.all(_offsets(half) == 0, axis=1))
     value = jnp.where(inside | nearest, label[:, None], 0).astype(volume.dtype)
     return _scatter_max(volume, index, value)
@@ -180,7 +180,7 @@ def head_field(chi_ppm: jax.Array, b0_direction: jax.Array, *, grid: Grid) -> ja
 
 MIN_TUBE_LABEL_MM = 0.6  # radius: a thinner vein still darkens the voxel it runs through
 MAX_FOCAL_MM = 14.0  # diameter of the largest cavernoma
-ARTEFACT = 0.12  # a voxel that an artefact darkens by more than this share of the brain's signal is labelled
+ARTIFACT = 0.12  # a voxel that an artifact darkens by more than this share of the brain's signal is labeled
 
 
 def instance_labels(bleeds: Bodies, apparent_mm: jax.Array, ids: jax.Array, *, grid: Grid) -> jax.Array:
@@ -188,7 +188,7 @@ def instance_labels(bleeds: Bodies, apparent_mm: jax.Array, ids: jax.Array, *, g
     return draw_labels(
         jnp.zeros(grid.shape, jnp.uint16),
         grid,
-        bleeds.centre_mm,
+        bleeds.center_mm,
         apparent_radii(bleeds, apparent_mm),
         ids,
         stamp_half_width(MAX_APPARENT_MM / 2 * 1.3, grid.spacing_mm),
@@ -216,14 +216,14 @@ def focal_labels(mimics: jax.Array, bodies: Bodies, apparent_mm: jax.Array, *, g
     return draw_labels(
         mimics,
         grid,
-        bodies.centre_mm,
+        bodies.center_mm,
         apparent_radii(bodies, apparent_mm),
         jnp.where(bodies.valid, bodies.kind, 0),
         stamp_half_width(MAX_FOCAL_MM / 2 * 1.3, grid.spacing_mm),
     )
 
 
-def artefact_labels(
+def artifact_labels(
     mimics: jax.Array, brain: jax.Array, free: jax.Array, ghost: jax.Array, ringing: jax.Array
 ) -> jax.Array:
     """Motion ghosts and Gibbs ringing where nothing else is, uint8 (X, Y, Z).
@@ -232,6 +232,6 @@ def artefact_labels(
     and voxels without a microbleed.
     """
     at = brain & free & (mimics == 0)
-    mimics = jnp.where(at & (ghost > ARTEFACT), int(MimicKind.MOTION_GHOST), mimics)
+    mimics = jnp.where(at & (ghost > ARTIFACT), int(MimicKind.MOTION_GHOST), mimics)
     at = at & (mimics == 0)
-    return jnp.where(at & (ringing > ARTEFACT), int(MimicKind.GIBBS_RINGING), mimics).astype(jnp.uint8)
+    return jnp.where(at & (ringing > ARTIFACT), int(MimicKind.GIBBS_RINGING), mimics).astype(jnp.uint8)

@@ -34,7 +34,7 @@ from cmb_jax.phantom.pose import random_pose
 from cmb_jax.phantom.protocols import Protocol
 from cmb_jax.phantom.render import (
     add_vessels,
-    artefact_labels,
+    artifact_labels,
     focal_labels,
     head_field,
     instance_labels,
@@ -154,7 +154,7 @@ class Scan:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One scan with its truth; (X, Y, Z) is the acquired grid, millimetres are those of the image frame."""
+    """One scan with its truth; (X, Y, Z) is the acquired grid, millimeters are those of the image frame."""
 
     swi: jax.Array  # (X, Y, Z)
     phase: jax.Array  # (X, Y, Z) radians as stored
@@ -204,7 +204,7 @@ def solid_tissue(code: jax.Array) -> jax.Array:
 def sample_at(
     key: jax.Array, anatomy: PackedAnatomy, ranges: Ranges, middle_mm: jax.Array, plan: Plan
 ) -> Sample:
-    """A scan whose image is centred on the pack point `middle_mm` (3,). Pure; the same key, the same scan."""
+    """A scan whose image is centerd on the pack point `middle_mm` (3,). Pure; the same key, the same scan."""
     k_scan, k_pose, k_blood, k_vessels, k_focal, k_bleeds, k_tissue, k_noise = jax.random.split(key, 8)
     tier, lattice, planning, grid = ranges.tier, plan.lattice, plan.planning, plan.acquired
     scan = _draw_scan(k_scan, ranges)
@@ -255,7 +255,7 @@ def sample_at(
     acquired = acquire(
         echo, solid, scan.snr, scan.motion_mm, scan.phase_sign, scanner, k_noise,
         matrix=plan.matrix, field_of_view_mm=plan.field_of_view_mm, discarded=plan.discarded_slices,
-        away_mm=middle_mm - anatomy.centre_mm,
+        away_mm=middle_mm - anatomy.center_mm,
     )  # fmt: skip
 
     swi, phase = acquired.magnitude, acquired.phase
@@ -271,12 +271,12 @@ def sample_at(
     occupied = instance_labels(bleeds, bleed_mm, bleeds.valid.astype(jnp.int32), grid=grid) > 0
     free = solid & ~occupied & (focal_labels(jnp.zeros_like(mimics), focal, focal_mm, grid=grid) == 0)
     seen, focal_seen = (
-        visibility(swi, free, acquired.sigma, bodies.centre_mm, size, grid=grid)
+        visibility(swi, free, acquired.sigma, bodies.center_mm, size, grid=grid)
         for bodies, size in ((bleeds, bleed_mm), (focal, focal_mm))
     )
     typical = jnp.nanmedian(jnp.where(free, swi, jnp.nan)[::4, ::4])
-    counts = bleeds.valid & _on_grid(bleeds.centre_mm, grid) & is_seen(seen, typical)
-    ignored = bleeds.valid & _on_grid(bleeds.centre_mm, grid, bleed_mm / 2) & ~counts
+    counts = bleeds.valid & _on_grid(bleeds.center_mm, grid) & is_seen(seen, typical)
+    ignored = bleeds.valid & _on_grid(bleeds.center_mm, grid, bleed_mm / 2) & ~counts
     labels = instance_labels(bleeds, bleed_mm, jnp.where(counts, jnp.arange(len(counts)) + 1, 0), grid=grid)
 
     for group in vessels:
@@ -284,11 +284,11 @@ def sample_at(
     mimics = focal_labels(mimics, focal, focal_mm, grid=grid)
     only_ignored = occupied & (labels == 0) & (mimics == 0)
     mimics = jnp.where(only_ignored, int(MimicKind.IGNORED_MICROBLEED), jnp.where(labels > 0, 0, mimics))
-    mimics = artefact_labels(mimics, solid, ~occupied, acquired.ghost, acquired.ringing)
+    mimics = artifact_labels(mimics, solid, ~occupied, acquired.ghost, acquired.ringing)
     return Sample(
         swi=swi, phase=phase, magnitude=acquired.magnitude, labels=labels, mimics=mimics, code=code,
         scan=scan, bleeds=bleeds, bleed_mm=bleed_mm, bleed_seen=seen, counts=counts, ignored=ignored,
-        focal=dataclasses.replace(focal, valid=focal.valid & _on_grid(focal.centre_mm, grid)),
+        focal=dataclasses.replace(focal, valid=focal.valid & _on_grid(focal.center_mm, grid)),
         focal_mm=focal_mm, focal_seen=focal_seen, middle_mm=middle_mm,
     )  # fmt: skip
 
@@ -304,7 +304,7 @@ def _on_grid(points_mm: jax.Array, grid: Grid, reach_mm: jax.Array | float = 0.0
 @functools.partial(jax.jit, static_argnames=("plan",))
 def simulate_sample(key: jax.Array, anatomy: PackedAnatomy, ranges: Ranges, *, plan: Plan) -> Sample:
     """A whole head: `sample_at` the middle of the brain, as one compiled program."""
-    return sample_at(key, anatomy, ranges, anatomy.centre_mm, plan)
+    return sample_at(key, anatomy, ranges, anatomy.center_mm, plan)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "mesh"))
@@ -317,7 +317,7 @@ def simulate_batch(
     """
 
     def several(some: jax.Array, anatomy: PackedAnatomy, ranges: Ranges) -> Sample:
-        return jax.vmap(lambda key: sample_at(key, anatomy, ranges, anatomy.centre_mm, plan))(some)
+        return jax.vmap(lambda key: sample_at(key, anatomy, ranges, anatomy.center_mm, plan))(some)
 
     return over_devices(several, mesh)(keys, anatomy, ranges)
 

@@ -108,10 +108,10 @@ def _columns(
     index = np.flatnonzero(keep)
     code = np.asarray(bodies.code)[index].astype(np.int32)
     region = region_of(code)
-    centre = np.asarray(bodies.centre_mm, np.float64)[index]
+    center = np.asarray(bodies.center_mm, np.float64)[index]
     return {
         "kind": np.asarray(bodies.kind)[index].astype(np.int32),
-        "centre_mm": apply_affine(world, centre),
+        "center_mm": apply_affine(world, center),
         "diameter_mm": 2 * np.prod(np.asarray(bodies.radii_mm, np.float64)[index], axis=1) ** (1 / 3),
         "apparent_diameter_mm": np.asarray(apparent_mm, np.float64)[index],
         "chi_ppm": np.asarray(bodies.chi_ppm, np.float64)[index],

@@ -3,7 +3,7 @@
 Susceptibility and R2* at 3 T after Marques et al. 2021 (QSM reconstruction challenge 2.0), varied from
 subject to subject; the iron of the deep nuclei after Hallgren and Sourander 1958 (J Neurochem 3:41), by age.
 Signal without decay is that of a spoiled gradient echo: proton density, T1 by field strength, oxygenation of
-blood. Columns of tissue are grey, white, CSF, soft, air, then `NUCLEI`.
+blood. Columns of tissue are gray, white, CSF, soft, air, then `NUCLEI`.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ CHI_AIR = 9.4  # ppm against tissue
 ARTERIAL_CORE = 0.7  # of the vessel prior
 TEXTURE_VOXELS = 3.0  # pack voxels from one point of the texture's lattice to the next
 
-# One column per tissue: grey, white, CSF, soft, air; `iron_mg` gives those of NUCLEI.
+# One column per tissue: gray, white, CSF, soft, air; `iron_mg` gives those of NUCLEI.
 _CHI_PPM = np.array([0.020, -0.030, 0.019, 0.0, CHI_AIR])
 _R2_STAR = np.array([17.0, 21.0, 3.0, 30.0, 0.0])
 # Standard deviation of a subject's value over the tabulated one.
@@ -157,7 +157,7 @@ _R2_STAR_OF_IRON = (15.0, 1.3)  # 1/s at 3 T
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TissueValues:
-    """One subject's tissue values: (12,) each, in the order grey, white, CSF, soft, air, NUCLEI."""
+    """One subject's tissue values: (12,) each, in the order gray, white, CSF, soft, air, NUCLEI."""
 
     chi_ppm: jax.Array
     r2_star: jax.Array  # 1/s at the subject's field strength
@@ -166,7 +166,7 @@ class TissueValues:
     hyperintensity: jax.Array  # () threshold on the prior of white-matter hyperintensities
     texture: jax.Array  # (x, y, z, 3) on the texture's lattice: chi in ppm, relative signal, lesion threshold
     artery_signal: jax.Array  # () of the arterial prior, over the tissue's
-    siderosis: jax.Array  # (4,) pack mm of its centre and its radius, 0: none
+    siderosis: jax.Array  # (4,) pack mm of its center and its radius, 0: none
     siderosis_ppm: jax.Array  # ()
 
 
@@ -246,27 +246,27 @@ def draw_tissue(
 
 
 def _draw_siderosis(key: jax.Array, anatomy: PackedAnatomy, tier: Tier) -> tuple[jax.Array, jax.Array]:
-    """Centre and radius (4,) of a focus of superficial siderosis over the convexity, and its chi in ppm."""
+    """Center and radius (4,) of a focus of superficial siderosis over the convexity, and its chi in ppm."""
     k_is, k_place, k_radius, k_chi = jax.random.split(key, 4)
     direction = jax.random.normal(k_place, (3,)) * jnp.array([1.0, 1.0, 0.5]) + jnp.array([0.0, 0.0, 0.7])
     direction = direction / jnp.linalg.norm(direction)
-    centre = anatomy.centre_mm + direction * jnp.array([60.0, 78.0, 58.0])
+    center = anatomy.center_mm + direction * jnp.array([60.0, 78.0, 58.0])
     there = jax.random.uniform(k_is) < tier.siderosis
     radius = jnp.where(there, jax.random.uniform(k_radius, minval=12.0, maxval=28.0), 0.0)
-    return jnp.append(centre, radius), jax.random.uniform(k_chi, minval=0.3, maxval=0.9)
+    return jnp.append(center, radius), jax.random.uniform(k_chi, minval=0.3, maxval=0.9)
 
 
 def shrink_cortex(channels: jax.Array, atrophy: jax.Array) -> jax.Array:
-    """Fractions (P, 5) of grey, white, CSF, soft, air, with cortex beside CSF turned into CSF.
+    """Fractions (P, 5) of gray, white, CSF, soft, air, with cortex beside CSF turned into CSF.
 
-    channels (P, bytes over 255). At full atrophy a cortex loses up to about a millimetre: sulci widen.
+    channels (P, bytes over 255). At full atrophy a cortex loses up to about a millimeter: sulci widen.
     """
     base = channels[:, : Channel.AIR + 1]
     base = base / jnp.maximum(jnp.sum(base, axis=1, keepdims=True), 1e-3)
     deep = jnp.sum(channels[:, jnp.array(NUCLEI)], axis=1)
     near = channels[:, Extra.CSF_NEAR]
-    lost = base[:, Channel.GREY_MATTER] * jnp.clip(1.6 * atrophy * near * (1.0 - deep), 0.0, 0.9)
-    return base.at[:, Channel.GREY_MATTER].add(-lost).at[:, Channel.CSF].add(lost)
+    lost = base[:, Channel.GRAY_MATTER] * jnp.clip(1.6 * atrophy * near * (1.0 - deep), 0.0, 0.9)
+    return base.at[:, Channel.GRAY_MATTER].add(-lost).at[:, Channel.CSF].add(lost)
 
 
 def mix_tissue(

@@ -23,7 +23,7 @@ class MimicKind(enum.IntEnum):
     """What a voxel that is no counted microbleed may be mistaken for.
 
     Codes are stored in label images: new kinds are added at the end. Where two meet, the higher code is kept,
-    except that the two artefacts and the ignored microbleeds give way to all others.
+    except that the two artifacts and the ignored microbleeds give way to all others.
     """
 
     NONE = 0
@@ -76,8 +76,8 @@ class LesionTable:
 
     id: np.ndarray  # (N,) int32
     kind: np.ndarray  # (N,) int32: CMB_KIND or a MimicKind
-    centre_mm: np.ndarray  # (N, 3) float64, RAS
-    diameter_mm: np.ndarray  # (N,) float64, true (haemosiderin, calcium)
+    center_mm: np.ndarray  # (N, 3) float64, RAS
+    diameter_mm: np.ndarray  # (N,) float64, true (hemosiderin, calcium)
     apparent_diameter_mm: np.ndarray  # (N,) float64, with blooming
     chi_ppm: np.ndarray  # (N,) float64, against its surroundings
     region: np.ndarray  # (N,) int32, Region
@@ -108,7 +108,7 @@ class LesionTable:
         """The table by line, codes as lower-case names."""
         for i in range(len(self)):
             kind = int(self.kind[i])
-            x, y, z = (float(v) for v in self.centre_mm[i])
+            x, y, z = (float(v) for v in self.center_mm[i])
             yield LesionRow(
                 id=int(self.id[i]),
                 kind="cmb" if kind == CMB_KIND else MimicKind(kind).name.lower(),

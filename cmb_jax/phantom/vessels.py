@@ -279,11 +279,11 @@ def _pial(
     brain = (head.region != Region.OUTSIDE) & (head.region != Region.VENTRICLE) & ~nuclei
     fluid = head.channels[..., Channel.CSF] * brain
     # The CSF of a narrow sulcus is lost on the planning grid: the two banks of cortex show where it is.
-    fold = fluid + 0.5 * head.channels[..., Channel.GREY_MATTER] * brain
+    fold = fluid + 0.5 * head.channels[..., Channel.GRAY_MATTER] * brain
     beyond = (head.region == Region.OUTSIDE).astype(jnp.float32)
     prior = jnp.clip((head.channels[..., Channel.VESSEL_PRIOR] - 0.3) / 0.4, 0.0, 1.0)
     sinus = blur(prior * head.channels[..., Extra.VENOUS], 8.0)
-    surface = fluid * blur(beyond, 1.0) * blur(head.channels[..., Channel.GREY_MATTER], 1.0)
+    surface = fluid * blur(beyond, 1.0) * blur(head.channels[..., Channel.GRAY_MATTER], 1.0)
     weight = surface * (0.3 + sinus / jnp.maximum(jnp.max(sinus), 1e-6))
     start = draw_voxels(keys[0], weight, grid, PIAL_ROOTS)
     # Sulci draw the walks in, not the surface that lies against the dura. Off the axis of a sulcus a walk is
@@ -325,7 +325,7 @@ def _crossing(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array, 
     slices' normal, the others have directions spread evenly over the sphere.
     """
     keys = jax.random.split(key, 8)
-    solid = head.channels[..., Channel.GREY_MATTER] + head.channels[..., Channel.WHITE_MATTER]
+    solid = head.channels[..., Channel.GRAY_MATTER] + head.channels[..., Channel.WHITE_MATTER]
     solid = solid * (head.region < Region.VENTRICLE)
     filled = blur(solid, 1.0)
     sulcal = blur(in_regions(head.region, Region.SULCAL_CSF) * head.channels[..., Channel.CSF], 1.0)

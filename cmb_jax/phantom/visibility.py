@@ -68,7 +68,7 @@ def visibility(
     swi: jax.Array,
     tissue: jax.Array,
     sigma: jax.Array,
-    centre_mm: jax.Array,
+    center_mm: jax.Array,
     apparent_mm: jax.Array,
     *,
     grid: Grid,
@@ -81,7 +81,7 @@ def visibility(
     the median absolute deviation, at least the noise, so that a vessel or a lesion beside costs nothing. The
     cross-section is that of the apparent diameter in the slice, one voxel at least.
 
-    swi and tissue (X, Y, Z); sigma () noise of one channel, in units of swi; centre_mm (N, 3) image frame;
+    swi and tissue (X, Y, Z); sigma () noise of one channel, in units of swi; center_mm (N, 3) image frame;
     apparent_mm (N,) diameters.
     """
     spacing = jnp.asarray(grid.spacing_mm)
@@ -91,8 +91,8 @@ def visibility(
     steps = jnp.stack(jnp.meshgrid(*(jnp.arange(n) for n in size), indexing="ij"), axis=-1)
     in_slice_mm2 = grid.spacing_mm[0] * grid.spacing_mm[1]
 
-    def one(centre: jax.Array, diameter: jax.Array) -> Visibility:
-        position = (centre - jnp.asarray(grid.origin_mm)) / spacing
+    def one(center: jax.Array, diameter: jax.Array) -> Visibility:
+        position = (center - jnp.asarray(grid.origin_mm)) / spacing
         start = jnp.round(position).astype(jnp.int32) - jnp.asarray(size) // 2
         start = jnp.clip(start, 0, jnp.asarray(grid.shape) - jnp.asarray(size))
         values = jax.lax.dynamic_slice(swi, start, size)
@@ -119,7 +119,7 @@ def visibility(
             against_noise=darker / sigma * jnp.sqrt(voxels),
         )
 
-    return jax.lax.map(lambda pair: one(*pair), (centre_mm, apparent_mm))
+    return jax.lax.map(lambda pair: one(*pair), (center_mm, apparent_mm))
 
 
 def _median(values: jax.Array, where: jax.Array) -> jax.Array:
@@ -156,7 +156,7 @@ def mimic_candidates(
     cmb_labels: np.ndarray,
     mimic_labels: np.ndarray,
 ) -> Mapping[MimicKind, int]:
-    """Dark spots on mimics, by kind; `MimicKind.NONE` counts those on nothing that is labelled.
+    """Dark spots on mimics, by kind; `MimicKind.NONE` counts those on nothing that is labeled.
 
     A spot is a voxel of the brain, sulci included, that is the darkest within a cube of `SPOT_MM`, has less
     than `DARKER` of the mean signal of the brain in the cube of `SURROUNDINGS_MM` around that one, stands out

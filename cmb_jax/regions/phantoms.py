@@ -25,7 +25,7 @@ from cmb_jax.phantom.tree import CohortMember, PackLoader
 from cmb_jax.phantom.types import PhantomSubject, SubjectSettings
 from cmb_jax.phantom.version import VERSION
 from cmb_jax.progress import track
-from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE, normalise, to_grid
+from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE, normalize, to_grid
 from cmb_jax.regions.samples import PhantomViews
 
 SIMULATION_SPACING_MM = 1.6
@@ -79,22 +79,22 @@ def phantom_views(count: int, folder: Path) -> PhantomViews:
 
 
 def view_of(subject: PhantomSubject) -> tuple[np.ndarray, np.ndarray]:
-    """SWI and magnitude (2, Z, Y, X), region code (Z, Y, X): uint8, the grid centred on the brain."""
+    """SWI and magnitude (2, Z, Y, X), region code (Z, Y, X): uint8, the grid centerd on the brain."""
     found = np.argwhere(region_of(subject.region_code) != Region.OUTSIDE)
-    centre = (found.min(axis=0) + found.max(axis=0)) / 2
-    images = [_levels(volume, centre) for volume in (subject.swi, subject.magnitude)]
-    return np.stack(images), codes_on_grid(subject.region_code, subject.swi.spacing_mm, centre)
+    center = (found.min(axis=0) + found.max(axis=0)) / 2
+    images = [_levels(volume, center) for volume in (subject.swi, subject.magnitude)]
+    return np.stack(images), codes_on_grid(subject.region_code, subject.swi.spacing_mm, center)
 
 
-def _levels(volume: Volume, centre: np.ndarray) -> np.ndarray:
-    image = np.asarray(normalise(jnp.asarray(to_grid(volume.data, volume.affine, centre))))
+def _levels(volume: Volume, center: np.ndarray) -> np.ndarray:
+    image = np.asarray(normalize(jnp.asarray(to_grid(volume.data, volume.affine, center))))
     return np.rint(image * _LEVELS).astype(np.uint8)
 
 
-def codes_on_grid(code: np.ndarray, spacing_mm: tuple[float, float, float], centre: np.ndarray) -> np.ndarray:
-    """Nearest code (Z, Y, X) on the region grid of (X, Y, Z) around voxel position `centre`; 0 outside."""
+def codes_on_grid(code: np.ndarray, spacing_mm: tuple[float, float, float], center: np.ndarray) -> np.ndarray:
+    """Nearest code (Z, Y, X) on the region grid of (X, Y, Z) around voxel position `center`; 0 outside."""
     index = [
-        np.rint(centre[a] + (np.arange(GRID_SHAPE[2 - a]) - (GRID_SHAPE[2 - a] - 1) / 2) * GRID_MM / step)
+        np.rint(center[a] + (np.arange(GRID_SHAPE[2 - a]) - (GRID_SHAPE[2 - a] - 1) / 2) * GRID_MM / step)
         for a, step in enumerate(spacing_mm)
     ]
     inside = [(i >= 0) & (i < size) for i, size in zip(index, code.shape, strict=True)]

@@ -36,9 +36,9 @@ from cmb_jax.regions.grid import (
     GRID_MM,
     GRID_SHAPE,
     field_of_view,
-    foreground_centre,
+    foreground_center,
     grid_affine,
-    normalise,
+    normalize,
     to_grid,
 )
 from cmb_jax.regions.network import RegionNet
@@ -47,7 +47,7 @@ from cmb_jax.scan.judge import content_bounds
 BRAIN_CM3 = (700.0, 2400.0)  # intracranial volumes of adults, with room to spare
 SMALLEST_ZONE_CM3 = {Zone.LOBAR: 300.0, Zone.DEEP: 40.0, Zone.INFRATENTORIAL: 50.0}
 SIDE_SHARE = (0.4, 0.6)  # of the brain that may lie on the right
-LARGEST_CUT_CM2 = 50.0  # a centimetre of the vertex or of the cerebellum may be missing
+LARGEST_CUT_CM2 = 50.0  # a centimeter of the vertex or of the cerebellum may be missing
 
 # Headers that err turn a head by half a turn or mirror it: axes (Z, Y, X) to flip, and what the head then is.
 TURNS: dict[str, tuple[int, ...]] = {"upside down": (0,), "back to front": (1,), "turned over": (0, 1)}
@@ -137,7 +137,7 @@ def trust_messages(region: np.ndarray, side: np.ndarray, view: np.ndarray) -> tu
         share = float((side == Side.RIGHT).sum() / brain.sum())
         if not SIDE_SHARE[0] <= share <= SIDE_SHARE[1]:
             messages.append(
-                f"{100 * share:.0f} % of the brain were labelled right; the two sides should be about equal."
+                f"{100 * share:.0f} % of the brain were labeled right; the two sides should be about equal."
             )
         elif _mean_x(side == Side.RIGHT) < _mean_x(side == Side.LEFT):
             messages.append("Left and right were found on the wrong sides of each other.")
@@ -191,9 +191,9 @@ def intensity_mask(image: np.ndarray, view: np.ndarray) -> np.ndarray:
     if values.size == 0 or values.max() <= 0:
         return np.zeros_like(view)
     counts, edges = np.histogram(values, 128)
-    centres = (edges[:-1] + edges[1:]) / 2
+    centers = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
-    total, first = below[-1], np.cumsum(counts * centres)
+    total, first = below[-1], np.cumsum(counts * centers)
     above = total - below
     mean_below = first / np.maximum(below, 1)
     mean_above = (first[-1] - first) / np.maximum(above, 1)
@@ -207,9 +207,9 @@ def intensity_mask(image: np.ndarray, view: np.ndarray) -> np.ndarray:
 BUNDLED_WEIGHTS = Path(__file__).parent.parent / "weights" / "region.safetensors"
 
 _SMALLEST_VIEW_MM = 60.0  # below this along any axis a volume does not show where in the brain it lies
-# A second pass is worth its time from this shift on. Shifts are whole millimetres along each axis: just under
+# A second pass is worth its time from this shift on. Shifts are whole millimeters along each axis: just under
 # 3 mm, so that the rounding of an affine never decides.
-_RECENTRE_MM = 2.99
+_RECENTER_MM = 2.99
 
 # (Z, Y, X) image, weights -> region, region without OUTSIDE, side logit
 _Labeller = Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array, jax.Array]]
@@ -218,7 +218,7 @@ _Labeller = Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array, jax.Array]]
 def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
     """Label the regions and sides of a brain.
 
-    The volume is resampled to the 2 mm grid, centred on the head's foreground and then, where that lies
+    The volume is resampled to the 2 mm grid, centerd on the head's foreground and then, where that lies
     elsewhere, on the brain that the first pass found. Each pass averages the volume and its mirror image.
 
     Args:
@@ -229,7 +229,7 @@ def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
         Region codes on the 2 mm grid, whose affine is in RAS mm. `trusted` is False, with the reasons in
         `messages`, when the field of view is small or cuts the brain, when volumes are implausible, or when
         the network knows the image better upside down or not at all. A mirrored head cannot be told. In a
-        small field of view all tissue is labelled deep white matter without side: a placeholder that says
+        small field of view all tissue is labeled deep white matter without side: a placeholder that says
         "brain" and no more.
 
     Raises:
@@ -237,7 +237,7 @@ def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
     """
     given, bounds = volume, content_bounds(volume.data)
     volume = volume.cut(bounds)  # zeros around the head decide nothing
-    centre = foreground_centre(volume.data, volume.affine)
+    center = foreground_center(volume.data, volume.affine)
     extent = np.array(volume.shape) * volume.spacing_mm
     if extent.min() < _SMALLEST_VIEW_MM:
         size = " x ".join(f"{edge:.0f}" for edge in extent)
@@ -247,24 +247,24 @@ def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
             f"The field of view is small ({size} mm): where in the brain it lies cannot be told.",
         )
     params, _ = load_weights(weights or BUNDLED_WEIGHTS, expected=_template().shapes())
-    region, side, _ = _label(volume, centre, params)
+    region, side, _ = _label(volume, center, params)
     found = np.argwhere(region != Region.OUTSIDE)
     if len(found):
         middle = (found.min(axis=0) + found.max(axis=0)) / 2
         shift = (middle - (np.array(GRID_SHAPE) - 1) / 2)[::-1]  # (x, y, z) in grid voxels
-        to_volume = np.linalg.inv(volume.affine) @ grid_affine(volume.affine, centre)
+        to_volume = np.linalg.inv(volume.affine) @ grid_affine(volume.affine, center)
         shift_voxels = to_volume[:3, :3] @ shift
-        if np.linalg.norm(shift_voxels * volume.spacing_mm) > _RECENTRE_MM:
-            centre = centre + shift_voxels
-            region, side, _ = _label(volume, centre, params)
+        if np.linalg.norm(shift_voxels * volume.spacing_mm) > _RECENTER_MM:
+            center = center + shift_voxels
+            region, side, _ = _label(volume, center, params)
     # but a brain that ends with the zeros around it is whole
-    view = field_of_view(given.shape, given.affine, centre + bounds[:, 0])
-    messages = (*trust_messages(region, side, view), *_doubts(volume, centre, params))
+    view = field_of_view(given.shape, given.affine, center + bounds[:, 0])
+    messages = (*trust_messages(region, side, view), *_doubts(volume, center, params))
     if not (region != Region.OUTSIDE).any():
-        return _by_intensity(volume, centre, "No brain was recognised.")
+        return _by_intensity(volume, center, "No brain was recognized.")
     return RegionMap(
         code=np.ascontiguousarray(encode(region, side).transpose(2, 1, 0)),
-        affine=grid_affine(volume.affine, centre),
+        affine=grid_affine(volume.affine, center),
         trusted=not messages,
         messages=messages,
     )
@@ -276,7 +276,7 @@ def brain_mask_on(volume: Volume, region_map: RegionMap) -> np.ndarray:
 
 
 def region_code_on(volume: Volume, region_map: RegionMap) -> np.ndarray:
-    """(X, Y, Z) uint8 region codes on the volume's grid, by nearest neighbour; 0 beyond the map."""
+    """(X, Y, Z) uint8 region codes on the volume's grid, by nearest neighbor; 0 beyond the map."""
     to_map = np.linalg.inv(region_map.affine) @ volume.affine
     matrix, offset = to_map[:3, :3], to_map[:3, 3]
     if np.allclose(matrix, np.diag(np.diag(matrix)), atol=1e-6):
@@ -297,32 +297,32 @@ def _nearest(position: np.ndarray, length: int) -> np.ndarray:
     return np.where((index >= 0) & (index < length), index, length)
 
 
-def _by_intensity(volume: Volume, centre: np.ndarray, message: str) -> RegionMap:
+def _by_intensity(volume: Volume, center: np.ndarray, message: str) -> RegionMap:
     """An untrusted map whose mask is by intensity; its label is a placeholder."""
-    view = field_of_view(volume.shape, volume.affine, centre)
-    mask = intensity_mask(to_grid(volume.data, volume.affine, centre), view)
+    view = field_of_view(volume.shape, volume.affine, center)
+    mask = intensity_mask(to_grid(volume.data, volume.affine, center), view)
     region = np.where(mask, Region.DEEP_WHITE_MATTER, Region.OUTSIDE)
     messages = (message, "The brain mask is by intensity alone.")
     return RegionMap(
         code=np.ascontiguousarray(encode(region, np.full_like(region, Side.NONE)).transpose(2, 1, 0)),
-        affine=grid_affine(volume.affine, centre),
+        affine=grid_affine(volume.affine, center),
         trusted=False,
         messages=messages if mask.any() else (*messages, "The volume shows no tissue."),
     )
 
 
-def _label(volume: Volume, centre: np.ndarray, params: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cleaned region and side and the field of view, (Z, Y, X) on the grid around `centre`."""
-    view = field_of_view(volume.shape, volume.affine, centre)
-    image = to_grid(volume.data, volume.affine, centre)
+def _label(volume: Volume, center: np.ndarray, params: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cleaned region and side and the field of view, (Z, Y, X) on the grid around `center`."""
+    view = field_of_view(volume.shape, volume.affine, center)
+    image = to_grid(volume.data, volume.affine, center)
     region, inner, side_logit = (np.asarray(a) for a in _labeller()(image, params))
     region, side = clean_labels(region, inner, side_logit, view)
     return region, side, view
 
 
-def _doubts(volume: Volume, centre: np.ndarray, params: Any) -> tuple[str, ...]:
+def _doubts(volume: Volume, center: np.ndarray, params: Any) -> tuple[str, ...]:
     """What the network's confidence says about the image and its header."""
-    image = to_grid(volume.data, volume.affine, centre)
+    image = to_grid(volume.data, volume.affine, center)
     turned = {name: float(_confidence()(np.flip(image, axes), params)) for name, axes in TURNS.items()}
     return doubt_messages(float(_confidence()(image, params)), turned)
 
@@ -334,7 +334,7 @@ def _confidence() -> Callable[[np.ndarray, Any], jax.Array]:
 
     @jax.jit
     def confidence(image: jax.Array, params: Any) -> jax.Array:
-        logits = template.bind(params)(normalise(image)[None, ..., None])[0, ..., :NUM_REGIONS]
+        logits = template.bind(params)(normalize(image)[None, ..., None])[0, ..., :NUM_REGIONS]
         brain = jnp.argmax(logits, axis=-1) != Region.OUTSIDE
         highest = jnp.max(jax.nn.softmax(logits), axis=-1)
         return jnp.sum(highest * brain) / jnp.maximum(jnp.sum(brain), 1)
@@ -354,10 +354,10 @@ def _labeller() -> _Labeller:
     @jax.jit
     def label(image: jax.Array, params: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         model = template.bind(params)
-        image = normalise(image)[None, ..., None]
+        image = normalize(image)[None, ..., None]
         logits = model(image)[0]
         mirrored = model(image[:, :, :, ::-1])[0, :, :, ::-1]
-        # Each cell of the network answers for eight voxels apart; smoothing makes neighbours agree.
+        # Each cell of the network answers for eight voxels apart; smoothing makes neighbors agree.
         regions = _smooth(logits[..., :NUM_REGIONS] + mirrored[..., :NUM_REGIONS])
         side = logits[..., NUM_REGIONS] - mirrored[..., NUM_REGIONS]
         inner = jnp.argmax(regions[..., 1:], axis=-1) + 1

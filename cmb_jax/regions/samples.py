@@ -23,7 +23,7 @@ from scipy import ndimage
 from cmb_jax.anatomy.pack import AnatomyPack, Channel
 from cmb_jax.anatomy.regions import Region, Side, region_of, side_of
 from cmb_jax.phantom.tissue import NUCLEI
-from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE, normalise
+from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE, normalize
 
 FIELD_MM = 8.0  # grid of the warps
 
@@ -45,7 +45,7 @@ def head_points(key: jax.Array, brain_mm: jax.Array) -> tuple[jax.Array, jax.Arr
     """Points of the grid's voxels in the posed head, and which of them lie in the field of view.
 
     Half of the views end in the neck or at the chin, a fifth cut the brain at the top or at the bottom (up to
-    50 mm); the rest hold the whole head. The grid is centred on the visible brain, up to a shift.
+    50 mm); the rest hold the whole head. The grid is centerd on the visible brain, up to a shift.
     """
     low_key, cut_key, which_key, shift_key, kind_key = jax.random.split(key, 5)
     kind = jax.random.uniform(kind_key)
@@ -55,14 +55,14 @@ def head_points(key: jax.Array, brain_mm: jax.Array) -> tuple[jax.Array, jax.Arr
     neck = jnp.where(kind < 0.7, low - uniform(low_key, 0.0, 40.0), low - 200.0)
     bottom = jnp.where((kind < 0.2) & ~cut_top, low + cut, neck)
     top = jnp.where((kind < 0.2) & cut_top, high - cut, high + 200.0)
-    centre_z = (jnp.maximum(bottom, low) + jnp.minimum(top, high)) / 2
+    center_z = (jnp.maximum(bottom, low) + jnp.minimum(top, high)) / 2
     shift = uniform(shift_key, -1.0, 1.0, (3,)) * jnp.asarray([18.0, 12.0, 12.0])
-    points = grid_mm() + shift.at[0].add(centre_z)[:, None, None, None]
+    points = grid_mm() + shift.at[0].add(center_z)[:, None, None, None]
     return points, (points[0] >= bottom) & (points[0] <= top)
 
 
 def grid_mm() -> jax.Array:
-    """(3, Z, Y, X) points of the region grid relative to its centre, mm."""
+    """(3, Z, Y, X) points of the region grid relative to its center, mm."""
     axes = [(jnp.arange(n) - (n - 1) / 2) * GRID_MM for n in GRID_SHAPE]
     return jnp.stack(jnp.meshgrid(*axes, indexing="ij"))
 
@@ -112,7 +112,7 @@ def warp(key: jax.Array, ventricle_pull: jax.Array) -> jax.Array:
 
 
 def sample_linear(volume: jax.Array, points: jax.Array) -> jax.Array:
-    """Trilinear (C, ...) of (C, Z, Y, X) at points (3, ...) in voxels from its centre; edges repeat."""
+    """Trilinear (C, ...) of (C, Z, Y, X) at points (3, ...) in voxels from its center; edges repeat."""
     # Without this XLA computes the volume anew for each of the eight corners.
     volume, points = jax.lax.optimization_barrier((volume, points))
     size = volume.shape[1:]
@@ -136,7 +136,7 @@ def sample_linear(volume: jax.Array, points: jax.Array) -> jax.Array:
 
 
 def sample_nearest(volume: jax.Array, points: jax.Array) -> jax.Array:
-    """Nearest values (...) of (Z, Y, X) at points (3, ...) in voxels from its centre; 0 beyond its edges."""
+    """Nearest values (...) of (Z, Y, X) at points (3, ...) in voxels from its center; 0 beyond its edges."""
     size = volume.shape
     z, y, x = (jnp.rint(p + (n - 1) / 2).astype(jnp.int32) for p, n in zip(points, size, strict=True))
     inside = (z >= 0) & (z < size[0]) & (y >= 0) & (y < size[1]) & (x >= 0) & (x < size[2])
@@ -144,7 +144,7 @@ def sample_nearest(volume: jax.Array, points: jax.Array) -> jax.Array:
     return jnp.where(inside, volume.reshape(-1)[jnp.where(inside, index, 0)], 0)
 
 
-def inner_artefacts(key: jax.Array, image: jax.Array) -> jax.Array:
+def inner_artifacts(key: jax.Array, image: jax.Array) -> jax.Array:
     """Veins, lesions, texture and signal loss: what simulated subjects have already."""
     keys = jax.random.split(key, 7)
     image = jnp.maximum(image, 0.0)
@@ -154,7 +154,7 @@ def inner_artefacts(key: jax.Array, image: jax.Array) -> jax.Array:
     return image * (1 - _signal_loss(keys[6]))
 
 
-def scan_artefacts(key: jax.Array, image: jax.Array, code: jax.Array, in_view: jax.Array) -> jax.Array:
+def scan_artifacts(key: jax.Array, image: jax.Array, code: jax.Array, in_view: jax.Array) -> jax.Array:
     """Bias, skull stripping, gamma, resolution and noise."""
     keys = jax.random.split(key, 9)
     image *= jnp.exp(uniform(keys[0], 0.0, 0.4) * smooth_noise(keys[1], (4, 5, 4), GRID_SHAPE)[0])
@@ -179,7 +179,7 @@ def _veins(key: jax.Array) -> jax.Array:
 
 
 def _blobs(key: jax.Array) -> jax.Array:
-    """(Z, Y, X) in [0, 1]: up to 40 dots of a few millimetres."""
+    """(Z, Y, X) in [0, 1]: up to 40 dots of a few millimeters."""
     place_key, count_key = jax.random.split(key)
     place = jax.random.randint(place_key, (40, 3), 0, jnp.asarray(GRID_SHAPE))
     shown = (jnp.arange(40) < 40 * jax.random.uniform(count_key) ** 2).astype(jnp.float32)
@@ -235,7 +235,7 @@ NUM_MATERIALS = 6 + len(NUCLEI) + 3
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegionSource:
-    """One anatomy, ready to be sampled; all grids are centred on the brain."""
+    """One anatomy, ready to be sampled; all grids are centerd on the brain."""
 
     materials: jax.Array  # (NUM_MATERIALS, Z, Y, X) uint8, 255 = 1.0, at MATERIAL_MM
     code: jax.Array  # (Z, Y, X) uint8 region code at CODE_MM
@@ -256,7 +256,7 @@ class ContrastVariety:
 class RegionSample:
     """One training example on the region grid."""
 
-    image: jax.Array  # (Z, Y, X) float32, normalised
+    image: jax.Array  # (Z, Y, X) float32, normalized
     region: jax.Array  # (Z, Y, X) int32 Region; OUTSIDE beyond the field of view
     side: jax.Array  # (Z, Y, X) int32 Side
 
@@ -264,25 +264,25 @@ class RegionSample:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhantomViews:
-    """Simulated subjects on the region grid, centred on the brain (see `regions.phantoms`)."""
+    """Simulated subjects on the region grid, centerd on the brain (see `regions.phantoms`)."""
 
     images: jax.Array  # (N, 2, Z, Y, X) uint8: SWI and magnitude, 170 = the 99th percentile
     code: jax.Array  # (N, Z, Y, X) uint8 region code
-    brain_mm: jax.Array  # (N, 2) lowest and highest z of the brain, from the grid's centre
+    brain_mm: jax.Array  # (N, 2) lowest and highest z of the brain, from the grid's center
 
 
 def build_source(pack: AnatomyPack) -> RegionSource:
-    """Centre a pack on its brain and bring it to the grids that sampling uses (seconds, on the host)."""
+    """Center a pack on its brain and bring it to the grids that sampling uses (seconds, on the host)."""
     occupied = np.argwhere(region_of(pack.code) != Region.OUTSIDE)
     low, high = occupied.min(axis=0), occupied.max(axis=0)
-    centre = (low + high) / 2
+    center = (low + high) / 2
     spacing = voxel_sizes(pack.affine)
 
     def resample(data: np.ndarray, step_mm: float, order: int, mode: str) -> np.ndarray:
         """(X, Y, Z) of the pack -> (Z, Y, X) of the source."""
         shape = np.array([round(extent / step_mm) for extent in SOURCE_MM])[::-1]
         scale = step_mm / spacing
-        offset = centre - (shape - 1) / 2 * scale
+        offset = center - (shape - 1) / 2 * scale
         out = ndimage.affine_transform(
             data, scale, offset=offset, output_shape=tuple(shape), order=order, mode=mode
         )
@@ -317,11 +317,11 @@ def _materials(pack: AnatomyPack) -> list[np.ndarray]:
         return pack.fractions[..., channel].astype(np.float32) / 255
 
     nuclei = [fraction(channel) for channel in NUCLEI]
-    grey, white, csf, soft = (fraction(Channel(c)) for c in range(4))
+    gray, white, csf, soft = (fraction(Channel(c)) for c in range(4))
     t1 = np.minimum(fraction(Channel.T1), 1.0)
     ventricle = ndimage.maximum_filter(region_of(pack.code) == Region.VENTRICLE, 3)
     return [
-        np.clip(grey - np.sum(nuclei, axis=0), 0, 1),
+        np.clip(gray - np.sum(nuclei, axis=0), 0, 1),
         white,
         csf * ventricle,
         csf * ~ventricle,
@@ -330,15 +330,15 @@ def _materials(pack: AnatomyPack) -> list[np.ndarray]:
         *nuclei,
         fraction(Channel.VESSEL_PRIOR),
         fraction(Channel.LESION_PRIOR),
-        t1 * np.minimum(grey + white, 1.0),
+        t1 * np.minimum(gray + white, 1.0),
     ]
 
 
 def make_sample(
     source: RegionSource, key: jax.Array, variety: ContrastVariety = ContrastVariety()
 ) -> RegionSample:
-    """Draw one sample: shape, contrast, artefacts and field of view; deterministic in `key`."""
-    shape_key, contrast_key, artefact_key, view_key, flip_key = jax.random.split(key, 5)
+    """Draw one sample: shape, contrast, artifacts and field of view; deterministic in `key`."""
+    shape_key, contrast_key, artifact_key, view_key, flip_key = jax.random.split(key, 5)
     points, in_view = head_points(view_key, source.brain_mm)
     points = deform(shape_key, points, source.ventricle_pull)
     code = sample_nearest(source.code, points / CODE_MM)
@@ -347,14 +347,14 @@ def make_sample(
     # One term at a time fuses into a single pass; a contraction of uint8 would be slow on a CPU.
     signal = sum(source.materials[m] * (weights[m] / 255) for m in range(NUM_MATERIALS))
     image = sample_linear(jnp.asarray(signal)[None], points / MATERIAL_MM)[0]
-    inner_key, scan_key = jax.random.split(artefact_key)
-    image = scan_artefacts(scan_key, inner_artefacts(inner_key, image), code, in_view)
+    inner_key, scan_key = jax.random.split(artifact_key)
+    image = scan_artifacts(scan_key, inner_artifacts(inner_key, image), code, in_view)
     return _finish(flip_key, image, code)
 
 
 def make_view_sample(views: PhantomViews, key: jax.Array) -> RegionSample:
     """Draw one sample from a simulated subject: pose, field of view, scanner; deterministic in `key`."""
-    pick_key, shape_key, artefact_key, view_key, flip_key = jax.random.split(key, 5)
+    pick_key, shape_key, artifact_key, view_key, flip_key = jax.random.split(key, 5)
     subject, channel = jax.random.randint(pick_key, (2,), 0, jnp.asarray(views.images.shape[:2]))
     points, in_view = head_points(view_key, views.brain_mm[subject])
     points = pose(shape_key, points) / GRID_MM
@@ -362,12 +362,12 @@ def make_view_sample(views: PhantomViews, key: jax.Array) -> RegionSample:
     edge = jnp.asarray(GRID_SHAPE)[:, None, None, None] / 2
     in_view &= jnp.all(jnp.abs(points) <= edge, axis=0)
     image = sample_linear(views.images[subject, channel].astype(jnp.float32)[None] / 170, points)[0]
-    return _finish(flip_key, scan_artefacts(artefact_key, image, code, in_view), code)
+    return _finish(flip_key, scan_artifacts(artifact_key, image, code, in_view), code)
 
 
 def _finish(flip_key: jax.Array, image: jax.Array, code: jax.Array) -> RegionSample:
     """Scale the image and turn left and right round in half of the samples."""
-    image = normalise(image)
+    image = normalize(image)
     flip = jax.random.bernoulli(flip_key)
     image, code = (jnp.where(flip, a[..., ::-1], a) for a in (image, code))
     region, side = (f(code).astype(jnp.int32) for f in (region_of, side_of))

@@ -55,7 +55,7 @@ class RegionTraining:
     out: Path
     """Weights file (safetensors); a training record is written beside it as .json."""
     steps: int = 4000
-    """Optimiser steps."""
+    """Optimizer steps."""
     batch_size: int = 1
     """Samples per step."""
     learning_rate: float = 3e-3
@@ -101,7 +101,7 @@ class RegionTrainState:
 
     params: Any  # pure dict
     ema: Any  # pure dict, averaged over steps
-    optimiser: Any
+    optimizer: Any
     step: jax.Array  # () int32
 
 
@@ -157,7 +157,7 @@ def region_loss(
     return RegionLoss(total=total, cross_entropy=cross_entropy, dice=dice, side=side)
 
 
-def make_optimiser(config: RegionTraining) -> optax.GradientTransformation:
+def make_optimizer(config: RegionTraining) -> optax.GradientTransformation:
     """AdamW with clipping, linear warm-up and cosine decay to a hundredth of the peak."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0,
@@ -180,25 +180,25 @@ def init_region_state(config: RegionTraining) -> RegionTrainState:
     return RegionTrainState(
         params=params,
         ema=params,
-        optimiser=make_optimiser(config).init(params),
+        optimizer=make_optimizer(config).init(params),
         step=jnp.zeros((), jnp.int32),
     )
 
 
 def make_region_step(config: RegionTraining, draw: Callable[[Any, jax.Array], RegionSample]):
-    """Jitted `(state, material) -> (state, RegionLoss)`: draws a batch, one optimiser step, one average.
+    """Jitted `(state, material) -> (state, RegionLoss)`: draws a batch, one optimizer step, one average.
 
     `draw(material, key)` makes one sample.
     """
     template = Template.of(lambda: RegionNet(nnx.Rngs(0)))
-    optimiser = make_optimiser(config)
+    optimizer = make_optimizer(config)
 
     def step(state: RegionTrainState, material: Any) -> tuple[RegionTrainState, RegionLoss]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         # lax.map, not vmap: one sample at a time keeps the memory of the warps small.
         batch = jax.lax.map(lambda k: draw(material, k), jax.random.split(key, config.batch_size))
 
-        # Neighbours teach nearly the same: the loss looks at a quarter of the voxels, other ones each step.
+        # Neighbors teach nearly the same: the loss looks at a quarter of the voxels, other ones each step.
         offset = jax.random.randint(jax.random.fold_in(key, 1), (2,), 0, 2)
 
         def thin(array: jax.Array) -> jax.Array:
@@ -215,12 +215,12 @@ def make_region_step(config: RegionTraining, draw: Callable[[Any, jax.Array], Re
             return loss.total, loss
 
         gradient, loss = jax.grad(loss_of, has_aux=True)(state.params)
-        updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         # Early on the plain mean: an average that remembers the random start would be of no use.
         decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
-        new = RegionTrainState(params=params, ema=ema, optimiser=optimiser_state, step=state.step + 1)
+        new = RegionTrainState(params=params, ema=ema, optimizer=optimizer_state, step=state.step + 1)
         return new, loss
 
     return jax.jit(step, donate_argnums=0)

@@ -1,4 +1,4 @@
-"""A contact sheet of true lesions: three planes of each, to see whether the centres lie on dark spots."""
+"""A contact sheet of true lesions: three planes of each, to see whether the centers lie on dark spots."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cmb_jax.report.slices import (
     data_uri,
     sample_plane,
     take_plane,
-    to_grey,
+    to_gray,
 )
 
 FIELD_OF_VIEW_MM = 24.0
@@ -33,20 +33,20 @@ _COLUMNS = 3
 _CAPTION_PX = 18
 _GAP_PX = 10
 _MARK = 255
-_READING = "the marks at the edges point at the stated centre; number in its case, diameter, RAS mm"
+_READING = "the marks at the edges point at the stated center; number in its case, diameter, RAS mm"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LesionTile:
     """One lesion: its planes side by side, and what stands below."""
 
-    grey: np.ndarray  # (TILE_PX, 3 * TILE_PX) uint8: axial, coronal, sagittal, radiological display
+    gray: np.ndarray  # (TILE_PX, 3 * TILE_PX) uint8: axial, coronal, sagittal, radiological display
     caption: str
 
     @property
     def uri(self) -> str:
         """The picture as a data URI."""
-        return data_uri(self.grey)
+        return data_uri(self.gray)
 
 
 class LesionSheet:
@@ -78,7 +78,7 @@ class LesionSheet:
             planes = [marked_plane(volume, plane, center, low, high) for plane in PLANES]
             x, y, z = centers_mm[row]
             caption = f"{name} {row + 1}/{count}: {diameters_mm[row]:.1f} mm at {x:.0f}, {y:.0f}, {z:.0f}"
-            self.tiles.append(LesionTile(grey=np.concatenate(planes, axis=1), caption=caption))
+            self.tiles.append(LesionTile(gray=np.concatenate(planes, axis=1), caption=caption))
 
     @property
     def legend(self) -> str:
@@ -118,7 +118,7 @@ class LesionSheet:
         for number, tile in enumerate(self.tiles):
             left = _GAP_PX + number % columns * width
             top = 60 + number // columns * height
-            sheet.paste(Image.fromarray(tile.grey), (left, top))
+            sheet.paste(Image.fromarray(tile.gray), (left, top))
             caption = tile.caption
             while draw.textlength(caption, font=font) > width - _GAP_PX:
                 caption = "…" + caption[2:]
@@ -144,9 +144,9 @@ def marked_plane(
     """One plane through a voxel index (x, y, z) of a volume, (px, px) uint8, with marks at its edges."""
     frame = centered_frame(plane, volume.spacing_mm, center, FIELD_OF_VIEW_MM, px)
     picture = sample_plane(take_plane(volume.data, plane, center[plane.through_axis]), frame)
-    grey = to_grey(picture, low, high)
+    gray = to_gray(picture, low, high)
     middle, arm = px // 2, px // 6
-    for line in (grey[middle], grey[:, middle]):  # the centre itself stays free
+    for line in (gray[middle], gray[:, middle]):  # the center itself stays free
         line[:arm] = line[-arm:] = _MARK
-    grey[:, -1] = 0  # planes stand side by side
-    return grey
+    gray[:, -1] = 0  # planes stand side by side
+    return gray

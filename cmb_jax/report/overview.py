@@ -20,7 +20,7 @@ from cmb_jax.report.slices import (
     fitted_frame,
     mask_bounds,
     sample_plane,
-    to_grey,
+    to_gray,
 )
 from cmb_jax.report.summary import location_text, region_title
 
@@ -34,7 +34,7 @@ DRAWN_REGIONS: tuple[Region, ...] = tuple(r for r in Region if r not in (Region.
 
 
 def shown_zone(row: DetectionRow, content: ReportContent) -> str:
-    """The zone that colours a row: none when the region map is not trusted."""
+    """The zone that colors a row: none when the region map is not trusted."""
     return row.zone if content.regions_trusted else "none"
 
 
@@ -133,7 +133,7 @@ def slabs(content: ReportContent, rows: Sequence[DetectionRow], windows: Windows
             Picture(
                 width=frame.width_px,
                 height=frame.height_px,
-                uri=data_uri(to_grey(sample_plane(lowest, frame), *windows.swi), quality=82),
+                uri=data_uri(to_gray(sample_plane(lowest, frame), *windows.swi), quality=82),
                 alt=f"Minimum intensity projection, {height}, {len(mine)} reported",
                 shapes=tuple(shapes),
                 labels=tuple(labels),
@@ -148,7 +148,7 @@ def _axial_frame(content: ReportContent, bounds: tuple[tuple[int, int], ...]) ->
 
 
 def _z_mm(content: ReportContent, z: float) -> float:
-    """Superior millimetres of a slice, at the centre of the grid (an oblique slice has no single height)."""
+    """Superior millimeters of a slice, at the center of the grid (an oblique slice has no single height)."""
     x, y = (n / 2 for n in content.swi.shape[:2])
     return float((content.swi.affine @ np.array([x, y, z, 1.0]))[2])
 
@@ -163,16 +163,16 @@ def quality_mosaic(content: ReportContent, windows: Windows) -> tuple[Picture, .
     start, stop = bounds[2]
     count = min(MOSAIC_SLICES, stop - start)
     frame = _axial_frame(content, bounds)
-    # Slice centres of equal slabs: neither the first nor the last slice, which show next to nothing.
+    # Slice centers of equal slabs: neither the first nor the last slice, which show next to nothing.
     places = (start + (np.arange(count) + 0.5) * (stop - start) / count).astype(int)
     pictures = []
     for z in places[::-1]:
-        grey = to_grey(sample_plane(content.swi.data[:, :, z], frame), *windows.swi)
+        gray = to_gray(sample_plane(content.swi.data[:, :, z], frame), *windows.swi)
         pictures.append(
             Picture(
                 width=frame.width_px,
                 height=frame.height_px,
-                uri=data_uri(grey, quality=82),
+                uri=data_uri(gray, quality=82),
                 alt=f"Axial SWI at z {_z_mm(content, z):.0f} mm with outlines of brain mask and regions",
                 shapes=(*_region_shapes(content, z, frame), _mask_shape(content.brain_mask[:, :, z], frame)),
                 labels=edge_labels(frame),

@@ -1,4 +1,4 @@
-"""Line and scatter plots as drawings, so that they follow the page's colours and print crisply."""
+"""Line and scatter plots as drawings, so that they follow the page's colors and print crisply."""
 
 from __future__ import annotations
 

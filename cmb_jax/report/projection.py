@@ -24,7 +24,7 @@ from cmb_jax.report.slices import (
     fitted_frame,
     mask_bounds,
     sample_plane,
-    to_grey,
+    to_gray,
 )
 
 _PLANES = (AXIAL, SAGITTAL)
@@ -82,7 +82,7 @@ def make_projection(swi: Volume, brain_mask: np.ndarray) -> Projection:
         frame = fitted_frame(plane, swi.spacing_mm, bounds, _MM_PER_PX)
         lowest = np.min(swi.data, axis=plane.through_axis, initial=np.inf, where=inner)
         lowest = np.where(np.isfinite(lowest), lowest, window[0])
-        parts.append(to_grey(np.nan_to_num(sample_plane(lowest, frame), nan=window[0]), *window))
+        parts.append(to_gray(np.nan_to_num(sample_plane(lowest, frame), nan=window[0]), *window))
         origin, column, row = (np.array(frame.to_px(*at)) for at in ((0, 0), (1, 0), (0, 1)))
         matrix = np.outer(column - origin, inverse[plane.column_axis])
         matrix += np.outer(row - origin, inverse[plane.row_axis])

@@ -18,7 +18,7 @@ from cmb_jax.report.slices import (
     data_uri,
     fitted_frame,
     mask_bounds,
-    to_grey,
+    to_gray,
 )
 from cmb_jax.report.thumbnails import FIELD_OF_VIEW_MM, THUMBNAIL_PX
 
@@ -61,7 +61,7 @@ class RegisteredPictures:
         return Picture(
             width=frame.width_px,
             height=frame.height_px,
-            uri=data_uri(to_grey(picture, *self._windows[n])),
+            uri=data_uri(to_gray(picture, *self._windows[n])),
             alt=f"{self._scans[n].name}, {plane.name} plane around lesion {change.id}",
             shapes=(Shape(mark, "halo"), Shape(mark, "mark"), bar),
             labels=(*edge_labels(frame), text),
@@ -88,7 +88,7 @@ class RegisteredPictures:
         return Picture(
             width=frame.width_px,
             height=frame.height_px,
-            uri=data_uri(to_grey(picture, *self._windows[n]), quality=82),
+            uri=data_uri(to_gray(picture, *self._windows[n]), quality=82),
             alt=f"Axial slice of the {scan.name} with the outline of the baseline's brain",
             shapes=(border,),
             labels=edge_labels(frame),

@@ -34,7 +34,7 @@ class Label:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A grey picture (or none) with its drawings."""
+    """A gray picture (or none) with its drawings."""
 
     width: int
     height: int
@@ -55,7 +55,7 @@ def crosshair(x: float, y: float, gap: tuple[float, float], arm: float) -> str:
 
 
 def glyph(zone: str, x: float, y: float, r: float) -> str:
-    """The zone's symbol, so that colour is never the only sign: circle, diamond, triangle, else square."""
+    """The zone's symbol, so that color is never the only sign: circle, diamond, triangle, else square."""
     if zone == "lobar":
         return (
             f"M{x - r:.1f} {y:.1f}a{r:.1f} {r:.1f} 0 1 0 {2 * r:.1f} 0a{r:.1f} {r:.1f} 0 1 0 {-2 * r:.1f} 0Z"
@@ -74,7 +74,7 @@ def outline(mask: np.ndarray, smooth_px: float = 0.8, tolerance_px: float = 1.2)
     if not mask.any():
         return ""
     padded = ndimage.gaussian_filter(np.pad(mask.astype(np.float32), 2), smooth_px)
-    # Samples sit at pixel centres; the padding moved them by two pixels.
+    # Samples sit at pixel centers; the padding moved them by two pixels.
     lines = contourpy.contour_generator(z=padded).lines(0.5)
     curves = [_thin(np.asarray(line) - 1.5, tolerance_px) for line in lines]
     return "".join(_polygon(curve) for curve in curves if len(curve) >= 4)
@@ -82,8 +82,8 @@ def outline(mask: np.ndarray, smooth_px: float = 0.8, tolerance_px: float = 1.2)
 
 def _thin(points: np.ndarray, tolerance_px: float) -> list[tuple[float, float]]:
     """Keep a point only when it is `tolerance_px` along the curve from the last one kept."""
-    travelled = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
-    _, first = np.unique(np.floor(travelled / tolerance_px), return_index=True)
+    traveled = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    _, first = np.unique(np.floor(traveled / tolerance_px), return_index=True)
     return [(float(x), float(y)) for x, y in points[first]]
 
 

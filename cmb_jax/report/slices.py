@@ -45,7 +45,7 @@ class Frame:
 
     plane: Plane
     spacing_mm: tuple[float, float]  # voxel edge along the column and row axes
-    center: tuple[float, float]  # voxel index (column axis, row axis) at the picture's centre
+    center: tuple[float, float]  # voxel index (column axis, row axis) at the picture's center
     width_px: int
     height_px: int
     mm_per_px: float
@@ -57,7 +57,7 @@ class Frame:
         return x, y
 
     def grid_index(self) -> tuple[np.ndarray, np.ndarray]:
-        """Voxel indices at the pixel centres: along the column axis (width,) and the row axis (height,)."""
+        """Voxel indices at the pixel centers: along the column axis (width,) and the row axis (height,)."""
         x = np.arange(self.width_px) + 0.5 - self.width_px / 2
         y = np.arange(self.height_px) + 0.5 - self.height_px / 2
         column = self.center[0] - x * self.mm_per_px / self.spacing_mm[0]
@@ -140,26 +140,26 @@ def _within(positions: np.ndarray, size: int) -> np.ndarray:
     return (positions > -0.5) & (positions < size - 0.5)
 
 
-OUTSIDE_GREY = 38  # no data there: neither black nor anything that a tissue shows
+OUTSIDE_GRAY = 38  # no data there: neither black nor anything that a tissue shows
 
 
-def to_grey(picture: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Grey values 0..255 of a picture in the window [low, high]; NaN becomes a flat dark grey."""
+def to_gray(picture: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Gray values 0..255 of a picture in the window [low, high]; NaN becomes a flat dark gray."""
     scaled = (np.nan_to_num(picture, nan=low) - low) / max(high - low, 1e-12)
-    grey = np.round(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
-    return np.where(np.isnan(picture), np.uint8(OUTSIDE_GREY), grey)
+    gray = np.round(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
+    return np.where(np.isnan(picture), np.uint8(OUTSIDE_GRAY), gray)
 
 
-def data_uri(grey: np.ndarray, quality: int = 88) -> str:
-    """A grey picture (height, width) uint8 as a JPEG data URI."""
+def data_uri(gray: np.ndarray, quality: int = 88) -> str:
+    """A gray picture (height, width) uint8 as a JPEG data URI."""
     buffer = io.BytesIO()
-    Image.fromarray(grey).save(buffer, format="JPEG", quality=quality, optimize=True)
+    Image.fromarray(gray).save(buffer, format="JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Grey-value windows, the same for every picture of a report."""
+    """Gray-value windows, the same for every picture of a report."""
 
     swi: tuple[float, float]
     phase: tuple[float, float]  # symmetric, radians

@@ -15,7 +15,7 @@ from cmb_jax.core.detection import DetectionRow
 from cmb_jax.report.summary import Count, count
 
 NOT_A_DIAGNOSIS = "Not a diagnosis."
-ARIA_LIMIT = 4  # microhaemorrhages at baseline; more speak against treatment in the recommendations
+ARIA_LIMIT = 4  # microhemorrhages at baseline; more speak against treatment in the recommendations
 BOMBS_BORDER_MM = 5.0  # between its two classes of size
 BOMBS_LARGEST_MM = 10.0
 
@@ -57,12 +57,12 @@ def boston(rows: Sequence[DetectionRow], partial_field_of_view: bool = False) ->
         says = "Deep ones are present: the pattern is not strictly lobar."
     elif lobar >= 2:
         says = (
-            "Two or more strictly lobar haemorrhagic lesions: the microbleeds alone meet this item of "
+            "Two or more strictly lobar hemorrhagic lesions: the microbleeds alone meet this item of "
             "probable cerebral amyloid angiopathy."
         )
     elif lobar == 1:
         says = (
-            "One strictly lobar haemorrhagic lesion: the microbleeds meet this item of possible cerebral "
+            "One strictly lobar hemorrhagic lesion: the microbleeds meet this item of possible cerebral "
             "amyloid angiopathy."
         )
     else:
@@ -73,7 +73,7 @@ def boston(rows: Sequence[DetectionRow], partial_field_of_view: bool = False) ->
     return Statement(
         title="Microbleeds in the Boston criteria 2.0",
         text=(
-            f"{counts} {says}{unseen} Age, presentation, larger haemorrhages, superficial siderosis and "
+            f"{counts} {says}{unseen} Age, presentation, larger hemorrhages, superficial siderosis and "
             f"white matter, which the criteria also ask for, are not judged here. {NOT_A_DIAGNOSIS}"
         ),
         source="Charidimou et al. 2022, Lancet Neurol 21:714",
@@ -96,8 +96,8 @@ def aria(rows: Sequence[DetectionRow], partial_field_of_view: bool = False) -> S
         title="Baseline count for ARIA-H",
         text=(
             f"{counts}: {says}. Appropriate use recommendations speak against treatment when there are more "
-            f"than {ARIA_LIMIT} microhaemorrhages before it begins. Superficial siderosis and larger "
-            f"haemorrhages, which count as well, are not judged here.{partial} {NOT_A_DIAGNOSIS}"
+            f"than {ARIA_LIMIT} microhemorrhages before it begins. Superficial siderosis and larger "
+            f"hemorrhages, which count as well, are not judged here.{partial} {NOT_A_DIAGNOSIS}"
         ),
         source="Cummings et al. 2023, J Prev Alzheimers Dis 10:362",
     )
@@ -124,11 +124,11 @@ class BombsLine:
 # Cortex and subcortical white matter, two lines of the form, are one here: the region map does not part them.
 BOMBS_LOCATIONS: tuple[tuple[str, tuple[Region, ...]], ...] = (
     (
-        "Lobes: cortex, grey-white junction, subcortical white matter",
+        "Lobes: cortex, gray-white junction, subcortical white matter",
         (Region.FRONTAL, Region.PARIETAL, Region.TEMPORAL, Region.OCCIPITAL, Region.INSULA),
     ),
     ("Deep white matter and corpus callosum", (Region.DEEP_WHITE_MATTER, Region.CORPUS_CALLOSUM)),
-    ("Basal ganglia grey matter", (Region.BASAL_GANGLIA,)),
+    ("Basal ganglia gray matter", (Region.BASAL_GANGLIA,)),
     ("Internal and external capsule", (Region.INTERNAL_CAPSULE, Region.EXTERNAL_CAPSULE)),
     ("Thalamus", (Region.THALAMUS,)),
     ("Brainstem", (Region.BRAINSTEM,)),

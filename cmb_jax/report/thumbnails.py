@@ -21,7 +21,7 @@ from cmb_jax.report.slices import (
     mask_bounds,
     sample_plane,
     take_plane,
-    to_grey,
+    to_gray,
 )
 
 FIELD_OF_VIEW_MM = 20.0
@@ -50,7 +50,7 @@ class ThumbnailMaker:
         self._bounds = mask_bounds(content.brain_mask)
 
     def center_index(self, row: DetectionRow) -> np.ndarray:
-        """Continuous voxel index (x, y, z) of a row on swi's RAS grid, from its RAS millimetres."""
+        """Continuous voxel index (x, y, z) of a row on swi's RAS grid, from its RAS millimeters."""
         return (self._to_index @ np.array([row.x_mm, row.y_mm, row.z_mm, 1.0]))[:3]
 
     def full(self, row: DetectionRow) -> DetectionPictures:
@@ -85,7 +85,7 @@ class ThumbnailMaker:
         return Picture(
             width=frame.width_px,
             height=frame.height_px,
-            uri=data_uri(to_grey(picture, *window)),
+            uri=data_uri(to_gray(picture, *window)),
             alt=f"{modality}, {plane.name} plane, {FIELD_OF_VIEW_MM:g} mm around candidate {row.id}",
             shapes=(Shape(marker, "halo"), Shape(marker, f"mark {row.category}"), bar),
             labels=(*edge_labels(frame), bar_text),
@@ -106,7 +106,7 @@ class ThumbnailMaker:
         return Picture(
             width=frame.width_px,
             height=frame.height_px,
-            uri=data_uri(to_grey(picture, *self._windows.swi)),
+            uri=data_uri(to_gray(picture, *self._windows.swi)),
             alt=f"Axial SWI slice through candidate {row.id}; the square is the thumbnails' field of view",
             shapes=(Shape(box, "halo"), Shape(box, "mark")),
             labels=edge_labels(frame),

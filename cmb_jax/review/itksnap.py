@@ -38,8 +38,8 @@ _HEADER = """\
 #  LABEL:   Label description
 ################################################
 """
-_CATEGORY_COLOURS = {"definite": (230, 60, 60), "possible": (255, 180, 0)}
-_PAINT_COLOURS = {60001: (0, 220, 90), 60002: (120, 120, 255), 60003: (160, 160, 160)}
+_CATEGORY_COLORS = {"definite": (230, 60, 60), "possible": (255, 180, 0)}
+_PAINT_COLORS = {60001: (0, 220, 90), 60002: (120, 120, 255), 60003: (160, 160, 160)}
 _SAME_GRID_VOXELS = 0.5
 _LARGEST_LABEL = 65535
 _TOUCHING = ndimage.generate_binary_structure(3, 3)
@@ -51,14 +51,14 @@ def label_descriptions(rows: tuple[DetectionRow, ...]) -> str:
     for row in rows:
         place = location_text(row, trusted=True)
         text = f"{row.id}: {row.category}, {place}, {row.diameter_mm:.1f} mm, score {row.score:.2f}"
-        lines.append(_line(row.id, _CATEGORY_COLOURS[row.category], text))
+        lines.append(_line(row.id, _CATEGORY_COLORS[row.category], text))
     for value, verdict in PAINTED.items():
-        lines.append(_line(value, _PAINT_COLOURS[value], f"reader: {verdict}"))
+        lines.append(_line(value, _PAINT_COLORS[value], f"reader: {verdict}"))
     return _HEADER + "".join(lines)
 
 
-def _line(index: int, colour: tuple[int, int, int], text: str, *, shown: bool = True) -> str:
-    red, green, blue = colour
+def _line(index: int, color: tuple[int, int, int], text: str, *, shown: bool = True) -> str:
+    red, green, blue = color
     seen = int(shown)
     # the reader of this format ends a text at the next quotation mark, and a line at the line's end
     text = " ".join(text.replace('"', "'").split())

@@ -21,9 +21,9 @@ MIMIC_KINDS: tuple[str, ...] = (
     "calcification",
     "cavernous malformation",
     "partial volume",
-    "artefact",
+    "artifact",
     "iron deposition",
-    "haemorrhagic lesion",
+    "hemorrhagic lesion",
     "other",
 )
 """What readers are told to exclude (MARS: Gregoire et al. 2009; BOMBS: Cordonnier et al. 2009), in the words

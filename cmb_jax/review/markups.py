@@ -1,6 +1,6 @@
 """3D Slicer markups (.mrk.json, schema version 1.0.3): candidates as points, and what a reader left of them.
 
-Slicer's world is RAS, its files are LPS by default; both are millimetres of the patient.
+Slicer's world is RAS, its files are LPS by default; both are millimeters of the patient.
 """
 
 from __future__ import annotations

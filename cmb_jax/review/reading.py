@@ -22,7 +22,7 @@ from cmb_jax.review.verdicts import is_verdicts, read_verdicts
 from cmb_jax.review.viewer_export import read_viewer_export
 
 MAX_MOVE_MM = 10.0
-"""A microbleed is at most 10 mm wide: a centre that was moved farther belongs to something else."""
+"""A microbleed is at most 10 mm wide: a center that was moved farther belongs to something else."""
 
 _SAME_PLACE_MM = 0.05  # tables have two decimals
 _TURN = np.array([-1.0, -1.0, 1.0])  # LPS to RAS and back
@@ -111,7 +111,7 @@ def settle(path: Path, marks: Sequence[Mark], removed: set[int], result: Result)
     own = _own_marks(path, marks, result)
     added = [mark for mark in marks if mark.candidate is None]
     centers = dict(zip((row.id for row in result.rows), positions_mm(result.rows), strict=True))
-    # the detector may put a centre a little beyond the edge: only what a reader has moved is to be checked
+    # the detector may put a center a little beyond the edge: only what a reader has moved is to be checked
     moved = [
         mark for n, mark in own.items() if np.linalg.norm(mark.position_mm - centers[n]) > _SAME_PLACE_MM
     ]

@@ -42,7 +42,7 @@ class Result:
 
 
 def positions_mm(rows: tuple[DetectionRow, ...]) -> np.ndarray:
-    """Centres (n, 3) in RAS mm."""
+    """Centers (n, 3) in RAS mm."""
     return np.array([[row.x_mm, row.y_mm, row.z_mm] for row in rows], np.float64).reshape(-1, 3)
 
 

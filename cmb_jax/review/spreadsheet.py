@@ -40,7 +40,7 @@ _HELP = (
     "One row a candidate; kept ones are what the program reports, rejected ones say why they are not.",
     f"Fill in {VERDICT}: {', '.join(Verdict)}. Empty means not read.",
     f"{MIMIC} may say what a mimic is: {', '.join(MIMIC_KINDS)}.",
-    "Correct a centre by its three RAS coordinates (mm), by at most 10 mm.",
+    "Correct a center by its three RAS coordinates (mm), by at most 10 mm.",
     f"Add a lesion below the last row: coordinates and {VERDICT}, no {ID}.",
     f"{VERIFY} is for Microbleed-review-viewer; 1 and 0 there count where {VERDICT} is empty.",
     f"Do not change {ID} and {SUBJECT}. Comments stay in this file.",

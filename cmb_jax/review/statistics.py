@@ -91,7 +91,7 @@ def share(count: int, of: int) -> Share:
 def detector_agreement(scans: Sequence[ScanReview], reader: int) -> DetectorAgreement:
     """How often the reader confirms what the detector keeps, in all and by category and zone.
 
-    The reader saw the detector's marks, so that both numbers favour the detector against a blinded reading.
+    The reader saw the detector's marks, so that both numbers favor the detector against a blinded reading.
     """
     pairs = [pair for scan in scans for pair in zip(scan.rows, scan.readings[reader].marks, strict=True)]
     added = [mark for scan in scans for mark in scan.readings[reader].added]

@@ -48,7 +48,7 @@ _SAME = 0.98  # correlation of two images that are one
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """Why an image cannot be analysed, and what is to be known if it can."""
+    """Why an image cannot be analyzed, and what is to be known if it can."""
 
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -157,7 +157,7 @@ def _other_than_intensity(data: np.ndarray) -> str | None:
     deep = values < -_NEGATIVE_DEPTH * top
     if deep.mean() > _NEGATIVE_SHARE:
         return (
-            f"{deep.mean():.0%} of its values are negative: it is a phase, a map or a normalised image; give "
+            f"{deep.mean():.0%} of its values are negative: it is a phase, a map or a normalized image; give "
             "the image as the scanner made it"
         )
     flat = _flatness(data)

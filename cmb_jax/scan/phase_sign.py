@@ -8,7 +8,7 @@ Veins, iron-rich nuclei and microbleeds are dark and paramagnetic. Taken as a su
 structures predict a field pattern (the dipole kernel); the measured high-passed phase follows that pattern
 with the sign that is sought. The pattern matters: veins across the main field have the opposite phase inside,
 so darkness and phase alone correlate poorly. Ordinary contrast between tissues is regressed out first: white
-matter is darker than grey but diamagnetic, and would vote the wrong way.
+matter is darker than gray but diamagnetic, and would vote the wrong way.
 """
 
 from __future__ import annotations

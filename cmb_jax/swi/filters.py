@@ -1,6 +1,6 @@
 """In-plane Hann filters. Volumes are (X, Y, Z); the slice plane is (X, Y), slices run along Z.
 
-Units: millimetres and radians. The low-pass kernel is the product of two one-dimensional Hann windows in
+Units: millimeters and radians. The low-pass kernel is the product of two one-dimensional Hann windows in
 k-space, each zero from `1 / width_mm` cycles per mm on. The point spread function of such a window falls to
 exactly half at a distance of `width_mm / 2`, so `width_mm` is the kernel's full width at half maximum:
 8 mm is the customary 64 x 64 window of a 512 x 512 matrix with 0.5 mm voxels (Haacke et al. 2004).

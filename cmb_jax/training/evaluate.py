@@ -29,7 +29,7 @@ from cmb_jax.evaluation.records import (
     CANDIDATE,
     KEPT,
     REJECTED,
-    LabelledVolume,
+    LabeledVolume,
     SubjectDetections,
     SubjectTruth,
 )
@@ -119,7 +119,7 @@ def case_truth(case: Case, root: Path) -> SubjectTruth:
     lesions = lesions_of(case, root)
     volume = None
     if lesions.labels is not None:
-        volume = LabelledVolume(labels=lesions.labels, affine=lesions.grid.affine)
+        volume = LabeledVolume(labels=lesions.labels, affine=lesions.grid.affine)
     return SubjectTruth(
         subject=case.case_id,
         centers_mm=lesions.centers_mm,

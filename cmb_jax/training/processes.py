@@ -51,7 +51,7 @@ def start_processes(
       patience_s: how long the first process to end waits for the others.
 
     Raises:
-      UserError: settings that do not fit each other, no cluster is recognised where one must be, or the
+      UserError: settings that do not fit each other, no cluster is recognized where one must be, or the
         processes do not find each other.
     """
     if coordinator is None and number is None and count in (None, "auto"):

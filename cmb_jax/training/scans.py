@@ -73,7 +73,7 @@ def open_data(config: DataConfig) -> OwnData:
     if unread:
         notes.append(f"not used, because they have no truth: {unread} of {len(index.cases)} cases")
     if not known:
-        raise UserError(f"{path}: no case has a truth; add masks or tables of centres and make it again")
+        raise UserError(f"{path}: no case has a truth; add masks or tables of centers and make it again")
     if config.split_file is None:
         fractions = dict(zip(SPLITS, config.split_fractions, strict=True))
         parts = split_by_patient(known, fractions, seed=config.split_seed)

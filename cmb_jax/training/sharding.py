@@ -19,7 +19,7 @@ def make_mesh(data: int = 1, space: int = 1) -> Mesh:
 
     Args:
       data: 0 takes all devices that `space` leaves.
-      space: neighbours along it exchange planes at every convolution, so it should stay within one machine
+      space: neighbors along it exchange planes at every convolution, so it should stay within one machine
         or one slice of a pod; JAX numbers the devices so.
 
     Raises:
@@ -82,7 +82,7 @@ def share_of_process(config: Config, mesh: Mesh) -> Share:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """On every device whole: parameters, optimiser state, scalars."""
+    """On every device whole: parameters, optimizer state, scalars."""
     return NamedSharding(mesh, P())
 
 

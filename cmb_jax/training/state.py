@@ -57,7 +57,7 @@ def init_state(config: Config, mesh: Mesh, params: Any = None) -> TrainState:
     """A fresh state on the mesh, at step 0.
 
     Args:
-      config: network, optimiser, seed.
+      config: network, optimizer, seed.
       mesh: where it lies.
       params: pure dict of float32 arrays to start from; None: random ones.
     """

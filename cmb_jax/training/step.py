@@ -1,4 +1,4 @@
-"""One optimisation step: pure, jitted once, the same on one device and on a mesh."""
+"""One optimization step: pure, jitted once, the same on one device and on a mesh."""
 
 from __future__ import annotations
 

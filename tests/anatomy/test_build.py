@@ -12,7 +12,7 @@ from cmb_jax.anatomy import mars
 from cmb_jax.anatomy.build import AFFINE, SHAPE, head_air, resample, resample_labels, sharpen_tissues
 from cmb_jax.anatomy.pack import NUM_CHANNELS, Channel
 from cmb_jax.anatomy.regions import Region, region_of
-from cmb_jax.anatomy.shapes import Ellipsoid, paint, quantise, tube, voxel_axes
+from cmb_jax.anatomy.shapes import Ellipsoid, paint, quantize, tube, voxel_axes
 from cmb_jax.anatomy.synthetic import synthetic_pack
 
 
@@ -48,10 +48,10 @@ def test_paint_keeps_the_sum(rng):
     np.testing.assert_allclose(tissues.sum(axis=0), 1.0, atol=1e-6)
 
 
-def test_quantise_sums_to_255_and_stays_close(rng):
+def test_quantize_sums_to_255_and_stays_close(rng):
     channels = rng.uniform(size=(NUM_CHANNELS, 6, 7, 8)).astype(np.float32)
     channels[:5] = rng.dirichlet(np.full(5, 0.3), size=(6, 7, 8)).transpose(3, 0, 1, 2)
-    result = quantise(channels)
+    result = quantize(channels)
     assert (result[..., :5].sum(axis=-1, dtype=int) == 255).all()
     np.testing.assert_allclose(np.moveaxis(result, -1, 0) / 255.0, channels, atol=2.51 / 255)
 
@@ -82,7 +82,7 @@ def test_resample_labels_flips_left_and_right():
 
 
 def test_sharpening_recovers_blurred_tissues(rng):
-    # Ground truth: a folded sheet of grey matter between white matter and CSF; the prior is its blur.
+    # Ground truth: a folded sheet of gray matter between white matter and CSF; the prior is its blur.
     x, y, z = np.indices((48, 48, 24)).astype(np.float32)
     depth = x - 24 - 6 * np.sin(y / 5) * np.cos(z / 7)
     truth = np.stack([np.abs(depth) <= 2.5, depth < -2.5, depth > 2.5]).astype(np.float32)

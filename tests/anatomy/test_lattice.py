@@ -70,7 +70,7 @@ def test_jacobian_of_a_linear_map():
 
 def test_jacobian_shows_a_fold():
     displacement = np.zeros((*SHAPE, 3))
-    displacement[5, 6, 4, 0] = 5.0  # past its neighbour 4 mm away
+    displacement[5, 6, 4, 0] = 5.0  # past its neighbor 4 mm away
     assert _lattice(displacement).jacobian_determinants().min() < 0.0
 
 

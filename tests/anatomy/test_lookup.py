@@ -187,7 +187,7 @@ def test_off_the_grid_is_outside_even_half_a_voxel_away():
 
 @pytest.mark.parametrize("depth", [1.0, 3.0, 5.0])
 def test_distance_to_a_plane_of_csf(depth):
-    # The first CSF voxel's near face is half a voxel before its centre at x = 0 mm.
+    # The first CSF voxel's near face is half a voxel before its center at x = 0 mm.
     assert abs(look((-0.5 - depth, -5, -5), 3.0).csf_distance_mm - depth) <= lookup.REACH_STEP_MM
     assert look((3.0, -5, -5), 3.0).csf_distance_mm == 0
 

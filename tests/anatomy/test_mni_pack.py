@@ -49,7 +49,7 @@ def test_grid(pack):
 @pytest.mark.parametrize(
     ("channel", "low", "high"),
     [  # cm3; the ICBM head is about 1.2 times as large as a mean adult's
-        (Channel.GREY_MATTER, 700, 950),
+        (Channel.GRAY_MATTER, 700, 950),
         (Channel.WHITE_MATTER, 550, 800),
         (Channel.CSF, 200, 450),
         (Channel.CAUDATE, 4, 12),

@@ -50,7 +50,7 @@ def test_the_table_holds_what_freesurfer_documents():
             assert row[label + 1000] == (kind, 3 - side)
 
 
-def test_white_matter_is_deep_within_ten_millimetres_of_the_ventricle(brain):
+def test_white_matter_is_deep_within_ten_millimeters_of_the_ventricle(brain):
     found = regions_from_labels(volume(brain), freesurfer_table(), SCAN)
     assert found.trusted
     # the ventricle's last voxel to the left ends the row at x = 20, 40 mm

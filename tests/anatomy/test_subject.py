@@ -65,8 +65,8 @@ def test_shading_is_taken_out(rng):
     assert np.median(even[white]) == pytest.approx(0.97, abs=0.005)
     before, after = (np.std(np.log(t[white])) for t in (noisy, even))
     assert after < 0.35 * before
-    grey = (tissues[0] > 0.99) & (cranium > 0.99)
-    assert np.median(even[grey]) / 0.97 == pytest.approx(90 / 120, abs=0.02)
+    gray = (tissues[0] > 0.99) & (cranium > 0.99)
+    assert np.median(even[gray]) / 0.97 == pytest.approx(90 / 120, abs=0.02)
 
 
 def test_pits_of_the_rim_are_filled_and_the_rest_stays():

@@ -44,7 +44,7 @@ def test_same_grid_as_the_template(pack):
 @pytest.mark.parametrize(
     ("channel", "low", "high"),
     [  # cm3, adults
-        (Channel.GREY_MATTER, 550, 900),
+        (Channel.GRAY_MATTER, 550, 900),
         (Channel.WHITE_MATTER, 450, 750),
         (Channel.CSF, 150, 400),
         (Channel.CAUDATE, 3, 10),
@@ -127,11 +127,11 @@ def test_tissues_and_nuclei_have_their_brightness(pack):
     def median(channel):
         return np.median(t1[pack.fractions[..., channel] > 240])
 
-    white, grey, csf = median(Channel.WHITE_MATTER), median(Channel.GREY_MATTER), median(Channel.CSF)
-    assert csf < 0.6 * grey
-    assert grey < 0.9 * white
-    assert grey * 0.9 < median(Channel.CAUDATE) < white
-    assert grey * 0.9 < median(Channel.PUTAMEN) < white
+    white, gray, csf = median(Channel.WHITE_MATTER), median(Channel.GRAY_MATTER), median(Channel.CSF)
+    assert csf < 0.6 * gray
+    assert gray < 0.9 * white
+    assert gray * 0.9 < median(Channel.CAUDATE) < white
+    assert gray * 0.9 < median(Channel.PUTAMEN) < white
     # white matter is equally bright all over the head: the shading is gone
     sure = pack.fractions[..., Channel.WHITE_MATTER] > 250
     x, y, z = np.indices(SHAPE, sparse=True)

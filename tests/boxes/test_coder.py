@@ -17,8 +17,8 @@ def test_round_trip(rng):
 
 
 def test_code_worked_by_hand():
-    anchor = jnp.array([0.0, 0, 0, 2, 4, 8])  # centre (1, 2, 4)
-    box = jnp.array([1.0, 0, 2, 3, 8, 4])  # centre (2, 4, 3), size (2, 8, 2)
+    anchor = jnp.array([0.0, 0, 0, 2, 4, 8])  # center (1, 2, 4)
+    box = jnp.array([1.0, 0, 2, 3, 8, 4])  # center (2, 4, 3), size (2, 8, 2)
     expected = [0.5, 0.5, -0.125, 0.0, np.log(2), np.log(0.25)]
     np.testing.assert_allclose(encode_boxes(anchor, box), expected, atol=1e-7)
 

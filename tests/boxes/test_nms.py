@@ -110,7 +110,7 @@ def test_chain_keeps_the_far_end():
 
 def test_long_chain(block):
     start = jnp.arange(40.0)[:, None] * jnp.array([4.0, 0, 0])
-    boxes = jnp.concatenate([start, start + jnp.array([10.0, 1, 1])], axis=1)  # neighbours overlap by 3/7
+    boxes = jnp.concatenate([start, start + jnp.array([10.0, 1, 1])], axis=1)  # neighbors overlap by 3/7
     assert kept_indices(nms_3d(boxes, -jnp.arange(40.0), 0.3, 40)) == list(range(0, 40, 2))
 
 

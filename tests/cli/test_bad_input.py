@@ -271,7 +271,7 @@ def test_help_and_version(monkeypatch, capsys):
 
 
 def test_unknown_arguments_exit_with_2(monkeypatch, capsys):
-    code, _, err = run(monkeypatch, capsys, "predict", "--colour", "red")
+    code, _, err = run(monkeypatch, capsys, "predict", "--color", "red")
     assert code == 2
     assert "Traceback" not in err
 

@@ -20,7 +20,7 @@ from tests.command_line import run_cli
 from tests.tiny import TINY_MODEL
 from tools import model_card
 
-EDGE_MM = 8.0  # voxels so large that neighbours are no match
+EDGE_MM = 8.0  # voxels so large that neighbors are no match
 SHAPE = (10, 10, 10)
 THRESHOLD = 0.5
 
@@ -211,7 +211,7 @@ def test_the_record_says_what_was_done(calibrated, weights):
     assert record["calibrated_from"] == {"name": "tiny", "sha256": load_bundle(weights).sha256}
     found = record["calibration"]
     assert (found["method"], found["scans"], found["candidates"]) == ("platt", 24, 600)
-    assert found["data"] == [{"name": "own labelled scans", "scans": 24, "lesions": found["lesions"]}]
+    assert found["data"] == [{"name": "own labeled scans", "scans": 24, "lesions": found["lesions"]}]
     assert found["held_out_kept"]["ece_equal_mass"]["value"] < 0.08
     kept, raw = found["held_out_all"]["ece_equal_mass"], found["uncalibrated_kept"]["ece_equal_mass"]
     assert kept["value"] < raw["value"]
@@ -278,7 +278,7 @@ def test_weights_show_without_the_record(calibrated, run, tmp_path):
 
 @pytest.fixture
 def copy(tree, tmp_path):
-    """A copy of the tree that may be spoilt."""
+    """A copy of the tree that may be spoiled."""
     shutil.copytree(tree[0].parent, tmp_path / "copy")
     return tmp_path / "copy" / "pred", tmp_path / "copy" / "truth"
 

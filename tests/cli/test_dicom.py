@@ -126,11 +126,11 @@ def test_dicom_gives_what_nifti_gives(monkeypatch, capsys, tmp_path, scan, weigh
     for *index, channel in np.argwhere(volume.array):
         x, y, z = volume.map_indices_to_reference(np.array([index]))[0]
         places[channel].add((round(-x, 1) + 0.0, round(-y, 1) + 0.0, round(z, 1) + 0.0))
-    # a microbleed whose voxels all went to its neighbours has none of its own
+    # a microbleed whose voxels all went to its neighbors has none of its own
     places = [place for place in places if place]
-    labelled = labels_in_mm(tmp_path / "b")
-    assert [len(place) for place in places] == [len(place) for place in labelled]
-    for place, label in zip(places, labelled, strict=True):
+    labeled = labels_in_mm(tmp_path / "b")
+    assert [len(place) for place in places] == [len(place) for place in labeled]
+    for place, label in zip(places, labeled, strict=True):
         assert np.allclose(sorted(place), sorted(label), atol=0.11)
     image = nib.load(tmp_path / "b" / "swi.nii.gz")
     np.testing.assert_array_equal(image.affine, nib.load(tmp_path / "b" / "labels.nii.gz").affine)

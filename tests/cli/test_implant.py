@@ -92,7 +92,7 @@ PHYSICS = ("--te-ms", TE_MS, "--b0-t", B0_T)
 
 
 def dipole(affine, index, sign=1):
-    """Phase of the sphere at the voxels' centres, and their distance over its radius; field along RAS z."""
+    """Phase of the sphere at the voxels' centers, and their distance over its radius; field along RAS z."""
     grid = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1)
     away = (grid - np.array(index)) @ affine[:3, :3].T
     r = np.linalg.norm(away, axis=-1)
@@ -170,9 +170,9 @@ def test_truth_seed_and_record(monkeypatch, capsys, tmp_path, scan):
     np.testing.assert_allclose(labels.affine, oblique_affine(), atol=1e-5)
     values = np.asarray(labels.dataobj)
     for row in rows[:2]:
-        centre = np.linalg.inv(labels.affine) @ [*(float(row[f"{axis}_mm"]) for axis in "xyz"), 1]
+        center = np.linalg.inv(labels.affine) @ [*(float(row[f"{axis}_mm"]) for axis in "xyz"), 1]
         middle = np.argwhere(values == int(row["id"])).mean(axis=0)
-        assert np.abs(middle - centre[:3]).max() <= 0.5
+        assert np.abs(middle - center[:3]).max() <= 0.5
     (source,) = find_truth(out)
     truth = source.read()
     assert (truth.subject, len(truth.centers_mm), truth.zones) == ("a", 2, None)

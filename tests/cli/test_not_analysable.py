@@ -43,7 +43,7 @@ def weights(tmp_path_factory):
         ("phase", "swi", AFFINE, "negative"),
         ("phase", None, AFFINE, "negative"),
         ("labels", None, AFFINE, "labels"),
-        ("z-scored", "phase", AFFINE, "normalised"),
+        ("z-scored", "phase", AFFINE, "normalized"),
         ("noise", None, AFFINE, "negative"),
         ("swi", "phase", np.diag([0.001, 0.001, 0.001, 1.0]), "voxels of"),
         ("swi", "phase", np.diag([1e5, 1e5, 1e5, 1.0]), "voxels of"),

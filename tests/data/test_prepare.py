@@ -83,7 +83,7 @@ def test_edge_coordinates_and_points_are_inverse(seed):
     np.testing.assert_allclose(edge_coordinates(points_from_edges(edges, affine), affine), edges, atol=1e-9)
 
 
-def test_boxes_are_cubes_in_mm_round_the_centre():
+def test_boxes_are_cubes_in_mm_round_the_center():
     volume = blob_volume((31.0, 28.0, 12.0))
     prepared = prepare(volume, None, np.ones(volume.shape, bool))
     center = (volume.affine[:3, :3] @ [31.0, 28.0, 12.0] + volume.affine[:3, 3])[None]
@@ -120,7 +120,7 @@ def test_heads_of_other_sizes_need_no_other_program():
 def test_working_positions_share_the_outer_edge():
     index = working_positions(10, 2.0, 1.0)
     assert len(index) == 20
-    # first voxel of 1 mm is centred 0.5 mm from the edge: 0.25 native voxels, i.e. index -0.25
+    # first voxel of 1 mm is centerd 0.5 mm from the edge: 0.25 native voxels, i.e. index -0.25
     assert index[0] == pytest.approx(-0.25)
     assert index[-1] == pytest.approx(9.25)
 

@@ -28,9 +28,9 @@ def stored(phantom, tmp_path_factory):
     return root, subjects[0]
 
 
-def test_boxes_lie_round_the_true_centres(phantom, stored):
+def test_boxes_lie_round_the_true_centers(phantom, stored):
     lesions = phantom.lesions
-    centers = edge_coordinates(lesions.centre_mm[lesions.is_cmb], prepare_phantom(phantom, SPACING).affine)
+    centers = edge_coordinates(lesions.center_mm[lesions.is_cmb], prepare_phantom(phantom, SPACING).affine)
     boxes = stored[1].boxes()
     assert len(boxes) == lesions.is_cmb.sum() > 3
     assert stored[1].ignored_boxes().shape == (lesions.is_ignored.sum(), 6)

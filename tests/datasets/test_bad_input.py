@@ -95,7 +95,7 @@ SKIPPED = {
     "not a readable MATLAB file of version 5 to 7 (it has no header)": dou_text,
     "01.mat: is not a readable MATLAB file": dou_truncated,
     "all lie inside when read 0-based": lambda p: dou_with(p, cen=np.array([[0, 3, 3], [5, 5, 5]])),
-    "1 of 1 centres lie outside the 24 x 28 x 14 voxels, such as (60, 3, 3); correct": lambda p: dou_with(
+    "1 of 1 centers lie outside the 24 x 28 x 14 voxels, such as (60, 3, 3); correct": lambda p: dou_with(
         p, cen=np.array([[60, 3, 3]])
     ),
     "no voxel holds a number": dou_image(np.full(trees.SHAPE, np.nan, np.float32)),
@@ -104,7 +104,7 @@ SKIPPED = {
     "a soft mask must lie in 0 to 1, but its largest value is 1.5": valdo_soft,
     "row 2: z of triplet 1 is blank": csiro_row("122_T1.nii.gz", 1, 2, " "),
     "row 2: y of triplet 1 is '2 or 3'": csiro_row("122_T1.nii.gz", 1, "2 or 3", 4),
-    "row 2 has centres, but no file name": csiro_row(None, 1, 2, 3),
+    "row 2 has centers, but no file name": csiro_row(None, 1, 2, 3),
     "its first line is x, y, slice": yonsei_columns([["x", "y", "slice"], [1, 2, 3]]),
     "row 1 is shorter": yonsei_columns([[1, 2]]),
     "row 1: column is blank": yonsei_columns([[1, None, 3]]),

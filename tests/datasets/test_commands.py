@@ -62,7 +62,7 @@ def test_index(run, tmp_path):
     trees.save(root / "nii" / "09.nii", trees.brain())
     code, out, _ = run("index", root, "--out", tmp_path / "i.json")
     assert code == 0
-    assert "nii/09.nii: has no list of centres" in out
+    assert "nii/09.nii: has no list of centers" in out
     index, _ = read_index(tmp_path / "i.json")
     assert [case.case_id for case in index.cases] == ["01", "02"]
     refused(run("index", root, "--out", tmp_path / "i.json"), "exists already")

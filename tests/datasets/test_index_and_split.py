@@ -155,7 +155,7 @@ def test_kinds_of_rows(tmp_path):
     np.testing.assert_allclose(lesions.diameters_mm, [4, 5])
     np.testing.assert_allclose(lesions.mimics_mm, [[2, 2, 3]])
     table.write_text("x_mm,y_mm,z_mm,kind\n1,2,3,cmb\n90,2,3,mimic\n")
-    with pytest.raises(UserError, match="1 of 1 centres lie outside"):
+    with pytest.raises(UserError, match="1 of 1 centers lie outside"):
         lesions_of(find(tmp_path / "data", "folder").cases[0], tmp_path / "data")
     table.write_text("x_mm,y_mm,z_mm,kind\n1,2,3,\n")
     with pytest.raises(UserError, match="line 2: kind is empty"):

@@ -35,7 +35,7 @@ def affines(draw):
     fraction=st.tuples(*[st.floats(0, 1)] * 3),
     convention=st.sampled_from(["voxel-1", "slice-column-row-1", "ras-mm"]),
 )
-def test_a_centre_survives_the_way_to_mm_and_back(tmp_path_factory, affine, fraction, convention):
+def test_a_center_survives_the_way_to_mm_and_back(tmp_path_factory, affine, fraction, convention):
     root = tmp_path_factory.mktemp("case")
     shape = np.array([9, 11, 7])
     i, j, k = index = np.array(fraction) * (shape - 1)
@@ -164,7 +164,7 @@ def test_a_mask_on_another_grid_is_refused(tmp_path, shape, move):
         ("ras-mm", [(13.0, 15.0, 3.0)], "in LPS"),
     ],
 )
-def test_centres_outside_are_refused_and_another_reading_is_named(tmp_path, convention, points, message):
+def test_centers_outside_are_refused_and_another_reading_is_named(tmp_path, convention, points, message):
     trees.save(tmp_path / "swi.nii.gz", trees.brain(), np.diag([1.0, 1.0, 2.0, 1.0]) @ shifted())
     points = tuple(tuple(map(float, point)) for point in points)
     with pytest.raises(UserError, match="outside the 24 x 28 x 14 voxels") as refused:
@@ -194,7 +194,7 @@ def test_a_unit_of_length_that_is_none_is_taken_as_mm(tmp_path):
     assert "unit of length" in read_volume(path).warnings[0]
 
 
-def test_half_a_voxel_beyond_the_last_centre_is_still_inside():
+def test_half_a_voxel_beyond_the_last_center_is_still_inside():
     grid = Grid(shape=(4, 5, 6), affine=np.eye(4))
     edge = np.array([[-0.5, 0, 0], [3.5, 4.5, 5.5], [-0.51, 0, 0], [0, 0, 5.51]])
     np.testing.assert_array_equal(grid.inside(edge), [True, True, False, False])

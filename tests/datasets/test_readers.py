@@ -102,7 +102,7 @@ def test_csiro(tmp_path):
     found = inspect(index, tmp_path)
     assert found.lesions == {"122_T1": 2, "122_T1_rsCMB_3": 3, "130_T1": 0, "130_T1_sCMB_1": 1}
     assert found.default_diameters == 6
-    assert (found.contrast > 3).all()  # 1-based centres lie on the dark voxels
+    assert (found.contrast > 3).all()  # 1-based centers lie on the dark voxels
     np.testing.assert_allclose(
         lesions_of(cases["130_T1_sCMB_1"], tmp_path).centers_mm, [(trees.LPS @ [8, 8, 6, 1])[:3]]
     )
@@ -150,7 +150,7 @@ def test_dou_two_images_with_one_id_and_missing_files(tmp_path):
     assert list(by_id(index)) == ["02"]
     assert said(index) == [
         "01: two images with one ID (nii/01.nii, nii/01.nii.gz); keep one",
-        "nii/03.nii: has no list of centres of its name",
+        "nii/03.nii: has no list of centers of its name",
     ]
 
 

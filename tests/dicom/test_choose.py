@@ -178,7 +178,7 @@ def test_unknown_images_are_used_only_as_asked(tmp_path, phantom):
         scanning="SE",
     )
     write_series(tmp_path, unknown, phantom[0])
-    with pytest.raises(UserError, match="no susceptibility-weighted series was recognised"):
+    with pytest.raises(UserError, match="no susceptibility-weighted series was recognized"):
         choose(found_in(tmp_path))
     assert choose(found_in(tmp_path), ("3",)).swi.key == "3"
     with pytest.raises(UserError, match="--series 99: there is no such series; there are 3"):

@@ -45,10 +45,10 @@ def test_size_classes_put_an_edge_into_the_class_above():
 
 def test_wilson_interval_by_its_formula():
     z, n, p = norm.ppf(0.975), 20, 0.9
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    center = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     estimate = wilson(18, 20)
-    assert (estimate.low, estimate.high) == pytest.approx((centre - half, centre + half))
+    assert (estimate.low, estimate.high) == pytest.approx((center - half, center + half))
     assert np.isnan(wilson(0, 0).value)
 
 

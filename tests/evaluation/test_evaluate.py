@@ -180,7 +180,7 @@ def test_page_of_the_report_renders(worked):
     result = evaluate_records(*worked, threshold=0.5, bootstrap_samples=20)
     page = render_evaluation_report(report_content(result, title="Test cohort"))
     assert "Test cohort" in page
-    assert "centre &lt; 3 mm, one to one" in page
+    assert "center &lt; 3 mm, one to one" in page
     bare = evaluate_records([detections("b", [], [])], [truth("b", [])], bootstrap_samples=0)
     assert "Nothing" in render_evaluation_report(report_content(bare, title="Nothing"))
 

@@ -16,7 +16,7 @@ from cmb_jax.evaluation.froc import (
     threshold_at_fp_rate,
 )
 from cmb_jax.evaluation.matching import CENTER3, TOUCH, events, pairs_of
-from cmb_jax.evaluation.records import LabelledVolume, SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.records import LabeledVolume, SubjectDetections, SubjectTruth
 from cmb_jax.evaluation.volumes import centers_mm
 
 
@@ -45,7 +45,7 @@ def test_curve_and_score_equal_monai(rule, duplicates, seed):
     for scan in range(12):
         count = 0 if scan % 4 == 0 else int(rng.integers(1, 6))  # a quarter of the scans without any
         labels, points, scores = random_scan(rng, count, duplicates=duplicates)
-        volume = LabelledVolume(labels=labels, affine=np.eye(4))
+        volume = LabeledVolume(labels=labels, affine=np.eye(4))
         truth = SubjectTruth(
             subject="s", centers_mm=centers_mm(volume), diameters_mm=np.full(count, 3.0), volume=volume
         )

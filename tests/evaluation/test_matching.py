@@ -22,7 +22,7 @@ from cmb_jax.evaluation.matching import (
     pairs_of,
     touching,
 )
-from cmb_jax.evaluation.records import LabelledVolume, SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.records import LabeledVolume, SubjectDetections, SubjectTruth
 from cmb_jax.evaluation.volumes import centers_mm, diameters_mm, label_volume, to_index
 
 OBLIQUE = np.array(
@@ -107,7 +107,7 @@ def test_events_equal_matching_anew_at_every_threshold(k, m, one_to_one, seed):
         assert np.sum(fp_scores >= threshold) == result.fp
 
 
-def test_centre_distance_is_strict():
+def test_center_distance_is_strict():
     truth = truth_at([[0, 0, 0]])
     assert matched(CENTER3, detections_at([[3.0, 0, 0]]), truth).tp == 0
     assert matched(CENTER3, detections_at([[2.999, 0, 0]]), truth).tp == 1
@@ -155,15 +155,15 @@ def test_touch_punishes_no_duplicate_and_rewards_one_blob_over_two():
 def test_touch_by_voxels_agrees_with_looping_over_voxels(rng):
     for _ in range(10):
         labels, count = ndimage.label(rng.random((9, 8, 7)) < 0.08)
-        volume = LabelledVolume(labels=labels.astype(np.int32), affine=OBLIQUE)
+        volume = LabeledVolume(labels=labels.astype(np.int32), affine=OBLIQUE)
         points = apply_affine(OBLIQUE, rng.uniform(-1, 9, (6, 3)))
         diameters = rng.uniform(0.1, 3.0, 6)
         expected = np.zeros((6, count), bool)
         for row, (point, diameter) in enumerate(zip(points, diameters, strict=True)):
             own = np.round(to_index(point[None], OBLIQUE)[0])
             for voxel in np.argwhere(labels > 0):
-                centre = OBLIQUE[:3, :3] @ voxel + OBLIQUE[:3, 3]
-                if np.linalg.norm(centre - point) <= diameter / 2 or np.array_equal(own, voxel):
+                center = OBLIQUE[:3, :3] @ voxel + OBLIQUE[:3, 3]
+                if np.linalg.norm(center - point) <= diameter / 2 or np.array_equal(own, voxel):
                     expected[row, labels[tuple(voxel)] - 1] = True
         detections = SubjectDetections(
             subject="s", centers_mm=points, scores=np.ones(6), diameters_mm=diameters
@@ -200,7 +200,7 @@ def test_empty_boxes_overlap_nothing():
 def test_box_of_voxels_meets_cube_of_a_table_in_the_image_frame():
     labels = np.zeros((20, 20, 10), np.int32)
     labels[4:12, 6:14, 3:5] = 1  # 4 x 4 x 4 mm
-    volume = LabelledVolume(labels=labels, affine=OBLIQUE)
+    volume = LabeledVolume(labels=labels, affine=OBLIQUE)
     spacing = volume.spacing_mm
     truth = truth_at(centers_mm(volume), volume=volume)
     pairs = pairs_of(BOX, detections_at(centers_mm(volume), diameter=4.0), truth)
@@ -244,7 +244,7 @@ def test_label_volume_tells_masks_instances_and_probabilities_apart():
 def test_select_keeps_rows_and_voxels_together():
     labels = np.zeros((6, 3, 3), np.int32)
     labels[0], labels[2], labels[4] = 1, 2, 3
-    volume = LabelledVolume(labels=labels, affine=np.eye(4))
+    volume = LabeledVolume(labels=labels, affine=np.eye(4))
     record = detections_at(centers_mm(volume), scores=[0.9, 0.1, 0.5], volume=volume)
     chosen = record.at(0.5)
     np.testing.assert_allclose(centers_mm(chosen.volume), chosen.centers_mm)

@@ -21,12 +21,12 @@ def test_only_short_pieces_that_nothing_leads_to_are_found():
     lesions[42:45, 30, 5] = 1
     mimics[10, 40:52:2, 5] = MimicKind.PIAL_VEIN  # a long one with gaps in its label
     mimics[40:43, 45, 5] = MimicKind.CALCIFICATION_PIAL  # no vessel
-    vein, artery = sorted(isolated_pieces(mimics, lesions, SPACING), key=lambda piece: piece.centre[0])
-    np.testing.assert_allclose(vein.centre, [11, 20.5, 5])
+    vein, artery = sorted(isolated_pieces(mimics, lesions, SPACING), key=lambda piece: piece.center[0])
+    np.testing.assert_allclose(vein.center, [11, 20.5, 5])
     assert vein.vein
     assert vein.diameter_mm == pytest.approx((6 * 6 * 2.0 / np.pi) ** (1 / 3))
     assert not artery.vein
-    np.testing.assert_allclose(artery.centre, [20.5, 30, 5])
+    np.testing.assert_allclose(artery.center, [20.5, 30, 5])
 
 
 def spots(rows, scans):

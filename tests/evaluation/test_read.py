@@ -353,7 +353,7 @@ def test_phantom_in_memory_is_what_is_read_from_its_files(tmp_path):
     table = LesionTable(
         id=np.array([1, 2, 99, 100]),
         kind=np.array([CMB_KIND, CMB_KIND, MimicKind.CALCIFICATION_PIAL, MimicKind.IGNORED_MICROBLEED]),
-        centre_mm=np.array(
+        center_mm=np.array(
             [*(AFFINE[:3, :3] @ voxel + AFFINE[:3, 3] for voxel in voxels), np.zeros(3), np.ones(3)]
         ),
         diameter_mm=np.full(n + 1, 2.0),

@@ -130,7 +130,7 @@ def test_elements_are_six_connected():
     assert case(diagonal, blocks((4, 4, 4)), connectivity=26).count_difference == 0
 
 
-def test_defaults_of_the_organisers_program():
+def test_defaults_of_the_organizers_program():
     # With 0.1 mm and 26-connectivity, as it runs without options, a shift of one voxel scores nothing.
     assert case(blocks((5, 4, 4)), blocks((4, 4, 4)), limit_mm=0.1, connectivity=26).f1 == 0.0
 

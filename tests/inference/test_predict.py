@@ -117,7 +117,7 @@ def test_rows_agree_with_the_region_map(prediction, region_map):
             assert row.reason != RejectReason.LOW_SCORE.sentence or row.score < TINY.inference.score_threshold
 
 
-def test_native_indices_and_millimetres_are_the_same_place(prediction, files):
+def test_native_indices_and_millimeters_are_the_same_place(prediction, files):
     affine = nib.load(files[0]).affine
     for row in prediction.rows:
         exact = np.linalg.inv(affine) @ [row.x_mm, row.y_mm, row.z_mm, 1.0]

@@ -91,7 +91,7 @@ def all_nan(path):
     path.write_bytes(image_bytes(np.full((5, 5, 5), np.nan, np.float32)))
 
 
-def colour(path):
+def color(path):
     path.write_bytes(image_bytes(np.zeros((5, 5, 5), [("R", "u1"), ("G", "u1"), ("B", "u1")])))
 
 
@@ -157,7 +157,7 @@ def folder(path):
         (zeros, "every voxel is 0"),
         (constant, "every voxel is 7"),
         (all_nan, "no voxel holds a number"),
-        (colour, "colours"),
+        (color, "colors"),
         (huge_plain, r"40\.0 GB"),
         (huge_gzip, r"40\.0 GB"),
         (more_than_gzip_can_hold, "truncated"),

@@ -84,7 +84,7 @@ def test_a_bomb_behind_an_image(tmp_path):
 
 
 GEOMETRY = {
-    "metres": (np.diag([0.5, 0.5, 0.5, 1]), "meter"),
+    "meters": (np.diag([0.5, 0.5, 0.5, 1]), "meter"),
     "1e5 mm": (np.diag([1e5, 1, 1, 1]), "mm"),
     "1e300": (np.diag([1e300, 1, 1, 1]), "mm"),
     "too small": (np.diag([1e-4, 1e-4, 1e-4, 1]), "mm"),

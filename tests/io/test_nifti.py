@@ -173,7 +173,7 @@ def test_agreeing_forms_give_no_warning(tmp_path, rng):
     assert read_volume(save(tmp_path / "a.nii", data, affine_of((0, 1, 2), (1, 1, 1), 0.3))).warnings == ()
 
 
-def test_metres_become_millimetres(tmp_path, rng):
+def test_metres_become_millimeters(tmp_path, rng):
     path = save(
         tmp_path / "a.nii", rng.normal(size=(3, 3, 3)).astype(np.float32), np.diag([1e-3, 1e-3, 2e-3, 1])
     )

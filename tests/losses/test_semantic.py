@@ -31,7 +31,7 @@ def test_classes_of_cells_against_a_loop(rng):
         "vein": ("VEIN", "SINUS"),
         "calcification": ("CALC",),
         "nucleus": ("IRON",),
-        "artefact": ("AIR", "GHOST", "GIBBS"),
+        "artifact": ("AIR", "GHOST", "GIBBS"),
     }
     seen = set()
     for b, z, y, x in np.ndindex(*mimics.shape):

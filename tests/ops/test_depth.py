@@ -9,16 +9,16 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from cmb_jax.ops.conv import conv3d
-from cmb_jax.ops.depth import with_neighbours
+from cmb_jax.ops.depth import with_neighbors
 from cmb_jax.training.sharding import make_mesh
 
 DEEP = P("data", "space")
 
 
-def test_parts_get_one_plane_of_each_neighbour_and_zeros_at_the_ends():
+def test_parts_get_one_plane_of_each_neighbor_and_zeros_at_the_ends():
     planes = jnp.arange(1.0, 9.0)[None, :, None]
     mesh = make_mesh(1, 4)
-    parts = jax.shard_map(with_neighbours, mesh=mesh, in_specs=DEEP, out_specs=DEEP)(planes)
+    parts = jax.shard_map(with_neighbors, mesh=mesh, in_specs=DEEP, out_specs=DEEP)(planes)
     np.testing.assert_array_equal(
         np.asarray(parts).reshape(4, 4), [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7], [6, 7, 8, 0]]
     )

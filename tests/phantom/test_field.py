@@ -14,17 +14,17 @@ def field_from_susceptibility(chi, spacing, b=(0.0, 0.0, 1.0), padding=2.0):
     return convolve_dipole(chi, b, spacing_mm=tuple(map(float, spacing)), padded=padded)
 
 
-def _points(shape, spacing, centre):
-    axes = [(np.arange(n) * h - c) for n, h, c in zip(shape, spacing, centre, strict=True)]
+def _points(shape, spacing, center):
+    axes = [(np.arange(n) * h - c) for n, h, c in zip(shape, spacing, center, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
 
-def _body(shape, spacing, centre, distance, splits=4):
+def _body(shape, spacing, center, distance, splits=4):
     """Fraction of every voxel inside distance(points) <= 0, by splitting each voxel."""
     total = np.zeros(shape)
     offsets = (np.arange(splits) + 0.5) / splits - 0.5
     for shift in np.stack(np.meshgrid(offsets, offsets, offsets, indexing="ij"), -1).reshape(-1, 3):
-        points = _points(shape, spacing, np.asarray(centre) - shift * np.asarray(spacing))
+        points = _points(shape, spacing, np.asarray(center) - shift * np.asarray(spacing))
         total += distance(points) <= 0
     return total / splits**3
 
@@ -41,10 +41,10 @@ def _sphere_truth(points, radius, b):
 )
 def test_sphere(spacing, radius, b, limit):
     shape = (72, 64, 60)
-    centre = [n * h / 2 for n, h in zip(shape, spacing, strict=True)]
-    chi = _body(shape, spacing, centre, lambda p: np.linalg.norm(p, axis=-1) - radius)
+    center = [n * h / 2 for n, h in zip(shape, spacing, strict=True)]
+    chi = _body(shape, spacing, center, lambda p: np.linalg.norm(p, axis=-1) - radius)
     field = np.asarray(field_from_susceptibility(chi, spacing, b))
-    points = _points(shape, spacing, centre)
+    points = _points(shape, spacing, center)
     truth = _sphere_truth(points, radius, b)
     peak = 2 / 3
     r = np.linalg.norm(points, axis=-1)
@@ -64,10 +64,10 @@ def test_sphere(spacing, radius, b, limit):
 )
 def test_long_cylinder(b):
     shape, spacing, radius = (64, 64, 160), (1.0, 1.0, 1.0), 5.0
-    centre = (32.0, 32.0, 80.0)
-    chi = _body(shape, spacing, centre, lambda p: np.hypot(p[..., 0], p[..., 1]) - radius)
+    center = (32.0, 32.0, 80.0)
+    chi = _body(shape, spacing, center, lambda p: np.hypot(p[..., 0], p[..., 1]) - radius)
     field = np.asarray(field_from_susceptibility(chi, spacing, b))[:, :, 80]
-    points = _points(shape, spacing, centre)[:, :, 80]
+    points = _points(shape, spacing, center)[:, :, 80]
     cos_theta = b[2]
     sin2 = 1 - cos_theta**2
     r = np.hypot(points[..., 0], points[..., 1])

@@ -14,15 +14,15 @@ from cmb_jax.phantom.types import MimicKind
 
 OBLIQUE = np.array([0.3, -0.5, 0.8]) / np.linalg.norm([0.3, -0.5, 0.8])
 SHAPE, SPACING, RADIUS, CHI = (60, 56, 52), (0.6, 0.6, 0.6), 2.0, 0.1
-CENTRE = np.array([18.13, 16.6, 15.47])
+CENTER = np.array([18.13, 16.6, 15.47])
 
 
-def ball(centre=CENTRE, radius=RADIUS, chi=CHI, r2_star=0.0, drop=0.0, length=0.0, direction=(0, 0, 1)):
+def ball(center=CENTER, radius=RADIUS, chi=CHI, r2_star=0.0, drop=0.0, length=0.0, direction=(0, 0, 1)):
     def column(value):
         return jnp.asarray([value], jnp.float32)
 
     return Implants(
-        centre_mm=column(centre),
+        center_mm=column(center),
         direction=column(direction),
         length_mm=column(length),
         radius_mm=column(radius),
@@ -36,8 +36,8 @@ def effect(body, te_ms=(20.0,), b0_t=3.0, sign=1, b=(0, 0, 1.0), shape=SHAPE, sp
     return effect_of_groups([body], te_ms, b0_t, sign, b, shape, spacing)
 
 
-def vectors(shape=SHAPE, spacing=SPACING, centre=CENTRE):
-    axes = [np.arange(n) * h - c for n, h, c in zip(shape, spacing, centre, strict=True)]
+def vectors(shape=SHAPE, spacing=SPACING, center=CENTER):
+    axes = [np.arange(n) * h - c for n, h, c in zip(shape, spacing, center, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
 
@@ -54,7 +54,7 @@ def turned(a, b):
 @pytest.mark.parametrize("b", [np.array([0, 0, 1.0]), OBLIQUE], ids=["along z", "oblique"])
 @pytest.mark.parametrize(
     ("spacing", "shape", "limit"), [(SPACING, SHAPE, 0.01), ((0.5, 0.5, 2.0), (72, 66, 16), 0.04)]
-)  # a slice as thick as the radius: its mean is not the value at its centre
+)  # a slice as thick as the radius: its mean is not the value at its center
 def test_outside_a_sphere_the_phase_is_the_dipole(b, spacing, shape, limit):
     gain, shift = effect(ball(), b=b, spacing=spacing, shape=shape)
     expected, r = sphere_phase(vectors(shape, spacing), b)
@@ -71,7 +71,7 @@ def test_outside_a_sphere_the_phase_is_the_dipole(b, spacing, shape, limit):
 
 
 def test_there_is_no_edge_where_a_patch_ends():
-    """A strong lesion: the dipole at voxel centres everywhere beyond the near field, no step between."""
+    """A strong lesion: the dipole at voxel centers everywhere beyond the near field, no step between."""
     _, shift = effect(ball(chi=1.5), b=OBLIQUE)
     expected, r = sphere_phase(vectors(), OBLIQUE, chi=1.5)
     for low in np.arange(3.0, 8.0, 0.5):
@@ -82,17 +82,17 @@ def test_there_is_no_edge_where_a_patch_ends():
 
 def test_matches_the_mean_over_points_of_the_voxel():
     """Near the surface spins dephase: the mean of 16^3 points per voxel gives signal and phase."""
-    spacing, centre, shape, chi = (1.0, 1.0, 2.0), np.array([12.2, 11.7, 12.5]), (24, 24, 13), 0.8
-    body = ball(centre, 2.5, chi, r2_star=80.0, drop=0.5)
+    spacing, center, shape, chi = (1.0, 1.0, 2.0), np.array([12.2, 11.7, 12.5]), (24, 24, 13), 0.8
+    body = ball(center, 2.5, chi, r2_star=80.0, drop=0.5)
     gain, shift = effect(body, b=OBLIQUE, spacing=spacing, shape=shape)
     total = np.zeros(shape, complex)
     steps = (np.arange(16) + 0.5) / 16 - 0.5
     for offset in np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3):
-        points = vectors(shape, spacing, centre - offset * np.array(spacing))
+        points = vectors(shape, spacing, center - offset * np.array(spacing))
         phase, r = sphere_phase(points, OBLIQUE, radius=2.5, chi=chi)
         total += np.where(r <= 2.5, 0.5 * np.exp(-0.02 * 80.0), 1.0) * np.exp(1j * phase)
     difference = np.abs(gain[0] * np.exp(1j * shift[0]) - total / 16**3)
-    r = np.linalg.norm(vectors(shape, spacing, centre), axis=-1)
+    r = np.linalg.norm(vectors(shape, spacing, center), axis=-1)
     assert np.abs(total / 16**3)[r < 4].min() < 0.3  # there is something to get wrong
     assert difference.max() < 0.15
     assert difference[r > 4.5].max() < 0.01
@@ -114,7 +114,7 @@ def test_opposite_susceptibility_and_opposite_sign_of_the_data():
         other, turned_round = effect(body, b=OBLIQUE, sign=sign)
         np.testing.assert_allclose(turned_round, -shift, atol=1e-4)
         np.testing.assert_allclose(other, gain, atol=1e-4)
-    pole = tuple(np.rint((CENTRE + np.array([0, 0, 1.6 * RADIUS])) / SPACING).astype(int))
+    pole = tuple(np.rint((CENTER + np.array([0, 0, 1.6 * RADIUS])) / SPACING).astype(int))
     assert effect(ball())[1][0][pole] > 0  # paramagnetic: positive phase at the poles
     assert effect(ball(chi=-CHI))[1][0][pole] < 0
 
@@ -132,15 +132,15 @@ def test_a_tube_along_and_across_the_field():
     for direction, inside in (((0, 0, 1), 1 / 3), ((1, 0, 0), -1 / 6)):
         body = ball(radius=1.0, length=12.0, chi=0.3, direction=direction)
         _, shift = effect(body, te_ms=(5.0,), spacing=(0.4, 0.4, 0.4), shape=(90, 84, 78))
-        middle = tuple(np.rint(CENTRE / 0.4).astype(int))
+        middle = tuple(np.rint(CENTER / 0.4).astype(int))
         assert shift[0][middle] == pytest.approx(turns(5.0, 3.0) * 0.3 * inside, rel=0.08)
 
 
 def test_bodies_at_the_edge_and_several_at_once():
-    near = ball(centre=np.array([0.0, 0.3, 15.0]))
+    near = ball(center=np.array([0.0, 0.3, 15.0]))
     gain, shift = effect(near)
     assert np.isfinite(gain).all()
-    expected, r = sphere_phase(vectors(centre=np.array([0.0, 0.3, 15.0])), np.array([0, 0, 1.0]))
+    expected, r = sphere_phase(vectors(center=np.array([0.0, 0.3, 15.0])), np.array([0, 0, 1.0]))
     assert turned(shift[0], expected)[r >= 1.5 * RADIUS].max() < 0.02
     both = [jnp.concatenate(pair) for pair in zip(*map(_columns, (near, ball())), strict=True)]
     names = [f.name for f in dataclasses.fields(Implants)]
@@ -164,12 +164,12 @@ def test_places_lie_in_the_mask_and_apart_and_follow_the_seed():
     apparent = lesions.apparent_mm(20.0, 3.0)
     extent = np.maximum(apparent, lesions.length_mm) / 2
     again, other = _placed(3)[0], _placed(4)[0]
-    np.testing.assert_array_equal(lesions.centre_mm, again.centre_mm)
-    assert not np.array_equal(lesions.centre_mm, other.centre_mm)
-    apart = np.linalg.norm(lesions.centre_mm[:, None] - lesions.centre_mm[None], axis=-1)
+    np.testing.assert_array_equal(lesions.center_mm, again.center_mm)
+    assert not np.array_equal(lesions.center_mm, other.center_mm)
+    apart = np.linalg.norm(lesions.center_mm[:, None] - lesions.center_mm[None], axis=-1)
     np.fill_diagonal(apart, np.inf)
     assert (apart >= extent[:, None] + extent[None] + GAP_MM).all()
-    assert (lesions.centre_mm - extent[:, None] >= EDGE_MM - 0.5).all()
+    assert (lesions.center_mm - extent[:, None] >= EDGE_MM - 0.5).all()
     grid = Grid(mask.shape, (0.8, 0.8, 1.0), (0.0, 0.0, 0.0))
     labels, kinds = truth_labels(lesions, apparent, grid)
     assert mask[(labels > 0) | (kinds > 0)].all()
@@ -177,7 +177,7 @@ def test_places_lie_in_the_mask_and_apart_and_follow_the_seed():
     assert set(np.unique(kinds)) == {0, MimicKind.CALCIFICATION_PARENCHYMAL, MimicKind.MEDULLARY_VEIN}
     for row in range(4):
         middle = np.argwhere(labels == row + 1).mean(axis=0)
-        assert np.abs(middle - lesions.centre_mm[row] / (0.8, 0.8, 1.0)).max() <= 0.5
+        assert np.abs(middle - lesions.center_mm[row] / (0.8, 0.8, 1.0)).max() <= 0.5
 
 
 def test_what_does_not_fit_is_refused():

@@ -19,7 +19,7 @@ TE, B0 = jnp.float32(20), jnp.float32(3)
 
 @pytest.fixture(scope="module")
 def head(anatomy, plan, half):
-    pose = jax.jit(lambda a: random_pose(jax.random.key(5), a, half, a.centre_mm, lattice=plan.lattice))(
+    pose = jax.jit(lambda a: random_pose(jax.random.key(5), a, half, a.center_mm, lattice=plan.lattice))(
         anatomy
     )
     maps = jax.jit(lambda a, p: head_maps(a, p, half, lattice=plan.lattice, grid=plan.planning))(
@@ -66,8 +66,8 @@ def test_microbleeds_lie_in_tissue(anatomy, head, plan, bleeds, half):
     for each in (bleeds(0), bleeds(1)):
         valid = each.valid
         assert valid.sum() > 20
-        channels, code = (np.asarray(a)[valid] for a in sample(each.centre_mm))
-        solid = channels[:, Channel.GREY_MATTER] + channels[:, Channel.WHITE_MATTER]
+        channels, code = (np.asarray(a)[valid] for a in sample(each.center_mm))
+        solid = channels[:, Channel.GRAY_MATTER] + channels[:, Channel.WHITE_MATTER]
         assert solid.min() >= 0.8 - 1e-3
         assert ((code % 16 > Region.OUTSIDE) & (code % 16 < Region.VENTRICLE)).all()
         np.testing.assert_array_equal(code, each.code[valid])
@@ -75,7 +75,7 @@ def test_microbleeds_lie_in_tissue(anatomy, head, plan, bleeds, half):
 
 def _clearances(each):
     """Distance between the apparent borders of every two microbleeds."""
-    points = each.centre_mm[each.valid]
+    points = each.center_mm[each.valid]
     reach = np.asarray(apparent_diameters(each, TE, B0))[each.valid] / 2
     apart = np.linalg.norm(points[:, None] - points, axis=-1) - reach[:, None] - reach
     return apart[~np.eye(len(points), dtype=bool)]
@@ -86,7 +86,7 @@ def test_microbleeds_do_not_overlap_unless_asked(bleeds, lime):
         each = bleeds(seed)
         assert _clearances(each).min() >= 1.0 - 0.3  # borders as drawn: their shape varies by a tenth or two
         other = lime(0)
-        gap = np.linalg.norm(each.centre_mm[each.valid][:, None] - np.asarray(other.centre_mm), axis=-1)
+        gap = np.linalg.norm(each.center_mm[each.valid][:, None] - np.asarray(other.center_mm), axis=-1)
         gap = gap - np.asarray(apparent_diameters(other, TE, B0)) / 2
         assert gap[:, np.asarray(other.valid)].min() > 1.0
     assert min(_clearances(bleeds(seed, gap_mm=-10.0)).min() for seed in range(6)) < 1.0 - 0.3
@@ -143,7 +143,7 @@ def test_calcifications_lie_where_they_belong(head, lime, plan, hard):
     for seed in range(8):
         each = lime(seed, hard)
         assert (np.asarray(each.chi_ppm) <= -1).all()
-        pallidum = interpolate(maps.channels[..., [Channel.PALLIDUM]], plan.planning, each.centre_mm)[:, 0]
+        pallidum = interpolate(maps.channels[..., [Channel.PALLIDUM]], plan.planning, each.center_mm)[:, 0]
         for kind in CALCIFICATIONS:
             mine = np.asarray(each.valid) & (np.asarray(each.kind) == kind)
             found[kind] += list(np.asarray(each.code)[mine] % 16)
@@ -176,11 +176,11 @@ def test_calcifications_of_old_age_are_as_frequent_and_as_large_as_on_ct(lime, p
     choroid = of(MimicKind.CALCIFICATION_CHOROID)
     having = [(e, m) for e, m in choroid if m.any()]
     assert 0.4 < len(having) / 40 < 0.75
-    x = [np.sign(e.centre_mm[m, 0]) for e, m in having]
+    x = [np.sign(e.center_mm[m, 0]) for e, m in having]
     assert np.mean([len(np.unique(s)) == 2 for s in x]) > 0.7
     for e, m in having:
         for side in (-1, 1):
-            specks = e.centre_mm[m & (np.sign(e.centre_mm[:, 0]) == side)]
+            specks = e.center_mm[m & (np.sign(e.center_mm[:, 0]) == side)]
             assert len(specks) <= 4
             if len(specks):
                 assert np.linalg.norm(specks - specks.mean(axis=0), axis=1).max() < 10.0
@@ -193,7 +193,7 @@ def test_calcifications_of_old_age_are_as_frequent_and_as_large_as_on_ct(lime, p
     assert 3.0 <= size.min() + 1e-3 < size.max() <= 5.0 + 1e-3
     pallidum = of(MimicKind.CALCIFICATION_PALLIDUM)
     assert 0.0 < np.mean([m.any() for _, m in pallidum]) < 0.3
-    assert all(len(np.unique(np.sign(e.centre_mm[m, 0]))) == 2 for e, m in pallidum if m.any())
+    assert all(len(np.unique(np.sign(e.center_mm[m, 0]))) == 2 for e, m in pallidum if m.any())
     assert diameters(MimicKind.CALCIFICATION_PALLIDUM).max() <= 2.2 + 1e-3
 
 
@@ -206,7 +206,7 @@ def test_spaces_of_a_cavernoma_lie_inside_it(anatomy, head, plan, ranges):
         whole, spaces = jax.device_get(draw(jax.random.key(seed)))
         assert whole.valid.all()
         assert spaces.valid.all()
-        out = np.linalg.norm(spaces.centre_mm - whole.centre_mm, axis=1) + spaces.radii_mm.max(axis=1)
+        out = np.linalg.norm(spaces.center_mm - whole.center_mm, axis=1) + spaces.radii_mm.max(axis=1)
         assert out.max() < 1.25 * whole.radii_mm.max()
         assert 5.0 <= 2 * whole.radii_mm.max() <= 14.0
 

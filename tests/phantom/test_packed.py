@@ -48,7 +48,7 @@ def test_derived_bytes(pack, anatomy):
     data = np.asarray(unpack(anatomy.words))
     near_csf, venous, air = (data[..., e] / 255 for e in (Extra.CSF_NEAR, Extra.VENOUS, Extra.AIR_NEAR))
     deep_white = region_of(pack.code) == Region.DEEP_WHITE_MATTER
-    cortex = (pack.fractions[..., Channel.GREY_MATTER] > 200) & (region_of(pack.code) == Region.PARIETAL)
+    cortex = (pack.fractions[..., Channel.GRAY_MATTER] > 200) & (region_of(pack.code) == Region.PARIETAL)
     assert near_csf[cortex].mean() > 3 * near_csf[deep_white].mean()
     y = (pack.affine[1, 3] + pack.affine[1, 1] * np.arange(pack.code.shape[1]))[None, :, None]
     assert venous[np.broadcast_to(y < -45, venous.shape)].min() > 0.95
@@ -56,7 +56,7 @@ def test_derived_bytes(pack, anatomy):
     assert air[0, 0, 0] == 1.0
 
 
-def test_packs_of_one_millimetre_get_one_shape():
+def test_packs_of_one_millimeter_get_one_shape():
     small = synthetic_pack(shape=(181, 217, 181), spacing_mm=1.0)
     packed = pack_anatomy(small)
     assert packed.words.shape[:3] == (193, 229, 193)

@@ -12,7 +12,7 @@ EXTENT = (192.0, 240.0, 162.0)
 LATTICE = lattice_for(EXTENT)
 move = jax.jit(to_pack, static_argnums=1)
 draw = jax.jit(
-    lambda key, anatomy, atrophy: random_pose(key, anatomy, atrophy, anatomy.centre_mm, lattice=LATTICE)
+    lambda key, anatomy, atrophy: random_pose(key, anatomy, atrophy, anatomy.center_mm, lattice=LATTICE)
 )
 
 

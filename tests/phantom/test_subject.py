@@ -21,7 +21,7 @@ def _arrays(subject):
         subject.cmb_labels,
         subject.mimic_labels,
         subject.region_code,
-        subject.lesions.centre_mm,
+        subject.lesions.center_mm,
         subject.lesions.cnr,
     )
 
@@ -52,21 +52,21 @@ def _voxel(subject, points_mm):
     return np.linalg.solve(affine[:3, :3], (points_mm - affine[:3, 3]).T).T
 
 
-def test_every_label_is_centred_on_its_table_entry(subject):
+def test_every_label_is_centerd_on_its_table_entry(subject):
     """Within half a voxel along every axis; and what the table says of a lesion is true where it lies."""
     table = subject.lesions
     bleeds = np.flatnonzero(table.is_cmb)
     assert len(bleeds) >= 10
     np.testing.assert_array_equal(table.id, np.arange(1, len(table) + 1))
     assert set(np.unique(subject.cmb_labels)) == {0, *table.id[bleeds]}
-    centres = _voxel(subject, table.centre_mm)
+    centers = _voxel(subject, table.center_mm)
     for i in bleeds:
         voxels = np.argwhere(subject.cmb_labels == table.id[i])
-        assert np.abs(voxels.mean(axis=0) - centres[i]).max() <= 0.5 + 1e-3
+        assert np.abs(voxels.mean(axis=0) - centers[i]).max() <= 0.5 + 1e-3
         extent = np.ptp(voxels, axis=0) * subject.swi.spacing_mm
         assert (extent <= 1.5 * table.apparent_diameter_mm[i] + 1e-3).all()
         near = subject.region_code[
-            tuple(slice(max(0, k - 1), k + 2) for k in np.rint(centres[i]).astype(int))
+            tuple(slice(max(0, k - 1), k + 2) for k in np.rint(centers[i]).astype(int))
         ]
         assert table.region[i] in region_of(near)
     np.testing.assert_array_equal(ZONE_OF_REGION[table.region], table.zone)
@@ -78,9 +78,9 @@ def test_every_label_is_centred_on_its_table_entry(subject):
 
 def test_no_microbleed_lies_outside_the_brain(subject):
     table = subject.lesions
-    index = np.rint(_voxel(subject, table.centre_mm[table.is_cmb])).astype(int)
+    index = np.rint(_voxel(subject, table.center_mm[table.is_cmb])).astype(int)
     region = region_of(subject.region_code[tuple(index.T)])
-    # the nearest acquired voxel of 1 x 1 x 3 mm may just have the neighbour's name
+    # the nearest acquired voxel of 1 x 1 x 3 mm may just have the neighbor's name
     assert (region > Region.OUTSIDE).all()
     assert (region < Region.VENTRICLE).mean() > 0.85
     assert (table.region[table.is_cmb] < Region.VENTRICLE).all()
@@ -144,7 +144,7 @@ def test_the_affine_turns_the_slices_to_the_field(subject):
 
 
 def test_truths_can_be_seen(subject):
-    """Every microbleed that counts is darker than a neighbourhood that has signal."""
+    """Every microbleed that counts is darker than a neighborhood that has signal."""
     lesions = subject.lesions
     rows = lesions.is_cmb
     assert (lesions.cnr[rows] > 0).all()
@@ -154,7 +154,7 @@ def test_truths_can_be_seen(subject):
     free = tissue & (subject.cmb_labels == 0)
     grid = np.stack(np.meshgrid(*[np.arange(n) for n in swi.shape], indexing="ij"), axis=-1)
     points = grid @ subject.swi.affine[:3, :3].T + subject.swi.affine[:3, 3]
-    for place, diameter in zip(lesions.centre_mm[rows], lesions.apparent_diameter_mm[rows], strict=True):
+    for place, diameter in zip(lesions.center_mm[rows], lesions.apparent_diameter_mm[rows], strict=True):
         distance = np.linalg.norm(points - place, axis=-1) - diameter / 2
         shell = free & (distance >= 1.0) & (distance <= 3.5)
         assert shell.any()

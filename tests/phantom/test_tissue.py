@@ -39,7 +39,7 @@ def test_tissues_take_their_values(pack, volume):
         & (region > Region.OUTSIDE)
         & (pack.fractions[..., Channel.LESION_PRIOR] < 50)
     )
-    for tissue, mask in ((0, pure[..., Channel.GREY_MATTER] & (region == Region.CEREBELLUM)), (1, white)):
+    for tissue, mask in ((0, pure[..., Channel.GRAY_MATTER] & (region == Region.CEREBELLUM)), (1, white)):
         assert chi[mask].mean() == pytest.approx(float(values.chi_ppm[tissue]), abs=0.01)
         assert r2_star[mask].mean() == pytest.approx(float(values.r2_star[tissue]), rel=0.1)
     assert chi[pure[..., Channel.AIR]].mean() == pytest.approx(CHI_AIR, rel=0.05)

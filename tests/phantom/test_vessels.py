@@ -115,7 +115,7 @@ def drawer(anatomy, plan, tiers):
     def draw(seed, tier):
         k_pose, k_vessels = jax.random.split(jax.random.key(seed))
         atrophy = 0.5 * tier.atrophy
-        pose = random_pose(k_pose, anatomy, atrophy, anatomy.centre_mm, lattice=plan.lattice)
+        pose = random_pose(k_pose, anatomy, atrophy, anatomy.center_mm, lattice=plan.lattice)
         head = head_maps(anatomy, pose, atrophy, lattice=plan.lattice, grid=plan.planning)
         return head, draw_vessels(
             k_vessels, anatomy, pose, head, jnp.float32(0.3), jnp.float32(0.2), tier,

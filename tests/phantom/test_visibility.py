@@ -88,8 +88,8 @@ def test_the_units_of_the_image_do_not_matter():
         assert seen(image, 3.0) == seen(1234.5 * image, 3.0, sigma=1234.5 * SIGMA)
 
 
-@pytest.mark.parametrize("beside", ["vessel", "lesions", "labelled lesion"])
-def test_a_dark_neighbour_costs_nothing(beside):
+@pytest.mark.parametrize("beside", ["vessel", "lesions", "labeled lesion"])
+def test_a_dark_neighbor_costs_nothing(beside):
     image, tissue = brain(), np.ones(SHAPE, bool)
     if beside == "vessel":  # 2 mm wide, as dark as it can be, 3 mm away, through all slices
         x = np.arange(SHAPE[0])[:, None, None] * SPACING[0]
@@ -98,7 +98,7 @@ def test_a_dark_neighbour_costs_nothing(beside):
         others = [MIDDLE + step for step in ([5.0, 0, 0], [0, -5.0, 0])]
         for place in others:
             image = with_ball(image, place, 3.0, 40.0)
-            if beside == "labelled lesion":
+            if beside == "labeled lesion":
                 tissue &= distances(place) > 1.5
     alone = look(with_ball(brain(), MIDDLE, 2.5, 8.0), 2.5)
     found = look(with_ball(image, MIDDLE, 2.5, 8.0), 2.5, tissue=tissue)

@@ -107,7 +107,7 @@ def test_a_plan_on_this_machine_needs_what_the_model_needs():
 def test_a_mesh_shares_the_work_and_sums_the_gradient():
     plan = plan_step(CONFIG, (2, 2), "v5e")
     assert plan.config.data.batch_size == 4
-    # zeros at the border are not counted here; planes at the cuts are computed by both neighbours
+    # zeros at the border are not counted here; planes at the cuts are computed by both neighbors
     assert 0.6 < plan.costs.flops / (plan.model_flops / 4) < 1.2
     kinds = {message.kind for message in plan.costs.collectives}
     assert {"all-reduce", "collective-permute"} <= kinds

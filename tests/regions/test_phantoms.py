@@ -15,12 +15,12 @@ from cmb_jax.regions.samples import PhantomViews, make_view_sample
 
 def test_codes_are_those_of_the_nearest_voxels(rng):
     code = rng.integers(1, 48, (40, 50, 20)).astype(np.uint8)
-    spacing, centre = (1.1, 0.9, 3.0), np.array([18.3, 25.1, 9.7])
-    grid = codes_on_grid(code, spacing, centre)
+    spacing, center = (1.1, 0.9, 3.0), np.array([18.3, 25.1, 9.7])
+    grid = codes_on_grid(code, spacing, center)
     assert grid.shape == GRID_SHAPE
     for z, y, x in [*rng.integers(0, GRID_SHAPE, (400, 3)).tolist(), [48, 56, 48], [50, 60, 40]]:
         offset_mm = (np.array([x, y, z]) - (np.array(GRID_SHAPE[::-1]) - 1) / 2) * GRID_MM
-        index = np.rint(centre + offset_mm / spacing).astype(int)
+        index = np.rint(center + offset_mm / spacing).astype(int)
         inside = np.all((index >= 0) & (index < code.shape))
         assert grid[z, y, x] == (code[tuple(index)] if inside else 0)
 
@@ -61,11 +61,11 @@ def test_image_and_code_of_a_view_lie_on_each_other():
     images, code = view_of(head())
     assert images.shape == (2, *GRID_SHAPE)
     assert images.dtype == code.dtype == np.uint8
-    seen, labelled = images[0] > 42, code > 0
-    assert 2 * (seen & labelled).sum() > 0.97 * (seen.sum() + labelled.sum())  # faces are interpolated
+    seen, labeled = images[0] > 42, code > 0
+    assert 2 * (seen & labeled).sum() > 0.97 * (seen.sum() + labeled.sum())  # faces are interpolated
     for axis in range(3):  # and shifted by two voxels they fit less well
         for step in (-2, 2):
-            assert (np.roll(seen, step, axis) & labelled).sum() < (seen & labelled).sum()
+            assert (np.roll(seen, step, axis) & labeled).sum() < (seen & labeled).sum()
     found = np.argwhere(code > 0)
     np.testing.assert_allclose(
         (found.min(axis=0) + found.max(axis=0)) / 2, (np.array(GRID_SHAPE) - 1) / 2, atol=1
@@ -78,7 +78,7 @@ def test_samples_of_a_view_keep_the_sides(monkeypatch):
         images=jnp.asarray(images[None]), code=jnp.asarray(code[None]), brain_mm=jnp.asarray([[-39.0, 39.0]])
     )
     # without what a scanner adds the brighter half must carry one label
-    monkeypatch.setattr(samples, "scan_artefacts", lambda key, image, code, in_view: image)
+    monkeypatch.setattr(samples, "scan_artifacts", lambda key, image, code, in_view: image)
     draw = jax.jit(make_view_sample)
     sides = set()
     for seed in range(4):

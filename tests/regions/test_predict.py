@@ -38,12 +38,12 @@ from cmb_jax.regions.predict import (
 MIDDLE = (np.array(GRID_SHAPE) - 1) / 2
 
 
-def distance(radii_mm, centre_mm=(0, 0, 0)):
-    """Normalised squared distance from a centre (z, y, x) of the grid, 1 on the ellipsoid's surface."""
+def distance(radii_mm, center_mm=(0, 0, 0)):
+    """Normalized squared distance from a center (z, y, x) of the grid, 1 on the ellipsoid's surface."""
     index = np.meshgrid(*(np.arange(n) for n in GRID_SHAPE), indexing="ij", sparse=True)
     return sum(
         (((i - m) * GRID_MM - c) / r) ** 2
-        for i, m, c, r in zip(index, MIDDLE, centre_mm, radii_mm, strict=True)
+        for i, m, c, r in zip(index, MIDDLE, center_mm, radii_mm, strict=True)
     )
 
 
@@ -223,7 +223,7 @@ def test_the_mirror_image_gives_the_mirrored_map():
     image = np.random.default_rng(2).random(GRID_SHAPE).astype(np.float32)
     region, inner, side = inference._labeller()(image, params)
     flipped = inference._labeller()(image[:, :, ::-1].copy(), params)
-    # The percentile of `normalise` is taken on a lattice that the mirror shifts: not exactly equal.
+    # The percentile of `normalize` is taken on a lattice that the mirror shifts: not exactly equal.
     agree = np.asarray(region) == np.asarray(flipped[0])[:, :, ::-1]
     assert agree.mean() > 0.99
     np.testing.assert_allclose(side, -np.asarray(flipped[2])[:, :, ::-1], atol=0.02)

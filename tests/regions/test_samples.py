@@ -50,17 +50,17 @@ def test_linear_sampling_matches_scipy(rng):
     volume = rng.random((2, 7, 9, 8)).astype(np.float32)
     points = rng.uniform(-6, 6, size=(3, 200)).astype(np.float32)
     got = rs.sample_linear(jnp.asarray(volume), jnp.asarray(points))
-    centre = (np.array(volume.shape[1:]) - 1) / 2
+    center = (np.array(volume.shape[1:]) - 1) / 2
     for channel in range(2):
-        want = ndimage.map_coordinates(volume[channel], points + centre[:, None], order=1, mode="nearest")
+        want = ndimage.map_coordinates(volume[channel], points + center[:, None], order=1, mode="nearest")
         np.testing.assert_allclose(got[channel], want, atol=1e-5)
 
 
 def test_nearest_sampling_matches_indexing(rng):
     volume = rng.integers(1, 40, (7, 9, 8)).astype(np.uint8)
     index = rng.integers(-3, 12, (3, 300))
-    centre = (np.array(volume.shape) - 1) / 2
-    got = rs.sample_nearest(jnp.asarray(volume), jnp.asarray(index - centre[:, None], jnp.float32))
+    center = (np.array(volume.shape) - 1) / 2
+    got = rs.sample_nearest(jnp.asarray(volume), jnp.asarray(index - center[:, None], jnp.float32))
     inside = np.all((index >= 0) & (index < np.array(volume.shape)[:, None]), axis=0)
     np.testing.assert_array_equal(got, np.where(inside, volume[tuple(np.where(inside, index, 0))], 0))
 
@@ -72,7 +72,7 @@ def test_blur_matches_scipy(rng):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_source_is_centred_and_keeps_the_volume(pack, source):
+def test_source_is_centerd_and_keeps_the_volume(pack, source):
     brain = region_of(np.asarray(source.code)) != Region.OUTSIDE
     box = np.argwhere(brain)
     middle = (box.min(axis=0) + box.max(axis=0)) / 2

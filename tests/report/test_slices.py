@@ -28,13 +28,13 @@ from cmb_jax.report.slices import (
     mask_bounds,
     sample_plane,
     take_plane,
-    to_grey,
+    to_gray,
 )
 from cmb_jax.report.thumbnails import ThumbnailMaker
 
 
 def spot_position(picture: np.ndarray) -> tuple[float, float]:
-    """Centre (x, y) of the bright spot in pixel edge coordinates."""
+    """Center (x, y) of the bright spot in pixel edge coordinates."""
     weights = np.nan_to_num(picture)
     y, x = np.indices(picture.shape) + 0.5
     return float((weights * x).sum() / weights.sum()), float((weights * y).sum() / weights.sum())
@@ -99,25 +99,25 @@ def test_aspect_is_anatomical_with_thick_slices():
         assert height * frame.mm_per_px == pytest.approx(16, abs=2.2)  # within a slice's thickness
 
 
-def test_pixels_beyond_the_scan_are_grey_not_invented():
+def test_pixels_beyond_the_scan_are_gray_not_invented():
     data = np.full((20, 20), 5.0, np.float32)
     frame = centered_frame(AXIAL, (1.0, 1.0, 1.0), np.array([0.0, 10.0, 0.0]), 10.0, 50)
     picture = sample_plane(data, frame)
     assert np.isnan(picture[:, -20:]).all()  # beyond x = 0, at the patient's left
     assert np.isfinite(picture[:, :20]).all()
-    grey = to_grey(picture, 0.0, 5.0)
-    assert set(np.unique(grey)) == {38, 255}
+    gray = to_gray(picture, 0.0, 5.0)
+    assert set(np.unique(gray)) == {38, 255}
 
 
-def test_grey_window():
+def test_gray_window():
     picture = np.array([[-1.0, 0.0, 0.5, 1.0, 9.0]])
-    assert to_grey(picture, 0.0, 1.0).tolist() == [[0, 0, 128, 255, 255]]
-    assert to_grey(np.zeros((1, 1)), 0.0, 0.0).tolist() == [[0]]
+    assert to_gray(picture, 0.0, 1.0).tolist() == [[0, 0, 128, 255, 255]]
+    assert to_gray(np.zeros((1, 1)), 0.0, 0.0).tolist() == [[0]]
 
 
 def test_data_uri_is_a_readable_jpeg():
-    grey = np.tile(np.arange(0, 250, 10, dtype=np.uint8), (30, 1))
-    np.testing.assert_allclose(decode(data_uri(grey)).astype(int), grey, atol=8)
+    gray = np.tile(np.arange(0, 250, 10, dtype=np.uint8), (30, 1))
+    np.testing.assert_allclose(decode(data_uri(gray)).astype(int), gray, atol=8)
 
 
 def test_windows_ignore_what_lies_outside_the_brain():
@@ -161,7 +161,7 @@ def test_the_lesion_is_in_the_middle_of_its_thumbnails_and_not_covered(content, 
     for picture in pictures.swi:
         assert (picture.width, picture.height) == (160, 160)
         arms = picture.shapes[0].d
-        # every arm starts at least the lesion's radius from the centre: 1.5 mm of 20 mm are 12 of 160 pixels
+        # every arm starts at least the lesion's radius from the center: 1.5 mm of 20 mm are 12 of 160 pixels
         gap = float(arms.split("M")[2].split("H")[0].split()[0]) - 80
         assert gap > 12
         dark = 255.0 - decode(picture.uri)
@@ -194,8 +194,8 @@ def test_slabs_take_the_minimum_within_the_brain_only(content, affine):
     pictures = slabs(subject, [], windows)
     dark = []
     for picture in pictures:
-        grey = decode(picture.uri)
-        middle = grey[picture.height // 3 : -picture.height // 3, picture.width // 3 : -picture.width // 3]
+        gray = decode(picture.uri)
+        middle = gray[picture.height // 3 : -picture.height // 3, picture.width // 3 : -picture.width // 3]
         dark.append((middle < 128).any())
     assert sum(dark) == 1  # one slab holds the dark voxel; no slab shows the air
 
@@ -224,7 +224,7 @@ def test_the_marker_leaves_room_for_thick_slices_and_stays_in_the_picture(conten
         moves = picture.shapes[0].d.split("M")
         right = float(moves[2].split()[0]) - picture.width / 2
         below = float(moves[4].split("V")[0].split()[1]) - picture.height / 2
-        return right / 8, below / 8  # 8 pixels a millimetre
+        return right / 8, below / 8  # 8 pixels a millimeter
 
     assert gaps(axial)[0] == pytest.approx(gaps(axial)[1], abs=0.02)
     assert diameter_mm / 2 + 2.0 < gaps(axial)[0] < 10.0

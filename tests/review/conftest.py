@@ -67,7 +67,7 @@ def make_rows(affine, statuses=("kept", "kept", "kept", "kept", "rejected"), sha
 
 
 def draw_labels(rows, affine, shape=SHAPE):
-    """Spheres of the kept rows on the file's own array, by brute force, and the voxel at each centre."""
+    """Spheres of the kept rows on the file's own array, by brute force, and the voxel at each center."""
     ijk = np.moveaxis(np.indices(shape), 0, -1)
     world = ijk @ affine[:3, :3].T + affine[:3, 3]
     labels = np.zeros(shape, np.uint16)

@@ -16,7 +16,7 @@ from tests.review.conftest import AFFINES, make_result, make_rows
 
 # What schema version 1.0.3 of Slicer's markups says of the members that are written here.
 NUMBERS = {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3}
-COLOUR = NUMBERS | {"items": {"type": "number", "minimum": 0, "maximum": 1}}
+COLOR = NUMBERS | {"items": {"type": "number", "minimum": 0, "maximum": 1}}
 POINT = {
     "type": "object",
     "additionalProperties": False,
@@ -32,7 +32,7 @@ DISPLAY = {
     "additionalProperties": False,
     "properties": {
         **{name: {"type": "boolean"} for name in ("visibility", "pointLabelsVisibility", "sliceProjection")},
-        **dict.fromkeys(("color", "selectedColor"), COLOUR),
+        **dict.fromkeys(("color", "selectedColor"), COLOR),
         "glyphType": {"enum": ["Vertex2D", "Cross2D", "Circle2D", "Diamond2D", "Sphere3D", "Diamond3D"]},
     },
 }
@@ -70,9 +70,9 @@ def snap_labels(text):
             index, red, green, blue, alpha, visible, mesh = numbers.split()
             label, tail = rest.split('"', 1)
             assert not tail
-            colour = (int(red), int(green), int(blue))
-            assert all(0 <= part <= 255 for part in colour)
-            found[int(index)] = (*colour, float(alpha), int(visible), int(mesh), label)
+            color = (int(red), int(green), int(blue))
+            assert all(0 <= part <= 255 for part in color)
+            found[int(index)] = (*color, float(alpha), int(visible), int(mesh), label)
     return found
 
 

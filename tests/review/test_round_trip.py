@@ -156,7 +156,7 @@ def test_labels_that_a_reader_has_painted(tmp_path):
     at = np.argwhere(labels == 3)
     labels[tuple(at[at[:, 0] == at[:, 0].max()].T)] = 0  # made smaller
     moved = affine[:3, :3] @ np.argwhere(labels == 3).mean(axis=0) + affine[:3, 3]
-    labels[2:5, 3:6, 2:4] = 4  # new, with the colour of another
+    labels[2:5, 3:6, 2:4] = 4  # new, with the color of another
     new = affine[:3, :3] @ [3, 4, 2.5] + affine[:3, 3]
     rejected = result.rows[4]
     i, j, k = rejected.i, rejected.j, rejected.k

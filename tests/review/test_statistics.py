@@ -60,11 +60,11 @@ def test_kappa_where_it_is_undefined():
 @pytest.mark.parametrize(("count", "of"), [(0, 7), (3, 7), (7, 7), (1, 1), (40, 41)])
 def test_wilson_interval(count, of):
     z, p = 1.959963984540054, count / of
-    centre, half = p + z**2 / (2 * of), z * math.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))
+    center, half = p + z**2 / (2 * of), z * math.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))
     found = share(count, of)
     assert found.value == p
-    assert found.low == pytest.approx(max((centre - half) / (1 + z**2 / of), 0), abs=1e-12)
-    assert found.high == pytest.approx(min((centre + half) / (1 + z**2 / of), 1), abs=1e-12)
+    assert found.low == pytest.approx(max((center - half) / (1 + z**2 / of), 0), abs=1e-12)
+    assert found.high == pytest.approx(min((center + half) / (1 + z**2 / of), 1), abs=1e-12)
     assert math.isnan(share(0, 0).value)
 
 

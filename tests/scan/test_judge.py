@@ -85,8 +85,8 @@ def test_coherence_bears_a_steep_background_but_not_noise():
     ("change", "word"),
     [
         (lambda a: a, None),
-        (lambda a: np.diag([0.001, 0.001, 0.001, 1]) @ a, "voxels"),  # metres
-        (lambda a: np.diag([10, 10, 10, 1]) @ a, "voxels"),  # centimetres
+        (lambda a: np.diag([0.001, 0.001, 0.001, 1]) @ a, "voxels"),  # meters
+        (lambda a: np.diag([10, 10, 10, 1]) @ a, "voxels"),  # centimeters
         (lambda a: np.diag([1e5, 1e5, 1e5, 1]) @ a, "voxels"),
         (lambda a: a * [0.5, 0.5, 0.5, 1], "large"),
         (lambda a: a * [1.8, 3.0, 1, 1], "large"),  # 2.9 x 4.8 x 3 mm

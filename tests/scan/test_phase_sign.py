@@ -12,9 +12,9 @@ from cmb_jax.swi import homodyne_phase
 SHAPE, SPACING = (72, 72, 48), (0.7, 0.7, 0.7)
 
 
-def cylinder_field(grid, centre, direction, radius, chi, b0):
+def cylinder_field(grid, center, direction, radius, chi, b0):
     """Relative field (ppm) of an infinitely long cylinder, and its inside; the closed formula."""
-    away = grid - centre
+    away = grid - center
     along = away @ direction
     radial = away - along[..., None] * direction
     distance = np.linalg.norm(radial, axis=-1)
@@ -40,8 +40,8 @@ def head(seed, chi, b0=(0.0, 0.0, 1.0), veins=25, snr=20.0):
     for _ in range(veins):
         direction = rng.normal(size=3)
         direction /= np.linalg.norm(direction)
-        centre = rng.uniform(0.1, 0.9, 3) * SHAPE * SPACING
-        shift, inside = cylinder_field(grid, centre, direction, rng.uniform(0.5, 1.0), chi, np.array(b0))
+        center = rng.uniform(0.1, 0.9, 3) * SHAPE * SPACING
+        shift, inside = cylinder_field(grid, center, direction, rng.uniform(0.5, 1.0), chi, np.array(b0))
         field = field + shift
         magnitude[inside] = 0.5
     signal = magnitude * np.exp(2j * np.pi * 42.577 * 3.0 * 0.020 * field)

@@ -1,4 +1,4 @@
-"""One program, any mesh: the same loss and gradients, halos from neighbours alone, memory that falls."""
+"""One program, any mesh: the same loss and gradients, halos from neighbors alone, memory that falls."""
 
 import dataclasses
 import functools

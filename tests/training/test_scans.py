@@ -37,7 +37,7 @@ FORMS = {
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A scan of every form: mixed orientations, masks, soft masks, centres, no phase, no lesions."""
+    """A scan of every form: mixed orientations, masks, soft masks, centers, no phase, no lesions."""
     folder = tmp_path_factory.mktemp("forms")
     root = folder / "site"
     root.mkdir()
@@ -160,7 +160,7 @@ def test_what_has_changed_is_prepared_again(tmp_path):
     assert len(first | coarse | fewer | other) == 4
 
 
-def spoil_centre(cases):
+def spoil_center(cases):
     cases["p1"]["truth"]["points"][0] = [500.0, 0.0, 0.0]
 
 
@@ -190,7 +190,7 @@ def as_mask(cases):
 @pytest.mark.parametrize(
     ("spoil", "change", "message"),
     [
-        (None, spoil_centre, "1 of 3 centres lie outside the 44 x 48 x 24 voxels"),
+        (None, spoil_center, "1 of 3 centers lie outside the 44 x 48 x 24 voxels"),
         (spoil_image, None, "p1_swi.nii.gz"),
         (spoil_mask, as_mask, "a soft mask must lie in 0 to 1"),
         (spoil_phase, None, "p1_phase.nii.gz"),

@@ -1,6 +1,6 @@
-"""A site that knows centres alone from a tree of `cmb-jax simulate`: python tools/centres_only.py TREE SITE.
+"""A site that knows centers alone from a tree of `cmb-jax simulate`: python tools/centers_only.py TREE SITE.
 
-SITE gets the images of every subject (as links) and a table of the microbleeds' centres without diameters: an
+SITE gets the images of every subject (as links) and a table of the microbleeds' centers without diameters: an
 own folder, as `cmb-jax data index` reads it, to try fine-tuning on a protocol that the weights never saw.
 """
 
@@ -14,7 +14,7 @@ IMAGES = {"swi": "swi", "part-phase_T2starw": "phase", "part-mag_T2starw": "mag"
 
 
 def add_subject(tree: Path, site: Path, name: str) -> None:
-    """Link a subject's images and write its table of centres."""
+    """Link a subject's images and write its table of centers."""
     folder = site / name
     folder.mkdir(parents=True)
     for suffix, word in IMAGES.items():

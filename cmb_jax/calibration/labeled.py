@@ -24,14 +24,14 @@ from cmb_jax.phantom.benchmark import TIER_OFFSET, BenchmarkSplit, Split
 from cmb_jax.progress import track
 from cmb_jax.review.files import result_paths
 
-OWN_SCANS = "own labelled scans"
+OWN_SCANS = "own labeled scans"
 _TEST = "test"
 # Results say their threshold with three digits.
 _ROUNDING = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelledTree:
+class LabeledTree:
     """One tree of truth with its predictions."""
 
     name: str  # of the benchmark's split, else `OWN_SCANS`
@@ -40,7 +40,7 @@ class LabelledTree:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelledCandidates:
+class LabeledCandidates:
     """The candidates of all scans, each true or false by the rule of 3 mm, one to one."""
 
     events: FrocEvents
@@ -50,10 +50,10 @@ class LabelledCandidates:
     list_ends: np.ndarray  # (S,) score below which the scan's list was cut short; 0: it was not
 
     @property
-    def trees(self) -> tuple[LabelledTree, ...]:
+    def trees(self) -> tuple[LabeledTree, ...]:
         """The trees that the scans are from, each with what it has of them."""
         return tuple(
-            LabelledTree(
+            LabeledTree(
                 name=self.tree_names[tree],
                 scans=int(np.sum(self.tree == tree)),
                 lesions=int(self.events.lesions[self.tree == tree].sum()),
@@ -66,7 +66,7 @@ class LabelledCandidates:
         """The score from which no scan's list was cut short."""
         return float(self.list_ends.max())
 
-    def of_scans(self, chosen: np.ndarray) -> LabelledCandidates:
+    def of_scans(self, chosen: np.ndarray) -> LabeledCandidates:
         """Those of some scans, (S,) bool, alone."""
         events = self.events
         inside = chosen[events.subject]
@@ -84,7 +84,7 @@ class LabelledCandidates:
         )
 
 
-def read_labelled(pred: Sequence[Path], truth: Sequence[Path], bundle: WeightsBundle) -> LabelledCandidates:
+def read_labeled(pred: Sequence[Path], truth: Sequence[Path], bundle: WeightsBundle) -> LabeledCandidates:
     """Read predictions and truth, pair by pair.
 
     Candidates that a rule removed for their place are left out: the score decides nothing about them.
@@ -125,7 +125,7 @@ def read_labelled(pred: Sequence[Path], truth: Sequence[Path], bundle: WeightsBu
             lesions.append(len(lesion_table.centers_mm))
         tree += [len(tree_names)] * len(truths)
         tree_names.append(name)
-    return LabelledCandidates(
+    return LabeledCandidates(
         events=collect_events(happened, lesions),
         tree_names=tuple(tree_names),
         tree=np.array(tree),
