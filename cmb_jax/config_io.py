@@ -130,7 +130,7 @@ def loss_to_json(loss: PrototypeLoss | None) -> dict[str, Any] | None:
     if loss is None:
         return None
     if isinstance(loss, ForeignLoss):
-        return _as_json(loss.name, json.loads(loss.settings))
+        return _as_json(loss.name, parse_json(loss.settings))
     return _as_json(loss_name(loss), dataclasses.asdict(loss))  # type: ignore[call-overload]
 
 

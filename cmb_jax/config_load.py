@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
-import json
 import sys
 import types
 import typing
@@ -19,7 +18,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from cmb_jax.config import Config, PrototypeLoss, prototype_losses
 from cmb_jax.config_io import build, loss_name
 from cmb_jax.errors import UserError
-from cmb_jax.io.outside import reading, shortened
+from cmb_jax.io.outside import parse_json, reading, shortened
 
 Made = TypeVar("Made")
 
@@ -127,7 +126,7 @@ def loss_from_words(words: Sequence[str]) -> PrototypeLoss | None:
     for setting in settings:
         field, _, text = setting.partition("=")
         try:
-            values[field] = json.loads(text)
+            values[field] = parse_json(text)
         except ValueError:
             values[field] = text
     try:

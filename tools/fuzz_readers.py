@@ -1043,7 +1043,7 @@ KINDS: dict[str, Kind] = {
         (
             "datasets.bids.sidecar:read_facts",
             "datasets.bids.sidecar:facts_beside",
-            "commands.implant_inputs:sidecar",
+            "implant.scan:sidecar",
         ),
         "json",
     ),
@@ -1051,7 +1051,7 @@ KINDS: dict[str, Kind] = {
         js("dataset_description.json", {"Name": "x", "GeneratedBy": [{"Name": "y"}], "PhantomVersion": 2}),
         read_data_set,
         (
-            *("commands.calibration_inputs:tree_name", "datasets.bids.reader:is_result"),
+            *("calibration.labeled:tree_name", "datasets.bids.reader:is_result"),
             "phantom.version:phantom_version",
         ),
         "json",
@@ -1090,7 +1090,7 @@ KINDS: dict[str, Kind] = {
             "review.result:load_result",
             "review.files:read_record",
             "followup.time_point:read_record",
-            "commands.view:open_server",
+            "cli.view:open_server",
         ),
         "json",
     ),
@@ -1134,9 +1134,9 @@ KINDS: dict[str, Kind] = {
         bundled_record,
         read_description,
         (
-            "commands.weights_record:read_weights_record",
-            "commands.weights_record:describe",
-            "commands.weights:show",
+            "inference.weights_record:read_weights_record",
+            "inference.weights_record:describe",
+            "cli.weights:show",
         ),
         "json",
     ),
@@ -1221,7 +1221,7 @@ KINDS: dict[str, Kind] = {
     "page": Kind(
         make_page,
         read_page,
-        ("viewer.page:embedded_in", "commands.view:_embedded", "commands.view:_searched"),
+        ("viewer.page:embedded_in", "cli.view:_embedded", "cli.view:_searched"),
         "page",
     ),
 }

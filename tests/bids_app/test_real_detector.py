@@ -83,7 +83,7 @@ def test_devices_share_the_scans_and_change_no_byte(tmp_path, weights):
         tree.image(root, f"sub-{number}/anat/sub-{number}_swi", brain([(9, 9, 7)], seed=number))
     layout, devices = read_layout(root), jax.local_devices()
     for name, own in (("one", devices[:1]), ("two", devices[1:3])):
-        pipeline = detector_pipeline(ScanOptions(weights=str(weights)), own)
+        pipeline = detector_pipeline(ScanOptions(weights=str(weights), viewer=False), own)
         selection = Selection(participants=layout.participants)
         run = run_participants(layout, tmp_path / name, selection, pipeline, progress=Lines())
         assert {outcome.status for outcome in run.outcomes} == {Status.DONE}
