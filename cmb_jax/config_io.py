@@ -27,9 +27,14 @@ _LONGEST_LIST = 1000
 
 def config_to_json(config: Config) -> str:
     """Pretty JSON with one key per field."""
+    return json.dumps(config_values(config), indent=2)
+
+
+def config_values(config: Config) -> dict[str, Any]:
+    """The tree as dictionaries, the prototype loss as its name and settings."""
     values = dataclasses.asdict(config)
     values["loss"]["prototype"] = loss_to_json(config.loss.prototype)
-    return json.dumps(values, indent=2)
+    return values
 
 
 def without_paths(config: Config) -> Config:
@@ -108,7 +113,7 @@ class ForeignLoss:
     """A loss that a file names and the package has not, kept as it stands: reading a file imports no code."""
 
     name: str  # module:Class
-    settings: str  # JSON
+    settings: tuple[tuple[str, Any], ...]
 
     def __call__(self, embeddings: Any, labels: Any, valid: Any, prototypes: Any, key: Any = None) -> Any:
         """Raises UserError: only a command line or a configuration can name code to run."""
@@ -130,8 +135,12 @@ def loss_to_json(loss: PrototypeLoss | None) -> dict[str, Any] | None:
     if loss is None:
         return None
     if isinstance(loss, ForeignLoss):
-        return _as_json(loss.name, parse_json(loss.settings))
+        return _as_json(loss.name, dict(loss.settings))
     return _as_json(loss_name(loss), dataclasses.asdict(loss))  # type: ignore[call-overload]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _as_json(name: Any, settings: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +156,7 @@ def _loss_from_json(values: Any, where: str) -> PrototypeLoss | None:
         if name in prototype_losses():
             return build(prototype_losses()[name], settings, where)
         if re.fullmatch(r"[\w.]{1,200}:[\w.]{1,200}", name):
-            return ForeignLoss(name, json.dumps(settings, sort_keys=True))
+            return ForeignLoss(name, tuple((key, _frozen(value)) for key, value in sorted(settings.items())))
     raise ValueError(f"{where} names {shortened(ascii(name), 40)}, which is no loss")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import importlib.util
@@ -18,7 +19,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from cmb_jax.config import Config, PrototypeLoss, prototype_losses
 from cmb_jax.config_io import build, loss_name
 from cmb_jax.errors import UserError
-from cmb_jax.io.outside import parse_json, reading, shortened
+from cmb_jax.io.outside import reading, shortened
 
 Made = TypeVar("Made")
 
@@ -126,8 +127,8 @@ def loss_from_words(words: Sequence[str]) -> PrototypeLoss | None:
     for setting in settings:
         field, _, text = setting.partition("=")
         try:
-            values[field] = parse_json(text)
-        except ValueError:
+            values[field] = ast.literal_eval(text.title() if text in ("true", "false") else text)
+        except (ValueError, SyntaxError):
             values[field] = text
     try:
         loss: PrototypeLoss = build(kind, values, "loss.prototype")

@@ -780,6 +780,8 @@ def make_provenance(folder: Path) -> Path:
             "Regions": "network",
         },
         "Taken": {"Kind": "swi", "Images": [{"Role": "swi", "File": "a", "SHA256": "b"}]},
+        "Settings": {"score_threshold": "0.647", "phase": "used", "calibrated": "yes"},
+        "RegionsTrusted": True,
         "MagneticFieldStrength": 3.0,
         "Warnings": [],
         "Version": "1",
@@ -1061,7 +1063,7 @@ KINDS: dict[str, Kind] = {
     ),
     "detections_csv": Kind(text("d.csv", DETECTIONS), read_detections, ("io.tables:read_columns",), "table"),
     "points_csv": Kind(
-        text("p.csv", "x_mm;y_mm;z_mm;kind\n1;2;3;cmb\n"), read_points, ("datasets.sheets:read_csv",), "table"
+        text("p.csv", "x_mm;y_mm;z_mm;kind\n1;2;3;cmb\n"), read_points, ("io.tables:read_columns",), "table"
     ),
     "label_table": Kind(
         text("l.csv", "label,region,side\n1,frontal,left\n2,thalamus,\n"),
@@ -1090,7 +1092,6 @@ KINDS: dict[str, Kind] = {
             "review.result:load_result",
             "review.files:read_record",
             "followup.time_point:read_record",
-            "cli.view:open_server",
         ),
         "json",
     ),
@@ -1230,7 +1231,6 @@ OWN = {
     "anatomy.mni:template_landmarks": "comes with the package",
     "anatomy.own_regions:freesurfer_table": "comes with the package",
     "dicom.convert:_is_of": "dcm2niix wrote it a moment before into a folder of this process",
-    "dicom.load:_made": "this process wrote it a moment before into a folder of its own",
     "io.atomic:sha256_file": "makes nothing of the content",
     "viewer.server:_post": "takes a request of the page, not a file; tests/viewer",
 }

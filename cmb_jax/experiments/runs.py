@@ -16,10 +16,10 @@ import numpy as np
 from flax import nnx
 
 from cmb_jax.config import Config
-from cmb_jax.config_io import config_to_json, read_config
+from cmb_jax.config_io import config_values, read_config
 from cmb_jax.config_load import made_by_file
 from cmb_jax.errors import UserError
-from cmb_jax.io.outside import a_number, parse_json, read_json_object, read_rows, reading
+from cmb_jax.io.outside import a_number, read_json_object, read_rows, reading
 from cmb_jax.io.weights import named_leaves
 from cmb_jax.models.detector import Detector
 from cmb_jax.models.flops import forward_gflop
@@ -148,7 +148,7 @@ def stored_config(run: Run) -> Config | None:
     wanted = run.config
     differs = what_differs(stored, wanted)
     # a loss of one's own is no object when it is read from a file
-    theirs, ours = (parse_json(config_to_json(config))["loss"] for config in (stored, wanted))
+    theirs, ours = (config_values(config)["loss"] for config in (stored, wanted))
     differs += ["another loss"] * (theirs != ours)
     differs += ["another seed"] * (stored.train.seed != wanted.train.seed)
     if differs:
@@ -174,7 +174,7 @@ def other_settings(run: Run) -> tuple[str, ...]:
     stored = stored_config(run)
     if stored is None:
         return ()
-    ours, theirs = (dict(named_leaves(parse_json(config_to_json(config)))) for config in (run.config, stored))
+    ours, theirs = (dict(named_leaves(config_values(config))) for config in (run.config, stored))
     aside = ("name", "phantom.cache_dir", "data.split_file", "inference.")
     return tuple(name for name in ours if ours[name] != theirs[name] and not name.startswith(aside))
 
