@@ -69,7 +69,8 @@ def run(options: DemoOptions) -> None:
 def score(result: EvaluationResult) -> str:
     """How the detections do against the truth, in a line."""
     scan = result.subjects[0]
+    ignored = f", {scan.ignored} on a lesion too faint to count" if scan.ignored else ""
     return (
-        f"Against the truth: {scan.tp} of {scan.lesions} microbleeds found, {scan.fp} false positives "
-        "(center within 3 mm; --details prints every table)."
+        f"Against the truth: {scan.tp} of {scan.lesions} microbleeds found, {scan.fp} false positives"
+        f"{ignored} (center within 3 mm; --details prints every table)."
     )
