@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -110,6 +110,16 @@ def _prototype(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     )
 
 
+def _plain(text: str) -> bool | int | float | str:
+    """A setting as it is typed: true, false, a number, or a word."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
 def loss_from_words(words: Sequence[str]) -> PrototypeLoss | None:
     """The prototype loss of words such as proxy_anchor scale=16; module:Class is imported; None for none.
 
@@ -126,10 +136,7 @@ def loss_from_words(words: Sequence[str]) -> PrototypeLoss | None:
     values = {}
     for setting in settings:
         field, _, text = setting.partition("=")
-        try:
-            values[field] = ast.literal_eval(text.title() if text in ("true", "false") else text)
-        except (ValueError, SyntaxError):
-            values[field] = text
+        values[field] = _plain(text)
     try:
         loss: PrototypeLoss = build(kind, values, "loss.prototype")
     except (ValueError, TypeError) as error:

@@ -32,7 +32,11 @@ _PLATEAU = 0.25  # share of voxels at the top of the scale: probability maps, ma
 # Beside the top tenth of the range, values of its lowest tenth to those of a tenth in its middle: the ends of
 # a phase meet (1 in its noise, more at wraps), those of an intensity lie farthest apart (below 0.2).
 _ENDS_MEET = 0.5
+_MEETINGS = (
+    0.06  # of the neighbors of the top tenth; at the sharp rim of a small bright ball in the dark: 0.04
+)
 _ENDS_ALIKE = 0.2  # the emptier of the two ends over the fuller
+_CENTERED = 0.1  # of the range, the median from its middle: high-passed phase
 # A masked image goes down to nothing in vessels and at its rim; a high-passed phase that was stored above 0
 # keeps close to the middle of its range. In the middle of simulated brains intensities gave 0.05 to 0.56 and
 # 0.14 to 0.23, phases 0.63 to 0.89 and 0.04 to 0.08.
@@ -210,7 +214,9 @@ def _wraps(data: np.ndarray) -> bool:
     low, high = float(values.min()), float(values.max())
     tenth = 0.1 * (high - low)
     ends = sorted((np.mean(values < low + tenth), np.mean(values > high - tenth)))
-    if not (fills(data) or ends[0] > _ENDS_ALIKE * ends[1]):
+    # a bright head in dark air has two full ends as well, but its median lies near one of them
+    centered = abs(float(np.median(values)) - (low + high) / 2) < _CENTERED * (high - low)
+    if not (fills(data) or (centered and ends[0] > _ENDS_ALIKE * ends[1])):
         return False
     beside = []
     for axis in (0, 1):
@@ -219,8 +225,9 @@ def _wraps(data: np.ndarray) -> bool:
     place = np.concatenate(beside) - low
     if not place.size:
         return False
+    at_other_end = np.mean(place < tenth)
     in_middle = np.mean((place > 3 * tenth) & (place < 6 * tenth)) / 3
-    return bool(np.mean(place < tenth) > _ENDS_MEET * in_middle)
+    return bool(at_other_end > max(_ENDS_MEET * in_middle, _MEETINGS))
 
 
 def _neighbor_correlation(data: np.ndarray) -> float:
