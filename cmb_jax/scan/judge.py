@@ -225,8 +225,8 @@ def _wraps(data: np.ndarray) -> bool:
     place = np.concatenate(beside) - low
     if not place.size:
         return False
-    at_other_end = np.mean(place < tenth)
-    in_middle = np.mean((place > 3 * tenth) & (place < 6 * tenth)) / 3
+    at_other_end = float(np.mean(place < tenth))
+    in_middle = float(np.mean((place > 3 * tenth) & (place < 6 * tenth))) / 3
     return bool(at_other_end > max(_ENDS_MEET * in_middle, _MEETINGS))
 
 
