@@ -310,7 +310,7 @@ class DataConfig:
     ignore_rim: bool = False
     """Lesions whose centers lie outside the patch are ignored; else they are to be found at its rim."""
     lesion_patch_fraction: float = 0.6
-    """Share of patches that hold a lesion; the rest are centerd on a mimic or anywhere in the brain."""
+    """Share of patches that hold a lesion; the rest are centered on a mimic or anywhere in the brain."""
     phase_dropout: float = 0.15
     """Probability that a patch's phase channel is zeroed."""
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)

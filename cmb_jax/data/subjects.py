@@ -191,7 +191,7 @@ def _store(
     brain: np.ndarray,
     seed: int,
 ) -> StoredSubject:
-    """Draw the points that patches are centerd on and write all arrays; `mimics` and `brain` are by cell."""
+    """Draw the points that patches are centered on and write all arrays; `mimics` and `brain` are by cell."""
     rng = np.random.default_rng(seed)
     arrays = {
         "image": prepared.image,

@@ -41,9 +41,9 @@ def channel_norm(
 
 def _plain(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, relu: bool) -> jax.Array:
     values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    centerd = values - values.mean(axis=-1, keepdims=True)
-    variance = jnp.square(centerd).mean(axis=-1, keepdims=True)
-    y = centerd * lax.rsqrt(variance + epsilon) * scale + bias
+    centered = values - values.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centered).mean(axis=-1, keepdims=True)
+    y = centered * lax.rsqrt(variance + epsilon) * scale + bias
     return (jax.nn.relu(y) if relu else y).astype(x.dtype)
 
 

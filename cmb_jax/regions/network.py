@@ -38,7 +38,7 @@ class RegionNet(nnx.Module):
     """U-Net between a space-to-depth stem and a depth-to-space output: no convolution runs on the full grid.
 
     The U-Net also sees where each voxel lies in the grid (Liu et al. 2018, CoordConv): regions are as much a
-    matter of place as of contrast, and the grid is centerd on the head.
+    matter of place as of contrast, and the grid is centered on the head.
 
     Args:
         rngs: source of the initial parameters.

@@ -79,7 +79,7 @@ def phantom_views(count: int, folder: Path) -> PhantomViews:
 
 
 def view_of(subject: PhantomSubject) -> tuple[np.ndarray, np.ndarray]:
-    """SWI and magnitude (2, Z, Y, X), region code (Z, Y, X): uint8, the grid centerd on the brain."""
+    """SWI and magnitude (2, Z, Y, X), region code (Z, Y, X): uint8, the grid centered on the brain."""
     found = np.argwhere(region_of(subject.region_code) != Region.OUTSIDE)
     center = (found.min(axis=0) + found.max(axis=0)) / 2
     images = [_levels(volume, center) for volume in (subject.swi, subject.magnitude)]

@@ -218,7 +218,7 @@ _Labeller = Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array, jax.Array]]
 def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
     """Label the regions and sides of a brain.
 
-    The volume is resampled to the 2 mm grid, centerd on the head's foreground and then, where that lies
+    The volume is resampled to the 2 mm grid, centered on the head's foreground and then, where that lies
     elsewhere, on the brain that the first pass found. Each pass averages the volume and its mirror image.
 
     Args:

@@ -45,7 +45,7 @@ def head_points(key: jax.Array, brain_mm: jax.Array) -> tuple[jax.Array, jax.Arr
     """Points of the grid's voxels in the posed head, and which of them lie in the field of view.
 
     Half of the views end in the neck or at the chin, a fifth cut the brain at the top or at the bottom (up to
-    50 mm); the rest hold the whole head. The grid is centerd on the visible brain, up to a shift.
+    50 mm); the rest hold the whole head. The grid is centered on the visible brain, up to a shift.
     """
     low_key, cut_key, which_key, shift_key, kind_key = jax.random.split(key, 5)
     kind = jax.random.uniform(kind_key)
@@ -235,7 +235,7 @@ NUM_MATERIALS = 6 + len(NUCLEI) + 3
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegionSource:
-    """One anatomy, ready to be sampled; all grids are centerd on the brain."""
+    """One anatomy, ready to be sampled; all grids are centered on the brain."""
 
     materials: jax.Array  # (NUM_MATERIALS, Z, Y, X) uint8, 255 = 1.0, at MATERIAL_MM
     code: jax.Array  # (Z, Y, X) uint8 region code at CODE_MM
@@ -264,7 +264,7 @@ class RegionSample:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhantomViews:
-    """Simulated subjects on the region grid, centerd on the brain (see `regions.phantoms`)."""
+    """Simulated subjects on the region grid, centered on the brain (see `regions.phantoms`)."""
 
     images: jax.Array  # (N, 2, Z, Y, X) uint8: SWI and magnitude, 170 = the 99th percentile
     code: jax.Array  # (N, Z, Y, X) uint8 region code

@@ -120,7 +120,7 @@ def test_heads_of_other_sizes_need_no_other_program():
 def test_working_positions_share_the_outer_edge():
     index = working_positions(10, 2.0, 1.0)
     assert len(index) == 20
-    # first voxel of 1 mm is centerd 0.5 mm from the edge: 0.25 native voxels, i.e. index -0.25
+    # first voxel of 1 mm is centered 0.5 mm from the edge: 0.25 native voxels, i.e. index -0.25
     assert index[0] == pytest.approx(-0.25)
     assert index[-1] == pytest.approx(9.25)
 

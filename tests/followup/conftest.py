@@ -25,7 +25,7 @@ def rigid(degrees, shift_mm) -> np.ndarray:
     return matrix
 
 
-def centerd_affine(shape=SHAPE, spacing_mm=SPACING_MM) -> np.ndarray:
+def centered_affine(shape=SHAPE, spacing_mm=SPACING_MM) -> np.ndarray:
     affine = np.diag([*spacing_mm, 1.0])
     affine[:3, 3] = -(np.array(shape) - 1) / 2 * spacing_mm
     return affine
@@ -99,5 +99,5 @@ def registration(matrix, faults=()) -> Registration:
 
 
 def surveyed(name: str, head: Head, world, lesions_mm=(), affine=None, shape=SHAPE, **facts) -> Surveyed:
-    image, brain = head.scan(world, centerd_affine() if affine is None else affine, shape, lesions_mm)
+    image, brain = head.scan(world, centered_affine() if affine is None else affine, shape, lesions_mm)
     return Surveyed(name=name, image=image, brain=brain, **facts)

@@ -9,7 +9,7 @@ from nibabel.affines import apply_affine
 
 from cmb_jax.core.detection import RejectReason
 from cmb_jax.followup.changes import UNREGISTERED, expected_contrast, find_changes, spot_at
-from tests.followup.conftest import Head, centerd_affine, registration, rigid, row_at, surveyed
+from tests.followup.conftest import Head, centered_affine, registration, rigid, row_at, surveyed
 
 PLACES = np.array(list(itertools.product((-30.0, 0.0, 30.0), (-36.0, 0.0, 36.0), (-18.0, 0.0, 18.0))))
 SPOT = np.array([10.0, -20.0, 6.0])
@@ -137,7 +137,7 @@ def test_rejected_candidates_alone_are_no_lesions():
 @pytest.mark.parametrize("scan", ["baseline", "follow-up"])
 def test_where_the_other_scan_could_not_show_it_is_uncertain(scan):
     seen, unseen = surveyed("a", HEAD, np.eye(4), [SPOT]), surveyed("b", HEAD, np.eye(4))
-    slab = centerd_affine((72, 88, 10))
+    slab = centered_affine((72, 88, 10))
     slab[2, 3] -= 40.0
     dark = dataclasses.replace(unseen, image=dataclasses.replace(unseen.image, data=unseen.image.data.copy()))
     index = np.moveaxis(np.indices(dark.image.shape), 0, -1) @ dark.image.affine[:3, :3].T
@@ -178,6 +178,6 @@ def test_weaker_scans_are_expected_to_show_less():
     assert 1 - expected_contrast(spot, 4.0, strong, weak) == pytest.approx((1 - same) ** 0.5)
     assert expected_contrast(spot, 4.0, weak, strong) == pytest.approx(same)
     coarse = surveyed(
-        "b", HEAD, np.eye(4), affine=centerd_affine((36, 44, 30), (4.0, 4.0, 4.0)), shape=(36, 44, 30)
+        "b", HEAD, np.eye(4), affine=centered_affine((36, 44, 30), (4.0, 4.0, 4.0)), shape=(36, 44, 30)
     )
     assert expected_contrast(spot, 4.0, strong, coarse) == pytest.approx(same * (np.pi / 6 * 64) / 64)

@@ -15,7 +15,7 @@ from cmb_jax.core.detection import RejectReason, detections_csv
 from cmb_jax.followup.outputs import COLUMNS
 from cmb_jax.io.atomic import sha256_file
 from tests.command_line import run_cli
-from tests.followup.conftest import Head, centerd_affine, rigid, row_at
+from tests.followup.conftest import Head, centered_affine, rigid, row_at
 
 SHAPE, SPACING = (66, 78, 29), (0.9, 0.9, 1.9)  # below 60 mm along z no region network is needed
 MOTION = rigid((3.0, -2.0, 4.0), (5.0, -3.0, 2.0))
@@ -61,7 +61,7 @@ def write_scan(folder, rows, image, name, json_file=None, **changes):
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("pair")
     head = SmallHead(0)
-    affine = centerd_affine(SHAPE, SPACING)
+    affine = centered_affine(SHAPE, SPACING)
     images = []
     for n, (world, absent) in enumerate(((np.eye(4), ("new", "uncertain")), (MOTION, ("resolved",)))):
         there = [p for p, status in zip(PLACES, TRUTH, strict=True) if status not in absent]
@@ -219,10 +219,10 @@ def test_other_patient_order_weights_and_empty_results_are_said(pair, monkeypatc
 
 
 def test_another_head_is_said_and_nothing_is_new(pair, monkeypatch, capsys):
-    volume, _ = SmallHead(5).scan(MOTION, centerd_affine(SHAPE, SPACING))
+    volume, _ = SmallHead(5).scan(MOTION, centered_affine(SHAPE, SPACING))
     shutil.rmtree(pair / "two")
     rows = [row_at(1, apply_affine(MOTION, PLACES[0]))]
-    image = nib.Nifti1Image(volume.data, centerd_affine(SHAPE, SPACING))
+    image = nib.Nifti1Image(volume.data, centered_affine(SHAPE, SPACING))
     write_scan(pair / "two", rows, image, "sub-01_ses-2_T2starw.nii.gz")
     code, out, err = run_cli(monkeypatch, capsys, "compare", *arguments(pair))
     assert code == 0

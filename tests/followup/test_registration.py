@@ -3,7 +3,7 @@ import pytest
 from nibabel.affines import apply_affine
 
 from cmb_jax.followup.registration import inverse, register, rotation_deg
-from tests.followup.conftest import Head, centerd_affine, rigid
+from tests.followup.conftest import Head, centered_affine, rigid
 
 
 def brain_points(brain, affine):
@@ -18,9 +18,9 @@ def brain_points(brain, affine):
     ],
 )
 def test_known_motion_is_found_within_half_a_millimeter(head, degrees, shift, shape, spacing):
-    first_affine = centerd_affine()
+    first_affine = centered_affine()
     motion = rigid(degrees, shift)
-    second_affine = rigid((4.0, -7.0, 2.0), shift) @ centerd_affine(shape, spacing)  # slices lie otherwise
+    second_affine = rigid((4.0, -7.0, 2.0), shift) @ centered_affine(shape, spacing)  # slices lie otherwise
     first, first_brain = head.scan(np.eye(4), first_affine, noise=15.0, seed=1)
     second, second_brain = head.scan(motion, second_affine, shape, noise=15.0, seed=2)
     found = register(first, first_brain, second, second_brain)
@@ -32,7 +32,7 @@ def test_known_motion_is_found_within_half_a_millimeter(head, degrees, shift, sh
 
 
 def test_the_same_images_give_the_same_matrix_and_contrast_does_not_matter(head):
-    affine, motion = centerd_affine(), rigid((5.0, 2.0, -3.0), (3.0, 4.0, 5.0))
+    affine, motion = centered_affine(), rigid((5.0, 2.0, -3.0), (3.0, 4.0, 5.0))
     first, brain = head.scan(np.eye(4), affine)
     second, other_brain = head.scan(motion, affine, noise=10.0, seed=3)
     second.data[:] = 3.0 * np.clip(second.data, 0, None) ** 1.5
@@ -47,7 +47,7 @@ def test_the_same_images_give_the_same_matrix_and_contrast_does_not_matter(head)
 
 
 def test_another_head_is_not_trusted(head):
-    affine = centerd_affine()
+    affine = centered_affine()
     first, brain = head.scan(np.eye(4), affine)
     second, other_brain = Head(99).scan(rigid((3.0, 0.0, 0.0), (2.0, 0.0, 0.0)), affine)
     found = register(first, brain, second, other_brain)
@@ -56,7 +56,7 @@ def test_another_head_is_not_trusted(head):
 
 
 def test_a_wrong_brain_mask_and_an_implausible_motion_are_faults(head):
-    affine = centerd_affine()
+    affine = centered_affine()
     first, brain = head.scan(np.eye(4), affine)
     second, other_brain = head.scan(rigid((0, 0, 60.0), (0, 0, 0)), affine)
     half = other_brain.copy()
@@ -66,10 +66,10 @@ def test_a_wrong_brain_mask_and_an_implausible_motion_are_faults(head):
 
 
 def test_a_slab_shares_part_of_the_brain_and_is_judged_on_that(head):
-    affine = centerd_affine()
+    affine = centered_affine()
     motion = rigid((3.0, -2.0, 2.0), (2.0, 1.0, 3.0))
     first, brain = head.scan(np.eye(4), affine)
-    slab = centerd_affine((72, 88, 22))
+    slab = centered_affine((72, 88, 22))
     slab[2, 3] += 9.0
     second, other_brain = head.scan(motion, slab, (72, 88, 22))
     found = register(first, brain, second, other_brain)

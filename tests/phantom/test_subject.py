@@ -52,7 +52,7 @@ def _voxel(subject, points_mm):
     return np.linalg.solve(affine[:3, :3], (points_mm - affine[:3, 3]).T).T
 
 
-def test_every_label_is_centerd_on_its_table_entry(subject):
+def test_every_label_is_centered_on_its_table_entry(subject):
     """Within half a voxel along every axis; and what the table says of a lesion is true where it lies."""
     table = subject.lesions
     bleeds = np.flatnonzero(table.is_cmb)

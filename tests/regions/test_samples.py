@@ -72,7 +72,7 @@ def test_blur_matches_scipy(rng):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_source_is_centerd_and_keeps_the_volume(pack, source):
+def test_source_is_centered_and_keeps_the_volume(pack, source):
     brain = region_of(np.asarray(source.code)) != Region.OUTSIDE
     box = np.argwhere(brain)
     middle = (box.min(axis=0) + box.max(axis=0)) / 2
