@@ -204,7 +204,7 @@ def solid_tissue(code: jax.Array) -> jax.Array:
 def sample_at(
     key: jax.Array, anatomy: PackedAnatomy, ranges: Ranges, middle_mm: jax.Array, plan: Plan
 ) -> Sample:
-    """A scan whose image is centered on the pack point `middle_mm` (3,). Pure; the same key, the same scan."""
+    """A scan whose image is centered on the pack point `middle_mm` (3,). Pure: same key, same scan."""
     k_scan, k_pose, k_blood, k_vessels, k_focal, k_bleeds, k_tissue, k_noise = jax.random.split(key, 8)
     tier, lattice, planning, grid = ranges.tier, plan.lattice, plan.planning, plan.acquired
     scan = _draw_scan(k_scan, ranges)
