@@ -26,6 +26,7 @@ from cmb_jax.inference.weights_record import (
     estimate_of,
     operating_tables,
     read_weights_record,
+    threshold_text,
 )
 from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.phantom.protocols import PROTOCOLS
@@ -248,7 +249,7 @@ def mimic_table(evaluations: list[Evaluation]) -> Table | None:
 def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evaluation]) -> str:
     """The whole card as Markdown."""
     config = bundle.config
-    calibration = calibration_lines(bundle, record)
+    calibration, magnitude = calibration_lines(bundle, record), record.get("magnitude_alone")
     protocols, mimics = protocol_table(evaluations), mimic_table(evaluations)
     breakdowns = [breakdown_table(by, evaluations) for by in _BREAKDOWNS]
     parts = [
@@ -308,13 +309,14 @@ def card(bundle: WeightsBundle, record: dict[str, Any], evaluations: list[Evalua
         ),
         "## Operating points and calibration",
         _bullets(
-            f"kept: score >= {config.inference.score_threshold:.4f}: "
+            f"kept: score >= {threshold_text(config.inference, 'score_threshold')}: "
             f"{record.get('operating_point', 'how it was chosen is not recorded')}",
-            f"definite: score >= {config.inference.definite_threshold:.4f}",
+            *([f"without a phase: {magnitude['operating_point']}"] if magnitude else []),
+            f"definite: score >= {threshold_text(config.inference, 'definite_threshold')}",
             f"calibration: {calibration[0]}",
             *calibration[1:],
         ),
-        *map(markdown, operating_tables(record)),
+        *(part for table in operating_tables(record) for part in (f"### {table.title}", markdown(table))),
         "## Results",
         markdown(results_table(evaluations)),
         "### By phase and size",

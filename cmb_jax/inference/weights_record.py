@@ -136,10 +136,10 @@ def _described(bundle: WeightsBundle, record: dict[str, Any]) -> str:
         f"use:         {record.get('use', 'research use only')}",
         f"input:       version {bundle.input_version}",
         f"trained on:  {record.get('training_data', 'not recorded')}",
-        f"kept:        score >= {_for_both(inference, 'score_threshold')}",
+        f"kept:        score >= {threshold_text(inference, 'score_threshold')}",
         f"             {record.get('operating_point', 'how it was chosen is not recorded')}",
         *([f"             {magnitude['operating_point']}"] if magnitude else []),
-        f"definite:    score >= {_for_both(inference, 'definite_threshold')}",
+        f"definite:    score >= {threshold_text(inference, 'definite_threshold')}",
         f"calibration: {calibration[0]}",
         *(f"             {line}" for line in calibration[1:]),
     ]
@@ -150,7 +150,7 @@ def _described(bundle: WeightsBundle, record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _for_both(inference: InferenceConfig, name: str) -> str:
+def threshold_text(inference: InferenceConfig, name: str) -> str:
     """A threshold in words, with that of scans without a phase if it is another."""
     values = [getattr(inference.for_scan(phase=phase), name) for phase in (True, False)]
     if values[0] == values[1]:
