@@ -101,11 +101,12 @@ def _participant_lines(layout: BidsLayout, out: Path, label: str) -> Iterator[Gr
 def _mixed(done: Iterator[dict[str, str]]) -> tuple[str, ...]:
     rows = list(done)
     found = []
+    images = {row["images"] for row in rows}
+    # scans without a phase may have a threshold of their own: then each kind of images still has one
+    one_each = len({(row["images"], row["threshold"]) for row in rows}) == len(images)
     for column, word in _ALIKE.items():
         counts = Counter(row[column] for row in rows)
-        # scans without a phase may have a threshold of their own: different images alone explain it
-        kinds = len({(row["images"], row[column]) for row in rows}) if column == "threshold" else len(counts)
-        if len(counts) > 1 and not (column == "threshold" and kinds == len({row["images"] for row in rows})):
+        if len(counts) > 1 and not (column == "threshold" and one_each):
             listed = ", ".join(f"{value} {count}" for value, count in counts.most_common())
             found.append(f"{word} differ ({listed})")
     return tuple(found)

@@ -66,16 +66,16 @@ def calibrate_weights(
 ) -> None:
     """Fit, choose, write the weights and the record beside them.
 
+    Scans with and without a phase have levels of their own where there are enough of both: without one,
+    calcifications look like blood, so that the same score is worth less.
+
     Args:
       pred: folders of predictions of these weights.
       truth: folders of truth, in the same order.
       weights: name of bundled weights, or a file.
       out: weights to write, with their record beside them.
-      max_fp: the most false positives per scan at the operating point, and
-      max_fp_magnitude: at that of scans without a phase.
-
-    Scans with and without a phase have levels of their own where there are enough of both: without one,
-    calcifications look like blood, so that the same score is worth less.
+      max_fp: most false positives per scan at the operating point.
+      max_fp_magnitude: the same for scans without a phase.
 
     Raises:
       UserError: folders that do not fit each other, too little to learn from.
