@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from cmb_jax.commands.demo import BUNDLED, SUBJECT
+from cmb_jax.cli.demo import BUNDLED, SUBJECT
 from PIL import Image
 from playwright.sync_api import sync_playwright
 from scipy import ndimage
