@@ -102,7 +102,7 @@ class PrototypeLoss(Protocol):
     """A loss of mined samples: a frozen dataclass of its settings that can be called.
 
     Pure, with static shapes, and 0 in value and gradient where a sample is not valid. The package's are in
-    `cmb_jax/losses/prototype.py`; `module:Class` names one of your own.
+    `cmb_jax/detector/prototype_losses.py`; `module:Class` names one of your own.
     """
 
     def __call__(
@@ -121,7 +121,7 @@ def prototype_losses() -> dict[str, type[PrototypeLoss]]:
     """The package's prototype losses by their short names."""
     # Found by name, as a loss of one's own is: losses know the configuration, which knows none of them.
     losses: dict[str, type[PrototypeLoss]] = importlib.import_module(
-        "cmb_jax.losses.prototype"
+        "cmb_jax.detector.prototype_losses"
     ).PROTOTYPE_LOSSES
     return losses
 

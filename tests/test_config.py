@@ -18,15 +18,15 @@ from cmb_jax.config import (
 )
 from cmb_jax.config_io import config_from_json, config_to_json, without_paths
 from cmb_jax.config_load import config_from_file, override
-from cmb_jax.errors import UserError
-from cmb_jax.inference.bundle import load_bundle
-from cmb_jax.losses.prototype import (
+from cmb_jax.detector.prototype_losses import (
     Center,
     Concentration,
     NearestPrototype,
     ProxyAnchor,
     SupervisedContrastive,
 )
+from cmb_jax.errors import UserError
+from cmb_jax.inference.bundle import load_bundle
 from cmb_jax.training.run import with_start
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from scipy import ndimage
 
-from cmb_jax.bids_app.dataset import GROUP_PAGE
+from cmb_jax.cohort.dataset import GROUP_PAGE
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 ANAT = BUNDLED / SUBJECT / "anat"

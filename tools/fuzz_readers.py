@@ -632,14 +632,14 @@ def read_pack(path: Path) -> object:
 
 
 def make_kept(folder: Path) -> Path:
-    from cmb_jax.experiments.detections import write_kept
+    from cmb_jax.research.detections import write_kept
 
     write_kept(folder / "kept.npz", "this", {"a": np.arange(500.0), "b": np.array(["x"])})
     return folder / "kept.npz"
 
 
 def read_kept_arrays(path: Path) -> object:
-    from cmb_jax.experiments.detections import read_kept
+    from cmb_jax.research.detections import read_kept
 
     found = read_kept(path, "this")
     if found is None:
@@ -718,7 +718,7 @@ def read_metrics(path: Path) -> object:
 
 
 def read_run_log(path: Path) -> object:
-    from cmb_jax.experiments.runs import _times
+    from cmb_jax.research.runs import _times
 
     return repr(_times(path))
 
@@ -736,7 +736,7 @@ def read_train_log(path: Path) -> object:
 def read_run_record(path: Path) -> object:
     from types import SimpleNamespace
 
-    from cmb_jax.experiments.runs import _record
+    from cmb_jax.research.runs import _record
 
     (path.parent / "weights.safetensors").touch()
     try:
@@ -790,13 +790,13 @@ def make_provenance(folder: Path) -> Path:
 
 
 def read_made(path: Path) -> object:
-    from cmb_jax.bids_app.result import read_provenance
+    from cmb_jax.cohort.result import read_provenance
 
     return repr(read_provenance(path))
 
 
 def read_failure(path: Path) -> object:
-    from cmb_jax.bids_app.failures import read_reason, read_status
+    from cmb_jax.cohort.failures import read_reason, read_status
 
     return repr((read_reason(path), read_status(path)))
 
@@ -980,7 +980,7 @@ def read_bids_filter(path: Path) -> object:
 
 
 def read_comparison(path: Path) -> object:
-    from cmb_jax.bids_app.cohort_page import _compared
+    from cmb_jax.cohort.cohort_page import _compared
 
     return repr(list(_compared(path, {"ab" * 32: 1})))
 
@@ -1180,12 +1180,12 @@ KINDS: dict[str, Kind] = {
         js("weights.json", {"steps": 100}), read_run_record, ("experiments.runs:_record",), "json"
     ),
     "provenance": Kind(
-        make_provenance, read_made, ("bids_app.result:read_provenance", "bids_app.dataset:read_json"), "json"
+        make_provenance, read_made, ("cohort.result:read_provenance", "cohort.dataset:read_json"), "json"
     ),
     "failure": Kind(
         js("sub-1.json", {"Scan": "x", "Reason": "y"}),
         read_failure,
-        ("bids_app.failures:read_reason", "bids_app.failures:read_status"),
+        ("cohort.failures:read_reason", "cohort.failures:read_status"),
         "json",
     ),
     "bids_filter": Kind(
@@ -1204,11 +1204,11 @@ KINDS: dict[str, Kind] = {
             },
         ),
         read_comparison,
-        ("bids_app.cohort_page:_compared",),
+        ("cohort.cohort_page:_compared",),
         "json",
     ),
     "picture": Kind(
-        make_picture, read_picture, ("report.projection:shrunk", "bids_app.cohort_page:_picture"), share=0.5
+        make_picture, read_picture, ("report.projection:shrunk", "cohort.cohort_page:_picture"), share=0.5
     ),
     "dicom_pixels": Kind(
         make_dicom,

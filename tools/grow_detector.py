@@ -3,7 +3,7 @@
     python tools/grow_detector.py small configs/base.py base.safetensors
 
 The same outputs with every hidden channel twice, more blocks on the finest level, or both
-(`cmb_jax.models.grow`), as the configuration has it. Train them on with
+(`cmb_jax.detector.grow`), as the configuration has it. Train them on with
 
     cmb-jax train --config base --train.init-from base.safetensors --workdir runs/base
 """
@@ -17,14 +17,14 @@ from pathlib import Path
 import jax
 from flax import nnx
 
-from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.common import run_cli
 from cmb_jax.config import ModelConfig
 from cmb_jax.config_load import config_from_file
+from cmb_jax.detector.functional import Template
+from cmb_jax.detector.grow import deepen, widen
+from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import load_bundle, save_bundle
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import Template
-from cmb_jax.models.grow import deepen, widen
 
 
 def main() -> None:
@@ -62,4 +62,4 @@ def _shapes(model: ModelConfig) -> object:
 
 
 if __name__ == "__main__":
-    run_for_people(main)
+    run_cli(main)

@@ -66,9 +66,9 @@ def calibrate(folder):
     from flax import nnx
 
     from cmb_jax.config import Config, InferenceConfig
+    from cmb_jax.detector.functional import params_of
+    from cmb_jax.detector.network import Detector
     from cmb_jax.inference.bundle import save_bundle
-    from cmb_jax.models.detector import Detector
-    from cmb_jax.models.functional import params_of
     from tests.cli.test_calibrate import THRESHOLD, make_tree
     from tests.tiny import TINY_MODEL
 

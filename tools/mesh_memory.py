@@ -21,7 +21,7 @@ def compiled_step(config, mesh):
     import jax
     import jax.numpy as jnp
 
-    from cmb_jax.boxes.anchors import Truths
+    from cmb_jax.detector.anchors import Truths
     from cmb_jax.training.state import init_state
     from cmb_jax.training.step import DeviceBatch, make_step
 

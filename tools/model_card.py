@@ -16,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.common import run_cli
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.breakdown import ALONE, GROUP_ORDER, UNKNOWN, WITH_PHASE
 from cmb_jax.evaluation.subsets import ALL_SCANS
@@ -396,4 +396,4 @@ def main(weights: str, eval: tuple[str, ...], out: Path, overwrite: bool = False
 
 
 if __name__ == "__main__":
-    run_for_people(lambda: tyro.cli(main, description=__doc__))
+    run_cli(lambda: tyro.cli(main, description=__doc__))

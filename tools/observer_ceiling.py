@@ -36,7 +36,7 @@ from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
 
 from cmb_jax.anatomy.regions import Region, region_of
-from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.common import run_cli
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.froc import FROC_RATES
 from cmb_jax.evaluation.subsets import ALL_SIZES, READERS_SIZE, SMALL, of_size
@@ -297,4 +297,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    run_for_people(lambda: main(tyro.cli(Arguments, description=__doc__)))
+    run_cli(lambda: main(tyro.cli(Arguments, description=__doc__)))

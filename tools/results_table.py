@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import tyro
 
-from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.common import run_cli
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.breakdown import ALONE, WITH_PHASE
 from cmb_jax.evaluation.subsets import ALL_SIZES, COUNTED, LEFT_OUT, READERS_SIZE
@@ -132,4 +132,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    run_for_people(lambda: main(tyro.cli(Arguments)))
+    run_cli(lambda: main(tyro.cli(Arguments)))

@@ -36,7 +36,7 @@ from cmb_jax.phantom.placement import Lesions, place, random_lesions
 from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.phantom.visibility import is_seen, visibility
 from cmb_jax.scan.phase_sign import field_direction
-from cmb_jax.swi import susceptibility_weighted
+from cmb_jax.scan.swi import susceptibility_weighted
 
 FIRST_SEED = 5_000_000  # in no split of CMB-Phantom
 PROTOCOL_PAIRS = (("iso08", "iso08"), ("iso05", "iso08"), ("iso05", "iso05"))

@@ -14,7 +14,7 @@ from cmb_jax.config import Triple
 from cmb_jax.phantom.acquisition import crop_k_space, echo_signal
 from cmb_jax.phantom.field import convolve_dipole, smooth_size
 from cmb_jax.phantom.render import PADDING
-from cmb_jax.swi import susceptibility_weighted
+from cmb_jax.scan.swi import susceptibility_weighted
 
 SPACING_MM = (0.75, 0.75, 0.75)
 DIRECTION = (0.0, 0.139, 0.990)

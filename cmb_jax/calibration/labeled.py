@@ -10,7 +10,7 @@ from typing import get_args
 
 import numpy as np
 
-from cmb_jax.bids_app.result import read_provenance
+from cmb_jax.cohort.result import read_provenance
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.froc import FrocEvents, collect_events
 from cmb_jax.evaluation.matching import CENTER3, events, pairs_of

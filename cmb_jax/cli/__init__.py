@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import cmb_jax
-from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.common import run_cli
 from cmb_jax.errors import UserError
 from cmb_jax.progress import set_quiet
 
@@ -43,6 +43,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Train": {
         "train": "train or fine-tune a detector; run again to resume",
         "eval": "evaluate a trained detector",
+        "ablate": "train variants of the detector and compare them",
         "plan": "predict memory, messages and time on a mesh of devices",
         "benchmark": "time against PyTorch, MONAI and NumPy",
     },
@@ -209,4 +210,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("cmb_jax").setLevel(logging.NOTSET)  # a call before this one may have been verbose
-    run_for_people(lambda: dispatch(given))
+    run_cli(lambda: dispatch(given))

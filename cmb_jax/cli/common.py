@@ -8,14 +8,12 @@ import logging
 import os
 import select
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.io.atomic import refuse_existing
-from cmb_jax.progress import tell
 
 USER_ERROR_CODE = 2
 NOT_ANALYSABLE_CODE = 3
@@ -46,30 +44,17 @@ _FOLDERS = {
 _WRITTEN = ("out", "report", "labels", "json")
 _BUNDLED = Path(__file__).resolve().parent.parent / "weights"
 
-Progress = Callable[[str], None]
-"""Is told what is being done."""
 
-
-def stopwatch() -> Progress:
-    """Tells on stderr what is being done, with the seconds since now."""
-    tick = time.perf_counter()
-
-    def say(text: str) -> None:
-        tell(f"[{time.perf_counter() - tick:6.1f} s] {text}")
-
-    return say
-
-
-def run_for_people(command: Callable[[], None]) -> None:
+def run_cli(command: Callable[[], None]) -> None:
     """Run a command; a `UserError` becomes one line on stderr and exit code 2 (not analysable: 3).
 
     Whoever reads the output may stop, as `head` does: that ends the command without a word.
     """
     with _streams_that_may_fail():
-        _run_for_people(command)
+        _run_cli(command)
 
 
-def _run_for_people(command: Callable[[], None]) -> None:
+def _run_cli(command: Callable[[], None]) -> None:
     try:
         command()
         sys.stdout.flush()
@@ -105,7 +90,7 @@ def _run_for_people(command: Callable[[], None]) -> None:
 class _MayFail:
     """A stream to which writing may fail, as on a full disk: results do not depend on what is said.
 
-    That nobody reads any more (`BrokenPipeError`) is left to `run_for_people`.
+    That nobody reads any more (`BrokenPipeError`) is left to `run_cli`.
     """
 
     def __init__(self, stream: TextIO) -> None:

@@ -6,8 +6,9 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from cmb_jax.cli.common import check_output, existing_file, stopwatch
+from cmb_jax.cli.common import check_output, existing_file
 from cmb_jax.errors import UserError
+from cmb_jax.progress import stopwatch
 
 _MATCH_MM = (1.0, 10.0)
 

@@ -14,7 +14,7 @@ from cmb_jax.config_load import config_from_file
 from cmb_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from cmb_jax.planning.plan import StepPlan
+    from cmb_jax.research.plan import StepPlan
 
 # Programs that are only read need no good machine code, which takes minutes to make.
 _QUICK_COMPILATION = "--xla_backend_optimization_level=0"
@@ -54,7 +54,7 @@ def run(options: PlanOptions) -> None:
     """
     from cmb_jax.devices import keep_freed_memory
     from cmb_jax.io.atomic import atomic_write_text
-    from cmb_jax.planning.plan import BANDWIDTH_SHARE, CPU, LATENCY_S, describe, measure_step, plan_step
+    from cmb_jax.research.plan import BANDWIDTH_SHARE, CPU, LATENCY_S, describe, measure_step, plan_step
 
     shape, out = mesh_shape(options.mesh), options.json
     if options.measure and (options.hardware != CPU or shape != (1, 1)):
@@ -125,7 +125,7 @@ def simulate_devices(count: int, *, quick: bool) -> None:
 
 def record(plan: StepPlan, measured: float | None) -> dict[str, Any]:
     """The plan as it is written."""
-    from cmb_jax.planning.plan import BANDWIDTH_SHARE, LATENCY_S
+    from cmb_jax.research.plan import BANDWIDTH_SHARE, LATENCY_S
 
     return {
         "name": plan.config.name,

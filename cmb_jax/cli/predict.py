@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmb_jax.cli.common import Progress, check_output, check_threshold, existing_file, stopwatch
+from cmb_jax.cli.common import check_output, check_threshold, existing_file
 from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.inference.options import PhaseSign, ScanOptions
+from cmb_jax.progress import Say, stopwatch
 
 if TYPE_CHECKING:
     from cmb_jax.anatomy.own_regions import LabelTable
@@ -281,7 +282,7 @@ def refusal_recorded(
 def predict_scan(
     scan: ScanInput,
     options: PredictOptions,
-    say: Progress,
+    say: Say,
     *,
     regions: OwnRegions | None = None,
     further: FurtherFiles | None = None,

@@ -58,7 +58,7 @@ def run(options: SwiOptions) -> None:
     from cmb_jax.io.multi_echo import read_echoes
     from cmb_jax.io.nifti import write_volume
     from cmb_jax.scan.phase_range import asked_range
-    from cmb_jax.swi import DEFAULT_WIDTH_MM, PHASE_MASK_POWER, minimum_intensity_projection
+    from cmb_jax.scan.swi import DEFAULT_WIDTH_MM, PHASE_MASK_POWER, minimum_intensity_projection
 
     out, keep_identifiers, echo = options.out, options.keep_identifiers, options.echo
     stated = asked_range(options.phase_range)

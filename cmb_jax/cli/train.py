@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.common import run_cli
 from cmb_jax.cli.present import Common, one_line_errors
 from cmb_jax.config import Config
 from cmb_jax.config_load import config_from_file, config_names, override
@@ -59,7 +59,7 @@ def start(
 
     # the error of one of several processes is told before it leaves the others
     with leaving_at_once():
-        run_for_people(command)
+        run_cli(command)
 
 
 def run_parser(prog: str, text: str) -> argparse.ArgumentParser:

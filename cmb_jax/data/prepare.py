@@ -15,7 +15,7 @@ from nibabel.affines import apply_affine
 
 from cmb_jax.io.volume import Volume
 from cmb_jax.scan.judge import content_bounds
-from cmb_jax.swi import low_pass, phase_trust
+from cmb_jax.scan.swi import low_pass, phase_trust
 
 # Brain tissue of the reference percentile becomes 1: stable against lesions, veins and bright rims alike.
 REFERENCE_PERCENTILE = 75.0

@@ -12,6 +12,8 @@ from flax import nnx
 
 from cmb_jax.config import Config, Flips, InferenceConfig, ModelConfig, Precision
 from cmb_jax.config_io import config_from_json, config_to_json, without_paths
+from cmb_jax.detector.functional import Template
+from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.calibration_map import CalibrationMap
 from cmb_jax.io.atomic import sha256_file
@@ -24,8 +26,6 @@ from cmb_jax.io.weights import (
     save_weights,
     with_input_version,
 )
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import Template
 
 BUNDLED = Path(__file__).resolve().parent.parent / "weights"
 CONFIG_KEY = "config"

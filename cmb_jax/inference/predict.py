@@ -13,10 +13,10 @@ import numpy as np
 from cmb_jax.anatomy.lookup import REACH_MM, look_up
 from cmb_jax.anatomy.mni import SPACE, fit_mni
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
-from cmb_jax.boxes.anchors import Detections, box_centers, box_sizes
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.core.detection import DetectionRow, RejectReason
 from cmb_jax.data.prepare import points_from_edges
+from cmb_jax.detector.anchors import Detections, box_centers, box_sizes
 from cmb_jax.inference.bundle import WeightsBundle, calibration_of, load_bundle
 from cmb_jax.inference.options import PhaseSign, ScanOptions
 from cmb_jax.inference.proposals import ProposalFinder

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cmb_jax.boxes.anchors import Detections, anchor_sizes, boxes_from_centers, decode_boxes
-from cmb_jax.boxes.nms import nms_3d
 from cmb_jax.config import PROPOSAL_STRIDE, Config
+from cmb_jax.detector.anchors import Detections, anchor_sizes, boxes_from_centers, decode_boxes
+from cmb_jax.detector.functional import Template
+from cmb_jax.detector.network import Detector, receptive_halo
+from cmb_jax.detector.nms import nms_3d
+from cmb_jax.detector.slabs import context_of, map_slabs, slab_maps, slab_planes
 from cmb_jax.inference.tiles import TilePlan, Window, pad_to, plan_tiles
-from cmb_jax.models.detector import Detector, receptive_halo
-from cmb_jax.models.functional import Template
-from cmb_jax.models.slabs import context_of, map_slabs, slab_maps, slab_planes
 from cmb_jax.ops.precision import usable_precision
 from cmb_jax.ops.top import top_k
 

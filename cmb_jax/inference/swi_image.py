@@ -15,8 +15,8 @@ from cmb_jax.io.volume import Volume
 from cmb_jax.scan.judge import judge_grid, judge_intensity, judge_phase
 from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
 from cmb_jax.scan.phase_sign import SignDecision, decide_phase_sign, field_direction
+from cmb_jax.scan.swi import PHASE_MASK_POWER, combine_echoes, homodyne_phase, phase_mask
 from cmb_jax.scan.units import check_echo_times
-from cmb_jax.swi import PHASE_MASK_POWER, combine_echoes, homodyne_phase, phase_mask
 
 
 class OpenSignError(UserError):

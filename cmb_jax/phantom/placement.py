@@ -17,7 +17,7 @@ from cmb_jax.phantom.implant import Implants
 from cmb_jax.phantom.render import MIN_TUBE_LABEL_MM, draw_labels, stamp_half_width
 from cmb_jax.phantom.types import CALCIFICATIONS, CMB_KIND, LesionRow, MimicKind
 from cmb_jax.phantom.visibility import visibility
-from cmb_jax.swi import susceptibility_weighted
+from cmb_jax.scan.swi import susceptibility_weighted
 
 EDGE_MM = 2.0  # between a drawn body's apparent border and the faces of the field of view
 GAP_MM = 2.0  # between the apparent borders of two drawn bodies

@@ -47,7 +47,7 @@ from cmb_jax.phantom.tissue import draw_age, draw_blood, draw_tissue, head_volum
 from cmb_jax.phantom.types import MimicKind, SubjectSettings
 from cmb_jax.phantom.vessels import draw_vessels
 from cmb_jax.phantom.visibility import Visibility, is_seen, visibility
-from cmb_jax.swi import susceptibility_weighted
+from cmb_jax.scan.swi import susceptibility_weighted
 
 ALONG_SLICES = 1.25  # voxel of the simulation along the slices over its in-plane edge
 WIDEST = max(tier.vein_radius for tier in TIERS.values())

@@ -29,9 +29,9 @@ from cmb_jax.anatomy.regions import (
     encode,
     region_of,
 )
+from cmb_jax.detector.functional import Template
 from cmb_jax.io.volume import Volume
 from cmb_jax.io.weights import load_weights
-from cmb_jax.models.functional import Template
 from cmb_jax.regions.grid import (
     GRID_MM,
     GRID_SHAPE,

@@ -28,12 +28,12 @@ from flax import nnx
 from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
 from cmb_jax.anatomy.regions import NUM_REGIONS, Region, Side
 from cmb_jax.anatomy.synthetic import synthetic_pack
+from cmb_jax.detector.functional import Template, params_of
 from cmb_jax.devices import keep_freed_memory
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, sha256_file
 from cmb_jax.io.outside import read_arrays
 from cmb_jax.io.weights import load_weights, save_weights
-from cmb_jax.models.functional import Template, params_of
 from cmb_jax.progress import Bar
 from cmb_jax.regions.network import RegionNet
 from cmb_jax.regions.phantoms import phantom_views

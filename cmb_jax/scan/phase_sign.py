@@ -22,7 +22,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import fft, ndimage
 
-from cmb_jax.swi import high_pass, homodyne_phase, low_pass
+from cmb_jax.scan.swi import high_pass, homodyne_phase, low_pass
 
 _HIGH_PASS_MM = 4.0  # veins and microbleeds are thinner; slow fields and filter edges are gone
 _CLOSING_MM = 5.0  # dark structures thinner than this count

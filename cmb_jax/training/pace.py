@@ -13,8 +13,8 @@ from typing import Any
 import jax
 
 from cmb_jax.config import Config
+from cmb_jax.detector.flops import training_gflop
 from cmb_jax.hardware import peak_flops
-from cmb_jax.models.flops import training_gflop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cmb_jax.config import Config, TrainConfig
-from cmb_jax.losses.mining import SampleBank, empty_bank
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import params_of
+from cmb_jax.detector.functional import params_of
+from cmb_jax.detector.mining import SampleBank, empty_bank
+from cmb_jax.detector.network import Detector
 from cmb_jax.training.sharding import replicated
 
 

@@ -11,13 +11,13 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from cmb_jax.boxes.anchors import Truths
 from cmb_jax.config import Config, LossConfig
 from cmb_jax.data.patches import PatchBatch
-from cmb_jax.losses.mining import SampleBank, Samples, moved_prototypes, remember
-from cmb_jax.losses.total import LossTerms, detection_loss
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import ProposalMaps, Template
+from cmb_jax.detector.anchors import Truths
+from cmb_jax.detector.functional import ProposalMaps, Template
+from cmb_jax.detector.mining import SampleBank, Samples, moved_prototypes, remember
+from cmb_jax.detector.network import Detector
+from cmb_jax.detector.total_loss import LossTerms, detection_loss
 from cmb_jax.training.micro_batches import in_micro_batches
 from cmb_jax.training.sharding import check_fit, over_batch, over_batch_and_depth, replicated
 from cmb_jax.training.state import TrainState, make_optimizer

@@ -14,6 +14,8 @@ from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.config_io import config_from_json, config_to_json
 from cmb_jax.core.detection import DETECTION_COLUMNS, RejectReason
+from cmb_jax.detector.functional import params_of
+from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.evaluate import evaluate_records
 from cmb_jax.evaluation.metrics import json_text, metrics
@@ -25,8 +27,6 @@ from cmb_jax.inference.outputs import described_inputs, instance_labels, write_p
 from cmb_jax.inference.predict import CmbDetector
 from cmb_jax.inference.scan import read_phase
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import params_of
 from tests.tiny import TINY_MODEL
 
 TINY = Config(

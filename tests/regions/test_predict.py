@@ -12,11 +12,11 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Side, region_of, side_of
+from cmb_jax.detector.functional import params_of
 from cmb_jax.errors import UserError
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import Volume
 from cmb_jax.io.weights import save_weights
-from cmb_jax.models.functional import params_of
 from cmb_jax.regions import predict as inference
 from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE
 from cmb_jax.regions.network import RegionNet

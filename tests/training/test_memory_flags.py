@@ -11,9 +11,9 @@ from flax import nnx
 
 from benchmarks.inputs import parameters, patches
 from cmb_jax.config import Config, DataConfig, TrainConfig
+from cmb_jax.detector.functional import Template
+from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import Template
 from cmb_jax.training.micro_batches import in_micro_batches
 from cmb_jax.training.sharding import make_mesh
 from cmb_jax.training.step import loss_function, make_step, put_batch

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.inputs import parameter_shapes
 from cmb_jax import hardware
 from cmb_jax.config import Config, DataConfig
-from cmb_jax.models.flops import training_gflop
+from cmb_jax.detector.flops import training_gflop
 from cmb_jax.training.pace import Stopwatch, Utilisation, peak_mb
 from cmb_jax.training.profile import StepProfile
 from tests.tiny import TINY_MODEL

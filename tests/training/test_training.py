@@ -13,8 +13,8 @@ import pytest
 from cmb_jax.config import TrainConfig
 from cmb_jax.data.patches import patch_batches
 from cmb_jax.data.subjects import StoredSubject
+from cmb_jax.detector.prototype_losses import SupervisedContrastive
 from cmb_jax.errors import UserError
-from cmb_jax.losses.prototype import SupervisedContrastive
 from cmb_jax.training.checkpoint import QUALITY, Checkpoints
 from cmb_jax.training.loop import train
 from cmb_jax.training.processes import RunStopped

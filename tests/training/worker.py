@@ -37,7 +37,7 @@ def main(given: Sequence[str] | None = None) -> None:
 
     import jax
 
-    from cmb_jax.cli.common import run_for_people
+    from cmb_jax.cli.common import run_cli
     from cmb_jax.data.subjects import StoredSubject
     from cmb_jax.training.checkpoint import fingerprint
     from cmb_jax.training.loop import train
@@ -77,7 +77,7 @@ def main(given: Sequence[str] | None = None) -> None:
         wait_for_all("the end")
 
     with leaving_at_once():
-        run_for_people(run)
+        run_cli(run)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from cmb_jax.bids_app.participants import Selection
+from cmb_jax.cohort.participants import Selection
 from cmb_jax.datasets.bids.choice import ChoiceKind, choose
 from cmb_jax.datasets.bids.filter import read_filter
 from cmb_jax.datasets.bids.layout import read_layout
