@@ -243,7 +243,7 @@ def _rejection_tables(result: EvaluationResult) -> list[Table]:
     return [
         Table(
             title="What rejection by place costs",
-            columns=("reason", "true lesions lost", "share of all", "false positives removed", "a scan"),
+            columns=("reason", "true lesions lost", "share of all", "false positives removed", "per scan"),
             rows=tuple(
                 (
                     each.reason,
@@ -268,8 +268,8 @@ def _count_table(result: EvaluationResult) -> Table:
     rows: list[tuple[str, str]] = [
         ("ICC(2,1) of the counts", _number(counts.icc)),
         (
-            "predicted - true a scan: mean [95 % limits of agreement]",
-            f"{_number(counts.bias)} [{_number(counts.limit_low)}, {_number(counts.limit_high)}]",
+            "predicted - true per scan: mean [95 % limits of agreement]",
+            estimate_text(Estimate(value=counts.bias, low=counts.limit_low, high=counts.limit_high)),
         ),
     ]
     if result.places is not None:
@@ -290,9 +290,10 @@ def _calibration_tables(result: EvaluationResult) -> list[Table]:
         f"{estimate_text(found.ece_equal_mass)} in {found.bins} bins of equal numbers (those shown), "
         f"{estimate_text(found.ece_equal_width)} in {found.bins} of equal width; perfect probabilities would "
         f"have {found.by_chance_equal_mass:.3f} and {found.by_chance_equal_width:.3f} by chance; mean "
-        f"probability {found.mean_probability:.3f}, share of true ones {found.true / found.detections:.3f}. "
-        "Resampling adds scatter to every bin, so that the intervals lie high."
+        f"probability {found.mean_probability:.3f}, share of true ones {found.true / found.detections:.3f}."
     )
+    if not math.isnan(found.ece_equal_mass.low):
+        note += " Resampling adds scatter to every bin, so that the intervals lie high."
     return [
         Table(
             title="Calibration of the probabilities",

@@ -293,7 +293,7 @@ def find_predictions(folder: Path, subjects: Sequence[str]) -> list[PredictionSo
     """The prediction for every scan that has a truth; `path` is None where there is none.
 
     Args:
-        folder: see `_PREDICTION_LAYOUTS`; of a single scan it may be the folder of detections.csv itself.
+        folder: see `_PREDICTION_LAYOUTS`; of a single scan it may be the folder of its table itself.
         subjects: names of the scans.
 
     Raises:
@@ -301,8 +301,9 @@ def find_predictions(folder: Path, subjects: Sequence[str]) -> list[PredictionSo
             that has no truth.
     """
     _check_folder(folder, _PREDICTION_LAYOUTS)
-    if (folder / "detections.csv").is_file() and len(subjects) == 1:
-        return [PredictionSource(subject=subjects[0], path=folder / "detections.csv")]
+    tables = [*folder.glob("detections.csv"), *folder.glob("*_desc-cmb_detections.tsv")]
+    if len(tables) == len(subjects) == 1:
+        return [PredictionSource(subject=subjects[0], path=tables[0])]
     found: dict[str, list[Path]] = {}
     for entry in sorted(folder.iterdir()):
         path = _prediction_in(entry)

@@ -255,6 +255,9 @@ def test_files_are_complete_and_on_the_native_grid(prediction, bundle, files, tm
         "report.html",
         "viewer.html",
     ]
+    assert '<a href="viewer.html">' in (out / "report.html").read_text()
+    write_prediction(prediction, bundle, tmp_path / "bare", inputs, subject="scan", viewer=False)
+    assert "viewer.html" not in (tmp_path / "bare" / "report.html").read_text()
     with (out / "detections.csv").open(newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
