@@ -92,14 +92,14 @@ def save_weights(
     atomic_write_bytes(path, blob, overwrite=True)
 
 
-def copy_weights(source: Path, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the arrays of `source` to `path` as they are stored, with other metadata, atomically.
+def relabeled_weights(source: Path, metadata: Mapping[str, str]) -> bytes:
+    """A file with the arrays of `source` as they are stored, and other metadata.
 
     Raises:
-        UserError: `source` cannot be read (see `load_weights`), or `path` cannot be written.
+        UserError: `source` cannot be read (see `load_weights`).
     """
     stored, _ = _read(source)
-    atomic_write_bytes(path, save(stored, metadata=dict(metadata)), overwrite=True)
+    return save(stored, metadata=dict(metadata))
 
 
 def load_weights(
