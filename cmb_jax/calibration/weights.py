@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ from cmb_jax.evaluation.operating_points import (
     operating_table,
 )
 from cmb_jax.evaluation.reliability import reliability
-from cmb_jax.inference.bundle import WeightsBundle, load_bundle, record_path, save_with_config
+from cmb_jax.inference.bundle import WeightsBundle, load_bundle, record_path, with_config
 from cmb_jax.inference.weights_record import read_weights_record
-from cmb_jax.io.atomic import atomic_write_text, sha256_file
+from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text
 
 # With fewer, neither a curve nor an operating point says anything about the next scans.
 FEWEST = 20
@@ -93,16 +94,18 @@ def calibrate_weights(
     else:
         levels = learn_levels(labeled, bundle, max_fp, "--max-fp")
     config = calibrated_config(bundle.config, levels, magnitude)
-    save_with_config(bundle, out, config)
+    content = with_config(bundle, config)
     record.pop("magnitude_alone", None)
     record |= {
         "calibrated_from": {"name": bundle.path.stem, "sha256": bundle.sha256},
-        "sha256": sha256_file(out),
+        "sha256": hashlib.sha256(content).hexdigest(),
         **_levels_record(levels, max_fp, "scans with a phase" if magnitude else "all scans"),
     }
     if magnitude is not None:
         record["magnitude_alone"] = _levels_record(magnitude, max_fp_magnitude, "scans without a phase")
+    # a run killed between the two leaves a record alone, which the next one may replace
     atomic_write_text(record_path(out), json_text(record), overwrite=True)
+    atomic_write_bytes(out, content, overwrite=True)
 
 
 def learn_levels(labeled: LabeledCandidates, bundle: WeightsBundle, max_fp: float, option: str) -> Levels:
