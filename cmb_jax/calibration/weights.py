@@ -12,8 +12,7 @@ import numpy as np
 from cmb_jax.calibration.labeled import LabeledCandidates, read_labeled
 from cmb_jax.config import Config
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.bootstrap import Estimate, bootstrap_counts
-from cmb_jax.evaluation.calibration import DEFINITE_PROBABILITY, Calibration, calibrate
+from cmb_jax.evaluation.calibration import DEFINITE_PROBABILITY, Calibration, calibrate, reliability
 from cmb_jax.evaluation.froc import FrocEvents
 from cmb_jax.evaluation.matching import CENTER3
 from cmb_jax.evaluation.metrics import json_text, reliability_values
@@ -24,7 +23,7 @@ from cmb_jax.evaluation.operating_points import (
     operating_point,
     operating_table,
 )
-from cmb_jax.evaluation.reliability import reliability
+from cmb_jax.evaluation.statistics import Estimate, bootstrap_counts
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, record_path, save_with_config
 from cmb_jax.inference.weights_record import read_weights_record
 from cmb_jax.io.atomic import atomic_write_text, sha256_file

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cmb_jax.evaluation.bootstrap import Counts, Estimate, bootstrap_counts
 from cmb_jax.evaluation.froc import FROC_RATES, FrocEvents, choose_threshold, froc_curve
+from cmb_jax.evaluation.statistics import Counts, Estimate, bootstrap_counts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
