@@ -51,7 +51,7 @@ def run(options: CalibrateOptions) -> None:
     record = out.with_suffix(".json")
     for path in (out, record):
         check_output(path, options.overwrite)
-    from cmb_jax.calibration.weights import calibrate_weights
+    from cmb_jax.calibration import calibrate_weights
     from cmb_jax.inference.bundle import load_bundle
     from cmb_jax.inference.weights_record import describe
 
