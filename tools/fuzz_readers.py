@@ -802,7 +802,7 @@ def read_failure(path: Path) -> object:
 
 
 def read_data_set(path: Path) -> object:
-    from cmb_jax.calibration.labeled import tree_name
+    from cmb_jax.calibration import tree_name
     from cmb_jax.datasets.bids.reader import is_result
     from cmb_jax.phantom.version import phantom_version
 

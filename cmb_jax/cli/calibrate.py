@@ -51,7 +51,7 @@ def run(options: CalibrateOptions) -> None:
     record = out.with_suffix(".json")
     check_output(out, options.overwrite)
     check_output(record, options.overwrite or (not out.exists() and _left_by_a_killed_run(record)))
-    from cmb_jax.calibration.weights import calibrate_weights
+    from cmb_jax.calibration import calibrate_weights
     from cmb_jax.inference.bundle import load_bundle
     from cmb_jax.inference.weights_record import describe
 

@@ -15,7 +15,7 @@ from cmb_jax.config_io import config_from_json, config_to_json, without_paths
 from cmb_jax.detector.functional import Template
 from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.calibration_map import CalibrationMap
+from cmb_jax.evaluation.calibration import CalibrationMap
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.outside import reading
 from cmb_jax.io.weights import (

@@ -22,9 +22,10 @@ from cmb_jax.datasets.types import Case
 from cmb_jax.devices import use_compilation_cache
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.comparison import Comparison, compare, comparison_table, comparison_values
-from cmb_jax.evaluation.evaluate import evaluate_records
+from cmb_jax.evaluation.evaluate import EvaluationResult, evaluate_records
 from cmb_jax.evaluation.metrics import write_metrics
 from cmb_jax.evaluation.present import format_table, report_content
+from cmb_jax.evaluation.read import phantom_truth
 from cmb_jax.evaluation.records import (
     CANDIDATE,
     KEPT,
@@ -33,8 +34,6 @@ from cmb_jax.evaluation.records import (
     SubjectDetections,
     SubjectTruth,
 )
-from cmb_jax.evaluation.result import EvaluationResult
-from cmb_jax.evaluation.simulated import phantom_truth
 from cmb_jax.inference.options import PhaseSign, ScanOptions
 from cmb_jax.inference.predict import CmbDetector, Prediction
 from cmb_jax.io.atomic import atomic_directory, atomic_write_text
