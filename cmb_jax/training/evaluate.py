@@ -43,8 +43,14 @@ from cmb_jax.phantom import simulate_subject
 from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.progress import track
 from cmb_jax.report.evaluation_html import write_evaluation_report
-from cmb_jax.training.run_data import SPLIT_FILE, phantom_member, seen_images
-from cmb_jax.training.scans import OwnData, file_hashes, open_data
+from cmb_jax.training.run_data import (
+    SPLIT_FILE,
+    OwnData,
+    file_hashes,
+    open_data,
+    phantom_member,
+    seen_images,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -108,7 +108,7 @@ def wait_for_all(name: str, seconds: int = _PREPARATION_SECONDS) -> None:
     ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=seconds * 1000)
 
 
-def one_after_the_others(make: Callable[[], T], name: str) -> T:
+def primary_first(make: Callable[[], T], name: str) -> T:
     """Process 0 makes something and keeps it in a cache; then the others find it there.
 
     Args:
@@ -123,7 +123,7 @@ def one_after_the_others(make: Callable[[], T], name: str) -> T:
     return made
 
 
-def as_process_0_says(values: Mapping[str, float]) -> Mapping[str, float]:
+def broadcast_from_primary(values: Mapping[str, float]) -> Mapping[str, float]:
     """The same numbers in every process, whatever their last digits: decisions hang on them."""
     if jax.process_count() == 1:
         return values
@@ -179,7 +179,7 @@ class _Interrupted(BaseException):
 
 
 @contextlib.contextmanager
-def leaving_at_once() -> Iterator[None]:
+def exit_without_barrier() -> Iterator[None]:
     """Around a whole program: a process that cannot go on leaves without waiting for the others.
 
     Their next exchange with it then fails, and they leave in turn. A process that hangs, or a machine that

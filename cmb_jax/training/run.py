@@ -38,10 +38,10 @@ from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.ops.cpu import library
 from cmb_jax.ops.precision import usable_precision
 from cmb_jax.training.checkpoint import QUALITY
-from cmb_jax.training.loop import train
+from cmb_jax.training.detector import train_detector
 from cmb_jax.training.processes import (
     is_primary,
-    one_after_the_others,
+    primary_first,
     wait_for_all,
 )
 from cmb_jax.training.run_data import TrainingData, training_data
@@ -111,7 +111,7 @@ def choose_operating_point(
     return dataclasses.replace(config, inference=inference), how
 
 
-def what_differs(before: Config, config: Config) -> list[str]:
+def incompatible_changes(before: Config, config: Config) -> list[str]:
     """What makes two configurations two runs that cannot go on as one, in words."""
     changed = {
         "another network": before.model.network() != config.model.network(),
@@ -127,7 +127,9 @@ def _remember(config: Config, workdir: Path) -> None:
     """Keep the configuration in the run's folder; refuse to go on with what would be another run."""
     path = workdir / "config.json"
     if path.exists():
-        for what in what_differs(read_config(path, "bring it back, or choose a new --workdir"), config):
+        for what in incompatible_changes(
+            read_config(path, "bring it back, or choose a new --workdir"), config
+        ):
             raise UserError(
                 f"{workdir}: this run was begun with {what}; choose a new --workdir or the old settings"
             )
@@ -227,13 +229,13 @@ def _own(workdir: Path) -> Iterator[None]:
 def _run(
     config: Config, workdir: Path, start: WeightsBundle | None, prepare: Callable[[], TrainingData]
 ) -> None:
-    data = one_after_the_others(prepare, "training data")
+    data = primary_first(prepare, "training data")
 
     def evaluate(params: Any) -> Mapping[str, float]:
         return quality_of(validation_curve(config, params, data.validation))
 
     tick = time.perf_counter()
-    state = train(
+    state = train_detector(
         config,
         workdir,
         data.training,
