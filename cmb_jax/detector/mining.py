@@ -222,10 +222,10 @@ def moved_prototypes(prototypes: jax.Array, samples: Samples, decay: float) -> j
     sample is nearest to stays where it is.
     """
     classes, per_class, _ = prototypes.shape
-    nearest = squared_distances(samples.embeddings, samples.valid, prototypes).argmin(axis=-1)
+    embeddings = jnp.where(samples.valid[:, None], samples.embeddings, 0.0)
+    nearest = squared_distances(embeddings, prototypes).argmin(axis=-1)
     own = jax.nn.one_hot(samples.classes, classes) * samples.valid[:, None]  # (S, classes)
     belongs = own[..., None] * jax.nn.one_hot(nearest, per_class)  # (S, classes, K)
     count = belongs.sum(axis=0)
-    embeddings = jnp.where(samples.valid[:, None], samples.embeddings, 0.0)
     mean = jnp.einsum("sck,se->cke", belongs, embeddings) / jnp.maximum(count, 1.0)[..., None]
     return jnp.where(count[..., None] > 0, decay * prototypes + (1.0 - decay) * mean, prototypes)

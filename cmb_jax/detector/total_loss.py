@@ -9,9 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmb_jax.config import PROPOSAL_STRIDE, LossConfig
-from cmb_jax.detector.anchors import Truths, anchor_sizes, axis_centers, boxes_from_centers, encode_boxes
-from cmb_jax.detector.assignment import Assignment, assign_lattice, assign_nearest, near_truths
-from cmb_jax.detector.detection_loss import (
+from cmb_jax.detector.anchor_losses import (
     UNKNOWN,
     cell_classes,
     drawn_negatives,
@@ -21,6 +19,8 @@ from cmb_jax.detector.detection_loss import (
     semantic_loss,
     smooth_l1,
 )
+from cmb_jax.detector.anchors import Truths, anchor_sizes, axis_centers, boxes_from_centers, encode_boxes
+from cmb_jax.detector.assignment import Assignment, assign_lattice, assign_nearest, near_truths
 from cmb_jax.detector.functional import ProposalMaps
 from cmb_jax.detector.heads import CLASSES
 from cmb_jax.detector.mining import MINERS, SampleBank, Samples, peaks, spread, with_remembered

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from cmb_jax.ops.cpu import library
-from cmb_jax.ops.cpu.calls import like, vary_together
+from cmb_jax.ops.cpu.library import like, vary_together
 
 LEAST_CHANNELS = 4  # that the compiled kernel takes
 

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh
 
 from cmb_jax.config import Config
 from cmb_jax.detector.anchors import Truths
-from cmb_jax.detector.flops import training_gflop
+from cmb_jax.detector.network import training_gflop
 from cmb_jax.errors import UserError
 from cmb_jax.hardware import ACCELERATORS, Hardware, measured_cpu
 from cmb_jax.research.costs import Collective, Costs, costs_of, parse

@@ -36,7 +36,7 @@ from cmb_jax.io.atomic import atomic_write_text, make_folder, sha256_file
 from cmb_jax.io.lock import locked
 from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.ops.cpu import library
-from cmb_jax.ops.precision import usable_precision
+from cmb_jax.ops.cpu.library import usable_precision
 from cmb_jax.training.checkpoint import QUALITY
 from cmb_jax.training.detector import train_detector
 from cmb_jax.training.processes import (

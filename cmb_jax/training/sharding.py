@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from cmb_jax.config import Config
 from cmb_jax.data.patches import Share
 from cmb_jax.errors import UserError
-from cmb_jax.ops.depth import DEPTH_AXIS
+from cmb_jax.ops.conv import DEPTH_AXIS
 
 _AXES = ("data", DEPTH_AXIS)
 
