@@ -2,7 +2,7 @@
 
 XLA:CPU runs its own 3-D convolution 4 to 19 times slower than PyTorch does. On CPU the operation therefore
 goes to `ops/cpu/`, C++ that XLA calls on its own threads, or, where that was not built, to 2-D convolutions
-and matrix products (`conv_portable`). Accelerators get what their compilers know best.
+and matrix products (`conv_portable`). Accelerators get a plain convolution, which their compilers optimize.
 """
 
 from __future__ import annotations

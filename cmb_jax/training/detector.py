@@ -62,10 +62,11 @@ Propose = Callable[[Any, jax.Array], Any]
 
 
 def in_micro_batches(propose: Propose, count: int) -> Propose:
-    """The same function, computed on `count` parts of the batch in turn; B must be a multiple of `count`.
+    """The same function, computed on `count` parts of the batch in turn, which takes less memory.
 
-    Value and gradient are those of the whole batch, whatever loss follows: only the network is cut, while a
-    loss that divides by counts over the batch, or chooses among its samples, sees all of it. Between the
+    B must be a multiple of `count`. Value and gradient are those of the whole batch, whatever loss follows:
+    only the network runs on parts, while a loss that divides by counts over the batch, or chooses among its
+    samples, sees all of it. Between the
     forward and the backward pass the maps alone are kept; each part's forward pass is run again for its
     gradient, and gradients of the parameters add up in the parameters' type.
     """
@@ -129,7 +130,7 @@ def train_step(
     config: Config,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, StepMetrics]:
-    """Gradient, update, moving average; what is not finite changes only the counters."""
+    """One step; a loss or gradient that is not finite changes only the counters."""
     gradient = jax.grad(loss_function, has_aux=True)
     key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
     grads, (terms, samples) = gradient(state.params, batch, template, config, mesh, bank=state.bank, key=key)

@@ -1,4 +1,4 @@
-"""Train a detector on phantoms that it makes itself or on own scans, from nothing or from weights; resume."""
+"""A training run: simulated or own scans in, weights with their record out; resumed where it stopped."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ from cmb_jax.training.state import TrainState
 
 FP_RATES = (0.5, 1.0, 2.0, 4.0)
 OPERATING_FP_RATE = 2.0
-# A handful of lesions is all found at high scores: an operating point chosen on them misses the next ones.
+# A handful of lesions may all score high: an operating point chosen by them would miss others.
 FEWEST_LESIONS = 20
 
 
 def validation_curve(config: Config, params: Any, subjects: Sequence[StoredSubject]) -> FrocCurve:
     """FROC (3 mm rule) on prepared subjects, in mm of each one's own working grid, without localization."""
     finder = ProposalFinder(config, params)
-    happened, lesions = [], []
+    events_per_scan, lesions = [], []
     for stored in subjects:
         found, truth = detect(finder, stored), truth_of(stored, config.data.spacing_mm)
-        happened.append(events(pairs_of(CENTER3, found, truth), found.scores))
+        events_per_scan.append(events(pairs_of(CENTER3, found, truth), found.scores))
         lesions.append(len(truth.centers_mm))
-    return froc_curve(collect_events(happened, lesions))
+    return froc_curve(collect_events(events_per_scan, lesions))
 
 
 def quality_of(curve: FrocCurve) -> dict[str, float]:
@@ -87,10 +87,10 @@ def choose_operating_point(
 ) -> tuple[Config, str]:
     """The configuration with its operating point, and where that comes from.
 
-    The highest sensitivity at no more than `OPERATING_FP_RATE` false positives per validation scan: a missed
-    microbleed is not seen again, a false one is looked at in the report. With fewer than `FEWEST_LESIONS`
-    lesions the false positives alone decide. Without validation subjects it stays that of the weights that
-    training started from, if there are any.
+    The highest sensitivity at no more than `OPERATING_FP_RATE` false positives per validation scan: nobody
+    looks at a missed microbleed again, but a reader sees a false one in the report. With fewer than
+    `FEWEST_LESIONS` lesions the false positives alone decide. Without validation subjects the operating point
+    of the starting weights is kept, if there are any.
     """
     rate = f"{OPERATING_FP_RATE:g} false positives per validation scan"
     if curve is not None and lesions >= FEWEST_LESIONS:
@@ -112,7 +112,7 @@ def choose_operating_point(
 
 
 def incompatible_changes(before: Config, config: Config) -> list[str]:
-    """What makes two configurations two runs that cannot go on as one, in words."""
+    """Why a run begun with one configuration cannot go on with another, in words."""
     changed = {
         "another network": before.model.network() != config.model.network(),
         "another working grid": before.data.spacing_mm != config.data.spacing_mm,
@@ -123,8 +123,8 @@ def incompatible_changes(before: Config, config: Config) -> list[str]:
     return [what for what, differs in changed.items() if differs]
 
 
-def _remember(config: Config, workdir: Path) -> None:
-    """Keep the configuration in the run's folder; refuse to go on with what would be another run."""
+def _store_config(config: Config, workdir: Path) -> None:
+    """Write the configuration to the run's folder; refuse one that the run there cannot go on with."""
     path = workdir / "config.json"
     if path.exists():
         for what in incompatible_changes(
@@ -172,7 +172,7 @@ def training_record(
     operating_point: str,
     weights: Path,
 ) -> dict[str, Any]:
-    """How the weights came about, for the file beside them; `hours` is of the last start of the run."""
+    """How the weights were trained, for the file beside them; `hours` counts from the last start."""
     return {
         "use": data.use,
         "name": config.name,
@@ -208,16 +208,16 @@ def train_run(config: Config, workdir: Path) -> None:
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
 
     def prepare() -> TrainingData:
-        _remember(config, workdir)
+        _store_config(config, workdir)
         return training_data(config, workdir)
 
-    with _own(workdir):
+    with _locked(workdir):
         _run(config, workdir, start, prepare)
 
 
 @contextlib.contextmanager
-def _own(workdir: Path) -> Iterator[None]:
-    """The run's folder for this run alone; of several processes the first one holds it for all."""
+def _locked(workdir: Path) -> Iterator[None]:
+    """Lock the run's folder; of several processes the first one does it for all."""
     if not is_primary():
         yield
         return
