@@ -64,7 +64,7 @@ def conv3d(
         bias: (C_out,) of the kernel's type.
         coarse: map of half the result's size, (B, Z' / 2, Y' / 2, X' / 2, C_out), of x's type.
         strides: steps along z, y, x.
-        relu: raise what is negative to 0.
+        relu: apply ReLU last.
         products: type of the factors of each product, for float32 maps.
 
     Returns:

@@ -28,7 +28,7 @@ def channel_norm(
         scale: (C,) float32.
         bias: (C,) float32.
         epsilon: added to the variance.
-        relu: raise what is negative to 0, in the same pass.
+        relu: apply ReLU, in the same pass.
 
     Returns:
         (..., C), of x's type.

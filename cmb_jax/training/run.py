@@ -162,40 +162,6 @@ def with_start(config: Config) -> tuple[Config, WeightsBundle | None]:
     return config, bundle
 
 
-def training_record(
-    config: Config,
-    data: TrainingData,
-    start: WeightsBundle | None,
-    steps: int,
-    hours: float,
-    quality: Mapping[str, float],
-    operating_point: str,
-    weights: Path,
-) -> dict[str, Any]:
-    """How the weights were trained, for the file beside them; `hours` counts from the last start."""
-    return {
-        "use": data.use,
-        "name": config.name,
-        "date": datetime.date.today().isoformat(),
-        "version": cmb_jax.__version__,
-        "input_version": INPUT_VERSION,
-        "jax": jax.__version__,
-        "steps": steps,
-        "patches": steps * config.data.batch_size,
-        "hours": round(hours, 2),
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "precision": config.train.precision,
-        "cpu_kernel": library.instruction_set() if jax.devices()[0].platform == "cpu" else None,
-        "started_from": None if start is None else {"name": start.path.stem, "sha256": start.sha256},
-        "training_data": data.trained_on,
-        "validation_data": f"{data.validated_on}, without localization" if data.validation else "none",
-        "operating_point": operating_point,
-        "validation": {name: round(value, 4) for name, value in quality.items()},
-        "score_threshold": config.inference.score_threshold,
-        "sha256": sha256_file(weights),
-    }
-
-
 def train_run(config: Config, workdir: Path) -> None:
     """Prepare the data, train, choose the operating point, write `weights.safetensors`.
 
@@ -257,16 +223,38 @@ def _write_weights(
     start: WeightsBundle | None,
     hours: float,
 ) -> None:
+    """The averaged weights with their operating point, and how they were trained in the file beside them."""
     params = jax.device_get(state.ema)
     curve = validation_curve(config, params, data.validation) if data.validation else None
     lesions = sum(len(subject.boxes()) for subject in data.validation)
-    final, how = choose_operating_point(config, curve, lesions, start)
+    final, operating_point = choose_operating_point(config, curve, lesions, start)
     weights = workdir / "weights.safetensors"
     save_bundle(weights, params, final)
     quality = {} if curve is None else quality_of(curve)
-    record = training_record(final, data, start, int(state.step), hours, quality, how, weights)
+    threshold, steps, device = final.inference.score_threshold, int(state.step), jax.devices()[0]
+    record = {
+        "use": data.use,
+        "name": final.name,
+        "date": datetime.date.today().isoformat(),
+        "version": cmb_jax.__version__,
+        "input_version": INPUT_VERSION,
+        "jax": jax.__version__,
+        "steps": steps,
+        "patches": steps * final.data.batch_size,
+        "hours": round(hours, 2),  # since the last start
+        "devices": f"{jax.device_count()} x {device.device_kind}",
+        "precision": final.train.precision,
+        "cpu_kernel": library.instruction_set() if device.platform == "cpu" else None,
+        "started_from": None if start is None else {"name": start.path.stem, "sha256": start.sha256},
+        "training_data": data.trained_on,
+        "validation_data": f"{data.validated_on}, without localization" if data.validation else "none",
+        "operating_point": operating_point,
+        "validation": {name: round(value, 4) for name, value in quality.items()},
+        "score_threshold": threshold,
+        "sha256": sha256_file(weights),
+    }
     atomic_write_text(workdir / "weights.json", json.dumps(record, indent=2) + "\n", overwrite=True)
     if quality:
         print("validation: " + ", ".join(f"{name} {value:.3f}" for name, value in quality.items()))
-    print(f"weights: {weights}\noperating point: {final.inference.score_threshold:.3f}, {how}")
+    print(f"weights: {weights}\noperating point: {threshold:.3f}, {operating_point}")
     print(f"curves: tensorboard --logdir {workdir / 'tensorboard'}, or {workdir / 'metrics.csv'}")

@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cmb_jax.config import Config, DataConfig, PhantomConfig
@@ -191,11 +191,7 @@ def _described(part: PreparedPart) -> str:
 def _prepared(own: OwnData, name: str, config: Config, workdir: Path) -> PreparedPart:
     """One part, with progress; skipped cases and notes go to stderr."""
     part = prepare_cases(
-        own.parts[name],
-        own.root,
-        workdir / "scans",
-        config.data.spacing_mm,
-        lambda cases: track(cases, f"{name} scans", total=len(own.parts[name])),
+        own.parts[name], own.root, workdir / "scans", config.data.spacing_mm, f"{name} scans"
     )
     for case_id, reason in part.skipped:
         print(f"skipped: {case_id}: {reason}", file=sys.stderr)
@@ -297,7 +293,7 @@ def prepare_cases(
     root: Path,
     cache: Path,
     spacing_mm: tuple[float, float, float],
-    progress: Callable[[Iterable[Case]], Iterable[Case]] = iter,
+    what: str = "scans",
 ) -> PreparedPart:
     """Prepare the cases that the cache does not hold yet; those that cannot be used are listed.
 
@@ -306,7 +302,7 @@ def prepare_cases(
       root: of the data set.
       cache: folder of prepared scans; a scan is found again while its files, truth and settings are the same.
       spacing_mm: working grid (z, y, x).
-      progress: wraps the cases, such as a progress bar.
+      what: shown beside the progress bar.
     """
     kept: list[Case] = []
     subjects: list[StoredSubject] = []
@@ -314,7 +310,7 @@ def prepare_cases(
     skipped: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
     region_weights = sha256_file(REGION_WEIGHTS)
-    for case in progress(cases):
+    for case in track(cases, what):
         try:
             files = file_hashes(case, root)
             key = _key(case, files, spacing_mm, region_weights)
