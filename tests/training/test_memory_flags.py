@@ -1,4 +1,4 @@
-"""Accumulation and rematerialisation change no gradient; mixed precision and bfloat16 follow float32."""
+"""Accumulation and rematerialization change no gradient; mixed precision and bfloat16 follow float32."""
 
 import dataclasses
 import functools
@@ -66,7 +66,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
     np.testing.assert_allclose(other_grads, grads, rtol=1e-4, atol=1e-6 * np.abs(grads).max())
 
 
-def test_rematerialisation_changes_no_value():
+def test_rematerialization_changes_no_value():
     (value, grads, text), (other_value, other_grads, other_text) = (
         of_the_network(),
         of_the_network(remat=True),
