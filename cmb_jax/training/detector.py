@@ -25,7 +25,7 @@ from cmb_jax.detector.functional import ProposalMaps, Template, params_of
 from cmb_jax.detector.mining import SampleBank, Samples, empty_bank, moved_prototypes, remember
 from cmb_jax.detector.network import Detector, training_gflop
 from cmb_jax.detector.total_loss import LossTerms, detection_loss
-from cmb_jax.training.loop import Evaluate, Stage, train_loop
+from cmb_jax.training.loop import Evaluate, Stage, Step, train_loop
 from cmb_jax.training.sharding import (
     check_fit,
     make_mesh,
@@ -53,10 +53,6 @@ class DeviceBatch:
     mimics: jax.Array  # (B, Z, Y // 2, X // 2) uint8
 
 
-Step = jax.stages.Wrapped
-"""Jitted (TrainState, DeviceBatch) -> (TrainState, StepMetrics); it can be lowered and exported."""
-
-
 Propose = Callable[[Any, jax.Array], Any]
 """Parameters and images (B, ...) -> maps, a pytree of arrays (B, ...)."""
 
@@ -66,9 +62,9 @@ def in_micro_batches(propose: Propose, count: int) -> Propose:
 
     B must be a multiple of `count`. Value and gradient are those of the whole batch, whatever loss follows:
     only the network runs on parts, while a loss that divides by counts over the batch, or chooses among its
-    samples, sees all of it. Between the
-    forward and the backward pass the maps alone are kept; each part's forward pass is run again for its
-    gradient, and gradients of the parameters add up in the parameters' type.
+    samples, sees all of it. Between the forward and the backward pass the maps alone are kept; each part's
+    forward pass is run again for its gradient, and gradients of the parameters add up in the parameters'
+    type.
     """
     if count == 1:
         return propose
@@ -250,28 +246,34 @@ def train_detector(
       RunStopped: SIGTERM came; the state is saved.
     """
     mesh = make_mesh(config.train.mesh_data, config.train.mesh_space)
-
-    def stage(steps: range, part: Config) -> Stage:
-        def batches(first: int) -> Iterator[DeviceBatch]:
-            stream = patch_batches(
-                subjects,
-                part.data,
-                seed=config.train.seed,
-                phantoms=phantoms,
-                first_step=first,
-                share=share_of_process(part, mesh),
-            )
-            return (put_batch(batch, mesh) for batch in stream)
-
-        shape, size = part.data.patch_shape, part.data.batch_size
-        return Stage(
-            steps=steps,
-            step=make_step(part, mesh),
-            batches=batches,
-            voxels=size * math.prod(shape),
-            gflop=training_gflop(template_of(part).shapes(), shape, size),
-        )
-
     # all at once, so that a later stage whose patches do not fit is refused before the first step
-    stages = [stage(*each) for each in stage_configs(config)]
+    stages = [_stage(steps, part, mesh, subjects, phantoms) for steps, part in stage_configs(config)]
     return train_loop(config.train, workdir, init_state(config, mesh, start_from), mesh, stages, evaluate)
+
+
+def _stage(
+    steps: range,
+    config: Config,
+    mesh: Mesh,
+    subjects: Sequence[StoredSubject],
+    phantoms: Sequence[StoredSubject],
+) -> Stage:
+    def batches(first: int) -> Iterator[DeviceBatch]:
+        stream = patch_batches(
+            subjects,
+            config.data,
+            seed=config.train.seed,
+            phantoms=phantoms,
+            first_step=first,
+            share=share_of_process(config, mesh),
+        )
+        return (put_batch(batch, mesh) for batch in stream)
+
+    shape, size = config.data.patch_shape, config.data.batch_size
+    return Stage(
+        steps=steps,
+        step=make_step(config, mesh),
+        batches=batches,
+        voxels=size * math.prod(shape),
+        gflop=training_gflop(template_of(config).shapes(), shape, size),
+    )
