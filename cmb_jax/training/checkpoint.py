@@ -171,7 +171,7 @@ class Checkpoints:
         step, reason = next(iter(damaged.items()))
         return UserError(
             f"{self._folder}: no checkpoint can be read (the newest, {step}: {reason}); bring one back "
-            "from a copy, or choose a new --workdir to begin anew"
+            "from a copy, or begin anew in another folder"
         )
 
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
