@@ -12,7 +12,7 @@ import tyro
 from cmb_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from cmb_jax.datasets.types import Problem
+    from cmb_jax.datasets.cases import Problem
     from cmb_jax.dicom.choose import Candidate, Choice
     from cmb_jax.dicom.folder import FolderContent
     from cmb_jax.dicom.stacks import Stack

@@ -14,7 +14,7 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from cmb_jax.datasets.types import Problem
+from cmb_jax.datasets.cases import Problem
 from cmb_jax.dicom.files import open_whole
 from cmb_jax.dicom.frames import HEADER_TAGS, Frame, NoImage, instance_frames
 from cmb_jax.errors import UserError

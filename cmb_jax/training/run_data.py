@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cmb_jax.config import Config, PhantomConfig
 from cmb_jax.data.subjects import STORE_VERSION, StoredSubject, stored_subjects
-from cmb_jax.datasets.sheets import read_csv
-from cmb_jax.datasets.split import SPLITS
+from cmb_jax.datasets.index import SPLITS
+from cmb_jax.datasets.tables import read_csv
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.io.tables import table_text

@@ -1,28 +1,30 @@
-"""An index as a JSON file: paths relative to the data root, and the root relative to the file."""
+"""An index as a JSON file, and its split by patient.
+
+Paths are relative to the data root, and the root to the file, so that both can be moved together. No
+patient's scans, synthetic or repeated, are ever on two sides of a split.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cmb_jax.datasets.types import (
-    CONVENTIONS,
-    KINDS,
-    ROLES,
-    Case,
-    DatasetIndex,
-    MaskTruth,
-    PointTruth,
-)
+import numpy as np
+
+from cmb_jax.datasets.cases import CONVENTIONS, KINDS, ROLES, Case, DatasetIndex, MaskTruth, PointTruth
+from cmb_jax.datasets.tables import read_csv
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.io.outside import a_number, a_text, read_json, reading, shown
 
 VERSION = 1
 FORMAT = "cmb-jax data index"
+
+SPLITS = ("train", "val", "test")
+"""To learn from, to choose the operating point on, and for nothing but the final evaluation."""
 
 
 def write_index(path: Path, index: DatasetIndex, root: Path, *, overwrite: bool = False) -> None:
@@ -31,7 +33,7 @@ def write_index(path: Path, index: DatasetIndex, root: Path, *, overwrite: bool 
     Args:
         path: JSON file to make.
         index: its problems are not written: they belong to the check, not to the data.
-        root: of the data set; kept relative to the file's folder, so that both can be moved together.
+        root: of the data set.
         overwrite: replace an existing file.
 
     Raises:
@@ -64,8 +66,8 @@ def read_index(path: Path, root: Path | None = None) -> tuple[DatasetIndex, Path
         The index and the root that its paths are relative to.
 
     Raises:
-        UserError: missing or damaged file, another version, a value that must not be, two cases with one ID,
-            a path that leaves the root, or a file that is gone.
+        UserError: missing or damaged file, another version, an invalid value, two cases with one ID, a path
+            that leaves the root, or a file that is gone.
     """
     path = Path(path)
     content = _load(path)
@@ -99,8 +101,10 @@ def _check(path: Path, index: DatasetIndex, root: Path) -> None:
         if case.case_id.casefold() in seen:
             raise UserError(f"{path}: two subjects with one ID, {case.case_id}; make the index again")
         seen.add(case.case_id.casefold())
-        files = [*case.images.values(), *([case.truth.path] if isinstance(case.truth, MaskTruth) else [])]
-        for name in files:
+        for name in (
+            *case.images.values(),
+            *((case.truth.path,) if isinstance(case.truth, MaskTruth) else ()),
+        ):
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise UserError(f"{path}: {case.case_id}: {name} leaves the data root; make the index again")
             if not (root / name).is_file():
@@ -151,27 +155,22 @@ def _truth_from_json(entry: dict[str, Any] | None) -> MaskTruth | PointTruth | N
     if entry is None:
         return None
     if "mask" in entry:
-        return MaskTruth(
-            path=_text(entry["mask"]),
-            threshold=a_number(entry["threshold"], "threshold", 0, 1),
-            soft=bool(entry["soft"]),
-        )
+        threshold = a_number(entry["threshold"], "threshold", 0, 1)
+        return MaskTruth(path=_text(entry["mask"]), threshold=threshold, soft=bool(entry["soft"]))
     if entry["convention"] not in CONVENTIONS:
         raise ValueError(f"convention is {entry['convention']!r}")
-    points, mimics = (
-        tuple(_point(point) for point in each) for each in (entry["points"], entry.get("mimics", ()))
-    )
+    points = tuple(_point(point) for point in entry["points"])
     diameters = entry.get("diameters_mm")
-    if diameters is not None and len(diameters) != len(points):
-        raise ValueError(f"{len(diameters)} diameters for {len(points)} points")
+    if diameters is not None:
+        if len(diameters) != len(points):
+            raise ValueError(f"{len(diameters)} diameters for {len(points)} points")
+        diameters = tuple(a_number(value, "a diameter", 0, 1000) for value in diameters)
     return PointTruth(
         convention=entry["convention"],
         points=points,
-        diameters_mm=None
-        if diameters is None
-        else tuple(a_number(value, "a diameter", 0, 1000) for value in diameters),
+        diameters_mm=diameters,
         source=_text(entry["source"]),
-        mimics=mimics,
+        mimics=tuple(_point(point) for point in entry.get("mimics", ())),
     )
 
 
@@ -184,3 +183,86 @@ def _point(values: Sequence[object]) -> tuple[float, float, float]:
 
 def _text(value: object) -> str:
     return a_text(value, "an entry")
+
+
+def split_by_patient(
+    cases: Iterable[Case], fractions: Mapping[str, float], *, seed: int
+) -> dict[str, tuple[Case, ...]]:
+    """Distribute patients over splits, each cohort in about the same proportions.
+
+    Patients are shuffled within each combination of cohorts that they belong to, and each one goes to the
+    split that is furthest behind its fraction. The order of `cases` does not matter.
+
+    Args:
+        cases: of one index.
+        fractions: of patients for each split, such as {"train": 0.8, "test": 0.2}; they sum to 1.
+        seed: 0 or more; the same seed gives the same splits.
+
+    Returns:
+        Cases of each split in order of their IDs.
+
+    Raises:
+        ValueError: fractions that are negative or do not sum to 1.
+    """
+    if not fractions or min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1.0) > 1e-6:
+        raise ValueError(f"shares {dict(fractions)} must be 0 or more and sum to 1")
+    ordered = sorted(cases, key=lambda case: case.case_id)
+    cohorts: dict[str, set[str]] = {}
+    for case in ordered:
+        cohorts.setdefault(case.patient_id, set()).add(case.cohort)
+    patients = sorted(cohorts)
+    order = np.random.default_rng(seed).permutation(len(patients))
+    # Patients of one cohort come one after another: as each goes to the split that is furthest behind, every
+    # cohort is spread over the splits in proportion, and not only the whole.
+    queue = sorted((tuple(sorted(cohorts[patients[i]])), rank, patients[i]) for rank, i in enumerate(order))
+    names, shares = list(fractions), np.array(list(fractions.values()))
+    counts = np.zeros(len(names))
+    side: dict[str, str] = {}
+    for number, (_, _, patient) in enumerate(queue, start=1):
+        chosen = int(np.argmax(shares * number - counts))
+        counts[chosen] += 1
+        side[patient] = names[chosen]
+    return {name: tuple(case for case in ordered if side[case.patient_id] == name) for name in names}
+
+
+def read_split(path: Path, cases: Sequence[Case]) -> dict[str, tuple[Case, ...]]:
+    """A split from a CSV table with the columns case_id and split (train, val or test).
+
+    Further columns are ignored, as is the case of letters. Cases that the table does not name are in no
+    split.
+
+    Args:
+        path: the table.
+        cases: of one index.
+
+    Returns:
+        Cases of each of `SPLITS` in order of their IDs.
+
+    Raises:
+        UserError: an unreadable table, a case that the index lacks or that is listed twice, another name of a
+            split, or a patient in two splits.
+    """
+    known = {case.case_id.casefold(): case for case in cases}
+    parts: dict[str, list[Case]] = {name: [] for name in SPLITS}
+    listed: set[str] = set()
+    side_of_patient: dict[str, str] = {}
+    for line, row in enumerate(read_csv(path, ("case_id", "split")), start=2):
+        name, side = row["case_id"], row["split"].casefold()
+        if side not in SPLITS:
+            raise UserError(f"{path}: line {line}: split is {row['split']!r}; write {', '.join(SPLITS)}")
+        case = known.get(name.casefold())
+        if case is None:
+            raise UserError(
+                f"{path}: line {line}: the index has no case {name!r}; correct the line or make the "
+                "index again"
+            )
+        if name.casefold() in listed:
+            raise UserError(f"{path}: line {line}: case {name} stands there twice; keep one line")
+        listed.add(name.casefold())
+        if side_of_patient.setdefault(case.patient_id, side) != side:
+            raise UserError(
+                f"{path}: line {line}: patient {case.patient_id} is in {side_of_patient[case.patient_id]} "
+                f"and in {side}; put all scans of a patient into one part"
+            )
+        parts[side].append(case)
+    return {name: tuple(sorted(part, key=lambda case: case.case_id)) for name, part in parts.items()}
