@@ -1003,9 +1003,8 @@ def read_picture(path: Path) -> object:
 def read_dicom_pixels(path: Path) -> object:
     from pydicom.errors import InvalidDicomError
 
-    from cmb_jax.dicom.convert import _hand_over
-    from cmb_jax.dicom.files import has_mark
-    from cmb_jax.dicom.values import _pixels
+    from cmb_jax.dicom.convert import _hand_over, _pixels
+    from cmb_jax.dicom.folder import has_mark
 
     try:
         has_mark(path)
@@ -1210,7 +1209,7 @@ KINDS: dict[str, Kind] = {
         make_dicom,
         read_dicom_pixels,
         (
-            *("dicom.files:has_mark", "dicom.files:open_whole", "dicom.values:_pixels"),
+            *("dicom.folder:has_mark", "dicom.folder:open_whole", "dicom.convert:_pixels"),
             "dicom.convert:_hand_over",
         ),
         share=0.5,

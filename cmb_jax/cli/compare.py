@@ -48,8 +48,7 @@ def run(options: CompareOptions) -> None:
     existing_file(options.baseline_image, "baseline's image")
     existing_file(options.followup_image, "follow-up's image")
     from cmb_jax.devices import use_compilation_cache
-    from cmb_jax.followup.compare import compare
-    from cmb_jax.followup.outputs import write_comparison
+    from cmb_jax.followup.compare import compare, write_comparison
     from cmb_jax.followup.time_point import read_time_point
 
     use_compilation_cache()
