@@ -59,7 +59,7 @@ def run(options: CompareOptions) -> None:
     say("writing the report")
     write_comparison(comparison, options.out, overwrite=options.overwrite)
     # what is wrong in a JSON file is quoted from it, so it goes to the screen alone
-    for line in (*first.facts.notes, *second.facts.notes, *comparison.warnings):
+    for line in (*first.facts.notes, *second.facts.notes, *comparison.content.warnings):
         print(f"warning: {line}", file=sys.stderr)
-    print(" ".join(comparison.statement))
+    print(" ".join(comparison.content.statement))
     print(f"Report: {options.out / 'report.html'} (research use only)")

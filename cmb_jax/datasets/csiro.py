@@ -76,6 +76,7 @@ def find(root: Path) -> DatasetIndex:
 
 def top_folder(root: Path) -> Path:
     """The folder that holds the four folders and the tables, the root itself if nothing else fits."""
+    # archives unpack with one or two folders above the data
     for parts in (("PublicDataShare_2020",), ("data", "PublicDataShare_2020")):
         folder: Path | None = root
         for part in parts:
@@ -163,6 +164,8 @@ def _case(key: str, path: Path, name: str, root: Path, tables: Mapping[str, Tabl
         if original in tables[_REAL].unreadable:
             raise UserError(tables[_REAL].unreadable[original])
         real = tables[_REAL].triplets.get(original, [])
+    # The table of synthetic microbleeds lists only those; taken alone, it would make the real ones in the
+    # same image background, and a detector would be trained not to find them.
     points = tuple(dict.fromkeys([*stated, *real]))
     repeats = len(stated) - len(set(stated))
     added = len(points) - len(set(stated))

@@ -84,6 +84,7 @@ def guess_kind(root: Path) -> Kind:
     Raises:
         UserError: it has none, or more than one.
     """
+    # Each public set has a sign of its own; a folder without any is an own one, if it holds images.
     fitting: list[Kind] = [kind for kind, looks_like in _SIGNS.items() if looks_like(root)]
     if "csiro" in fitting and "yonsei" in fitting:
         fitting.remove("yonsei")  # CSIRO has workbooks beside SWI too

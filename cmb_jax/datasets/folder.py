@@ -68,6 +68,8 @@ def case_and_word(path: Path, root: Path) -> tuple[str, str | None]:
     is_table = path.suffix.lower() == ".csv"
     if not is_table and not is_nifti(path):
         return "", None
+    # The last word says what the file is, the words before it name the case. Entities of BIDS that differ
+    # between the images of one scan are no part of the case's name.
     before, _, last = stem(path.name).rpartition("_")
     last = last.casefold()
     word: str | None

@@ -6,6 +6,7 @@ patient's scans, synthetic or repeated, are ever on two sides of a split.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -114,27 +115,20 @@ def _check(path: Path, index: DatasetIndex, root: Path) -> None:
 
 
 def _case_to_json(case: Case) -> dict[str, Any]:
-    truth: dict[str, Any] | None = None
-    if isinstance(case.truth, MaskTruth):
-        truth = {"mask": case.truth.path, "threshold": case.truth.threshold, "soft": case.truth.soft}
-    elif isinstance(case.truth, PointTruth):
-        truth = {
-            "convention": case.truth.convention,
-            "points": case.truth.points,
-            "source": case.truth.source,
-        }
-        if case.truth.diameters_mm is not None:
-            truth["diameters_mm"] = case.truth.diameters_mm
-        if case.truth.mimics:
-            truth["mimics"] = case.truth.mimics
-    return {
-        "case_id": case.case_id,
-        "patient_id": case.patient_id,
-        "cohort": case.cohort,
-        "images": dict(case.images),
-        "truth": truth,
-        "notes": case.notes,
-    }
+    return dataclasses.asdict(case) | {"truth": _truth_to_json(case.truth)}
+
+
+def _truth_to_json(truth: MaskTruth | PointTruth | None) -> dict[str, Any] | None:
+    if truth is None:
+        return None
+    if isinstance(truth, MaskTruth):
+        return {"mask": truth.path, "threshold": truth.threshold, "soft": truth.soft}
+    entry: dict[str, Any] = {"convention": truth.convention, "points": truth.points, "source": truth.source}
+    if truth.diameters_mm is not None:
+        entry["diameters_mm"] = truth.diameters_mm
+    if truth.mimics:
+        entry["mimics"] = truth.mimics
+    return entry
 
 
 def _case_from_json(entry: dict[str, Any]) -> Case:

@@ -67,6 +67,8 @@ def inspect(
     defaults = 0
     contrast: list[float] = []
     from_0: list[float] = []
+    # One bad file costs its case, or only an image of it, and never the whole check: a data set of thousands
+    # has some, and all are listed in one go.
     for case in progress(index.cases):
         try:
             reference = read_grid(Path(root) / case.images[case.reference])

@@ -82,6 +82,7 @@ def _from_points(truth: PointTruth, grid: Grid) -> Lesions:
     centers, mimics = (_places_mm(points, truth.convention, grid) for points in (truth.points, truth.mimics))
     measured = truth.diameters_mm is not None
     diameters = np.array(truth.diameters_mm if measured else [DEFAULT_DIAMETER_MM] * len(centers), np.float64)
+    # Indices of a table belong to the file's own axes; boxes belong to the axes that volumes are read on.
     turned = grid.to_ras()
     middle = turned.to_index(centers)[:, ::-1] + 0.5  # voxel i spans [i, i + 1)
     half = 0.5 * diameters[:, None] / voxel_sizes(turned.affine)[::-1]
@@ -180,6 +181,8 @@ def _label(
     if values.min(initial=0.0) < 0:
         raise UserError(f"{path}: holds negative values; give labels, a mask or probabilities")
     largest = float(values.max(initial=0.0))
+    # Whole numbers above 1 are labels of instances (or a mask stored as 255, which `instances` tells apart);
+    # anything else is a mask or a probability, of which connected components count.
     whole = is_whole(values)
     if largest > 1 and (truth.soft or not whole):
         raise UserError(f"{path}: a soft mask must lie in 0 to 1, but its largest value is {largest:g}")

@@ -197,6 +197,8 @@ def _arrays(content: bytes, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def _elements(data: bytes, order: _Order) -> Iterator[_Element]:
+    # A tag is 8 bytes: kind and length. Data of up to 4 bytes are packed into the tag itself, with the length
+    # in the upper half of the first word; all others are padded to 8 bytes, except compressed ones.
     start = 0
     while start < len(data):
         if start + 8 > len(data):

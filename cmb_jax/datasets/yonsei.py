@@ -87,6 +87,8 @@ def _subject_folder(path: Path, root: Path) -> str | None:
 
 def subject_and_role(path: Path, root: Path) -> tuple[str, Role | None]:
     """Subject (in lower case) and role of an image, by its name or else by the names of its folders."""
+    # Copies of the set differ: a role may be the file's name, a part of it, or a folder's name, and the
+    # subject is then what is left of the name, or the nearest folder that is no role.
     name = stem(path.name)
     for word, role in _WORDS.items():
         rest = re.sub(rf"(^|[_\-. ]){word}($|[_\-. ])", "", name, count=1, flags=re.IGNORECASE)

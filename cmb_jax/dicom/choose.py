@@ -90,6 +90,8 @@ def candidates(stacks: Sequence[Stack]) -> tuple[Candidate, ...]:
 
 def _recognize(stack: Stack) -> tuple[Role, str]:
     """The role of a stack. Never guesses: without a sign of susceptibility weighting it is OTHER."""
+    # Exclusions come first: maps, projections and field maps carry the words of what they are made from. A
+    # component that the header states outranks any word, and a name that says magnitude the image type SWI.
     instance, frame = stack.instance, stack.first
     types = set(frame.image_type)
     series = _lower(instance.description)
@@ -245,6 +247,7 @@ def _around(swi: Stack, usable: Sequence[Candidate]) -> Choice:
 
 def _partners(stack: Stack, usable: Sequence[Candidate], role: Role) -> list[Candidate]:
     """Candidates of a role on the stack's grid; of its own study and of its own echo, if any are."""
+    # The grid is what the detector needs; UIDs only break ties, because anonymization may have changed them.
     on_grid = [each for each in _with_role(usable, role) if same_grid(each.stack, stack)]
     on_grid = [each for each in on_grid if _same_study(each.stack, stack)] or on_grid
     return [each for each in on_grid if _same_echo(each.stack, stack)] or on_grid

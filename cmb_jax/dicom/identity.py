@@ -21,45 +21,18 @@ from cmb_jax.io.outside import reading
 
 # Type 2 attributes of patient and study: they must be present, and may be empty.
 _EMPTIED = (
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "PositionReferenceIndicator",
+    "PatientBirthDate PatientSex AccessionNumber ReferringPhysicianName StudyDate StudyTime StudyID "
+    "PositionReferenceIndicator"
 )
 # What names the images and places their voxels, and the scanner's manufacturer: nothing else is copied.
 _KEPT = (
-    "SpecificCharacterSet",
-    "ImageType",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "Modality",
-    "Manufacturer",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "InstanceNumber",
-    "FrameOfReferenceUID",
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "PixelSpacing",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
+    "SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID Modality Manufacturer StudyInstanceUID "
+    "SeriesInstanceUID SeriesNumber InstanceNumber FrameOfReferenceUID SliceThickness SpacingBetweenSlices "
+    "ImagePositionPatient ImageOrientationPatient NumberOfFrames Rows Columns PixelSpacing BitsAllocated "
+    "BitsStored HighBit PixelRepresentation SamplesPerPixel PhotometricInterpretation"
 )
 # Of the functional groups of multi-frame objects.
-_KEPT_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+_KEPT_GROUPS = "PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence"
 _METHOD = "cmb-jax: PS3.15 Annex E Basic Profile, UIDs retained"
 
 
@@ -84,15 +57,15 @@ def without_identifiers(header: Dataset) -> Dataset:
     digest = hashlib.sha256(str(header.get("StudyInstanceUID", "")).encode()).hexdigest()
     bare.PatientID = f"CMB-{digest[:12].upper()}"
     bare.PatientName = f"{bare.PatientID}^"
-    for keyword in _EMPTIED:
+    for keyword in _EMPTIED.split():
         setattr(bare, keyword, "")
     return bare
 
 
-def _only(dataset: Dataset, keywords: Sequence[str]) -> Dataset:
+def _only(dataset: Dataset, keywords: str) -> Dataset:
     """A new dataset with those of these attributes that are present."""
     kept = Dataset()
-    for keyword in keywords:
+    for keyword in keywords.split():
         if keyword in dataset:
             kept[keyword] = dataset[keyword]
     return kept

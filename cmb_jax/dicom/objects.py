@@ -60,8 +60,8 @@ class Source:
 
     headers: Sequence[Dataset]  # of the source objects: one per frame, or the one multi-frame object
     series_number: int  # of the segmentation; report and key images take the next two
-    serial_number: str  # start of the weights' sha256: the device is program and weights
     keep_identifiers: bool  # whether `headers` still name the patient
+    serial_number: str = ""  # start of the weights' sha256: the device is program and weights
 
     @property
     def multi_frame(self) -> bool:
@@ -91,6 +91,7 @@ def make_segmentation(
         labels: (frames, rows, columns) with the findings' ids.
         findings: at least one.
     """
+    # segments are numbered from 1 without gaps, ids of findings are not
     planes = np.zeros(labels.shape, np.uint8 if len(findings) < 256 else np.uint16)
     for number, finding in enumerate(findings, 1):
         planes[labels == finding.row.id] = number

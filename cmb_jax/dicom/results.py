@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from pydicom.dataset import Dataset
 
 from cmb_jax.core.detection import DetectionRow
 from cmb_jax.dicom.convert import FrameMapping
@@ -28,8 +27,7 @@ class Results:
     """What DICOM results are made with; checked before minutes go into a prediction."""
 
     reference: Stack
-    sources: tuple[Dataset, ...]  # headers of its objects, in the order of its frames
-    keep_identifiers: bool
+    source: Source  # headers of its objects, in the order of its frames
 
     def write(
         self,
@@ -56,7 +54,7 @@ class Results:
             trusted: whether the regions are, so that they are named.
         """
         findings = findings_of(rows)
-        source = self._source(weights_sha256)
+        source = dataclasses.replace(self.source, serial_number=weights_sha256[:16])
         segmentation = None
         with _without_warnings():
             if findings:
@@ -72,14 +70,6 @@ class Results:
                 for number, picture in enumerate(pictures, start=1):
                     picture.save_as(folder / "key_images" / f"{number:03d}.dcm")
 
-    def _source(self, weights_sha256: str) -> Source:
-        return Source(
-            headers=self.sources,
-            series_number=_SERIES_OFFSET + (self.reference.instance.series_number or 0),
-            serial_number=weights_sha256[:16],
-            keep_identifiers=self.keep_identifiers,
-        )
-
 
 def prepare_results(reference: Stack, *, keep_identifiers: bool) -> Results:
     """Read what results take over from the stack that they refer to.
@@ -92,16 +82,19 @@ def prepare_results(reference: Stack, *, keep_identifiers: bool) -> Results:
         UserError: its headers are too incomplete or too odd for results that refer to them.
     """
     with _without_warnings():
-        sources = source_headers(reference.instances, keep_identifiers)
-        results = Results(reference=reference, sources=tuple(sources), keep_identifiers=keep_identifiers)
-        missing = [keyword for keyword in _NEEDED if not sources[0].get(keyword)]
+        source = Source(
+            headers=source_headers(reference.instances, keep_identifiers),
+            series_number=_SERIES_OFFSET + (reference.instance.series_number or 0),
+            keep_identifiers=keep_identifiers,
+        )
+        missing = [keyword for keyword in _NEEDED if not source.headers[0].get(keyword)]
         if missing:
             raise _no_results(reference, f"without {' and '.join(missing)}")
         try:
-            make_report(results._source(""), None, ())  # tried out, for what else the headers may lack
+            make_report(source, None, ())  # a trial, for what else the headers may lack
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise _no_results(reference, f"{type(error).__name__} while reading them") from error
-    return results
+    return Results(reference=reference, source=source)
 
 
 def _no_results(reference: Stack, why: str) -> UserError:

@@ -58,6 +58,8 @@ def sort_into_stacks(frames: Iterable[Frame]) -> tuple[Stack, ...]:
     """
     stacks = []
     for members in sorted(_groups(frames, lambda frame: frame.instance.series_uid), key=_series_order):
+        # From what is certain to what is judged: what headers state, then what they round, then positions
+        # that repeat, which only other attributes can tell apart.
         groups = [
             part
             for alike in _groups(members, _kind)
@@ -162,8 +164,8 @@ def _fault(offsets: np.ndarray) -> str:
             f"{repeated} of its {len(offsets)} slices lie where another one lies (two acquisitions in one "
             "series?), and nothing in the headers tells them apart"
         )
-    # Positions may be rounded, so only a step beyond the rounding is a gap. A gap of whole steps means missing
-    # slices, any other means slices that are not evenly spaced.
+    # Positions may be rounded, so only a step beyond the rounding is a gap. A gap of whole steps means that
+    # slices are missing, any other that they are not evenly spaced.
     step = float(np.median(steps))
     gaps = np.flatnonzero(steps > step + _ROUNDED_MM)
     if len(gaps):

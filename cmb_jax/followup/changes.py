@@ -33,6 +33,18 @@ _SHELL_MM = (1.0, 3.5)  # beyond the apparent radius
 _NEAR_BRAIN_MM = 2.0  # the brain mask is right to about its 2 mm voxels
 
 
+def settings(match_mm: float) -> tuple[tuple[str, str], ...]:
+    """(name, value) of all limits, for the record."""
+    values = {
+        "match_mm": match_mm,
+        "moved_mm": MOVED_SHARE * match_mm,
+        "min_signal": MIN_SIGNAL,
+        "min_distinctness": MIN_DISTINCTNESS,
+        "still_dark": STILL_DARK,
+    }
+    return tuple((name, f"{value:g}") for name, value in values.items())
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Surveyed:
     """An image with what is needed to say whether a lesion would show on it."""
@@ -136,6 +148,8 @@ def why_not_shown(
         other: the scan without it.
         there_mm: (3,) the same place in RAS mm of the other scan.
     """
+    # From what the other scan cannot show at all to what it may show but did not report. Only a lesion that
+    # passes every test is called new or resolved.
     there = spot_at(other, there_mm, diameter_mm)
     if there is None:
         return f"outside the field of view of the {other.name}"
@@ -208,6 +222,8 @@ def find_changes(
     """
     first, first_rejected = _sides(baseline_rows, registration.matrix)
     second, second_rejected = _sides(followup_rows, inverse(registration.matrix))
+    # In the order of how sure a match is: each pair that is found takes its lesions out of the later rounds.
+    # Rejected candidates come last, so that they never take the place of a kept one.
     found: list[Change] = []
     if registration.trusted:
         for n, m, apart_mm in _pair(first, second, match_mm):

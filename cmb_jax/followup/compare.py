@@ -13,14 +13,7 @@ from nibabel.affines import apply_affine
 
 import cmb_jax
 from cmb_jax.errors import UserError
-from cmb_jax.followup.changes import (
-    MATCH_MM,
-    MIN_DISTINCTNESS,
-    MIN_SIGNAL,
-    MOVED_SHARE,
-    STILL_DARK,
-    find_changes,
-)
+from cmb_jax.followup.changes import MATCH_MM, find_changes, settings
 from cmb_jax.followup.registration import Registration, register
 from cmb_jax.followup.time_point import TimePoint, protocol_warnings, provenance_warnings
 from cmb_jax.inference.outputs import NOTICE
@@ -56,35 +49,7 @@ class Comparison:
     baseline: TimePoint
     followup: TimePoint
     registration: Registration
-    changes: tuple[Change, ...]
-    statement: tuple[str, ...]
-    warnings: tuple[str, ...]
-    settings: tuple[tuple[str, str], ...]
-
-    @property
-    def content(self) -> ComparisonContent:
-        """For the report."""
-        found = self.registration
-        quality = (
-            ("trusted", "yes" if found.trusted else "no"),
-            ("Dice of the brain masks", f"{found.dice:.3f}"),
-            ("correlation of the images", f"{found.correlation:.3f}"),
-            ("mutual information (nats)", f"{found.mutual_information:.3f}"),
-            ("shared part of the brain", f"{found.shared:.2f}"),
-            ("rotation (degrees)", f"{found.rotation_deg:.1f}"),
-        )
-        return ComparisonContent(
-            baseline=self.baseline.content,
-            followup=self.followup.content,
-            changes=self.changes,
-            matrix=found.matrix,
-            trusted=found.trusted,
-            quality=quality,
-            statement=self.statement,
-            warnings=self.warnings,
-            settings=self.settings,
-            version=cmb_jax.__version__,
-        )
+    content: ComparisonContent  # for the report
 
 
 def compare(
@@ -109,6 +74,8 @@ def compare(
         raise UserError(
             f"{followup.image.source}: is the same image as {baseline.image.source}; give two time points"
         )
+    # Lesions are matched in the follow-up's space by their places alone; what the images show decides only
+    # about those without a partner.
     progress("registering the follow-up to the baseline")
     found = register(baseline.image, baseline.brain, followup.image, followup.brain)
     progress("matching lesions")
@@ -122,21 +89,27 @@ def compare(
             "No lesion is called new, resolved or stable."
         )
         warnings = (warning, *warnings)
-    return Comparison(
-        baseline=baseline,
-        followup=followup,
-        registration=found,
+    quality = (
+        ("trusted", "yes" if found.trusted else "no"),
+        ("Dice of the brain masks", f"{found.dice:.3f}"),
+        ("correlation of the images", f"{found.correlation:.3f}"),
+        ("mutual information (nats)", f"{found.mutual_information:.3f}"),
+        ("shared part of the brain", f"{found.shared:.2f}"),
+        ("rotation (degrees)", f"{found.rotation_deg:.1f}"),
+    )
+    content = ComparisonContent(
+        baseline=baseline.content,
+        followup=followup.content,
         changes=changes,
+        matrix=found.matrix,
+        trusted=found.trusted,
+        quality=quality,
         statement=statement(changes, found.trusted),
         warnings=warnings,
-        settings=(
-            ("match_mm", f"{match_mm:g}"),
-            ("moved_mm", f"{MOVED_SHARE * match_mm:g}"),
-            ("min_signal", f"{MIN_SIGNAL:g}"),
-            ("min_distinctness", f"{MIN_DISTINCTNESS:g}"),
-            ("still_dark", f"{STILL_DARK:g}"),
-        ),
+        settings=settings(match_mm),
+        version=cmb_jax.__version__,
     )
+    return Comparison(baseline=baseline, followup=followup, registration=found, content=content)
 
 
 def count_class(new: int) -> str:
@@ -194,7 +167,7 @@ def write_comparison(comparison: Comparison, out: Path, *, overwrite: bool = Fal
     """
     matrix = comparison.registration.matrix
     back = np.linalg.inv(matrix)
-    lines = [_line(change, matrix, back) for change in comparison.changes]
+    lines = [_line(change, matrix, back) for change in comparison.content.changes]
     table = table_text(COLUMNS, ([line[name] for name in COLUMNS] for line in lines))
     record = json.dumps(_record(comparison, lines), indent=2)
     with atomic_directory(out, overwrite=overwrite) as folder:
@@ -224,7 +197,7 @@ def _line(change: Change, matrix: np.ndarray, back: np.ndarray) -> dict[str, Any
 
 def _record(comparison: Comparison, lines: list[dict[str, Any]]) -> dict[str, Any]:
     """comparison.json: everything but the pictures, and what it was made from."""
-    found = comparison.registration
+    found, content = comparison.registration, comparison.content
     return {
         "notice": NOTICE,
         "version": cmb_jax.__version__,
@@ -242,10 +215,10 @@ def _record(comparison: Comparison, lines: list[dict[str, Any]]) -> dict[str, An
             "rotation_deg": found.rotation_deg,
             "shift_mm": found.shift_mm,
         },
-        "settings": dict(comparison.settings),
-        "counts": {status: sum(each.status == status for each in comparison.changes) for status in STATUSES},
-        "statement": list(comparison.statement),
-        "warnings": list(comparison.warnings),
+        "settings": dict(content.settings),
+        "counts": {status: content.count(status) for status in STATUSES},
+        "statement": list(content.statement),
+        "warnings": list(content.warnings),
         "lesions": lines,
     }
 

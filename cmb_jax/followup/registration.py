@@ -98,6 +98,8 @@ def register(
         followup_brain: (X, Y, Z) bool on its grid, not empty.
     """
     fixed, moving = _lattice(baseline, baseline_brain), _lattice(followup, followup_brain)
+    # The centers of both brains are aligned first: two scans of one head may lie centimeters apart, farther
+    # than the optimizer reaches. Samples are regular, not random, for the same matrix every time.
     start = sitk.Euler3DTransform()
     start.SetCenter(fixed.middle_mm.tolist())
     start.SetTranslation((moving.middle_mm - fixed.middle_mm).tolist())

@@ -9,16 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from cmb_jax.datasets.bids.layout import (
-    CONTRASTS,
-    OLD_PHASE,
-    BidsFile,
-    BidsName,
-    Scan,
-    natural,
-    plain_index,
-    why_not_read,
-)
+from cmb_jax.datasets.bids import layout
+from cmb_jax.datasets.bids.layout import CONTRASTS, BidsFile, BidsName, Scan
 from cmb_jax.datasets.bids.sidecar import ImageFacts, read_facts
 from cmb_jax.datasets.images import Grid, read_grid
 from cmb_jax.errors import UserError
@@ -26,7 +18,7 @@ from cmb_jax.io.outside import reading
 
 Part = Literal["swi", "mag", "phase"]
 
-_CONTRAST_OF = {contrast.casefold(): contrast for contrast in CONTRASTS} | {OLD_PHASE: "GRE"}
+_CONTRAST_OF = {contrast.casefold(): contrast for contrast in CONTRASTS} | {layout.OLD_PHASE: "GRE"}
 _SAME_GRID_VOXELS = 0.01  # practically the same header: the detector does not resample one onto the other
 _SAME_TE_MS = 0.05
 
@@ -54,9 +46,9 @@ class Candidate:
     facts: ImageFacts
 
     @property
-    def echo(self) -> tuple[int, str]:
-        """Sorts echoes by their numbers."""
-        return natural(self.file.name.get("echo") or "")
+    def echo(self) -> str:
+        """Its number without leading zeros, "" if the name has none."""
+        return layout.plain_index(self.file.name.get("echo") or "")
 
     def same_grid(self, other: Candidate) -> bool:
         """Whether both lie voxel on voxel."""
@@ -164,6 +156,8 @@ def choose(scan: Scan, root: Path) -> Choice:
     Raises:
         UserError: nothing can be taken; says why.
     """
+    # All sets of images that could make a result are listed and sorted; `order` holds the rules, so that the
+    # reason why one goes before another can be read off the first number in which they differ.
     candidates, left = _read_candidates(scan, root)
     sets = sorted(_sets(_series_of(candidates)), key=lambda images: images.order)
     if not sets:
@@ -197,7 +191,7 @@ def _read_candidates(scan: Scan, root: Path) -> tuple[list[Candidate], list[NotT
     for file in scan.files:
         contrast = _CONTRAST_OF.get(file.name.suffix.casefold(), "")
         try:
-            why_not = why_not_read(file.name)
+            why_not = layout.why_not_read(file.name)
             if why_not is not None:
                 raise UserError(why_not)
             part = part_of(file.name)
@@ -221,7 +215,7 @@ def part_of(name: BidsName) -> Part:
         UserError: a part that is not read.
     """
     stated = (name.get("part") or "").casefold()
-    if name.suffix.casefold() == OLD_PHASE or stated in ("phase", "pha"):
+    if name.suffix.casefold() == layout.OLD_PHASE or stated in ("phase", "pha"):
         return "phase"
     if stated in ("mag", "magnitude"):
         return "mag"
@@ -242,7 +236,7 @@ def _grid(path: Path) -> Grid:
 def _series_of(candidates: Iterable[Candidate]) -> list[_Series]:
     """The acquisitions among the candidates, echoes in the order of their numbers."""
     groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[Candidate]] = {}
-    for image in sorted(candidates, key=lambda image: image.echo):
+    for image in sorted(candidates, key=lambda image: layout.natural(image.echo)):
         key = (image.contrast, image.file.name.key_without("part", "echo"))
         groups.setdefault(key, []).append(image)
     return [
@@ -258,7 +252,7 @@ def _series_of(candidates: Iterable[Candidate]) -> list[_Series]:
 
 
 def _by_echo(images: Iterable[Candidate], part: Part) -> dict[str, Candidate]:
-    return {plain_index(image.file.name.get("echo") or ""): image for image in images if image.part == part}
+    return {image.echo: image for image in images if image.part == part}
 
 
 def _sets(series: list[_Series]) -> Iterator[ImageSet]:
@@ -271,19 +265,24 @@ def _sets(series: list[_Series]) -> Iterator[ImageSet]:
                 magnitudes=(magnitude,) if magnitude else (),
                 phases=(phase,) if phase else (),
             )
+        # the magnitude and phase of a SWI can also make a result by themselves
         if each.pairs:
             yield _magnitude_and_phase(each)
         elif each.magnitudes:
-            last = max(
-                each.magnitudes.values(), key=lambda image: (image.facts.echo_time_ms or 0, image.echo)
-            )
+            last = max(each.magnitudes.values(), key=_echo_order)
             yield ImageSet(kind=ChoiceKind.MAGNITUDE_ALONE, magnitudes=(last,))
+
+
+def _echo_order(image: Candidate) -> tuple[float, tuple[int, str]]:
+    return image.facts.echo_time_ms or 0.0, layout.natural(image.echo)
 
 
 def _companions(
     swi: Candidate, home: _Series, series: list[_Series]
 ) -> tuple[Candidate | None, Candidate | None]:
     """Single-echo phase and magnitude on the grid of a SWI: of its own series first, then by their names."""
+    # A SWI and its phase often differ in more of their names than the part, so the grid decides which images
+    # fit, and names only which is taken. A series of several echoes is no companion: a SWI is made of all.
     nearest = sorted(
         series,
         key=lambda other: (

@@ -198,6 +198,9 @@ class BidsLayout:
             raise UserError(f"{where}: cannot be read ({error.strerror}); check its permissions") from error
 
     def _scans_of_session(self, participant: str, session: str | None, folder: Path) -> Iterator[Scan]:
+        # Run and chunk name scans; all other entities (acq, rec, part, echo, ...) name images of one scan,
+        # among which `choice.choose` takes the best. Some data sets number the runs of the SWI and not those
+        # of its phase.
         files = tuple(_files(folder, self.root, participant, session))
         runs = {plain_index(run): run for file in files if (run := file.name.get("run"))}
         groups: dict[tuple[str, str], list[BidsFile]] = {}
