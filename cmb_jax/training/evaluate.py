@@ -16,9 +16,9 @@ import numpy as np
 from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.config import Config
 from cmb_jax.core.detection import DetectionRow
+from cmb_jax.datasets.cases import Case
 from cmb_jax.datasets.images import read_scan
 from cmb_jax.datasets.lesions import lesions_of
-from cmb_jax.datasets.types import Case
 from cmb_jax.devices import use_compilation_cache
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.comparison import Comparison, compare, comparison_table, comparison_values

@@ -13,12 +13,11 @@ from pathlib import Path
 from cmb_jax.config import Config, DataConfig, PhantomConfig
 from cmb_jax.data.prepare import boxes_of_lesions, boxes_on_working_grid, edge_coordinates
 from cmb_jax.data.subjects import STORE_VERSION, StoredSubject, is_stored, store_scan, stored_subjects
+from cmb_jax.datasets.cases import Case, DatasetIndex, MaskTruth
 from cmb_jax.datasets.images import read_scan
-from cmb_jax.datasets.index_file import read_index
+from cmb_jax.datasets.index import SPLITS, read_index, read_split, split_by_patient
 from cmb_jax.datasets.lesions import CONNECTIVITY, DEFAULT_DIAMETER_MM, lesions_of
-from cmb_jax.datasets.sheets import read_csv
-from cmb_jax.datasets.split import SPLITS, read_split, split_by_patient
-from cmb_jax.datasets.types import Case, DatasetIndex, MaskTruth
+from cmb_jax.datasets.tables import read_csv
 from cmb_jax.errors import UserError
 from cmb_jax.inference.scan import prepare_scan
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
