@@ -8,8 +8,7 @@ from pathlib import Path
 
 from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.cohort.dataset import RAW, REGIONS, source_uri
-from cmb_jax.datasets.bids.candidates import Candidate
-from cmb_jax.datasets.bids.choice import Choice, ChoiceKind
+from cmb_jax.datasets.bids.choice import Candidate, Choice, ChoiceKind
 from cmb_jax.inference.options import PhaseSign, ScanOptions
 from cmb_jax.inference.swi_image import OpenSignError, make_swi
 from cmb_jax.io.atomic import sha256_file

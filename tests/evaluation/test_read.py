@@ -12,11 +12,11 @@ from cmb_jax.errors import UserError
 from cmb_jax.evaluation.read import (
     find_predictions,
     find_truth,
+    phantom_truth,
     read_detections_csv,
     read_detections_volume,
     read_labels,
 )
-from cmb_jax.evaluation.simulated import phantom_truth
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.tree import write_subject
 from cmb_jax.phantom.types import CMB_KIND, LesionTable, MimicKind, PhantomSubject

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from cmb_jax.evaluation.agreement import cohen_kappa
+from cmb_jax.evaluation.statistics import cohen_kappa
 from cmb_jax.review.marks import MIMIC_KINDS
 from cmb_jax.review.reading import read_readings
 from cmb_jax.review.result import load_result
