@@ -30,7 +30,7 @@ from cmb_jax.scan.phase_range import PhaseRange
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cmb_jax.inference.options import PhaseSign
+    from cmb_jax.scan import PhaseSign
 
 Image = Volume | str | Path | nib.spatialimages.SpatialImage | tuple[np.ndarray, np.ndarray]
 """A file's name, a nibabel image, an array (I, J, K) with its affine (4, 4) to RAS mm, or a Volume."""

@@ -578,8 +578,7 @@ def bundled_record(folder: Path) -> Path:
 
 def read_description(path: Path) -> object:
     from cmb_jax.config import Config
-    from cmb_jax.inference.bundle import WeightsBundle
-    from cmb_jax.inference.weights_record import describe
+    from cmb_jax.inference.bundle import WeightsBundle, describe
 
     config = Config()
     config = dataclasses.replace(
@@ -908,7 +907,7 @@ def read_image(path: Path) -> object:
 
 def read_stored(path: Path) -> object:
     from cmb_jax.io.header import open_nifti
-    from cmb_jax.io.storage import stored_values
+    from cmb_jax.io.nifti import stored_values
 
     return stored_values(open_nifti(path)).tobytes()
 
@@ -1036,7 +1035,7 @@ KINDS: dict[str, Kind] = {
         lambda f: nifti(f, "a.nii"), read_header, (*HEADER, "datasets.bids.candidates:_grid")
     ),
     "nifti_stored": Kind(
-        lambda f: nifti(f, "a.nii.gz"), read_stored, ("io.storage:stored_values",), checked=True
+        lambda f: nifti(f, "a.nii.gz"), read_stored, ("io.nifti:stored_values",), checked=True
     ),
     "dicom": Kind(make_dicom, read_dicom, ("dicom.folder:_read", "dicom.identity:source_headers"), share=0.5),
     "sidecar": Kind(
@@ -1135,8 +1134,8 @@ KINDS: dict[str, Kind] = {
         bundled_record,
         read_description,
         (
-            "inference.weights_record:read_weights_record",
-            "inference.weights_record:describe",
+            "inference.bundle:read_weights_record",
+            "inference.bundle:describe",
             "cli.weights:show",
         ),
         "json",
@@ -1232,6 +1231,7 @@ OWN = {
     "anatomy.own_regions:freesurfer_table": "comes with the package",
     "dicom.convert:_is_of": "dcm2niix wrote it a moment before into a folder of this process",
     "io.atomic:sha256_file": "makes nothing of the content",
+    "io.header:_system_lines": "what the system says of its memory",
     "viewer.server:_post": "takes a request of the page, not a file; tests/viewer",
 }
 """Readers that read nothing from outside."""

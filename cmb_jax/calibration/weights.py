@@ -25,8 +25,13 @@ from cmb_jax.evaluation.operating_points import (
     operating_table,
 )
 from cmb_jax.evaluation.reliability import reliability
-from cmb_jax.inference.bundle import WeightsBundle, load_bundle, record_path, save_with_config
-from cmb_jax.inference.weights_record import read_weights_record
+from cmb_jax.inference.bundle import (
+    WeightsBundle,
+    load_bundle,
+    read_weights_record,
+    record_path,
+    save_with_config,
+)
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 
 # With fewer, neither a curve nor an operating point says anything about the next scans.

@@ -52,8 +52,7 @@ def run(options: CalibrateOptions) -> None:
     for path in (out, record):
         check_output(path, options.overwrite)
     from cmb_jax.calibration.weights import calibrate_weights
-    from cmb_jax.inference.bundle import load_bundle
-    from cmb_jax.inference.weights_record import describe
+    from cmb_jax.inference.bundle import describe, load_bundle
 
     calibrate_weights(
         pred,

@@ -71,7 +71,7 @@ def check(options: CheckOptions) -> None:
     """
     from cmb_jax.datasets.find import find
     from cmb_jax.datasets.inspection import inspect
-    from cmb_jax.io.naming import is_pseudonym
+    from cmb_jax.io.provenance import is_pseudonym
     from cmb_jax.report.lesion_sheet import LesionSheet, check_suffix
 
     path, out, overwrite = options.path, options.out, options.overwrite

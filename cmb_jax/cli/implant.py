@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import cmb_jax
 from cmb_jax.cli.common import check_output, existing_file
 from cmb_jax.errors import UserError
-from cmb_jax.inference.options import PhaseSign, StoredPhase
+from cmb_jax.scan import PhaseSign, StoredPhase
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,8 +88,7 @@ def run(options: ImplantOptions) -> None:
     from cmb_jax.implant.scan import find_brain, read_scan
     from cmb_jax.io.atomic import atomic_directory
     from cmb_jax.io.header import open_nifti
-    from cmb_jax.io.nifti import write_volume
-    from cmb_jax.io.storage import scaled_magnitude, shifted_phase, write_stored
+    from cmb_jax.io.nifti import scaled_magnitude, shifted_phase, write_stored, write_volume
     from cmb_jax.phantom.types import CMB_KIND
     from cmb_jax.scan.phase_sign import field_direction
 
@@ -184,7 +183,7 @@ def _native(values: np.ndarray, like: Volume) -> np.ndarray:
 
 def _inputs(keep_identifiers: bool, **paths: Path | None) -> list[dict[str, str]]:
     from cmb_jax.io.atomic import sha256_file
-    from cmb_jax.io.naming import shown_name
+    from cmb_jax.io.provenance import shown_name
 
     given = {role: (path, sha256_file(path)) for role, path in paths.items() if path is not None}
     return [

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from cmb_jax.cli.common import check_output, check_threshold, existing_file
 from cmb_jax.errors import NotAnalysableError, UserError
-from cmb_jax.inference.options import PhaseSign, ScanOptions
+from cmb_jax.inference.options import ScanOptions
 from cmb_jax.progress import Say, stopwatch
+from cmb_jax.scan import PhaseSign
 
 if TYPE_CHECKING:
     from cmb_jax.anatomy.own_regions import LabelTable
@@ -145,9 +146,9 @@ def predict(options: PredictOptions) -> Prediction:
     """
     from cmb_jax.inference.outputs import described_inputs
     from cmb_jax.io.atomic import sha256_file
-    from cmb_jax.io.memory import check_fits
-    from cmb_jax.io.naming import stem
+    from cmb_jax.io.header import check_fits
     from cmb_jax.io.nifti import read_volume
+    from cmb_jax.io.provenance import stem
 
     say = stopwatch()
     swi, phase, magnitude, out = options.swi, options.phase, options.magnitude, options.out

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cmb_jax
-from cmb_jax.inference.options import PhaseSign, StoredPhase
+from cmb_jax.scan import PhaseSign, StoredPhase
 
 if TYPE_CHECKING:
     from cmb_jax.io.volume import Volume
@@ -53,10 +53,9 @@ def run(options: SwiOptions) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from cmb_jax.inference.swi_image import make_swi
     from cmb_jax.io.atomic import atomic_directory
-    from cmb_jax.io.multi_echo import read_echoes
-    from cmb_jax.io.nifti import write_volume
+    from cmb_jax.io.nifti import read_echoes, write_volume
+    from cmb_jax.scan.make_swi import make_swi
     from cmb_jax.scan.phase_range import asked_range
     from cmb_jax.scan.swi import DEFAULT_WIDTH_MM, PHASE_MASK_POWER, minimum_intensity_projection
 
@@ -104,7 +103,7 @@ def run(options: SwiOptions) -> None:
 
 
 def _described(role: str, volume: Volume, keep_identifiers: bool) -> dict[str, str]:
-    from cmb_jax.io.naming import shown_name
+    from cmb_jax.io.provenance import shown_name
 
     assert volume.source is not None  # read from a file, as all inputs here
     assert volume.sha256 is not None

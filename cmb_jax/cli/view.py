@@ -17,9 +17,9 @@ from cmb_jax.cli.review import summary, unread_text
 from cmb_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from cmb_jax.inference.options import PhaseSign
     from cmb_jax.io.volume import Volume
     from cmb_jax.review.result import Result
+    from cmb_jax.scan import PhaseSign
     from cmb_jax.viewer.images import ViewerImages
     from cmb_jax.viewer.server import ViewerServer
 
@@ -174,7 +174,7 @@ def _searched(path: Path, role: str, result: Result, record: dict[str, Any]) -> 
 def _truth(files: Sequence[Path], result: Result) -> dict[str, Any]:
     """Truth in the folder `truth` of the result, as `cmb-jax review import` writes it."""
     from cmb_jax.datasets.folder import case_and_word
-    from cmb_jax.io.naming import is_bids_name
+    from cmb_jax.io.provenance import is_bids_name
     from cmb_jax.review.truth import write_truth
 
     folder = result.paths.work / "truth"

@@ -27,8 +27,7 @@ def show(options: ShowOptions) -> None:
       UserError: no such weights, or a damaged record.
     """
     from cmb_jax.config_io import config_to_json
-    from cmb_jax.inference.bundle import load_bundle
-    from cmb_jax.inference.weights_record import describe, key_statement
+    from cmb_jax.inference.bundle import describe, key_statement, load_bundle
     from cmb_jax.io.outside import read_text
 
     bundle = load_bundle(options.weights)

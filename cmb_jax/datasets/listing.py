@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cmb_jax.datasets.types import Case, Problem
 from cmb_jax.errors import UserError
-from cmb_jax.io.naming import stem
+from cmb_jax.io.provenance import stem
 
 _NIFTI = (".nii.gz", ".nii")
 

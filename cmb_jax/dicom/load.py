@@ -13,9 +13,10 @@ from cmb_jax.dicom.grid import FrameMapping, frame_mapping
 from cmb_jax.dicom.phase import alternates, stated_phase_range, without_alternation
 from cmb_jax.dicom.stacks import Stack
 from cmb_jax.errors import NotAnalysableError
-from cmb_jax.inference.swi_image import OpenSignError, make_swi
 from cmb_jax.io.nifti import check_same_grid
 from cmb_jax.io.volume import Volume
+from cmb_jax.scan import PhaseSign
+from cmb_jax.scan.make_swi import OpenSignError, make_swi
 from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
 
 
@@ -38,7 +39,7 @@ def load(
     choice: Choice,
     *,
     phase_range: PhaseRange | None = None,
-    phase_sign: str = "auto",
+    phase_sign: PhaseSign = "auto",
     progress: Callable[[str], None] | None = None,
 ) -> DicomImages:
     """Converts the chosen stacks; makes the susceptibility-weighted image if there is none.
@@ -139,7 +140,7 @@ def _unalternated(phase: Volume, weight: Volume, stack: Stack, steps: list[str])
 
 
 def _made(
-    magnitudes: list[Volume], phases: list[Volume], te_ms: tuple[float, ...], phase_sign: str
+    magnitudes: list[Volume], phases: list[Volume], te_ms: tuple[float, ...], phase_sign: PhaseSign
 ) -> tuple[Volume, Volume]:
     """SWI and its high-passed phase (paramagnetic positive) on the grid of the magnitude."""
     made = make_swi(

@@ -33,7 +33,7 @@ from cmb_jax.evaluation.reliability import Reliability, reliability
 from cmb_jax.evaluation.result import EvaluationResult, RuleResult, SubjectRow, ValdoSummary
 from cmb_jax.evaluation.subsets import SIZES, ScanCells, of_size, scan_cells, subset_results
 from cmb_jax.evaluation.valdo import ValdoCase, valdo_case
-from cmb_jax.io.naming import is_pseudonym
+from cmb_jax.io.provenance import is_pseudonym
 
 __all__ = [
     "EvaluationResult",
@@ -88,7 +88,7 @@ def evaluate(
         threshold: of the score; None takes what the prediction keeps (probability maps: 0.5).
         bootstrap_samples: resamples of the scans for the 95 % intervals; 0 for none.
         seed: of the resampling.
-        keep_identifiers: False numbers the scans whose names are no pseudonyms (`io.naming`).
+        keep_identifiers: False numbers the scans whose names are no pseudonyms (`io.provenance`).
 
     Raises:
         UserError: folders or files that are missing, empty, unreadable or do not fit each other.

@@ -18,11 +18,12 @@ from cmb_jax.core.detection import DetectionRow, RejectReason
 from cmb_jax.data.prepare import points_from_edges
 from cmb_jax.detector.anchors import Detections, box_centers, box_sizes
 from cmb_jax.inference.bundle import WeightsBundle, calibration_of, load_bundle
-from cmb_jax.inference.options import PhaseSign, ScanOptions
+from cmb_jax.inference.options import ScanOptions
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.inference.scan import Clock, PreparedScan, prepare_scan
 from cmb_jax.io.nifti import native_index
 from cmb_jax.io.volume import ScanImages, Volume
+from cmb_jax.scan import PhaseSign
 from cmb_jax.scan.phase_range import PhaseRange
 
 # The region map is right to about half of its 2 mm voxels: the sphere that votes is larger by that much.

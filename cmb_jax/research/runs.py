@@ -22,7 +22,8 @@ from cmb_jax.detector.flops import forward_gflop
 from cmb_jax.detector.functional import Template
 from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError
-from cmb_jax.io.outside import a_number, read_json_object, read_rows, reading
+from cmb_jax.io.outside import a_number, read_json_object, reading
+from cmb_jax.io.tables import read_rows
 from cmb_jax.io.weights import named_leaves
 from cmb_jax.training.run import train_run, what_differs
 

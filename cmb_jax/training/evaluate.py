@@ -35,7 +35,7 @@ from cmb_jax.evaluation.records import (
 )
 from cmb_jax.evaluation.result import EvaluationResult
 from cmb_jax.evaluation.simulated import phantom_truth
-from cmb_jax.inference.options import PhaseSign, ScanOptions
+from cmb_jax.inference.options import ScanOptions
 from cmb_jax.inference.predict import CmbDetector, Prediction
 from cmb_jax.io.atomic import atomic_directory, atomic_write_text
 from cmb_jax.io.volume import ScanImages
@@ -43,6 +43,7 @@ from cmb_jax.phantom import simulate_subject
 from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.progress import track
 from cmb_jax.report.evaluation_html import write_evaluation_report
+from cmb_jax.scan import PhaseSign
 from cmb_jax.training.run_data import SPLIT_FILE, phantom_member, seen_images
 from cmb_jax.training.scans import OwnData, file_hashes, open_data
 

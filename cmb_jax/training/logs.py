@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from cmb_jax.io.outside import read_rows
+from cmb_jax.io.tables import read_rows
 from cmb_jax.progress import Bar, tell
 
 
