@@ -594,13 +594,13 @@ def read_description(path: Path) -> object:
 
 def small_config(folder: Path) -> Path:
     from cmb_jax.config import Config
-    from cmb_jax.config_io import config_to_json
+    from cmb_jax.config_load import config_to_json
 
     return text("config.json", config_to_json(Config()))(folder)
 
 
 def read_configuration(path: Path) -> object:
-    from cmb_jax.config_io import read_config
+    from cmb_jax.config_load import read_config
 
     return repr(read_config(path, "do this"))
 
@@ -1141,7 +1141,7 @@ KINDS: dict[str, Kind] = {
         "json",
     ),
     "config_json": Kind(
-        small_config, read_configuration, ("config_io:read_config", "config_io:config_from_json"), "json"
+        small_config, read_configuration, ("config_load:read_config", "config_load:config_from_json"), "json"
     ),
     "config_py": Kind(python_config, read_python, ("config_load:made_by_file",), "python"),
     "pack": Kind(make_pack, read_pack, ("anatomy.assets:_read_pack",), "zip", checked=True),

@@ -73,12 +73,7 @@ class BidsOptions(ScanOptions):
 
 
 def run(options: BidsOptions) -> None:
-    """Run one level of analysis; progress on stderr, the end's summary on stdout.
-
-    Raises:
-      UserError: anything wrong with the data set as a whole or the arguments, or no scan that can be used.
-      SystemExit: with code 1 if some scans failed.
-    """
+    """Run one level of analysis; progress on stderr, the end's summary on stdout."""
     if options.level == "group":
         _group(_layout(options.data, options.out), options.out, options.participant_label)
     else:
@@ -124,11 +119,7 @@ def _participants(options: BidsOptions) -> None:
 
 
 def process_of(options: BidsOptions) -> tuple[int, int]:
-    """Number of this process, from 0, and count of processes.
-
-    Raises:
-      UserError: both or a malformed option, or no cluster is recognized or complete.
-    """
+    """Number of this process, from 0, and count of processes."""
     if options.process is not None and options.distributed:
         raise UserError("--process and --distributed both name this process's share; give one of them")
     if options.distributed:

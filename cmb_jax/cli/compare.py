@@ -34,11 +34,7 @@ class CompareOptions:
 
 
 def run(options: CompareOptions) -> None:
-    """Read both, compare, write; progress on stderr, the statement and the report's place on stdout.
-
-    Raises:
-      UserError: anything wrong with the folders, the images or the arguments.
-    """
+    """Read both, compare, write; progress on stderr, the statement and the report's place on stdout."""
     say = stopwatch()
     check_output(options.out, options.overwrite)
     if not _MATCH_MM[0] <= options.match_mm <= _MATCH_MM[1]:

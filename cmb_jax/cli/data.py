@@ -64,11 +64,7 @@ class IndexOptions:
 
 
 def check(options: CheckOptions) -> None:
-    """Read, count, print; draw the sheet.
-
-    Raises:
-      UserError: something wrong with the arguments or the files.
-    """
+    """Read, count, print; draw the sheet."""
     from cmb_jax.datasets.find import find
     from cmb_jax.datasets.inspection import inspect
     from cmb_jax.io.provenance import is_pseudonym
@@ -105,11 +101,7 @@ def check(options: CheckOptions) -> None:
 
 
 def index(options: IndexOptions) -> None:
-    """Read, write, print.
-
-    Raises:
-      UserError: something wrong with the arguments or the files.
-    """
+    """Read, write, print."""
     from cmb_jax.datasets.find import find
     from cmb_jax.datasets.index_file import write_index
     from cmb_jax.datasets.inspection import inspect

@@ -31,11 +31,7 @@ class DemoOptions:
 
 
 def run(options: DemoOptions) -> None:
-    """Predict on the bundled phantom, evaluate against its truth, say how it did and where the report is.
-
-    Raises:
-      UserError: `out` exists and `overwrite` is not set, or cannot be written.
-    """
+    """Predict on the bundled phantom, evaluate against its truth, say how it did and where the report is."""
     out = options.out
     check_output(out, options.overwrite)
     from cmb_jax.evaluation.evaluate import evaluate

@@ -43,11 +43,7 @@ class EvaluateOptions:
 
 
 def run(options: EvaluateOptions) -> None:
-    """Evaluate, print the table, write the metrics and the page; with `baseline` compare the two as well.
-
-    Raises:
-      UserError: folders that cannot be read or do not belong together; a file that exists.
-    """
+    """Evaluate, print the table, write the metrics and the page; with `baseline` compare the two as well."""
     from cmb_jax.evaluation.comparison import comparison_table, comparison_values
     from cmb_jax.evaluation.evaluate import evaluate
     from cmb_jax.evaluation.matching import VALDO
@@ -93,9 +89,6 @@ def compare_folders(pred: Path, baseline: Path, truth: Path, rule: str) -> Compa
     """Two folders of predictions on the same scans, those of any programs; differences are paired by scan.
 
     A scan without a prediction counts as empty, as in `evaluate`.
-
-    Raises:
-      UserError: folders that cannot be read or do not belong together.
     """
     from cmb_jax.evaluation.comparison import compare
     from cmb_jax.evaluation.matching import TOUCH

@@ -77,11 +77,7 @@ class OwnRegions:
 
     @classmethod
     def of(cls, options: ScanOptions) -> OwnRegions | None:
-        """The volume and its table; without one that of FreeSurfer and SynthSeg. None if none is given.
-
-        Raises:
-          UserError: a file that is missing or cannot be read.
-        """
+        """The volume and its table; without one that of FreeSurfer and SynthSeg. None if none is given."""
         from cmb_jax.anatomy.own_regions import label_table
         from cmb_jax.io.nifti import read_volume
 
@@ -117,11 +113,7 @@ def summary(prediction: Prediction) -> str:
 
 
 def run(options: PredictOptions) -> None:
-    """Predict; the summary and the report's place on stdout.
-
-    Raises:
-      UserError: anything wrong with the files or the arguments.
-    """
+    """Predict; the summary and the report's place on stdout."""
     if options.region_labels is not None and options.regions is None:
         raise UserError("--region-labels goes with --regions VOLUME")
     if options.dicom is not None:
@@ -139,11 +131,7 @@ def run(options: PredictOptions) -> None:
 
 
 def predict(options: PredictOptions) -> Prediction:
-    """Read NIfTI images, predict, write; progress on stderr.
-
-    Raises:
-      UserError: anything wrong with the files or the arguments.
-    """
+    """Read NIfTI images, predict, write; progress on stderr."""
     from cmb_jax.inference.outputs import described_inputs
     from cmb_jax.io.atomic import sha256_file
     from cmb_jax.io.header import check_fits
@@ -190,9 +178,6 @@ def _predict_dicom(options: PredictOptions, dicom: Path) -> Prediction:
 
     Beside the usual results the folder holds swi.nii.gz, the image that labels.nii.gz lies on, and with
     `dicom_out` segmentation.dcm, report.dcm and key_images.
-
-    Raises:
-      UserError: no scan in the folder, several of them, or anything wrong with one.
     """
     from cmb_jax.cli.dicom import problem_lines, read_candidates
     from cmb_jax.dicom.choose import choose
@@ -291,10 +276,6 @@ def predict_scan(
     """Predict and write the results of one scan; `further` adds files to the folder.
 
     `regions` takes the place of the region network.
-
-    Raises:
-      UserError: the images do not fit together, no such weights, or a folder that cannot be written.
-      NotAnalysableError: no count can be given; the results say why.
     """
     from cmb_jax.anatomy.own_regions import regions_from_labels
     from cmb_jax.devices import use_compilation_cache

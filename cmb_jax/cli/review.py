@@ -68,11 +68,7 @@ class AgreementOptions:
 
 
 def export(options: ExportOptions) -> None:
-    """Write the folder.
-
-    Raises:
-      UserError: something wrong with the arguments or the files.
-    """
+    """Write the folder."""
     from cmb_jax.io.atomic import atomic_directory, atomic_write_bytes, atomic_write_text
     from cmb_jax.io.header import open_nifti
     from cmb_jax.io.nifti import stored_values, write_stored
@@ -95,11 +91,7 @@ def export(options: ExportOptions) -> None:
 
 
 def import_(options: ImportOptions) -> None:
-    """Read, write, print.
-
-    Raises:
-      UserError: something wrong with the arguments or the files.
-    """
+    """Read, write, print."""
     from cmb_jax.review.result import load_result
     from cmb_jax.review.truth import write_truth
 
@@ -132,11 +124,7 @@ def unread_text(unread: int, kept: int) -> str:
 
 
 def agreement(options: AgreementOptions) -> None:
-    """Read, write, print.
-
-    Raises:
-      UserError: something wrong with the arguments or the files.
-    """
+    """Read, write, print."""
     from cmb_jax.io.atomic import atomic_write_text
     from cmb_jax.review.record import agreement_json, read_review
 

@@ -45,10 +45,6 @@ def run(options: SwiOptions) -> None:
 
     The folder then holds swi.nii.gz, phase.nii.gz (high-passed, radians within +-pi, paramagnetic positive),
     minip.nii.gz (sliding minimum over about 8 mm along the superior axis) and swi.json (how it was made).
-
-    Raises:
-        UserError: bad input, images that do not fit together, echo times that are missing or do not fit, a
-            folder that exists or cannot be written. Nothing is written then.
     """
     import jax.numpy as jnp
     import numpy as np

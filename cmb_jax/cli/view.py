@@ -49,11 +49,7 @@ class ViewOptions:
 
 
 def run(options: ViewOptions) -> None:
-    """Serve until Ctrl-C.
-
-    Raises:
-      UserError: no result, no images, images of another scan, or a port that is taken.
-    """
+    """Serve until Ctrl-C."""
     server = open_server(options.result, options.swi, options.phase, options.port)
     print(f"Viewer: {server.address}")
     print("It answers on this machine alone; Ctrl-C ends it. Research use only; not a diagnosis.", flush=True)

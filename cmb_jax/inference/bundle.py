@@ -11,7 +11,7 @@ from typing import Any, Literal
 from flax import nnx
 
 from cmb_jax.config import Config, Flips, InferenceConfig, ModelConfig, Precision
-from cmb_jax.config_io import config_from_json, config_to_json, without_paths
+from cmb_jax.config_load import config_from_json, config_to_json, without_paths
 from cmb_jax.detector.functional import Template
 from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError

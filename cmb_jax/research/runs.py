@@ -16,8 +16,7 @@ import numpy as np
 from flax import nnx
 
 from cmb_jax.config import Config
-from cmb_jax.config_io import config_values, read_config
-from cmb_jax.config_load import made_by_file
+from cmb_jax.config_load import config_values, made_by_file, read_config
 from cmb_jax.detector.flops import forward_gflop
 from cmb_jax.detector.functional import Template
 from cmb_jax.detector.network import Detector

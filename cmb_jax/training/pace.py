@@ -14,7 +14,7 @@ import jax
 
 from cmb_jax.config import Config
 from cmb_jax.detector.flops import training_gflop
-from cmb_jax.hardware import peak_flops
+from cmb_jax.devices import peak_flops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 import cmb_jax
 from cmb_jax.config import Config
-from cmb_jax.config_io import config_to_json, read_config
+from cmb_jax.config_load import config_to_json, read_config
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.devices import use_compilation_cache
 from cmb_jax.errors import UserError

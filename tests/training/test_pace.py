@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.inputs import parameter_shapes
-from cmb_jax import hardware
+from cmb_jax import devices
 from cmb_jax.config import Config, DataConfig
 from cmb_jax.detector.flops import training_gflop
 from cmb_jax.training.pace import Stopwatch, Utilisation, peak_mb
@@ -72,9 +72,9 @@ def test_utilisation_is_the_models_operations_over_the_peak():
 
 
 def test_the_processor_is_measured(monkeypatch):
-    monkeypatch.setattr(hardware, "_PRODUCT_EDGE", 64)
-    monkeypatch.setattr(hardware, "_COPIED_FLOATS", 2**16)
-    found = hardware.measured_cpu()
+    monkeypatch.setattr(devices, "_PRODUCT_EDGE", 64)
+    monkeypatch.setattr(devices, "_COPIED_FLOATS", 2**16)
+    found = devices.measured_cpu()
     assert 1e6 < found.float32_flops < 1e15
     assert 1e5 < found.memory_bandwidth < 1e13
     assert found.memory_bytes > 1e8
