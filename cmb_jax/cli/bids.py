@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from cmb_jax import progress
-from cmb_jax.cli.common import NOT_ANALYSABLE_CODE, check_threshold
+from cmb_jax.cli.common import NOT_ANALYSABLE_CODE
 from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.inference.options import ScanOptions
 from cmb_jax.progress import stopwatch
@@ -106,7 +106,6 @@ def _participants(options: BidsOptions) -> None:
         acquisition=None if options.acq_label is None else label_of(options.acq_label, "acq"),
         filter=None if options.bids_filter_file is None else read_filter(options.bids_filter_file),
     )
-    check_threshold(options.threshold)
     regions = _regions(options)
     use_compilation_cache()
     pipeline = detector_pipeline(options, jax.local_devices(), regions)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from cmb_jax.cli.common import check_output
 from cmb_jax.errors import UserError
 from cmb_jax.progress import track
 
@@ -73,7 +72,6 @@ def check(options: CheckOptions) -> None:
     path, out, overwrite = options.path, options.out, options.overwrite
     if out is not None:
         check_suffix(out)
-        check_output(out, overwrite)
     index = find(path, options.kind)
     sheet = LesionSheet(f"{index.kind}: {len(index.cases)} cases")
     # public data sets are handed out under pseudonyms
@@ -107,7 +105,6 @@ def index(options: IndexOptions) -> None:
     from cmb_jax.datasets.inspection import inspect
 
     path, out = options.path, options.out
-    check_output(out, options.overwrite)
     inspection = inspect(find(path, options.kind), path, read_images=False, progress=_progress)
     _refuse_if_empty(inspection, path)
     write_index(out, inspection.index, path, overwrite=options.overwrite)

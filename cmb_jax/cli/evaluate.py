@@ -55,14 +55,13 @@ def run(options: EvaluateOptions) -> None:
     pred, truth, rule, baseline = options.pred, options.truth, options.rule, options.baseline
     out, report, overwrite = options.out, options.report, options.overwrite
     compared = out.with_name(f"{out.stem}.comparison.json")
-    written = [out, report, None if baseline is None else compared]
-    for path in filter(None, written):
-        check_output(path, overwrite)
-    if baseline is not None and (options.threshold is not None or rule == VALDO.name):
-        raise UserError(
-            "--baseline compares both at their own operating points by one of the other rules; leave "
-            "--threshold and --rule valdo out"
-        )
+    if baseline is not None:
+        check_output(compared, overwrite)
+        if options.threshold is not None or rule == VALDO.name:
+            raise UserError(
+                "--baseline compares both at their own operating points by one of the other rules; leave "
+                "--threshold and --rule valdo out"
+            )
     result = evaluate(
         pred,
         truth,

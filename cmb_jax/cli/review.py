@@ -78,7 +78,6 @@ def export(options: ExportOptions) -> None:
     from cmb_jax.review.spreadsheet import spreadsheet
 
     out = options.out
-    check_output(out, options.overwrite)
     read = load_result(options.result, options.subject)
     labels = open_nifti(read.paths.labels)
     with atomic_directory(out, overwrite=options.overwrite) as folder:
@@ -103,9 +102,7 @@ def import_(options: ImportOptions) -> None:
         raise UserError("no file of a reader was given; name at least one before --result")
     if labels is not None and not labels.name.endswith(".nii.gz"):
         raise UserError(f"{labels}: labels are a .nii.gz file, such as truth/sub-01.nii.gz; give such a name")
-    check_output(out, options.overwrite)
-    for path in (record, *(() if labels is None else (labels,))):
-        check_output(path, overwrite=True)  # what may be replaced, the readings tell
+    check_output(record, overwrite=True)  # what may be replaced, the readings tell
     read = load_result(options.result, options.subject)
     truth = write_truth(files, read, out, labels, overwrite=options.overwrite)
     if truth.unread:
@@ -129,7 +126,6 @@ def agreement(options: AgreementOptions) -> None:
     from cmb_jax.review.record import agreement_json, read_review
 
     files, out = options.files, options.out
-    check_output(out, options.overwrite)
     if not files:
         raise UserError("no file was given; name the .json files of cmb-jax review import before --out")
     scans = [read_review(path) for path in files]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import cmb_jax
-from cmb_jax.cli.common import check_output, existing_file
 from cmb_jax.errors import UserError
 from cmb_jax.scan import PhaseSign, StoredPhase
 
@@ -80,7 +79,6 @@ def run(options: SimulateOptions) -> None:
         gap_mm=options.gap_mm,
     )
     check_settings(settings)
-    check_output(options.out, options.overwrite)
     use_compilation_cache()
     simulate_tree(
         options.out,
@@ -131,7 +129,6 @@ def benchmark_data(options: BenchmarkDataOptions) -> None:
             raise UserError(f"{out}: not the published files; first: {_first_difference(comparison)}")
         return
     members = chosen.members(options.subjects)
-    check_output(out, options.overwrite)
     use_one_instruction_set()
     use_compilation_cache()
     with atomic_directory(out, overwrite=options.overwrite) as root:
@@ -211,11 +208,7 @@ def implant(options: ImplantOptions) -> None:
     """Read, implant, write. Nothing is written where something is wrong."""
     magnitude, phase, out = options.magnitude, options.phase, options.out
     lesions, brain_mask = options.lesions, options.brain_mask
-    check_output(out, options.overwrite)
     wanted = _wanted(options)
-    for path, role in ((magnitude, "magnitude"), (phase, "phase"), (lesions, "table"), (brain_mask, "mask")):
-        if path is not None:
-            existing_file(path, role)
     import numpy as np
 
     from cmb_jax.devices import use_compilation_cache

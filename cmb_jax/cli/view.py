@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from cmb_jax.cli.common import existing_file
 from cmb_jax.cli.review import summary, unread_text
 from cmb_jax.errors import UserError
 
@@ -154,7 +153,7 @@ def _searched(path: Path, role: str, result: Result, record: dict[str, Any]) -> 
     from cmb_jax.io.nifti import read_volume
     from cmb_jax.io.outside import reading
 
-    volume = read_volume(existing_file(path, role))
+    volume = read_volume(path)
     with reading(result.paths.record):
         wanted = [each["sha256"] for each in record["inputs"] if each["role"] == role]
     if not wanted:
