@@ -578,8 +578,7 @@ def bundled_record(folder: Path) -> Path:
 
 def read_description(path: Path) -> object:
     from cmb_jax.config import Config
-    from cmb_jax.inference.bundle import WeightsBundle
-    from cmb_jax.inference.weights_record import describe
+    from cmb_jax.inference.bundle import WeightsBundle, describe
 
     config = Config()
     config = dataclasses.replace(
@@ -595,13 +594,13 @@ def read_description(path: Path) -> object:
 
 def small_config(folder: Path) -> Path:
     from cmb_jax.config import Config
-    from cmb_jax.config_io import config_to_json
+    from cmb_jax.config_load import config_to_json
 
     return text("config.json", config_to_json(Config()))(folder)
 
 
 def read_configuration(path: Path) -> object:
-    from cmb_jax.config_io import read_config
+    from cmb_jax.config_load import read_config
 
     return repr(read_config(path, "do this"))
 
@@ -897,7 +896,7 @@ def read_image(path: Path) -> object:
 
 def read_stored(path: Path) -> object:
     from cmb_jax.io.header import open_nifti
-    from cmb_jax.io.storage import stored_values
+    from cmb_jax.io.nifti import stored_values
 
     return stored_values(open_nifti(path)).tobytes()
 
@@ -1022,7 +1021,7 @@ KINDS: dict[str, Kind] = {
     "nifti_mask": Kind(make_mask, read_mask, ("datasets.lesions:_label",)),
     "nifti_header": Kind(lambda f: nifti(f, "a.nii"), read_header, (*HEADER, "datasets.bids.choice:_grid")),
     "nifti_stored": Kind(
-        lambda f: nifti(f, "a.nii.gz"), read_stored, ("io.storage:stored_values",), checked=True
+        lambda f: nifti(f, "a.nii.gz"), read_stored, ("io.nifti:stored_values",), checked=True
     ),
     "dicom": Kind(make_dicom, read_dicom, ("dicom.folder:_read", "dicom.identity:source_headers"), share=0.5),
     "sidecar": Kind(
@@ -1119,14 +1118,14 @@ KINDS: dict[str, Kind] = {
         bundled_record,
         read_description,
         (
-            "inference.weights_record:read_weights_record",
-            "inference.weights_record:describe",
+            "inference.bundle:read_weights_record",
+            "inference.bundle:describe",
             "cli.weights:show",
         ),
         "json",
     ),
     "config_json": Kind(
-        small_config, read_configuration, ("config_io:read_config", "config_io:config_from_json"), "json"
+        small_config, read_configuration, ("config_load:read_config", "config_load:config_from_json"), "json"
     ),
     "config_py": Kind(python_config, read_python, ("config_load:made_by_file",), "python"),
     "pack": Kind(make_pack, read_pack, ("anatomy.assets:_read_pack",), "zip", checked=True),
@@ -1215,6 +1214,7 @@ OWN = {
     "anatomy.own_regions:freesurfer_table": "comes with the package",
     "dicom.convert:_is_of": "dcm2niix wrote it a moment before into a folder of this process",
     "io.atomic:sha256_file": "makes nothing of the content",
+    "io.header:_system_lines": "what the system says of its memory",
     "viewer.server:_post": "takes a request of the page, not a file; tests/viewer",
 }
 """Readers that read nothing from outside."""

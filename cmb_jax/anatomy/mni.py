@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode, region_of, side_of
-from cmb_jax.io.outside import read_rows
+from cmb_jax.io.tables import read_rows
 
 SPACE = "MNI152NLin2009cAsym"
 FEWEST = 20

@@ -34,7 +34,7 @@ from cmb_jax.evaluation.records import (
     SubjectDetections,
     SubjectTruth,
 )
-from cmb_jax.inference.options import PhaseSign, ScanOptions
+from cmb_jax.inference.options import ScanOptions
 from cmb_jax.inference.predict import CmbDetector, Prediction
 from cmb_jax.io.atomic import atomic_directory, atomic_write_text
 from cmb_jax.io.volume import ScanImages
@@ -42,6 +42,7 @@ from cmb_jax.phantom import simulate_subject
 from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.progress import track
 from cmb_jax.report.evaluation_html import write_evaluation_report
+from cmb_jax.scan import PhaseSign
 from cmb_jax.training.run_data import (
     SPLIT_FILE,
     OwnData,
