@@ -804,7 +804,7 @@ def read_failure(path: Path) -> object:
 def read_data_set(path: Path) -> object:
     from cmb_jax.calibration.labeled import tree_name
     from cmb_jax.datasets.bids.reader import is_result
-    from cmb_jax.phantom.version import phantom_version
+    from cmb_jax.phantom.tree import phantom_version
 
     return repr((tree_name(path.parent), is_result(path.parent), phantom_version(path.parent)))
 

@@ -27,12 +27,12 @@ from cmb_jax.cli.predict import PredictOptions, predict
 from cmb_jax.devices import use_compilation_cache
 from cmb_jax.followup.compare import compare
 from cmb_jax.followup.time_point import read_time_point
+from cmb_jax.implant.effect import effect_of_groups
+from cmb_jax.implant.lesions import Lesions, place, random_lesions
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom import PROTOCOLS, PhantomSubject, SubjectSettings, simulate_subject
 from cmb_jax.phantom.geometry import Grid
-from cmb_jax.phantom.implant import effect_of_groups
-from cmb_jax.phantom.placement import Lesions, place, random_lesions
 from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.phantom.visibility import is_seen, visibility
 from cmb_jax.scan.phase_sign import field_direction
@@ -185,7 +185,7 @@ def make_pair(packs: PackLoader, number: int, folder: Path) -> None:
     status = np.repeat(list(counts), list(counts.values()))
     lesions = random_lesions(rng, max(len(status), 1), 0, DIAMETERS_MM, 3.0)
     apparent = lesions.apparent_mm(first.subject.te_ms, first.subject.b0_t)
-    lesions = place(rng, lesions, apparent, first.brain, first.spacing_mm, first.solid, None, None)
+    lesions = place(rng, lesions, apparent, first.brain, first.spacing_mm, first.solid)
     index = lesions.center_mm / np.array(first.spacing_mm)
     before = transformed(first.affine, index)
     after = transformed(transform, before)

@@ -42,8 +42,7 @@ def run(options: BenchmarkDataOptions) -> None:
     from cmb_jax.devices import use_compilation_cache
     from cmb_jax.io.atomic import atomic_directory
     from cmb_jax.phantom.benchmark import BenchmarkSplit, compare, read_checksums
-    from cmb_jax.phantom.tree import PackLoader, write_cohort
-    from cmb_jax.phantom.version import check_phantom_version
+    from cmb_jax.phantom.tree import PackLoader, check_phantom_version, write_cohort
 
     out = options.out
     chosen = BenchmarkSplit(split=options.split, tier=options.tier)

@@ -84,8 +84,9 @@ def run(options: ImplantOptions) -> None:
     import numpy as np
 
     from cmb_jax.devices import use_compilation_cache
-    from cmb_jax.implant.lesions import changes, lesions_for, outside_brain, put_in
+    from cmb_jax.implant.lesions import lesions_for
     from cmb_jax.implant.scan import find_brain, read_scan
+    from cmb_jax.implant.truth import changes, outside_brain, put_in
     from cmb_jax.io.atomic import atomic_directory
     from cmb_jax.io.header import open_nifti
     from cmb_jax.io.nifti import write_volume
@@ -153,7 +154,7 @@ def run(options: ImplantOptions) -> None:
 
 def _wanted(options: ImplantOptions) -> int:
     """Number of microbleeds to draw, with the arguments checked."""
-    from cmb_jax.phantom.placement import MIN_DIAMETER_MM
+    from cmb_jax.implant.lesions import MIN_DIAMETER_MM
 
     count, mimics, seed, table = options.count, options.mimics, options.seed, options.lesions is not None
     wanted = (0 if table else _DEFAULT_COUNT) if count is None else count

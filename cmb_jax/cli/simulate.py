@@ -54,7 +54,7 @@ def run(options: SimulateOptions) -> None:
         raise UserError(f"--seed {options.seed}: give 0 or more")
     from cmb_jax.devices import use_compilation_cache
     from cmb_jax.phantom import SubjectSettings, simulate_tree
-    from cmb_jax.phantom.tiers import check_settings
+    from cmb_jax.phantom.settings import check_settings
 
     settings = SubjectSettings(
         protocol=options.protocol,

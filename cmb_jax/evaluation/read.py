@@ -28,8 +28,8 @@ from cmb_jax.io.header import decoded, open_nifti, world_affine
 from cmb_jax.io.labels import is_whole
 from cmb_jax.io.outside import reading
 from cmb_jax.io.tables import read_columns
-from cmb_jax.phantom.protocols import PROTOCOLS
-from cmb_jax.phantom.version import DESCRIPTION, check_phantom_version
+from cmb_jax.phantom.settings import PROTOCOLS
+from cmb_jax.phantom.tree import DESCRIPTION, check_phantom_version
 
 # Components of masks and probability maps, except under the challenge's rule.
 CONNECTIVITY = 26

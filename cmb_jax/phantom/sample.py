@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,35 +15,24 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from cmb_jax.anatomy.regions import Region, region_of
-from cmb_jax.phantom.acquisition import acquire
-from cmb_jax.phantom.bodies import Bodies, apparent_diameters
-from cmb_jax.phantom.dephasing import (
-    Inclusions,
-    add_smooth_balls,
-    dephase_about_bodies,
-    dephased_echo,
-    reaches,
-)
+from cmb_jax.phantom.acquisition import Scanner, ScannerRanges, acquire, draw_scanner
+from cmb_jax.phantom.field import add_smooth_balls, dephase_about_bodies, dephased_echo, head_field, reaches
 from cmb_jax.phantom.geometry import Grid, lattice_for, simulation_grid
-from cmb_jax.phantom.head import PLANNING_SPACING_MM, head_maps, label_maps, tissue_maps
-from cmb_jax.phantom.lesions import DIAMETERS_MM, LesionDraw, draw_microbleeds
-from cmb_jax.phantom.mimics import draw_calcifications, draw_cavernoma, join
-from cmb_jax.phantom.packed import PackedAnatomy
-from cmb_jax.phantom.pose import random_pose
-from cmb_jax.phantom.protocols import Protocol
-from cmb_jax.phantom.render import (
-    add_vessels,
-    artifact_labels,
-    focal_labels,
-    head_field,
-    instance_labels,
-    part_field,
-    vessel_labels,
+from cmb_jax.phantom.head import PLANNING_SPACING_MM, PackedAnatomy, head_maps, random_pose
+from cmb_jax.phantom.lesions import (
+    DIAMETERS_MM,
+    Bodies,
+    LesionDraw,
+    apparent_diameters,
+    draw_calcifications,
+    draw_cavernoma,
+    draw_microbleeds,
+    join,
 )
-from cmb_jax.phantom.scanner import Scanner, ScannerRanges, draw_scanner
-from cmb_jax.phantom.tiers import TIERS, Tier
-from cmb_jax.phantom.tissue import draw_age, draw_blood, draw_tissue, head_volume
-from cmb_jax.phantom.types import MimicKind, SubjectSettings
+from cmb_jax.phantom.render import add_vessels, artifact_labels, focal_labels, instance_labels, vessel_labels
+from cmb_jax.phantom.settings import TIERS, Protocol, SubjectSettings, Tier
+from cmb_jax.phantom.tissue import draw_age, draw_blood, draw_tissue, head_volume, label_maps, tissue_maps
+from cmb_jax.phantom.types import MimicKind
 from cmb_jax.phantom.vessels import draw_vessels
 from cmb_jax.phantom.visibility import Visibility, is_seen, visibility
 from cmb_jax.scan.swi import susceptibility_weighted
@@ -66,18 +54,10 @@ class Plan:
     lattice: Grid
     filtered_phase: bool
     weighted: bool  # SWI is made; otherwise it is the plain magnitude
-    whole_head: bool = True  # air lies all round; otherwise soft tissue does
 
     @classmethod
-    def of(
-        cls, protocol: Protocol, spacing_mm: float, part_mm: tuple[float, float, float] | None = None
-    ) -> Plan:
-        """The plan of a protocol whose field is computed on voxels of `spacing_mm` in plane.
-
-        part_mm: field of view of a part of the head instead, whole multiples of the protocol's spacing.
-        """
-        if part_mm is not None:
-            protocol = dataclasses.replace(protocol, field_of_view_mm=part_mm, discarded_slices=0)
+    def of(cls, protocol: Protocol, spacing_mm: float) -> Plan:
+        """The plan of a protocol whose field is computed on voxels of `spacing_mm` in plane."""
         extent = protocol.field_of_view_mm
         matrix, cut = protocol.matrix, protocol.discarded_slices
         whole = Grid.over(extent, matrix)
@@ -96,7 +76,6 @@ class Plan:
             lattice=lattice_for(extent),
             filtered_phase=protocol.phase != "raw",
             weighted=protocol.phase != "none",
-            whole_head=part_mm is None,
         )
 
 
@@ -171,7 +150,6 @@ class Sample:
     focal: Bodies  # calcifications and cavernoma
     focal_mm: jax.Array
     focal_seen: Visibility
-    middle_mm: jax.Array  # (3,) pack point that the image's origin was put on
 
 
 def _draw_scan(key: jax.Array, ranges: Ranges) -> Scan:
@@ -201,63 +179,51 @@ def solid_tissue(code: jax.Array) -> jax.Array:
     return (region > Region.OUTSIDE) & (region < Region.VENTRICLE)
 
 
-def sample_at(
-    key: jax.Array, anatomy: PackedAnatomy, ranges: Ranges, middle_mm: jax.Array, plan: Plan
-) -> Sample:
-    """A scan whose image is centered on the pack point `middle_mm` (3,). Pure: same key, same scan."""
+@functools.partial(jax.jit, static_argnames=("plan",))
+def simulate_sample(key: jax.Array, anatomy: PackedAnatomy, ranges: Ranges, *, plan: Plan) -> Sample:
+    """One scan, as one compiled program. Pure: same key, same scan."""
     k_scan, k_pose, k_blood, k_vessels, k_focal, k_bleeds, k_tissue, k_noise = jax.random.split(key, 8)
-    tier, lattice, planning, grid = ranges.tier, plan.lattice, plan.planning, plan.acquired
+    tier, grid, fine = ranges.tier, plan.acquired, plan.simulation
+
+    # What is drawn of the subject: scan, pose, tissue, vessels, lesions.
     scan = _draw_scan(k_scan, ranges)
+    scanner = scan.scanner
     k_pose, k_age = jax.random.split(k_pose)
     age, atrophy = draw_age(k_age, tier)
-    pose = random_pose(k_pose, anatomy, atrophy, middle_mm, lattice=lattice)
-    head = head_maps(anatomy, pose, atrophy, lattice=lattice, grid=planning)
-    scanner = scan.scanner
+    pose = random_pose(k_pose, anatomy, atrophy, plan.lattice)
+    head = head_maps(anatomy, pose, atrophy, plan.planning)
     values = draw_tissue(k_tissue, anatomy, scan.b0_t, scanner.tr_ms, scanner.flip_deg, age, atrophy, tier)
-
     blood = draw_blood(k_blood, scan.b0_t, values.contrast.blood)
-    vessels = draw_vessels(
-        k_vessels,
-        anatomy,
-        pose,
-        head,
-        blood.chi_ppm,
-        values.artery_signal,
-        tier,
-        lattice=lattice,
-        grid=planning,
-    )
-    k_lime, k_cavernoma = jax.random.split(k_focal)
-    lime = draw_calcifications(k_lime, anatomy, pose, head, tier, lattice=lattice, grid=planning)
-    cavernoma, spaces = draw_cavernoma(k_cavernoma, anatomy, pose, head, tier, lattice=lattice, grid=planning)
-    focal = join(lime, cavernoma)
-    bleeds = draw_microbleeds(
-        k_bleeds, anatomy, pose, head, focal, atrophy, scan.te_ms, scan.b0_t, ranges.lesions, tier,
-        lattice=lattice, grid=planning,
-    )  # fmt: skip
+    vessels = draw_vessels(k_vessels, head, blood.chi_ppm, values.artery_signal, tier)
+    k_calcifications, k_cavernoma = jax.random.split(k_focal)
+    calcifications = draw_calcifications(k_calcifications, head, tier)
+    cavernoma, spaces = draw_cavernoma(k_cavernoma, head, tier)
+    focal = join(calcifications, cavernoma)
+    bleeds = draw_microbleeds(k_bleeds, head, focal, scan.te_ms, scan.b0_t, ranges.lesions, tier)
 
+    # Susceptibility, field and echo on the simulation grid. Vessels are drawn into the tissue; lesions, which
+    # turn the phase too fast for that grid, are added in two steps (see `phantom.field`).
     volume = head_volume(anatomy, values)
-    maps = tissue_maps(anatomy, volume, pose, lattice=lattice, grid=plan.simulation)
+    maps = tissue_maps(anatomy, volume, pose, fine)
     inclusions = join(
-        Inclusions.of(join(bleeds, spaces), scan.b0_t / 3.0, 0.0), Inclusions.of(lime, 1.0, 0.75)
+        join(bleeds, spaces).inclusions(scan.b0_t / 3.0, 0.0), calcifications.inclusions(1.0, 0.75)
     )
-    reach_mm = reaches(inclusions, scan.te_ms, scan.b0_t, plan.simulation)
-    maps = add_vessels(maps, vessels, blood, WIDEST, grid=plan.simulation)
-    chi = add_smooth_balls(maps.chi_ppm, inclusions, reach_mm, grid=plan.simulation)
-    field_of = head_field if plan.whole_head else part_field
-    field = field_of(chi, scan.b0_direction, grid=plan.simulation)
+    reach_mm = reaches(inclusions, scan.te_ms, scan.b0_t, fine)
+    maps = add_vessels(maps, vessels, blood, WIDEST, grid=fine)
+    chi = add_smooth_balls(maps.chi_ppm, inclusions, reach_mm, grid=fine)
+    field = head_field(chi, scan.b0_direction, grid=fine)
     echo = dephased_echo(maps.signal, maps.r2_star, field, scan.te_ms, scan.b0_t)
     echo = dephase_about_bodies(
-        echo, inclusions, reach_mm, scan.te_ms, scan.b0_t, scan.b0_direction, grid=plan.simulation
+        echo, inclusions, reach_mm, scan.te_ms, scan.b0_t, scan.b0_direction, grid=fine
     )
-    code, mimics = label_maps(anatomy, volume, pose, lattice=lattice, grid=grid)
+
+    # The scan, and what a reader would see on it.
+    code, mimics = label_maps(anatomy, volume, pose, grid)
     solid = solid_tissue(code)
     acquired = acquire(
         echo, solid, scan.snr, scan.motion_mm, scan.phase_sign, scanner, k_noise,
         matrix=plan.matrix, field_of_view_mm=plan.field_of_view_mm, discarded=plan.discarded_slices,
-        away_mm=middle_mm - anatomy.center_mm,
     )  # fmt: skip
-
     swi, phase = acquired.magnitude, acquired.phase
     if plan.weighted:
         image = susceptibility_weighted(
@@ -265,7 +231,6 @@ def sample_at(
         )
         swi = image.swi
         phase = image.filtered_phase * scan.phase_sign if plan.filtered_phase else phase
-
     bleed_mm = apparent_diameters(bleeds, scan.te_ms, scan.b0_t)
     focal_mm = apparent_diameters(focal, scan.te_ms, scan.b0_t)
     occupied = instance_labels(bleeds, bleed_mm, bleeds.valid.astype(jnp.int32), grid=grid) > 0
@@ -277,8 +242,9 @@ def sample_at(
     typical = jnp.nanmedian(jnp.where(free, swi, jnp.nan)[::4, ::4])
     counts = bleeds.valid & _on_grid(bleeds.center_mm, grid) & is_seen(seen, typical)
     ignored = bleeds.valid & _on_grid(bleeds.center_mm, grid, bleed_mm / 2) & ~counts
-    labels = instance_labels(bleeds, bleed_mm, jnp.where(counts, jnp.arange(len(counts)) + 1, 0), grid=grid)
 
+    # Labels: microbleeds that count by number; all else that could be taken for one by kind.
+    labels = instance_labels(bleeds, bleed_mm, jnp.where(counts, jnp.arange(len(counts)) + 1, 0), grid=grid)
     for group in vessels:
         mimics = vessel_labels(mimics, group, WIDEST, grid=grid)
     mimics = focal_labels(mimics, focal, focal_mm, grid=grid)
@@ -289,7 +255,7 @@ def sample_at(
         swi=swi, phase=phase, magnitude=acquired.magnitude, labels=labels, mimics=mimics, code=code,
         scan=scan, bleeds=bleeds, bleed_mm=bleed_mm, bleed_seen=seen, counts=counts, ignored=ignored,
         focal=dataclasses.replace(focal, valid=focal.valid & _on_grid(focal.center_mm, grid)),
-        focal_mm=focal_mm, focal_seen=focal_seen, middle_mm=middle_mm,
+        focal_mm=focal_mm, focal_seen=focal_seen,
     )  # fmt: skip
 
 
@@ -299,12 +265,6 @@ def _on_grid(points_mm: jax.Array, grid: Grid, reach_mm: jax.Array | float = 0.0
     index = (points_mm - jnp.asarray(grid.origin_mm)) / spacing
     reach = jnp.broadcast_to(jnp.asarray(reach_mm), points_mm.shape[:1])[:, None] / spacing
     return jnp.all((index >= -0.5 - reach) & (index < shape - 0.5 + reach), axis=-1)
-
-
-@functools.partial(jax.jit, static_argnames=("plan",))
-def simulate_sample(key: jax.Array, anatomy: PackedAnatomy, ranges: Ranges, *, plan: Plan) -> Sample:
-    """A whole head: `sample_at` the middle of the brain, as one compiled program."""
-    return sample_at(key, anatomy, ranges, anatomy.center_mm, plan)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "mesh"))
@@ -317,15 +277,10 @@ def simulate_batch(
     """
 
     def several(some: jax.Array, anatomy: PackedAnatomy, ranges: Ranges) -> Sample:
-        return jax.vmap(lambda key: sample_at(key, anatomy, ranges, anatomy.center_mm, plan))(some)
+        return jax.vmap(lambda key: simulate_sample(key, anatomy, ranges, plan=plan))(some)
 
-    return over_devices(several, mesh)(keys, anatomy, ranges)
-
-
-def over_devices(function: Callable, mesh: Mesh | None) -> Callable:
-    """function(keys, anatomy, ranges) with the keys spread over the first axis of a mesh, if there is one."""
-    if mesh is None:
-        return function
-    share, whole = P(mesh.axis_names[0]), P()
-    specs = (share, whole, whole)
-    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=share, check_vma=False)
+    if mesh is not None:
+        share, whole = P(mesh.axis_names[0]), P()
+        specs = (share, whole, whole)
+        several = jax.shard_map(several, mesh=mesh, in_specs=specs, out_specs=share, check_vma=False)
+    return several(keys, anatomy, ranges)

@@ -13,13 +13,11 @@ from cmb_jax.anatomy.pack import AnatomyPack
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, region_of, side_of
 from cmb_jax.errors import UserError
 from cmb_jax.io.volume import Volume
-from cmb_jax.phantom.bodies import Bodies
-from cmb_jax.phantom.geometry import Grid
-from cmb_jax.phantom.packed import PackedAnatomy, pack_anatomy
-from cmb_jax.phantom.protocols import rotation_to_scanner
+from cmb_jax.phantom.head import PackedAnatomy, pack_anatomy
+from cmb_jax.phantom.lesions import Bodies
 from cmb_jax.phantom.sample import Plan, Ranges, Sample, simulate_sample
-from cmb_jax.phantom.tiers import check_settings
-from cmb_jax.phantom.types import LesionTable, MimicKind, PhantomSubject, SubjectSettings
+from cmb_jax.phantom.settings import SubjectSettings, check_settings
+from cmb_jax.phantom.types import LesionTable, MimicKind, PhantomSubject
 
 
 def simulate_subject(pack: AnatomyPack, seed: int, settings: SubjectSettings | None = None) -> PhantomSubject:
@@ -39,9 +37,13 @@ def simulate_subject(pack: AnatomyPack, seed: int, settings: SubjectSettings | N
         raise UserError(f"seed is {seed}; allowed: 0 to {2**31 - 1}")
     plan = Plan.of(protocol, settings.simulation_spacing_mm)
     ranges = Ranges.of(protocol, tier, settings)
-    sample = jax.device_get(simulate_sample(jax.random.key(seed), packed(pack), ranges, plan=plan))
-
-    affine = _affine(sample, plan.acquired)
+    anatomy = packed(pack)
+    sample = jax.device_get(simulate_sample(jax.random.key(seed), anatomy, ranges, plan=plan))
+    world = _image_to_world(sample, anatomy)
+    grid = plan.acquired
+    step = np.diag([*grid.spacing_mm, 1.0])
+    step[:3, 3] = grid.origin_mm
+    affine = world @ step
     ids = np.concatenate([[0], np.cumsum(sample.counts) * sample.counts]).astype(np.uint16)
     has_phase = protocol.phase != "none"
     return PhantomSubject(
@@ -51,7 +53,7 @@ def simulate_subject(pack: AnatomyPack, seed: int, settings: SubjectSettings | N
         cmb_labels=ids[sample.labels],
         mimic_labels=sample.mimics,
         region_code=sample.code,
-        lesions=lesion_table(sample),
+        lesions=lesion_table(sample, world),
         protocol=protocol.name,
         tier=settings.tier,
         anatomy=pack.name,
@@ -66,26 +68,21 @@ def simulate_subject(pack: AnatomyPack, seed: int, settings: SubjectSettings | N
     )
 
 
-def _world(sample: Sample) -> np.ndarray:
-    """(4, 4) image frame -> RAS mm of the scanner."""
+def _image_to_world(sample: Sample, anatomy: PackedAnatomy) -> np.ndarray:
+    """(4, 4) image frame -> RAS mm of the scanner, whose field points to +z."""
     x, y, z = (float(v) for v in sample.scan.b0_direction)
     length = float(np.sqrt(x * x + y * y + z * z))
     world = np.eye(4)
     world[:3, :3] = rotation_to_scanner((x / length, y / length, z / length))
-    world[:3, 3] = np.asarray(sample.middle_mm, np.float64)
+    world[:3, 3] = np.asarray(anatomy.center_mm, np.float64)
     return world
 
 
-def _affine(sample: Sample, grid: Grid) -> np.ndarray:
-    """(4, 4) voxel index of `grid` -> RAS mm."""
-    step = np.diag([*grid.spacing_mm, 1.0])
-    step[:3, 3] = grid.origin_mm
-    return _world(sample) @ step
+def lesion_table(sample: Sample, world: np.ndarray) -> LesionTable:
+    """Microbleeds that count, focal mimics, microbleeds that are ignored, of one sample on the host.
 
-
-def lesion_table(sample: Sample) -> LesionTable:
-    """Microbleeds that count, focal mimics, microbleeds that are ignored, of one sample on the host."""
-    world = _world(sample)
+    world (4, 4): image frame -> RAS mm.
+    """
     unseen = jnp.full_like(sample.bleeds.kind, int(MimicKind.IGNORED_MICROBLEED))
     ignored = dataclasses.replace(sample.bleeds, kind=unseen)
     groups = (
@@ -133,3 +130,12 @@ def packed(pack: AnatomyPack) -> PackedAnatomy:
     fresh = pack_anatomy(pack)
     _last_packed[:] = [*_last_packed[-2:], (pack, fresh)]
     return fresh
+
+
+def rotation_to_scanner(b0_direction: tuple[float, float, float]) -> np.ndarray:
+    """(3, 3) smallest rotation from array axes to scanner axes: takes `b0_direction` to (0, 0, 1)."""
+    b = np.asarray(b0_direction, np.float64)
+    z = np.array([0.0, 0.0, 1.0])
+    v, c = np.cross(b, z), float(b @ z)
+    skew = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
+    return np.eye(3) + skew + skew @ skew / (1.0 + c)

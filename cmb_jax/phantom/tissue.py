@@ -17,9 +17,19 @@ import numpy as np
 
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import Region, region_of
-from cmb_jax.phantom.geometry import cubic_weights, smooth_noise
-from cmb_jax.phantom.packed import Extra, PackedAnatomy, unpack
-from cmb_jax.phantom.tiers import Tier
+from cmb_jax.phantom.field import CHI_AIR
+from cmb_jax.phantom.geometry import Grid, cubic_weights, linear_at, smooth_noise
+from cmb_jax.phantom.head import (
+    NUCLEI,
+    Extra,
+    PackedAnatomy,
+    Pose,
+    for_each_plane,
+    shrink_cortex,
+    unpack,
+    voxel_index,
+)
+from cmb_jax.phantom.settings import Tier
 from cmb_jax.phantom.types import MimicKind
 
 BRAIN_SIGNAL = 0.75  # mean of gray and white matter without T2* decay: signals are relative to it
@@ -116,17 +126,7 @@ def draw_blood(key: jax.Array, b0_t: jax.Array, signal: jax.Array) -> Blood:
     return Blood(blood_susceptibility(cells, oxygen), blood_r2_star(cells, oxygen, b0_t), signal)
 
 
-NUCLEI = (
-    Channel.CAUDATE,
-    Channel.PUTAMEN,
-    Channel.PALLIDUM,
-    Channel.THALAMUS,
-    Channel.RED_NUCLEUS,
-    Channel.SUBSTANTIA_NIGRA,
-    Channel.DENTATE,
-)
 IRON_RICH = tuple(n for n in NUCLEI if n not in (Channel.CAUDATE, Channel.THALAMUS))
-CHI_AIR = 9.4  # ppm against tissue
 ARTERIAL_CORE = 0.7  # of the vessel prior
 TEXTURE_VOXELS = 3.0  # pack voxels from one point of the texture's lattice to the next
 
@@ -256,19 +256,6 @@ def _draw_siderosis(key: jax.Array, anatomy: PackedAnatomy, tier: Tier) -> tuple
     return jnp.append(center, radius), jax.random.uniform(k_chi, minval=0.3, maxval=0.9)
 
 
-def shrink_cortex(channels: jax.Array, atrophy: jax.Array) -> jax.Array:
-    """Fractions (P, 5) of gray, white, CSF, soft, air, with cortex beside CSF turned into CSF.
-
-    channels (P, bytes over 255). At full atrophy a cortex loses up to about a millimeter: sulci widen.
-    """
-    base = channels[:, : Channel.AIR + 1]
-    base = base / jnp.maximum(jnp.sum(base, axis=1, keepdims=True), 1e-3)
-    deep = jnp.sum(channels[:, jnp.array(NUCLEI)], axis=1)
-    near = channels[:, Extra.CSF_NEAR]
-    lost = base[:, Channel.GRAY_MATTER] * jnp.clip(1.6 * atrophy * near * (1.0 - deep), 0.0, 0.9)
-    return base.at[:, Channel.GRAY_MATTER].add(-lost).at[:, Channel.CSF].add(lost)
-
-
 def mix_tissue(
     channels: jax.Array, texture: jax.Array, siderotic: jax.Array, values: TissueValues
 ) -> jax.Array:
@@ -358,3 +345,41 @@ def head_volume(anatomy: PackedAnatomy, values: TissueValues) -> HeadVolume:
     parts = (anatomy.words, wx, jnp.arange(shape[0], dtype=jnp.float32))
     mixed, code, mimic = jax.lax.map(plane, parts)
     return HeadVolume(mixed.reshape(*shape, 4), code.reshape(shape), mimic.reshape(shape))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TissueMaps:
+    """(X, Y, Z) on the simulation grid."""
+
+    chi_ppm: jax.Array  # against soft tissue: air is +9.4
+    r2_star: jax.Array  # 1/s
+    signal: jax.Array  # without relaxation
+    sinus: jax.Array  # fraction of the venous blood of sinuses
+
+
+def tissue_maps(anatomy: PackedAnatomy, volume: HeadVolume, pose: Pose, grid: Grid) -> TissueMaps:
+    """The subject's tissue on the simulation grid, linear between the pack's voxels."""
+
+    def sample(points: jax.Array) -> jax.Array:
+        return linear_at(volume.values, voxel_index(anatomy, points))
+
+    values = for_each_plane(pose, grid, sample).reshape(*grid.shape, 4)
+    return TissueMaps(*(values[..., c] for c in range(4)))
+
+
+def label_maps(
+    anatomy: PackedAnatomy, volume: HeadVolume, pose: Pose, grid: Grid
+) -> tuple[jax.Array, jax.Array]:
+    """Region codes and the mimics that tissue makes on the acquired grid, uint8 (X, Y, Z) each; nearest."""
+    nx, ny, nz = volume.code.shape
+    both = volume.code.astype(jnp.uint16) + (volume.mimic.astype(jnp.uint16) << 8)
+    rows = both.reshape(-1)
+
+    def sample(points: jax.Array) -> jax.Array:
+        index = jnp.round(voxel_index(anatomy, points)).astype(jnp.int32)
+        index = jnp.clip(index, 0, jnp.array([nx - 1, ny - 1, nz - 1]))
+        return rows[(index[:, 0] * ny + index[:, 1]) * nz + index[:, 2]]
+
+    labels = for_each_plane(pose, grid, sample).reshape(grid.shape)
+    return (labels & 0xFF).astype(jnp.uint8), (labels >> 8).astype(jnp.uint8)

@@ -19,11 +19,10 @@ from cmb_jax.io.atomic import atomic_write_bytes
 from cmb_jax.io.outside import read_arrays, reading
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.benchmark import BenchmarkSplit
-from cmb_jax.phantom.protocols import PROTOCOLS
+from cmb_jax.phantom.settings import PROTOCOLS, SubjectSettings
 from cmb_jax.phantom.simulate import simulate_subject
-from cmb_jax.phantom.tree import CohortMember, PackLoader
-from cmb_jax.phantom.types import PhantomSubject, SubjectSettings
-from cmb_jax.phantom.version import VERSION
+from cmb_jax.phantom.tree import VERSION, CohortMember, PackLoader
+from cmb_jax.phantom.types import PhantomSubject
 from cmb_jax.progress import track
 from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE, normalize, to_grid
 from cmb_jax.regions.samples import PhantomViews

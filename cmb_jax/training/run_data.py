@@ -18,8 +18,7 @@ from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.io.tables import table_text
 from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.phantom import SubjectSettings, simulate_subject
-from cmb_jax.phantom.tree import PackLoader
-from cmb_jax.phantom.version import VERSION
+from cmb_jax.phantom.tree import VERSION, PackLoader
 from cmb_jax.progress import track
 from cmb_jax.training.scans import OwnData, PreparedPart, open_data, prepare_cases
 

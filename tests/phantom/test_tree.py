@@ -7,8 +7,7 @@ import pytest
 
 from cmb_jax.errors import UserError
 from cmb_jax.phantom import SubjectSettings, simulate_subject, simulate_tree
-from cmb_jax.phantom.tree import store_phase, write_subject
-from cmb_jax.phantom.version import check_phantom_version
+from cmb_jax.phantom.tree import check_phantom_version, store_phase, write_subject
 from cmb_jax.scan.phase_range import detect_phase_range, phase_to_radians
 from tests.phantom.conftest import SETTINGS
 
