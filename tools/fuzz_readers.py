@@ -1054,7 +1054,7 @@ KINDS: dict[str, Kind] = {
         read_data_set,
         (
             *("calibration.labeled:tree_name", "datasets.bids.reader:is_result"),
-            "phantom.version:phantom_version",
+            "phantom.tree:phantom_version",
         ),
         "json",
     ),
@@ -1228,7 +1228,7 @@ KINDS: dict[str, Kind] = {
 }
 
 OWN = {
-    "anatomy.mni:template_landmarks": "comes with the package",
+    "anatomy.lookup:template_landmarks": "comes with the package",
     "anatomy.own_regions:freesurfer_table": "comes with the package",
     "dicom.convert:_is_of": "dcm2niix wrote it a moment before into a folder of this process",
     "io.atomic:sha256_file": "makes nothing of the content",

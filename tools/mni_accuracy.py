@@ -5,7 +5,7 @@
 
 Each sample is a head as CMB-Phantom poses and warps it (`phantom.pose`), drawn at 2 mm in T2*-weighted
 contrast with the artifacts of the region network's training. The region network labels the image,
-`anatomy.mni` fits the affine, and at points of the brain the result is compared with where the point came
+`anatomy.lookup` fits the affine, and at points of the brain the result is compared with where the point came
 from in the head, brought to MNI space by the head's own lattice. For mni2009c, whose own shape is the
 template's, the error is that of warp and network; for the others it holds how people differ, too.
 """
@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
-from cmb_jax.anatomy.mni import FILE, fit_mni, landmarks_csv, landmarks_of
+from cmb_jax.anatomy.lookup import FILE, fit_mni, landmarks_csv, landmarks_of
 from cmb_jax.anatomy.pack import AnatomyPack
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, RegionMap, Zone, region_of
 from cmb_jax.devices import use_compilation_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -39,10 +40,11 @@ def run(options: BenchmarkDataOptions) -> None:
       UserError: unknown split or tier, more subjects than there are, a folder that exists (generating) or
         does not (checking), files that differ from the published ones (checking).
     """
+    from cmb_jax.anatomy.assets import load_pack
     from cmb_jax.devices import use_compilation_cache
     from cmb_jax.io.atomic import atomic_directory
     from cmb_jax.phantom.benchmark import BenchmarkSplit, compare, read_checksums
-    from cmb_jax.phantom.tree import PackLoader, check_phantom_version, write_cohort
+    from cmb_jax.phantom.tree import check_phantom_version, write_cohort
 
     out = options.out
     chosen = BenchmarkSplit(split=options.split, tier=options.tier)
@@ -60,7 +62,7 @@ def run(options: BenchmarkDataOptions) -> None:
     use_one_instruction_set()
     use_compilation_cache()
     with atomic_directory(out, overwrite=options.overwrite) as root:
-        write_cohort(root, chosen.title, members, PackLoader())
+        write_cohort(root, chosen.title, members, functools.cache(load_pack))
         if chosen.checksum_file.is_file():
             print(describe(compare(root, read_checksums(chosen.checksum_file))))
     print(f"written: {out}")

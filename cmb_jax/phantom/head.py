@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from cmb_jax.anatomy.lattice import Lattice
-from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack, Channel
+from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack, Channel, Lattice
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.phantom.geometry import (
     Grid,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
 from collections import defaultdict
 from pathlib import Path
 
+from cmb_jax.anatomy.assets import load_pack
 from cmb_jax.config import Config, PhantomConfig
 from cmb_jax.data.subjects import STORE_VERSION, StoredSubject, stored_subjects
 from cmb_jax.datasets.sheets import read_csv
@@ -18,7 +20,7 @@ from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.io.tables import table_text
 from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.phantom import SubjectSettings, simulate_subject
-from cmb_jax.phantom.tree import VERSION, PackLoader
+from cmb_jax.phantom.tree import VERSION
 from cmb_jax.progress import track
 from cmb_jax.training.scans import OwnData, PreparedPart, open_data, prepare_cases
 
@@ -77,7 +79,7 @@ def phantom_subjects(config: Config, workdir: Path, which: str) -> tuple[StoredS
     variety = phantom.variety if which == "training" else 0.0
     members = [phantom_member(phantom, index, mean, variety) for index in range(count)]
     root = Path(phantom.cache_dir) if phantom.cache_dir else workdir / "phantoms"
-    pack_of = PackLoader()
+    pack_of = functools.cache(load_pack)
 
     def simulate(index: int, seed: int):
         settings, anatomy = members[index]

@@ -41,7 +41,6 @@ METHODS = {"read_text", "read_bytes", "from_bytes", "from_stream", "from_filenam
 
 ELSEWHERE = {
     "anatomy/assets.py": "images in packages that are pinned by hash",
-    "anatomy/packages.py": "packages that are pinned by hash",
     "anatomy/build.py": "files of this package",
     "io/lock.py": "the file that a lock is on holds nothing",
     "io/memory.py": "what the system says of its memory",
