@@ -3,7 +3,7 @@
     python tools/mni_accuracy.py --samples 5      # seconds per sample
     python tools/mni_accuracy.py --landmarks      # write the table of centers anew
 
-Each sample is a head as CMB-Phantom poses and warps it (`phantom.pose`), drawn at 2 mm in T2*-weighted
+Each sample is a head as CMB-Phantom poses and warps it (`phantom.head`), drawn at 2 mm in T2*-weighted
 contrast with the artifacts of the region network's training. The region network labels the image,
 `anatomy.lookup` fits the affine, and at points of the brain the result is compared with where the point came
 from in the head, brought to MNI space by the head's own lattice. For mni2009c, whose own shape is the

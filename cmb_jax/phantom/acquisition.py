@@ -60,7 +60,7 @@ class ScannerRanges:
     """Full width at half maximum of the low-pass: 2 x field of view over the Hann window's samples."""
 
 
-# Possible values whatever `widened` does.
+# Limits that widening keeps to.
 _LIMITS = {
     "tr_ms": (12.0, 3000.0),
     "flip_deg": (3.0, 80.0),
@@ -76,17 +76,17 @@ _LIMITS = {
 
 
 def widened(limits: tuple[float, float], variety: float) -> tuple[float, float]:
-    """A range of positive numbers made wider by the share `variety` at either end."""
+    """A range of positive numbers, wider by the share `variety` at either end."""
     return limits[0] * (1.0 - variety), limits[1] * (1.0 + variety)
 
 
 def widen_scanner(ranges: ScannerRanges, variety: float) -> ScannerRanges:
-    """The ranges made wider by a share at either end, within what is possible; 0 leaves them."""
+    """The ranges, wider by a share at either end, within `_LIMITS`; 0 changes nothing."""
     wider: dict[str, Any] = {}
     for name, (low, high) in _LIMITS.items():
-        own = getattr(ranges, name)
-        if variety > 0 and own[0] < own[1]:
-            wide = widened(own, variety)
+        given = getattr(ranges, name)
+        if variety > 0 and given[0] < given[1]:
+            wide = widened(given, variety)
             wider[name] = (max(low, wide[0]), min(high, wide[1]))
     return dataclasses.replace(ranges, **wider)
 
@@ -173,20 +173,20 @@ def draw_sensitivities(key: jax.Array, coils: jax.Array, points_mm: jax.Array) -
     angle = angle + 0.25 * jax.random.normal(k_angle, (MAX_COILS,))
     height = jnp.where(number % 2 == 0, 30.0, -30.0) + 15.0 * jax.random.normal(k_height, (MAX_COILS,))
     place = jnp.stack([_RING_MM * jnp.cos(angle), _RING_MM * jnp.sin(angle), height], axis=1)
-    agree = jnp.array([25.0, 30.0, 20.0]) * jax.random.normal(k_agree, (3,))
+    in_phase = jnp.array([25.0, 30.0, 20.0]) * jax.random.normal(k_agree, (3,))
     turn = jax.random.uniform(k_turn, (MAX_COILS,), minval=-1.0, maxval=1.0) / 22.0  # radians per mm
     gain = jnp.exp(0.15 * jax.random.normal(k_gain, (MAX_COILS,))) * (number < coils)
 
-    def one(place: jax.Array, turn: jax.Array, gain: jax.Array) -> jax.Array:
+    def sensitivity(place: jax.Array, turn: jax.Array, gain: jax.Array) -> jax.Array:
         distance = jnp.linalg.norm(points_mm - place, axis=-1)
-        angle = turn * (distance - jnp.linalg.norm(agree - place))
+        angle = turn * (distance - jnp.linalg.norm(in_phase - place))
         return gain / (1.0 + (distance / _REACH_MM) ** 2) * jnp.exp(1j * angle)
 
-    return jax.vmap(one)(place, turn, gain)
+    return jax.vmap(sensitivity)(place, turn, gain)
 
 
 def reference_phase(key: jax.Array, points_mm: jax.Array) -> jax.Array:
-    """Unit complex numbers (P,): the smooth phase that any combination keeps, of shim and transmit field."""
+    """Unit complex numbers (P,): smooth phase of shim and transmit field, which every combination keeps."""
     at = points_mm / 100.0
     terms = jnp.concatenate([at, at**2, at * jnp.roll(at, 1, axis=1)], axis=1)
     size = jnp.array([0.8, 0.8, 0.8, 0.6, 0.6, 0.6, 0.3, 0.3, 0.3, 2.0])
@@ -321,7 +321,7 @@ class Acquired:
 def combine_coils(
     image: jax.Array, noise: jax.Array, receive: Receive, sigma: jax.Array, scanner: Scanner
 ) -> tuple[jax.Array, jax.Array]:
-    """Magnitude and phase in radians of a scan by all coils, see `phantom.scanner`.
+    """Magnitude and phase in radians of a scan by all coils, see the head of this file.
 
     image: complex (X, Y, Z) of an ideal coil. noise: complex, standard deviation 1 per channel.
     sigma: (X, Y, Z) standard deviation of the noise in the combined image.

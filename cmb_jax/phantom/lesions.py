@@ -150,7 +150,7 @@ def _zone_weights(head: HeadMaps) -> jax.Array:
     return jnp.stack([lobar * posterior * junction, nuclei * 1.0 + around * 0.12, below * 1.0]) * solid
 
 
-def _apart(
+def _accept(
     points: jax.Array, reach_mm: jax.Array, gap_mm: jax.Array, wanted: jax.Array, usable: jax.Array,
     taken: jax.Array, taken_reach_mm: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
@@ -159,6 +159,8 @@ def _apart(
     A candidate is taken while fewer than `wanted` are, if it is usable and its apparent border, reach_mm from
     its center, keeps its gap_mm from those of all before it and of the `taken` (T, 3).
     """
+    # In turn, because whether a candidate has room depends on those accepted before it. How many that are is
+    # not static: all MAX_CMBS slots are there from the start and are filled one by one.
     clear = jnp.linalg.norm(points[:, None] - taken, axis=2) - reach_mm[:, None] - taken_reach_mm
     usable = usable & (jnp.min(clear, axis=1) >= jnp.maximum(gap_mm, 1.0))
 
@@ -210,7 +212,7 @@ def _make_visible(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LesionDraw:
-    """What the settings say of the microbleeds, as numbers."""
+    """What the settings say about the microbleeds, as numbers."""
 
     mean_cmbs: jax.Array  # () of a Poisson draw
     patient_like: jax.Array  # (): counts as in patients instead
@@ -227,9 +229,9 @@ def _sizes(
     shape = (_CANDIDATES,)
     low, high = draw.diameters_mm
     clear = log_normal(keys[0], shape, 2.1, 0.35, low, high)
-    own = jnp.exp(jax.random.uniform(keys[1], shape, minval=jnp.log(low), maxval=jnp.log(high) + 1e-6))
+    uniform = jnp.exp(jax.random.uniform(keys[1], shape, minval=jnp.log(low), maxval=jnp.log(high) + 1e-6))
     chi = log_normal(keys[2], shape, 0.9, 0.5, 0.3, MAX_CHI_PPM)
-    radius = jnp.where(draw.exact, own, clear) / 2
+    radius = jnp.where(draw.exact, uniform, clear) / 2
     seen, stronger = _make_visible(radius, chi, tier.min_apparent_mm, te_ms, b0_t)
     radius, chi = jnp.where(draw.exact, radius, seen), jnp.where(draw.exact, chi, stronger)
 
@@ -259,6 +261,7 @@ def draw_microbleeds(
     weights = _zone_weights(head)
     there = jnp.sum(weights, axis=(1, 2, 3)) > 0
     zone = jax.random.categorical(keys[2], jnp.log(share * there + 1e-9), shape=(_CANDIDATES,))
+    # Every candidate is drawn once per zone and its zone picks one: shapes do not depend on the draw.
     points = jnp.stack(
         [draw_voxels(k, w, head.grid, _CANDIDATES) for k, w in zip(keys[3:6], weights, strict=True)]
     )
@@ -270,7 +273,7 @@ def draw_microbleeds(
     clustered = jax.random.uniform(keys[7], (_CANDIDATES,)) < _CLUSTERED
     gap = jnp.where(clustered | (draw.gap_mm < 0), draw.gap_mm, jnp.maximum(draw.gap_mm, 3.0))
     other_reach = jnp.where(others.valid, apparent_diameters(others, te_ms, b0_t) / 2, -1e6)
-    chosen, valid = _apart(points, reach, gap, wanted, usable, others.center_mm, other_reach)
+    chosen, valid = _accept(points, reach, gap, wanted, usable, others.center_mm, other_reach)
 
     center = jnp.where(valid[:, None], points[chosen], 0.0)
     return Bodies(
@@ -317,9 +320,9 @@ def _calcification_weights(head: HeadMaps) -> jax.Array:
 
 
 def _calcification_counts(key: jax.Array, tier: Tier) -> jax.Array:
-    """(5, 2) bodies of each of CALCIFICATIONS; of what is paired on the left and on the right."""
+    """(5, 2) number of each of CALCIFICATIONS: left and right where paired, else (all, 0)."""
     keys = jax.random.split(key, 8)
-    usual = jnp.minimum(tier.calcifications, 1.0)  # what most old people have is no more in harder tiers
+    usual = jnp.minimum(tier.calcifications, 1.0)  # what most old people have: not more in hard tiers
     specks = jax.random.randint(keys[0], (2,), 2, _PER_SIDE + 1)
     alone = jax.random.uniform(keys[1]) < _ONE_SIDED
     side = jnp.arange(2) == jax.random.randint(keys[2], (), 0, 2)
@@ -355,7 +358,7 @@ def draw_calcifications(key: jax.Array, head: HeadMaps, tier: Tier) -> Bodies:
     keys = jax.random.split(key, 6)
     weights = _calcification_weights(head)
     count = _calcification_counts(keys[0], tier) * (jnp.sum(weights, axis=(1, 2, 3)) > 0)[:, None]
-    # The first half of the slots of what is paired is on the left, the second on the right.
+    # Of paired kinds the first half of the slots is on the left, the second on the right.
     slot = jnp.arange(MAX_PER_KIND)
     per_kind = [slot % _PER_SIDE < count[k, slot // _PER_SIDE] for k in _PAIRED]
     valid = jnp.stack([*per_kind, *(slot < count[k, 0] for k in range(len(per_kind), len(CALCIFICATIONS)))])
@@ -389,25 +392,25 @@ def draw_cavernoma(key: jax.Array, head: HeadMaps, tier: Tier) -> tuple[Bodies, 
     keys = jax.random.split(key, 8)
     solid = tissue_mask(head.channels) & (head.region != Region.OUTSIDE)
     center = draw_voxels(keys[0], solid.astype(jnp.float32), head.grid, 1)
-    there = (jax.random.uniform(keys[1], (1,)) < tier.cavernoma) & jnp.any(solid)
+    present = (jax.random.uniform(keys[1], (1,)) < tier.cavernoma) & jnp.any(solid)
     low, high = _CAVERNOMA_DIAMETERS_MM
     radius = jax.random.uniform(keys[2], (1,), minval=low, maxval=high) / 2
     code = _region_codes(head, center)
     whole = Bodies(
         center, radius[:, None] * jnp.ones(3), jnp.array([0.8]), jnp.array([60.0]),
-        jnp.array([int(MimicKind.CAVERNOMA)], jnp.int32), code, there,
+        jnp.array([int(MimicKind.CAVERNOMA)], jnp.int32), code, present,
     )  # fmt: skip
-    way = jax.random.normal(keys[3], (CAVERNS, 3))
-    way = way / jnp.linalg.norm(way, axis=1, keepdims=True)
-    out = jax.random.uniform(keys[4], (CAVERNS, 1)) ** (1 / 3)
+    direction = jax.random.normal(keys[3], (CAVERNS, 3))
+    direction = direction / jnp.linalg.norm(direction, axis=1, keepdims=True)
+    distance = jax.random.uniform(keys[4], (CAVERNS, 1)) ** (1 / 3)
     share = jax.random.uniform(keys[5], (CAVERNS,), minval=0.25, maxval=0.45)
     spaces = Bodies(
-        center + way * out * (1.0 - share[:, None]) * radius,
+        center + direction * distance * (1.0 - share[:, None]) * radius,
         ellipsoids(keys[6], share * radius, 0.15),
         jax.random.uniform(keys[7], (CAVERNS,), minval=0.3, maxval=1.5),
         jnp.full((CAVERNS,), 60.0),
         jnp.full((CAVERNS,), int(MimicKind.CAVERNOMA), jnp.int32),
         jnp.repeat(code, CAVERNS),
-        jnp.repeat(there, CAVERNS),
+        jnp.repeat(present, CAVERNS),
     )
     return whole, spaces

@@ -20,10 +20,10 @@ READER_MM = (2.0, 10.0)
 
 
 class MimicKind(enum.IntEnum):
-    """What a voxel that is no counted microbleed may be mistaken for.
+    """What could be mistaken for a microbleed.
 
-    Codes are stored in label images: new kinds are added at the end. Where two meet, the higher code is kept,
-    except that the two artifacts and the ignored microbleeds give way to all others.
+    Codes are stored in label images: new kinds are added at the end. Where two overlap, the higher code is
+    kept, but the two artifacts and the ignored microbleeds give way to all others.
     """
 
     NONE = 0
@@ -43,7 +43,7 @@ class MimicKind(enum.IntEnum):
     SUPERFICIAL_SIDEROSIS = 14
     MOTION_GHOST = 15
     GIBBS_RINGING = 16
-    IGNORED_MICROBLEED = 17  # simulated, but no reader would see it for sure: neither truth nor negative
+    IGNORED_MICROBLEED = 17  # simulated, but readers may miss it: neither truth nor negative
 
 
 CALCIFICATIONS: tuple[MimicKind, ...] = tuple(kind for kind in MimicKind if kind.name.startswith("CALC"))
@@ -122,7 +122,7 @@ class LesionTable:
 
     @property
     def is_ignored(self) -> np.ndarray:
-        """(N,) bool: a microbleed that no reader would see for sure, neither truth nor negative."""
+        """(N,) bool: a microbleed that readers may miss, neither truth nor negative."""
         return self.kind == MimicKind.IGNORED_MICROBLEED
 
     @property

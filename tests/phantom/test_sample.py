@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cmb_jax.phantom import PROTOCOLS
-from cmb_jax.phantom.sample import Plan, simulate_batch, simulate_sample
+from cmb_jax.phantom.simulate import Plan, simulate_batch, simulate_sample
 from cmb_jax.training.sharding import make_mesh
 
 

@@ -6,9 +6,8 @@ import pytest
 
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, region_of, side_of
 from cmb_jax.phantom import PROTOCOLS, simulate_subject
-from cmb_jax.phantom.sample import Plan, Ranges, simulate_sample
 from cmb_jax.phantom.settings import check_settings
-from cmb_jax.phantom.simulate import lesion_table, packed
+from cmb_jax.phantom.simulate import Plan, Ranges, lesion_table, packed, simulate_sample
 from cmb_jax.phantom.types import CMB_KIND, FOCAL_MIMICS, MimicKind
 from tests.phantom.conftest import SETTINGS
 

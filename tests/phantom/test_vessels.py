@@ -13,7 +13,7 @@ from cmb_jax.phantom.benchmark import ANATOMIES, PROTOCOL_NAMES
 from cmb_jax.phantom.geometry import Grid
 from cmb_jax.phantom.head import head_maps, pack_anatomy, random_pose
 from cmb_jax.phantom.render import vessel_labels
-from cmb_jax.phantom.sample import WIDEST, Plan
+from cmb_jax.phantom.simulate import WIDEST, Plan
 from cmb_jax.phantom.types import MimicKind
 from cmb_jax.phantom.vessels import (
     END_ON_RAD,
