@@ -32,9 +32,8 @@ from cmb_jax.config import TrainConfig
 from cmb_jax.detector.functional import Template, params_of
 from cmb_jax.devices import keep_freed_memory
 from cmb_jax.errors import UserError
-from cmb_jax.io.atomic import atomic_write_text, make_folder, sha256_file
-from cmb_jax.io.lock import locked
-from cmb_jax.io.outside import read_rows
+from cmb_jax.io.atomic import atomic_write_text, locked, make_folder, sha256_file
+from cmb_jax.io.tables import read_rows
 from cmb_jax.io.weights import load_weights, save_weights
 from cmb_jax.regions.grid import GRID_SHAPE
 from cmb_jax.regions.network import RegionNet

@@ -9,7 +9,7 @@ import pytest
 
 from cmb_jax.config import DataConfig
 from cmb_jax.data.subjects import READERS_MIMIC, StoredSubject
-from cmb_jax.datasets.index_file import read_index
+from cmb_jax.datasets.index import read_index
 from cmb_jax.errors import UserError
 from cmb_jax.training import run_data
 from cmb_jax.training.run_data import open_data, prepare_cases
