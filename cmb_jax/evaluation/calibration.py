@@ -156,7 +156,6 @@ def calibrate(events: FrocEvents, *, folds: int = FOLDS, seed: int = 0) -> Calib
     Args:
         events: true and false detections of S scans with their scores, see `matching.events`.
         folds: parts that the scans with detections are split into (fewer if there are fewer scans).
-        seed: of the split.
 
     Raises:
         ValueError: fewer than two scans have a detection.
@@ -286,7 +285,6 @@ def reliability(
         subject: (n,) int, index of its scan.
         scans: number of scans, including those without detections.
         samples: resamples of the scans for the 95 % intervals; the bins stay those of all detections.
-        seed: of the resampling.
     """
     if not len(probabilities):
         return None

@@ -240,7 +240,6 @@ def events(pairs: Pairs, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     matches as many of these as can be matched among themselves.
 
     Args:
-        pairs: of K detections and M lesions.
         scores: (K,).
 
     Returns:
@@ -343,8 +342,6 @@ def valdo_case(detections: SubjectDetections, truth: SubjectTruth, rule: Rule = 
     prediction is scored as an empty one (the organizers fill in differences of 100 000 for their ranking).
 
     Args:
-        detections: those that are reported.
-        truth: of the same scan.
         rule: with the limit of distance and the connectivity.
 
     Raises:

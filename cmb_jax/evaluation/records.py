@@ -174,7 +174,6 @@ def label_volume(
     Args:
         values: (X, Y, Z); values that are not finite count as 0.
         affine: (4, 4), voxel index -> RAS mm.
-        threshold: of probabilities.
         connectivity: 6, 18 or 26.
 
     Raises:
@@ -298,8 +297,6 @@ def covered_labels(
     Args:
         centers: (n, 3) RAS mm.
         diameters: (n,) mm.
-        volume: labels 1..count.
-        count: number of labels.
     """
     shape = np.array(volume.labels.shape)
     touched = np.zeros((len(centers), count), bool)

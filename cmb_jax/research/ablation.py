@@ -182,12 +182,10 @@ def run_study(
     """Train the missing runs, search the subjects, write the tables and the page.
 
     Args:
-        grid: variants and seeds.
         workdir: folder of all runs, NAME-seedK each.
         validation: folder of prepared subjects to choose thresholds by; None: simulated by the configuration.
         test: likewise, to compare on.
         training: False: only the finished runs are compared.
-        samples: bootstrap resamples.
 
     Raises:
         UserError: folders that hold other runs, subjects that cannot be used, or no finished reference.

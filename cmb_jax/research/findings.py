@@ -112,11 +112,6 @@ class SetDetections:
 def detections_of(weights: Path, subjects: SubjectSet, say: Say) -> SetDetections:
     """What weights find in a set, kept in a file beside them.
 
-    Args:
-        weights: of a run.
-        subjects: to search.
-        say: told when inference is needed.
-
     Raises:
         UserError: weights that cannot be read, or a file that cannot be written.
     """
@@ -185,9 +180,7 @@ def embedded_of(weights: Path, subjects: SubjectSet, say: Say) -> Embedded | Non
     """Embeddings of the anchors that the run's own miner takes from patches of a set, kept in a file.
 
     Args:
-        weights: of a run.
         subjects: to cut patches from, in turn, as training does but without augmentation.
-        say: told when inference is needed.
 
     Returns:
         None for a run without prototype loss.

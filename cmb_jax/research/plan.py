@@ -117,13 +117,7 @@ class Seconds:
 
 
 def predict(costs: Costs, hardware: Hardware, precision: str) -> Seconds:
-    """Each instruction takes max(operations / (share of peak), bytes / (share of bandwidth)).
-
-    Args:
-        costs: of one device.
-        hardware: its peaks.
-        precision: of training, see `config.TrainConfig`.
-    """
+    """Each instruction takes max(operations / (share of peak), bytes / (share of bandwidth))."""
     peak = hardware.flops_share * hardware.flops(precision)
     bandwidth = BANDWIDTH_SHARE * hardware.memory_bandwidth
     computing = moving = 0.0

@@ -182,8 +182,6 @@ def complete(runs: tuple[Run, ...], say: Say, *, training: bool) -> tuple[Run, .
     """Train what is not finished; returns the finished runs.
 
     Args:
-        runs: all of the grid.
-        say: told what is done with each run.
         training: False leaves out what is not finished.
 
     Raises:

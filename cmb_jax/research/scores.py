@@ -141,11 +141,8 @@ def compare_variants(
 
     Args:
         runs: by variant, all on the same test scans.
-        reference: one of the variants.
         matched_sensitivity: at which false positives are compared; None: the reference's mean sensitivity at
             its operating points.
-        samples: resamples.
-        seed: of the resampling.
     """
     lesions = runs[reference][0].counts.lesions
     once = np.ones((1, len(lesions)), int)
@@ -252,19 +249,17 @@ def _spread_note(study: Study) -> str:
 
 
 def _operating_table(study: Study) -> Table:
+    note = "Each run's threshold was chosen on the validation subjects. " + _spread_note(study)
     return Table(
         title="At the operating point",
         columns=("variant", "seeds", *(_TITLES[name] for name in METRICS)),
-        rows=tuple(
-            (
-                variant.name,
-                len(variant.runs),
-                *(_metric_text(variant.metrics[name], 2 if name == "fp_per_scan" else 3) for name in METRICS),
-            )
-            for variant in study.variants
-        ),
-        note="Each run's threshold was chosen on the validation subjects. " + _spread_note(study),
+        rows=tuple((each.name, len(each.runs), *_metric_texts(each, METRICS)) for each in study.variants),
+        note=note,
     )
+
+
+def _metric_texts(variant: VariantScores, names: Sequence[str]) -> list[str]:
+    return [_metric_text(variant.metrics[name], 2 if name == "fp_per_scan" else 3) for name in names]
 
 
 def _matched_table(study: Study) -> Table:
@@ -272,15 +267,13 @@ def _matched_table(study: Study) -> Table:
         metric = variant.metrics[FP_MATCHED]
         if math.isnan(metric.mean.value):
             return (variant.name, "not reached by every seed", "-", "-")
-        if metric.difference is None:
-            return (variant.name, _metric_text(metric, 2), "-", "-")
         difference = metric.difference
-        return (
-            variant.name,
-            _metric_text(metric, 2),
-            estimate_text(difference.difference, 2),
-            _p_text(difference.p_value),
+        compared = (
+            ("-", "-")
+            if difference is None
+            else (estimate_text(difference.difference, 2), _p_text(difference.p_value))
         )
+        return (variant.name, _metric_text(metric, 2), *compared)
 
     return Table(
         title=f"False positives per scan at sensitivity {study.matched_sensitivity:.3f}",
@@ -294,16 +287,11 @@ def _matched_table(study: Study) -> Table:
 
 
 def _froc_table(study: Study) -> Table:
+    names = (*AT_RATES, AVERAGE_PRECISION)
     return Table(
         title="Sensitivity at false positives per scan (FROC)",
         columns=("variant", *(f"{rate:g}" for rate in FROC_RATES), "average precision"),
-        rows=tuple(
-            (
-                variant.name,
-                *(_metric_text(variant.metrics[name]) for name in (*AT_RATES, AVERAGE_PRECISION)),
-            )
-            for variant in study.variants
-        ),
+        rows=tuple((each.name, *_metric_texts(each, names)) for each in study.variants),
         note="Linear between the curve's points, constant beyond its end. " + _spread_note(study),
     )
 
