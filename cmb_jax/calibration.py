@@ -7,6 +7,7 @@ fitted, thresholds are chosen, and the weights are written again with both, and 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,10 +26,9 @@ from cmb_jax.evaluation.read import PredictionSource, find_predictions, find_tru
 from cmb_jax.evaluation.records import SubjectDetections
 from cmb_jax.evaluation.statistics import Counts, Estimate, bootstrap_counts
 from cmb_jax.followup.time_point import read_record
-from cmb_jax.inference.bundle import WeightsBundle, load_bundle, record_path, save_with_config
+from cmb_jax.inference.bundle import WeightsBundle, load_bundle, read_weights_record, record_path, with_config
 from cmb_jax.inference.predict import LISTED_BELOW_THRESHOLD
-from cmb_jax.inference.weights_record import read_weights_record
-from cmb_jax.io.atomic import atomic_write_text, sha256_file
+from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text
 from cmb_jax.io.outside import read_json_object
 from cmb_jax.phantom.benchmark import TIER_OFFSET, BenchmarkSplit, Split
 from cmb_jax.progress import track
@@ -316,16 +316,18 @@ def calibrate_weights(
     else:
         levels = learn_levels(labeled, bundle, max_fp, "--max-fp")
     config = calibrated_config(bundle.config, levels, magnitude)
-    save_with_config(bundle, out, config)
+    content = with_config(bundle, config)
     record.pop("magnitude_alone", None)
     record |= {
         "calibrated_from": {"name": bundle.path.stem, "sha256": bundle.sha256},
-        "sha256": sha256_file(out),
+        "sha256": hashlib.sha256(content).hexdigest(),
         **_levels_record(levels, max_fp, "scans with a phase" if magnitude else "all scans"),
     }
     if magnitude is not None:
         record["magnitude_alone"] = _levels_record(magnitude, max_fp_magnitude, "scans without a phase")
+    # a run killed between the two leaves a record alone, which the next one may replace
     atomic_write_text(record_path(out), json_text(record), overwrite=True)
+    atomic_write_bytes(out, content, overwrite=True)
 
 
 def learn_levels(labeled: LabeledCandidates, bundle: WeightsBundle, max_fp: float, option: str) -> Levels:

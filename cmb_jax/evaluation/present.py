@@ -236,7 +236,7 @@ def _count_table(result: EvaluationResult) -> Table:
         ("ICC(2,1) of the counts", _number(counts.icc)),
         (
             "predicted - true per scan: mean [95 % limits of agreement]",
-            f"{_number(counts.bias)} [{_number(counts.limit_low)}, {_number(counts.limit_high)}]",
+            estimate_text(Estimate(value=counts.bias, low=counts.limit_low, high=counts.limit_high)),
         ),
     ]
     if places is not None:
@@ -257,9 +257,10 @@ def _calibration_tables(result: EvaluationResult) -> list[Table]:
         f"{estimate_text(found.ece_equal_mass)} in {found.bins} bins of equal numbers (those shown), "
         f"{estimate_text(found.ece_equal_width)} in {found.bins} of equal width; perfect probabilities would "
         f"have {found.by_chance_equal_mass:.3f} and {found.by_chance_equal_width:.3f} by chance; mean "
-        f"probability {found.mean_probability:.3f}, share of true ones {found.true / found.detections:.3f}. "
-        "Resampling adds scatter to every bin, so that the intervals lie high."
+        f"probability {found.mean_probability:.3f}, share of true ones {found.true / found.detections:.3f}."
     )
+    if not math.isnan(found.ece_equal_mass.low):
+        note += " Resampling adds scatter to every bin, so that the intervals lie high."
     return [
         Table(
             title="Calibration of the probabilities",

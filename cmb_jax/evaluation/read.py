@@ -31,9 +31,9 @@ from cmb_jax.io.header import decoded, open_nifti, world_affine
 from cmb_jax.io.labels import is_whole
 from cmb_jax.io.outside import reading
 from cmb_jax.io.tables import TextTable, read_columns
-from cmb_jax.phantom.protocols import PROTOCOLS
+from cmb_jax.phantom.settings import PROTOCOLS
+from cmb_jax.phantom.tree import DESCRIPTION, check_phantom_version
 from cmb_jax.phantom.types import MimicKind, PhantomSubject
-from cmb_jax.phantom.version import DESCRIPTION, check_phantom_version
 
 MIMIC_NAMES: dict[int, str] = {int(kind): kind.name.lower() for kind in MimicKind}
 # Kind of a lesion in the truth table that a reader might not see.
@@ -320,8 +320,9 @@ def find_predictions(folder: Path, subjects: Sequence[str]) -> list[PredictionSo
             that has no truth.
     """
     _check_folder(folder, _PREDICTION_LAYOUTS)
-    if (folder / "detections.csv").is_file() and len(subjects) == 1:
-        return [PredictionSource(subject=subjects[0], path=folder / "detections.csv")]
+    tables = [*folder.glob("detections.csv"), *folder.glob("*_desc-cmb_detections.tsv")]
+    if len(tables) == len(subjects) == 1:
+        return [PredictionSource(subject=subjects[0], path=tables[0])]
     found: dict[str, list[Path]] = {}
     for entry in sorted(folder.iterdir()):
         path = _prediction_in(entry)
