@@ -116,9 +116,9 @@ def write_study(
     maps: list[EmbeddingMap] = []
     for run in runs:
         costs[run.variant.name].append(cost_of(run))
-        is_first = len(costs[run.variant.name]) == 1  # of its variant: runs are in the order of the seeds
-        embedded = embedded_of(run.weights, test, say) if is_first else None
-        maps += [] if embedded is None else maps_of(run.name, embedded)
+        if run.seed == min(other.seed for other in runs if other.variant == run.variant):
+            embedded = embedded_of(run.weights, test, say)
+            maps += [] if embedded is None else maps_of(run.name, embedded)
     tables = study_tables(study, costs)
     summary = sentences(study, validation)
     missing = len(grid.variants) * len(grid.seeds) - len(runs)
