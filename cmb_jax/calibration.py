@@ -73,7 +73,7 @@ class LabeledCandidates:
         return float(self.list_ends.max())
 
     def of_scans(self, chosen: np.ndarray) -> LabeledCandidates:
-        """Those of some scans, (S,) bool, alone."""
+        """Only those of the chosen scans, (S,) bool."""
         events = self.events
         inside = chosen[events.subject]
         return dataclasses.replace(
@@ -105,9 +105,9 @@ def read_labeled(pred: Sequence[Path], truth: Sequence[Path], bundle: WeightsBun
         for number, (name, folders) in enumerate(zip(names, zip(pred, truth, strict=True), strict=True))
         for scan in _scans_of(*folders, name, bundle)
     ]
-    tree, happened, lesions, phase, list_ends = zip(*scans, strict=True)
+    tree, scan_events, lesions, phase, list_ends = zip(*scans, strict=True)
     return LabeledCandidates(
-        events=collect_events(happened, lesions),
+        events=collect_events(scan_events, lesions),
         tree_names=names,
         tree=np.array(tree),
         phase=np.array(phase),
@@ -132,9 +132,9 @@ def _scans_of(
     for source, true, (threshold, has_phase) in track(pairs, name, total=len(truths)):
         found, lesion_table = source.read(), true.read()
         candidates = found.candidates()
-        happened = events(pairs_of(CENTER3, candidates, lesion_table), candidates.scores)
+        scan_events = events(pairs_of(CENTER3, candidates, lesion_table), candidates.scores)
         list_end = listed_from(found, threshold, bundle)
-        yield happened, len(lesion_table.centers_mm), has_phase, list_end
+        yield scan_events, len(lesion_table.centers_mm), has_phase, list_end
 
 
 def tree_name(truth: Path) -> str:
@@ -310,7 +310,7 @@ def calibrate_weights(
     labeled = read_labeled(pred, truth, bundle)
     with_phase, without = labeled.of_scans(labeled.phase), labeled.of_scans(~labeled.phase)
     magnitude = None
-    if _lacking(with_phase) is None and _lacking(without) is None:
+    if _shortage(with_phase) is None and _shortage(without) is None:
         levels = learn_levels(with_phase, bundle, max_fp, "--max-fp")
         magnitude = learn_levels(without, bundle, max_fp_magnitude, "--max-fp-magnitude")
     else:
@@ -339,9 +339,8 @@ def learn_levels(labeled: LabeledCandidates, bundle: WeightsBundle, max_fp: floa
     Raises:
         UserError: there is too little to learn from.
     """
-    lacking = _lacking(labeled)
-    if lacking is not None:
-        raise UserError(lacking)
+    if shortage := _shortage(labeled):
+        raise UserError(shortage)
     known = above(labeled.events, labeled.complete_from)
     chosen = operating_point(known, max_fp, complete_from=labeled.complete_from)
     if chosen is None:
@@ -367,7 +366,7 @@ def calibrated_config(config: Config, levels: Levels, magnitude: Levels | None =
     return dataclasses.replace(config, inference=dataclasses.replace(config.inference, **changes))
 
 
-def _lacking(labeled: LabeledCandidates) -> str | None:
+def _shortage(labeled: LabeledCandidates) -> str | None:
     """What there is too little of to calibrate with, in words; None if there is enough."""
     if not len(labeled.list_ends):
         return "no scans to calibrate with; give labeled scans"

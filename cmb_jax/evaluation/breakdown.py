@@ -1,5 +1,5 @@
-"""Where a program is strong and weak: sensitivity by kind of lesion, false positives by cause, rules of
-place."""
+"""Where a program is strong and weak: sensitivity by kind of lesion, false positives by cause, cost of
+rules."""
 
 from __future__ import annotations
 

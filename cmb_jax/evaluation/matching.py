@@ -86,7 +86,7 @@ class Pairs:
         return dataclasses.replace(self, excused=self.is_excused | also)
 
     def of_lesions(self, keep: np.ndarray) -> Pairs:
-        """The pairs of the lesions `keep` (M,) bool alone; all other lesions are ignored."""
+        """Only the pairs of the lesions `keep` (M,) bool; all other lesions are ignored."""
         kept = dataclasses.replace(self, allowed=self.allowed[:, keep], cost=self.cost[:, keep])
         return kept.with_excused(np.any(self.allowed[:, ~keep], axis=1))
 
@@ -328,7 +328,7 @@ def valdo_case(detections: SubjectDetections, truth: SubjectTruth, rule: Rule = 
     where the centers of mass are less than 5 mm apart (the organizers' program has other defaults:
     26-connected, 0.1 mm). The details reproduce what that program returns for binary references:
 
-    * a prediction can match the reference nearest to it alone, even where a second one is in reach;
+    * a prediction can match only the reference nearest to it, even where a second one is in reach;
     * of several predictions on one reference only the nearest is true, the others are false positives;
       predictions at exactly the same distance are all true;
     * no overlap is asked for: a match may have Dice 0;

@@ -357,7 +357,7 @@ def _prediction_in(entry: Path) -> Path | None:
     images = sorted(path for path in entry.iterdir() if _is_nifti(path) and not path.name.startswith("."))
     if len(images) > 1:
         raise UserError(
-            f"{entry}: holds {len(images)} images and no detections.csv; leave the prediction alone in it"
+            f"{entry}: holds {len(images)} images and no detections.csv; keep only the prediction in it"
         )
     return images[0] if images else None
 

@@ -300,7 +300,7 @@ def covered_labels(
     """
     shape = np.array(volume.labels.shape)
     touched = np.zeros((len(centers), count), bool)
-    # Each sphere is tested against the voxels of a window around it alone. A row of the inverse affine is the
+    # Each sphere is tested only against the voxels of a window around it. A row of the inverse affine is the
     # gradient of one voxel index in mm, so its length is the number of voxels per mm in the worst direction:
     # times the radius it bounds the window even where the affine is oblique or sheared.
     voxels_per_mm = np.linalg.norm(np.linalg.inv(volume.affine[:3, :3]), axis=1)

@@ -1,8 +1,8 @@
 """What one device of a compiled program does in one call, loops counted as often as they run.
 
 XLA's own `cost_analysis()` is not enough here: it counts the body of a loop once however often it runs (a
-step that accumulates is such a loop), counts nothing for our own kernels on CPUs, and gives sums alone, from
-which neither the time of each instruction nor the messages between devices can be told. So the text of the
+step that accumulates is such a loop), counts nothing for our own kernels on CPUs, and gives only sums, which
+show neither the time of each instruction nor the messages between devices. So the text of the
 compiled program (HLO) is read; `tests/research/test_costs.py` holds the counts to XLA's where both count.
 """
 

@@ -1,7 +1,7 @@
 """What a run finds in prepared subjects (detections, embeddings of anchors), kept in files beside it.
 
-A kept file says what it was made of: it saves inference until that changes, and is then made again. PCA and
-t-SNE of the embeddings are scikit-learn's, which the ablation alone needs: pip install -e '.[ablation]'.
+A kept file names its inputs: it saves inference until they change, and is then made again. PCA and
+t-SNE of the embeddings are scikit-learn's, which only the ablation needs: pip install -e '.[ablation]'.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ FORMAT = 1
 PATCHES = 48
 SHOWN_PER_CLASS = 300
 PERPLEXITY = 30.0
-_MADE_OF = "made_of"
+_INPUTS = "made_of"
 
 
-def write_kept(path: Path, made_of: str, arrays: Mapping[str, np.ndarray]) -> None:
+def write_kept(path: Path, inputs: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays in the place of older ones.
 
     Raises:
@@ -50,25 +50,25 @@ def write_kept(path: Path, made_of: str, arrays: Mapping[str, np.ndarray]) -> No
     """
     blob = io.BytesIO()
     # NumPy's own annotation takes no names of arrays
-    np.savez_compressed(blob, **{_MADE_OF: np.array(made_of), **arrays})  # type: ignore[arg-type]
+    np.savez_compressed(blob, **{_INPUTS: np.array(inputs), **arrays})  # type: ignore[arg-type]
     atomic_write_bytes(path, blob.getvalue(), overwrite=True)
 
 
-def read_kept(path: Path, made_of: str) -> dict[str, np.ndarray] | None:
-    """What `write_kept` wrote; None if there is no file, or it is damaged or made of something else."""
+def read_kept(path: Path, inputs: str) -> dict[str, np.ndarray] | None:
+    """What `write_kept` wrote; None if there is no file, or it is damaged or has other inputs."""
     try:
         arrays = read_arrays(path)
     except UserError:
         return None
-    return arrays if str(arrays.pop(_MADE_OF, "")) == made_of else None
+    return arrays if str(arrays.pop(_INPUTS, "")) == inputs else None
 
 
-def _kept(path: Path, made_of: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of a kept file, made and written first if need be."""
-    arrays = read_kept(path, made_of)
+def _kept(path: Path, inputs: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of a kept file, made and written first if necessary."""
+    arrays = read_kept(path, inputs)
     if arrays is None:
         arrays = make()
-        write_kept(path, made_of, arrays)
+        write_kept(path, inputs, arrays)
     return arrays
 
 

@@ -200,7 +200,7 @@ def plan_step(config: Config, mesh: tuple[int, int], hardware: str) -> StepPlan:
     config = dataclasses.replace(config, data=data)
     device = measured_cpu() if hardware == CPU else ACCELERATORS[hardware]
     costs, memory = _costs(config, mesh, hardware)
-    alone = costs if mesh == (1, 1) else _costs(config, (1, 1), hardware)[0]
+    single = costs if mesh == (1, 1) else _costs(config, (1, 1), hardware)[0]
     precision = config.train.precision
     params = step_arguments(config, make_mesh())[0].params
     return StepPlan(
@@ -211,7 +211,7 @@ def plan_step(config: Config, mesh: tuple[int, int], hardware: str) -> StepPlan:
         costs=costs,
         memory=memory,
         seconds=predict(costs, device, precision),
-        one_device_seconds=predict(alone, device, precision),
+        one_device_seconds=predict(single, device, precision),
     )
 
 
