@@ -250,6 +250,8 @@ def rejected_by_reason(
     else:
         reported = detections.scores >= threshold
     rejected = detections.select((status == REJECTED) & reported)
+    # A lesion that is found anyway is not lost by a rejection: a rejected candidate on it, even a correct
+    # one, is a duplicate. Lesions that are found are therefore out of reach here.
     pairs = pairs_of(rule, rejected, truth)
     outcome = match(dataclasses.replace(pairs, allowed=pairs.allowed & ~found))
     reasons = rejected.reasons or ("",) * len(outcome.lesion)

@@ -231,6 +231,8 @@ def evaluate_records(
         UserError: an unknown rule; voxels of prediction and truth on different grids.
     """
     shown = CENTER5 if rule == VALDO.name else _pairing_rule(rule)
+    # Volumes of a whole cohort would not fit into memory: each scan is reduced to counts, events and names
+    # before the next one is read, and everything else is computed from these.
     scored = [_score(d, t, shown, threshold) for d, t in zip(detections, truths, strict=True)]
     if not scored:
         raise ValueError("no scans to evaluate")

@@ -143,6 +143,8 @@ def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None, fal
         possible = curve.fp_per_scan <= max_fp_per_scan
     if not possible.any():
         return _above_all(curve)
+    # lexsort's last key comes first: possible ones, then most merit, then fewest false positives; it is
+    # stable, so that among equals the highest threshold stays in front
     order = np.lexsort((curve.fp, -merit, ~possible))
     return _just_below(curve, int(order[0]))
 

@@ -280,6 +280,9 @@ def _matched_in_turn(allowed: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 def _augment(allowed: np.ndarray, owner: np.ndarray, detection: int, visited: np.ndarray) -> bool:
     """Find a lesion for a detection, moving other detections to another lesion where that frees one."""
+    # A lesion that is taken is asked whether its detection can go elsewhere, and so on along the chain:
+    # Kuhn's augmenting path. Each lesion is asked once per search, because a second question has the same
+    # answer. The detections of such a chain stay matched, so that earlier (higher) scores keep their lesions.
     for lesion in np.flatnonzero(allowed[detection] & ~visited):
         if visited[lesion]:
             continue
@@ -348,6 +351,8 @@ def valdo_case(detections: SubjectDetections, truth: SubjectTruth, rule: Rule = 
         UserError: both sides have voxels, on different grids.
     """
     common_frame(detections.volume, truth.volume, truth.subject)  # raises where the grids differ
+    # A side without voxels and without rows found nothing, which an empty image says as well: then Dice and
+    # volumes are defined.
     seen = detections.volume or _empty_like(truth.volume, len(detections.centers_mm))
     true = truth.volume or _empty_like(detections.volume, len(truth.centers_mm))
     dice = volume_difference = float("nan")

@@ -179,6 +179,8 @@ def label_volume(
     Raises:
         ValueError: values that are neither labels, nor a mask, nor probabilities.
     """
+    # Programs write instance labels, masks of 1 or 255, rater means and probabilities, and headers do not say
+    # which. Whole numbers can only be labels or a mask; fractions can only be probabilities or rater means.
     values = np.asarray(values)
     if values.dtype.kind == "f":
         values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)

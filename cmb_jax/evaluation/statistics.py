@@ -144,10 +144,13 @@ def _weighted_curves(
     events: FrocEvents, weights: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, int, int]]:
     """Row, counts tp and fp (P,) at falling thresholds, lesions and scans, for every row with lesions."""
+    # A scan that was drawn twice counts twice, its lesions and its detections alike: its events get its
+    # weight. So the events stay sorted by score for every resample, and a curve is two cumulative sums. One
+    # row at a time, as a large cohort has millions of events.
     ends = last_of_ties(events.scores)
     lesions = weights @ events.lesions
     scans = weights.sum(axis=1)
-    for row in np.flatnonzero(lesions):  # one row at a time: a large cohort has millions of events
+    for row in np.flatnonzero(lesions):
         drawn = weights[row, events.subject]
         counted = np.cumsum(drawn)[ends]
         tp = np.cumsum(drawn * events.true)[ends]
@@ -238,6 +241,7 @@ def paired_differences(value: np.ndarray, resamples: np.ndarray) -> list[PairedD
     result = []
     for estimate, column in zip(estimates(value, resamples), resamples.T, strict=True):
         column = column[np.isfinite(column)]
+        # adding 1 to both counts keeps p above 0: the scans themselves are one more possible resample
         tails = (np.count_nonzero(column <= 0), np.count_nonzero(column >= 0))
         p_value = min(1.0, 2.0 * (min(tails) + 1) / (len(column) + 1)) if len(column) else float("nan")
         result.append(PairedDifference(difference=estimate, p_value=p_value))

@@ -90,6 +90,8 @@ def scan_cells(
         candidates: K detections that no rule removed.
         reported: those at the operating point.
     """
+    # Which pairs may match is computed once, as touching and boxes look at voxels; sizes and calcifications
+    # only choose among the pairs. Without a phase there is a second variant, with calcifications excused.
     phase = phase_group(truth)
     pairs = {COUNTED: [pairs_of(rule, each, truth) for each in (candidates, reported)]}
     if phase == ALONE and truth.mimics is not None:

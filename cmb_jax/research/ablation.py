@@ -27,7 +27,7 @@ from cmb_jax.research.findings import (
     require_scikit_learn,
     subject_set,
 )
-from cmb_jax.research.runs import Cost, Grid, Run, Variant, complete, cost_of, other_settings, runs_of
+from cmb_jax.research.runs import Cost, Grid, Run, complete, cost_of, other_settings, runs_of
 from cmb_jax.research.scores import (
     BAND_RATES,
     RunScores,
@@ -61,14 +61,13 @@ def prepared_set(name: str, folder: Path | None, grid: Grid, workdir: Path) -> S
 
 def with_one_cache(grid: Grid, workdir: Path) -> Grid:
     """The grid with its simulated subjects in one place, so that not every run simulates its own."""
-
-    def shared(variant: Variant) -> Variant:
+    variants = []
+    for variant in grid.variants:
         phantom = variant.config.phantom
-        cache = phantom.cache_dir or str(workdir / "phantoms")
-        phantom = dataclasses.replace(phantom, cache_dir=cache)
-        return dataclasses.replace(variant, config=dataclasses.replace(variant.config, phantom=phantom))
-
-    return dataclasses.replace(grid, variants=tuple(map(shared, grid.variants)))
+        phantom = dataclasses.replace(phantom, cache_dir=phantom.cache_dir or str(workdir / "phantoms"))
+        config = dataclasses.replace(variant.config, phantom=phantom)
+        variants.append(dataclasses.replace(variant, config=config))
+    return dataclasses.replace(grid, variants=tuple(variants))
 
 
 def froc_lines(study: Study) -> tuple[FrocLine, ...]:

@@ -319,6 +319,8 @@ def _fusion_bytes(inside: Computation) -> float:
 
 def _read(parameter: str, inside: Computation) -> float:
     """Bytes of a fusion's input that are read."""
+    # A fusion reads what its instructions ask for: of an input that is only sliced, the slices; of one that
+    # is only updated in place, nothing. This is what loops over slices of a large array look like.
     users = [other for other in inside.values() if parameter in other.operands]
     if users and all(user.operands[0] == parameter for user in users):
         if all(user.opcode in _SLICES for user in users):

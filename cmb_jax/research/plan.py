@@ -118,6 +118,9 @@ class Seconds:
 
 def predict(costs: Costs, hardware: Hardware, precision: str) -> Seconds:
     """Each instruction takes max(operations / (share of peak), bytes / (share of bandwidth))."""
+    # A device computes and moves at the same time, so an instruction takes the longer of the two. Summing
+    # over instructions, not over the program, keeps a memory-bound one from hiding behind a compute-bound
+    # one.
     peak = hardware.flops_share * hardware.flops(precision)
     bandwidth = BANDWIDTH_SHARE * hardware.memory_bandwidth
     computing = moving = 0.0

@@ -44,10 +44,6 @@ class Variant:
         config = dataclasses.replace(self.config, loss=dataclasses.replace(self.config.loss, **loss))
         return Variant(name=f"{self.name}-{suffix}", config=config)
 
-    def with_seed(self, seed: int) -> Config:
-        """The configuration of one run."""
-        return dataclasses.replace(self.config, train=dataclasses.replace(self.config.train, seed=seed))
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
@@ -116,7 +112,8 @@ class Run:
     @property
     def config(self) -> Config:
         """What it is trained with."""
-        return self.variant.with_seed(self.seed)
+        config = self.variant.config
+        return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=self.seed))
 
     @property
     def weights(self) -> Path:

@@ -149,6 +149,8 @@ def compare_variants(
     if matched_sensitivity is None:
         found = [count_metrics(run.counts, once)[0, 0] for run in runs[reference]]
         matched_sensitivity = float(np.mean(found))
+    # The same draws of scans for every variant and seed make the differences paired: a hard scan that was
+    # drawn often is hard for all of them.
     weights = np.concatenate(list(resample_weights(len(lesions), samples, seed)))
     # of each seed (K, N) and of each resample (B, N), by variant
     values = {
