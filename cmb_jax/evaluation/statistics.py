@@ -73,7 +73,7 @@ def resample_weights(scans: int, samples: int, seed: int) -> Iterator[np.ndarray
 def resampled(
     metric: Callable[[np.ndarray], np.ndarray], scans: int, samples: int, seed: int
 ) -> np.ndarray | None:
-    """N metrics of resampled scans, (samples, N); None without samples."""
+    """N metrics of resampled scans, (samples, N), by a `metric` that takes weights (B, scans) to (B, N)."""
     blocks = [metric(weights) for weights in resample_weights(scans, samples, seed)]
     return np.concatenate(blocks) if blocks else None
 
