@@ -721,6 +721,12 @@ def read_train_log(path: Path) -> object:
         return (Path(other) / "metrics.csv").read_bytes()
 
 
+def read_losses(path: Path) -> object:
+    from cmb_jax.training.regions import _last_losses
+
+    return repr(_last_losses(path))
+
+
 def read_run_record(path: Path) -> object:
     from types import SimpleNamespace
 
@@ -1038,13 +1044,15 @@ KINDS: dict[str, Kind] = {
         js("dataset_description.json", {"Name": "x", "GeneratedBy": [{"Name": "y"}], "PhantomVersion": 2}),
         read_data_set,
         (
-            *("calibration.labeled:tree_name", "datasets.bids.reader:is_result"),
+            *("calibration:tree_name", "datasets.bids.reader:is_result"),
             "phantom.tree:phantom_version",
         ),
         "json",
     ),
     "index": Kind(make_index, read_index, ("datasets.index:read_index", "datasets.index:_load"), "json"),
-    "detections_csv": Kind(text("d.csv", DETECTIONS), read_detections, ("io.tables:read_columns",), "table"),
+    "detections_csv": Kind(
+        text("d.csv", DETECTIONS), read_detections, ("io.tables:read_columns", "io.tables:read_rows"), "table"
+    ),
     "points_csv": Kind(
         text("p.csv", "x_mm;y_mm;z_mm;kind\n1;2;3;cmb\n"), read_points, ("io.tables:read_columns",), "table"
     ),
@@ -1129,7 +1137,7 @@ KINDS: dict[str, Kind] = {
     ),
     "config_py": Kind(python_config, read_python, ("config_load:made_by_file",), "python"),
     "pack": Kind(make_pack, read_pack, ("anatomy.assets:_read_pack",), "zip", checked=True),
-    "kept": Kind(make_kept, read_kept_arrays, ("experiments.detections:read_kept",), "zip"),
+    "kept": Kind(make_kept, read_kept_arrays, ("research.detections:read_kept",), "zip"),
     "region_views": Kind(make_views, read_views, ("regions.phantoms:phantom_views",), "zip"),
     "stored_image": Kind(
         make_store("image.npy"), read_store, ("data.subjects:image", "data.subjects:mimics"), share=0.5
@@ -1149,7 +1157,7 @@ KINDS: dict[str, Kind] = {
     "run_log": Kind(
         text("metrics.csv", "step,loss,steps/s\n20,0.5,2.0\n40,0.4,2.5\n"),
         read_run_log,
-        ("experiments.runs:_times",),
+        ("research.runs:_times",),
         "table",
     ),
     "train_log": Kind(
@@ -1158,8 +1166,14 @@ KINDS: dict[str, Kind] = {
         ("training.monitor:_read",),
         "table",
     ),
+    "region_log": Kind(
+        text("metrics.csv", "step,loss,cross_entropy,dice,side\n20,0.5,0.2,0.2,0.1\n40,0.4,0.2,0.1,0.1\n"),
+        read_losses,
+        ("training.regions:_last_losses",),
+        "table",
+    ),
     "run_record": Kind(
-        js("weights.json", {"steps": 100}), read_run_record, ("experiments.runs:_record",), "json"
+        js("weights.json", {"steps": 100}), read_run_record, ("research.runs:_record",), "json"
     ),
     "provenance": Kind(
         make_provenance, read_made, ("cohort.result:read_provenance", "cohort.dataset:read_json"), "json"
