@@ -631,14 +631,14 @@ def read_pack(path: Path) -> object:
 
 
 def make_kept(folder: Path) -> Path:
-    from cmb_jax.research.detections import write_kept
+    from cmb_jax.research.findings import write_kept
 
     write_kept(folder / "kept.npz", "this", {"a": np.arange(500.0), "b": np.array(["x"])})
     return folder / "kept.npz"
 
 
 def read_kept_arrays(path: Path) -> object:
-    from cmb_jax.research.detections import read_kept
+    from cmb_jax.research.findings import read_kept
 
     found = read_kept(path, "this")
     if found is None:
