@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
-from cmb_jax.anatomy.lookup import FILE, fit_mni, landmarks_of
+from cmb_jax.anatomy.lookup import FILE, Landmarks, fit_mni, landmarks_of
 from cmb_jax.anatomy.pack import AnatomyPack
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Side, Zone, region_of, side_of
 from cmb_jax.devices import use_compilation_cache
