@@ -20,10 +20,11 @@ from cmb_jax.cli.common import run_cli
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.breakdown import ALONE, GROUP_ORDER, UNKNOWN, WITH_PHASE
 from cmb_jax.evaluation.subsets import ALL_SCANS
-from cmb_jax.inference.bundle import WeightsBundle, load_bundle
-from cmb_jax.inference.weights_record import (
+from cmb_jax.inference.bundle import (
+    WeightsBundle,
     calibration_lines,
     estimate_of,
+    load_bundle,
     operating_tables,
     read_weights_record,
     threshold_text,

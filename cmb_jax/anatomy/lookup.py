@@ -33,7 +33,7 @@ from cmb_jax.anatomy.regions import (
     side_of,
 )
 from cmb_jax.core.detection import RejectReason
-from cmb_jax.io.outside import read_rows
+from cmb_jax.io.tables import read_rows
 
 MIN_INSIDE_FRACTION = 0.05
 """A candidate stays when at least this share of its sphere is brain tissue. Far below one half: lobar

@@ -11,15 +11,15 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tests.detector.test_total import SIZES, SMALL, SPACING, batch
 
 from cmb_jax.config import LossConfig
+from cmb_jax.detector.anchor_losses import cell_classes
 from cmb_jax.detector.anchors import Truths
 from cmb_jax.detector.assignment import assign_nearest
-from cmb_jax.detector.detection_loss import cell_classes
 from cmb_jax.detector.network import Detector
 from cmb_jax.detector.total_loss import detection_loss
 from tests.detector.lattice import lattice_anchors
+from tests.detector.test_total_loss import SIZES, SMALL, SPACING, batch
 
 MODEL = dataclasses.replace(SMALL, box_width=5, semantic_head=True)
 LOSS = LossConfig(

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from cmb_jax.config import Config, DataConfig, InferenceConfig, LossConfig, TrainConfig
-from cmb_jax.config_io import config_to_json
+from cmb_jax.config_load import config_to_json
 from cmb_jax.data.subjects import STORE_FILE, STORE_VERSION
 from cmb_jax.detector.functional import Template
 from cmb_jax.detector.network import Detector
