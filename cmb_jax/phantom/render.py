@@ -58,6 +58,8 @@ def draw_balls(
 
     points_mm (N, 3) image frame, radii_mm (N, 3), amplitude (N,) >= 0 (0 draws nothing).
     """
+    # A soft edge changes the volume that is drawn: much for a body smaller than a voxel. The amplitude makes
+    # up for it, so that the dipole moment, and with it the field outside, is that of the body.
     edge = float(np.mean(grid.spacing_mm))
     index, vector = _window(grid, points_mm, half)
     a = jnp.mean(radii_mm, axis=1)
