@@ -154,7 +154,6 @@ _SILENT = {
     "report",
     "planning",
     "experiments",
-    "weights_record.py",
     "present.py",
     "self_test.py",
     "calls.py",

@@ -48,8 +48,8 @@ class PredictOptions(ScanOptions):
     overwrite: bool = False
     """replace the folder if it exists."""
     keep_identifiers: bool = False
-    """let the results name the input files as they are named, and DICOM results the patient and the study, as
-    a PACS needs it (docs/privacy.md, docs/dicom.md)."""
+    """keep original file names and, in DICOM results, patient and study, as a PACS needs it (docs/privacy.md,
+    docs/dicom.md); default: neutral names."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

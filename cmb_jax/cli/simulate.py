@@ -98,11 +98,11 @@ class BenchmarkDataOptions:
     out: Path
     """folder to make; with --verify: the folder to check."""
     split: Literal["train", "validation", "test"] = "test"
-    """train (seeds without an end: say how many subjects), validation (40) or test (60)."""
+    """train (unlimited: set --subjects), validation (40 subjects) or test (60)."""
     tier: Literal["easy", "hard"] = "hard"
     """easy or hard."""
     subjects: int | None = None
-    """only the first so many; train: how many."""
+    """number of subjects; default: all (required for train)."""
     verify: bool = False
     """generate nothing, compare the folder with the checksum list."""
     overwrite: bool = False

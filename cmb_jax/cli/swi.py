@@ -31,13 +31,13 @@ class SwiOptions:
     echo: int | None = None
     """use this echo alone, counted from 1."""
     phase_sign: PhaseSign = "auto"
-    """what the stored phase is multiplied with, so that veins are positive."""
+    """sign that makes veins positive when the stored phase is multiplied by it."""
     phase_range: StoredPhase = ("auto",)
     """how the phase is stored; auto tells it from the values (see `cmb-jax predict --help`)."""
     overwrite: bool = False
     """replace the folder if it exists."""
     keep_identifiers: bool = False
-    """let swi.json name the input files as they are named (docs/privacy.md)."""
+    """keep the original names of the input files in swi.json (docs/privacy.md)."""
 
 
 def run(options: SwiOptions) -> None:

@@ -300,12 +300,12 @@ def _checked_edges(path: Path, affine: np.ndarray, shape: tuple[int, ...]) -> np
 def _doubts_about_transforms(header: nib.Nifti1Header, shape: tuple[int, ...], scale: float) -> list[str]:
     """Warnings where sform and qform are missing or disagree; `scale` turns their lengths into mm."""
     sform, sform_code = header.get_sform(coded=True)
+    warnings: list[str] = []
     try:
         qform, qform_code = header.get_qform(coded=True)
     except (nib.spatialimages.HeaderDataError, ValueError):
-        qform, qform_code, warnings = None, 0, ["the qform cannot be read and was not used"]
-    else:
-        warnings = []
+        qform, qform_code = None, 0
+        warnings.append("the qform cannot be read and was not used")
     if not sform_code and not qform_code:
         warnings.append(
             "the header has neither qform nor sform, so orientation, left against right and "
