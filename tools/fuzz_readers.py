@@ -520,8 +520,8 @@ def read_verdict_folder(path: Path) -> object:
 
 
 def make_index(folder: Path) -> Path:
-    from cmb_jax.datasets.index_file import write_index
-    from cmb_jax.datasets.types import Case, DatasetIndex, MaskTruth, PointTruth
+    from cmb_jax.datasets.cases import Case, DatasetIndex, MaskTruth, PointTruth
+    from cmb_jax.datasets.index import write_index
 
     (folder / "data").mkdir()
     nifti(folder / "data", "a.nii.gz")
@@ -538,7 +538,7 @@ def make_index(folder: Path) -> Path:
 
 
 def read_index(path: Path) -> object:
-    from cmb_jax.datasets.index_file import read_index as read
+    from cmb_jax.datasets.index import read_index as read
 
     return repr(read(path)[0])
 
@@ -676,17 +676,6 @@ def read_store(path: Path) -> object:
     return repr([(part().shape, part().tobytes()) for part in (*parts, subject.brain_points)])
 
 
-def make_region_state(folder: Path) -> Path:
-    np.savez(folder / "out.state.npz", np.arange(4.0), np.ones((2, 2)))
-    return folder / "out.state.npz"
-
-
-def read_region_state(path: Path) -> object:
-    from cmb_jax.regions.train import _restore
-
-    return repr(_restore(path.with_name("out"), [np.zeros(4), np.zeros((2, 2))]))  # type: ignore[arg-type]
-
-
 def make_views(folder: Path) -> Path:
     np.savez_compressed(
         folder / "v.npz", images=np.zeros((2, 4, 4, 4), np.uint8), code=np.zeros((4, 4, 4), np.uint8)
@@ -723,7 +712,7 @@ def read_run_log(path: Path) -> object:
 
 
 def read_train_log(path: Path) -> object:
-    from cmb_jax.training.logs import TrainLog
+    from cmb_jax.training.monitor import TrainLog
 
     with tempfile.TemporaryDirectory() as other:
         shutil.copy(path, Path(other) / "metrics.csv")
@@ -801,7 +790,7 @@ def read_failure(path: Path) -> object:
 
 
 def read_data_set(path: Path) -> object:
-    from cmb_jax.calibration.labeled import tree_name
+    from cmb_jax.calibration import tree_name
     from cmb_jax.datasets.bids.reader import is_result
     from cmb_jax.phantom.version import phantom_version
 
@@ -809,7 +798,7 @@ def read_data_set(path: Path) -> object:
 
 
 def read_sidecar(path: Path) -> object:
-    from cmb_jax.datasets.bids.names import parse_name
+    from cmb_jax.datasets.bids.layout import parse_name
     from cmb_jax.datasets.bids.sidecar import facts_beside, read_facts
     from cmb_jax.implant.scan import echo_times, field_strength, sidecar
 
@@ -828,7 +817,7 @@ def read_detections(path: Path) -> object:
 
 
 def read_points(path: Path) -> object:
-    from cmb_jax.datasets.sheets import read_csv
+    from cmb_jax.datasets.tables import read_csv
 
     return repr(read_csv(path, ("x_mm", "y_mm", "z_mm")))
 
@@ -863,7 +852,7 @@ def make_sheet(folder: Path) -> Path:
 
 
 def read_workbook(path: Path) -> object:
-    from cmb_jax.datasets.sheets import read_sheet
+    from cmb_jax.datasets.tables import read_sheet
 
     return repr(read_sheet(path))
 
@@ -876,7 +865,7 @@ def make_mat(folder: Path) -> Path:
 
 
 def read_matrix(path: Path) -> object:
-    from cmb_jax.datasets.matlab import read_mat
+    from cmb_jax.datasets.tables import read_mat
 
     return repr(read_mat(path, ("cen",)))
 
@@ -925,8 +914,8 @@ def make_mask(folder: Path) -> Path:
 
 
 def read_mask(path: Path) -> object:
+    from cmb_jax.datasets.cases import Case, MaskTruth
     from cmb_jax.datasets.lesions import lesions_of
-    from cmb_jax.datasets.types import Case, MaskTruth
 
     case = Case(
         case_id="a", patient_id="a", cohort="c", images={"swi": "image.nii"}, truth=MaskTruth(path="mask.nii")
@@ -936,8 +925,8 @@ def read_mask(path: Path) -> object:
 
 
 def read_header(path: Path) -> object:
-    from cmb_jax.datasets.bids.candidates import _grid
-    from cmb_jax.datasets.grid import read_grid
+    from cmb_jax.datasets.bids.choice import _grid
+    from cmb_jax.datasets.images import read_grid
 
     return repr((read_grid(path), _grid(path)))
 
@@ -973,7 +962,7 @@ def python_config(folder: Path) -> Path:
 
 
 def read_bids_filter(path: Path) -> object:
-    from cmb_jax.datasets.bids.filter import read_filter
+    from cmb_jax.datasets.bids.layout import read_filter
 
     return repr(read_filter(path))
 
@@ -1002,9 +991,8 @@ def read_picture(path: Path) -> object:
 def read_dicom_pixels(path: Path) -> object:
     from pydicom.errors import InvalidDicomError
 
-    from cmb_jax.dicom.convert import _hand_over
-    from cmb_jax.dicom.files import has_mark
-    from cmb_jax.dicom.values import _pixels
+    from cmb_jax.dicom.convert import _hand_over, _pixels
+    from cmb_jax.dicom.folder import has_mark
 
     try:
         has_mark(path)
@@ -1031,9 +1019,7 @@ KINDS: dict[str, Kind] = {
         ("evaluation.read:read_detections_volume", "evaluation.read:read_truth_volume"),
     ),
     "nifti_mask": Kind(make_mask, read_mask, ("datasets.lesions:_label",)),
-    "nifti_header": Kind(
-        lambda f: nifti(f, "a.nii"), read_header, (*HEADER, "datasets.bids.candidates:_grid")
-    ),
+    "nifti_header": Kind(lambda f: nifti(f, "a.nii"), read_header, (*HEADER, "datasets.bids.choice:_grid")),
     "nifti_stored": Kind(
         lambda f: nifti(f, "a.nii.gz"), read_stored, ("io.nifti:stored_values",), checked=True
     ),
@@ -1057,9 +1043,7 @@ KINDS: dict[str, Kind] = {
         ),
         "json",
     ),
-    "index": Kind(
-        make_index, read_index, ("datasets.index_file:read_index", "datasets.index_file:_load"), "json"
-    ),
+    "index": Kind(make_index, read_index, ("datasets.index:read_index", "datasets.index:_load"), "json"),
     "detections_csv": Kind(text("d.csv", DETECTIONS), read_detections, ("io.tables:read_columns",), "table"),
     "points_csv": Kind(
         text("p.csv", "x_mm;y_mm;z_mm;kind\n1;2;3;cmb\n"), read_points, ("io.tables:read_columns",), "table"
@@ -1079,10 +1063,10 @@ KINDS: dict[str, Kind] = {
     "workbook": Kind(
         make_sheet,
         read_workbook,
-        ("datasets.sheets:read_sheet", "datasets.sheets:_check_parts", "datasets.sheets:_cells"),
+        ("datasets.tables:read_sheet", "datasets.tables:_check_parts", "datasets.tables:_cells"),
         "zip",
     ),
-    "mat": Kind(make_mat, read_matrix, ("datasets.matlab:read_mat",)),
+    "mat": Kind(make_mat, read_matrix, ("datasets.tables:read_mat",)),
     "result_json": Kind(
         from_result("detections.json"),
         read_prediction,
@@ -1117,7 +1101,7 @@ KINDS: dict[str, Kind] = {
     ),
     "markups": Kind(exported("points.mrk.json"), read_reading, ("review.markups:_points",), "json"),
     "review_workbook": Kind(
-        exported("r.xlsx"), read_reading, ("datasets.sheets:read_sheet",), "zip", share=0.5
+        exported("r.xlsx"), read_reading, ("datasets.tables:read_sheet",), "zip", share=0.5
     ),
     "painted": Kind(exported("painted.nii.gz"), read_reading, HEADER, "gzip"),
     "review_record": Kind(
@@ -1146,7 +1130,6 @@ KINDS: dict[str, Kind] = {
     "config_py": Kind(python_config, read_python, ("config_load:made_by_file",), "python"),
     "pack": Kind(make_pack, read_pack, ("anatomy.assets:_read_pack",), "zip", checked=True),
     "kept": Kind(make_kept, read_kept_arrays, ("experiments.detections:read_kept",), "zip"),
-    "region_state": Kind(make_region_state, read_region_state, ("regions.train:_restore",), "zip"),
     "region_views": Kind(make_views, read_views, ("regions.phantoms:phantom_views",), "zip"),
     "stored_image": Kind(
         make_store("image.npy"), read_store, ("data.subjects:image", "data.subjects:mimics"), share=0.5
@@ -1172,7 +1155,7 @@ KINDS: dict[str, Kind] = {
     "train_log": Kind(
         text("metrics.csv", "step,loss\n20,0.5\n40,0.4\n"),
         read_train_log,
-        ("training.logs:__init__", "training.logs:_widen"),
+        ("training.monitor:_read",),
         "table",
     ),
     "run_record": Kind(
@@ -1190,7 +1173,7 @@ KINDS: dict[str, Kind] = {
     "bids_filter": Kind(
         js("f.json", {"swi": {"acquisition": "axial", "run": [1, 2]}, "phase": {"part": None}}),
         read_bids_filter,
-        ("datasets.bids.filter:read_filter",),
+        ("datasets.bids.layout:read_filter",),
         "json",
     ),
     "comparison": Kind(
@@ -1213,7 +1196,7 @@ KINDS: dict[str, Kind] = {
         make_dicom,
         read_dicom_pixels,
         (
-            *("dicom.files:has_mark", "dicom.files:open_whole", "dicom.values:_pixels"),
+            *("dicom.folder:has_mark", "dicom.folder:open_whole", "dicom.convert:_pixels"),
             "dicom.convert:_hand_over",
         ),
         share=0.5,

@@ -230,7 +230,7 @@ def judge(folder: Path) -> dict[str, object]:
     at_truth, at_found = (
         transformed(np.array(m), points) for m in (truth["transform"], found.registration.matrix)
     )
-    free = list(found.changes)
+    free = list(found.content.changes)
     outcomes = []
     for lesion in truth["lesions"]:
         near = [c for c in free if np.linalg.norm(c.baseline_mm - lesion["baseline_mm"]) < HIT_MM]

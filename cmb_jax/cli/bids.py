@@ -93,8 +93,7 @@ def _participants(options: BidsOptions) -> None:
         run_participants,
         select_participants,
     )
-    from cmb_jax.datasets.bids.filter import read_filter
-    from cmb_jax.datasets.bids.names import label_of
+    from cmb_jax.datasets.bids.layout import label_of, read_filter
     from cmb_jax.devices import use_compilation_cache
 
     data, out = options.data, options.out

@@ -40,8 +40,7 @@ def run(options: CompareOptions) -> None:
             f"--match-mm {options.match_mm:g}: allowed are {_MATCH_MM[0]:g} to {_MATCH_MM[1]:g} mm"
         )
     from cmb_jax.devices import use_compilation_cache
-    from cmb_jax.followup.compare import compare
-    from cmb_jax.followup.outputs import write_comparison
+    from cmb_jax.followup.compare import compare, write_comparison
     from cmb_jax.followup.time_point import read_time_point
 
     use_compilation_cache()
@@ -52,7 +51,7 @@ def run(options: CompareOptions) -> None:
     say("writing the report")
     write_comparison(comparison, options.out, overwrite=options.overwrite)
     # what is wrong in a JSON file is quoted from it, so it goes to the screen alone
-    for line in (*first.facts.notes, *second.facts.notes, *comparison.warnings):
+    for line in (*first.facts.notes, *second.facts.notes, *comparison.content.warnings):
         print(f"warning: {line}", file=sys.stderr)
-    print(" ".join(comparison.statement))
+    print(" ".join(comparison.content.statement))
     print(f"Report: {options.out / 'report.html'} (research use only)")

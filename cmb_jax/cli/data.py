@@ -14,9 +14,9 @@ from cmb_jax.errors import UserError
 from cmb_jax.progress import track
 
 if TYPE_CHECKING:
+    from cmb_jax.datasets.cases import Case
     from cmb_jax.datasets.inspection import Inspection
     from cmb_jax.datasets.lesions import Lesions
-    from cmb_jax.datasets.types import Case
     from cmb_jax.io.volume import Volume
 
 _LISTED = 200
@@ -101,7 +101,7 @@ def check(options: CheckOptions) -> None:
 def index(options: IndexOptions) -> None:
     """Read, write, print."""
     from cmb_jax.datasets.find import find
-    from cmb_jax.datasets.index_file import write_index
+    from cmb_jax.datasets.index import write_index
     from cmb_jax.datasets.inspection import inspect
 
     path, out = options.path, options.out
@@ -125,7 +125,7 @@ def _refuse_if_empty(inspection: Inspection, path: Path) -> None:
 
 def summary(inspection: Inspection) -> str:
     """What was found, for people: counts by cohort, lesions with how they were counted, problems."""
-    from cmb_jax.datasets.darkness import median
+    from cmb_jax.datasets.inspection import median
     from cmb_jax.datasets.lesions import DEFAULT_DIAMETER_MM
 
     index = inspection.index

@@ -12,7 +12,7 @@ import tyro
 from cmb_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from cmb_jax.datasets.types import Problem
+    from cmb_jax.datasets.cases import Problem
     from cmb_jax.dicom.choose import Candidate, Choice
     from cmb_jax.dicom.folder import FolderContent
     from cmb_jax.dicom.stacks import Stack
@@ -40,8 +40,8 @@ def read_candidates(folder: Path) -> tuple[FolderContent, tuple[Candidate, ...]]
 
 def problem_lines(problems: Sequence[Problem], found: Sequence[Candidate]) -> list[str]:
     """Lines about what was left out of a folder: files, and series that are no volume."""
+    from cmb_jax.dicom.choose import Role
     from cmb_jax.dicom.identity import scrubbed
-    from cmb_jax.dicom.roles import Role
 
     names = _identifiers(found)
     lines = [f"{problem.level}: {scrubbed(problem.where, names)}: {problem.what}" for problem in problems]

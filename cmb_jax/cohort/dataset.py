@@ -10,8 +10,7 @@ from typing import Any
 
 import cmb_jax
 from cmb_jax.datasets.bids.choice import Choice
-from cmb_jax.datasets.bids.layout import Scan
-from cmb_jax.datasets.bids.names import BidsName, join_entities, parse_name
+from cmb_jax.datasets.bids.layout import BidsName, Scan, join_entities, parse_name
 from cmb_jax.datasets.bids.reader import RESULTS_OF, is_result
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text

@@ -8,9 +8,8 @@ from typing import Any
 from cmb_jax.cohort.dataset import ResultFiles
 from cmb_jax.cohort.result import read_provenance
 from cmb_jax.datasets.bids.choice import ChoiceKind
-from cmb_jax.datasets.bids.layout import Scan
-from cmb_jax.datasets.bids.names import BidsName
-from cmb_jax.datasets.sheets import read_csv
+from cmb_jax.datasets.bids.layout import BidsName, Scan
+from cmb_jax.datasets.tables import read_csv
 
 DONE, FAILED, NOT_RUN, NO_IMAGES, NO_FOLDER = "done", "failed", "not run", "no images", "no folder"
 NOT_ANALYSABLE = "not analysable"

@@ -11,10 +11,8 @@ from cmb_jax.cohort.failures import failure_log, write_failure, write_failure_ta
 from cmb_jax.cohort.outcome import Outcome, Status
 from cmb_jax.cohort.overlap import StageTimes, overlapped
 from cmb_jax.cohort.scan_work import Pipeline, ScanWork
-from cmb_jax.datasets.bids.candidates import part_of
-from cmb_jax.datasets.bids.filter import BidsFilter
-from cmb_jax.datasets.bids.layout import NO_IMAGES, BidsFile, BidsLayout, Scan
-from cmb_jax.datasets.bids.names import label_of
+from cmb_jax.datasets.bids.choice import part_of
+from cmb_jax.datasets.bids.layout import NO_IMAGES, BidsFile, BidsFilter, BidsLayout, Scan, label_of
 from cmb_jax.errors import UserError
 
 

@@ -15,8 +15,7 @@ from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.cohort.dataset import REGIONS, anat_folder
 from cmb_jax.cohort.scan_images import TakenImage
 from cmb_jax.datasets.bids.choice import Choice
-from cmb_jax.datasets.bids.layout import BidsFile, Scan
-from cmb_jax.datasets.bids.names import BidsName, join_entities, parse_name
+from cmb_jax.datasets.bids.layout import BidsFile, BidsName, Scan, join_entities, parse_name
 from cmb_jax.datasets.listing import check_root, is_nifti, relative, visible
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import sha256_file

@@ -15,16 +15,16 @@ from cmb_jax.config_load import config_from_json, config_to_json, without_paths
 from cmb_jax.detector.functional import Template
 from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.bootstrap import Estimate
-from cmb_jax.evaluation.calibration_map import CalibrationMap
-from cmb_jax.evaluation.present import estimate_text, table_text
+from cmb_jax.evaluation.calibration import CalibrationMap
+from cmb_jax.evaluation.present import table_text
+from cmb_jax.evaluation.statistics import Estimate, estimate_text
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.outside import read_json_object, reading
 from cmb_jax.io.weights import (
     INPUT_VERSION,
-    copy_weights,
     input_version_of,
     load_weights,
+    relabeled_weights,
     save_weights,
     with_input_version,
 )
@@ -109,13 +109,9 @@ def save_bundle(
     save_weights(path, params, _metadata(config, INPUT_VERSION), dtype=dtype)
 
 
-def save_with_config(bundle: WeightsBundle, path: Path, config: Config) -> None:
-    """Write the bundle's arrays, byte for byte as they are stored, with another configuration.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    copy_weights(bundle.path, path, _metadata(config, bundle.input_version))
+def with_config(bundle: WeightsBundle, config: Config) -> bytes:
+    """A file of the bundle's arrays, byte for byte as they are stored, with another configuration."""
+    return relabeled_weights(bundle.path, _metadata(config, bundle.input_version))
 
 
 def load_bundle(

@@ -27,9 +27,9 @@ from cmb_jax.detector.functional import Template
 from cmb_jax.detector.network import Detector, receptive_halo
 from cmb_jax.detector.nms import nms_3d
 from cmb_jax.detector.slabs import context_of, map_slabs, slab_maps, slab_planes
+from cmb_jax.evaluation.read import MIMIC_NAMES
 from cmb_jax.evaluation.records import MimicMap, SubjectDetections, SubjectTruth
-from cmb_jax.evaluation.simulated import MIMIC_NAMES
-from cmb_jax.ops.precision import usable_precision
+from cmb_jax.ops.cpu.library import usable_precision
 from cmb_jax.ops.top import top_k
 
 BUCKET_CELLS = 4
