@@ -792,7 +792,7 @@ def read_failure(path: Path) -> object:
 def read_data_set(path: Path) -> object:
     from cmb_jax.calibration import tree_name
     from cmb_jax.datasets.bids.reader import is_result
-    from cmb_jax.phantom.version import phantom_version
+    from cmb_jax.phantom.tree import phantom_version
 
     return repr((tree_name(path.parent), is_result(path.parent), phantom_version(path.parent)))
 
@@ -1039,7 +1039,7 @@ KINDS: dict[str, Kind] = {
         read_data_set,
         (
             *("calibration.labeled:tree_name", "datasets.bids.reader:is_result"),
-            "phantom.version:phantom_version",
+            "phantom.tree:phantom_version",
         ),
         "json",
     ),
@@ -1210,7 +1210,7 @@ KINDS: dict[str, Kind] = {
 }
 
 OWN = {
-    "anatomy.mni:template_landmarks": "comes with the package",
+    "anatomy.lookup:template_landmarks": "comes with the package",
     "anatomy.own_regions:freesurfer_table": "comes with the package",
     "dicom.convert:_is_of": "dcm2niix wrote it a moment before into a folder of this process",
     "io.atomic:sha256_file": "makes nothing of the content",

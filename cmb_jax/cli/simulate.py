@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -66,7 +67,7 @@ def run(options: SimulateOptions) -> None:
         raise UserError(f"--seed {options.seed}: give 0 or more")
     from cmb_jax.devices import use_compilation_cache
     from cmb_jax.phantom import SubjectSettings, simulate_tree
-    from cmb_jax.phantom.tiers import check_settings
+    from cmb_jax.phantom.settings import check_settings
 
     settings = SubjectSettings(
         protocol=options.protocol,
@@ -111,11 +112,11 @@ class BenchmarkDataOptions:
 
 def benchmark_data(options: BenchmarkDataOptions) -> None:
     """Generate a split into a new folder, or check one that is there."""
+    from cmb_jax.anatomy.assets import load_pack
     from cmb_jax.devices import use_compilation_cache
     from cmb_jax.io.atomic import atomic_directory
     from cmb_jax.phantom.benchmark import BenchmarkSplit, compare, read_checksums
-    from cmb_jax.phantom.tree import PackLoader, write_cohort
-    from cmb_jax.phantom.version import check_phantom_version
+    from cmb_jax.phantom.tree import check_phantom_version, write_cohort
 
     out = options.out
     chosen = BenchmarkSplit(split=options.split, tier=options.tier)
@@ -132,7 +133,7 @@ def benchmark_data(options: BenchmarkDataOptions) -> None:
     use_one_instruction_set()
     use_compilation_cache()
     with atomic_directory(out, overwrite=options.overwrite) as root:
-        write_cohort(root, chosen.title, members, PackLoader())
+        write_cohort(root, chosen.title, members, functools.cache(load_pack))
         if chosen.checksum_file.is_file():
             print(_described(compare(root, read_checksums(chosen.checksum_file))))
     print(f"written: {out}")
@@ -212,8 +213,9 @@ def implant(options: ImplantOptions) -> None:
     import numpy as np
 
     from cmb_jax.devices import use_compilation_cache
-    from cmb_jax.implant.lesions import changes, lesions_for, outside_brain, put_in
+    from cmb_jax.implant.lesions import lesions_for
     from cmb_jax.implant.scan import find_brain, read_scan
+    from cmb_jax.implant.truth import changes, outside_brain, put_in
     from cmb_jax.io.atomic import atomic_directory
     from cmb_jax.io.header import open_nifti
     from cmb_jax.io.nifti import scaled_magnitude, shifted_phase, write_stored, write_volume
@@ -283,7 +285,7 @@ def implant(options: ImplantOptions) -> None:
 
 def _wanted(options: ImplantOptions) -> int:
     """Number of microbleeds to draw, with the arguments checked."""
-    from cmb_jax.phantom.placement import MIN_DIAMETER_MM
+    from cmb_jax.implant.lesions import MIN_DIAMETER_MM
 
     count, mimics, seed, table = options.count, options.mimics, options.seed, options.lesions is not None
     wanted = (0 if table else _DEFAULT_COUNT) if count is None else count

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmb_jax.anatomy.lookup import REACH_MM, look_up
-from cmb_jax.anatomy.mni import SPACE, fit_mni
+from cmb_jax.anatomy.lookup import REACH_MM, SPACE, fit_mni, look_up
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.core.detection import DetectionRow, RejectReason

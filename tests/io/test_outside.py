@@ -41,7 +41,6 @@ METHODS = {"read_text", "read_bytes", "from_bytes", "from_stream", "from_filenam
 
 ELSEWHERE = {
     "anatomy/assets.py": "images in packages that are pinned by hash",
-    "anatomy/packages.py": "packages that are pinned by hash",
     "anatomy/build.py": "files of this package",
     "ops/self_test.py": "the answer of a process of its own",
     "viewer/page.py": "files of this package",

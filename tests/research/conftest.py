@@ -15,7 +15,7 @@ from cmb_jax.detector.functional import Template
 from cmb_jax.detector.network import Detector
 from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.phantom import MimicKind
-from cmb_jax.phantom.version import VERSION
+from cmb_jax.phantom.tree import VERSION
 from cmb_jax.research.runs import Grid, four_configurations, runs_of
 from tests.tiny import TINY_MODEL
 
