@@ -232,13 +232,15 @@ def implant(options: ImplantOptions) -> None:
     warnings = [*scan.like.warnings, *outside_brain(scan, brain, bodies, brain_mask is not None)]
     seen = np.flatnonzero(changes(scan, brain, bodies) >= 1.0)
     if faint := len(bodies) - len(seen):
-        said = (
+        warning = (
             f"{faint} of {len(bodies)} lesions change the image less than its noise at "
             f"{max(scan.te_ms):g} ms and {scan.b0_t:g} T"
         )
         if not len(seen):
-            raise UserError(f"{said}: nothing would be seen; give larger diameters or check --te-ms, --b0-t")
-        warnings.append(f"{said} and were left out")
+            raise UserError(
+                f"{warning}: nothing would be seen; give larger diameters or check --te-ms, --b0-t"
+            )
+        warnings.append(f"{warning} and were left out")
         bodies = bodies.some(seen)
         gain, shift, labels, kinds, rows = put_in(scan, brain, bodies)
     record = {

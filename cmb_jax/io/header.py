@@ -172,7 +172,9 @@ def open_nifti(path: Path) -> NiftiFile:
     """
     path = Path(path)
     with _opened(path) as (stream, claim):
-        # a gzip stream is never much longer than its content
+        # A header of a few bytes can claim terabytes, and a gzip stream can unpack to a thousand times its
+        # size: the claim, which the file's size must allow, bounds what is read and unpacked. A gzip stream
+        # is never much longer than its content.
         most = claim.needed + _SLACK_BYTES + ((claim.needed // 500 + 2**20) if claim.packed else 0)
         if claim.size > most:
             raise _longer(path)
