@@ -1038,13 +1038,15 @@ KINDS: dict[str, Kind] = {
         js("dataset_description.json", {"Name": "x", "GeneratedBy": [{"Name": "y"}], "PhantomVersion": 2}),
         read_data_set,
         (
-            *("calibration.labeled:tree_name", "datasets.bids.reader:is_result"),
+            *("calibration:tree_name", "datasets.bids.reader:is_result"),
             "phantom.tree:phantom_version",
         ),
         "json",
     ),
     "index": Kind(make_index, read_index, ("datasets.index:read_index", "datasets.index:_load"), "json"),
-    "detections_csv": Kind(text("d.csv", DETECTIONS), read_detections, ("io.tables:read_columns",), "table"),
+    "detections_csv": Kind(
+        text("d.csv", DETECTIONS), read_detections, ("io.tables:read_columns", "io.tables:read_rows"), "table"
+    ),
     "points_csv": Kind(
         text("p.csv", "x_mm;y_mm;z_mm;kind\n1;2;3;cmb\n"), read_points, ("io.tables:read_columns",), "table"
     ),
@@ -1129,7 +1131,7 @@ KINDS: dict[str, Kind] = {
     ),
     "config_py": Kind(python_config, read_python, ("config_load:made_by_file",), "python"),
     "pack": Kind(make_pack, read_pack, ("anatomy.assets:_read_pack",), "zip", checked=True),
-    "kept": Kind(make_kept, read_kept_arrays, ("experiments.detections:read_kept",), "zip"),
+    "kept": Kind(make_kept, read_kept_arrays, ("research.detections:read_kept",), "zip"),
     "region_views": Kind(make_views, read_views, ("regions.phantoms:phantom_views",), "zip"),
     "stored_image": Kind(
         make_store("image.npy"), read_store, ("data.subjects:image", "data.subjects:mimics"), share=0.5
@@ -1149,7 +1151,7 @@ KINDS: dict[str, Kind] = {
     "run_log": Kind(
         text("metrics.csv", "step,loss,steps/s\n20,0.5,2.0\n40,0.4,2.5\n"),
         read_run_log,
-        ("experiments.runs:_times",),
+        ("research.runs:_times",),
         "table",
     ),
     "train_log": Kind(
@@ -1159,7 +1161,7 @@ KINDS: dict[str, Kind] = {
         "table",
     ),
     "run_record": Kind(
-        js("weights.json", {"steps": 100}), read_run_record, ("experiments.runs:_record",), "json"
+        js("weights.json", {"steps": 100}), read_run_record, ("research.runs:_record",), "json"
     ),
     "provenance": Kind(
         make_provenance, read_made, ("cohort.result:read_provenance", "cohort.dataset:read_json"), "json"
@@ -1215,6 +1217,7 @@ OWN = {
     "dicom.convert:_is_of": "dcm2niix wrote it a moment before into a folder of this process",
     "io.atomic:sha256_file": "makes nothing of the content",
     "io.header:_system_lines": "what the system says of its memory",
+    "training.regions:_last_losses": "the log of this run, which `monitor` has read at its start",
     "viewer.server:_post": "takes a request of the page, not a file; tests/viewer",
 }
 """Readers that read nothing from outside."""
