@@ -1229,6 +1229,7 @@ OWN = {
     "dicom.convert:_is_of": "dcm2niix wrote it a moment before into a folder of this process",
     "io.atomic:sha256_file": "makes nothing of the content",
     "io.header:_system_lines": "what the system says of its memory",
+    "training.regions:_last_losses": "the log of this run, which `monitor` has read at its start",
     "viewer.server:_post": "takes a request of the page, not a file; tests/viewer",
 }
 """Readers that read nothing from outside."""

@@ -116,7 +116,7 @@ def prepare_scan(
         positive).
       phase_range: storage range of the phase; default: found from the data.
       region_map: region codes to use instead of the region network's.
-      progress: told what is being done.
+      progress: callback for progress messages.
 
     Raises:
       UserError: the images do not lie on one grid.

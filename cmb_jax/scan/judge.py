@@ -143,12 +143,12 @@ def coherence(radians: np.ndarray, tissue: np.ndarray) -> float:
 
 def content_bounds(data: np.ndarray) -> np.ndarray:
     """Smallest box of an image (X, Y, Z) beyond which all is zero: (3, 2) half-open; of zeros, all of it."""
-    there = data != 0
+    nonzero = data != 0
     bounds = np.array([[0, size] for size in data.shape])
-    if not there.any():
+    if not nonzero.any():
         return bounds
     for axis in range(3):
-        filled = np.flatnonzero(there.any(axis=tuple(other for other in range(3) if other != axis)))
+        filled = np.flatnonzero(nonzero.any(axis=tuple(other for other in range(3) if other != axis)))
         bounds[axis] = filled[0], filled[-1] + 1
     return bounds
 
