@@ -208,7 +208,7 @@ def provenance_warnings(first: TimePoint, second: TimePoint) -> tuple[str, ...]:
         if one != other:
             lines.append(
                 f"The results were made with different {what} ({one} and {other}): a lesion may "
-                "be new for that alone. Run predict again on one of them."
+                "be new for that reason alone. Run predict again on one of them."
             )
     subjects = [scan.record.subject_and_suffix[0] for scan in (first, second)]
     if None not in subjects and subjects[0] != subjects[1]:
@@ -218,8 +218,8 @@ def provenance_warnings(first: TimePoint, second: TimePoint) -> tuple[str, ...]:
     dates = first.facts.acquired, second.facts.acquired
     if dates[0] is not None and dates[1] is not None and dates[0] > dates[1]:
         lines.append(
-            "By the JSON files the baseline was acquired after the follow-up: are they swapped? New and "
-            "resolved would be swapped too."
+            "According to the JSON files, the baseline was acquired after the follow-up: are they swapped? "
+            "New and resolved would be swapped too."
         )
     for scan in (first, second):
         if not scan.record.regions_trusted:
