@@ -1,4 +1,4 @@
-"""One training step of the PyTorch twin, equal to `cmb_jax.training.step.train_step`."""
+"""One training step of the PyTorch twin, equal to `cmb_jax.training.detector.train_step`."""
 
 from __future__ import annotations
 

@@ -677,17 +677,6 @@ def read_store(path: Path) -> object:
     return repr([(part().shape, part().tobytes()) for part in (*parts, subject.brain_points)])
 
 
-def make_region_state(folder: Path) -> Path:
-    np.savez(folder / "out.state.npz", np.arange(4.0), np.ones((2, 2)))
-    return folder / "out.state.npz"
-
-
-def read_region_state(path: Path) -> object:
-    from cmb_jax.regions.train import _restore
-
-    return repr(_restore(path.with_name("out"), [np.zeros(4), np.zeros((2, 2))]))  # type: ignore[arg-type]
-
-
 def make_views(folder: Path) -> Path:
     np.savez_compressed(
         folder / "v.npz", images=np.zeros((2, 4, 4, 4), np.uint8), code=np.zeros((4, 4, 4), np.uint8)
@@ -724,7 +713,7 @@ def read_run_log(path: Path) -> object:
 
 
 def read_train_log(path: Path) -> object:
-    from cmb_jax.training.logs import TrainLog
+    from cmb_jax.training.monitor import TrainLog
 
     with tempfile.TemporaryDirectory() as other:
         shutil.copy(path, Path(other) / "metrics.csv")
@@ -802,7 +791,7 @@ def read_failure(path: Path) -> object:
 
 
 def read_data_set(path: Path) -> object:
-    from cmb_jax.calibration.labeled import tree_name
+    from cmb_jax.calibration import tree_name
     from cmb_jax.datasets.bids.reader import is_result
     from cmb_jax.phantom.version import phantom_version
 
@@ -1142,7 +1131,6 @@ KINDS: dict[str, Kind] = {
     "config_py": Kind(python_config, read_python, ("config_load:made_by_file",), "python"),
     "pack": Kind(make_pack, read_pack, ("anatomy.assets:_read_pack",), "zip", checked=True),
     "kept": Kind(make_kept, read_kept_arrays, ("experiments.detections:read_kept",), "zip"),
-    "region_state": Kind(make_region_state, read_region_state, ("regions.train:_restore",), "zip"),
     "region_views": Kind(make_views, read_views, ("regions.phantoms:phantom_views",), "zip"),
     "stored_image": Kind(
         make_store("image.npy"), read_store, ("data.subjects:image", "data.subjects:mimics"), share=0.5
@@ -1168,7 +1156,7 @@ KINDS: dict[str, Kind] = {
     "train_log": Kind(
         text("metrics.csv", "step,loss\n20,0.5\n40,0.4\n"),
         read_train_log,
-        ("training.logs:__init__", "training.logs:_widen"),
+        ("training.monitor:_read",),
         "table",
     ),
     "run_record": Kind(

@@ -20,9 +20,9 @@ from cmb_jax.cli.common import run_cli
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.devices import use_compilation_cache
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.bootstrap import froc_metrics, paired_bootstrap_froc
 from cmb_jax.evaluation.breakdown import name_by_mimic
 from cmb_jax.evaluation.froc import FROC_RATES, FrocEvents
+from cmb_jax.evaluation.statistics import froc_metrics, paired_bootstrap_froc
 from cmb_jax.inference.bundle import load_bundle
 from cmb_jax.inference.prepared import detect, mimics_of, truth_of
 from cmb_jax.inference.proposals import ProposalFinder

@@ -11,7 +11,7 @@ from benchmarks import inputs
 from benchmarks.cases import Prepared
 from benchmarks.sides.on_jax import convolution_note, device_peak_mb
 from cmb_jax.detector.anchors import Detections
-from cmb_jax.detector.flops import forward_gflop
+from cmb_jax.detector.network import forward_gflop
 from cmb_jax.inference.bundle import load_bundle
 from cmb_jax.inference.proposals import ProposalFinder
 

@@ -49,9 +49,9 @@ def run(options: CalibrateOptions) -> None:
         if not limit > 0:
             raise UserError(f"{option} {limit}: give a number of false positives per scan above 0")
     record = out.with_suffix(".json")
-    for path in (out, record):
-        check_output(path, options.overwrite)
-    from cmb_jax.calibration.weights import calibrate_weights
+    check_output(out, options.overwrite)
+    check_output(record, options.overwrite or (not out.exists() and _left_by_a_killed_run(record)))
+    from cmb_jax.calibration import calibrate_weights
     from cmb_jax.inference.bundle import load_bundle
     from cmb_jax.inference.weights_record import describe
 
@@ -65,3 +65,13 @@ def run(options: CalibrateOptions) -> None:
     )
     print(describe(load_bundle(out)))
     print(f"written: {out}, {record.name}")
+
+
+def _left_by_a_killed_run(record: Path) -> bool:
+    """Whether a record without weights is one of ours: it is written first."""
+    from cmb_jax.inference.weights_record import read_weights_record
+
+    try:
+        return "calibrated_from" in (read_weights_record(record) or {})
+    except UserError:
+        return False

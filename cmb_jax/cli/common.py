@@ -22,7 +22,7 @@ CLOSED_OUTPUT_CODE = 128 + 13  # as of a program that SIGPIPE ends
 _EXTRAS = {"pydicom": "dicom", "highdicom": "dicom", "dcm2niix": "dicom", "SimpleITK": "compare"}
 """Modules that not every installation has, by the extra that brings them."""
 
-_IMAGES = {
+_FILES = {
     "swi": "SWI",
     "phase": "phase",
     "magnitude": "magnitude",
@@ -31,9 +31,12 @@ _IMAGES = {
     "region_labels": "label table",
     "baseline_image": "baseline image",
     "followup_image": "follow-up image",
+    "files": "verdicts",
 }
 _FOLDERS = {
+    "path": "data set",
     "pred": "predictions",
+    "baseline": "baseline",
     "truth": "truth",
     "followup": "follow-up's result",
     "result": "result",
@@ -197,13 +200,12 @@ def check(given: Mapping[str, Any]) -> None:
     Raises:
       UserError: no such file, folder or weights; output that exists; a threshold that no score has.
     """
-    for name, role in _IMAGES.items():
-        if isinstance(given.get(name), Path):
-            existing_file(given[name], role)
-    for name, role in _FOLDERS.items():
+    for name, role in (_FILES | _FOLDERS).items():
         value = given.get(name)
         for path in value if isinstance(value, tuple) else (value,):
-            if isinstance(path, Path) and not path.exists():
+            if isinstance(path, Path) and name in _FILES:
+                existing_file(path, role)
+            elif isinstance(path, Path) and not path.exists():
                 raise UserError(f"{path}: no such folder; check the path of the {role}")
     check_threshold(given.get("threshold"))
     if isinstance(given.get("weights"), str):

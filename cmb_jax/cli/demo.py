@@ -12,7 +12,7 @@ from cmb_jax.cli.predict import PredictOptions, predict, summary
 from cmb_jax.progress import tell
 
 if TYPE_CHECKING:
-    from cmb_jax.evaluation.result import EvaluationResult
+    from cmb_jax.evaluation.evaluate import EvaluationResult
 
 BUNDLED = Path(__file__).resolve().parent.parent / "demo"
 SUBJECT = "sub-0001"

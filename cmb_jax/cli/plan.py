@@ -52,18 +52,18 @@ def run(options: PlanOptions) -> None:
     Raises:
       UserError: a mesh that is none, settings that do not fit each other, a file that cannot be written.
     """
-    from cmb_jax.devices import keep_freed_memory
-    from cmb_jax.io.atomic import atomic_write_text
-    from cmb_jax.research.plan import BANDWIDTH_SHARE, CPU, LATENCY_S, describe, measure_step, plan_step
-
     shape, out = mesh_shape(options.mesh), options.json
-    if options.measure and (options.hardware != CPU or shape != (1, 1)):
+    if options.measure and (options.hardware != "cpu" or shape != (1, 1)):
         raise UserError("--measure runs the step on this machine: use it with --mesh 1x1 --hardware cpu")
     if out is not None and out.exists() and not options.overwrite:
         raise UserError(f"{out}: exists already; choose another name or give --overwrite")
     if options.accumulate < 1 or (options.batch_size is not None and options.batch_size < 1):
         raise UserError("--accumulate and --batch-size must be 1 or more")
     start = Config() if options.config is None else config_from_file(options.config)
+    from cmb_jax.devices import keep_freed_memory
+    from cmb_jax.io.atomic import atomic_write_text
+    from cmb_jax.research.plan import BANDWIDTH_SHARE, CPU, LATENCY_S, describe, measure_step, plan_step
+
     model = dataclasses.replace(start.model, remat=options.remat or start.model.remat)
     wanted = dataclasses.replace(
         start,

@@ -121,8 +121,11 @@ def run(options: PredictOptions) -> None:
     Raises:
       UserError: anything wrong with the files or the arguments.
     """
-    if options.region_labels is not None and options.regions is None:
+    if options.regions is not None:
+        existing_file(options.regions, "regions")
+    elif options.region_labels is not None:
         raise UserError("--region-labels goes with --regions VOLUME")
+    options.stated_range()  # said now, not after JAX is imported
     if options.dicom is not None:
         if options.swi is not None or options.phase is not None or options.magnitude is not None:
             raise UserError("--dicom: the folder takes the place of --swi, --phase and --magnitude; give one")

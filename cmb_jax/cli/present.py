@@ -56,6 +56,9 @@ class Common:
     """print what the libraries log too, and a traceback with an error."""
 
 
+_WANTED = {"INT": "a whole number", "FLOAT": "a number"}
+
+
 def _metavar(annotation: Any) -> str | None:
     """A plain word for a value that may be left out, where tyro would write {None}|..."""
     parts = [part for part in typing.get_args(annotation) if part is not types.NoneType]
@@ -244,10 +247,11 @@ def one_line_errors(command: Callable[..., Any], prog: str, arguments: Sequence[
         if isinstance(event, _errors.BadValue):
             raise UserError(f"{shown}: a value is missing, or one too many is there; {help_line}")
         if isinstance(event, _errors.InstantiationFailure):
-            value = re.search(r"from \['(.*?)'\]", event.message)
-            wanted = getattr(name, "metavar", None)
+            value = re.search(r"(?:from \[|arguments: \[|: )'(.*?)'\]?(?:\n|\.|$)", event.message)
+            metavar = getattr(name, "metavar", None) or ""
+            wanted = next((told for word, told in _WANTED.items() if word in metavar), metavar)
             if value and wanted:
-                raise UserError(f"{shown} {value[1]}: this is no {wanted}; {help_line}")
+                raise UserError(f"{shown} {value[1]}: give {wanted}; {help_line}")
             raise UserError(f"{shown}: {' '.join(event.message.split())}; {help_line}")
 
     with _errors.on_parse_error(refuse):

@@ -161,7 +161,7 @@ def agreement(options: AgreementOptions) -> None:
 
 def summary(scans: list[ScanReview]) -> str:
     """Agreement for people, a line each."""
-    from cmb_jax.evaluation.present import estimate_text
+    from cmb_jax.evaluation.statistics import estimate_text
     from cmb_jax.review.statistics import detector_agreement, reader_agreement
 
     lines = []

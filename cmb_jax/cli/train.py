@@ -45,7 +45,7 @@ def start(
     from absl import logging as absl_logging
 
     from cmb_jax.devices import keep_freed_memory
-    from cmb_jax.training.processes import leaving_at_once, start_processes
+    from cmb_jax.training.processes import exit_without_barrier, start_processes
     from cmb_jax.training.run import train_run
 
     keep_freed_memory()
@@ -58,7 +58,7 @@ def start(
         train_run(config, workdir)
 
     # the error of one of several processes is told before it leaves the others
-    with leaving_at_once():
+    with exit_without_barrier():
         run_cli(command)
 
 

@@ -196,7 +196,7 @@ def _truth(files: Sequence[Path], result: Result) -> dict[str, Any]:
             f"cp {shlex.quote(str(table))} SITE/    # beside this scan's images",
             "cmb-jax data index SITE --out site.json",
             "cmb-jax train --config finetune --workdir runs/site --data.index site.json",
-            f"cmb-jax evaluate --pred {shlex.quote(str(result.folder))} --truth "
+            f"cmb-jax evaluate --pred {shlex.quote(str(result.paths.table.parent))} --truth "
             f"{shlex.quote(str(labels.parent))} --out metrics.json",
         ],
     }

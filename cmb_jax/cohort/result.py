@@ -79,7 +79,9 @@ def write_result(
         files.made_swi.unlink(missing_ok=True)
         files.made_swi_sidecar.unlink(missing_ok=True)
     inputs = tuple((image.role, image.file, image.sha256) for image in taken)
-    write_report(report_content(prediction, bundle, inputs, files.stem), files.report, overwrite=True)
+    beside = files.viewer.name if viewer else ""
+    content = report_content(prediction, bundle, inputs, files.stem, beside)
+    write_report(content, files.report, overwrite=True)
     _write_regions(files, prediction, sources, spatial, save_regions)
     projection = make_projection(prediction.swi, prediction.brain_mask)
     atomic_write_bytes(files.overview, projection.jpeg, overwrite=True)

@@ -1,4 +1,4 @@
-"""Boxes and anchors: the arrays that detection passes around, overlaps, the anchors' grid, the box code.
+"""Boxes and anchors: their arrays, overlaps, the anchors' grid, the box code.
 
 Boxes are (z0, y0, x0, z1, y1, x1), half-open, in voxels. One whose far corner is not beyond its near corner
 is empty: its volume and all its overlaps are 0. Anchors are cubes in mm at the center of every cell of the

@@ -1,7 +1,7 @@
-"""Which anchors stand for a lesion, which for background, and which are left out of the loss.
+"""Which anchors are positive, which negative, and which are left out of the loss.
 
 Anchors lie on a lattice, so an overlap with a truth is a product of three one-dimensional overlaps, and no
-list of anchor boxes is ever made: memory is one float and one index an anchor, whatever the number of truths.
+list of anchor boxes is ever made: memory is one float and one index per anchor for any number of truths.
 Two rules choose the positives: overlap (`assign_lattice`) or the nearest anchors (`assign_nearest`).
 """
 
@@ -30,7 +30,7 @@ from cmb_jax.detector.anchors import (
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """The part every anchor of one patch plays; A anchors per cell."""
+    """Label and truth of every anchor of one patch; A anchors per cell."""
 
     label: jax.Array  # (Z, Y, X, A) int8: 1 positive, 0 negative, -1 ignored
     matched_index: jax.Array  # (Z, Y, X, A) int32 index of the truth; meaningful where label is 1, else safe
@@ -69,7 +69,11 @@ def assign_lattice(
     chex.assert_shape(truths.valid, (truths.boxes.shape[0],))
     chex.assert_shape(sizes, (None, 3))
     sizes = jnp.asarray(sizes, jnp.float32)
-    # padding may hold anything
+    # First every anchor gets its best truth, by a loop over truths with one map in memory: lesions are few
+    # and anchors are many. Then every truth claims an anchor of its own, since small lesions reach no
+    # threshold anywhere. A claim is found among some candidates per truth (`_forced_anchors`), not by a
+    # second pass over all anchors, and written last, because it wins over the thresholds and over other
+    # truths. padding may hold anything
     boxes = jnp.where(truths.counted[:, None], truths.boxes.astype(jnp.float32), 0)
     anchor_volume = product_of_axes(sizes)
     overlaps = [  # each (M, A, cells)
@@ -103,8 +107,6 @@ def assign_nearest(
     always. An anchor that several truths want goes to the one of the highest IoU (ties: the lower index). All
     other anchors are negative. A lesion thus has one to a few positives, whatever its size.
 
-    Nothing is computed for anchors that are no candidates.
-
     Args:
       truths: boxes (M, 6) in voxels of the working grid, of which `counted` ones count.
       grid_shape: cells (Z, Y, X) of the patch.
@@ -116,6 +118,9 @@ def assign_nearest(
     chex.assert_shape(truths.boxes, (None, 6))
     chex.assert_shape(sizes, (None, 3))
     sizes = jnp.asarray(sizes, jnp.float32)
+    # Everything is computed at K candidate cells of each truth, (M, A, K), and scattered to the patch's
+    # anchors at the end: twice, because scattering has no order. The first time the highest IoU of each
+    # anchor wins, the second time the lowest index among the truths that have it.
     count, anchors = truths.boxes.shape[0], sizes.shape[0]
     boxes = jnp.where(truths.valid[:, None], truths.boxes.astype(jnp.float32), 0)
     cells = _nearest_cells(box_centers(boxes), grid_shape, stride, spacing_mm, candidates)  # (M, K)

@@ -57,7 +57,7 @@ class Conv(nnx.Module):
         Args:
             x: the input.
             coarse: (B, Z / 2, Y / 2, X / 2, outputs), whose voxels are repeated and added.
-            relu: raise what is negative to 0.
+            relu: apply ReLU last.
         """
         bias = None if self.bias is None else self.bias[...]
         return conv3d(x, self.kernel[...], bias, coarse, relu=relu, products=self.products)
@@ -71,7 +71,7 @@ class Norm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
 
     def __call__(self, x: jax.Array, *, relu: bool = False) -> jax.Array:
-        """Map (..., C) to (..., C), raised to 0 if asked for."""
+        """Map (..., C) to (..., C), with ReLU if asked for."""
         return channel_norm(x, self.scale[...], self.bias[...], relu=relu)
 
 

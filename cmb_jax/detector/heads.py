@@ -1,4 +1,4 @@
-"""What stands on the fused features: region proposals (Ren et al. 2015) and the embedding of anchors.
+"""The heads on the fused features: region proposals (Ren et al. 2015) and the embedding of anchors.
 
 The embedding, one linear map per anchor, and the prototypes of the two classes serve hard sample prototype
 learning.
@@ -15,7 +15,8 @@ from flax import nnx
 from cmb_jax.detector.blocks import Conv, ConvBlock, at_least_float32
 from cmb_jax.ops.conv import conv3d
 
-# Objectness of an untrained network (Lin et al. 2017): the many negatives then do not drown the first steps.
+# Objectness of an untrained network (Lin et al. 2017): the many negatives then do not dominate the first
+# steps.
 PRIOR = 0.01
 
 
@@ -134,10 +135,10 @@ class AnchorEmbedding(nnx.Module):
         Returns:
             (..., E) float32.
         """
-        everyone = (
+        all_anchors = (
             jnp.einsum("...c,ace->...ae", at_least_float32(features), self.kernel[...]) + self.bias[...]
         )
-        return jnp.take_along_axis(everyone, anchor_index[..., None, None], axis=-2)[..., 0, :]
+        return jnp.take_along_axis(all_anchors, anchor_index[..., None, None], axis=-2)[..., 0, :]
 
 
 def initial_prototypes(per_class: int, dim: int, key: jax.Array) -> jax.Array:

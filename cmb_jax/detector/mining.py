@@ -61,17 +61,17 @@ def top_objectness(
 def semi_hard(
     objectness: jax.Array, label: jax.Array, mimic: jax.Array, max_positives: int, max_negatives: int
 ) -> Mined:
-    """Negatives that score below the patch's positives, the hardest of them first; then the harder ones.
+    """Negatives that score below the patch's positives, the hardest first; then those above, easiest first.
 
-    After the semi-hard negatives of Schroff et al. 2015, with objectness in the place of distance: the bar is
-    the mean score of the patch's positives. What scores above it, a missed lesion maybe, comes last, the
-    least hard first. A patch without positives has no bar.
+    After the semi-hard negatives of Schroff et al. 2015, with objectness in place of distance: the limit is
+    the mean score of the patch's positives. Negatives above it may be lesions that nobody has marked. A patch
+    without positives has no limit.
     """
     score = _scores(objectness)
     positive = label == 1
     count = positive.sum()
-    bar = jnp.where(count > 0, jnp.where(positive, score, 0.0).sum() / jnp.maximum(count, 1), 1.0)
-    rank = jnp.where(score < bar, 1.0 + score, 1.0 - score)
+    limit = jnp.where(count > 0, jnp.where(positive, score, 0.0).sum() / jnp.maximum(count, 1), 1.0)
+    rank = jnp.where(score < limit, 1.0 + score, 1.0 - score)
     return _choose(rank, label, max_positives, max_negatives)
 
 
@@ -102,7 +102,7 @@ def _choose(rank: jax.Array, label: jax.Array, max_positives: int, max_negatives
 def peaks(negative: jax.Array, objectness: jax.Array) -> jax.Array:
     """The negatives that score highest among all of their own and of the 26 cells around.
 
-    Of one dark spot only the best anchor is left, so that mined negatives are as many spots.
+    One anchor is left of each dark spot, so that the mined negatives lie on different spots.
 
     Args:
         negative: (B, Z, Y, X, A) bool: the anchor is negative.
@@ -222,10 +222,10 @@ def moved_prototypes(prototypes: jax.Array, samples: Samples, decay: float) -> j
     sample is nearest to stays where it is.
     """
     classes, per_class, _ = prototypes.shape
-    nearest = squared_distances(samples.embeddings, samples.valid, prototypes).argmin(axis=-1)
+    embeddings = jnp.where(samples.valid[:, None], samples.embeddings, 0.0)
+    nearest = squared_distances(embeddings, prototypes).argmin(axis=-1)
     own = jax.nn.one_hot(samples.classes, classes) * samples.valid[:, None]  # (S, classes)
     belongs = own[..., None] * jax.nn.one_hot(nearest, per_class)  # (S, classes, K)
     count = belongs.sum(axis=0)
-    embeddings = jnp.where(samples.valid[:, None], samples.embeddings, 0.0)
     mean = jnp.einsum("sck,se->cke", belongs, embeddings) / jnp.maximum(count, 1.0)[..., None]
     return jnp.where(count[..., None] > 0, decay * prototypes + (1.0 - decay) * mean, prototypes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import chex
 import jax
@@ -19,9 +18,6 @@ from jax import lax
 from cmb_jax.detector.anchors import Detections, pairwise_iou
 
 BLOCK = 512
-
-# Rows of `a` (N, D) against rows of `b` (M, D): (N, M) bool, whether keeping one drops the other.
-_Conflict = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -54,43 +50,37 @@ def nms_3d(
       valid: (N,) bool; default all.
     """
 
-    def conflict(a: jax.Array, b: jax.Array) -> jax.Array:
-        return pairwise_iou(a, b) > iou_threshold
-
     chex.assert_shape(boxes, (None, 6))
-    return _gather(boxes, scores, *_greedy(boxes, scores, valid, max_output, conflict))
-
-
-def _usable(scores: jax.Array, valid: jax.Array | None) -> jax.Array:
+    chex.assert_shape(scores, (boxes.shape[0],))
     usable = ~jnp.isnan(scores)
-    return usable if valid is None else usable & valid
-
-
-def _gather(boxes: jax.Array, scores: jax.Array, indices: jax.Array, valid: jax.Array) -> NmsResult:
+    if valid is not None:
+        chex.assert_shape(valid, scores.shape)
+        usable &= valid
     if boxes.shape[0] == 0:
-        boxes, scores = jnp.zeros((1, 6), boxes.dtype), jnp.zeros((1,), scores.dtype)
+        boxes, scores, usable = jnp.zeros((1, 6), boxes.dtype), jnp.zeros(1, scores.dtype), jnp.zeros(1, bool)
+    indices, kept = _greedy(boxes, scores, usable, iou_threshold, max_output)
     return NmsResult(
         indices=indices,
-        boxes=jnp.where(valid[:, None], boxes[indices], 0),
-        scores=jnp.where(valid, scores[indices], 0),
-        valid=valid,
+        boxes=jnp.where(kept[:, None], boxes[indices], 0),
+        scores=jnp.where(kept, scores[indices], 0),
+        valid=kept,
     )
 
 
 def _greedy(
-    items: jax.Array, scores: jax.Array, valid: jax.Array | None, max_output: int, conflict: _Conflict
+    boxes: jax.Array,
+    scores: jax.Array,
+    usable: jax.Array,
+    iou_threshold: float | jax.Array,
+    max_output: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Indices (K,) int32 of the kept of N `items` (N, D), best first, and which of the K rows hold one."""
-    count = items.shape[0]
-    chex.assert_shape(scores, (count,))
-    if valid is not None:
-        chex.assert_shape(valid, (count,))
-    usable = _usable(scores, valid)
+    """Indices (K,) int32 of the kept of N boxes, best first, and which of the K rows hold one."""
+    count = boxes.shape[0]
     order = jnp.argsort(jnp.where(usable, -scores, jnp.inf), stable=True).astype(jnp.int32)
-    block = min(BLOCK, max(count, 1))
+    block = min(BLOCK, count)
     padding = -count % block
+    alive = jnp.pad(usable[order], (0, padding))
     order = jnp.pad(order, (0, padding))
-    alive = jnp.pad(usable[order[:count]], (0, padding))
     # Usable ones with a score of -inf tie with the others, so the last one is looked for, not counted.
     end = jnp.max(jnp.where(alive, jnp.arange(count + padding) + 1, 0), initial=0)
 
@@ -101,29 +91,28 @@ def _greedy(
     def step(state):
         start, indices, kept = state
         rows = lax.dynamic_slice_in_dim(order, start, block)
-        candidates = items[rows]
+        candidates = boxes[rows]
         filled = jnp.arange(max_output) < kept
-        dropped = jnp.any(conflict(candidates, items[indices]) & filled, axis=1)
-        keep = _fixpoint(candidates, lax.dynamic_slice_in_dim(alive, start, block) & ~dropped, conflict)
+        dropped = jnp.any((pairwise_iou(candidates, boxes[indices]) > iou_threshold) & filled, axis=1)
+        candidate = lax.dynamic_slice_in_dim(alive, start, block) & ~dropped
+        keep = _fixpoint(pairwise_iou(candidates, candidates) > iou_threshold, candidate)
         place = jnp.where(keep, kept + jnp.cumsum(keep) - 1, max_output)
         return start + block, indices.at[place].set(rows, mode="drop"), kept + jnp.sum(keep, dtype=jnp.int32)
 
     # Derived from the data, so that the loop also runs inside a shard_map.
     zero = 0 * end.astype(jnp.int32)
     state = (zero, jnp.zeros((max_output,), jnp.int32) + zero, zero)
-    if count == 0:
-        return state[1], jnp.zeros((max_output,), bool)
     _, indices, kept = lax.while_loop(unfinished, step, state)
     return indices, jnp.arange(max_output) < kept
 
 
-def _fixpoint(items: jax.Array, alive: jax.Array, conflict: _Conflict) -> jax.Array:
-    """Greedy choice (N,) bool among sorted items (N, D): each is kept unless a kept one before it objects.
+def _fixpoint(overlap: jax.Array, alive: jax.Array) -> jax.Array:
+    """Greedy choice (N,) bool among sorted boxes: each is kept unless a kept one before it overlaps it.
 
-    Starting from "all kept", item i is settled for good after at most i + 1 rounds, by induction; typical
+    Starting from "all kept", box i is settled for good after at most i + 1 rounds, by induction; typical
     inputs settle after two or three.
     """
-    drops = jnp.triu(conflict(items, items), k=1) & alive[:, None]
+    drops = jnp.triu(overlap, k=1) & alive[:, None]
 
     def body(state):
         keep, _ = state

@@ -49,8 +49,29 @@ def _check_positive(**settings: float) -> None:
             raise ValueError(f"loss.prototype: {name} must be above 0, got {value}")
 
 
+class _PrototypeLoss:
+    """Samples and labels that are not valid are 0 for the loss of a subclass, and so is the loss there."""
+
+    def __call__(
+        self,
+        embeddings: jax.Array,
+        labels: jax.Array,
+        valid: jax.Array,
+        prototypes: jax.Array,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Loss (S,) of each sample; arguments as above."""
+        samples = jnp.where(valid[:, None], embeddings, 0.0)
+        return jnp.where(valid, self._of(samples, jnp.where(valid, labels, 0), valid, prototypes), 0.0)
+
+    def _of(
+        self, samples: jax.Array, labels: jax.Array, valid: jax.Array, prototypes: jax.Array
+    ) -> jax.Array:
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True)
-class Concentration:
+class Concentration(_PrototypeLoss):
     """Distance cross-entropy plus pull to the nearest own prototype (Yang et al. 2018, eqs. 7, 8 and 11).
 
     -log(sum_k exp(-gamma d(f, m_yk)) / sum_ck exp(-gamma d(f, m_ck))) + pull * min_k d(f, m_yk).
@@ -64,23 +85,16 @@ class Concentration:
     def __post_init__(self) -> None:
         _check_positive(gamma=self.gamma)
 
-    def __call__(
-        self,
-        embeddings: jax.Array,
-        labels: jax.Array,
-        valid: jax.Array,
-        prototypes: jax.Array,
-        key: jax.Array | None = None,
+    def _of(
+        self, samples: jax.Array, labels: jax.Array, valid: jax.Array, prototypes: jax.Array
     ) -> jax.Array:
-        """Of each sample (S,)."""
-        distances = squared_distances(embeddings, valid, prototypes)
+        distances = squared_distances(samples, prototypes)
         by_class = jax.nn.logsumexp(-self.gamma * distances, axis=-1)
-        pull = self.pull * _own(distances.min(axis=-1), labels, valid)
-        return jnp.where(valid, _cross_entropy(by_class, labels, valid) + pull, 0.0)
+        return _cross_entropy(by_class, labels) + self.pull * _own(distances.min(axis=-1), labels)
 
 
 @dataclasses.dataclass(frozen=True)
-class DistanceCrossEntropy:
+class DistanceCrossEntropy(_PrototypeLoss):
     """Distance cross-entropy alone (DCE: Yang et al. 2018, eqs. 7 and 8): `Concentration` without pull."""
 
     gamma: float = 1.0
@@ -89,20 +103,14 @@ class DistanceCrossEntropy:
     def __post_init__(self) -> None:
         _check_positive(gamma=self.gamma)
 
-    def __call__(
-        self,
-        embeddings: jax.Array,
-        labels: jax.Array,
-        valid: jax.Array,
-        prototypes: jax.Array,
-        key: jax.Array | None = None,
+    def _of(
+        self, samples: jax.Array, labels: jax.Array, valid: jax.Array, prototypes: jax.Array
     ) -> jax.Array:
-        """Of each sample (S,)."""
-        return Concentration(gamma=self.gamma, pull=0.0)(embeddings, labels, valid, prototypes, key)
+        return Concentration(gamma=self.gamma, pull=0.0)._of(samples, labels, valid, prototypes)
 
 
 @dataclasses.dataclass(frozen=True)
-class NearestPrototype:
+class NearestPrototype(_PrototypeLoss):
     """Generalized convolutional prototype learning, hard form: classes by their nearest prototype alone.
 
     -log(exp(-gamma min_k d(f, m_yk)) / sum_c exp(-gamma min_k d(f, m_ck))) + pull * min_k d(f, m_yk).
@@ -121,43 +129,29 @@ class NearestPrototype:
     def __post_init__(self) -> None:
         _check_positive(gamma=self.gamma)
 
-    def __call__(
-        self,
-        embeddings: jax.Array,
-        labels: jax.Array,
-        valid: jax.Array,
-        prototypes: jax.Array,
-        key: jax.Array | None = None,
+    def _of(
+        self, samples: jax.Array, labels: jax.Array, valid: jax.Array, prototypes: jax.Array
     ) -> jax.Array:
-        """Of each sample (S,)."""
-        nearest = squared_distances(embeddings, valid, prototypes).min(axis=-1)
-        pull = self.pull * _own(nearest, labels, valid)
-        return jnp.where(valid, _cross_entropy(-self.gamma * nearest, labels, valid) + pull, 0.0)
+        nearest = squared_distances(samples, prototypes).min(axis=-1)
+        return _cross_entropy(-self.gamma * nearest, labels) + self.pull * _own(nearest, labels)
 
 
 @dataclasses.dataclass(frozen=True)
-class Center:
+class Center(_PrototypeLoss):
     """Half the squared distance to the nearest center of the own class (Wen et al. 2016, eq. 2).
 
     One center per class is the paper's. Nothing pushes the classes apart here: the paper's softmax on the
     same embedding does that, but our objectness is read from the features, not from the embedding.
     """
 
-    def __call__(
-        self,
-        embeddings: jax.Array,
-        labels: jax.Array,
-        valid: jax.Array,
-        prototypes: jax.Array,
-        key: jax.Array | None = None,
+    def _of(
+        self, samples: jax.Array, labels: jax.Array, valid: jax.Array, prototypes: jax.Array
     ) -> jax.Array:
-        """Of each sample (S,)."""
-        nearest = squared_distances(embeddings, valid, prototypes).min(axis=-1)
-        return jnp.where(valid, 0.5 * _own(nearest, labels, valid), 0.0)
+        return 0.5 * _own(squared_distances(samples, prototypes).min(axis=-1), labels)
 
 
 @dataclasses.dataclass(frozen=True)
-class ProxyAnchor:
+class ProxyAnchor(_PrototypeLoss):
     """Proxy-anchor loss (Kim et al. 2020, eq. 4), with the prototypes as proxies.
 
     With cosine similarities s, the proxies P+ that have samples of their class X+, and all proxies P:
@@ -176,28 +170,21 @@ class ProxyAnchor:
     def __post_init__(self) -> None:
         _check_positive(scale=self.scale)
 
-    def __call__(
-        self,
-        embeddings: jax.Array,
-        labels: jax.Array,
-        valid: jax.Array,
-        prototypes: jax.Array,
-        key: jax.Array | None = None,
+    def _of(
+        self, samples: jax.Array, labels: jax.Array, valid: jax.Array, prototypes: jax.Array
     ) -> jax.Array:
-        """The whole set's value at each sample (S,)."""
-        samples = unit_length(jnp.where(valid[:, None], embeddings, 0.0))
-        similarity = jnp.einsum("se,cke->sck", samples, unit_length(prototypes)).max(axis=-1)
+        similarity = jnp.einsum("se,cke->sck", unit_length(samples), unit_length(prototypes)).max(axis=-1)
         own = (jnp.arange(prototypes.shape[0]) == labels[:, None]) & valid[:, None]
         other = ~own & valid[:, None]
         near = _log_one_plus_sum(-self.scale * (similarity - self.margin), own)
         far = _log_one_plus_sum(self.scale * (similarity + self.margin), other)
         # a class without samples has nothing to draw near, and does not count in the first mean
         loss = near.sum() / jnp.maximum(own.any(axis=0).sum(), 1) + far.mean()
-        return jnp.where(valid, loss, 0.0)
+        return jnp.broadcast_to(loss, labels.shape)
 
 
 @dataclasses.dataclass(frozen=True)
-class SupervisedContrastive:
+class SupervisedContrastive(_PrototypeLoss):
     """Supervised contrastive loss, the sum outside the logarithm (SupCon: Khosla et al. 2020, eq. 2).
 
     With embeddings z at length 1, the other samples A of a sample i, and those P of its class:
@@ -211,27 +198,21 @@ class SupervisedContrastive:
     def __post_init__(self) -> None:
         _check_positive(temperature=self.temperature)
 
-    def __call__(
-        self,
-        embeddings: jax.Array,
-        labels: jax.Array,
-        valid: jax.Array,
-        prototypes: jax.Array,
-        key: jax.Array | None = None,
+    def _of(
+        self, samples: jax.Array, labels: jax.Array, valid: jax.Array, prototypes: jax.Array
     ) -> jax.Array:
-        """Of each sample (S,)."""
-        samples = unit_length(jnp.where(valid[:, None], embeddings, 0.0))
+        samples = unit_length(samples)
         others, same = _pairs(labels, valid)
         # a finite floor: the gradient of a sum over nothing but -inf is not a number
         logits = jnp.where(others, samples @ samples.T / self.temperature, -1e30)
         log_share = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
         positives = same.sum(axis=1)
         loss = -jnp.where(same, log_share, 0.0).sum(axis=1) / jnp.maximum(positives, 1)
-        return jnp.where(valid & (positives > 0), loss, 0.0)
+        return jnp.where(positives > 0, loss, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class HardestTriplet:
+class HardestTriplet(_PrototypeLoss):
     """Triplet loss with the hardest partners of the batch (Hermans et al. 2017, eq. 5).
 
     max(0, margin + largest distance to a sample of the own class - smallest distance to one of another), with
@@ -242,16 +223,9 @@ class HardestTriplet:
     margin: float = 0.3
     """Margin between distances, in the embedding's unit."""
 
-    def __call__(
-        self,
-        embeddings: jax.Array,
-        labels: jax.Array,
-        valid: jax.Array,
-        prototypes: jax.Array,
-        key: jax.Array | None = None,
+    def _of(
+        self, samples: jax.Array, labels: jax.Array, valid: jax.Array, prototypes: jax.Array
     ) -> jax.Array:
-        """Of each sample (S,)."""
-        samples = jnp.where(valid[:, None], embeddings, 0.0)
         others, same = _pairs(labels, valid)
         different = others & ~same
         length = jnp.square(samples).sum(axis=1)
@@ -260,15 +234,14 @@ class HardestTriplet:
         distance = jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
         farthest = jnp.where(same, distance, -jnp.inf).max(axis=1)
         nearest = jnp.where(different, distance, jnp.inf).min(axis=1)
-        complete = valid & same.any(axis=1) & different.any(axis=1)
+        complete = same.any(axis=1) & different.any(axis=1)
         # what is missing is infinite: it is replaced before the difference, which would not be a number
         gap = jnp.where(complete, farthest, 0.0) - jnp.where(complete, nearest, 0.0)
         return jnp.where(complete, jnp.maximum(self.margin + gap, 0.0), 0.0)
 
 
-def squared_distances(embeddings: jax.Array, valid: jax.Array, prototypes: jax.Array) -> jax.Array:
-    """(S, classes, K) squared distances of samples (S, E) to prototypes; of the origin where not valid."""
-    samples = jnp.where(valid[:, None], embeddings, 0.0)
+def squared_distances(samples: jax.Array, prototypes: jax.Array) -> jax.Array:
+    """(S, classes, K) squared distances of samples (S, E) to prototypes."""
     return jnp.square(samples[:, None, None, :] - prototypes[None]).sum(axis=-1)
 
 
@@ -277,13 +250,13 @@ def unit_length(vectors: jax.Array) -> jax.Array:
     return vectors * jax.lax.rsqrt(jnp.maximum(jnp.square(vectors).sum(axis=-1, keepdims=True), 1e-12))
 
 
-def _own(values: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
-    """The entry (S,) of each sample's own class in (S, classes); class 0 where not valid."""
-    return jnp.take_along_axis(values, jnp.where(valid, labels, 0)[:, None], axis=1)[:, 0]
+def _own(values: jax.Array, labels: jax.Array) -> jax.Array:
+    """The entry (S,) of each sample's own class in (S, classes)."""
+    return jnp.take_along_axis(values, labels[:, None], axis=1)[:, 0]
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
-    return jax.nn.logsumexp(logits, axis=-1) - _own(logits, labels, valid)
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jax.nn.logsumexp(logits, axis=-1) - _own(logits, labels)
 
 
 def _log_one_plus_sum(exponents: jax.Array, counts: jax.Array) -> jax.Array:

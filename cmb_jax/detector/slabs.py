@@ -27,7 +27,7 @@ T = TypeVar("T")
 class Context:
     """What the finest level takes from those below, (B, Z / 2, Y / 2, X / 2, C) in its cells Z, Y, X."""
 
-    risen: jax.Array  # for the U-Net's finest decoder level
+    reduced: jax.Array  # for the U-Net's finest decoder level, channels reduced
     fused: jax.Array | None  # for the feature fusion; None without it
 
 
@@ -53,7 +53,7 @@ def context_of(detector: Detector, image: jax.Array) -> Context:
     slabs = map_slabs(pooled, depth)  # (slabs, B, planes / 2, Y, X, C)
     below = detector.unet.below(jnp.moveaxis(slabs, 0, 1).reshape(slabs.shape[1], -1, *slabs.shape[3:]))
     return Context(
-        risen=detector.unet.rises[0](below[0]),
+        reduced=detector.unet.rises[0](below[0]),
         fused=detector.fusion.below([below[i] for i in range(len(detector.fusion.reduce) - 1)]),
     )
 
@@ -80,9 +80,9 @@ def slab_maps(
     reach = _even(_reach_of_encoder(detector) + len(detector.unet.decoder[0]) + head)
     start, count = _around(first, slab_planes(depth), reach, depth)
     skip = _skip(detector, image, start, count)
-    risen = _planes(context.risen, start // 2, count // 2)
+    reduced = _planes(context.reduced, start // 2, count // 2)
     fused = None if context.fused is None else _planes(context.fused, start // 2, count // 2)
-    fine = detector.fusion.fine(detector.unet.refine(0, skip, risen), fused)
+    fine = detector.fusion.fine(detector.unet.refine(0, skip, reduced), fused)
     features, objectness = detector.head.scores(fine)
     return start, detector.head.box_input(fine, features), objectness
 

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmb_jax.config import PROPOSAL_STRIDE, LossConfig
-from cmb_jax.detector.anchors import Truths, anchor_sizes, axis_centers, boxes_from_centers, encode_boxes
-from cmb_jax.detector.assignment import Assignment, assign_lattice, assign_nearest, near_truths
-from cmb_jax.detector.detection_loss import (
+from cmb_jax.detector.anchor_losses import (
     UNKNOWN,
     cell_classes,
     drawn_negatives,
@@ -21,6 +19,8 @@ from cmb_jax.detector.detection_loss import (
     semantic_loss,
     smooth_l1,
 )
+from cmb_jax.detector.anchors import Truths, anchor_sizes, axis_centers, boxes_from_centers, encode_boxes
+from cmb_jax.detector.assignment import Assignment, assign_lattice, assign_nearest, near_truths
 from cmb_jax.detector.functional import ProposalMaps
 from cmb_jax.detector.heads import CLASSES
 from cmb_jax.detector.mining import MINERS, SampleBank, Samples, peaks, spread, with_remembered
@@ -73,8 +73,8 @@ def detection_loss(
 ) -> tuple[jax.Array, tuple[LossTerms, Samples | None]]:
     """Objectness + weighted box + weighted prototype loss + weighted semantic loss.
 
-    All sums are plain reductions over the batch and are divided by counts over the batch. Under `jax.jit` a
-    batch that is sharded over a mesh is one global array, so 1 and N devices agree.
+    All sums run over the batch and are divided by counts over the batch. Under `jax.jit` a batch that is
+    sharded over a mesh is one global array, so 1 and N devices agree.
 
     Args:
         detector: gives box codes, embeddings and prototypes.
@@ -91,6 +91,9 @@ def detection_loss(
         The total (), and beside it its terms and the batch's samples, without gradient; no samples where
         there is no prototype loss.
     """
+    # A patch has hundreds of thousands of anchors, of which lesions take a few dozen. Only the objectness
+    # term looks at all of them; boxes and embeddings are computed at anchors chosen into arrays of a fixed
+    # length, so that shapes stay static and a wide box head or a long embedding costs next to nothing.
     sizes = anchor_sizes(detector.config.anchor_diameters_mm, spacing_mm)
     targets = match_anchors(maps, truths, sizes, spacing_mm, config, patch_valid)
     objectness = _objectness_term(maps.objectness, targets, config, key)
@@ -124,7 +127,7 @@ def match_anchors(
     config: LossConfig,
     patch_valid: jax.Array | None,
 ) -> Targets:
-    """First step: the part of every anchor, and the positive ones by number."""
+    """First step: the label of every anchor, and the positive ones by number."""
     batch, *grid = maps.objectness.shape[:-1]
     # Padded boxes may hold anything; a unit box keeps their codes, which nothing uses, finite.
     boxes = jnp.where(truths.valid[..., None], truths.boxes, jnp.asarray([0, 0, 0, 1, 1, 1], jnp.float32))
@@ -215,9 +218,9 @@ def _objectness_term(
         total += (
             (weights - 1.0) * focal_loss(own, valid, valid, config.focal_alpha, config.focal_gamma)
         ).sum()
-    # Divided by the batch's positives, the weight of a negative swings tenfold from batch to batch, down
-    # beside a large lesion. With `expected_lesions` it is always the same, and a lesion of n anchors weighs
-    # n^(1 - lesion_balance) whatever the others are.
+    # Divided by the batch's positives, the weight of a negative changes tenfold from batch to batch: one
+    # large lesion makes all of them count little. With `expected_lesions` it is always the same, and a lesion
+    # of n anchors weighs n^(1 - lesion_balance) whatever the others are.
     if config.expected_lesions:
         return total / (config.expected_lesions * jnp.maximum(targets.patches, 1))
     return total / jnp.maximum(positive.sum(dtype=jnp.int32), 1)
@@ -253,8 +256,8 @@ def _prototype_term(
     if config.prototype_update == "moving_average":
         prototypes = jax.lax.stop_gradient(prototypes)
     losses = config.prototype(joined.embeddings, joined.classes, joined.valid, prototypes, key)
-    # A plain mean is mostly one over negatives, and over the largest lesions among the positives. Balanced,
-    # each class that is there has the same say, and so has each lesion of a patch among the microbleeds.
+    # Most terms of a plain mean are negatives, and most positives belong to the largest lesions. Balanced,
+    # each class that is present has the same weight, and so has each lesion of a patch among the microbleeds.
     if not config.prototype_balance:
         return losses.sum() / jnp.maximum(joined.valid.sum(), 1), samples
     share = jax.nn.one_hot(joined.classes, CLASSES) * (joined.weights * joined.valid)[:, None]  # (S, classes)

@@ -110,12 +110,12 @@ class UNet(nnx.Module):
         """The decoder's map of a level from the encoder's and from the decoder's map one level below."""
         return self.refine(level, skip, self.rises[level](below))
 
-    def refine(self, level: int, skip: jax.Array, risen: jax.Array) -> jax.Array:
+    def refine(self, level: int, skip: jax.Array, reduced: jax.Array) -> jax.Array:
         """As `merge`, from a map below whose channels are reduced already.
 
         Channels are reduced before the voxels are repeated: the same sum for an eighth of the work.
         """
-        x = self.laterals[level](skip, risen, relu=True)
+        x = self.laterals[level](skip, reduced, relu=True)
         for block in self.decoder[level]:
             x = block(x)
         return x

@@ -15,14 +15,14 @@ from cmb_jax.config_io import config_from_json, config_to_json, without_paths
 from cmb_jax.detector.functional import Template
 from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.calibration_map import CalibrationMap
+from cmb_jax.evaluation.calibration import CalibrationMap
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.outside import reading
 from cmb_jax.io.weights import (
     INPUT_VERSION,
-    copy_weights,
     input_version_of,
     load_weights,
+    relabeled_weights,
     save_weights,
     with_input_version,
 )
@@ -103,15 +103,10 @@ def save_bundle(path: Path, params: Any, config: Config, dtype: str = "float32")
     )
 
 
-def save_with_config(bundle: WeightsBundle, path: Path, config: Config) -> None:
-    """Write the bundle's arrays, byte for byte as they are stored, with another configuration.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
+def with_config(bundle: WeightsBundle, config: Config) -> bytes:
+    """A file of the bundle's arrays, byte for byte as they are stored, with another configuration."""
     metadata = {CONFIG_KEY: config_to_json(without_paths(config))}
-    metadata = with_input_version(metadata, bundle.input_version)
-    copy_weights(bundle.path, path, metadata)
+    return relabeled_weights(bundle.path, with_input_version(metadata, bundle.input_version))
 
 
 def load_bundle(

@@ -115,7 +115,11 @@ def described_inputs(
 
 
 def report_content(
-    prediction: Prediction, bundle: WeightsBundle, inputs: tuple[tuple[str, str, str], ...], subject: str
+    prediction: Prediction,
+    bundle: WeightsBundle,
+    inputs: tuple[tuple[str, str, str], ...],
+    subject: str,
+    viewer: str = "",
 ) -> ReportContent:
     """What the HTML report is made from."""
     return ReportContent(
@@ -135,6 +139,7 @@ def report_content(
         partial_field_of_view=any("field of view" in line for line in prediction.region_map.messages),
         regions_trusted=prediction.region_map.trusted,
         unlisted=prediction.unlisted,
+        viewer=viewer,
     )
 
 
@@ -235,8 +240,10 @@ def write_prediction(
         (folder / "detections.json").write_text(summary_json(prediction, bundle, inputs))
         labels = instance_labels(prediction)
         write_volume(folder / "labels.nii.gz", labels, prediction.swi, dtype=np.uint16)
-        write_report(report_content(prediction, bundle, inputs, subject), folder / "report.html")
-        if viewer and inputs:  # verdicts are kept by the hash of what was read
+        beside = VIEWER if viewer and inputs else ""  # verdicts are kept by the hash of what was read
+        content = report_content(prediction, bundle, inputs, subject, beside)
+        write_report(content, folder / "report.html")
+        if beside:
             digest = hashlib.sha256(table.encode()).hexdigest()
             page = viewer_page(prediction, inputs, subject, labels, digest)
             atomic_write_text(folder / VIEWER, page)

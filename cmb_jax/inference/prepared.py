@@ -10,8 +10,8 @@ import numpy as np
 from cmb_jax.config import PROPOSAL_STRIDE
 from cmb_jax.data.subjects import READERS_MIMIC, StoredSubject
 from cmb_jax.detector.anchors import box_centers
+from cmb_jax.evaluation.read import MIMIC_NAMES
 from cmb_jax.evaluation.records import MimicMap, SubjectDetections, SubjectTruth
-from cmb_jax.evaluation.simulated import MIMIC_NAMES
 from cmb_jax.inference.proposals import ProposalFinder
 
 

@@ -19,7 +19,7 @@ from cmb_jax.detector.network import Detector, receptive_halo
 from cmb_jax.detector.nms import nms_3d
 from cmb_jax.detector.slabs import context_of, map_slabs, slab_maps, slab_planes
 from cmb_jax.inference.tiles import TilePlan, Window, pad_to, plan_tiles
-from cmb_jax.ops.precision import usable_precision
+from cmb_jax.ops.cpu.library import usable_precision
 from cmb_jax.ops.top import top_k
 
 # Axes (z, y, x) along which each pass sees the window mirrored; the first pass sees it as it is. Windows are

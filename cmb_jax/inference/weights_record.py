@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cmb_jax.config import InferenceConfig
-from cmb_jax.evaluation.bootstrap import Estimate
-from cmb_jax.evaluation.present import estimate_text, table_text
+from cmb_jax.evaluation.present import table_text
+from cmb_jax.evaluation.statistics import Estimate, estimate_text
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.io.outside import read_json_object, reading
 from cmb_jax.report.evaluation_content import Table

@@ -1,8 +1,8 @@
-"""Simulated subjects as material for the region network: a few seconds each, kept on disk.
+"""Simulated subjects that the region network is trained on: a few seconds each, kept on disk.
 
-They have the anatomies, tiers and seeds of CMB-Phantom's train split, and each the echo time, field strength
-and noise of its protocol. All share one protocol's voxels, larger than in the benchmark, and a field computed
-on coarse ones: the region grid shows nothing finer, and one compiled program makes them all.
+They have the anatomies, tiers and seeds of CMB-Phantom's train split, and the echo time, field strength and
+noise of their protocols. All have the voxels of one protocol and a field computed on a coarse grid: the
+region grid shows nothing finer, and one compiled program simulates them all.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def phantom_members(count: int) -> list[CohortMember]:
 
 
 def _coarse(member: CohortMember) -> SubjectSettings:
-    """The member's tier and scanner, on the grid that all share."""
+    """The member's tier and scanner, on the common grid."""
     protocol = PROTOCOLS[member.settings.protocol]
     return SubjectSettings(
         protocol=GRID_PROTOCOL,
@@ -56,7 +56,7 @@ def _coarse(member: CohortMember) -> SubjectSettings:
 
 
 def phantom_views(count: int, folder: Path) -> PhantomViews:
-    """The views of `count` subjects: those in `folder` are read, the others simulated and put there."""
+    """The views of `count` subjects, simulated and stored where `folder` does not hold them yet."""
     folder.mkdir(parents=True, exist_ok=True)
     pack = PackLoader()
     parts = []

@@ -22,8 +22,8 @@ from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle
 from cmb_jax.report.embedding_plot import EmbeddingMap
 from cmb_jax.research.detections import SubjectSet, read_kept, write_kept
+from cmb_jax.training.detector import loss_function, put_batch
 from cmb_jax.training.sharding import make_mesh
-from cmb_jax.training.step import loss_function, put_batch
 
 PATCHES = 48
 SHOWN_A_CLASS = 300

@@ -21,13 +21,13 @@ from jax.sharding import AxisType, Mesh
 
 from cmb_jax.config import Config
 from cmb_jax.detector.anchors import Truths
-from cmb_jax.detector.flops import training_gflop
+from cmb_jax.detector.network import training_gflop
 from cmb_jax.errors import UserError
 from cmb_jax.hardware import ACCELERATORS, Hardware, measured_cpu
 from cmb_jax.research.costs import Collective, Costs, costs_of, parse
+from cmb_jax.training.detector import DeviceBatch, batch_shardings, init_state, make_step
 from cmb_jax.training.sharding import make_mesh, replicated
-from cmb_jax.training.state import TrainState, init_state
-from cmb_jax.training.step import DeviceBatch, batch_shardings, make_step
+from cmb_jax.training.state import TrainState
 
 PLATFORMS = ("cuda", "tpu")
 

@@ -18,13 +18,12 @@ from flax import nnx
 from cmb_jax.config import Config
 from cmb_jax.config_io import config_values, read_config
 from cmb_jax.config_load import made_by_file
-from cmb_jax.detector.flops import forward_gflop
 from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, forward_gflop
 from cmb_jax.errors import UserError
 from cmb_jax.io.outside import a_number, read_json_object, read_rows, reading
 from cmb_jax.io.weights import named_leaves
-from cmb_jax.training.run import train_run, what_differs
+from cmb_jax.training.run import incompatible_changes, train_run
 
 _NAME = re.compile(r"[a-z0-9_.]+(-[a-z0-9_.]+)*")
 
@@ -146,7 +145,7 @@ def stored_config(run: Run) -> Config | None:
         return None
     stored = read_config(path, "move the folder away, or use the version that wrote it")
     wanted = run.config
-    differs = what_differs(stored, wanted)
+    differs = incompatible_changes(stored, wanted)
     # a loss of one's own is no object when it is read from a file
     theirs, ours = (config_values(config)["loss"] for config in (stored, wanted))
     differs += ["another loss"] * (theirs != ours)

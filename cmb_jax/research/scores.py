@@ -13,7 +13,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cmb_jax.evaluation.bootstrap import (
+from cmb_jax.evaluation.froc import FROC_RATES, FrocEvents, choose_threshold, collect_events, froc_curve
+from cmb_jax.evaluation.matching import CENTER3, events, match, pairs_of
+from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.statistics import (
     METRICS,
     Counts,
     Estimate,
@@ -25,9 +28,6 @@ from cmb_jax.evaluation.bootstrap import (
     paired_differences,
     resample_weights,
 )
-from cmb_jax.evaluation.froc import FROC_RATES, FrocEvents, choose_threshold, collect_events, froc_curve
-from cmb_jax.evaluation.matching import CENTER3, events, match, pairs_of
-from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 from cmb_jax.research.detections import SetDetections
 
 BAND_RATES: tuple[float, ...] = tuple(np.geomspace(0.125, 8.0, 49).tolist())

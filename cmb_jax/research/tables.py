@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from cmb_jax.evaluation.bootstrap import METRICS
 from cmb_jax.evaluation.breakdown import MIMIC_REACH_MM, UNNAMED
 from cmb_jax.evaluation.froc import FROC_RATES
-from cmb_jax.evaluation.present import estimate_text
+from cmb_jax.evaluation.statistics import METRICS, estimate_text
 from cmb_jax.io.tables import table_text
 from cmb_jax.report.evaluation_content import Table
 from cmb_jax.research.runs import Cost

@@ -23,7 +23,7 @@ from cmb_jax.detector.assignment import assign_lattice
 from cmb_jax.detector.functional import Template
 from cmb_jax.detector.network import Detector
 from cmb_jax.training import state as jax_state
-from cmb_jax.training.step import DeviceBatch, loss_function, train_step
+from cmb_jax.training.detector import DeviceBatch, loss_function, train_step
 
 MODEL = ModelConfig(
     widths=(4, 6, 8),

@@ -339,6 +339,15 @@ def test_files_that_exist_are_kept(run, tree, weights, tmp_path, suffix):
     assert out.with_suffix(suffix).read_text() == "mine"
 
 
+def test_killed_between_record_and_weights_it_is_run_again(run, tree, weights, calibrated, tmp_path):
+    out = tmp_path / "better.safetensors"
+    shutil.copy(calibrated.with_suffix(".json"), out.with_suffix(".json"))
+    code, _, err = run(*calibrate_arguments(tree, weights, out), "--max-fp", 2, "--max-fp-magnitude", 2)
+    assert code == 0, err
+    for suffix in (".safetensors", ".json"):
+        assert out.with_suffix(suffix).read_bytes() == calibrated.with_suffix(suffix).read_bytes()
+
+
 def test_lists_that_were_cut_short_are_not_taken_for_whole(run, weights, tmp_path):
     """So many candidates lie below the threshold that there may have been more, of the lowest scores."""
     long = make_tree(tmp_path / "long", weights, scans=6, candidates=2 * LISTED_BELOW_THRESHOLD + 20)

@@ -29,6 +29,18 @@ WRONG = {
         ("evaluate", "--pred", "nowhere", "--truth", ".", "-o", "m"),
         "nowhere: no such folder",
     ),
+    "no whole number": (("simulate", "-o", "o", "--subjects", "few"), "--subjects few: give a whole number"),
+    "no such regions": (
+        ("predict", "-i", __file__, "-o", "o", "--regions", "none.nii"),
+        "none.nii: no such file",
+    ),
+    "no such data set": (("data", "check", "nowhere"), "nowhere: no such folder"),
+    "no such verdicts": (("review", "agreement", "none.json", "-o", "o"), "none.json: no such file"),
+    "no such baseline": (
+        ("evaluate", "--pred", ".", "--truth", ".", "--baseline", "nowhere", "-o", "m"),
+        "nowhere: no such folder",
+    ),
+    "no such mesh": (("plan", "--mesh", "0x4"), "--mesh 0x4"),
     "output exists": (("demo", "--out", "."), "exists already"),
     "no such weights": (("weights", "show", "larg"), "base, small"),
     "no such configuration": (("train", "--config", "smal", "--workdir", "w"), "small"),

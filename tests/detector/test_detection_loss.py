@@ -7,7 +7,7 @@ import pytest
 import torch
 from jax.test_util import check_grads
 
-from cmb_jax.detector.detection_loss import focal_loss, smooth_l1
+from cmb_jax.detector.anchor_losses import focal_loss, smooth_l1
 
 YES = jnp.asarray([True])
 

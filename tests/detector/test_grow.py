@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 from cmb_jax.detector.functional import Template, params_of
-from cmb_jax.detector.grow import deepen, widen
 from cmb_jax.detector.network import Detector
 from tests.tiny import TINY_MODEL
+from tools.grow_detector import deepen, widen
 
 WIDE_MODEL = dataclasses.replace(
     TINY_MODEL, widths=(8, 12, 16), fusion_width=8, head_width=8, embedding_dim=8

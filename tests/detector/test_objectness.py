@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from cmb_jax.config import LossConfig
+from cmb_jax.detector.anchor_losses import drawn_negatives, hardest, lesion_weights
 from cmb_jax.detector.anchors import Truths
 from cmb_jax.detector.assignment import assign_lattice
-from cmb_jax.detector.detection_loss import drawn_negatives, hardest, lesion_weights
 from cmb_jax.detector.total_loss import detection_loss
 from tests.detector.test_total_loss import LOSS, SIZES, SPACING, batch, parts
 

@@ -13,9 +13,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cmb_jax.config import LossConfig
+from cmb_jax.detector.anchor_losses import cell_classes
 from cmb_jax.detector.anchors import Truths
 from cmb_jax.detector.assignment import assign_nearest
-from cmb_jax.detector.detection_loss import cell_classes
 from cmb_jax.detector.network import Detector
 from cmb_jax.detector.total_loss import detection_loss
 from tests.detector.lattice import lattice_anchors

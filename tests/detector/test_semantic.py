@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmb_jax.data.subjects import READERS_MIMIC
+from cmb_jax.detector.anchor_losses import CLASSES, cell_classes, semantic_loss
 from cmb_jax.detector.anchors import Truths
-from cmb_jax.detector.detection_loss import CLASSES, cell_classes, semantic_loss
 from cmb_jax.detector.network import SEMANTIC_CLASSES
 from cmb_jax.phantom.types import MimicKind
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from cmb_jax.evaluation.bootstrap import Counts
 from cmb_jax.evaluation.froc import collect_events
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.statistics import Counts
 from cmb_jax.research.detections import SetDetections
 from cmb_jax.research.runs import Cost
 from cmb_jax.research.scores import FP_MATCHED, NAMES, RunScores, compare_variants, score_run

@@ -1,4 +1,4 @@
-"""Losses of single anchors (objectness and how much each anchor counts, box code) and of single cells.
+"""Losses of single anchors (objectness, weights, box code) and of single cells.
 
 The loss of cells tells mimics apart: an auxiliary task of training beside the anchors', as in Retina U-Net
 (Jaeger et al. 2020). Simulated subjects have all its labels.

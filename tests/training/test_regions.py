@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +17,12 @@ from cmb_jax.detector.functional import Template, params_of
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.weights import load_weights, save_weights
-from cmb_jax.regions import train as regions
 from cmb_jax.regions.network import RegionNet
 from cmb_jax.regions.samples import RegionSample, build_source, make_sample
-from cmb_jax.regions.train import RegionTraining, region_loss, train_regions
+from cmb_jax.training import regions
+from cmb_jax.training.processes import RunStopped
+from cmb_jax.training.regions import RegionTraining, region_loss, train_regions
+from cmb_jax.training.sharding import make_mesh
 from tests.regions.grids import patch_grids
 
 
@@ -99,6 +103,8 @@ def test_training_writes_weights_and_record(run):
     assert record["samples"] == 24
     assert record["use"] == "research use only"
     assert "--steps 12" in record["command"]
+    loss = record["loss"]
+    assert loss["total"] == pytest.approx(loss["cross_entropy"] + loss["dice"] + 0.3 * loss["side"], abs=2e-4)
     assert str(config.out.parent) not in json.dumps(record)  # no path of this machine
 
 
@@ -127,23 +133,38 @@ def test_resume_needs_weights_that_fit(run, tmp_path):
     save_weights(other, {"a": np.zeros(3)}, {})
     config = RegionTraining(out=tmp_path / "w.safetensors", resume=other, packs=("synthetic",), steps=1)
     with pytest.raises(UserError, match="another configuration"):
-        regions.init_region_state(config)
+        regions.init_region_state(config, make_mesh())
     good, _ = run
     again = regions.init_region_state(
-        RegionTraining(out=other, resume=good.out, packs=("synthetic",), steps=1)
+        RegionTraining(out=other, resume=good.out, packs=("synthetic",), steps=1), make_mesh()
     )
     np.testing.assert_array_equal(again.params["output"]["bias"], load_weights(good.out)[0]["output"]["bias"])
 
 
-def test_a_stopped_run_goes_on_where_it_stopped(run, coarse, tmp_path):
+def test_a_stopped_run_goes_on_where_it_stopped(run, coarse, tmp_path, monkeypatch):
+    """The signal comes while the first step is compiled."""
     config, whole = run
     part = dataclasses.replace(config, out=tmp_path / "part.safetensors")
-    stopped = regions.train_regions(part, stop_after=6)
-    assert int(stopped.step) == 6
+
+    def stopping(*drawn):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return make_sample(*drawn)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(regions, "make_sample", stopping)
+        with pytest.raises(RunStopped, match="step 1 is saved"):
+            regions.train_regions(part)
+    assert not part.out.exists()
     again = regions.train_regions(part)
     assert int(again.step) == 12
     for got, want in zip(jax.tree.leaves(again.params), jax.tree.leaves(whole.params), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_the_state_of_the_old_trainer_is_refused(tmp_path):
+    (tmp_path / "w.state.npz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"w\.state\.npz: .*remove it, and give --resume .*w\.safetensors"):
+        train_regions(RegionTraining(out=tmp_path / "w.safetensors", packs=("synthetic",)))
 
 
 def test_phantoms_need_a_folder(tmp_path):

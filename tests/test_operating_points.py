@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from cmb_jax.calibration import above, counts_at, operating_point, operating_table
 from cmb_jax.evaluation.froc import collect_events
-from cmb_jax.evaluation.operating_points import above, counts_at, operating_point, operating_table
 
 # two scans: true at 0.9, 0.6 (of 3) and 0.8 (of 1); false at 0.7, 0.3 and 0.5
 EVENTS = collect_events(
