@@ -99,7 +99,7 @@ def prepare_results(reference: Stack, *, keep_identifiers: bool) -> Results:
 
 def _no_results(reference: Stack, why: str) -> UserError:
     return UserError(
-        f"series {reference.key}: DICOM results cannot refer to its headers ({why}); leave out --dicom-out"
+        f"series {reference.key}: DICOM results cannot refer to its headers ({why}); leave --dicom-out away"
     )
 
 

@@ -107,7 +107,7 @@ def label_of(text: str, key: str) -> str:
     """
     label = text.removeprefix(f"{key}-")
     if not _LABEL.fullmatch(label):
-        raise UserError(f"{text!r}: is not a BIDS label; labels are letters and digits, such as {key}-01")
+        raise UserError(f"{text!r}: is no label of BIDS; labels are letters and digits, such as {key}-01")
     return label
 
 
