@@ -26,9 +26,8 @@ from cmb_jax.evaluation.read import PredictionSource, find_predictions, find_tru
 from cmb_jax.evaluation.records import SubjectDetections
 from cmb_jax.evaluation.statistics import Counts, Estimate, bootstrap_counts
 from cmb_jax.followup.time_point import read_record
-from cmb_jax.inference.bundle import WeightsBundle, load_bundle, record_path, with_config
+from cmb_jax.inference.bundle import WeightsBundle, load_bundle, read_weights_record, record_path, with_config
 from cmb_jax.inference.predict import LISTED_BELOW_THRESHOLD
-from cmb_jax.inference.weights_record import read_weights_record
 from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text
 from cmb_jax.io.outside import read_json_object
 from cmb_jax.phantom.benchmark import TIER_OFFSET, BenchmarkSplit, Split

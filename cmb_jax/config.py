@@ -219,11 +219,11 @@ class PhantomConfig:
     mean_cmbs: float = 25.0
     """Mean microbleeds per training subject: denser than patients, so that few volumes teach much."""
     protocols: tuple[str, ...] = ("iso05", "iso08", "sabre", "rss", "thick3", "swi7t", "wide1", "wide3")
-    """Acquisition protocols, taken in turn by subject; names as in cmb_jax.phantom.protocols."""
+    """Acquisition protocols, taken in turn by subject; names as in cmb_jax.phantom.PROTOCOLS."""
     variety: float = 0.2
     """How much wider than the protocols' the ranges of training scanners are, as a share at either end."""
     tiers: tuple[str, ...] = ("easy", "hard")
-    """How hard the subjects are, taken in turn; names as in cmb_jax.phantom.tiers."""
+    """How hard the subjects are, taken in turn; names as in cmb_jax.phantom.TIERS."""
     anatomies: tuple[str, ...] = ("mni2009c", "colin27", "pycortex-s1")
     """Heads, taken in turn; names of anatomy packs."""
     cache_dir: str | None = None

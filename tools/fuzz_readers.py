@@ -578,8 +578,7 @@ def bundled_record(folder: Path) -> Path:
 
 def read_description(path: Path) -> object:
     from cmb_jax.config import Config
-    from cmb_jax.inference.bundle import WeightsBundle
-    from cmb_jax.inference.weights_record import describe
+    from cmb_jax.inference.bundle import WeightsBundle, describe
 
     config = Config()
     config = dataclasses.replace(
@@ -595,13 +594,13 @@ def read_description(path: Path) -> object:
 
 def small_config(folder: Path) -> Path:
     from cmb_jax.config import Config
-    from cmb_jax.config_io import config_to_json
+    from cmb_jax.config_load import config_to_json
 
     return text("config.json", config_to_json(Config()))(folder)
 
 
 def read_configuration(path: Path) -> object:
-    from cmb_jax.config_io import read_config
+    from cmb_jax.config_load import read_config
 
     return repr(read_config(path, "do this"))
 
@@ -722,6 +721,12 @@ def read_train_log(path: Path) -> object:
         return (Path(other) / "metrics.csv").read_bytes()
 
 
+def read_losses(path: Path) -> object:
+    from cmb_jax.training.regions import _last_losses
+
+    return repr(_last_losses(path))
+
+
 def read_run_record(path: Path) -> object:
     from types import SimpleNamespace
 
@@ -793,7 +798,7 @@ def read_failure(path: Path) -> object:
 def read_data_set(path: Path) -> object:
     from cmb_jax.calibration import tree_name
     from cmb_jax.datasets.bids.reader import is_result
-    from cmb_jax.phantom.version import phantom_version
+    from cmb_jax.phantom.tree import phantom_version
 
     return repr((tree_name(path.parent), is_result(path.parent), phantom_version(path.parent)))
 
@@ -897,7 +902,7 @@ def read_image(path: Path) -> object:
 
 def read_stored(path: Path) -> object:
     from cmb_jax.io.header import open_nifti
-    from cmb_jax.io.storage import stored_values
+    from cmb_jax.io.nifti import stored_values
 
     return stored_values(open_nifti(path)).tobytes()
 
@@ -1022,7 +1027,7 @@ KINDS: dict[str, Kind] = {
     "nifti_mask": Kind(make_mask, read_mask, ("datasets.lesions:_label",)),
     "nifti_header": Kind(lambda f: nifti(f, "a.nii"), read_header, (*HEADER, "datasets.bids.choice:_grid")),
     "nifti_stored": Kind(
-        lambda f: nifti(f, "a.nii.gz"), read_stored, ("io.storage:stored_values",), checked=True
+        lambda f: nifti(f, "a.nii.gz"), read_stored, ("io.nifti:stored_values",), checked=True
     ),
     "dicom": Kind(make_dicom, read_dicom, ("dicom.folder:_read", "dicom.identity:source_headers"), share=0.5),
     "sidecar": Kind(
@@ -1039,13 +1044,15 @@ KINDS: dict[str, Kind] = {
         js("dataset_description.json", {"Name": "x", "GeneratedBy": [{"Name": "y"}], "PhantomVersion": 2}),
         read_data_set,
         (
-            *("calibration.labeled:tree_name", "datasets.bids.reader:is_result"),
-            "phantom.version:phantom_version",
+            *("calibration:tree_name", "datasets.bids.reader:is_result"),
+            "phantom.tree:phantom_version",
         ),
         "json",
     ),
     "index": Kind(make_index, read_index, ("datasets.index:read_index", "datasets.index:_load"), "json"),
-    "detections_csv": Kind(text("d.csv", DETECTIONS), read_detections, ("io.tables:read_columns",), "table"),
+    "detections_csv": Kind(
+        text("d.csv", DETECTIONS), read_detections, ("io.tables:read_columns", "io.tables:read_rows"), "table"
+    ),
     "points_csv": Kind(
         text("p.csv", "x_mm;y_mm;z_mm;kind\n1;2;3;cmb\n"), read_points, ("io.tables:read_columns",), "table"
     ),
@@ -1119,18 +1126,18 @@ KINDS: dict[str, Kind] = {
         bundled_record,
         read_description,
         (
-            "inference.weights_record:read_weights_record",
-            "inference.weights_record:describe",
+            "inference.bundle:read_weights_record",
+            "inference.bundle:describe",
             "cli.weights:show",
         ),
         "json",
     ),
     "config_json": Kind(
-        small_config, read_configuration, ("config_io:read_config", "config_io:config_from_json"), "json"
+        small_config, read_configuration, ("config_load:read_config", "config_load:config_from_json"), "json"
     ),
     "config_py": Kind(python_config, read_python, ("config_load:made_by_file",), "python"),
     "pack": Kind(make_pack, read_pack, ("anatomy.assets:_read_pack",), "zip", checked=True),
-    "kept": Kind(make_kept, read_kept_arrays, ("experiments.detections:read_kept",), "zip"),
+    "kept": Kind(make_kept, read_kept_arrays, ("research.detections:read_kept",), "zip"),
     "region_views": Kind(make_views, read_views, ("regions.phantoms:phantom_views",), "zip"),
     "stored_image": Kind(
         make_store("image.npy"), read_store, ("data.subjects:image", "data.subjects:mimics"), share=0.5
@@ -1150,7 +1157,7 @@ KINDS: dict[str, Kind] = {
     "run_log": Kind(
         text("metrics.csv", "step,loss,steps/s\n20,0.5,2.0\n40,0.4,2.5\n"),
         read_run_log,
-        ("experiments.runs:_times",),
+        ("research.runs:_times",),
         "table",
     ),
     "train_log": Kind(
@@ -1159,8 +1166,14 @@ KINDS: dict[str, Kind] = {
         ("training.monitor:_read",),
         "table",
     ),
+    "region_log": Kind(
+        text("metrics.csv", "step,loss,cross_entropy,dice,side\n20,0.5,0.2,0.2,0.1\n40,0.4,0.2,0.1,0.1\n"),
+        read_losses,
+        ("training.regions:_last_losses",),
+        "table",
+    ),
     "run_record": Kind(
-        js("weights.json", {"steps": 100}), read_run_record, ("experiments.runs:_record",), "json"
+        js("weights.json", {"steps": 100}), read_run_record, ("research.runs:_record",), "json"
     ),
     "provenance": Kind(
         make_provenance, read_made, ("cohort.result:read_provenance", "cohort.dataset:read_json"), "json"
@@ -1211,10 +1224,11 @@ KINDS: dict[str, Kind] = {
 }
 
 OWN = {
-    "anatomy.mni:template_landmarks": "comes with the package",
+    "anatomy.lookup:template_landmarks": "comes with the package",
     "anatomy.own_regions:freesurfer_table": "comes with the package",
     "dicom.convert:_is_of": "dcm2niix wrote it a moment before into a folder of this process",
     "io.atomic:sha256_file": "makes nothing of the content",
+    "io.header:_system_lines": "what the system says of its memory",
     "viewer.server:_post": "takes a request of the page, not a file; tests/viewer",
 }
 """Readers that read nothing from outside."""

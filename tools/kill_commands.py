@@ -22,8 +22,8 @@ sys.path.insert(0, os.getcwd())
 import nibabel as nib
 import numpy as np
 
-MODULES = ["nibabel", "jax", "flax.nnx", "cmb_jax.cli", "cmb_jax.cli.swi", "cmb_jax.cli.implant"]
-MODULES += ["cmb_jax.cli.review", "cmb_jax.cli.calibrate"]  # a wrong name is passed over without a word
+MODULES = ["nibabel", "jax", "flax.nnx", "cmb_jax.cli", "cmb_jax.cli.swi", "cmb_jax.cli.simulate"]
+MODULES += ["cmb_jax.cli.review", "cmb_jax.cli.weights"]  # a wrong name is passed over without a word
 SHAPE = (40, 44, 32)
 
 

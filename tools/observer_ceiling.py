@@ -41,9 +41,9 @@ from cmb_jax.errors import UserError
 from cmb_jax.evaluation.froc import FROC_RATES
 from cmb_jax.evaluation.subsets import ALL_SIZES, READERS_SIZE, SMALL, of_size
 from cmb_jax.phantom.geometry import Grid
-from cmb_jax.phantom.sample import solid_tissue
+from cmb_jax.phantom.simulate import solid_tissue
+from cmb_jax.phantom.tree import check_phantom_version
 from cmb_jax.phantom.types import FOCAL_MIMICS, MimicKind
-from cmb_jax.phantom.version import check_phantom_version
 from cmb_jax.phantom.visibility import Visibility, is_seen, visibility
 from cmb_jax.progress import track
 

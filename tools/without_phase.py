@@ -24,8 +24,7 @@ from cmb_jax.evaluation.breakdown import name_by_mimic
 from cmb_jax.evaluation.froc import FROC_RATES, FrocEvents
 from cmb_jax.evaluation.statistics import froc_metrics, paired_bootstrap_froc
 from cmb_jax.inference.bundle import load_bundle
-from cmb_jax.inference.prepared import detect, mimics_of, truth_of
-from cmb_jax.inference.proposals import ProposalFinder
+from cmb_jax.inference.proposals import ProposalFinder, detect, mimics_of, truth_of
 from cmb_jax.research.detections import SetDetections
 from cmb_jax.research.scores import RunScores, score_run
 

@@ -19,7 +19,7 @@ from benchmarks.torch_weights import to_torch
 from cmb_jax.config import Config, Triple
 from cmb_jax.detector.anchors import MAX_LOG_RATIO, anchor_sizes
 from cmb_jax.inference.bundle import load_bundle
-from cmb_jax.inference.tiles import pad_to, round_up
+from cmb_jax.inference.proposals import pad_to, round_up
 
 __all__ = ["device_peak_mb", "prepare"]
 

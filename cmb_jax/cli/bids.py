@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from cmb_jax import progress
-from cmb_jax.cli.common import NOT_ANALYSABLE_CODE, check_threshold
+from cmb_jax.cli.common import NOT_ANALYSABLE_CODE
 from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.inference.options import ScanOptions
 from cmb_jax.progress import stopwatch
@@ -73,12 +73,7 @@ class BidsOptions(ScanOptions):
 
 
 def run(options: BidsOptions) -> None:
-    """Run one level of analysis; progress on stderr, the end's summary on stdout.
-
-    Raises:
-      UserError: anything wrong with the data set as a whole or the arguments, or no scan that can be used.
-      SystemExit: with code 1 if some scans failed.
-    """
+    """Run one level of analysis; progress on stderr, the end's summary on stdout."""
     if options.level == "group":
         _group(_layout(options.data, options.out), options.out, options.participant_label)
     else:
@@ -110,7 +105,6 @@ def _participants(options: BidsOptions) -> None:
         acquisition=None if options.acq_label is None else label_of(options.acq_label, "acq"),
         filter=None if options.bids_filter_file is None else read_filter(options.bids_filter_file),
     )
-    check_threshold(options.threshold)
     regions = _regions(options)
     use_compilation_cache()
     pipeline = detector_pipeline(options, jax.local_devices(), regions)
@@ -123,11 +117,7 @@ def _participants(options: BidsOptions) -> None:
 
 
 def process_of(options: BidsOptions) -> tuple[int, int]:
-    """Number of this process, from 0, and count of processes.
-
-    Raises:
-      UserError: both or a malformed option, or no cluster is recognized or complete.
-    """
+    """Number of this process, from 0, and count of processes."""
     if options.process is not None and options.distributed:
         raise UserError("--process and --distributed both name this process's share; give one of them")
     if options.distributed:

@@ -146,17 +146,16 @@ def _output_is_closed() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
 
 
-def existing_file(path: Path, role: str) -> Path:
-    """The path, if a file is there.
+def existing_file(path: Path, role: str) -> None:
+    """Refuse a path where there is nothing, or a folder.
 
     Raises:
-      UserError: nothing there, or a folder.
+      UserError: it is so; `role` says in the message what the file should be.
     """
     if path.is_dir():
         raise UserError(f"{path}: this is a folder; give the {role} file itself")
     if not path.exists():
         raise UserError(f"{path}: no such file; check the path of the {role}")
-    return path
 
 
 def check_output(out: Path, overwrite: bool) -> None:
@@ -184,16 +183,6 @@ def check_output(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: cannot be written (no permission in {parent}); choose another --out")
 
 
-def check_threshold(threshold: float | None) -> None:
-    """Refuse a threshold that no score can have.
-
-    Raises:
-      UserError: it does not lie between 0 and 1.
-    """
-    if threshold is not None and not 0.0 <= threshold <= 1.0:
-        raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
-
-
 def check(given: Mapping[str, Any]) -> None:
     """Refuse what cannot be right, by the names that options have in all commands.
 
@@ -207,7 +196,9 @@ def check(given: Mapping[str, Any]) -> None:
                 existing_file(path, role)
             elif isinstance(path, Path) and not path.exists():
                 raise UserError(f"{path}: no such folder; check the path of the {role}")
-    check_threshold(given.get("threshold"))
+    threshold = given.get("threshold")
+    if threshold is not None and not 0.0 <= threshold <= 1.0:
+        raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
     if isinstance(given.get("weights"), str):
         check_weights(given["weights"])
     # `bids` adds to its output; --verify reads it

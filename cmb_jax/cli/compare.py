@@ -6,7 +6,6 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from cmb_jax.cli.common import check_output, existing_file
 from cmb_jax.errors import UserError
 from cmb_jax.progress import stopwatch
 
@@ -34,19 +33,12 @@ class CompareOptions:
 
 
 def run(options: CompareOptions) -> None:
-    """Read both, compare, write; progress on stderr, the statement and the report's place on stdout.
-
-    Raises:
-      UserError: anything wrong with the folders, the images or the arguments.
-    """
+    """Read both, compare, write; progress on stderr, the statement and the report's place on stdout."""
     say = stopwatch()
-    check_output(options.out, options.overwrite)
     if not _MATCH_MM[0] <= options.match_mm <= _MATCH_MM[1]:
         raise UserError(
             f"--match-mm {options.match_mm:g}: allowed are {_MATCH_MM[0]:g} to {_MATCH_MM[1]:g} mm"
         )
-    existing_file(options.baseline_image, "baseline's image")
-    existing_file(options.followup_image, "follow-up's image")
     from cmb_jax.devices import use_compilation_cache
     from cmb_jax.followup.compare import compare, write_comparison
     from cmb_jax.followup.time_point import read_time_point

@@ -29,11 +29,7 @@ class DicomOptions:
 
 
 def read_candidates(folder: Path) -> tuple[FolderContent, tuple[Candidate, ...]]:
-    """What a folder holds, and its stacks with their roles.
-
-    Raises:
-      UserError: no such folder, or no DICOM image in it.
-    """
+    """What a folder holds, and its stacks with their roles."""
     from cmb_jax.dicom.choose import candidates
     from cmb_jax.dicom.folder import read_folder
     from cmb_jax.dicom.stacks import sort_into_stacks
@@ -58,11 +54,7 @@ def problem_lines(problems: Sequence[Problem], found: Sequence[Candidate]) -> li
 
 
 def run(options: DicomOptions) -> None:
-    """List the series, what is wrong in the folder, and what `cmb-jax predict --dicom` would use.
-
-    Raises:
-      UserError: no such folder, no DICOM image in it, or no scan that could be used.
-    """
+    """List the series, what is wrong in the folder, and what `cmb-jax predict --dicom` would use."""
     from cmb_jax.dicom.choose import choose, described
     from cmb_jax.dicom.identity import scrubbed
 

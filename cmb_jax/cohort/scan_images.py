@@ -9,13 +9,13 @@ from pathlib import Path
 from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.cohort.dataset import RAW, REGIONS, source_uri
 from cmb_jax.datasets.bids.choice import Candidate, Choice, ChoiceKind
-from cmb_jax.inference.options import PhaseSign, ScanOptions
-from cmb_jax.inference.swi_image import OpenSignError, make_swi
+from cmb_jax.inference.options import ScanOptions
 from cmb_jax.io.atomic import sha256_file
-from cmb_jax.io.memory import check_fits
-from cmb_jax.io.multi_echo import read_echoes
-from cmb_jax.io.nifti import Reduction, read_volume
+from cmb_jax.io.header import check_fits
+from cmb_jax.io.nifti import Reduction, read_echoes, read_volume
 from cmb_jax.io.volume import Volume
+from cmb_jax.scan import PhaseSign
+from cmb_jax.scan.make_swi import OpenSignError, make_swi
 from cmb_jax.scan.phase_range import PhaseRange, fills
 
 

@@ -17,7 +17,7 @@ from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import replace_directory
 from cmb_jax.io.outside import read_array, read_json_object
 from cmb_jax.phantom import MimicKind, PhantomSubject
-from cmb_jax.phantom.version import VERSION
+from cmb_jax.phantom.tree import VERSION
 from cmb_jax.progress import track
 
 # Part of every cache folder's name: raise it when the stored form changes.

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from cmb_jax.datasets.listing import relative
 from cmb_jax.errors import UserError
-from cmb_jax.io.naming import stem
+from cmb_jax.io.provenance import stem
 
 Kind = Literal["valdo", "csiro", "dou", "yonsei", "bids", "folder"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -22,7 +22,7 @@ from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, PointTruth
 from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, visible
 from cmb_jax.datasets.tables import Row, number, read_sheet
 from cmb_jax.errors import UserError
-from cmb_jax.io.naming import stem
+from cmb_jax.io.provenance import stem
 
 TABLES = {
     "rCMB_DefiniteSubject": "rCMBInformationInfo.xlsx",

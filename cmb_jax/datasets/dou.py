@@ -14,7 +14,7 @@ from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, PointTruth
 from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, visible
 from cmb_jax.datasets.tables import read_mat
 from cmb_jax.errors import UserError
-from cmb_jax.io.naming import stem
+from cmb_jax.io.provenance import stem
 
 
 def looks_like(root: Path) -> bool:

@@ -19,7 +19,7 @@ from cmb_jax.datasets.cases import ROLES, Case, Collector, DatasetIndex, MaskTru
 from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, walk
 from cmb_jax.datasets.tables import read_csv
 from cmb_jax.errors import UserError
-from cmb_jax.io.naming import stem
+from cmb_jax.io.provenance import stem
 
 _ROLE_WORDS: dict[str, Role] = {
     **dict.fromkeys(("swi",), "swi"),

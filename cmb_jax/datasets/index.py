@@ -83,9 +83,9 @@ def read_index(path: Path, root: Path | None = None) -> tuple[DatasetIndex, Path
 
 
 def _load(path: Path) -> dict[str, Any]:
-    content = read_json(
-        path, "make the index again", missing="no such index; make it with cmb-jax data index"
-    )
+    if not path.exists():
+        raise UserError(f"{path}: no such index; make it with cmb-jax data index")
+    content = read_json(path, "make the index again")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: is no data index; make one with cmb-jax data index")
     if content.get("version") != VERSION:

@@ -13,7 +13,7 @@ from pathlib import Path
 from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, MaskTruth, Problem, Role
 from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, visible
 from cmb_jax.errors import UserError
-from cmb_jax.io.naming import stem
+from cmb_jax.io.provenance import stem
 
 _CASES = 72  # of the public training part
 _COHORTS = {"1": "SABRE", "2": "RSS", "3": "ALFA"}

@@ -17,7 +17,7 @@ from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, PointTruth, Ro
 from cmb_jax.datasets.listing import check_root, is_nifti, relative, walk
 from cmb_jax.datasets.tables import Row, number, read_sheet
 from cmb_jax.errors import UserError
-from cmb_jax.io.naming import stem
+from cmb_jax.io.provenance import stem
 
 _WORDS: dict[str, Role] = {
     "swi": "swi",

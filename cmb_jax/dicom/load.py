@@ -12,9 +12,10 @@ from cmb_jax.dicom.choose import Choice
 from cmb_jax.dicom.convert import FrameMapping, convert, frame_mapping, stack_name
 from cmb_jax.dicom.stacks import Stack
 from cmb_jax.errors import NotAnalysableError
-from cmb_jax.inference.swi_image import OpenSignError, make_swi
 from cmb_jax.io.nifti import check_same_grid
 from cmb_jax.io.volume import Volume
+from cmb_jax.scan import PhaseSign
+from cmb_jax.scan.make_swi import OpenSignError, make_swi
 from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
 
 _GE_PEAKS = (0.9, 1.01)  # fraction of 1000 pi that GE's integers reach: wrapped phase fills its range
@@ -42,7 +43,7 @@ def load(
     choice: Choice,
     *,
     phase_range: PhaseRange | None = None,
-    phase_sign: str = "auto",
+    phase_sign: PhaseSign = "auto",
     progress: Callable[[str], None] = lambda text: None,
 ) -> DicomImages:
     """Convert the chosen stacks; make the susceptibility-weighted image if there is none.
@@ -147,7 +148,7 @@ class _Loader:
 
 
 def _made_swi(
-    magnitudes: list[Volume], phases: list[Volume], te_ms: tuple[float, ...], phase_sign: str
+    magnitudes: list[Volume], phases: list[Volume], te_ms: tuple[float, ...], phase_sign: PhaseSign
 ) -> tuple[Volume, Volume]:
     """SWI and its high-passed phase (paramagnetic positive) on the grid of the magnitude."""
     made = make_swi(

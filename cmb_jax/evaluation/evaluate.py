@@ -50,7 +50,7 @@ from cmb_jax.evaluation.statistics import (
     count_agreement,
 )
 from cmb_jax.evaluation.subsets import SIZES, ScanCells, SubsetResult, of_size, scan_cells, subset_results
-from cmb_jax.io.naming import is_pseudonym
+from cmb_jax.io.provenance import is_pseudonym
 
 # When the figures of a scan are doubtful, see `_doubts`.
 _FEW_TIMES = 2  # lesions by one rule over those by another: touching lesions alone do not explain more
@@ -180,7 +180,7 @@ def evaluate(
         threshold: of the score; None: what the prediction keeps (probability maps: 0.5).
         bootstrap_samples: resamples of the scans for the 95 % intervals; 0 for none.
         seed: of the resampling.
-        keep_identifiers: False numbers the scans whose names are not pseudonyms (`io.naming`).
+        keep_identifiers: False numbers the scans whose names are not pseudonyms (`io.provenance`).
 
     Raises:
         UserError: folders or files that are missing, empty, unreadable or do not fit each other.

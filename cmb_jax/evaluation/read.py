@@ -31,9 +31,9 @@ from cmb_jax.io.header import decoded, open_nifti, world_affine
 from cmb_jax.io.labels import is_whole
 from cmb_jax.io.outside import reading
 from cmb_jax.io.tables import TextTable, read_columns
-from cmb_jax.phantom.protocols import PROTOCOLS
+from cmb_jax.phantom.settings import PROTOCOLS
+from cmb_jax.phantom.tree import DESCRIPTION, check_phantom_version
 from cmb_jax.phantom.types import MimicKind, PhantomSubject
-from cmb_jax.phantom.version import DESCRIPTION, check_phantom_version
 
 MIMIC_NAMES: dict[int, str] = {int(kind): kind.name.lower() for kind in MimicKind}
 # Kind of a lesion in the truth table that a reader might not see.

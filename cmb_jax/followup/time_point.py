@@ -12,9 +12,9 @@ from cmb_jax.core.detection import DetectionRow
 from cmb_jax.datasets.bids.sidecar import ImageFacts, facts_beside
 from cmb_jax.errors import UserError
 from cmb_jax.followup.changes import Surveyed
-from cmb_jax.io.naming import is_bids_name, stem
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.outside import a_text, reading
+from cmb_jax.io.provenance import is_bids_name, stem
 from cmb_jax.regions.predict import brain_mask_on, predict_regions
 from cmb_jax.report.comparison_content import ScanContent
 from cmb_jax.review.files import ResultPaths

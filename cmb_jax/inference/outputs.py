@@ -17,9 +17,8 @@ from cmb_jax.core.detection import DETECTION_COLUMNS, detections_csv
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.predict import Prediction
 from cmb_jax.io.atomic import atomic_directory, atomic_write_text
-from cmb_jax.io.naming import pseudonym, shown_name
 from cmb_jax.io.nifti import write_volume
-from cmb_jax.io.provenance import provenance_jsonld
+from cmb_jax.io.provenance import provenance_jsonld, pseudonym, shown_name
 from cmb_jax.io.tables import table_text
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.content import ReportContent
@@ -102,7 +101,7 @@ def _places(prediction: Prediction) -> dict[str, object]:
 def described_inputs(
     *, keep_identifiers: bool = False, **volumes: Volume | None
 ) -> tuple[tuple[str, str, str], ...]:
-    """(role, name, sha256) of the volumes that were read from files; see `io.naming` for the names."""
+    """(role, name, sha256) of the volumes that were read from files; see `io.provenance` for the names."""
     return tuple(
         (
             role,

@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from cmb_jax.anatomy.pack import AnatomyPack, Channel
 from cmb_jax.anatomy.regions import Region, Side, region_of, side_of
-from cmb_jax.phantom.tissue import NUCLEI
+from cmb_jax.phantom.head import NUCLEI
 from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE, normalize
 
 FIELD_MM = 8.0  # grid of the warps

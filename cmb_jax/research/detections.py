@@ -19,8 +19,7 @@ from cmb_jax.errors import UserError
 from cmb_jax.evaluation.breakdown import name_by_mimic
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 from cmb_jax.inference.bundle import load_bundle
-from cmb_jax.inference.prepared import detect, mimics_of, truth_of
-from cmb_jax.inference.proposals import ProposalFinder
+from cmb_jax.inference.proposals import ProposalFinder, detect, mimics_of, truth_of
 from cmb_jax.io.atomic import atomic_write_bytes, sha256_file
 from cmb_jax.io.outside import read_arrays
 from cmb_jax.progress import track

@@ -22,8 +22,8 @@ from jax.sharding import AxisType, Mesh
 from cmb_jax.config import Config
 from cmb_jax.detector.anchors import Truths
 from cmb_jax.detector.network import training_gflop
+from cmb_jax.devices import ACCELERATORS, Hardware, measured_cpu
 from cmb_jax.errors import UserError
-from cmb_jax.hardware import ACCELERATORS, Hardware, measured_cpu
 from cmb_jax.research.costs import Collective, Costs, costs_of, parse
 from cmb_jax.training.detector import DeviceBatch, batch_shardings, init_state, make_step
 from cmb_jax.training.sharding import make_mesh, replicated
@@ -224,7 +224,7 @@ def plan_step(config: Config, mesh: tuple[int, int], hardware: str) -> StepPlan:
     Args:
         config: the experiment; `data.batch_size` counts for each of the devices that share the batch.
         mesh: devices that share the batch, devices that share the depth; they may be simulated.
-        hardware: "cpu" or a key of `hardware.ACCELERATORS`.
+        hardware: "cpu" or a key of `devices.ACCELERATORS`.
 
     Raises:
         UserError: fewer devices than the mesh needs, or a batch that `train.accumulate` does not divide.

@@ -1,10 +1,12 @@
 """Susceptibility-weighted imaging: high-pass phase, phase mask, combination of echoes, projection.
 
-Pure functions on (X, Y, Z) arrays; the slice plane is (X, Y), slices run along Z. Millimeters and radians.
-The in-plane low-pass kernel is the product of two one-dimensional Hann windows in
-k-space, each zero from `1 / width_mm` cycles per mm on. The point spread function of such a window falls to
-exactly half at a distance of `width_mm / 2`, so `width_mm` is the kernel's full width at half maximum:
-8 mm is the customary 64 x 64 window of a 512 x 512 matrix with 0.5 mm voxels (Haacke et al. 2004).
+Pure functions on (X, Y, Z) arrays; the slice plane is (X, Y), slices run along Z. Millimeters and radians;
+`spacing_mm` are the voxel edges along (x, y, z). Haacke et al., Magn Reson Med 52:612 (2004).
+
+The in-plane low-pass kernel is the product of two one-dimensional Hann windows in k-space, each zero from
+`1 / width_mm` cycles per mm on. The point spread function of such a window falls to exactly half at a
+distance of `width_mm / 2`, so `width_mm` is the kernel's full width at half maximum: 8 mm is the customary
+64 x 64 window of a 512 x 512 matrix with 0.5 mm voxels.
 """
 
 from __future__ import annotations
@@ -34,12 +36,9 @@ def low_pass(
     """Smooths every slice; beyond the volume's edges lie zeros.
 
     Args:
-        volume: (X, Y, Z), real or complex.
-        spacing_mm: voxel edge lengths along (x, y, z) in mm.
-        width_mm: full width at half maximum of the kernel in mm.
-
-    Returns:
-        (X, Y, Z) of the same type.
+        volume: (X, Y, Z), real or complex; the result is of its type.
+        spacing_mm: voxel edges.
+        width_mm: of the kernel.
     """
     nx, ny, _ = volume.shape
     px, py = next_fast_len(nx + _MARGIN, real=True), next_fast_len(ny + _MARGIN, real=True)
@@ -65,13 +64,13 @@ def homodyne_phase(
 ) -> jax.Array:
     """High-passed phase by homodyne filtering: the angle of the image over its own in-plane low-pass.
 
-    Wraps in the input do not matter. Haacke et al., Magn Reson Med 52:612 (2004).
+    Wraps in the input do not matter.
 
     Args:
-        phase_rad: (X, Y, Z) in radians, wrapped or not.
+        phase_rad: (X, Y, Z).
         magnitude: (X, Y, Z), any unit; weighs the low-pass.
-        spacing_mm: voxel edge lengths along (x, y, z) in mm.
-        width_mm: full width at half maximum of the low-pass in mm; broader keeps larger structures.
+        spacing_mm: voxel edges.
+        width_mm: of the low-pass; broader keeps larger structures.
 
     Returns:
         (X, Y, Z) float32 in [-pi, pi], with the sign of the input.
@@ -94,7 +93,7 @@ def phase_trust(filtered: jax.Array, spacing_mm: Sequence[float] | jax.Array) ->
 
     Args:
         filtered: (X, Y, Z) complex, magnitude in units of the reference tissue, angle the high-passed phase.
-        spacing_mm: voxel edge lengths along (x, y, z) in mm.
+        spacing_mm: voxel edges.
 
     Returns:
         (X, Y, Z) float32 in [0, 1].
@@ -113,13 +112,13 @@ def high_pass(
     """Unwrapped phase less its weighted in-plane low-pass.
 
     Args:
-        phase_rad: (X, Y, Z) unwrapped phase in radians.
-        spacing_mm: voxel edge lengths along (x, y, z) in mm.
+        phase_rad: (X, Y, Z), unwrapped.
+        spacing_mm: voxel edges.
         weights: (X, Y, Z), 0 where the phase means nothing (a brain mask or the magnitude); None: all ones.
-        width_mm: full width at half maximum of the low-pass in mm.
+        width_mm: of the low-pass.
 
     Returns:
-        (X, Y, Z) float32 in radians; 0 where no weight lies near.
+        (X, Y, Z) float32; 0 where no weight lies near.
     """
     weights = jnp.ones_like(phase_rad) if weights is None else weights.astype(phase_rad.dtype)
     weights = weights / jnp.maximum(jnp.max(weights), jnp.finfo(weights.dtype).tiny)
@@ -138,10 +137,10 @@ class SwiImage:
 
 
 def phase_mask(phase_rad: jax.Array, sign: int | jax.Array = 1) -> jax.Array:
-    """Phase mask that falls from 1 at phase 0 to 0 at pi on the paramagnetic side (Haacke et al. 2004).
+    """Phase mask that falls from 1 at phase 0 to 0 at pi on the paramagnetic side.
 
     Args:
-        phase_rad: high-passed phase in radians, any shape.
+        phase_rad: high-passed, any shape.
         sign: +1 where paramagnetic tissue has positive phase, -1 where negative.
 
     Returns:
@@ -161,15 +160,13 @@ def susceptibility_weighted(
 ) -> SwiImage:
     """Magnitude times the phase mask to a power, the fourth by custom.
 
-    Haacke et al., Magn Reson Med 52:612 (2004).
-
     Args:
         magnitude: (X, Y, Z), any unit.
-        phase_rad: (X, Y, Z) in radians, wrapped or not, as stored.
-        spacing_mm: voxel edge lengths along (x, y, z) in mm.
-        sign: +1 where the stored phase of paramagnetic tissue is positive, -1 where negative.
+        phase_rad: (X, Y, Z), wrapped or not, as stored.
+        spacing_mm: voxel edges.
+        sign: as of `phase_mask`.
         power: how often the mask multiplies; 2 to 5 with vendors.
-        width_mm: full width at half maximum of the homodyne low-pass in mm.
+        width_mm: of the homodyne low-pass.
 
     Returns:
         The image and the high-passed phase; the latter already turned so that paramagnetic is positive
@@ -185,7 +182,7 @@ def minimum_intensity_projection(swi: jax.Array, slab_voxels: int, axis: int = 2
 
     Args:
         swi: (X, Y, Z).
-        slab_voxels: slices a slab, about 8 mm; an even slab reaches one slice further up than down.
+        slab_voxels: slices per slab, about 8 mm; an even slab reaches one slice further up than down.
         axis: the axis to project along.
 
     Returns:
@@ -203,7 +200,7 @@ def minimum_intensity_projection(swi: jax.Array, slab_voxels: int, axis: int = 2
 def combine_echoes(
     magnitudes: jax.Array, phases: jax.Array, te_ms: Sequence[float] | jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Several echoes to one, weighed by how much each tells about susceptibility.
+    """Several echoes to one, weighted by how much each says about susceptibility.
 
     Phase is linear in echo time with noise of 1 / magnitude: the least-squares slope weighs by
     magnitude^2 TE. The magnitude is the root of the TE-weighted mean square: an echo's sensitivity to R2*
@@ -211,11 +208,11 @@ def combine_echoes(
 
     Args:
         magnitudes: (E, X, Y, Z).
-        phases: (E, X, Y, Z) in radians without wraps and without a common offset: high-passed phase.
+        phases: (E, X, Y, Z) without wraps and without a common offset: high-passed phase.
         te_ms: (E,) echo times in ms.
 
     Returns:
-        magnitude (X, Y, Z) in the unit of the echoes, and phase (X, Y, Z) in radians as at the longest echo.
+        magnitude (X, Y, Z) in the unit of the echoes, and phase (X, Y, Z) as at the longest echo.
     """
     te = jnp.asarray(te_ms, magnitudes.dtype).reshape(-1, 1, 1, 1)
     power = (magnitudes / jnp.maximum(jnp.max(magnitudes), jnp.finfo(magnitudes.dtype).tiny)) ** 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import json
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cmb_jax.anatomy.assets import load_pack
 from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.config import Config
 from cmb_jax.core.detection import DetectionRow
@@ -34,14 +36,14 @@ from cmb_jax.evaluation.records import (
     SubjectDetections,
     SubjectTruth,
 )
-from cmb_jax.inference.options import PhaseSign, ScanOptions
+from cmb_jax.inference.options import ScanOptions
 from cmb_jax.inference.predict import CmbDetector, Prediction
 from cmb_jax.io.atomic import atomic_directory, atomic_write_text
 from cmb_jax.io.volume import ScanImages
 from cmb_jax.phantom import simulate_subject
-from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.progress import track
 from cmb_jax.report.evaluation_html import write_evaluation_report
+from cmb_jax.scan import PhaseSign
 from cmb_jax.training.run_data import (
     SPLIT_FILE,
     OwnData,
@@ -63,7 +65,7 @@ class EvaluationScan:
 
 def simulated_scans(config: Config) -> Iterator[EvaluationScan]:
     """New simulated subjects with as many lesions as patients have; the phase sign is the protocol's."""
-    pack_of = PackLoader()
+    pack_of = functools.cache(load_pack)
     for index in range(config.phantom.test_subjects):
         seed = config.phantom.test_seed + index
         settings, anatomy = phantom_member(config.phantom, index)

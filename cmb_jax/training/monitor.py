@@ -15,8 +15,8 @@ from typing import Any
 import jax
 from tensorboardX import SummaryWriter
 
-from cmb_jax.hardware import peak_flops
-from cmb_jax.io.outside import read_rows
+from cmb_jax.devices import peak_flops
+from cmb_jax.io.tables import read_rows
 from cmb_jax.progress import Bar, tell
 from cmb_jax.training.processes import is_primary
 

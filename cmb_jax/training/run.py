@@ -16,7 +16,7 @@ import numpy as np
 
 import cmb_jax
 from cmb_jax.config import Config
-from cmb_jax.config_io import config_to_json, read_config
+from cmb_jax.config_load import config_to_json, read_config
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.devices import use_compilation_cache
 from cmb_jax.errors import UserError
@@ -30,10 +30,8 @@ from cmb_jax.evaluation.froc import (
 )
 from cmb_jax.evaluation.matching import CENTER3, events, pairs_of
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, save_bundle
-from cmb_jax.inference.prepared import detect, truth_of
-from cmb_jax.inference.proposals import ProposalFinder
-from cmb_jax.io.atomic import atomic_write_text, make_folder, sha256_file
-from cmb_jax.io.lock import locked
+from cmb_jax.inference.proposals import ProposalFinder, detect, truth_of
+from cmb_jax.io.atomic import atomic_write_text, locked, make_folder, sha256_file
 from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.ops.cpu import library
 from cmb_jax.ops.cpu.library import usable_precision

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
@@ -10,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cmb_jax.anatomy.assets import load_pack
 from cmb_jax.config import Config, DataConfig, PhantomConfig
 from cmb_jax.data.prepare import boxes_of_lesions, boxes_on_working_grid, edge_coordinates
 from cmb_jax.data.subjects import STORE_VERSION, StoredSubject, is_stored, store_scan, stored_subjects
@@ -24,8 +26,7 @@ from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.io.tables import table_text
 from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.phantom import SubjectSettings, simulate_subject
-from cmb_jax.phantom.tree import PackLoader
-from cmb_jax.phantom.version import VERSION
+from cmb_jax.phantom.tree import VERSION
 from cmb_jax.progress import track
 from cmb_jax.regions.predict import BUNDLED_WEIGHTS as REGION_WEIGHTS
 from cmb_jax.scan import VERSION as JUDGE_VERSION
@@ -111,7 +112,7 @@ def phantom_subjects(config: Config, workdir: Path, which: str) -> tuple[StoredS
     variety = phantom.variety if which == "training" else 0.0
     members = [phantom_member(phantom, index, mean, variety) for index in range(count)]
     root = Path(phantom.cache_dir) if phantom.cache_dir else workdir / "phantoms"
-    pack_of = PackLoader()
+    pack_of = functools.cache(load_pack)
 
     def simulate(index: int, seed: int):
         settings, anatomy = members[index]

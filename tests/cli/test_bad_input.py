@@ -10,7 +10,7 @@ from flax import nnx
 
 from cmb_jax import cli
 from cmb_jax.config import Config, ModelConfig
-from cmb_jax.config_io import config_to_json
+from cmb_jax.config_load import config_to_json
 from cmb_jax.detector.functional import params_of
 from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError

@@ -130,10 +130,10 @@ def run(monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory, weights, tree):
     """Weights as the command leaves them, for the tests that only look."""
-    from cmb_jax.cli.calibrate import CalibrateOptions, run
+    from cmb_jax.cli.weights import CalibrateOptions, calibrate
 
     out = tmp_path_factory.mktemp("calibrated") / "better.safetensors"
-    run(
+    calibrate(
         CalibrateOptions(
             pred=(tree[0],),
             truth=(tree[1],),

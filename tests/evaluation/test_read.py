@@ -18,9 +18,8 @@ from cmb_jax.evaluation.read import (
     read_labels,
 )
 from cmb_jax.io.volume import Volume
-from cmb_jax.phantom.tree import write_subject
+from cmb_jax.phantom.tree import VERSION, write_subject
 from cmb_jax.phantom.types import CMB_KIND, LesionTable, MimicKind, PhantomSubject
-from cmb_jax.phantom.version import VERSION
 
 AFFINE = np.array([[0.5, 0, 0, -10.0], [0, 0.5, 0, -8.0], [0, 0, 2.0, -6.0], [0, 0, 0, 1.0]])
 SHAPE = (24, 20, 8)

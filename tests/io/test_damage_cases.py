@@ -15,8 +15,7 @@ import pytest
 from cmb_jax.anatomy import assets
 from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack
 from cmb_jax.config import Config, ModelConfig
-from cmb_jax.config_io import config_from_json, config_to_json, read_config
-from cmb_jax.config_load import CONFIGS, config_from_file
+from cmb_jax.config_load import CONFIGS, config_from_file, config_from_json, config_to_json, read_config
 from cmb_jax.datasets.bids.sidecar import facts_beside
 from cmb_jax.datasets.images import read_grid
 from cmb_jax.datasets.index import read_index

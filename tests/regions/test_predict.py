@@ -235,7 +235,7 @@ def test_bundled_weights_label_a_drawn_head():
     from cmb_jax.anatomy.assets import load_pack
     from cmb_jax.regions.samples import build_source, make_sample
 
-    source = build_source(load_pack(progress=False))
+    source = build_source(load_pack())
     sample = jax.jit(make_sample)(source, jax.random.key(987_654))
     data = np.asarray(sample.image).transpose(2, 1, 0)
     volume = Volume.from_array(data, np.diag([GRID_MM, GRID_MM, GRID_MM, 1.0]))

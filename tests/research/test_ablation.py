@@ -12,7 +12,7 @@ from flax import nnx
 from selectolax.lexbor import LexborHTMLParser
 
 from cmb_jax.cli import main
-from cmb_jax.config_io import config_to_json
+from cmb_jax.config_load import config_to_json
 from cmb_jax.data.subjects import subjects_in
 from cmb_jax.detector.functional import Template
 from cmb_jax.detector.network import Detector

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmb_jax import hardware
+from cmb_jax import devices
 from cmb_jax.training.monitor import StepProfile, Stopwatch, peak_gflops, peak_mb
 
 
@@ -63,9 +63,9 @@ def test_the_peak_is_that_of_all_devices():
 
 
 def test_the_processor_is_measured(monkeypatch):
-    monkeypatch.setattr(hardware, "_PRODUCT_EDGE", 64)
-    monkeypatch.setattr(hardware, "_COPIED_FLOATS", 2**16)
-    found = hardware.measured_cpu()
+    monkeypatch.setattr(devices, "_PRODUCT_EDGE", 64)
+    monkeypatch.setattr(devices, "_COPIED_FLOATS", 2**16)
+    found = devices.measured_cpu()
     assert 1e6 < found.float32_flops < 1e15
     assert 1e5 < found.memory_bandwidth < 1e13
     assert found.memory_bytes > 1e8

@@ -146,7 +146,7 @@ def test_opens_scrolls_windows_toggles(page, made):
 
 def test_minimum_is_that_of_the_slab(page, made):
     """The slab of the page against a slow minimum of the array that went in."""
-    page.keys("i", "]", "Alt+]")  # as it is typed on many keyboards; 12 mm of 2 mm slices: the 5 or 7 about the middle
+    page.keys("i", "]", "Alt+]")  # as many keyboards type it; 12 mm of 2 mm slices: 5 or 7 about the middle
     page.until("#place", "minIP")
     values = made.scan.swi.data
     for row in made.rows[:4]:

@@ -12,8 +12,8 @@ from cmb_jax.datasets.cases import Problem
 from cmb_jax.datasets.listing import check_root, is_nifti, relative, visible
 from cmb_jax.datasets.tables import read_csv
 from cmb_jax.errors import UserError
-from cmb_jax.io.naming import stem
 from cmb_jax.io.outside import read_json_object
+from cmb_jax.io.provenance import stem
 
 _LABEL = re.compile(r"[0-9A-Za-z+]+")
 _ENTITY = re.compile(r"([A-Za-z]+)-([0-9A-Za-z+]+)")

@@ -11,8 +11,8 @@ from typing import Any
 
 from cmb_jax.datasets.bids.layout import BidsName, parse_name
 from cmb_jax.datasets.listing import relative
-from cmb_jax.io.naming import stem
 from cmb_jax.io.outside import Unreadable, read_json_object
+from cmb_jax.io.provenance import stem
 
 _ECHO_TIME_S = (0.0005, 0.2)  # of a gradient echo of the brain; higher numbers are milliseconds by mistake
 _FIELD_T = (0.05, 15.0)

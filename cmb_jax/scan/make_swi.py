@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -12,11 +14,15 @@ import numpy as np
 from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.io.nifti import check_same_grid
 from cmb_jax.io.volume import Volume
+from cmb_jax.scan import PhaseSign
 from cmb_jax.scan.judge import judge_grid, judge_intensity, judge_phase
 from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
 from cmb_jax.scan.phase_sign import SignDecision, decide_phase_sign, field_direction
 from cmb_jax.scan.swi import PHASE_MASK_POWER, combine_echoes, homodyne_phase, phase_mask
-from cmb_jax.scan.units import check_echo_times
+
+TE_MS = (1.0, 200.0)
+"""Echo times of gradient echoes of the brain."""
+_SAME_TE_MS = 0.05
 
 
 class OpenSignError(UserError):
@@ -35,31 +41,21 @@ class MadeSwi:
     sign: SignDecision
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Echoes:
-    """The echoes of one acquisition that are used."""
-
-    magnitudes: np.ndarray  # (E, X, Y, Z)
-    phases: np.ndarray  # (E, X, Y, Z) radians, sign as stored
-    te_ms: tuple[float, ...]  # (E,), or () for a single echo of unknown time
-    phase_range: PhaseRange
-
-
 def make_swi(
     magnitudes: Sequence[Volume],
     phases: Sequence[Volume],
     *,
     te_ms: tuple[float, ...] = (),
     echo: int | None = None,
-    phase_sign: str = "auto",
+    phase_sign: PhaseSign = "auto",
     phase_range: PhaseRange | None = None,
 ) -> MadeSwi:
     """Makes a susceptibility-weighted image of volumes; no files.
 
     Args:
-        magnitudes: one volume an echo.
+        magnitudes: one volume per echo.
         phases: as stored, of the same echoes.
-        te_ms: echo times in ms, one an echo; needed to combine several.
+        te_ms: echo times in ms, one per echo; needed to combine several.
         echo: use this echo alone, counted from 1; None combines all there are.
         phase_sign: "auto", "+1" or "-1": the sign of paramagnetic phase as stored.
         phase_range: how phase is stored; None: told from its extremes.
@@ -71,10 +67,19 @@ def make_swi(
     """
     if phase_sign not in ("auto", "+1", "-1"):
         raise UserError(f"phase sign {phase_sign!r} is unknown; use auto, +1 or -1")
-    echoes = _select(magnitudes, phases, te_ms, echo, phase_range)
-    like = magnitudes[0]
-    combined, stored_phase = _one_echo(echoes, like.spacing_mm)
-    decision = _sign(phase_sign, stored_phase, combined, like)
+    _check_echoes(magnitudes, phases, te_ms, echo)
+    radians, phase_range = _in_radians(magnitudes, phases, phase_range)
+    chosen = slice(None) if echo is None else slice(echo - 1, echo)
+    te_ms, like = tuple(te_ms)[chosen], magnitudes[0]
+    combined, stored_phase = _one_echo(
+        np.stack([volume.data for volume in magnitudes[chosen]]), radians[chosen], te_ms, like.spacing_mm
+    )
+    if phase_sign == "auto":
+        decision = decide_phase_sign(
+            np.asarray(stored_phase), np.asarray(combined), like.spacing_mm, field_direction(like.affine)
+        )
+    else:
+        decision = SignDecision(sign=int(phase_sign), confident=True, reason="as given")
     if not decision.confident:
         raise OpenSignError(
             f"the sign of the phase is open ({decision.reason}), so that no SWI can be made; "
@@ -83,25 +88,20 @@ def make_swi(
     filtered = decision.sign * stored_phase
     return MadeSwi(
         swi=np.asarray(combined * phase_mask(filtered) ** PHASE_MASK_POWER),
-        # combined echoes may pass pi a little; as everywhere, the range of stored phase says its unit
+        # combined echoes may pass pi a little, but the range of a stored phase is what says its unit
         phase=np.clip(np.asarray(filtered), -np.pi, np.pi),
         magnitude=np.asarray(combined),
-        te_ms=echoes.te_ms,
-        phase_range=echoes.phase_range,
+        te_ms=te_ms,
+        phase_range=phase_range,
         sign=decision,
     )
 
 
-def _select(
-    magnitudes: Sequence[Volume],
-    phases: Sequence[Volume],
-    te_ms: tuple[float, ...],
-    echo: int | None,
-    phase_range: PhaseRange | None,
-) -> _Echoes:
-    """Checks that everything fits together and is what it is called; phase in radians; the chosen echoes."""
-    names = f"{magnitudes[0].source} and {phases[0].source}"
-    count = len(magnitudes)
+def _check_echoes(
+    magnitudes: Sequence[Volume], phases: Sequence[Volume], te_ms: Sequence[float], echo: int | None
+) -> None:
+    """Refuses echoes that do not fit each other, their times or the one that is asked for."""
+    names, count = f"{magnitudes[0].source} and {phases[0].source}", len(magnitudes)
     if len(phases) != count:
         raise UserError(
             f"{names}: {count} and {len(phases)} echoes; give magnitude and phase of the same echoes"
@@ -117,39 +117,51 @@ def _select(
         raise UserError(f"{names}: there is no echo {echo}; choose --echo from 1 to {count}")
     if count > 1 and echo is None and not te_ms:
         raise UserError(f"{names}: {count} echoes; give their times with --te-ms, or choose one with --echo")
+
+
+def _in_radians(
+    magnitudes: Sequence[Volume], phases: Sequence[Volume], stated: PhaseRange | None
+) -> tuple[np.ndarray, PhaseRange]:
+    """The phases (E, X, Y, Z) in radians, sign as stored, and how they are stored."""
     stored = np.stack([volume.data for volume in phases])
     try:
-        phase_range = range_of(stored, phase_range)  # over all echoes: the first may not reach the extremes
+        phase_range = range_of(stored, stated)  # over all echoes: the first may not reach the extremes
     except NotAnalysableError as error:
         raise NotAnalysableError(f"{phases[0].source}: {error}") from None
     radians = phase_to_radians(stored, phase_range)
     for volume, angle, magnitude in zip(phases, radians, magnitudes, strict=True):
         judged = judge_phase(volume.data, angle, magnitude.data)
-        if said := (*judged.reasons, *judged.warnings):
-            raise NotAnalysableError(f"the phase is not analysable: {said[0]}")
-    chosen = slice(None) if echo is None else slice(echo - 1, echo)
-    return _Echoes(
-        magnitudes=np.stack([volume.data for volume in magnitudes[chosen]]),
-        phases=radians[chosen],
-        te_ms=tuple(te_ms)[chosen],
-        phase_range=phase_range,
-    )
+        if doubts := (*judged.reasons, *judged.warnings):
+            raise NotAnalysableError(f"the phase is not analysable: {doubts[0]}")
+    return radians, phase_range
 
 
-def _one_echo(echoes: _Echoes, spacing_mm: Sequence[float]) -> tuple[jax.Array, jax.Array]:
-    """Magnitude and high-passed phase (X, Y, Z), of the single echo or combined; sign as stored."""
-    magnitudes = jnp.asarray(echoes.magnitudes)
+def _one_echo(
+    magnitudes: np.ndarray, radians: np.ndarray, te_ms: Sequence[float], spacing_mm: Sequence[float]
+) -> tuple[jax.Array, jax.Array]:
+    """Magnitude and high-passed phase (X, Y, Z) of echoes (E, X, Y, Z), combined; sign as stored."""
+    echoes = jnp.asarray(magnitudes)
     filtered = [
         homodyne_phase(jnp.asarray(phase), magnitude, spacing_mm)
-        for phase, magnitude in zip(echoes.phases, magnitudes, strict=True)
+        for phase, magnitude in zip(radians, echoes, strict=True)
     ]
     if len(filtered) == 1:
-        return magnitudes[0], filtered[0]
-    return combine_echoes(magnitudes, jnp.stack(filtered), echoes.te_ms)
+        return echoes[0], filtered[0]
+    return combine_echoes(echoes, jnp.stack(filtered), te_ms)
 
 
-def _sign(phase_sign: str, filtered: jax.Array, magnitude: jax.Array, like: Volume) -> SignDecision:
-    if phase_sign != "auto":
-        return SignDecision(sign=int(phase_sign), confident=True, reason="as given")
-    direction = field_direction(like.affine)
-    return decide_phase_sign(np.asarray(filtered), np.asarray(magnitude), like.spacing_mm, direction)
+def check_number(name: str, value: float, limits: tuple[float, float], unit: str, hint: str = "") -> None:
+    """Refuses a number outside of its limits. Raises UserError with its unit and what is allowed."""
+    if not (math.isfinite(value) and limits[0] <= value <= limits[1]):
+        raise UserError(f"{name} {value:g}: allowed are {limits[0]:g} to {limits[1]:g} {unit}{hint}")
+
+
+def check_echo_times(te_ms: Sequence[float]) -> None:
+    """Refuses echo times (ms) that no gradient echo has, or that do not rise. Raises UserError."""
+    for te in te_ms:
+        hint = "; give milliseconds, not seconds" if 0 < te < TE_MS[0] else ""
+        check_number("--te-ms", te, TE_MS, "ms", hint)
+    for earlier, later in itertools.pairwise(te_ms):
+        if later - earlier < _SAME_TE_MS:
+            stated = " ".join(f"{te:g}" for te in te_ms)
+            raise UserError(f"--te-ms {stated}: echo times (ms) must rise from echo to echo")

@@ -9,7 +9,7 @@ f the part of the point that the body fills, dB its relative field in ppm, s the
 body dB is the phantom's dipole convolution on a grid finer than the voxel, and the mean is taken of complex
 values there, so that spins that point apart cancel. Further out dB is the field of the body's dipole moment,
 (chi / 3) (a / r)^3 (3 cos^2 - 1) for a ball of radius a, at the voxel's center; that has no edge anywhere in
-the volume, and nothing wraps round.
+the volume, and nothing wraps around.
 
 The mean is over the voxel's box. Cropping k-space as the phantom does would ring through the volume, and at
 the wrong wavelength where a scanner has interpolated what it acquired.
@@ -26,12 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmb_jax.phantom.field import convolve_dipole, smooth_size
-from cmb_jax.phantom.geometry import Grid
-from cmb_jax.phantom.protocols import GAMMA_BAR_MHZ_PER_T
+from cmb_jax.phantom.field import convolve_dipole, phase_per_ppm
+from cmb_jax.phantom.geometry import Grid, smooth_size
 from cmb_jax.phantom.render import draw_balls, draw_tubes, stamp_half_width
 
-_FINE_PER_RADIUS = 8  # fine voxels a radius of the smallest body on a patch
+_FINE_PER_RADIUS = 8  # fine voxels per radius of the smallest body on a patch
 _FINE_PER_TUBE = 3  # the same for tubes, whose length would make such a grid too large
 _PADDING = 1.4  # of the patch for the convolution, least
 _PERIOD = 14.0  # radii of the largest body between its periodic images, least
@@ -39,6 +38,8 @@ _REACH = (3.0, 6.0)  # half width of a patch in radii: least, most
 _FLAT_RAD = 0.2  # a voxel across which the phase changes by less needs no finer grid
 _TUBE_STEP_MM = 0.2
 _TUBE_POLES = 7  # dipoles that stand for a tube further out
+# Shares of a patch's half width: convolved field up to the first, dipole from the second.
+_BLEND = (0.5, 0.75)
 
 
 @jax.tree_util.register_dataclass
@@ -68,7 +69,7 @@ class PatchPlan:
     grid: Grid  # fine grid; its origin is relative to the center of the middle voxel
     padded: tuple[int, int, int]
     stamp: tuple[int, int, int]  # half width in fine voxels of what is drawn about a point
-    steps: int  # points drawn a body: 1 for balls
+    steps: int  # points drawn per body: 1 for balls
     poles: int
 
 
@@ -79,7 +80,7 @@ def plan_patches(
     radius = np.asarray(bodies.radius_mm, np.float64)
     length = float(np.max(np.asarray(bodies.length_mm)))
     # A dipole's phase p (a / r)^3 changes by 3 p a^3 h / r^4 over a voxel h.
-    pole = turns(te_ms, b0_t) * np.abs(np.asarray(bodies.chi_ppm)) * (2 / 3)
+    pole = phase_per_ppm(te_ms, b0_t) * np.abs(np.asarray(bodies.chi_ppm)) * (2 / 3)
     flat = (3 * pole * radius**3 * max(spacing_mm) / _FLAT_RAD) ** 0.25
     reach = float(np.max(np.clip(flat, _REACH[0] * radius, _REACH[1] * radius))) + length / 2
     fine = float(radius.min()) / (_FINE_PER_TUBE if length else _FINE_PER_RADIUS)
@@ -89,34 +90,24 @@ def plan_patches(
     step = [h / f for h, f in zip(spacing_mm, factors, strict=True)]
     origin = [-(n - 1) / 2 * h for n, h in zip(shape, step, strict=True)]
     period = _PERIOD * float(radius.max())
-    grid = Grid(three(shape), three(step), three(origin))
+    grid = Grid(_triple(shape), _triple(step), _triple(origin))
     steps = 1 if length == 0 else 1 + math.ceil(length / min(_TUBE_STEP_MM, float(radius.min()) / 2))
+    padded = [smooth_size(max(n * _PADDING, period / h)) for n, h in zip(shape, step, strict=True)]
     return PatchPlan(
-        voxels=three(voxels),
-        factors=three(factors),
+        voxels=_triple(voxels),
+        factors=_triple(factors),
         grid=grid,
-        padded=three([smooth_size(max(n * _PADDING, period / h)) for n, h in zip(shape, step, strict=True)]),
+        padded=_triple(padded),
         stamp=stamp_half_width(float(radius.max()), grid.spacing_mm),
         steps=steps,
         poles=1 if length == 0 else _TUBE_POLES,
     )
 
 
-def three(values):
-    """A list or tuple of three values as the tuple that a static argument needs."""
+def _triple(values):
+    """Three values as the tuple that a static argument needs."""
     x, y, z = values
     return (x, y, z)
-
-
-def turns(te_ms, b0_t):
-    """Radians of phase a ppm of field: 2 pi gammabar B0 TE, for te_ms and b0_t of any shape."""
-    return 2 * math.pi * GAMMA_BAR_MHZ_PER_T * b0_t * te_ms / 1000.0
-
-
-_BLEND = (
-    0.5,
-    0.75,
-)  # shares of a patch's half width: convolved field up to the first, dipole from the second
 
 
 def _along(body: Implants, count: int) -> jax.Array:
@@ -158,7 +149,7 @@ def _window(grid: Grid, half_mm: tuple[float, ...], inner: float, outer: float) 
 def _patch(body: Implants, offset_mm: jax.Array, radians: jax.Array, te_s, b, plan: PatchPlan) -> jax.Array:
     """M over the factor of the dipoles alone, (E, *plan.voxels) complex64, 1 at the patch's faces.
 
-    offset_mm (3,): the body's center from that of the middle voxel. radians (E,) a ppm, te_s (E,).
+    offset_mm (3,): the body's center from that of the middle voxel. radians (E,) per ppm, te_s (E,).
     """
     fine = plan.grid
     points, one = offset_mm + _along(body, plan.steps), jnp.ones(plan.steps)
@@ -168,12 +159,12 @@ def _patch(body: Implants, offset_mm: jax.Array, radians: jax.Array, te_s, b, pl
     else:
         filled = draw_tubes(empty, fine, points, body.radius_mm * one, one, plan.stamp)
     field = convolve_dipole(body.chi_ppm * filled, b, spacing_mm=fine.spacing_mm, padded=plan.padded)
-    half = three([n * h / 2 for n, h in zip(fine.shape, fine.spacing_mm, strict=True)])
+    half = _triple([n * h / 2 for n, h in zip(fine.shape, fine.spacing_mm, strict=True)])
     near = _window(fine, half, *_BLEND)
     field = near * field + (1 - near) * _pole_field(body, fine, offset_mm, b, plan.poles)
 
-    spacing = three([h * f for h, f in zip(fine.spacing_mm, plan.factors, strict=True)])
-    origin = three([-(n // 2) * h for n, h in zip(plan.voxels, spacing, strict=True)])
+    spacing = _triple([h * f for h, f in zip(fine.spacing_mm, plan.factors, strict=True)])
+    origin = _triple([-(n // 2) * h for n, h in zip(plan.voxels, spacing, strict=True)])
     coarse = Grid(plan.voxels, spacing, origin)
     poles = _pole_field(body, coarse, offset_mm, b, plan.poles)
     fade = _window(coarse, half, _BLEND[1], 1.0)
@@ -215,9 +206,9 @@ def implant_effect(
         gain (E, *shape), 1 away from the bodies, and shift (E, *shape) in radians, both float32. The shift is
         meant modulo a turn.
     """
-    spacing = three([h * f for h, f in zip(plan.grid.spacing_mm, plan.factors, strict=True)])
+    spacing = _triple([h * f for h, f in zip(plan.grid.spacing_mm, plan.factors, strict=True)])
     volume = Grid(shape, spacing, (0.0, 0.0, 0.0))
-    radians = phase_sign * turns(te_ms, b0_t)
+    radians = phase_sign * phase_per_ppm(te_ms, b0_t)
     middle = jnp.round(bodies.center_mm / jnp.asarray(spacing))
 
     def far(field: jax.Array, body: Implants) -> tuple[jax.Array, None]:

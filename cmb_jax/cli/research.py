@@ -1,4 +1,4 @@
-"""Plan a training on other devices: compile its step for them here and read what it costs."""
+"""`ablate` compares variants of the detector, `plan` predicts what a training costs, `benchmark` times."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import cmb_jax
 from cmb_jax.config import Config, Precision
 from cmb_jax.config_load import config_from_file
 from cmb_jax.errors import UserError
@@ -16,8 +19,48 @@ from cmb_jax.errors import UserError
 if TYPE_CHECKING:
     from cmb_jax.research.plan import StepPlan
 
+CHECKOUT = Path(cmb_jax.__file__).resolve().parent.parent
+
 # Programs that are only read need no good machine code, which takes minutes to make.
 _QUICK_COMPILATION = "--xla_backend_optimization_level=0"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AblateOptions:
+    """Train a grid of variants and seeds and compare them; run again to go on."""
+
+    config: Path
+    """file with get_grid(), such as configs/ablation.py."""
+    workdir: Path
+    """a folder for each run; tables; ablation.html."""
+    validation: Path | None = None
+    """folder of prepared subjects (seed-*) to choose thresholds by; default: simulated ones."""
+    test: Path | None = None
+    """folder of prepared subjects (seed-*) to compare on; default: simulated ones."""
+    train: bool = True
+    """train what is not finished; --no-train: tables of the finished runs alone."""
+    samples: int = 2000
+    """bootstrap resamples."""
+
+
+def ablate(options: AblateOptions) -> None:
+    """Train what is not finished, compare, write tables and page."""
+    from absl import flags
+
+    from cmb_jax.devices import keep_freed_memory
+    from cmb_jax.research.ablation import run_study
+    from cmb_jax.research.runs import grid_from_file
+
+    keep_freed_memory()
+    flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
+    run_study(
+        grid_from_file(options.config),
+        options.workdir,
+        validation=options.validation,
+        test=options.test,
+        training=options.train,
+        samples=options.samples,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,12 +89,8 @@ class PlanOptions:
     """replace the file if it exists."""
 
 
-def run(options: PlanOptions) -> None:
-    """Print the plan; write it as JSON if asked to.
-
-    Raises:
-      UserError: a mesh that is none, settings that do not fit each other, a file that cannot be written.
-    """
+def plan(options: PlanOptions) -> None:
+    """Print the plan; write it as JSON if asked to."""
     shape, out = mesh_shape(options.mesh), options.json
     if options.measure and (options.hardware != "cpu" or shape != (1, 1)):
         raise UserError("--measure runs the step on this machine: use it with --mesh 1x1 --hardware cpu")
@@ -79,29 +118,25 @@ def run(options: PlanOptions) -> None:
     )
     simulate_devices(shape[0] * shape[1], quick=options.hardware != CPU)
     keep_freed_memory()  # as `cmb-jax train` does: its steps wait for no new pages
-    plan = plan_step(wanted, shape, options.hardware)
-    print(describe(plan))
+    step = plan_step(wanted, shape, options.hardware)
+    print(describe(step))
     print(
-        f"assumed: convolutions reach {plan.hardware.flops_share:.0%} of the peak "
-        f"({plan.hardware.flops(wanted.train.precision) / 1e12:.3g} TFLOP/s), memory and links "
-        f"{BANDWIDTH_SHARE:.0%} of {plan.hardware.memory_bandwidth / 1e9:.0f} and "
-        f"{plan.hardware.link_bandwidth / 1e9:.0f} GB/s, {1e6 * LATENCY_S:.0f} us a message, "
+        f"assumed: convolutions reach {step.hardware.flops_share:.0%} of the peak "
+        f"({step.hardware.flops(wanted.train.precision) / 1e12:.3g} TFLOP/s), memory and links "
+        f"{BANDWIDTH_SHARE:.0%} of {step.hardware.memory_bandwidth / 1e9:.0f} and "
+        f"{step.hardware.link_bandwidth / 1e9:.0f} GB/s, {1e6 * LATENCY_S:.0f} us a message, "
         "no message hidden (docs/planning.md)"
     )
     measured = measure_step(wanted) if options.measure else None
     if measured is not None:
-        print(f"measured: {1e3 * measured:.2f} ms, predicted {plan.seconds.total / measured:.2f} times that")
+        print(f"measured: {1e3 * measured:.2f} ms, predicted {step.seconds.total / measured:.2f} times that")
     if out is not None:
-        text = json.dumps(record(plan, measured), indent=2) + "\n"
+        text = json.dumps(record(step, measured), indent=2) + "\n"
         atomic_write_text(out, text, overwrite=options.overwrite)
 
 
 def mesh_shape(text: str) -> tuple[int, int]:
-    """ "32x4" to (32, 4).
-
-    Raises:
-      UserError: anything else.
-    """
+    """ "32x4" to (32, 4)."""
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if found is None:
         raise UserError(
@@ -156,3 +191,55 @@ def record(plan: StepPlan, measured: float | None) -> dict[str, Any]:
         },
         "measured_seconds": measured,
     }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions:
+    """Time this package against PyTorch, MONAI and NumPy on the same cores (source checkout only)."""
+
+    case: tuple[str, ...] = ()
+    """names of cases, such as train-small; default: all."""
+    json: Path | None = None
+    """file for the rows with facts about the machine."""
+    repeats: int = 9
+    """of each side of a case; they take turns."""
+    scaling: bool = False
+    """also measure time and memory against volume size and number of candidates."""
+    overwrite: bool = False
+    """replace the file if it exists."""
+    keep_memory: bool | None = None
+    """whether both sides' allocator keeps freed memory; default: in training, as `cmb-jax train` does."""
+    self_test: bool = False
+    """instead compare the convolution kernels of every instruction set with sums in float64."""
+
+
+def benchmark(options: BenchmarkOptions) -> None:
+    """Run the comparison in a process of its own; its exit code becomes ours.
+
+    With `self_test` the CPU kernels are compared with sums in float64 instead; the exit code is 1 if they
+    differ.
+    """
+    if options.self_test:
+        from cmb_jax.ops import self_test as kernels_self_test
+
+        tests = kernels_self_test.run()
+        print(kernels_self_test.table(tests))
+        if not all(test.passed for test in tests):
+            sys.exit(1)
+        return
+    if not (CHECKOUT / "benchmarks" / "__main__.py").is_file():
+        raise UserError(
+            "the comparison with other frameworks is in the source checkout only (folder benchmarks); "
+            "clone the repository and install it with: pip install -e '.[bench]'"
+        )
+    given = ["--repeats", str(options.repeats)]
+    given += ["--case", *options.case] if options.case else []
+    given += ["--json", str(options.json.absolute())] if options.json is not None else []
+    given += ["--scaling"] if options.scaling else []
+    given += ["--overwrite"] if options.overwrite else []
+    if options.keep_memory is not None:
+        given += ["--keep-memory" if options.keep_memory else "--no-keep-memory"]
+    sys.stdout.flush()
+    code = subprocess.run([sys.executable, "-m", "benchmarks", *given], cwd=CHECKOUT, check=False).returncode
+    if code:
+        sys.exit(code)
