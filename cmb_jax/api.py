@@ -30,7 +30,7 @@ from cmb_jax.scan.phase_range import PhaseRange
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cmb_jax.inference.options import PhaseSign
+    from cmb_jax.scan import PhaseSign
 
 # FileBasedImage: what nibabel's types say that `nib.load` returns
 Image = Volume | str | Path | nib.filebasedimages.FileBasedImage | tuple[np.ndarray, np.ndarray]

@@ -152,9 +152,7 @@ _SAYING = re.compile(r"doubt|warning|message|note|reason|problem|unread|why")  #
 _SILENT = {
     "core",
     "report",
-    "planning",
-    "experiments",
-    "weights_record.py",
+    "research",
     "present.py",
     "self_test.py",
     "calls.py",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cmb_jax
-from cmb_jax.inference.options import PhaseSign, StoredPhase
+from cmb_jax.scan import PhaseSign, StoredPhase
 
 if TYPE_CHECKING:
     from cmb_jax.io.volume import Volume
@@ -45,20 +45,15 @@ def run(options: SwiOptions) -> None:
 
     The folder then holds swi.nii.gz, phase.nii.gz (high-passed, radians within +-pi, paramagnetic positive),
     minip.nii.gz (sliding minimum over about 8 mm along the superior axis) and swi.json (how it was made).
-
-    Raises:
-        UserError: bad input, images that do not fit together, echo times that are missing or do not fit, a
-            folder that exists or cannot be written. Nothing is written then.
     """
     import jax.numpy as jnp
     import numpy as np
 
-    from cmb_jax.inference.swi_image import make_swi
     from cmb_jax.io.atomic import atomic_directory
-    from cmb_jax.io.multi_echo import read_echoes
-    from cmb_jax.io.nifti import write_volume
+    from cmb_jax.io.nifti import read_echoes, write_volume
+    from cmb_jax.scan.make_swi import make_swi
     from cmb_jax.scan.phase_range import asked_range
-    from cmb_jax.swi import DEFAULT_WIDTH_MM, PHASE_MASK_POWER, minimum_intensity_projection
+    from cmb_jax.scan.swi import DEFAULT_WIDTH_MM, PHASE_MASK_POWER, minimum_intensity_projection
 
     out, keep_identifiers, echo = options.out, options.keep_identifiers, options.echo
     stated = asked_range(options.phase_range)
@@ -104,7 +99,7 @@ def run(options: SwiOptions) -> None:
 
 
 def _described(role: str, volume: Volume, keep_identifiers: bool) -> dict[str, str]:
-    from cmb_jax.io.naming import shown_name
+    from cmb_jax.io.provenance import shown_name
 
     assert volume.source is not None  # read from a file, as all inputs here
     assert volume.sha256 is not None

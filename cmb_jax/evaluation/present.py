@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 
 from cmb_jax import __version__
-from cmb_jax.evaluation.bootstrap import Estimate
 from cmb_jax.evaluation.breakdown import MIMIC_REACH_MM, UNNAMED, FalsePositiveGroup
+from cmb_jax.evaluation.calibration import Reliability
+from cmb_jax.evaluation.evaluate import EvaluationResult, RuleResult
 from cmb_jax.evaluation.froc import FROC_RATES
 from cmb_jax.evaluation.matching import RULES
-from cmb_jax.evaluation.reliability import Reliability
-from cmb_jax.evaluation.result import EvaluationResult, RuleResult
+from cmb_jax.evaluation.statistics import Estimate, estimate_text
 from cmb_jax.report.evaluation_content import (
     CountAgreementText,
     EvaluationContent,
@@ -36,16 +37,6 @@ _BREAKDOWN_TITLES = {
     "tier": "Sensitivity by tier",
     "phase": "Sensitivity with and without phase",
 }
-
-
-def estimate_text(estimate: Estimate | None, digits: int = 3) -> str:
-    """Value and interval, as in `0.923 [0.881, 0.954]`; a dash where it is undefined."""
-    if estimate is None or math.isnan(estimate.value):
-        return "-"
-    text = f"{estimate.value:.{digits}f}"
-    if math.isnan(estimate.low):
-        return text
-    return f"{text} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
 def operating_point_text(result: EvaluationResult) -> str:
@@ -243,7 +234,7 @@ def _rejection_tables(result: EvaluationResult) -> list[Table]:
     return [
         Table(
             title="What rejection by place costs",
-            columns=("reason", "true lesions lost", "share of all", "false positives removed", "a scan"),
+            columns=("reason", "true lesions lost", "share of all", "false positives removed", "per scan"),
             rows=tuple(
                 (
                     each.reason,
@@ -268,8 +259,8 @@ def _count_table(result: EvaluationResult) -> Table:
     rows: list[tuple[str, str]] = [
         ("ICC(2,1) of the counts", _number(counts.icc)),
         (
-            "predicted - true a scan: mean [95 % limits of agreement]",
-            f"{_number(counts.bias)} [{_number(counts.limit_low)}, {_number(counts.limit_high)}]",
+            "predicted - true per scan: mean [95 % limits of agreement]",
+            estimate_text(Estimate(value=counts.bias, low=counts.limit_low, high=counts.limit_high)),
         ),
     ]
     if result.places is not None:
@@ -290,9 +281,10 @@ def _calibration_tables(result: EvaluationResult) -> list[Table]:
         f"{estimate_text(found.ece_equal_mass)} in {found.bins} bins of equal numbers (those shown), "
         f"{estimate_text(found.ece_equal_width)} in {found.bins} of equal width; perfect probabilities would "
         f"have {found.by_chance_equal_mass:.3f} and {found.by_chance_equal_width:.3f} by chance; mean "
-        f"probability {found.mean_probability:.3f}, share of true ones {found.true / found.detections:.3f}. "
-        "Resampling adds scatter to every bin, so that the intervals lie high."
+        f"probability {found.mean_probability:.3f}, share of true ones {found.true / found.detections:.3f}."
     )
+    if not math.isnan(found.ece_equal_mass.low):
+        note += " Resampling adds scatter to every bin, so that the intervals lie high."
     return [
         Table(
             title="Calibration of the probabilities",
@@ -345,15 +337,18 @@ def format_table(result: EvaluationResult) -> str:
 
 def table_text(table: Table) -> str:
     """A table as text, the note below it."""
-    cells = [table.columns, *([str(cell) for cell in row] for row in table.rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(table.columns))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
+    lines = aligned([table.columns, *([str(cell) for cell in row] for row in table.rows)])
     ruler = "-" * max(len(line) for line in lines)
     text = [table.title, ruler, lines[0], ruler, *lines[1:], *textwrap.wrap(table.note, _NOTE_WIDTH)]
     return "\n".join(text)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of texts as lines whose columns are flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
 
 
 def _interval(estimate: Estimate, digits: int) -> str:

@@ -13,17 +13,16 @@ import numpy as np
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.evaluation.read import read_labels
-from cmb_jax.inference.options import StoredPhase
-from cmb_jax.io.multi_echo import read_echoes
-from cmb_jax.io.nifti import check_same_grid
+from cmb_jax.io.nifti import check_same_grid, read_echoes
 from cmb_jax.io.outside import read_json_object
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.geometry import Grid
 from cmb_jax.regions.predict import predict_regions, region_code_on
+from cmb_jax.scan import StoredPhase
 from cmb_jax.scan.judge import judge_grid, judge_intensity, judge_phase
+from cmb_jax.scan.make_swi import check_echo_times, check_number
 from cmb_jax.scan.phase_range import PhaseRange, asked_range, phase_to_radians, range_of
 from cmb_jax.scan.phase_sign import SignDecision, decide_phase_sign, field_direction
-from cmb_jax.scan.units import check_echo_times, check_number
 
 _B0_T = (0.1, 14.0)
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from cmb_jax.config import Flips, Precision
+from cmb_jax.scan import PhaseSign, StoredPhase
 
 if TYPE_CHECKING:
     from cmb_jax.inference.bundle import WeightsBundle
     from cmb_jax.scan.phase_range import PhaseRange
-
-PhaseSign = Literal["auto", "+1", "-1"]
-
-StoredPhase = tuple[str, ...]
-"""How phase is stored, as typed: auto, a name, or two numbers; see `cmb_jax.scan.phase_range.asked_range`."""
 
 NETWORK = "network"
 """Where regions come from if no label volumes are given."""

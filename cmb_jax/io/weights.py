@@ -6,6 +6,7 @@ leaves. In the file every array has its path as its name, joined by dots (`encod
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -88,18 +89,17 @@ def save_weights(
             if not np.isfinite(value).all():
                 raise ValueError(f"parameter {name} is not finite as {dtype}")
         flat[name] = np.asarray(value, order="C")
-    blob = save(flat, metadata=dict(metadata))
-    atomic_write_bytes(path, blob, overwrite=True)
+    atomic_write_bytes(path, _file_of(flat, metadata), overwrite=True)
 
 
-def copy_weights(source: Path, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the arrays of `source` to `path` as they are stored, with other metadata, atomically.
+def relabeled_weights(source: Path, metadata: Mapping[str, str]) -> bytes:
+    """A file with the arrays of `source` as they are stored, and other metadata.
 
     Raises:
-        UserError: `source` cannot be read (see `load_weights`), or `path` cannot be written.
+        UserError: `source` cannot be read (see `load_weights`).
     """
     stored, _ = _read(source)
-    atomic_write_bytes(path, save(stored, metadata=dict(metadata)), overwrite=True)
+    return _file_of(stored, metadata)
 
 
 def load_weights(
@@ -143,6 +143,16 @@ def input_version_of(path: Path, metadata: Mapping[str, str]) -> int:
             f"{INPUT_VERSION}; use its bundled weights, train anew, or use the cmb-jax that wrote them"
         )
     return int(version)
+
+
+def _file_of(arrays: dict[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """The same bytes each time: the library writes metadata in any order, so they are put in here."""
+    blob = save(arrays)
+    end = 8 + int.from_bytes(blob[:8], "little")
+    told = json.dumps({"__metadata__": dict(metadata)}, sort_keys=True).encode()
+    header = told[:-1] + (b"," if arrays else b"") + blob[9:end].rstrip()
+    header += b" " * (-len(header) % 8)  # arrays begin at a multiple of 8
+    return len(header).to_bytes(8, "little") + header + blob[end:]
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from cmb_jax.errors import UserError
-from cmb_jax.io.outside import check_is_file, read_rows, reading
-from cmb_jax.phantom.tree import CohortMember
-from cmb_jax.phantom.types import SubjectSettings
-from cmb_jax.phantom.version import VERSION
+from cmb_jax.io.outside import check_is_file, reading
+from cmb_jax.io.tables import read_rows
+from cmb_jax.phantom.settings import SubjectSettings
+from cmb_jax.phantom.tree import VERSION, CohortMember
 
 Split = Literal["train", "validation", "test"]
 SIZES: Mapping[str, int | None] = {"train": None, "validation": 40, "test": 60}  # train has no end

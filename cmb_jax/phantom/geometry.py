@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from cmb_jax.phantom.field import smooth_size
 
 LATTICE_SPACING_MM = 7.0
 
@@ -34,6 +33,19 @@ class Grid:
         x, y, z = (float(e / n) for e, n in zip(extent_mm, matrix, strict=True))
         ox, oy, oz = (-float(e) / 2 for e in extent_mm)
         return cls(matrix, (x, y, z), (ox, oy, oz))
+
+
+def smooth_size(minimum: float) -> int:
+    """The smallest even number not below `minimum` whose prime factors are 2, 3 and 5: fast to transform."""
+    n = max(2, math.ceil(minimum - 1e-6))
+    while True:
+        rest = n
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1 and n % 2 == 0:
+            return n
+        n += 1
 
 
 def simulation_grid(

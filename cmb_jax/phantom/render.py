@@ -12,11 +12,9 @@ import numpy as np
 from jax import Array
 from jax import numpy as jnp
 
-from cmb_jax.phantom.bodies import MAX_APPARENT_MM, Bodies
-from cmb_jax.phantom.field import convolve_dipole, smooth_size
 from cmb_jax.phantom.geometry import Grid
-from cmb_jax.phantom.head import TissueMaps
-from cmb_jax.phantom.tissue import BRAIN_SIGNAL, CHI_AIR, Blood
+from cmb_jax.phantom.lesions import MAX_APPARENT_MM, Bodies
+from cmb_jax.phantom.tissue import BRAIN_SIGNAL, Blood, TissueMaps
 from cmb_jax.phantom.types import MimicKind
 from cmb_jax.phantom.vessels import MAX_RADIUS_MM, MAX_THIN_MM, Vessels
 
@@ -108,7 +106,6 @@ def draw_labels(
     return _scatter_max(volume, index, value)
 
 
-PADDING = 1.2  # of the field's grid: what wraps round is smooth and far away
 _CHUNK = 8192  # points of a vessel drawn at a time, so that their stamps stay in the cache
 
 
@@ -160,22 +157,6 @@ def add_vessels(
     signal = maps.signal * (1 - filled) + venous.signal * filled
     signal = signal * (1 - flowing) + BRAIN_SIGNAL * artery_signal * flowing
     return dataclasses.replace(maps, chi_ppm=chi, r2_star=r2_star, signal=signal)
-
-
-def part_field(chi_ppm: jax.Array, b0_direction: jax.Array, *, grid: Grid) -> jax.Array:
-    """Field in ppm of a part of a head; beyond it all is soft tissue."""
-    x, y, z = (smooth_size(n * PADDING) for n in grid.shape)
-    return convolve_dipole(chi_ppm, b0_direction, spacing_mm=grid.spacing_mm, padded=(x, y, z))
-
-
-def head_field(chi_ppm: jax.Array, b0_direction: jax.Array, *, grid: Grid) -> jax.Array:
-    """Field in ppm. Air all round; below the grid the neck goes on, so that it does not end in a pole."""
-    x, y, z = grid.shape
-    below = smooth_size(z * PADDING) - z
-    chi = jnp.pad(chi_ppm - CHI_AIR, ((0, 0), (0, 0), (below, 0)), mode="edge")
-    padded = (smooth_size(x * PADDING), smooth_size(y * PADDING), z + below)
-    field = convolve_dipole(chi, b0_direction, spacing_mm=grid.spacing_mm, padded=padded)
-    return field[:, :, below:]
 
 
 MIN_TUBE_LABEL_MM = 0.6  # radius: a thinner vein still darkens the voxel it runs through

@@ -52,7 +52,7 @@ _SAME = 0.98  # correlation of two images that are one
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """Why an image cannot be analyzed, and what is to be known if it can."""
+    """Why an image cannot be analyzed, or what to know about it if it can."""
 
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -210,6 +210,10 @@ def _flatness(data: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
 
 def _wraps(data: np.ndarray) -> bool:
     """Whether the ends of the range meet: its lowest tenth lies beside its top tenth more than others do."""
+    # A phase is an angle: one step past the top of its range is the bottom, so that at every wrap, and all
+    # over in noise, the lowest values lie beside the highest. In an intensity those are the two values that
+    # lie farthest apart. That the range is full at both ends, or its median in the middle, is asked first:
+    # a rare dark vessel in bright tissue must not decide.
     values = data[data != 0]
     low, high = float(values.min()), float(values.max())
     tenth = 0.1 * (high - low)

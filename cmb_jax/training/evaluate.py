@@ -1,9 +1,10 @@
-"""A trained run through the whole pipeline, on fresh simulated subjects or on the test part of an index."""
+"""The whole pipeline with a run's weights, on new simulated subjects or on the test part of an index."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import json
 import sys
@@ -13,18 +14,20 @@ from pathlib import Path
 
 import numpy as np
 
+from cmb_jax.anatomy.assets import load_pack
 from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.config import Config
 from cmb_jax.core.detection import DetectionRow
+from cmb_jax.datasets.cases import Case
 from cmb_jax.datasets.images import read_scan
 from cmb_jax.datasets.lesions import lesions_of
-from cmb_jax.datasets.types import Case
 from cmb_jax.devices import use_compilation_cache
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.comparison import Comparison, compare, comparison_table, comparison_values
-from cmb_jax.evaluation.evaluate import evaluate_records
+from cmb_jax.evaluation.evaluate import EvaluationResult, evaluate_records
 from cmb_jax.evaluation.metrics import write_metrics
 from cmb_jax.evaluation.present import format_table, report_content
+from cmb_jax.evaluation.read import phantom_truth
 from cmb_jax.evaluation.records import (
     CANDIDATE,
     KEPT,
@@ -33,18 +36,22 @@ from cmb_jax.evaluation.records import (
     SubjectDetections,
     SubjectTruth,
 )
-from cmb_jax.evaluation.result import EvaluationResult
-from cmb_jax.evaluation.simulated import phantom_truth
-from cmb_jax.inference.options import PhaseSign, ScanOptions
+from cmb_jax.inference.options import ScanOptions
 from cmb_jax.inference.predict import CmbDetector, Prediction
 from cmb_jax.io.atomic import atomic_directory, atomic_write_text
 from cmb_jax.io.volume import ScanImages
 from cmb_jax.phantom import simulate_subject
-from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.progress import track
 from cmb_jax.report.evaluation_html import write_evaluation_report
-from cmb_jax.training.run_data import SPLIT_FILE, phantom_member, seen_images
-from cmb_jax.training.scans import OwnData, file_hashes, open_data
+from cmb_jax.scan import PhaseSign
+from cmb_jax.training.run_data import (
+    SPLIT_FILE,
+    OwnData,
+    file_hashes,
+    open_data,
+    phantom_member,
+    seen_images,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,8 +64,8 @@ class EvaluationScan:
 
 
 def simulated_scans(config: Config) -> Iterator[EvaluationScan]:
-    """Fresh simulated subjects, patient-like in their number of lesions; the phase sign is the protocol's."""
-    pack_of = PackLoader()
+    """New simulated subjects with as many lesions as patients have; the phase sign is the protocol's."""
+    pack_of = functools.cache(load_pack)
     for index in range(config.phantom.test_subjects):
         seed = config.phantom.test_seed + index
         settings, anatomy = phantom_member(config.phantom, index)
@@ -71,7 +78,7 @@ def simulated_scans(config: Config) -> Iterator[EvaluationScan]:
 
 
 def open_test_part(config: Config, workdir: Path) -> OwnData:
-    """The index and its split, once it is sure that the run has not seen the test part.
+    """The index and its split, after checking that the run has not seen the test part.
 
     Raises:
       UserError: a bad index or split, no test cases, or test cases that the run was trained or validated on.
@@ -155,7 +162,7 @@ def detections_of(prediction: Prediction, subject: str) -> SubjectDetections:
 def predict_scan(
     detector: CmbDetector, scan: EvaluationScan, region_map: RegionMap | None = None
 ) -> Prediction:
-    """The whole pipeline on one scan, as a user would run it; regions may be known from another detector.
+    """The whole pipeline on one scan, as a user runs it; `region_map` saves computing it once more.
 
     Raises:
       UserError: images that do not belong together.

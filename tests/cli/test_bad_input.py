@@ -10,13 +10,13 @@ from flax import nnx
 
 from cmb_jax import cli
 from cmb_jax.config import Config, ModelConfig
-from cmb_jax.config_io import config_to_json
+from cmb_jax.config_load import config_to_json
+from cmb_jax.detector.functional import params_of
+from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError
-from cmb_jax.inference.bundle import CONFIG_KEY, load_bundle, save_bundle, save_with_config
+from cmb_jax.inference.bundle import CONFIG_KEY, load_bundle, save_bundle, with_config
 from cmb_jax.io import weights as weights_file
-from cmb_jax.io.weights import copy_weights, save_weights
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import params_of
+from cmb_jax.io.weights import relabeled_weights, save_weights
 from tests.command_line import run_cli as run
 from tests.tiny import TINY_MODEL
 
@@ -187,12 +187,12 @@ def test_weights_for_an_older_input_are_refused_by_their_version(monkeypatch, ca
     """Those of this version say so in the file; those that say nothing, as the first ones, are version 1."""
     old, new, silent = (tmp_path / f"{name}.safetensors" for name in ("old", "new", "silent"))
     save_bundle(old, params_of(Detector(TINY.model, rngs=nnx.Rngs(0))), TINY)
-    copy_weights(old, silent, {CONFIG_KEY: config_to_json(TINY)})
+    silent.write_bytes(relabeled_weights(old, {CONFIG_KEY: config_to_json(TINY)}))
     now = weights_file.INPUT_VERSION
     with monkeypatch.context() as lenient:
         lenient.setattr(weights_file, "OLDEST_INPUT_VERSION", 1)
         # another operating point or calibration does not change what the network was trained on
-        save_with_config(load_bundle(silent), new, TINY)
+        new.write_bytes(with_config(load_bundle(silent), TINY))
         assert [load_bundle(path).input_version for path in (old, silent, new)] == [now, 1, 1]
     assert load_bundle(old).input_version == now
     for path in (silent, new):

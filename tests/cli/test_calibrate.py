@@ -12,10 +12,10 @@ from scipy.special import expit, logit
 
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.core.detection import DetectionRow, RejectReason, detections_csv, detections_tsv
+from cmb_jax.detector.functional import params_of
+from cmb_jax.detector.network import Detector
 from cmb_jax.inference.bundle import calibration_of, load_bundle, save_bundle
 from cmb_jax.inference.predict import LISTED_BELOW_THRESHOLD
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import params_of
 from tests.command_line import run_cli
 from tests.tiny import TINY_MODEL
 from tools import model_card
@@ -130,10 +130,10 @@ def run(monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory, weights, tree):
     """Weights as the command leaves them, for the tests that only look."""
-    from cmb_jax.cli.calibrate import CalibrateOptions, run
+    from cmb_jax.cli.weights import CalibrateOptions, calibrate
 
     out = tmp_path_factory.mktemp("calibrated") / "better.safetensors"
-    run(
+    calibrate(
         CalibrateOptions(
             pred=(tree[0],),
             truth=(tree[1],),
@@ -337,6 +337,15 @@ def test_files_that_exist_are_kept(run, tree, weights, tmp_path, suffix):
     assert code == 2
     assert "exists already" in err
     assert out.with_suffix(suffix).read_text() == "mine"
+
+
+def test_killed_between_record_and_weights_it_is_run_again(run, tree, weights, calibrated, tmp_path):
+    out = tmp_path / "better.safetensors"
+    shutil.copy(calibrated.with_suffix(".json"), out.with_suffix(".json"))
+    code, _, err = run(*calibrate_arguments(tree, weights, out), "--max-fp", 2, "--max-fp-magnitude", 2)
+    assert code == 0, err
+    for suffix in (".safetensors", ".json"):
+        assert out.with_suffix(suffix).read_bytes() == calibrated.with_suffix(suffix).read_bytes()
 
 
 def test_lists_that_were_cut_short_are_not_taken_for_whole(run, weights, tmp_path):

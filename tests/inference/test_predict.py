@@ -12,21 +12,21 @@ from flax import nnx
 
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode
 from cmb_jax.config import Config, InferenceConfig
-from cmb_jax.config_io import config_from_json, config_to_json
+from cmb_jax.config_load import config_from_json, config_to_json
 from cmb_jax.core.detection import DETECTION_COLUMNS, RejectReason
+from cmb_jax.detector.functional import params_of
+from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.evaluate import evaluate_records
 from cmb_jax.evaluation.metrics import json_text, metrics
 from cmb_jax.evaluation.read import read_detections_csv
 from cmb_jax.evaluation.records import SubjectTruth
-from cmb_jax.inference.bundle import load_bundle, save_bundle, save_with_config
+from cmb_jax.inference.bundle import load_bundle, save_bundle, with_config
 from cmb_jax.inference.options import ScanOptions
 from cmb_jax.inference.outputs import described_inputs, instance_labels, write_prediction
 from cmb_jax.inference.predict import CmbDetector
 from cmb_jax.inference.scan import read_phase
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import params_of
 from tests.tiny import TINY_MODEL
 
 TINY = Config(
@@ -255,6 +255,9 @@ def test_files_are_complete_and_on_the_native_grid(prediction, bundle, files, tm
         "report.html",
         "viewer.html",
     ]
+    assert '<a href="viewer.html">' in (out / "report.html").read_text()
+    write_prediction(prediction, bundle, tmp_path / "bare", inputs, subject="scan", viewer=False)
+    assert "viewer.html" not in (tmp_path / "bare" / "report.html").read_text()
     with (out / "detections.csv").open(newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
@@ -306,7 +309,7 @@ def test_probabilities_go_with_calibrated_weights_and_back_into_the_evaluation(
 ):
     knots = {"calibration_scores": (0.1, 0.5, 0.9), "calibration_probabilities": (0.0, 0.2, 1.0)}
     config = dataclasses.replace(TINY, inference=dataclasses.replace(TINY.inference, **knots))
-    save_with_config(bundle, tmp_path / "calibrated.safetensors", config)
+    (tmp_path / "calibrated.safetensors").write_bytes(with_config(bundle, config))
     calibrated = load_bundle(tmp_path / "calibrated.safetensors")
     swi, phase = (read_volume(path) for path in files)
     found = CmbDetector(calibrated).predict(swi, phase, phase_sign="+1", region_map=region_map)
@@ -347,7 +350,8 @@ def test_probabilities_go_with_calibrated_weights_and_back_into_the_evaluation(
 
 def test_weights_with_knots_that_are_no_map_are_refused(bundle, tmp_path):
     inference = dataclasses.replace(TINY.inference, calibration_scores=(0.2, 0.1))
-    save_with_config(bundle, tmp_path / "bad.safetensors", dataclasses.replace(TINY, inference=inference))
+    changed = dataclasses.replace(TINY, inference=inference)
+    (tmp_path / "bad.safetensors").write_bytes(with_config(bundle, changed))
     with pytest.raises(UserError, match=r"bad.safetensors.*calibration map"):
         load_bundle(tmp_path / "bad.safetensors")
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from cmb_jax.errors import UserError
@@ -36,6 +37,19 @@ def test_round_trip_is_exact(tmp_path, state):
     # the library itself reads the file, under dotted names
     assert set(load_file(path)) == {"stem.kernel", "stem.bias", "levels.0.scale", "levels.1.scale", "count"}
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path, state):
+    """In whatever order metadata come; their hash stands in results."""
+    metadata = {f"key {number}": f"value {number} \u00e4\n" for number in range(8)}
+    written = []
+    for order in (list(metadata), list(reversed(metadata))):
+        save_weights(tmp_path / "w.safetensors", state, {name: metadata[name] for name in order})
+        written.append((tmp_path / "w.safetensors").read_bytes())
+    assert written[0] == written[1]
+    assert load_weights(tmp_path / "w.safetensors", expected=state)[1] == metadata
+    with safe_open(tmp_path / "w.safetensors", framework="numpy") as file:
+        assert file.metadata() == metadata
 
 
 def test_float16_is_half_the_size_and_close(tmp_path, rng):

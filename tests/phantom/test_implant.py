@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from cmb_jax.errors import UserError
+from cmb_jax.implant.effect import Implants, effect_of_groups
+from cmb_jax.implant.lesions import EDGE_MM, GAP_MM, place, random_lesions
+from cmb_jax.implant.truth import noise_sd, truth_labels
+from cmb_jax.phantom.field import phase_per_ppm as turns
 from cmb_jax.phantom.geometry import Grid
-from cmb_jax.phantom.implant import Implants, effect_of_groups, turns
-from cmb_jax.phantom.placement import EDGE_MM, GAP_MM, noise_sd, place, random_lesions, truth_labels
 from cmb_jax.phantom.types import MimicKind
 
 OBLIQUE = np.array([0.3, -0.5, 0.8]) / np.linalg.norm([0.3, -0.5, 0.8])

@@ -215,7 +215,7 @@ async function takeReader(reader, start) {
   review.replace(found?.state ?? { marks: {}, added: [] });
   saving = true;
   if (!found && start) review.step(start);
-  sessionStorage.setItem(`cmb-jax reader ${facts.detections_sha256}`, reader);
+  store.lastReader = reader;
   notice('');
 }
 
@@ -473,8 +473,13 @@ async function readTogether() {
 }
 
 async function writeTruth() {
-  const readers = chosenReaders().filter((reader) => !others.some((each) => each.reader === reader));
   const box = byId('comparison');
+  const readers = chosenReaders();
+  const added = others.map((each) => each.reader).filter((reader) => readers.includes(reader));
+  if (added.length) {
+    box.textContent = `${added.join(', ')}: here as a file only. Close this, save it here with Load, then write truth.`;
+    return;
+  }
   const answer = await fetch('truth', { method: 'POST', body: JSON.stringify({ readers }), headers: { 'Content-Type': 'application/json' } })
     .catch(() => null); // prettier-ignore
   if (!answer) box.textContent = 'cmb-jax view is not running; start it again.';
@@ -605,6 +610,13 @@ function wireDialogs() {
     `Image ${facts.swi_sha256.slice(0, 8)}. ${facts.warnings.join(' ')}`;
 }
 
+function closeMenu() {
+  if (!byId('display').open) return false;
+  byId('display').open = false;
+  byId('display').querySelector('summary').focus();
+  return true;
+}
+
 function wireKeys() {
   listenToKeys(
     {
@@ -613,7 +625,7 @@ function wireKeys() {
       level: (by) => scene?.changeWindow(by * 0.04, 0),
       width: (by) => scene?.changeWindow(0, by * 0.08),
       enter: () => (view.adding && scene ? addAt(scene.voxel) : false),
-      escape: () => (view.adding ? setAdding(false) : false),
+      escape: () => (view.adding ? setAdding(false) : closeMenu()),
       leave: () => byId('over').focus({ preventScroll: true }),
       verdict: setVerdict,
       certainty: (certainty) => judge({ verdict: 'microbleed', certainty }),
@@ -664,8 +676,7 @@ async function openImages() {
 /** Find the server, and go on with the reader of before a reload. */
 async function connect() {
   await store.connect();
-  const reader = sessionStorage.getItem(`cmb-jax reader ${facts.detections_sha256}`);
-  if (reader) await takeReader(reader, null).catch((error) => notice(error.message));
+  if (store.lastReader) await takeReader(store.lastReader, null).catch((error) => notice(error.message));
 }
 
 async function start() {
