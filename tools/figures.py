@@ -133,7 +133,7 @@ def commands() -> str:
 
 def options() -> str:
     """`--help` of every command."""
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "92"  # docs/stylesheets/extra.css
     parts = []
     for name, command in cli.all_commands().items():
         text = io.StringIO()
