@@ -43,9 +43,10 @@ _CENTERED = 0.1  # of the range, the median from its middle: high-passed phase
 _DARKEST = 0.62  # 1st percentile, of the 75th
 _NARROW = 0.1  # 25th to 75th percentile, of the 75th
 _MASKED, _EVEN = 0.1, 0.25  # share of zeros; of neighbors that are equal
-# Differences of neighboring slices over those of the next but one, both smoothed, each slice scaled to the same
-# mean: variants of the bundled scan gave 0.5 to 0.89, its slices shuffled 1.1, two slices exchanged 0.95.
-_OUT_OF_ORDER, _DOUBTFUL_ORDER = 1.0, 0.92
+# Differences of neighboring slices over those of the next but one, smoothed, as they are and scaled to one
+# mean. The bundled scan gives 0.52 to 0.57, at a signal to noise of 3 up to 0.82, with its slices shuffled
+# 0.93 to 1.08, pairs of them exchanged 0.96, half of them shuffled 0.89 to 1.0.
+_OUT_OF_ORDER = 0.9
 _IN_TURN = 2.5  # the same without scaling: every other slice 30 % darker, which crosstalk does not do
 _MOST_EMPTY = 0.1  # share of slices without content between others ...
 _FILLED = 0.3  # ... that hold so much of what the fullest does
@@ -220,24 +221,21 @@ def _of_slices(data: np.ndarray, middle: np.ndarray) -> Judgement:
         if empty:
             said = reasons if empty > _MOST_EMPTY * (ends[1] - ends[0]) else warnings
             said.append(f"slices without content lie between others ({empty}): what was there is lost")
-            continue
         plain, scaled = _unlikeness(np.moveaxis(middle, axis, -1))
-        out_of_order = min(plain, scaled)  # in the air, scaling makes much of little
-        if out_of_order > _OUT_OF_ORDER:
-            reasons.append("neighboring slices are less alike than others: they are not in their order")
+        if min(plain, scaled) > _OUT_OF_ORDER:  # in the air, scaling makes much of little
+            reasons.append("neighboring slices are no more alike than others: they are not in their order")
         elif plain > _IN_TURN:
             reasons.append("every other slice has another scale; convert it again from DICOM")
-        elif out_of_order > _DOUBTFUL_ORDER:
-            warnings.append("neighboring slices are hardly more alike than others: check their order")
     return Judgement(reasons=tuple(reasons), warnings=tuple(warnings))
 
 
 def _unlikeness(slices: np.ndarray) -> tuple[float, float]:
     """How neighbors differ over how every other slice does, (X, Y, Z) along Z; as they are, and scaled."""
     count = slices.shape[-1]
-    if count < 6 or min(slices.shape) < _BLOCK:
+    edge = min(2 * _BLOCK, *slices.shape[:2])
+    if count < _BLOCK:
         return 0.0, 0.0
-    smooth = _block_sums(np.clip(slices, *np.percentile(slices, [0.1, 99.9]))).reshape(-1, count)
+    smooth = _block_sums(np.clip(slices, *np.percentile(slices, [0.1, 99.9])), edge).reshape(-1, count)
     found = []
     for each in (smooth, smooth / np.maximum(smooth.mean(axis=0), np.finfo(np.float32).tiny)):
         apart = np.abs(each[:, 2:] - each[:, :-2]).mean()
@@ -308,10 +306,10 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b) / power if power else 0.0
 
 
-def _block_sums(data: np.ndarray) -> np.ndarray:
-    whole = [size // _BLOCK * _BLOCK for size in data.shape[:2]]
-    cut = data[: whole[0], : whole[1]]
-    return cut.reshape(whole[0] // _BLOCK, _BLOCK, whole[1] // _BLOCK, _BLOCK, -1).sum(axis=(1, 3))
+def _block_sums(data: np.ndarray, edge: int = _BLOCK) -> np.ndarray:
+    x, y = (size // edge for size in data.shape[:2])
+    cut = data[: x * edge, : y * edge]
+    return cut.reshape(x, edge, y, edge, -1).sum(axis=(1, 3))
 
 
 def _shear_deg(affine: np.ndarray) -> float:
