@@ -214,7 +214,8 @@ def _other_than_intensity(data: np.ndarray) -> str | None:
 
 def _of_slices(data: np.ndarray, middle: np.ndarray) -> Judgement:
     """Whether slices were lost, or lie in another order than they were taken, along any axis."""
-    reasons, warnings = [], []
+    reasons: list[str] = []
+    warnings: list[str] = []
     for axis in range(3):
         filled = np.count_nonzero(data, axis=tuple(other for other in range(3) if other != axis))
         ends = np.flatnonzero(filled > _FILLED * filled.max())[[0, -1]]
