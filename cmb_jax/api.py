@@ -23,8 +23,8 @@ from cmb_jax.inference.options import DEFAULT_WEIGHTS, ScanOptions
 from cmb_jax.inference.outputs import described_inputs, instance_labels, report_content, write_prediction
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import NativeGrid, Volume
+from cmb_jax.report.drawing import data_uri, to_gray
 from cmb_jax.report.html import write_report
-from cmb_jax.report.slices import data_uri, to_gray
 from cmb_jax.scan.phase_range import PhaseRange
 
 if TYPE_CHECKING:

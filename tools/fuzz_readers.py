@@ -988,7 +988,7 @@ def make_picture(folder: Path) -> Path:
 
 def read_picture(path: Path) -> object:
     from cmb_jax.io.outside import read_bytes
-    from cmb_jax.report.projection import Projection, shrunk
+    from cmb_jax.report.cohort import Projection, shrunk
 
     record = {"Width": 800, "Height": 600, "ToPixel": [[0.0] * 8] * 2}
     return shrunk(Projection.from_json(read_bytes(path), record), 100, path).jpeg
@@ -1204,7 +1204,7 @@ KINDS: dict[str, Kind] = {
         "json",
     ),
     "picture": Kind(
-        make_picture, read_picture, ("report.projection:shrunk", "cohort.cohort_page:_picture"), share=0.5
+        make_picture, read_picture, ("report.cohort:shrunk", "cohort.cohort_page:_picture"), share=0.5
     ),
     "dicom_pixels": Kind(
         make_dicom,

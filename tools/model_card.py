@@ -31,7 +31,7 @@ from cmb_jax.inference.bundle import (
 )
 from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.phantom.settings import PROTOCOLS
-from cmb_jax.report.evaluation_content import Table
+from cmb_jax.report.evaluation import Table
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _BREAKDOWNS = {

@@ -50,7 +50,7 @@ def run(options: EvaluateOptions) -> None:
     from cmb_jax.evaluation.metrics import write_metrics
     from cmb_jax.evaluation.present import format_table, report_content, scans_text
     from cmb_jax.io.atomic import atomic_write_text
-    from cmb_jax.report.evaluation_html import write_evaluation_report
+    from cmb_jax.report.evaluation import write_evaluation_report
 
     pred, truth, rule, baseline = options.pred, options.truth, options.rule, options.baseline
     out, report, overwrite = options.out, options.report, options.overwrite

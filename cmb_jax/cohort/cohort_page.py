@@ -15,10 +15,9 @@ from cmb_jax.cohort.dataset import ResultFiles
 from cmb_jax.cohort.result import Provenance, read_provenance
 from cmb_jax.errors import UserError
 from cmb_jax.io.outside import read_bytes, read_json_object, reading
-from cmb_jax.report.cohort_content import CohortContent, CohortLine, Link
-from cmb_jax.report.comparison_content import STATUSES
-from cmb_jax.report.projection import Projection, marked_picture, shrunk
-from cmb_jax.report.shapes import Picture
+from cmb_jax.report.cohort import CohortContent, CohortLine, Link, Projection, marked_picture, shrunk
+from cmb_jax.report.comparison import STATUSES
+from cmb_jax.report.drawing import Picture
 from cmb_jax.report.summary import Count
 from cmb_jax.review.result import read_rows
 

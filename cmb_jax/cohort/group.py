@@ -16,7 +16,7 @@ from cmb_jax.datasets.bids.layout import BidsLayout
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.io.tables import table_text
-from cmb_jax.report.cohort_html import write_cohort_report
+from cmb_jax.report.cohort import write_cohort_report
 
 _ALIKE = {"images": "images", "weights": "weights", "threshold": "thresholds", "version": "versions"}
 """Columns in which results must agree if their counts are to be compared, and their words."""

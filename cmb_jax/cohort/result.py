@@ -22,8 +22,8 @@ from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, clear_dead
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.outside import a_number, a_text, reading
 from cmb_jax.io.provenance import provenance_jsonld
+from cmb_jax.report.cohort import make_projection
 from cmb_jax.report.html import write_report
-from cmb_jax.report.projection import make_projection
 
 PROVENANCE = "CmbJax"
 """Key of the sidecar under which everything stands that is no column of the table."""

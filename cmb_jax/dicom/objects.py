@@ -22,8 +22,8 @@ import cmb_jax
 from cmb_jax.core.detection import DetectionRow
 from cmb_jax.dicom import codes, identity
 from cmb_jax.io.volume import Volume
+from cmb_jax.report.drawing import PLANES, choose_windows
 from cmb_jax.report.lesion_sheet import FIELD_OF_VIEW_MM, marked_plane
-from cmb_jax.report.slices import PLANES, choose_windows
 from cmb_jax.report.summary import location_text
 
 MOST_KEY_IMAGES = 50

@@ -16,15 +16,8 @@ from cmb_jax.evaluation.evaluate import EvaluationResult, RuleResult
 from cmb_jax.evaluation.froc import FROC_RATES
 from cmb_jax.evaluation.matching import RULES
 from cmb_jax.evaluation.statistics import Estimate, estimate_text
-from cmb_jax.report.evaluation_content import (
-    CountAgreementText,
-    EvaluationContent,
-    FrocLine,
-    Headline,
-    ReliabilityLine,
-    SubjectLine,
-    Table,
-)
+from cmb_jax.report.evaluation import EvaluationContent, Headline, Table
+from cmb_jax.report.plots import CountAgreementText, FrocLine, ReliabilityLine, SubjectLine
 
 NOTICE = "Research use only."
 _NOTE_WIDTH = 100

@@ -15,7 +15,7 @@ from cmb_jax.core.detection import DetectionRow
 from cmb_jax.evaluation.matching import Pairs, center_distances, match
 from cmb_jax.followup.registration import Registration, inverse
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.comparison_content import STATUSES, Change, Status
+from cmb_jax.report.comparison import STATUSES, Change, Status
 
 MIN_SIGNAL = 0.4
 """Surroundings darker than this fraction of the brain's median are signal loss, as in the phantom's truth."""

@@ -19,8 +19,7 @@ from cmb_jax.followup.time_point import TimePoint, protocol_warnings, provenance
 from cmb_jax.inference.outputs import NOTICE
 from cmb_jax.io.atomic import atomic_directory
 from cmb_jax.io.tables import table_text
-from cmb_jax.report.comparison_content import STATUSES, Change, ComparisonContent
-from cmb_jax.report.comparison_html import write_comparison_report
+from cmb_jax.report.comparison import STATUSES, Change, ComparisonContent, write_comparison_report
 
 ARIA_SOURCE = (
     "ARIA-H classes by new microhemorrhages: mild 1 to 4, moderate 5 to 9, severe 10 or more (radiographic "

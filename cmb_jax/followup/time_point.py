@@ -16,7 +16,7 @@ from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.outside import a_text, reading
 from cmb_jax.io.provenance import is_bids_name, stem
 from cmb_jax.regions.predict import brain_mask_on, predict_regions
-from cmb_jax.report.comparison_content import ScanContent
+from cmb_jax.report.comparison import ScanContent
 from cmb_jax.review.files import ResultPaths
 from cmb_jax.review.files import read_record as read_any_record
 from cmb_jax.review.result import load_result

@@ -28,7 +28,7 @@ from cmb_jax.io.weights import (
     save_weights,
     with_input_version,
 )
-from cmb_jax.report.evaluation_content import Table
+from cmb_jax.report.evaluation import Table
 
 BUNDLED = Path(__file__).resolve().parent.parent / "weights"
 CONFIG_KEY = "config"

@@ -21,11 +21,10 @@ from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.provenance import provenance_jsonld, pseudonym, shown_name
 from cmb_jax.io.tables import table_text
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.content import ReportContent
 from cmb_jax.report.html import environment, write_report
 from cmb_jax.report.methods import MethodsFacts, methods_text
 from cmb_jax.report.statements import statements
-from cmb_jax.report.summary import describe_pattern
+from cmb_jax.report.summary import ReportContent, describe_pattern
 from cmb_jax.viewer.images import ScanOnGrid, embedded_images
 from cmb_jax.viewer.page import NAME as VIEWER
 from cmb_jax.viewer.page import ViewerCase, render_viewer

@@ -9,14 +9,21 @@ from pathlib import Path
 
 import jinja2
 
-from cmb_jax.core.detection import DetectionRow
 from cmb_jax.io.atomic import atomic_write_text
-from cmb_jax.report.content import ReportContent
-from cmb_jax.report.overview import DRAWN_REGIONS, glass_brain, quality_mosaic, shown_zone, slabs
-from cmb_jax.report.slices import choose_windows
+from cmb_jax.report.drawing import choose_windows
+from cmb_jax.report.pictures import (
+    DRAWN_REGIONS,
+    FIELD_OF_VIEW_MM,
+    ThumbnailMaker,
+    glass_brain,
+    quality_mosaic,
+    shown_zone,
+    slabs,
+)
 from cmb_jax.report.statements import bombs_table, statements
 from cmb_jax.report.summary import (
     ZONES,
+    ReportContent,
     all_warnings,
     count,
     describe_pattern,
@@ -31,7 +38,6 @@ from cmb_jax.report.summary import (
     rejected_rows,
     setting,
 )
-from cmb_jax.report.thumbnails import FIELD_OF_VIEW_MM, ThumbnailMaker
 
 MAX_DRAWN = 100
 """Kept detections with pictures; further ones are listed without."""
@@ -106,13 +112,9 @@ def render_report(content: ReportContent, *, max_drawn: int = MAX_DRAWN) -> str:
             threshold=setting(content, "score_threshold"),
             definite_threshold=setting(content, "definite_threshold"),
             location=functools.partial(location_text, trusted=content.regions_trusted),
-            zone_of=functools.partial(_zone_of, content),
+            zone_of=functools.partial(shown_zone, content=content),
         )
     )
-
-
-def _zone_of(content: ReportContent, row: DetectionRow) -> str:
-    return shown_zone(row, content)
 
 
 def write_report(content: ReportContent, path: Path, *, overwrite: bool = False) -> None:

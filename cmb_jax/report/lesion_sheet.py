@@ -12,8 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.html import environment
-from cmb_jax.report.slices import (
+from cmb_jax.report.drawing import (
     PLANES,
     Plane,
     centered_frame,
@@ -23,6 +22,7 @@ from cmb_jax.report.slices import (
     take_plane,
     to_gray,
 )
+from cmb_jax.report.html import environment
 
 FIELD_OF_VIEW_MM = 24.0
 TILE_PX = 132

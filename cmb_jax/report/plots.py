@@ -10,15 +10,72 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cmb_jax.report.evaluation_content import CountAgreementText, FrocLine, ReliabilityLine, SubjectLine
-from cmb_jax.report.shapes import Label, Picture, Shape, glyph
+from cmb_jax.report.drawing import Label, Picture, Shape, glyph
 
 WIDTH, HEIGHT = 560, 400
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 50
 FROC_TICKS: tuple[float, ...] = (0.125, 0.25, 0.5, 1, 2, 4, 8)
 FEWEST_IN_A_BIN = 5
 """Detections; smaller bins are drawn as spots alone, because their shares are chance."""
+COUNT_BINS: tuple[int, ...] = (0, 1, 2, 3, 5, 10, 20, 50)
+"""First count of each bar; the last one is open."""
 _FRACTIONS = {0.125: "1/8", 0.25: "1/4", 0.5: "1/2"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrocLine:
+    """One FROC curve, with a bootstrap band where there is one."""
+
+    name: str
+    fp_per_scan: np.ndarray  # (P,) ascending
+    sensitivity: np.ndarray  # (P,) 0..1
+    band_fp_per_scan: np.ndarray | None = None  # (Q,) ascending, where the band is known
+    band_low: np.ndarray | None = None  # (Q,)
+    band_high: np.ndarray | None = None  # (Q,)
+    operating_point: tuple[float, float] | None = None  # (false positives per scan, sensitivity)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReliabilityLine:
+    """Share of true detections against their probability, by bins."""
+
+    probability: np.ndarray  # (B,) mean of each bin, ascending
+    share: np.ndarray  # (B,) of true detections
+    detections: np.ndarray  # (B,) int, in each bin
+    note: str = ""  # bins, calibration error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubjectLine:
+    """One scan at the operating point."""
+
+    subject: str
+    group: str = ""  # e.g. the protocol
+    lesions: int
+    detections: int
+    tp: int
+    fp: int
+    fn: int
+    note: str = ""  # e.g. "no prediction found"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CountAgreementText:
+    """Agreement of the counts per scan, computed elsewhere."""
+
+    icc: float
+    icc_name: str = "ICC(2,1)"
+    bias: float  # mean of detections - lesions
+    limit_low: float  # 95 % limits of agreement
+    limit_high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class BarSeries:
+    """Counts of scans that are drawn as bars of one color."""
+
+    name: str
+    values: Sequence[int]  # one a scan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +104,9 @@ class _Axes:
         shapes, labels = [], []
         for tick in x_ticks:
             shapes.append(Shape(self.line([tick, tick], self.y), "grid"))
-            labels.append(Label(self.at(tick, 0)[0], HEIGHT - BOTTOM + 18, _tick_text(tick), "middle"))
+            labels.append(
+                Label(self.at(tick, 0)[0], HEIGHT - BOTTOM + 18, _FRACTIONS.get(tick, f"{tick:g}"), "middle")
+            )
         for tick in y_ticks:
             shapes.append(Shape(self.line(self.x, [tick, tick]), "grid"))
             labels.append(Label(LEFT - 8, self.at(self.x[0], tick)[1] + 4, f"{tick:g}", "end"))
@@ -59,8 +118,10 @@ class _Axes:
         return shapes, labels
 
 
-def _tick_text(value: float) -> str:
-    return _FRACTIONS.get(value, f"{value:g}")
+def _plot(shapes: Sequence[Shape], labels: Sequence[Label], *, alt: str, caption: str) -> Picture:
+    return Picture(
+        width=WIDTH, height=HEIGHT, alt=alt, shapes=tuple(shapes), labels=tuple(labels), caption=caption
+    )
 
 
 def froc_plot(curves: Sequence[FrocLine]) -> Picture:
@@ -86,12 +147,10 @@ def froc_plot(curves: Sequence[FrocLine]) -> Picture:
             px, py = axes.at(min(max(rate, axes.x[0]), axes.x[1]), sensitivity)
             title = f"{curve.name}: sensitivity {sensitivity:.2f} at {rate:.2f} false positives per scan"
             shapes.append(Shape(glyph("lobar", px, py, 5.5), f"point s{n % 5}", title=title))
-    return Picture(
-        width=WIDTH,
-        height=HEIGHT,
+    return _plot(
+        shapes,
+        labels,
         alt="FROC: " + "; ".join(_froc_words(curve) for curve in curves),
-        shapes=tuple(shapes),
-        labels=tuple(labels),
         caption="FROC",
     )
 
@@ -163,12 +222,10 @@ def reliability_plot(line: ReliabilityLine) -> Picture:
         if line.detections.min() >= FEWEST_IN_A_BIN:
             above = y - radius - 4
             labels.append(Label(x, above if above > TOP + 10 else y + radius + 13, str(detections), "middle"))
-    return Picture(
-        width=WIDTH,
-        height=HEIGHT,
+    return _plot(
+        shapes,
+        labels,
         alt="Reliability diagram: " + line.note,
-        shapes=tuple(shapes),
-        labels=tuple(labels),
         caption="Spots: bins, the larger the more detections; on the dashed line probabilities are right. "
         + line.note,
     )
@@ -186,12 +243,10 @@ def count_plot(subjects: Sequence[SubjectLine]) -> Picture:
         x, y = axes.at(lesions, detections)
         title = f"{scans} scan{'s' if scans > 1 else ''}: {lesions} true, {detections} reported"
         shapes.append(Shape(glyph("lobar", x, y, 4.0 * math.sqrt(scans)), "spot", title=title))
-    return Picture(
-        width=WIDTH,
-        height=HEIGHT,
+    return _plot(
+        shapes,
+        labels,
         alt=f"Reported against true microbleeds of {len(subjects)} scans; the dashed line is agreement",
-        shapes=tuple(shapes),
-        labels=tuple(labels),
         caption="The dashed line is perfect agreement",
     )
 
@@ -217,27 +272,13 @@ def difference_plot(subjects: Sequence[SubjectLine], agreement: CountAgreementTe
         x, y = axes.at(mean, difference)
         title = f"{scans} scan{'s' if scans > 1 else ''}: difference {difference}"
         shapes.append(Shape(glyph("lobar", x, y, 4.0 * math.sqrt(scans)), "spot", title=title))
-    return Picture(
-        width=WIDTH,
-        height=HEIGHT,
+    return _plot(
+        shapes,
+        labels,
         alt=f"Bland-Altman plot: bias {agreement.bias:.2f}, 95 % limits "
         f"{agreement.limit_low:.2f} to {agreement.limit_high:.2f}",
-        shapes=tuple(shapes),
-        labels=tuple(labels),
         caption="Dashed: bias and 95 % limits of agreement",
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class BarSeries:
-    """Counts of scans that are drawn as bars of one color."""
-
-    name: str
-    values: Sequence[int]  # one a scan
-
-
-COUNT_BINS: tuple[int, ...] = (0, 1, 2, 3, 5, 10, 20, 50)
-"""First count of each bar; the last one is open."""
 
 
 def count_histogram(series: Sequence[BarSeries], caption: str) -> Picture:
@@ -275,12 +316,10 @@ def count_histogram(series: Sequence[BarSeries], caption: str) -> Picture:
         + ", ".join(f"{scans} with {name}" for scans, name in zip(height, names, strict=True))
         for each, height in zip(series, heights, strict=True)
     )
-    return Picture(
-        width=WIDTH,
-        height=HEIGHT,
+    return _plot(
+        shapes,
+        labels,
         alt=f"{caption}: {words}",
-        shapes=tuple(shapes),
-        labels=tuple(labels),
         caption=caption,
     )
 
@@ -303,12 +342,10 @@ def scan_plot(points: Sequence[tuple[str, int, int]], marked: frozenset[int]) ->
             shapes.append(Shape(glyph("deep", x, y, 6.0), "point s1", title=f"{name}: {count}, stands out"))
         else:
             shapes.append(Shape(glyph("lobar", x, y, 3.5), "spot", title=f"{name}: {count}"))
-    return Picture(
-        width=WIDTH,
-        height=HEIGHT,
+    return _plot(
+        shapes,
+        labels,
         alt=f"Microbleeds of each of {len(points)} scans, 0 to {max(count for _, _, count in points)}",
-        shapes=tuple(shapes),
-        labels=tuple(labels),
         caption="Microbleeds of each scan, in the order of the table; diamonds stand out",
     )
 

@@ -16,9 +16,8 @@ from cmb_jax.errors import UserError
 from cmb_jax.evaluation.matching import CENTER3
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.progress import Say, stopwatch
-from cmb_jax.report.ablation_html import AblationContent, write_ablation_report
-from cmb_jax.report.embedding_plot import EmbeddingMap
-from cmb_jax.report.evaluation_content import FrocLine
+from cmb_jax.report.ablation import AblationContent, EmbeddingMap, write_ablation_report
+from cmb_jax.report.plots import FrocLine
 from cmb_jax.research.findings import (
     SubjectSet,
     detections_of,

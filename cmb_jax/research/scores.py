@@ -32,7 +32,7 @@ from cmb_jax.evaluation.statistics import (
     resample_weights,
 )
 from cmb_jax.io.tables import table_text
-from cmb_jax.report.evaluation_content import Table
+from cmb_jax.report.evaluation import Table
 from cmb_jax.research.findings import SetDetections
 from cmb_jax.research.runs import Cost
 

@@ -42,7 +42,7 @@ from cmb_jax.io.atomic import atomic_directory, atomic_write_text
 from cmb_jax.io.volume import ScanImages
 from cmb_jax.phantom import simulate_subject
 from cmb_jax.progress import track
-from cmb_jax.report.evaluation_html import write_evaluation_report
+from cmb_jax.report.evaluation import write_evaluation_report
 from cmb_jax.scan import PhaseSign
 from cmb_jax.training.run_data import (
     SPLIT_FILE,

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.slices import choose_windows, mask_bounds
+from cmb_jax.report.drawing import choose_windows, mask_bounds
 
 MARGIN_MM = 12.0
 """What is shown around the brain mask, in case the mask is wrong."""

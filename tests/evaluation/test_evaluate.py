@@ -14,7 +14,7 @@ from cmb_jax.evaluation.matching import RULES
 from cmb_jax.evaluation.metrics import write_metrics
 from cmb_jax.evaluation.present import format_table, report_content
 from cmb_jax.evaluation.records import MimicMap, SubjectDetections, SubjectTruth
-from cmb_jax.report.evaluation_html import render_evaluation_report
+from cmb_jax.report.evaluation import render_evaluation_report
 
 
 def detections(subject, points, scores, **more):

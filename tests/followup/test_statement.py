@@ -1,7 +1,7 @@
 import pytest
 
 from cmb_jax.followup.compare import count_class, statement
-from cmb_jax.report.comparison_content import Change
+from cmb_jax.report.comparison import Change
 from tests.followup.conftest import row_at
 
 

@@ -14,9 +14,9 @@ from cmb_jax.evaluation.evaluate import evaluate_records
 from cmb_jax.evaluation.present import report_content
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.content import ReportContent
-from cmb_jax.report.evaluation_html import render_evaluation_report
+from cmb_jax.report.evaluation import render_evaluation_report
 from cmb_jax.report.html import render_report
+from cmb_jax.report.summary import ReportContent
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -11,7 +11,7 @@ import pytest
 from cmb_jax.anatomy.regions import Region, Side, encode
 from cmb_jax.core.detection import DetectionRow
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.content import ReportContent
+from cmb_jax.report.summary import ReportContent
 
 SHAPE = (64, 80, 24)
 SPACING_MM = (2.0, 2.0, 5.0)

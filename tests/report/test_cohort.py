@@ -13,10 +13,19 @@ from scipy import stats
 from cmb_jax.cohort.cohort_page import MOST_PICTURE_BYTES
 from cmb_jax.errors import UserError
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.cohort_content import CohortContent, CohortLine, Link
-from cmb_jax.report.cohort_html import OUTLIER_SCORE, outliers, render_cohort
+from cmb_jax.report.cohort import (
+    OUTLIER_SCORE,
+    CohortContent,
+    CohortLine,
+    Link,
+    Projection,
+    make_projection,
+    marked_picture,
+    outliers,
+    render_cohort,
+    shrunk,
+)
 from cmb_jax.report.plots import BarSeries, count_histogram
-from cmb_jax.report.projection import Projection, make_projection, marked_picture, shrunk
 from cmb_jax.report.summary import ZONES, Count
 from tests.report.test_html import Page
 

@@ -9,17 +9,25 @@ import numpy as np
 import pytest
 
 from cmb_jax.errors import UserError
-from cmb_jax.report.evaluation_content import (
-    CountAgreementText,
+from cmb_jax.report.evaluation import (
     EvaluationContent,
-    FrocLine,
     Headline,
+    Table,
+    cell_text,
+    render_evaluation_report,
+    write_evaluation_report,
+)
+from cmb_jax.report.plots import (
+    CountAgreementText,
+    FrocLine,
     ReliabilityLine,
     SubjectLine,
-    Table,
+    count_plot,
+    difference_plot,
+    froc_plot,
+    reliability_plot,
+    sensitivity_at,
 )
-from cmb_jax.report.evaluation_html import cell_text, render_evaluation_report, write_evaluation_report
-from cmb_jax.report.plots import count_plot, difference_plot, froc_plot, reliability_plot, sensitivity_at
 
 
 @pytest.fixture

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.overview import glass_brain, quality_mosaic, slabs
-from cmb_jax.report.shapes import outline
-from cmb_jax.report.slices import (
+from cmb_jax.report.drawing import (
     AXIAL,
     CORONAL,
     PLANES,
@@ -26,11 +24,12 @@ from cmb_jax.report.slices import (
     data_uri,
     fitted_frame,
     mask_bounds,
+    outline,
     sample_plane,
     take_plane,
     to_gray,
 )
-from cmb_jax.report.thumbnails import ThumbnailMaker
+from cmb_jax.report.pictures import ThumbnailMaker, glass_brain, quality_mosaic, slabs
 
 
 def spot_position(picture: np.ndarray) -> tuple[float, float]:

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmb_jax.report.cohort_content import CohortContent, CohortLine, Link
-from cmb_jax.report.cohort_html import write_cohort_report
-from cmb_jax.report.shapes import Picture, Shape, glyph
+from cmb_jax.report.cohort import CohortContent, CohortLine, Link, write_cohort_report
+from cmb_jax.report.drawing import Picture, Shape, glyph
 from cmb_jax.report.summary import Count
 from tests.viewer.test_browser import page_seconds
 

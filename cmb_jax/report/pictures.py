@@ -1,7 +1,8 @@
-"""Pictures of the whole brain: projections with all detections, minimum intensity slabs, quality control."""
+"""The pictures of a subject's page: the whole brain with all detections, and each detection close up."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,21 +10,33 @@ from scipy import ndimage
 
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, Zone, region_of
 from cmb_jax.core.detection import DetectionRow
-from cmb_jax.report.content import ReportContent
-from cmb_jax.report.shapes import Label, Picture, Shape, edge_labels, glyph, outline
-from cmb_jax.report.slices import (
+from cmb_jax.report.drawing import (
     AXIAL,
     PLANES,
     Frame,
+    Label,
+    Picture,
+    Plane,
+    Shape,
     Windows,
+    centered_frame,
+    crosshair,
     data_uri,
+    edge_labels,
     fitted_frame,
+    glyph,
     mask_bounds,
+    outline,
     sample_plane,
+    scale_bar,
+    take_plane,
     to_gray,
 )
-from cmb_jax.report.summary import location_text, region_title
+from cmb_jax.report.summary import ReportContent, location_text, region_title
 
+FIELD_OF_VIEW_MM = 20.0
+THUMBNAIL_PX = 160
+CONTEXT_MM_PER_PX = 0.9
 GLASS_MM_PER_PX = 0.55
 MOSAIC_MM_PER_PX = 0.65
 MOSAIC_SLICES = 9
@@ -66,8 +79,8 @@ def glass_brain(content: ReportContent, rows: Sequence[DetectionRow]) -> tuple[P
         frame = fitted_frame(plane, (sx, sy, sz), bounds, GLASS_MM_PER_PX)
         shapes = []
         for style, layer in layers:
-            seen = sample_plane(np.any(layer, axis=plane.through_axis), frame)
-            shapes.append(Shape(outline(np.nan_to_num(seen) > 0.5, smooth_px=2.5, tolerance_px=2.5), style))
+            seen = _inside(np.any(layer, axis=plane.through_axis), frame)
+            shapes.append(Shape(outline(seen, smooth_px=2.5, tolerance_px=2.5), style))
         labels = list(edge_labels(frame, vertical=True))
         for row, index in zip(rows, indices, strict=True):
             x, y = frame.to_px(index[plane.column_axis], index[plane.row_axis])
@@ -104,12 +117,9 @@ def slabs(content: ReportContent, rows: Sequence[DetectionRow], windows: Windows
     """
     mask, data = content.brain_mask, content.swi.data
     bounds = mask_bounds(mask)
-    frame = _axial_frame(content, bounds)
-    edges = (
-        np.linspace(bounds[2][0], bounds[2][1], min(SLABS, bounds[2][1] - bounds[2][0]) + 1)
-        .round()
-        .astype(int)
-    )
+    frame = fitted_frame(AXIAL, content.swi.spacing_mm, bounds, MOSAIC_MM_PER_PX)
+    start, stop = bounds[2]
+    edges = np.linspace(start, stop, min(SLABS, stop - start) + 1).round().astype(int)
     indices = voxel_indices(content, rows)
     # A row just above or below the mask belongs to the outermost slab, not to none.
     slab_of_row = np.clip(np.searchsorted(edges, indices[:, 2] + 0.5, side="right") - 1, 0, len(edges) - 2)
@@ -127,7 +137,8 @@ def slabs(content: ReportContent, rows: Sequence[DetectionRow], windows: Windows
             ring = _dot(rows[i], content, x, y, r, style="ring")
             shapes += [Shape(ring.d, "halo"), ring]
             labels.append(_number(rows[i].id, x, y - r + 3, r, frame, "ring-text"))
-        height = _z_range(content, edges[n], edges[n + 1])
+        bottom_mm, top_mm = (_z_mm(content, edge - 0.5) for edge in edges[n : n + 2])
+        height = f"z {bottom_mm:.0f} to {top_mm:.0f} mm"
         thickness = (edges[n + 1] - edges[n]) * content.swi.spacing_mm[2]
         pictures.append(
             Picture(
@@ -143,18 +154,10 @@ def slabs(content: ReportContent, rows: Sequence[DetectionRow], windows: Windows
     return tuple(pictures)
 
 
-def _axial_frame(content: ReportContent, bounds: tuple[tuple[int, int], ...]) -> Frame:
-    return fitted_frame(AXIAL, content.swi.spacing_mm, bounds, MOSAIC_MM_PER_PX)
-
-
 def _z_mm(content: ReportContent, z: float) -> float:
     """Superior millimeters of a slice, at the center of the grid (an oblique slice has no single height)."""
     x, y = (n / 2 for n in content.swi.shape[:2])
     return float((content.swi.affine @ np.array([x, y, z, 1.0]))[2])
-
-
-def _z_range(content: ReportContent, start: int, stop: int) -> str:
-    return f"z {_z_mm(content, start - 0.5):.0f} to {_z_mm(content, stop - 0.5):.0f} mm"
 
 
 def quality_mosaic(content: ReportContent, windows: Windows) -> tuple[Picture, ...]:
@@ -162,19 +165,20 @@ def quality_mosaic(content: ReportContent, windows: Windows) -> tuple[Picture, .
     bounds = mask_bounds(content.brain_mask)
     start, stop = bounds[2]
     count = min(MOSAIC_SLICES, stop - start)
-    frame = _axial_frame(content, bounds)
+    frame = fitted_frame(AXIAL, content.swi.spacing_mm, bounds, MOSAIC_MM_PER_PX)
     # Slice centers of equal slabs: neither the first nor the last slice, which show next to nothing.
     places = (start + (np.arange(count) + 0.5) * (stop - start) / count).astype(int)
     pictures = []
     for z in places[::-1]:
         gray = to_gray(sample_plane(content.swi.data[:, :, z], frame), *windows.swi)
+        brain = _inside(content.brain_mask[:, :, z], frame)
         pictures.append(
             Picture(
                 width=frame.width_px,
                 height=frame.height_px,
                 uri=data_uri(gray, quality=82),
                 alt=f"Axial SWI at z {_z_mm(content, z):.0f} mm with outlines of brain mask and regions",
-                shapes=(*_region_shapes(content, z, frame), _mask_shape(content.brain_mask[:, :, z], frame)),
+                shapes=(*_region_shapes(content, z, frame), Shape(outline(brain), "brain-outline")),
                 labels=edge_labels(frame),
                 caption=f"z {_z_mm(content, z):.0f} mm",
             )
@@ -182,9 +186,9 @@ def quality_mosaic(content: ReportContent, windows: Windows) -> tuple[Picture, .
     return tuple(pictures)
 
 
-def _mask_shape(mask_slice: np.ndarray, frame: Frame) -> Shape:
-    inside = np.nan_to_num(sample_plane(mask_slice, frame)) > 0.5
-    return Shape(outline(inside), "brain-outline")
+def _inside(mask_slice: np.ndarray, frame: Frame) -> np.ndarray:
+    """A slice of a mask as a picture, bool."""
+    return np.nan_to_num(sample_plane(mask_slice, frame)) > 0.5
 
 
 def _number(number: int, x: float, y: float, r: float, frame: Frame, style: str) -> Label:
@@ -212,9 +216,90 @@ def _region_shapes(content: ReportContent, z: int, frame: Frame) -> list[Shape]:
     for label in DRAWN_REGIONS:
         here = region == label
         if here.any():
-            inside = np.nan_to_num(sample_plane(here, frame)) > 0.5
             name = label.name.lower()
-            shapes.append(
-                Shape(outline(inside, tolerance_px=1.6), f"region r-{name}", title=region_title(name))
-            )
+            border = outline(_inside(here, frame), tolerance_px=1.6)
+            shapes.append(Shape(border, f"region r-{name}", title=region_title(name)))
     return [shape for shape in shapes if shape.d]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetectionPictures:
+    """The pictures of one detection."""
+
+    row: DetectionRow
+    context: Picture | None  # the whole axial slice with a frame around the thumbnail's field of view
+    swi: tuple[Picture, ...]  # axial, coronal, sagittal; a rejected candidate has the axial one alone
+    phase: tuple[Picture, ...]  # the same planes; empty without a phase image
+
+
+class ThumbnailMaker:
+    """Draws detections of one subject; holds what all of them share."""
+
+    def __init__(self, content: ReportContent, windows: Windows) -> None:
+        self._content = content
+        self._windows = windows
+        self._spacing = content.swi.spacing_mm
+        self._to_index = np.linalg.inv(content.swi.affine)
+        self._bounds = mask_bounds(content.brain_mask)
+
+    def center_index(self, row: DetectionRow) -> np.ndarray:
+        """Continuous voxel index (x, y, z) of a row on swi's RAS grid, from its RAS millimeters."""
+        return (self._to_index @ np.array([row.x_mm, row.y_mm, row.z_mm, 1.0]))[:3]
+
+    def full(self, row: DetectionRow) -> DetectionPictures:
+        """All pictures of a kept detection."""
+        return DetectionPictures(
+            row=row,
+            context=self._context(row),
+            swi=tuple(self._tile(row, "SWI", plane) for plane in PLANES),
+            phase=()
+            if self._content.phase is None
+            else tuple(self._tile(row, "Phase", plane) for plane in PLANES),
+        )
+
+    def brief(self, row: DetectionRow) -> DetectionPictures:
+        """The axial SWI thumbnail of a rejected candidate."""
+        return DetectionPictures(row=row, context=None, swi=(self._tile(row, "SWI", AXIAL),), phase=())
+
+    def _tile(self, row: DetectionRow, modality: str, plane: Plane) -> Picture:
+        center = self.center_index(row)
+        frame = centered_frame(plane, self._spacing, center, FIELD_OF_VIEW_MM, THUMBNAIL_PX)
+        if modality == "SWI":
+            data, window, order = self._content.swi.data, self._windows.swi, 3
+        else:
+            assert self._content.phase is not None
+            data, window, order = self._content.phase.data, self._windows.phase, 1
+        picture = sample_plane(take_plane(data, plane, center[plane.through_axis]), frame, order)
+        x, y = frame.to_px(center[plane.column_axis], center[plane.row_axis])
+        gap_x, gap_y = (self._gap_mm(row, spacing) / frame.mm_per_px for spacing in frame.spacing_mm)
+        marker = crosshair(x, y, (gap_x, gap_y), arm=3.0 / frame.mm_per_px)
+        bar, bar_text = scale_bar(frame, 5.0)
+        return Picture(
+            width=frame.width_px,
+            height=frame.height_px,
+            uri=data_uri(to_gray(picture, *window)),
+            alt=f"{modality}, {plane.name} plane, {FIELD_OF_VIEW_MM:g} mm around candidate {row.id}",
+            shapes=(Shape(marker, "halo"), Shape(marker, f"mark {row.category}"), bar),
+            labels=(*edge_labels(frame), bar_text),
+        )
+
+    @staticmethod
+    def _gap_mm(row: DetectionRow, spacing_mm: float) -> float:
+        """Half the marker's gap: clear of the lesion, which thick slices stretch, yet in the picture."""
+        return min(max(row.diameter_mm / 2, 1.0) + 0.7 + spacing_mm, 0.42 * FIELD_OF_VIEW_MM)
+
+    def _context(self, row: DetectionRow) -> Picture:
+        center = self.center_index(row)
+        frame = fitted_frame(AXIAL, self._spacing, self._bounds, CONTEXT_MM_PER_PX, margin_mm=6.0)
+        picture = sample_plane(take_plane(self._content.swi.data, AXIAL, center[2]), frame)
+        x, y = frame.to_px(center[0], center[1])
+        half = FIELD_OF_VIEW_MM / 2 / frame.mm_per_px
+        box = glyph("none", x, y, half / 0.9)
+        return Picture(
+            width=frame.width_px,
+            height=frame.height_px,
+            uri=data_uri(to_gray(picture, *self._windows.swi)),
+            alt=f"Axial SWI slice through candidate {row.id}; the square is the thumbnails' field of view",
+            shapes=(Shape(box, "halo"), Shape(box, "mark")),
+            labels=edge_labels(frame),
+        )

@@ -1,30 +1,101 @@
-"""Pictures of two registered scans of one head: the same plane of both, in the follow-up's own slices."""
+"""The self-contained HTML page of two time points, with the same planes of both scans side by side."""
 
 from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
+from cmb_jax.core.detection import DetectionRow
+from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.comparison_content import Change, ComparisonContent, ScanContent
-from cmb_jax.report.shapes import Picture, Shape, crosshair, edge_labels, outline, scale_bar
-from cmb_jax.report.slices import (
+from cmb_jax.report.drawing import (
     AXIAL,
     PLANES,
     Frame,
+    Picture,
     Plane,
+    Shape,
     centered_frame,
     choose_windows,
+    crosshair,
     data_uri,
+    edge_labels,
     fitted_frame,
     mask_bounds,
+    outline,
+    scale_bar,
     to_gray,
 )
-from cmb_jax.report.thumbnails import FIELD_OF_VIEW_MM, THUMBNAIL_PX
+from cmb_jax.report.html import environment
+from cmb_jax.report.pictures import FIELD_OF_VIEW_MM, THUMBNAIL_PX
+from cmb_jax.report.summary import location_text
 
+Status = Literal["stable", "new", "resolved", "uncertain"]
+STATUSES: tuple[Status, ...] = ("new", "resolved", "stable", "uncertain")
+MAX_DRAWN = 60
+"""Changed lesions with pictures; all are listed."""
 CHECK_SLICES = 4
 CHECK_MM_PER_PX = 0.8
 _ARM_MM = 3.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Change:
+    """One lesion at two time points."""
+
+    id: int
+    status: Status
+    reason: str  # of an uncertain one; empty otherwise
+    baseline: DetectionRow | None  # None: the baseline's result has nothing there
+    followup: DetectionRow | None
+    baseline_mm: np.ndarray  # (3,) in the baseline's RAS mm; brought there from the follow-up where it is new
+    followup_mm: np.ndarray  # (3,) in the follow-up's RAS mm, likewise
+    distance_mm: float | None  # between the two after registration; None where one is missing
+
+    @property
+    def row(self) -> DetectionRow:
+        """The candidate that speaks for the lesion: a kept one, of the follow-up if both are."""
+        pair = [row for row in (self.followup, self.baseline) if row is not None]
+        return next((row for row in pair if row.status == "kept"), pair[0])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScanContent:
+    """One time point."""
+
+    name: str  # "baseline" or "follow-up"
+    subject: str  # pseudonym
+    image: Volume
+    brain: np.ndarray  # (X, Y, Z) bool on the image's grid
+    inputs: tuple[tuple[str, str, str], ...]  # (role, file name, sha256) of its prediction
+    version: str
+    weights_sha256: str
+    kept: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComparisonContent:
+    """Everything that the page shows. Nothing is read from disk to render it."""
+
+    baseline: ScanContent
+    followup: ScanContent
+    changes: tuple[Change, ...]
+    matrix: np.ndarray  # (4, 4) baseline RAS mm -> follow-up RAS mm
+    trusted: bool  # of the registration
+    quality: tuple[tuple[str, str], ...]  # (name, value) of the registration
+    statement: tuple[str, ...]  # plain sentences
+    warnings: tuple[str, ...]
+    settings: tuple[tuple[str, str], ...]
+    version: str
+
+    def count(self, status: Status) -> int:
+        """Lesions of a status."""
+        return sum(change.status == status for change in self.changes)
 
 
 class RegisteredPictures:
@@ -77,8 +148,9 @@ class RegisteredPictures:
         return tuple(self._check_pair(frame, float(np.floor(z))) for z in places[::-1])
 
     def _check_pair(self, frame: Frame, z: float) -> tuple[Picture, Picture]:
-        brain = self._scans[0].brain.astype(np.uint8)
-        mask = _resampled(_with(self._scans[0].image, brain), frame, z, self._to_scan[0], 0)
+        baseline = self._scans[0]
+        brain = Volume.from_array(baseline.brain.astype(np.uint8), baseline.image.affine)
+        mask = _resampled(brain, frame, z, self._to_scan[0], 0)
         border = Shape(outline(np.nan_to_num(mask) > 0.5), "brain-outline")
         first, second = (self._check_picture(n, scan, frame, z, border) for n, scan in enumerate(self._scans))
         return first, second
@@ -94,10 +166,6 @@ class RegisteredPictures:
             labels=edge_labels(frame),
             caption=scan.name.capitalize(),
         )
-
-
-def _with(volume: Volume, data: np.ndarray) -> Volume:
-    return Volume.from_array(data, volume.affine)
 
 
 def _resampled(volume: Volume, frame: Frame, depth: float, to_volume: np.ndarray, order: int) -> np.ndarray:
@@ -120,3 +188,37 @@ def _resampled(volume: Volume, frame: Frame, depth: float, to_volume: np.ndarray
     inside = ((place > -0.5) & (place < limits)).all(axis=0)
     values = ndimage.map_coordinates(volume.data, place, order=order, mode="nearest")
     return np.where(inside, values, np.nan).astype(np.float32)
+
+
+def render_comparison(content: ComparisonContent, *, max_drawn: int = MAX_DRAWN) -> str:
+    """The page as one string: images inlined, no script, nothing fetched from anywhere.
+
+    Args:
+        content: of the comparison.
+        max_drawn: changed lesions that get pictures, in the order of the list.
+    """
+    pictures = RegisteredPictures(content)
+    changed = [change for change in content.changes if change.status != "stable"]
+    return (
+        environment()
+        .get_template("comparison.html")
+        .render(
+            content=content,
+            scans=(content.baseline, content.followup),
+            counts=[(status, content.count(status)) for status in STATUSES],
+            drawn=[(change, pictures.thumbnails(change)) for change in changed[:max_drawn]],
+            undrawn=len(changed[max_drawn:]),
+            check=pictures.check(),
+            location=functools.partial(location_text, trusted=True),
+            field_of_view_mm=FIELD_OF_VIEW_MM,
+        )
+    )
+
+
+def write_comparison_report(content: ComparisonContent, path: Path, *, overwrite: bool = False) -> None:
+    """Render the page and put it at `path` in one step.
+
+    Raises:
+        UserError: `path` exists and `overwrite` is false, or it cannot be written.
+    """
+    atomic_write_text(path, render_comparison(content), overwrite=overwrite)

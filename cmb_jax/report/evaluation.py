@@ -1,14 +1,71 @@
-"""The self-contained HTML page of an evaluation."""
+"""The self-contained HTML page of an evaluation, from plain numbers and arrays."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
 from cmb_jax.io.atomic import atomic_write_text
-from cmb_jax.report.evaluation_content import EvaluationContent, Table
 from cmb_jax.report.html import environment
-from cmb_jax.report.plots import count_plot, difference_plot, froc_plot, reliability_plot
+from cmb_jax.report.plots import (
+    CountAgreementText,
+    FrocLine,
+    ReliabilityLine,
+    SubjectLine,
+    count_plot,
+    difference_plot,
+    froc_plot,
+    reliability_plot,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Headline:
+    """One large number at the top of the page."""
+
+    label: str  # e.g. "Sensitivity"
+    value: str  # e.g. "0.93"
+    note: str = ""  # e.g. "95 % interval 0.90 to 0.96"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of texts and numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | int | None, ...], ...]  # None and NaN are shown as a dash
+    note: str = ""  # rule, threshold, connectivity, denominator
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"table {self.title!r}: a row has {len(row)} cells for {len(self.columns)} columns"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationContent:
+    """Everything that the evaluation page shows."""
+
+    title: str
+    subtitle: str = ""  # e.g. matching rule, operating point, number of scans
+    headlines: tuple[Headline, ...] = ()
+    tables: tuple[Table, ...] = ()
+    curves: tuple[FrocLine, ...] = ()
+    curve_note: str = ""  # matching rule, denominator, what the band is
+    reliability: ReliabilityLine | None = None
+    subjects: tuple[SubjectLine, ...] = ()
+    agreement: CountAgreementText | None = None
+    warnings: tuple[str, ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
+    inputs: tuple[tuple[str, str, str], ...] = ()  # (role, file name, sha256)
+    weights_sha256: str = ""
+    version: str = ""
+    steps: tuple[str, ...] = ()
+    timings: tuple[tuple[str, float], ...] = ()  # (name, seconds)
 
 
 def cell_text(value: str | float | int | None) -> str:
