@@ -32,7 +32,7 @@ from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text
 from cmb_jax.io.outside import read_json_object
 from cmb_jax.phantom.benchmark import TIER_OFFSET, BenchmarkSplit, Split
 from cmb_jax.progress import track
-from cmb_jax.review.files import result_paths
+from cmb_jax.review.result import result_paths
 
 OWN_SCANS = "own labeled scans"
 _TEST = "test"

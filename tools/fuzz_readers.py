@@ -458,7 +458,7 @@ def exported(name: str) -> Callable[[Path], Path]:
 
     def make(folder: Path) -> Path:
         from cmb_jax.io.atomic import sha256_file
-        from cmb_jax.review import markups, reading, record, spreadsheet, statistics, verdicts
+        from cmb_jax.review import markups, reading, spreadsheet, statistics, verdicts
 
         from_result("detections.csv")(folder)
         result = result_at(folder / "x")
@@ -476,7 +476,7 @@ def exported(name: str) -> Callable[[Path], Path]:
                 rows=result.rows,
                 readings=tuple(reading.read_readings(folder / "painted.nii.gz", result)),
             )
-            path.write_text(record.review_json(scan))
+            path.write_text(statistics.review_json(scan))
         else:
             entry = {"candidate": 1, "verdict": "microbleed", "certainty": "definite", "comment": ""}
             place = {"position_mm": list(reading.positions_mm(result.rows)[0]), "diameter_mm": None}
@@ -790,7 +790,7 @@ def read_made(path: Path) -> object:
 
 
 def read_failure(path: Path) -> object:
-    from cmb_jax.cohort.failures import read_reason, read_status
+    from cmb_jax.cohort.outcome import read_reason, read_status
 
     return repr((read_reason(path), read_status(path)))
 
@@ -945,7 +945,7 @@ def read_prediction(path: Path) -> object:
 
 
 def read_review_record(path: Path) -> object:
-    from cmb_jax.review.record import read_review
+    from cmb_jax.review.statistics import read_review
 
     return repr(read_review(path))
 
@@ -974,7 +974,7 @@ def read_bids_filter(path: Path) -> object:
 
 
 def read_comparison(path: Path) -> object:
-    from cmb_jax.cohort.cohort_page import _compared
+    from cmb_jax.cohort.group import _compared
 
     return repr(list(_compared(path, {"ab" * 32: 1})))
 
@@ -1081,7 +1081,7 @@ KINDS: dict[str, Kind] = {
         (
             "review.result:_searched_image",
             "review.result:load_result",
-            "review.files:read_record",
+            "review.result:read_record",
             "followup.time_point:read_record",
         ),
         "json",
@@ -1113,7 +1113,7 @@ KINDS: dict[str, Kind] = {
     ),
     "painted": Kind(exported("painted.nii.gz"), read_reading, HEADER, "gzip"),
     "review_record": Kind(
-        exported("review.json"), read_review_record, ("review.record:read_review",), "json"
+        exported("review.json"), read_review_record, ("review.statistics:read_review",), "json"
     ),
     "weights": Kind(
         make_weights,
@@ -1181,7 +1181,7 @@ KINDS: dict[str, Kind] = {
     "failure": Kind(
         js("sub-1.json", {"Scan": "x", "Reason": "y"}),
         read_failure,
-        ("cohort.failures:read_reason", "cohort.failures:read_status"),
+        ("cohort.outcome:read_reason", "cohort.outcome:read_status"),
         "json",
     ),
     "bids_filter": Kind(
@@ -1200,12 +1200,10 @@ KINDS: dict[str, Kind] = {
             },
         ),
         read_comparison,
-        ("cohort.cohort_page:_compared",),
+        ("cohort.group:_compared",),
         "json",
     ),
-    "picture": Kind(
-        make_picture, read_picture, ("report.cohort:shrunk", "cohort.cohort_page:_picture"), share=0.5
-    ),
+    "picture": Kind(make_picture, read_picture, ("report.cohort:shrunk", "cohort.group:_picture"), share=0.5),
     "dicom_pixels": Kind(
         make_dicom,
         read_dicom_pixels,

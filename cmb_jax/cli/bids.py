@@ -21,7 +21,7 @@ from cmb_jax.progress import stopwatch
 if TYPE_CHECKING:
     from cmb_jax.cohort.outcome import Outcome
     from cmb_jax.cohort.participants import ParticipantsRun
-    from cmb_jax.cohort.region_labels import RegionLabels
+    from cmb_jax.cohort.scan_images import RegionLabels
     from cmb_jax.datasets.bids.layout import BidsLayout
 
 SOME_FAILED_CODE = 1
@@ -85,14 +85,14 @@ def _participants(options: BidsOptions) -> None:
     import jax
 
     from cmb_jax.cohort.dataset import write_dataset_files
-    from cmb_jax.cohort.detector import detector_pipeline
-    from cmb_jax.cohort.methods import write_methods
+    from cmb_jax.cohort.group import write_methods
     from cmb_jax.cohort.participants import (
         Selection,
         process_share,
         run_participants,
         select_participants,
     )
+    from cmb_jax.cohort.scan_work import detector_pipeline
     from cmb_jax.datasets.bids.layout import label_of, read_filter
     from cmb_jax.devices import use_compilation_cache
 
@@ -148,7 +148,7 @@ def _layout(data: Path, out: Path) -> BidsLayout:
 
 def _regions(options: BidsOptions) -> RegionLabels | None:
     if options.regions is not None:
-        from cmb_jax.cohort.region_labels import read_region_labels
+        from cmb_jax.cohort.scan_images import read_region_labels
 
         return read_region_labels(options.regions, options.region_labels)
     if options.region_labels is not None:
@@ -182,9 +182,8 @@ def _report(done: ParticipantsRun, data: Path, out: Path) -> None:
 
 
 def _group(layout: BidsLayout, out: Path, asked: tuple[str, ...]) -> None:
-    from cmb_jax.cohort import group_table
     from cmb_jax.cohort.dataset import write_dataset_files
-    from cmb_jax.cohort.group import write_group
+    from cmb_jax.cohort.group import NOT_ANALYSABLE, write_group
     from cmb_jax.cohort.participants import select_participants
 
     labels = select_participants(layout, asked)
@@ -201,7 +200,7 @@ def _group(layout: BidsLayout, out: Path, asked: tuple[str, ...]) -> None:
     print(f"Open {summary.page} in a browser. Research use only; not a diagnosis.")
     if summary.failures:
         sys.exit(SOME_FAILED_CODE)
-    if summary.statuses[group_table.NOT_ANALYSABLE]:
+    if summary.statuses[NOT_ANALYSABLE]:
         sys.exit(NOT_ANALYSABLE_CODE)
 
 

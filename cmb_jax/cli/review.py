@@ -123,7 +123,7 @@ def unread_text(unread: int, kept: int) -> str:
 def agreement(options: AgreementOptions) -> None:
     """Read, write, print."""
     from cmb_jax.io.atomic import atomic_write_text
-    from cmb_jax.review.record import agreement_json, read_review
+    from cmb_jax.review.statistics import agreement_json, read_review
 
     files, out = options.files, options.out
     if not files:

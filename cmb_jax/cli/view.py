@@ -69,8 +69,7 @@ def open_server(
     if phase is not None and swi is None:
         raise UserError("--phase goes with --swi IMAGE")
     from cmb_jax.io.atomic import sha256_file
-    from cmb_jax.review.files import read_record
-    from cmb_jax.review.result import load_result
+    from cmb_jax.review.result import load_result, read_record
     from cmb_jax.viewer.page import ViewerCase, render_viewer
     from cmb_jax.viewer.server import Site, ViewerServer
 

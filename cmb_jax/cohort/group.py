@@ -1,25 +1,347 @@
-"""The group level: one table and one page over all participants, failed and missing scans included."""
+"""The group level: a table, a page and a methods text over all scans, failed and missing ones included."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
-from cmb_jax.cohort import group_table
-from cmb_jax.cohort.cohort_page import GroupLine, cohort_content
-from cmb_jax.cohort.dataset import GROUP_PAGE, GROUP_TABLE, finished_results, write_json
-from cmb_jax.cohort.failures import failure_log, read_reason, read_status
-from cmb_jax.cohort.methods import write_methods
-from cmb_jax.datasets.bids.layout import BidsLayout
+import cmb_jax
+from cmb_jax.cohort.dataset import GROUP_PAGE, GROUP_TABLE, ResultFiles, finished_results, write_json
+from cmb_jax.cohort.outcome import failure_log, read_reason, read_status
+from cmb_jax.cohort.result import Provenance, read_provenance
+from cmb_jax.datasets.bids.choice import ChoiceKind
+from cmb_jax.datasets.bids.layout import BidsLayout, BidsName, Scan
+from cmb_jax.datasets.tables import read_csv
 from cmb_jax.errors import UserError
+from cmb_jax.inference.options import NETWORK
 from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.io.outside import read_bytes, read_json_object, reading
 from cmb_jax.io.tables import table_text
-from cmb_jax.report.cohort import write_cohort_report
+from cmb_jax.report.cohort import (
+    CohortContent,
+    CohortLine,
+    Link,
+    Projection,
+    marked_picture,
+    shrunk,
+    write_cohort_report,
+)
+from cmb_jax.report.comparison import STATUSES
+from cmb_jax.report.drawing import Picture
+from cmb_jax.report.methods import MethodsFacts, methods_text
+from cmb_jax.report.summary import Count
+from cmb_jax.review.result import read_rows
 
+DONE, FAILED, NOT_RUN, NO_IMAGES, NO_FOLDER = "done", "failed", "not run", "no images", "no folder"
+NOT_ANALYSABLE = "not analysable"
+MISSING = "n/a"
+MOST_PICTURE_BYTES = 17_000_000
+"""Of all pictures together; in base64 they are a third more, and the page stays below 30 MB."""
 _ALIKE = {"images": "images", "weights": "weights", "threshold": "thresholds", "version": "versions"}
 """Columns in which results must agree if their counts are to be compared, and their words."""
+METHODS = "methods.md"
+_USUAL_SETTINGS = {
+    "PhaseSign": ("auto", "phase sign"),
+    "PhaseRange": ("auto", "phase range"),
+    "Flips": ("none", "flips"),
+    "Precision": ("float32", "precision"),
+}
+"""Settings that the text names only where they are not the usual ones."""
+_KNOWN_SETTINGS = {*_USUAL_SETTINGS, "Weights", "Threshold", "Regions"}
+
+CATEGORIES = ("definite", "possible")
+ZONE_COLUMNS = {"lobar": "lobar", "deep": "deep", "infratentorial": "infratentorial", "none": "no_zone"}
+"""Zones of detections and their columns."""
+
+COLUMNS: dict[str, dict[str, Any]] = {
+    "participant_id": {"Description": "Participant, as in the source data set."},
+    "session_id": {"Description": "Session."},
+    "run": {"Description": "Run."},
+    "chunk": {"Description": "Chunk: the part of the brain that was scanned by itself."},
+    "acquisition": {"Description": "Label of acq- of the image taken."},
+    "status": {
+        "Description": "How the scan came out.",
+        "Levels": {
+            DONE: "a result is there",
+            FAILED: "it was tried and failed; see reason",
+            NOT_ANALYSABLE: "its images can be read, but no count can be given on them; see reason",
+            NOT_RUN: "it has images, but no result yet",
+            NO_IMAGES: "the participant has no susceptibility images",
+            NO_FOLDER: "participants.tsv has the participant, but there is no folder",
+        },
+    },
+    "reason": {"Description": "Why it failed or is not analysable."},
+    "images": {
+        "Description": "What the result was made from. Counts of different kinds must not be compared.",
+        "Levels": {kind.name.lower(): kind.value for kind in ChoiceKind},
+    },
+    "field_strength_t": {"Description": "MagneticFieldStrength of the sidecar.", "Units": "T"},
+    "cmb": {"Description": "Microbleeds kept."},
+    **{category: {"Description": f"Of cmb: {category}."} for category in CATEGORIES},
+    **{column: {"Description": f"Of cmb: {zone} zone."} for zone, column in ZONE_COLUMNS.items()},
+    **{
+        f"{column}_{category}": {"Description": f"Of cmb: {zone} zone, {category}."}
+        for zone, column in ZONE_COLUMNS.items()
+        for category in CATEGORIES
+    },
+    "rejected": {
+        "Description": "Candidates listed that were not kept: under the threshold, at most the 40 best."
+    },
+    "brain_ml": {"Description": "Volume of the brain mask.", "Units": "ml"},
+    "warnings": {"Description": "Number of warnings; they stand in the sidecar of the scan's table."},
+    "weights": {"Description": "SHA-256 of the detector's weights, first 12 digits."},
+    "threshold": {"Description": "Score from which a candidate was kept."},
+    "version": {"Description": "Version of cmb-jax that made the result."},
+}
+
+
+def participant_row(label: str, status: str, reason: str = "") -> dict[str, str]:
+    """The line of a participant without scans."""
+    return _row({"participant_id": f"sub-{label}", "status": status, "reason": reason})
+
+
+def scan_row(scan: Scan, status: str, reason: str = "") -> dict[str, str]:
+    """The line of a scan without result."""
+    return _row({**_named(dict(scan.entities)), "status": status, "reason": reason})
+
+
+def damaged_row(name: BidsName, reason: str) -> dict[str, str]:
+    """The line of a result that cannot be read any more."""
+    return _row({**_named(dict(name.entities)), "status": FAILED, "reason": reason})
+
+
+def result_row(name: BidsName, files: ResultFiles) -> dict[str, str]:
+    """The line of a finished result.
+
+    Raises:
+        UserError: its files are damaged.
+    """
+    detections = read_csv(files.table, ("status", "category", "zone"), delimiter="\t")
+    kept = [row for row in detections if row["status"] == "kept"]
+    zones, categories = Counter(row["zone"] for row in kept), Counter(row["category"] for row in kept)
+    both = Counter((row["zone"], row["category"]) for row in kept)
+    made = read_provenance(files.table_sidecar)
+    return _row(
+        {
+            **_named(dict(name.entities)),
+            "status": DONE,
+            "cmb": len(kept),
+            **{category: categories[category] for category in CATEGORIES},
+            **{column: zones[zone] for zone, column in ZONE_COLUMNS.items()},
+            **{
+                f"{column}_{category}": both[zone, category]
+                for zone, column in ZONE_COLUMNS.items()
+                for category in CATEGORIES
+            },
+            "rejected": len(detections) - len(kept),
+            "images": made.kind,
+            "field_strength_t": made.field_strength_t,
+            "brain_ml": made.brain_ml,
+            "warnings": len(made.warnings),
+            "weights": made.weights_sha256[:12],
+            "threshold": made.threshold,
+            "version": made.version,
+        }
+    )
+
+
+def scan_name(row: dict[str, str]) -> str:
+    """The scan of a line, for people."""
+    run = "" if row["run"] == MISSING else f"_run-{row['run']}"
+    session = "" if row["session_id"] == MISSING else f"_{row['session_id']}"
+    return f"{row['participant_id']}{session}{run}"
+
+
+def _named(entities: dict[str, str]) -> dict[str, str]:
+    named = {"participant_id": f"sub-{entities['sub']}"}
+    if "ses" in entities:
+        named["session_id"] = f"ses-{entities['ses']}"
+    return named | {
+        column: entities[key]
+        for column, key in (("run", "run"), ("chunk", "chunk"), ("acquisition", "acq"))
+        if key in entities
+    }
+
+
+def _row(values: dict[str, Any]) -> dict[str, str]:
+    """A line with a cell for every column; one without value is n/a."""
+    cells = {name: values.get(name) for name in COLUMNS}
+    # no tab or line end may come into a table
+    return {
+        name: MISSING if value in (None, "") else " ".join(str(value).split())
+        for name, value in cells.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GroupLine:
+    """A line of the group table, with the result that it is of."""
+
+    row: dict[str, str]
+    files: ResultFiles | None = None  # None: there is none, or it is damaged
+
+
+def cohort_content(out: Path, lines: Sequence[GroupLine], notes: tuple[str, ...]) -> CohortContent:
+    """What the page shows.
+
+    Args:
+        out: the data set of derivatives, in which the page will lie.
+        lines: of the group table.
+        notes: in what results differ.
+    """
+    results = [
+        (n, line.files, read_provenance(line.files.table_sidecar))
+        for n, line in enumerate(lines)
+        if line.files
+    ]
+    changes = _comparison_pages(out, {n: made for n, _, made in results})
+    most = MOST_PICTURE_BYTES // max(len(results), 1)
+    beside: dict[int, dict[str, Any]] = {}
+    for n, files, made in results:
+        pages = [Link(text="Report", href=_href(files.report, out))] if files.report.is_file() else []
+        if files.viewer.is_file():
+            pages.append(Link(text="Viewer", href=_href(files.viewer, out)))
+        beside[n] = {
+            "warnings": made.warnings,
+            "links": (*pages, *changes.get(n, ())),
+            "picture": _picture(files, made, most),
+        }
+    participants = len({line.row["participant_id"] for line in lines})
+    many = "" if participants == 1 else "s"
+    return CohortContent(
+        title=f"{participants} participant{many}, {len(results)} result{'' if len(results) == 1 else 's'}",
+        lines=tuple(_page_line(line.row, **beside.get(n, {})) for n, line in enumerate(lines)),
+        notes=notes,
+        version=cmb_jax.__version__,
+    )
+
+
+def _page_line(row: dict[str, str], **beside: Any) -> CohortLine:
+    said = {name: cell for name, cell in row.items() if cell != MISSING}
+    counted = "cmb" in said
+    details = (
+        f"acq-{said['acquisition']}" if "acquisition" in said else "",
+        said.get("images", "").replace("_", " "),
+        f"{float(said['field_strength_t']):g} T" if "field_strength_t" in said else "",
+    )
+    return CohortLine(
+        name=scan_name(row),
+        details=", ".join(word for word in details if word),
+        status=row["status"],
+        reason=said.get("reason", ""),
+        counted=_count(row) if counted else None,
+        zones=tuple((zone, _count(row, f"{column}_")) for zone, column in ZONE_COLUMNS.items())
+        if counted
+        else (),
+        rejected=int(row["rejected"]) if counted else None,
+        brain_ml=float(said["brain_ml"]) if "brain_ml" in said else None,
+        **beside,
+    )
+
+
+def _count(row: dict[str, str], start: str = "") -> Count:
+    definite, possible = (int(row[f"{start}{category}"]) for category in CATEGORIES)
+    return Count(definite=definite, possible=possible)
+
+
+def _picture(files: ResultFiles, made: Provenance, most_bytes: int) -> Picture | None:
+    """The scan's picture with its microbleeds; None where an earlier version wrote none, or it is damaged."""
+    try:
+        with reading(files.overview):
+            projection = Projection.from_json(read_bytes(files.overview), made.overview or {})
+            kept = [row for row in read_rows(files.table) if row.status == "kept"]
+            return marked_picture(shrunk(projection, most_bytes, files.overview), kept, files.stem)
+    except UserError:
+        return None
+
+
+def _comparison_pages(out: Path, made: dict[int, Provenance]) -> dict[int, tuple[Link, ...]]:
+    """Pages that `cmb-jax compare` wrote below `out`, for the lines whose images they compare."""
+    line_of = {digest: n for n, each in made.items() for _, digest in each.images}
+    found: dict[int, list[Link]] = {}
+    for record in sorted(out.glob("sub-*/**/comparison.json")):
+        page = record.with_name("report.html")
+        for n, link in _compared(record, line_of):
+            if page.is_file():
+                found.setdefault(n, []).append(dataclasses.replace(link, href=_href(page, out)))
+    return {n: tuple(links) for n, links in found.items()}
+
+
+def _compared(record: Path, line_of: dict[str, int]) -> Iterator[tuple[int, Link]]:
+    # none of ours, or damaged: the scans are listed without it
+    with contextlib.suppress(UserError), reading(record):
+        content = read_json_object(record)
+        found: dict[str, int] = {status: int(content["counts"].get(status, 0)) for status in STATUSES}
+        told = [*STATUSES[:2], *(["uncertain"] if found["uncertain"] else [])]
+        counts = ", ".join(f"{found[status]} {status}" for status in told)
+        for scan, words in (("followup", "since before"), ("baseline", "later")):
+            digests = {each["sha256"] for each in content[scan]["inputs"]}
+            for n in sorted({line_of[digest] for digest in digests if digest in line_of}):
+                yield n, Link(text=f"{counts} {words}", href="")
+
+
+def _href(path: Path, out: Path) -> str:
+    return quote(path.relative_to(out).as_posix())
+
+
+def write_methods(out: Path) -> None:
+    """Write `out`/methods.md for all finished results below `out`; nothing if there are none.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    ways: dict[str, list[tuple[str, Provenance]]] = {}
+    for name, made in _readable_results(out):
+        how = [made.version, made.making, made.weights_bundled, made.calibrated]
+        ways.setdefault(json.dumps(how, sort_keys=True), []).append((name, made))
+    if ways:
+        largest_first = sorted(ways.values(), key=lambda results: (-len(results), results[0][0]))
+        text = methods_text([_methods_facts(results) for results in largest_first])
+        atomic_write_text(out / METHODS, text, overwrite=True)
+
+
+def _readable_results(out: Path) -> Iterator[tuple[str, Provenance]]:
+    for folder in sorted(out.glob("sub-*")):
+        for _, files in finished_results(out, folder.name.removeprefix("sub-")):
+            try:
+                yield files.stem, read_provenance(files.table_sidecar)
+            except UserError:
+                continue  # damaged: the group table names it
+
+
+def _methods_facts(results: list[tuple[str, Provenance]]) -> MethodsFacts:
+    """Of results that were made in one way."""
+    first = results[0][1]
+    # scans without a phase may have a threshold of their own
+    thresholds = {made.phase: made.threshold for _, made in results}
+    return MethodsFacts(
+        version=first.version,
+        weights_name=",".join(Path(name).stem for name in first.weights_name.split(",")),
+        weights_sha256=first.weights_sha256,
+        threshold=thresholds.get(True, first.threshold),
+        threshold_without_phase=thresholds.get(False),
+        calibrated=first.calibrated,
+        bundled=first.weights_bundled,
+        phase=None if len(thresholds) > 1 else first.phase,
+        options=(
+            *(
+                f"{words} {first.making[name]}"
+                for name, (usual, words) in _USUAL_SETTINGS.items()
+                if first.making[name] != usual
+            ),
+            *(f"{name} {value}" for name, value in first.making.items() if name not in _KNOWN_SETTINGS),
+        ),
+        own_regions=first.making["Regions"] != NETWORK,
+        made_swi=any("swi" not in made.roles for _, made in results),
+        mni=any(made.regions_trusted for _, made in results),
+        scans=tuple(name for name, _ in results),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,28 +368,21 @@ def write_group(layout: BidsLayout, out: Path, participants: Sequence[str]) -> G
     """
     lines = [line for label in participants for line in _participant_lines(layout, out, label)]
     if tuple(participants) == layout.participants:
-        lines += [
-            GroupLine(row=group_table.participant_row(label, group_table.NO_FOLDER))
-            for label in layout.without_folder
-        ]
+        lines += [GroupLine(row=participant_row(label, NO_FOLDER)) for label in layout.without_folder]
     rows = [line.row for line in lines]
-    columns = list(group_table.COLUMNS)
+    columns = list(COLUMNS)
     text = table_text(columns, ([row[name] for name in columns] for row in rows), delimiter="\t")
     path = out / GROUP_TABLE
     atomic_write_text(path, text, overwrite=True)
-    write_json(path.with_suffix(".json"), group_table.COLUMNS)
-    mixed = _mixed(row for row in rows if row["status"] == group_table.DONE)
+    write_json(path.with_suffix(".json"), COLUMNS)
+    mixed = _mixed(row for row in rows if row["status"] == DONE)
     write_cohort_report(out / GROUP_PAGE, cohort_content(out, lines, mixed))
     write_methods(out)
     return GroupSummary(
         path=path,
         page=out / GROUP_PAGE,
         statuses=Counter(row["status"] for row in rows),
-        failures=tuple(
-            f"{group_table.scan_name(row)}: {row['reason']}"
-            for row in rows
-            if row["status"] == group_table.FAILED
-        ),
+        failures=tuple(f"{scan_name(row)}: {row['reason']}" for row in rows if row["status"] == FAILED),
         mixed=mixed,
     )
 
@@ -78,24 +393,24 @@ def _participant_lines(layout: BidsLayout, out: Path, label: str) -> Iterator[Gr
     try:
         scans = layout.scans(label)
     except UserError as error:
-        yield GroupLine(row=group_table.participant_row(label, group_table.FAILED, str(error)))
+        yield GroupLine(row=participant_row(label, FAILED, str(error)))
         return
     if not scans and not results:
-        yield GroupLine(row=group_table.participant_row(label, group_table.NO_IMAGES))
+        yield GroupLine(row=participant_row(label, NO_IMAGES))
     for name, files in results:
         try:
-            yield GroupLine(row=group_table.result_row(name, files), files=files)
+            yield GroupLine(row=result_row(name, files), files=files)
         except UserError as error:
             reason = str(error).replace(f"{out}/", "")
-            yield GroupLine(row=group_table.damaged_row(name, reason))
+            yield GroupLine(row=damaged_row(name, reason))
     finished = {(name.get("ses"), name.get("run"), name.get("chunk")) for name, _ in results}
     for scan in scans:
         log = failure_log(out, scan.name)
         if log.is_file():
-            row = group_table.scan_row(scan, read_status(log).value, read_reason(log))
+            row = scan_row(scan, read_status(log).value, read_reason(log))
             yield GroupLine(row=row)
         elif (scan.session, scan.run, scan.chunk) not in finished:
-            yield GroupLine(row=group_table.scan_row(scan, group_table.NOT_RUN))
+            yield GroupLine(row=scan_row(scan, NOT_RUN))
 
 
 def _mixed(done: Iterator[dict[str, str]]) -> tuple[str, ...]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -17,12 +17,11 @@ from cmb_jax.cohort.dataset import (
     withdraw_result,
     write_json,
 )
-from cmb_jax.cohort.failures import failure_log, write_failure
-from cmb_jax.cohort.outcome import Outcome, Status
+from cmb_jax.cohort.outcome import Outcome, Status, failure_log, write_failure
 from cmb_jax.cohort.overlap import Lane
-from cmb_jax.cohort.region_labels import RegionLabels
 from cmb_jax.cohort.result import what_changed, write_result
 from cmb_jax.cohort.scan_images import (
+    RegionLabels,
     ScanImages,
     TakenImage,
     read_scan_images,
@@ -31,28 +30,41 @@ from cmb_jax.cohort.scan_images import (
 from cmb_jax.datasets.bids.choice import Choice, choose
 from cmb_jax.datasets.bids.layout import Scan
 from cmb_jax.errors import NotAnalysableError, UserError
-from cmb_jax.inference.bundle import WeightsBundle
+from cmb_jax.inference.bundle import WeightsBundle, load_bundle
 from cmb_jax.inference.options import ScanOptions
-from cmb_jax.inference.predict import Prediction
-from cmb_jax.inference.scan import Clock
+from cmb_jax.inference.predict import CmbDetector, FoundBoxes, Prediction
+from cmb_jax.inference.scan import Clock, PreparedScan, prepare_scan
+from cmb_jax.io import volume
 
 Say = Callable[[str], None]
 Result = TypeVar("Result")
 
 
-class ScanDetector(Protocol):
-    """The detector on one device."""
+class DeviceDetector:
+    """`CmbDetector` on one device."""
 
-    device: jax.Device | None  # None: JAX's default device
+    def __init__(self, bundle: WeightsBundle, device: jax.Device, options: ScanOptions) -> None:
+        self.device = device
+        self._detector = CmbDetector(bundle, device, options)
 
-    def prepare(self, images: ScanImages, say: Say) -> Any:
-        """What `search` takes."""
+    def prepare(self, images: ScanImages, say: Say) -> PreparedScan:
+        """Phase, regions, working grid."""
+        return prepare_scan(
+            volume.ScanImages(swi=images.swi, phase=images.phase, magnitude=images.magnitude),
+            spacing_mm=self._detector.config.data.spacing_mm,
+            phase_sign=images.phase_sign,
+            phase_range=images.phase_range,
+            region_map=images.region_map,
+            progress=say,
+        )
 
-    def search(self, prepared: Any) -> Any:
-        """What the network finds."""
+    def search(self, prepared: PreparedScan) -> FoundBoxes:
+        """The network."""
+        return self._detector.search(prepared)
 
-    def conclude(self, images: ScanImages, prepared: Any, found: Any) -> Prediction:
-        """The result."""
+    def conclude(self, images: ScanImages, prepared: PreparedScan, found: FoundBoxes) -> Prediction:
+        """Places and reasons."""
+        return self._detector.conclude(images.swi, prepared, found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +72,7 @@ class Pipeline:
     """How scans are worked on."""
 
     bundle: WeightsBundle
-    detectors: tuple[ScanDetector, ...]  # one for each device
+    detectors: tuple[DeviceDetector, ...]  # one for each device
     options: ScanOptions
     regions: RegionLabels | None = None  # of `options.regions`, in place of the region network
 
@@ -68,6 +80,24 @@ class Pipeline:
     def record(self) -> dict[str, Any]:
         """What results depend on besides the images."""
         return self.options.record(self.bundle, None if self.regions is None else self.regions.table.sha256)
+
+
+def detector_pipeline(
+    options: ScanOptions, devices: Sequence[jax.Device], regions: RegionLabels | None = None
+) -> Pipeline:
+    """The detector on each of the devices; `regions` take the place of the region network.
+
+    Raises:
+      UserError: no such weights, or no such range of the phase.
+    """
+    options.stated_range()
+    bundle = load_bundle(options.weights, options.flips, options.precision)
+    return Pipeline(
+        bundle=bundle,
+        detectors=tuple(DeviceDetector(bundle, device, options) for device in devices),
+        options=options,
+        regions=regions,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +124,7 @@ class ScanWork:
     overwrite: bool
     say: Say
 
-    def lane(self, detector: ScanDetector) -> Lane[Scan, Outcome]:
+    def lane(self, detector: DeviceDetector) -> Lane[Scan, Outcome]:
         """The stages on a detector's device. What is decided early passes through the later ones."""
 
         def compute(opened: _Opened | Outcome) -> _Opened | Outcome:
@@ -117,7 +147,7 @@ class ScanWork:
             write=write,
         )
 
-    def _guarded(self, scan: Scan, detector: ScanDetector, work: Callable[[], Result]) -> Result | Outcome:
+    def _guarded(self, scan: Scan, detector: DeviceDetector, work: Callable[[], Result]) -> Result | Outcome:
         """The work's result; whatever is wrong with a scan becomes its outcome."""
         try:
             with jax.default_device(detector.device):
@@ -136,7 +166,7 @@ class ScanWork:
             reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it"
         return Outcome(name=scan.name, status=Status.FAILED, reason=self._without_paths(reason))
 
-    def _open(self, scan: Scan, detector: ScanDetector) -> _Opened | Outcome:
+    def _open(self, scan: Scan, detector: DeviceDetector) -> _Opened | Outcome:
         """Images read and prepared, unless there is a result already.
 
         Raises:
@@ -175,11 +205,11 @@ class ScanWork:
             clock=clock,
         )
 
-    def _search(self, opened: _Opened, detector: ScanDetector) -> _Opened:
+    def _search(self, opened: _Opened, detector: DeviceDetector) -> _Opened:
         self.say(f"  {opened.scan.name}: searching for microbleeds")
         return dataclasses.replace(opened, found=detector.search(opened.prepared))
 
-    def _write(self, opened: _Opened, detector: ScanDetector) -> Outcome:
+    def _write(self, opened: _Opened, detector: DeviceDetector) -> Outcome:
         """The files of the result.
 
         Raises:

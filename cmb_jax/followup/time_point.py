@@ -17,9 +17,8 @@ from cmb_jax.io.outside import a_text, reading
 from cmb_jax.io.provenance import is_bids_name, stem
 from cmb_jax.regions.predict import brain_mask_on, predict_regions
 from cmb_jax.report.comparison import ScanContent
-from cmb_jax.review.files import ResultPaths
-from cmb_jax.review.files import read_record as read_any_record
-from cmb_jax.review.result import load_result
+from cmb_jax.review.result import ResultPaths, load_result
+from cmb_jax.review.result import read_record as read_any_record
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _ECHO_SHARE = 0.1  # echo times that differ by less are alike

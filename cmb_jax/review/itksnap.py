@@ -12,8 +12,8 @@ from cmb_jax.datasets.images import Grid
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.read import read_labels
 from cmb_jax.report.summary import location_text
-from cmb_jax.review.marks import Mark, Verdict
 from cmb_jax.review.result import Result, positions_mm
+from cmb_jax.review.verdicts import Mark, Verdict
 
 PAINTED: dict[int, Verdict] = {
     60001: Verdict.MICROBLEED,

@@ -16,8 +16,8 @@ from cmb_jax.core.detection import DetectionRow
 from cmb_jax.errors import UserError
 from cmb_jax.io.outside import read_json, shortened, shown
 from cmb_jax.report.summary import location_text
-from cmb_jax.review.marks import Mark, Verdict, parse_verdict
 from cmb_jax.review.result import Result
+from cmb_jax.review.verdicts import Mark, Verdict, parse_verdict
 
 # an identifier, which Slicer compares; its address need not exist
 SCHEMA = (

@@ -14,12 +14,10 @@ from cmb_jax.errors import UserError
 from cmb_jax.evaluation.matching import CENTER3, Pairs, center_distances, match
 from cmb_jax.io.outside import check_is_file, read_json, reading
 from cmb_jax.review.itksnap import read_painted
-from cmb_jax.review.marks import Mark, Verdict
 from cmb_jax.review.markups import read_markups
 from cmb_jax.review.result import Result, positions_mm
-from cmb_jax.review.spreadsheet import is_spreadsheet_of_ours, read_spreadsheet
-from cmb_jax.review.verdicts import is_verdicts, read_verdicts
-from cmb_jax.review.viewer_export import read_viewer_export
+from cmb_jax.review.spreadsheet import is_spreadsheet_of_ours, read_spreadsheet, read_viewer_export
+from cmb_jax.review.verdicts import Mark, Verdict, is_verdicts, read_verdicts
 
 MAX_MOVE_MM = 10.0
 """A microbleed is at most 10 mm wide: a center that was moved farther belongs to something else."""
@@ -129,6 +127,22 @@ def settle(path: Path, marks: Sequence[Mark], removed: set[int], result: Result)
         marks=tuple(own.get(row.id) or _unmarked(row, row.id in removed) for row in result.rows),
         added=tuple(mark for mark, column in zip(added, taken, strict=True) if column < 0),
     )
+
+
+def added_groups(readings: Sequence[Reading]) -> list[list[Mark]]:
+    """Added lesions by place: marks of different readers less than 3 mm apart, one to one, are one lesion."""
+    groups: list[list[Mark]] = []
+    for each in readings:
+        centers = np.array([np.mean([mark.position_mm for mark in group], axis=0) for group in groups])
+        new = np.array([mark.position_mm for mark in each.added])
+        distance = center_distances(new, centers)
+        found = match(Pairs(allowed=distance < CENTER3.limit, cost=distance, one_to_one=True))
+        for mark, column in zip(each.added, found.lesion, strict=True):
+            if column >= 0:
+                groups[column].append(mark)
+            else:
+                groups.append([mark])
+    return groups
 
 
 def _own_marks(path: Path, marks: Sequence[Mark], result: Result) -> dict[int, Mark]:

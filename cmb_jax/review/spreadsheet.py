@@ -1,7 +1,11 @@
-"""The review spreadsheet: candidates with RAS coordinates, and the verdicts that a reader fills in.
+"""Workbooks: the review spreadsheet, and what Microbleed-review-viewer exports.
 
-Sheet and columns are those that Microbleed-review-viewer reads as it is installed (its
-examples/README.md, 2025), with further columns that it passes over.
+In the spreadsheet a reader fills in verdicts. Sheet and columns are those that Microbleed-review-viewer reads
+as installed (its examples/README.md, 2025), with further columns that it ignores.
+
+That viewer exports a sheet `findings` with the columns case_id, origin (Source or Manual), ras_l, ras_p,
+ras_s (RAS mm as imported) and, for each reader, "NAME · verify" (1, 0 or empty), "NAME · mimic" and
+"NAME · final_l", "final_p", "final_s".
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 from openpyxl import Workbook
 from openpyxl.cell import Cell as SheetCell
 from openpyxl.styles import Alignment, Font, PatternFill
@@ -20,8 +25,8 @@ from cmb_jax.core.detection import COLUMNS, DetectionRow
 from cmb_jax.datasets.tables import Cell, Row, number, read_sheet
 from cmb_jax.errors import UserError
 from cmb_jax.report.summary import location_text
-from cmb_jax.review.marks import MIMIC_KINDS, Mark, Verdict, parse_verdict
-from cmb_jax.review.result import Result
+from cmb_jax.review.result import Result, positions_mm
+from cmb_jax.review.verdicts import MIMIC_KINDS, Mark, Verdict, parse_verdict
 
 SHEET = "MCH-microhemorrage"  # spelt so by the viewer
 ID, SUBJECT, VERDICT, MIMIC, DIAMETER = "id", "subjectid", "verdict", "mimic", "diameter_mm"
@@ -45,6 +50,11 @@ _HELP = (
     f"{VERIFY} is for Microbleed-review-viewer; 1 and 0 there count where {VERDICT} is empty.",
     f"Do not change {ID} and {SUBJECT}. Comments stay in this file.",
 )
+_EXPORT_POSITION = ("ras_l", "ras_p", "ras_s")
+_EXPORT_COLUMNS = ("case_id", "origin", *_EXPORT_POSITION)
+_SEPARATOR = " · "
+_EXPORT_VERIFY = f"{_SEPARATOR}verify"
+_SAME_PLACE_MM = 0.05  # the viewer hands on what it read; numbers may have been rounded on the way
 
 
 def spreadsheet(result: Result) -> bytes:
@@ -177,3 +187,76 @@ def text_of(cell: Cell) -> str:
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
     return "" if cell is None else str(cell)
+
+
+def read_viewer_export(path: Path, result: Result) -> list[list[Mark]]:
+    """The marks of each reader, in the order of their names, from the rows of this result's subject.
+
+    A finding is the candidate at the place that it was imported with; row numbers say nothing once
+    workbooks of several scans were joined.
+
+    Raises:
+        UserError: see `read_sheet`; not such a workbook, no row of the subject, no reader, a finding at no
+            candidate's place, a verdict that is none.
+    """
+    header, *rows = read_sheet(path) or [()]
+    names = [text_of(name) for name in header]
+    readers = sorted(name.removesuffix(_EXPORT_VERIFY) for name in names if name.endswith(_EXPORT_VERIFY))
+    if not set(_EXPORT_COLUMNS) <= set(names) or not readers:
+        raise UserError(
+            f"{path}: is neither the spreadsheet of cmb-jax review export nor an export of "
+            "Microbleed-review-viewer (first sheet, first row)"
+        )
+    found: list[list[Mark]] = [[] for _ in readers]
+    seen = False
+    for line, cells in enumerate(rows, start=2):
+        row = dict(zip(names, (*cells, *[None] * (len(names) - len(cells))), strict=False))
+        if text_of(row["case_id"]) != result.subject:
+            continue
+        seen = True
+        candidate = _imported_candidate(row, path, line, result)
+        for marks, reader in zip(found, readers, strict=True):
+            mark = _finding(row, reader, candidate, path, line)
+            if mark is not None:
+                marks.append(mark)
+    if not seen:
+        raise UserError(
+            f"{path}: no row has the case_id {result.subject!r}; give the export of this scan "
+            "(or the --subject that it was exported with)"
+        )
+    return found
+
+
+def _imported_candidate(row: dict[str, Cell], path: Path, line: int, result: Result) -> int | None:
+    """Id of the candidate at the imported place; None for a finding that a reader added."""
+    if text_of(row["origin"]).casefold() == "manual":
+        return None
+    place = [number(row[name], path, line, name) for name in _EXPORT_POSITION]
+    apart = np.linalg.norm(positions_mm(result.rows) - place, axis=1)
+    if not len(apart) or apart.min() > _SAME_PLACE_MM:
+        shown = ", ".join(f"{value:g}" for value in place)
+        raise UserError(
+            f"{path}: row {line}: no candidate of {result.folder} lies at ({shown}); "
+            "was the workbook exported from another run?"
+        )
+    return result.rows[int(apart.argmin())].id
+
+
+def _finding(row: dict[str, Cell], reader: str, candidate: int | None, path: Path, line: int) -> Mark | None:
+    where = f"{path}: row {line}"
+    verify = text_of(row[f"{reader}{_EXPORT_VERIFY}"])
+    if verify not in ("", "0", "1"):
+        raise UserError(f"{where}: verify is {verify!r}; allowed: 1, 0, or empty")
+    if not verify:
+        return None
+    kind = text_of(row.get(f"{reader}{_SEPARATOR}mimic")).casefold()
+    final = [row.get(f"{reader}{_SEPARATOR}final_{axis}") for axis in "lps"]
+    placed = [row[name] for name in _EXPORT_POSITION] if None in final else final
+    x, y, z = (number(value, path, line, name) for value, name in zip(placed, _EXPORT_POSITION, strict=True))
+    return Mark(
+        candidate=candidate,
+        verdict=Verdict.MICROBLEED if verify == "1" else Verdict.MIMIC,
+        mimic=kind if verify == "0" and kind in MIMIC_KINDS else "",
+        position_mm=(x, y, z),
+        where=where,
+    )

@@ -1,25 +1,99 @@
-"""Truth of one scan from readings: the files that training, evaluation and calibration take."""
+"""Truth of one scan: what readers agree on, as files for training, evaluation and calibration."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 
+from cmb_jax.core.detection import DetectionRow
 from cmb_jax.datasets.folder import LESION_KIND
+from cmb_jax.datasets.lesions import DEFAULT_DIAMETER_MM
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.io.header import open_nifti, world_affine
 from cmb_jax.io.nifti import write_stored
-from cmb_jax.review.consensus import TruthRow, truth_csv, truth_rows
-from cmb_jax.review.reading import check_readers, read_readings
-from cmb_jax.review.record import review_json
+from cmb_jax.io.tables import table_text
+from cmb_jax.review.reading import Reading, added_groups, check_readers, read_readings
 from cmb_jax.review.result import Result
-from cmb_jax.review.statistics import ScanReview
+from cmb_jax.review.statistics import ScanReview, review_json
+from cmb_jax.review.verdicts import Mark, Verdict
+
+KIND_OF_VERDICT = {Verdict.MICROBLEED: LESION_KIND, Verdict.MIMIC: "mimic", Verdict.UNCERTAIN: "uncertain"}
+"""The column `kind`: only rows of kind cmb are lesions to `datasets.folder`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TruthRow:
+    """One line of the table; the fields are its columns."""
+
+    x_mm: float  # RAS
+    y_mm: float
+    z_mm: float
+    diameter_mm: float  # drawn by a reader, else the detector's, else the default of datasets.lesions
+    kind: str
+    mimic: str  # what a mimic is, where readers said it
+    certainty: str  # of a microbleed: definite or possible, where readers said it; a tie is possible
+    candidate: str  # id in detections.csv; empty: added by readers
+    readers: int  # who judged it
+
+
+def truth_rows(rows: Sequence[DetectionRow], readings: Sequence[Reading]) -> tuple[TruthRow, ...]:
+    """What more than half of the readers say who judged a candidate; `uncertain` where no word has that.
+
+    Candidates that nobody read are left out. A lesion that not more than half of all readers added is
+    uncertain: the others looked at the scan and did not mark it.
+    """
+    lines = []
+    for index, row in enumerate(rows):
+        marks = [reading.marks[index] for reading in readings if reading.marks[index].verdict is not None]
+        if marks:
+            lines.append(_line(marks, len(marks), row))
+    for group in added_groups(readings):
+        lines.append(_line(group, len(readings), None))
+    return tuple(lines)
+
+
+def _line(marks: Sequence[Mark], judges: int, row: DetectionRow | None) -> TruthRow:
+    word, votes = Counter(mark.verdict for mark in marks).most_common(1)[0]
+    verdict = word if word is not None and 2 * votes > judges else Verdict.UNCERTAIN
+    x, y, z = (round(float(value), 2) for value in np.mean([mark.position_mm for mark in marks], axis=0))
+    drawn = [mark.diameter_mm for mark in marks if mark.diameter_mm is not None]
+    if drawn:
+        diameter = round(float(np.mean(drawn)), 2)
+    else:
+        diameter = DEFAULT_DIAMETER_MM if row is None else row.diameter_mm
+    kinds = Counter(mark.mimic for mark in marks if mark.mimic)
+    return TruthRow(
+        x_mm=x,
+        y_mm=y,
+        z_mm=z,
+        diameter_mm=diameter,
+        kind=KIND_OF_VERDICT[verdict],
+        mimic=kinds.most_common(1)[0][0] if verdict is Verdict.MIMIC and kinds else "",
+        certainty=_certainty(marks) if verdict is Verdict.MICROBLEED else "",
+        candidate="" if row is None else str(row.id),
+        readers=len(marks),
+    )
+
+
+def _certainty(marks: Sequence[Mark]) -> str:
+    """Definite if more than half of those who said so call it that; empty if nobody said it."""
+    said = [mark.certainty for mark in marks if mark.certainty]
+    if not said:
+        return ""
+    return "definite" if 2 * said.count("definite") > len(said) else "possible"
+
+
+def truth_csv(lines: Sequence[TruthRow]) -> str:
+    """The table as text; numbers and fixed words only."""
+    names = [field.name for field in dataclasses.fields(TruthRow)]
+    return table_text(names, (dataclasses.astuple(line) for line in lines))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,7 @@ from cmb_jax.core.detection import DetectionRow
 from cmb_jax.io.outside import parse_json
 from cmb_jax.report.html import content_hash
 from cmb_jax.report.summary import location_text, reason_text, region_title
-from cmb_jax.review.marks import CERTAINTIES, MIMIC_KINDS, Verdict
-from cmb_jax.review.verdicts import FORMAT, READER_RULE, VERSION
+from cmb_jax.review.verdicts import CERTAINTIES, FORMAT, MIMIC_KINDS, READER_RULE, VERSION, Verdict
 from cmb_jax.viewer.images import ViewerImages
 
 NAME = "viewer.html"

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 
 from cmb_jax import devices
-from cmb_jax.cohort import detector
+from cmb_jax.cohort import scan_work
 from tests.cohort import app
 from tests.command_line import run_cli
 
@@ -24,7 +24,7 @@ def bids(monkeypatch, capsys, stub):
     """Runs `cmb-jax bids`; gives (exit code, stdout, stderr)."""
 
     monkeypatch.setattr(
-        detector,
+        scan_work,
         "detector_pipeline",
         lambda options, _devices, regions: app.pipeline(stub, regions, options),
     )

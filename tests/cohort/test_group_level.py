@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from cmb_jax.cli.view import open_server
-from cmb_jax.cohort.group_table import COLUMNS
+from cmb_jax.cohort.group import COLUMNS
 from cmb_jax.errors import NotAnalysableError, UserError
-from cmb_jax.review.files import read_record
-from cmb_jax.review.result import load_result
+from cmb_jax.review.result import load_result, read_record
 from tests.datasets.bids import tree
 from tests.datasets.trees import SHAPE, brain, mask
 from tests.report.test_html import Page

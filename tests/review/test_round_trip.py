@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from cmb_jax.core.detection import detections_csv
 from cmb_jax.datasets.folder import find
 from cmb_jax.datasets.lesions import lesions_of
-from cmb_jax.review.marks import Verdict
 from cmb_jax.review.markups import markups
 from cmb_jax.review.reading import read_readings
 from cmb_jax.review.result import load_result
 from cmb_jax.review.spreadsheet import spreadsheet
+from cmb_jax.review.verdicts import Verdict
 from tests.review.conftest import AFFINES, SHAPE, draw_labels, make_result, make_rows
 from tests.review.edits import at, fill, viewer_export
 

@@ -9,11 +9,17 @@ from sklearn.metrics import cohen_kappa_score
 
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.statistics import cohen_kappa, icc_2_1
-from cmb_jax.review.consensus import truth_rows
-from cmb_jax.review.marks import Mark, Verdict
 from cmb_jax.review.reading import Reading
-from cmb_jax.review.record import read_review, review_json
-from cmb_jax.review.statistics import ScanReview, detector_agreement, reader_agreement, share
+from cmb_jax.review.statistics import (
+    ScanReview,
+    detector_agreement,
+    read_review,
+    reader_agreement,
+    review_json,
+    share,
+)
+from cmb_jax.review.truth import truth_rows
+from cmb_jax.review.verdicts import Mark, Verdict
 from tests.review.conftest import AFFINES, make_rows
 from tests.review.edits import fill
 

@@ -10,10 +10,9 @@ import pytest
 from cmb_jax.datasets.folder import find
 from cmb_jax.evaluation.read import find_truth
 from cmb_jax.io.atomic import sha256_file
-from cmb_jax.review.marks import MIMIC_KINDS
 from cmb_jax.review.reading import read_readings
 from cmb_jax.review.result import load_result
-from cmb_jax.review.verdicts import parse_verdicts
+from cmb_jax.review.verdicts import MIMIC_KINDS, parse_verdicts
 from tests.review.conftest import AFFINES, make_result, make_rows
 
 

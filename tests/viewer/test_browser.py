@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from cmb_jax.evaluation.statistics import cohen_kappa
-from cmb_jax.review.marks import MIMIC_KINDS
 from cmb_jax.review.reading import read_readings
 from cmb_jax.review.result import load_result
 from cmb_jax.review.truth import write_truth
+from cmb_jax.review.verdicts import MIMIC_KINDS
 from tests.viewer.conftest import make
 
 SECONDS = 120_000  # in milliseconds, for slow machines
