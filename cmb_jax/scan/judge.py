@@ -7,6 +7,8 @@ check`. Nothing here depends on the scale of the values, on zeros around the hea
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -58,6 +60,12 @@ _BLOCK = 8  # voxels; within them a phase may turn evenly
 # Correlation of the steps in two images of one scan: 0.4 and more however smoothed; mirrored or of another
 # head at most 0.08, other contrasts less than 0.
 _LEAST_IN_COMMON = 0.15
+# Words of names, BIDS suffixes above all; where one of the second kind stands, the first mean something else.
+_OTHER_KINDS = re.compile(
+    r"(?<![a-z0-9])(t1w?|mprage|t2w|pdw|flair|dwi|adc|bold|sbref|fieldmap|phasediff|ct|pet|asl|angio|qsm|chimap"
+    r"|r[12](?:star)?(?:map)?|t[12]s?(?:star)?map)(?![a-z0-9])"
+)
+_WEIGHTED = re.compile(r"swi|swan|t2star|t2s|gre|medic|mag")
 _SAME = 0.98  # correlation of two images that are one
 
 
@@ -110,6 +118,15 @@ def judge_grid(volume: Volume, *, head: bool = True) -> Judgement:
     if shear > _MOST_SHEAR_DEG:
         reasons.append(f"its axes are sheared by {shear:.0f} degrees; resample it to a right-angled grid")
     return Judgement(reasons=tuple(reasons), warnings=tuple(warnings))
+
+
+def judge_name(path: Path | None) -> Judgement:
+    """Whether a file's name says that it is an image of another kind: most contrasts look alike by value."""
+    name = path.name.lower() if path else ""
+    other = _OTHER_KINDS.search(name)
+    if other is None or _WEIGHTED.search(_OTHER_KINDS.sub("", name)):
+        return Judgement()
+    return Judgement(reasons=(f"its name says {other[1]}; rename it if it is susceptibility-weighted",))
 
 
 def judge_intensity(data: np.ndarray) -> Judgement:
