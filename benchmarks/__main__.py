@@ -14,7 +14,7 @@ from benchmarks import machine, scaling
 from benchmarks.cases import CASES, PEAK, Case, Device
 from benchmarks.table import Row, rows_table
 from benchmarks.turns import measure, without_gpu
-from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.common import run_cli
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text
 
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         failed.extend(line for row in rows for line in row.failures())
 
-    run_for_people(command)
+    run_cli(command)
     for line in failed:
         print(f"error: {line}", file=sys.stderr)
     sys.exit(1 if failed else 0)

@@ -13,9 +13,9 @@ from flax import nnx
 
 from cmb_jax.config import Config, DataConfig, ModelConfig, Precision, Triple
 from cmb_jax.data.patches import PatchBatch
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import Template
-from cmb_jax.ops.precision import usable_precision
+from cmb_jax.detector.functional import Template
+from cmb_jax.detector.network import Detector
+from cmb_jax.ops.cpu.library import usable_precision
 
 MODELS = {
     "small": ModelConfig(),

@@ -1,4 +1,4 @@
-"""The detector in PyTorch: the same network as `cmb_jax.models.Detector`, for comparisons of equal work.
+"""The detector in PyTorch: the network of `cmb_jax.detector.network`, for comparisons of equal work.
 
 Tensors are (B, C, Z, Y, X) in `torch.channels_last_3d`, so that a (B, Z, Y, X, C) view of each is free: norms
 run on that view. Modules bear the names of the JAX parameters (`torch_weights`).
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmb_jax.config import ModelConfig, Triple
-from cmb_jax.models.detector import SEMANTIC_CLASSES
+from cmb_jax.detector.network import SEMANTIC_CLASSES
 
 IMAGE_CHANNELS = 2
 STEM_STRIDE: Triple = (1, 2, 2)
@@ -145,7 +145,7 @@ class AnchorEmbedding(nn.Module):
 
 
 class TorchDetector(nn.Module):
-    """Twin of `cmb_jax.models.detector.Detector`.
+    """Twin of `cmb_jax.detector.network.Detector`.
 
     The arithmetic is of the image's and the parameters' common type; others: `sides.on_torch.forms_of`.
     """

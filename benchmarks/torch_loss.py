@@ -1,4 +1,4 @@
-"""The detector's loss in PyTorch: that of `cmb_jax.losses.total` with the defaults of `LossConfig`.
+"""The detector's loss in PyTorch: that of `cmb_jax.detector.total_loss` with the defaults of `LossConfig`.
 
 Shapes are static but for the assignment, which looks at each true box's own neighborhood and so runs in
 Python over the boxes: in eager mode that is far quicker than a dense pass a box.
@@ -13,17 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.torch_detector import STEM_STRIDE, TorchDetector, channels_last
-from cmb_jax.boxes.anchors import MIN_SIZE
 from cmb_jax.config import LossConfig
-from cmb_jax.losses.prototype import Concentration
-from cmb_jax.losses.total import MAX_BOX_ANCHORS
+from cmb_jax.detector.anchors import MIN_SIZE
+from cmb_jax.detector.prototype_losses import Concentration
+from cmb_jax.detector.total_loss import MAX_BOX_ANCHORS
 
 SMOOTH_L1_BETA = 1 / 9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TorchTerms:
-    """As `cmb_jax.losses.total.LossTerms`; detached scalars."""
+    """As `cmb_jax.detector.total_loss.LossTerms`; detached scalars."""
 
     objectness: Tensor
     box: Tensor
@@ -112,7 +112,7 @@ def detection_loss(
 def assign(
     boxes: Tensor, valid: Tensor, grid: torch.Size, sizes: Tensor, config: LossConfig
 ) -> tuple[Tensor, Tensor]:
-    """Label of every anchor and its truth's number, as `cmb_jax.boxes.assignment.assign_lattice`.
+    """Label of every anchor and its truth's number, as `cmb_jax.detector.assignment.assign_lattice`.
 
     Args:
         boxes: (B, M, 6).
@@ -199,7 +199,7 @@ def spread(flags: Tensor, slots: int) -> tuple[Tensor, Tensor]:
 def mine(
     logits: Tensor, label: Tensor, mimic: Tensor, max_positives: int, max_negatives: int
 ) -> tuple[Tensor, Tensor]:
-    """Positives and hardest negatives of (B, N): places (B, S) and valid; as `cmb_jax.losses.mining.mine`.
+    """Positives and hardest negatives of (B, N): places (B, S) and valid; as `cmb_jax.detector.mining.mine`.
 
     Of equal scores at the last slot `topk` may take another one than JAX does.
     """
@@ -225,7 +225,7 @@ def focal_sum(logits: Tensor, label: Tensor, alpha: float, gamma: float) -> Tens
 def concentration_loss(
     embeddings: Tensor, labels: Tensor, valid: Tensor, prototypes: Tensor, gamma: float, pull: float
 ) -> Tensor:
-    """Distance cross-entropy plus pull, as `cmb_jax.losses.prototype`.
+    """Distance cross-entropy plus pull, as `cmb_jax.detector.prototype_losses`.
 
     Args:
         embeddings: (B, S, E).

@@ -1,4 +1,4 @@
-"""One training step of the PyTorch twin, equal to `cmb_jax.training.step.train_step`."""
+"""One training step of the PyTorch twin, equal to `cmb_jax.training.detector.train_step`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from benchmarks.torch_detector import TorchDetector, channels_first
 from benchmarks.torch_loss import TorchTerms, detection_loss
-from cmb_jax.boxes.anchors import anchor_sizes
 from cmb_jax.config import Config, TrainConfig
 from cmb_jax.data.patches import PatchBatch
+from cmb_jax.detector.anchors import anchor_sizes
 
 Maps = Callable[[Tensor], tuple[Tensor, Tensor]]
 

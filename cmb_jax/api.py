@@ -30,9 +30,10 @@ from cmb_jax.scan.phase_range import PhaseRange
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cmb_jax.inference.options import PhaseSign
+    from cmb_jax.scan import PhaseSign
 
-Image = Volume | str | Path | nib.spatialimages.SpatialImage | tuple[np.ndarray, np.ndarray]
+# FileBasedImage: what nibabel's types say that `nib.load` returns
+Image = Volume | str | Path | nib.filebasedimages.FileBasedImage | tuple[np.ndarray, np.ndarray]
 """A file's name, a nibabel image, an array (I, J, K) with its affine (4, 4) to RAS mm, or a Volume."""
 
 TableColumns = Literal["kept", "all"]
@@ -191,7 +192,7 @@ class Prediction(pipeline.Prediction):
 
 class Detector(pipeline.CmbDetector):
     """A trained detector, ready for scans. Make it with `load_detector`, or with
-    `Detector.load(ScanOptions(...))` for what `cmb-jax predict` can be asked for about network, phase and
+    `Detector.load(ScanOptions(...))` for all that `cmb-jax predict` can be asked for about network, phase and
     candidates (`cmb_jax.inference.options`); regions are given scan by scan, as `region_map`."""
 
     def __repr__(self) -> str:
@@ -222,7 +223,7 @@ class Detector(pipeline.CmbDetector):
           phase_range: storage range of the phase; default: found from the data.
           threshold: score from which a detection is kept; default: the weights' operating point.
           region_map: region codes to use instead of the region network's.
-          progress: told what is being done, such as `print`.
+          progress: callback for progress messages, such as `print`.
 
         Raises:
           UserError: an image that cannot be used, or images that do not lie on one grid.

@@ -102,7 +102,7 @@ class PrototypeLoss(Protocol):
     """A loss of mined samples: a frozen dataclass of its settings that can be called.
 
     Pure, with static shapes, and 0 in value and gradient where a sample is not valid. The package's are in
-    `cmb_jax/losses/prototype.py`; `module:Class` names one of your own.
+    `cmb_jax/detector/prototype_losses.py`; `module:Class` names one of your own.
     """
 
     def __call__(
@@ -121,7 +121,7 @@ def prototype_losses() -> dict[str, type[PrototypeLoss]]:
     """The package's prototype losses by their short names."""
     # Found by name, as a loss of one's own is: losses know the configuration, which knows none of them.
     losses: dict[str, type[PrototypeLoss]] = importlib.import_module(
-        "cmb_jax.losses.prototype"
+        "cmb_jax.detector.prototype_losses"
     ).PROTOTYPE_LOSSES
     return losses
 
@@ -145,7 +145,7 @@ class LossConfig:
     focal_gamma: float = 2.0
     """Focusing exponent of the objectness loss; 0 is plain cross-entropy."""
     lesion_balance: float = 0.0
-    """Exponent b: a positive anchor weighs n^-b, n those of its lesion (0 anchors alike, 1 lesions)."""
+    """b: a positive anchor weighs n^-b, n the positives of its lesion (0: anchors equal, 1: lesions)."""
     sampled_negatives: int = 0
     """Negatives per patch in the objectness loss, drawn at random as in Faster R-CNN; 0: all of them."""
     negative_pool: int = 0
@@ -219,11 +219,11 @@ class PhantomConfig:
     mean_cmbs: float = 25.0
     """Mean microbleeds per training subject: denser than patients, so that few volumes teach much."""
     protocols: tuple[str, ...] = ("iso05", "iso08", "sabre", "rss", "thick3", "swi7t", "wide1", "wide3")
-    """Acquisition protocols, taken in turn by subject; names as in cmb_jax.phantom.protocols."""
+    """Acquisition protocols, taken in turn by subject; names as in cmb_jax.phantom.PROTOCOLS."""
     variety: float = 0.2
     """How much wider than the protocols' the ranges of training scanners are, as a share at either end."""
     tiers: tuple[str, ...] = ("easy", "hard")
-    """How hard the subjects are, taken in turn; names as in cmb_jax.phantom.tiers."""
+    """How hard the subjects are, taken in turn; names as in cmb_jax.phantom.TIERS."""
     anatomies: tuple[str, ...] = ("mni2009c", "colin27", "pycortex-s1")
     """Heads, taken in turn; names of anatomy packs."""
     cache_dir: str | None = None
@@ -292,11 +292,11 @@ class DataConfig:
     index: str | None = None
     """Index file of `cmb-jax data index`: own scans to train and evaluate on; none: simulated subjects."""
     split_file: str | None = None
-    """CSV with case_id and split (train, val, test) of the index; none: dealt out by patient."""
+    """CSV with case_id and split (train, val, test) of the index; none: split at random by patient."""
     split_fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
     """Shares of the patients for train, val and test, where no file says it."""
     split_seed: int = 0
-    """Seed of the dealing."""
+    """Random seed of the train/val/test split."""
     phantom_share: float = 0.0
     """Share of the training patches that come from simulated subjects, when there is an index."""
     spacing_mm: tuple[float, float, float] = (1.0, 0.5, 0.5)

@@ -1,34 +1,37 @@
-"""Configuration from a Python file, with overrides from the command line."""
+"""The configuration tree from and to JSON, every field checked, and from Python files with `get_config()`."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import importlib
 import importlib.util
-import sys
+import json
+import math
+import re
 import types
 import typing
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
-
-from cmb_jax.config import Config, PrototypeLoss, prototype_losses
-from cmb_jax.config_io import build, loss_name
+from cmb_jax.config import (
+    HOW_IT_IS_COMPUTED,
+    NEWER_THAN_SOME_WEIGHTS,
+    Config,
+    ModelConfig,
+    PrototypeLoss,
+    prototype_losses,
+)
 from cmb_jax.errors import UserError
-from cmb_jax.io.outside import reading, shortened
+from cmb_jax.io.outside import parse_json, read_text, reading, shortened
 
 Made = TypeVar("Made")
-
 
 CONFIGS = next(
     (folder for parent in Path(__file__).resolve().parents[:2] if (folder := parent / "configs").is_dir()),
     Path("configs"),
 )
 """The configurations that come along: in an installed package, or at the top of a checkout."""
+
+_LONGEST_LIST = 1000
 
 
 def config_names() -> list[str]:
@@ -66,132 +69,200 @@ def made_by_file(path: str | Path, function: str, kind: type[Made]) -> Made:
     try:
         with reading(path, f"this configuration cannot be used: compare it with those in {CONFIGS}"):
             spec.loader.exec_module(module)
-            made = getattr(module, function)()
+            result = getattr(module, function)()
     except SystemExit as error:
         raise UserError(f"{path}: this configuration ends the program; see those in {CONFIGS}") from error
-    if not isinstance(made, kind):
+    if not isinstance(result, kind):
         raise UserError(f"{path}: {function}() must return a {kind.__module__}.{kind.__name__}")
-    return made
+    return result
 
 
-SETTINGS = ConstructorRegistry()
-"""How settings are shown and read that tyro has no short form for."""
+def config_to_json(config: Config) -> str:
+    """Pretty JSON with one key per field."""
+    return json.dumps(config_values(config), indent=2)
 
 
-@SETTINGS.primitive_rule
-def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """What may be left out is shown as its type, where tyro would put {None}| before it."""
-    parts = [part for part in typing.get_args(info.type) if part is not types.NoneType]
-    if types.NoneType not in typing.get_args(info.type) or len(parts) != 1:
-        return None
-    inner = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(parts[0], info.markers))
-    if not isinstance(inner, PrimitiveConstructorSpec):
-        return None
-    none = ["None"]
+def config_values(config: Config) -> dict[str, Any]:
+    """The tree as dictionaries, the prototype loss as its name and settings."""
+    values = dataclasses.asdict(config)
+    values["loss"]["prototype"] = loss_to_json(config.loss.prototype)
+    return values
+
+
+def without_paths(config: Config) -> Config:
+    """The configuration without names of files of this machine, as it may go out with the weights."""
     return dataclasses.replace(
-        inner,
-        instance_from_str=lambda words: None if words == none else inner.instance_from_str(words),
-        is_instance=lambda value: value is None or inner.is_instance(value),
-        str_from_instance=lambda value: none if value is None else inner.str_from_instance(value),
+        config,
+        data=dataclasses.replace(config.data, index=None, split_file=None),
+        phantom=dataclasses.replace(config.phantom, cache_dir=None),
+        train=dataclasses.replace(config.train, init_from=None, network_of_start=False),
     )
 
 
-@SETTINGS.primitive_rule
-def _prototype(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """A prototype loss is one option: its name and what differs from its defaults."""
-    if PrototypeLoss not in typing.get_args(info.type):
-        return None
-    return PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="NAME [SETTING=VALUE ...]",
-        instance_from_str=loss_from_words,
-        is_instance=lambda value: value is None or dataclasses.is_dataclass(value),
-        str_from_instance=_words_of_loss,
-    )
+def config_from_json(text: str) -> Config:
+    """Inverse of `config_to_json`.
 
-
-def _plain(text: str) -> bool | int | float | str:
-    """A setting as it is typed: true, false, a number, or a word."""
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
-
-
-def loss_from_words(words: Sequence[str]) -> PrototypeLoss | None:
-    """The prototype loss of words such as proxy_anchor scale=16; module:Class is imported; None for none.
+    A setting that is newer than the text takes its default, so a new setting's default must be what the
+    program did before. The network is exempt: the settings that its weights depend on must be there, but for
+    `NEWER_THAN_SOME_WEIGHTS`.
 
     Raises:
-      UserError: no such loss, or settings that it does not take.
+      ValueError: unknown fields, a network without all its settings, or values that the tree refuses.
     """
-    name, *settings = words or [""]
-    if name == "none" and not settings:
-        return None
-    kind = _own_loss(name) if ":" in name else prototype_losses().get(name)
-    if kind is None:
-        names = ", ".join([*prototype_losses(), "none"])
-        raise UserError(f"--loss.prototype {name}: give one of {names}, or module:Class for one of your own")
-    values = {}
-    for setting in settings:
-        field, _, text = setting.partition("=")
-        values[field] = _plain(text)
-    try:
-        loss: PrototypeLoss = build(kind, values, "loss.prototype")
-    except (ValueError, TypeError) as error:
-        takes = ", ".join(f"{field.name}=..." for field in dataclasses.fields(kind)) or "no settings"  # type: ignore[arg-type]
-        raise UserError(f"--loss.prototype {' '.join(words)}: {error}; {name} takes {takes}") from error
-    return loss
+    return build(Config, _with_prototype(_with_precision(parse_json(text))), "config")
 
 
-def _words_of_loss(loss: Any) -> list[str]:
-    if loss is None:
-        return ["none"]
-    return [loss_name(loss), *(f"{name}={value}" for name, value in dataclasses.asdict(loss).items())]
+def read_config(path: Path, todo: str) -> Config:
+    """The configuration in a file of `config_to_json`.
+
+    Raises:
+      UserError: missing, damaged, or of another version.
+    """
+    with reading(path, todo):
+        return config_from_json(read_text(path, todo))
 
 
-def _own_loss(name: str) -> type[PrototypeLoss]:
-    """The class that module:Class names; the module is code, and is run."""
-    module, _, inside = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # an installed command does not look where it is started
-    try:
-        kind = getattr(importlib.import_module(module), inside)
-    except Exception as error:
+def _with_precision(values: Any) -> dict[str, Any]:
+    """Earlier versions had `model.compute_dtype` for both; without it they computed in float32."""
+    values = _mapping(values, "config")
+    model, train, inference = (
+        dict(_mapping(values.get(part, {}), f"config.{part}")) for part in ("model", "train", "inference")
+    )
+    before = model.pop("compute_dtype", "float32")
+    train.setdefault("precision", before)
+    inference.setdefault("precision", before)
+    parts = {"model": model, "train": train, "inference": inference}
+    return values | {name: part for name, part in parts.items() if part}
+
+
+_SETTINGS_OF_OLD = {
+    "concentration": {"gamma": "prototype_gamma", "pull": "prototype_pull"},
+    "dce": {"gamma": "prototype_gamma"},
+    "gcpl": {"gamma": "prototype_gamma", "pull": "prototype_pull"},
+    "center": {},
+    "supcon": {"temperature": "supcon_temperature"},
+    "proxy_anchor": {"scale": "proxy_scale", "margin": "proxy_margin"},
+    "triplet_hard": {"margin": "triplet_margin"},
+}
+"""Earlier versions had the settings of all losses side by side: name -> setting -> its old place."""
+
+
+def _with_prototype(values: dict[str, Any]) -> dict[str, Any]:
+    """Earlier versions named the loss `loss.prototype_loss`."""
+    loss = dict(_mapping(values.get("loss", {}), "config.loss"))
+    if "prototype_loss" not in loss:
+        return values
+    name = loss.pop("prototype_loss")
+    moved = _SETTINGS_OF_OLD.get(name, {}) if isinstance(name, str) else {}
+    settings = {new: loss[old] for new, old in moved.items() if old in loss}
+    for old in {old for names in _SETTINGS_OF_OLD.values() for old in names.values()}:
+        loss.pop(old, None)
+    return values | {"loss": loss | {"prototype": None if name == "none" else _as_json(name, settings)}}
+
+
+@dataclasses.dataclass(frozen=True)
+class ForeignLoss:
+    """A loss that a file names and the package has not, kept as it stands: reading a file imports no code."""
+
+    name: str  # module:Class
+    settings: tuple[tuple[str, Any], ...]
+
+    def __call__(self, embeddings: Any, labels: Any, valid: Any, prototypes: Any, key: Any = None) -> Any:
+        """Raises UserError: only a command line or a configuration can name code to run."""
         raise UserError(
-            f"--loss.prototype {name}: cannot be imported ({type(error).__name__}: {shortened(str(error))}); "
-            f"start the command in the folder of {module}.py"
-        ) from error
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and "__call__" in dir(kind)):
-        raise UserError(f"--loss.prototype {name}: must be a dataclass with __call__ (docs/losses.md)")
-    return typing.cast("type[PrototypeLoss]", kind)
+            f"{self.name}: the weights were trained with this loss, which is not the package's; to train on "
+            f"with it, give model and loss by a configuration, with --loss.prototype {self.name}"
+        )
 
 
-_PART_OF_THE_LOSS = frozenset(
-    f"--loss.{name}"
-    for name in (
-        "prototype-loss",
-        "prototype-gamma",
-        "prototype-pull",
-        "supcon-temperature",
-        "proxy-scale",
-        "proxy-margin",
-        "triplet-margin",
-    )
-)
+def loss_name(loss: PrototypeLoss) -> str:
+    """Short name of a loss of the package, else module:Class."""
+    kind = type(loss)
+    short = {each: name for name, each in prototype_losses().items()}
+    return short.get(kind, f"{kind.__module__}:{kind.__qualname__}")
 
 
-def override(config: Config, arguments: Sequence[str], prog: str) -> Config:
-    """The configuration with dotted overrides, e.g. `--train.steps 500`; help comes from the dataclasses.
+def loss_to_json(loss: PrototypeLoss | None) -> dict[str, Any] | None:
+    """Name and settings."""
+    if loss is None:
+        return None
+    if isinstance(loss, ForeignLoss):
+        return _as_json(loss.name, dict(loss.settings))
+    return _as_json(loss_name(loss), dataclasses.asdict(loss))  # type: ignore[call-overload]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _as_json(name: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "settings": settings}
+
+
+def _loss_from_json(values: Any, where: str) -> PrototypeLoss | None:
+    if values is None:
+        return None
+    values = _mapping(values, where)
+    name, settings = values.get("name"), _mapping(values.get("settings", {}), f"{where}.settings")
+    if isinstance(name, str) and set(values) <= {"name", "settings"}:
+        if name in prototype_losses():
+            return build(prototype_losses()[name], settings, where)
+        if re.fullmatch(r"[\w.]{1,200}:[\w.]{1,200}", name):
+            return ForeignLoss(name, tuple((key, _frozen(value)) for key, value in sorted(settings.items())))
+    raise ValueError(f"{where} names {shortened(ascii(name), 40)}, which is no loss")
+
+
+def _mapping(values: Any, where: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is no JSON object")
+    return values
+
+
+def build(kind: type, values: Any, where: str) -> Any:
+    """A dataclass from JSON values of its fields, all of which are checked; `where` names it in errors.
 
     Raises:
-      UserError: an option of earlier versions, or a prototype loss that is none.
+      ValueError: unknown fields, or values of another type.
     """
-    for word in arguments:
-        if word.split("=")[0].replace("_", "-") in _PART_OF_THE_LOSS:
-            raise UserError(
-                f"{word}: is part of --loss.prototype NAME [SETTING=VALUE ...] now, "
-                "such as --loss.prototype proxy_anchor scale=16"
-            )
-    return tyro.cli(Config, default=config, args=list(arguments), prog=prog, registry=SETTINGS)
+    # Weights come from anywhere, and their configuration decides the size of arrays and which code runs. So
+    # nothing is taken on trust: a name that no field has is an error, as are a value of another type, a
+    # number that is not finite, and a network that leaves a setting to a default, which may have changed.
+    values = _mapping(values, where)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - set(fields))
+    optional = HOW_IT_IS_COMPUTED | NEWER_THAN_SOME_WEIGHTS
+    missing = sorted(set(fields) - set(values) - optional) if kind is ModelConfig else []
+    if unknown or missing:
+        faults = {f"has unknown fields {unknown}": unknown, f"lacks {missing}": missing}
+        raise ValueError(f"{where} {' and '.join(text for text, names in faults.items() if names)}")
+    hints = typing.get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        if PrototypeLoss in typing.get_args(hints[name]):
+            arguments[name] = _loss_from_json(value, f"{where}.{name}")
+        elif dataclasses.is_dataclass(hints[name]):
+            arguments[name] = build(hints[name], value, f"{where}.{name}")
+        else:
+            if not _fits(value, hints[name]):
+                raise ValueError(f"{where}.{name} is {shortened(ascii(value), 40)}, which it must not be")
+            arguments[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**arguments)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is of a field's type; numbers are finite, lists no longer than any need be."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        if not isinstance(value, list) or len(value) > _LONGEST_LIST:
+            return False
+        kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return type(value) is int and abs(value) < 2**53
+    return type(value) is kind

@@ -1,13 +1,23 @@
-"""What JAX computes on, in a line for people; and how a training process holds its memory."""
+"""What JAX computes on and how fast that is at best; how a process holds its memory and compiled programs.
+
+Sources of the figures, read in November 2026: docs.cloud.google.com/tpu/docs/v5e and /v5p; NVIDIA's H100 data
+sheet (SXM, figures without sparsity) and its DGX H100 data sheet (one 400 Gb/s adapter per GPU).
+"""
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from cmb_jax.errors import UserError
 from cmb_jax.progress import tell
@@ -54,9 +64,9 @@ def idle_accelerators(root: Path = Path("/")) -> dict[str, tuple[str, tuple[str,
     """Accelerators of this machine by the extra that uses them, with the files that show them."""
     found = {}
     for extra, (name, paths) in _TRACES.items():
-        there = tuple(path for path in paths if (root / path.lstrip("/")).exists())
-        if there:
-            found[extra] = (name, there)
+        present = tuple(path for path in paths if (root / path.lstrip("/")).exists())
+        if present:
+            found[extra] = (name, present)
     return found
 
 
@@ -93,3 +103,123 @@ def use_compilation_cache() -> None:
         return  # a read-only home costs time, not results
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """One device and its links. Links count one direction."""
+
+    name: str
+    bfloat16_flops: float  # 1/s, a multiply-add being two
+    float32_flops: float  # 1/s of mixed precision: TPUs round products to bfloat16, H100s to TF32
+    flops_share: float  # of that, what convolutions are taken to reach
+    memory_bytes: float
+    memory_bandwidth: float  # bytes/s
+    link_bandwidth: float  # bytes/s of a device to the others of its domain
+    domain: int  # devices that are linked so; beyond it the network counts
+    network_bandwidth: float  # bytes/s of a device to other domains
+    kinds: tuple[str, ...] = ()  # `jax.Device.device_kind` of it
+
+    def flops(self, precision: str) -> float:
+        """Peak operations per second; of "float32" that of "mixed", since the table has no other."""
+        return self.bfloat16_flops if precision == "bfloat16" else self.float32_flops
+
+
+_ASSUMED = 0.5  # no accelerator has been measured
+
+ACCELERATORS = {
+    "v5e": Hardware(
+        name="TPU v5e",
+        bfloat16_flops=197e12,
+        float32_flops=197e12,
+        flops_share=_ASSUMED,
+        memory_bytes=16e9,
+        memory_bandwidth=819e9,
+        link_bandwidth=200e9,
+        domain=256,
+        network_bandwidth=3.125e9,
+        kinds=("TPU v5 lite", "TPU v5e"),
+    ),
+    "v5p": Hardware(
+        name="TPU v5p",
+        bfloat16_flops=459e12,
+        float32_flops=459e12,
+        flops_share=_ASSUMED,
+        memory_bytes=95e9,
+        memory_bandwidth=2765e9,
+        link_bandwidth=600e9,
+        domain=8960,
+        network_bandwidth=6.25e9,
+        kinds=("TPU v5", "TPU v5p"),
+    ),
+    "h100": Hardware(
+        name="H100 SXM",
+        bfloat16_flops=989e12,
+        float32_flops=494e12,
+        flops_share=_ASSUMED,
+        memory_bytes=80e9,
+        memory_bandwidth=3350e9,
+        link_bandwidth=450e9,
+        domain=8,
+        network_bandwidth=50e9,
+        kinds=("NVIDIA H100 80GB HBM3",),
+    ),
+}
+
+# Of a matrix product, what our convolutions reach where memory does not bound them (docs/performance.md).
+_OF_OUR_KERNELS = 0.8
+_PRODUCT_EDGE = 1536
+_COPIED_FLOATS = 32 * 2**20
+_REPEATS = 8  # the first few ask the system for the memory that the later ones find
+
+
+def measured_cpu() -> Hardware:
+    """This machine's processor as one device: a float32 matrix product and a copy, the best of a few.
+
+    Takes about half a second on two idle cores. Without `keep_freed_memory` the copy mostly waits for new
+    pages. Simulated devices share the processor: links are copies in its memory.
+    """
+    flops = _product_flops()
+    bandwidth = 8 * _COPIED_FLOATS / _least_seconds(jax.jit(lambda x: x + 1), jnp.zeros(_COPIED_FLOATS))
+    return Hardware(
+        name="this machine's processor",
+        bfloat16_flops=flops,  # that of float32: what it gains by bfloat16 is not measured
+        float32_flops=flops,
+        flops_share=_OF_OUR_KERNELS,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bandwidth=bandwidth,
+        link_bandwidth=bandwidth,
+        domain=jax.device_count(),
+        network_bandwidth=bandwidth,
+    )
+
+
+def peak_flops(device: Any, precision: str) -> float | None:
+    """Peak operations per second of a JAX device; of a processor as measured now, else from the table.
+
+    Args:
+        device: the table knows it by its `device_kind`.
+        precision: of training, see `config.TrainConfig`.
+
+    Returns:
+        None for a device that is not in the table.
+    """
+    if device.platform == "cpu":
+        return _product_flops()
+    known = [h.flops(precision) for h in ACCELERATORS.values() if device.device_kind in h.kinds]
+    return known[0] if known else None
+
+
+def _product_flops() -> float:
+    a = jnp.asarray(np.random.default_rng(0).standard_normal((_PRODUCT_EDGE,) * 2, np.float32))
+    return 2 * _PRODUCT_EDGE**3 / _least_seconds(jax.jit(jnp.dot), a, a)
+
+
+def _least_seconds(function: Callable[..., jax.Array], *arguments: jax.Array) -> float:
+    jax.block_until_ready(function(*arguments))  # compiles
+    seconds = []
+    for _ in range(_REPEATS):
+        tick = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        seconds.append(time.perf_counter() - tick)
+    return min(seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
@@ -124,3 +124,17 @@ def track(
         for item in items:
             yield item
             bar.update()
+
+
+Say = Callable[[str], None]
+"""Callback for progress messages."""
+
+
+def stopwatch() -> Say:
+    """A callback that prints progress messages on stderr with the seconds since now."""
+    tick = time.perf_counter()
+
+    def say(text: str) -> None:
+        tell(f"[{time.perf_counter() - tick:6.1f} s] {text}")
+
+    return say

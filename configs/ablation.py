@@ -1,12 +1,12 @@
 """The four configurations of the detector, from three seeds each: what fusion and prototypes do.
 
-python -m cmb_jax.experiments.ablation --config configs/ablation.py --workdir runs/ablation
+cmb-jax ablate --config configs/ablation.py --workdir runs/ablation
 
 `get_config` is what all variants share: configs/small.py with smaller patches and fewer steps.
 """
 
 from cmb_jax.config import Config, DataConfig, TrainConfig
-from cmb_jax.experiments.runs import Grid, four_configurations
+from cmb_jax.research.runs import Grid, four_configurations
 
 
 def get_config() -> Config:

@@ -1,6 +1,6 @@
 """The plain RPN against fusion with prototypes, 8000 steps each, all anchors alike in the objectness loss.
 
-python -m cmb_jax.experiments.ablation --config configs/ablation_long.py --workdir runs/long
+cmb-jax ablate --config configs/ablation_long.py --workdir runs/long
 """
 
 import dataclasses
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cmb_jax.config import Config, DataConfig, LossConfig, ModelConfig
 from cmb_jax.config_load import config_from_file
-from cmb_jax.experiments.runs import Grid, four_configurations
+from cmb_jax.research.runs import Grid, four_configurations
 
 
 def get_config() -> Config:

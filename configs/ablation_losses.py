@@ -1,13 +1,12 @@
 """The full detector with each prototype loss and miner, from two seeds each.
 
-python -m cmb_jax.experiments.ablation --config configs/ablation_losses.py --workdir runs/losses
+cmb-jax ablate --config configs/ablation_losses.py --workdir runs/losses
 
 Losses without prototypes of their own let them follow the samples, so that the page can show them.
 """
 
 from cmb_jax.config import Config, DataConfig, TrainConfig
-from cmb_jax.experiments.runs import Grid, four_configurations
-from cmb_jax.losses.prototype import (
+from cmb_jax.detector.prototype_losses import (
     Center,
     DistanceCrossEntropy,
     HardestTriplet,
@@ -15,6 +14,7 @@ from cmb_jax.losses.prototype import (
     ProxyAnchor,
     SupervisedContrastive,
 )
+from cmb_jax.research.runs import Grid, four_configurations
 
 
 def get_config() -> Config:

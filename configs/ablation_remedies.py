@@ -1,6 +1,6 @@
 """What might make prototypes, or the detector at all, do more: one change each.
 
-python -m cmb_jax.experiments.ablation --config configs/ablation_remedies.py --workdir runs/remedies
+cmb-jax ablate --config configs/ablation_remedies.py --workdir runs/remedies
 
 All go on from weights that were trained to the end, so that a short run compares finished detectors. The
 study of docs/results.md went on from the `small` of commit f219362, which had no tower for the boxes and no
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cmb_jax.config import Config, DataConfig, LossConfig
 from cmb_jax.config_load import config_from_file
-from cmb_jax.experiments.runs import Grid, four_configurations
+from cmb_jax.research.runs import Grid, four_configurations
 
 # Cross-entropy of a random choice of negatives instead of the focal loss of all (Ren et al. 2015).
 FASTER_RCNN = {"sampled_negatives": 128, "focal_gamma": 0.0}

@@ -16,9 +16,9 @@ from flax import nnx
 import cmb_jax
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode
 from cmb_jax.config import Config, InferenceConfig
+from cmb_jax.detector.functional import params_of
+from cmb_jax.detector.network import Detector
 from cmb_jax.inference.bundle import save_bundle
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import params_of
 from tests.tiny import TINY_MODEL
 
 SHAPE = (48, 56, 24)

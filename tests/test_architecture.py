@@ -47,7 +47,7 @@ def allowed() -> dict[str, set[str]]:
     table = {}
     for part, cell in rows:
         named = set(re.findall(r"`([a-z_]+)`", cell))
-        everything = {name for name, _ in rows} | {"config", "hardware", "devices"}
+        everything = {name for name, _ in rows} | {"config", "devices"}
         table[part] = everything - named if cell.strip().startswith("everything but") else named
     return table
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cmb_jax.cli.settings import override
 from cmb_jax.config import (
     Config,
     DataConfig,
@@ -16,17 +17,16 @@ from cmb_jax.config import (
     PhantomConfig,
     TrainConfig,
 )
-from cmb_jax.config_io import config_from_json, config_to_json, without_paths
-from cmb_jax.config_load import config_from_file, override
-from cmb_jax.errors import UserError
-from cmb_jax.inference.bundle import load_bundle
-from cmb_jax.losses.prototype import (
+from cmb_jax.config_load import config_from_file, config_from_json, config_to_json, without_paths
+from cmb_jax.detector.prototype_losses import (
     Center,
     Concentration,
     NearestPrototype,
     ProxyAnchor,
     SupervisedContrastive,
 )
+from cmb_jax.errors import UserError
+from cmb_jax.inference.bundle import load_bundle
 from cmb_jax.training.run import with_start
 
 ROOT = Path(__file__).resolve().parent.parent

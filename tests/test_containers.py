@@ -53,6 +53,8 @@ def test_recipes_copy_what_is_there_and_run_as_no_root():
     for source in re.findall(r"^COPY (?!--from)(\S+) ", docker, re.MULTILINE):
         assert (ROOT / source).exists(), source
     assert re.search(r"^USER [1-9]\d*$", docker, re.MULTILINE)
+    # else Podman takes the working directory, and caches lie among the derivatives
+    assert re.search(r"^ENV HOME=/nonexistent", docker, re.MULTILINE)
     apptainer = (ROOT / "containers/cmb-jax.def").read_text()
     files = re.search(r"%files\n(.*?)\n\n", apptainer, re.DOTALL)[1].split("\n")
     for line in files:

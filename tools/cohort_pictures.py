@@ -14,12 +14,12 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from cmb_jax.commands.demo import BUNDLED, SUBJECT
 from PIL import Image
 from playwright.sync_api import sync_playwright
 from scipy import ndimage
 
-from cmb_jax.bids_app.dataset import GROUP_PAGE
+from cmb_jax.cli.demo import BUNDLED, SUBJECT
+from cmb_jax.cohort.dataset import GROUP_PAGE
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 ANAT = BUNDLED / SUBJECT / "anat"

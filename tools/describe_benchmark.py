@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 
 from cmb_jax.phantom import MimicKind
-from cmb_jax.phantom.version import VERSION, check_phantom_version
+from cmb_jax.phantom.tree import VERSION, check_phantom_version
 from cmb_jax.phantom.visibility import mimic_candidates
 from cmb_jax.progress import track
 

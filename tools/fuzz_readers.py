@@ -520,8 +520,8 @@ def read_verdict_folder(path: Path) -> object:
 
 
 def make_index(folder: Path) -> Path:
-    from cmb_jax.datasets.index_file import write_index
-    from cmb_jax.datasets.types import Case, DatasetIndex, MaskTruth, PointTruth
+    from cmb_jax.datasets.cases import Case, DatasetIndex, MaskTruth, PointTruth
+    from cmb_jax.datasets.index import write_index
 
     (folder / "data").mkdir()
     nifti(folder / "data", "a.nii.gz")
@@ -538,7 +538,7 @@ def make_index(folder: Path) -> Path:
 
 
 def read_index(path: Path) -> object:
-    from cmb_jax.datasets.index_file import read_index as read
+    from cmb_jax.datasets.index import read_index as read
 
     return repr(read(path)[0])
 
@@ -578,8 +578,7 @@ def bundled_record(folder: Path) -> Path:
 
 def read_description(path: Path) -> object:
     from cmb_jax.config import Config
-    from cmb_jax.inference.bundle import WeightsBundle
-    from cmb_jax.inference.weights_record import describe
+    from cmb_jax.inference.bundle import WeightsBundle, describe
 
     config = Config()
     config = dataclasses.replace(
@@ -595,13 +594,13 @@ def read_description(path: Path) -> object:
 
 def small_config(folder: Path) -> Path:
     from cmb_jax.config import Config
-    from cmb_jax.config_io import config_to_json
+    from cmb_jax.config_load import config_to_json
 
     return text("config.json", config_to_json(Config()))(folder)
 
 
 def read_configuration(path: Path) -> object:
-    from cmb_jax.config_io import read_config
+    from cmb_jax.config_load import read_config
 
     return repr(read_config(path, "do this"))
 
@@ -632,14 +631,14 @@ def read_pack(path: Path) -> object:
 
 
 def make_kept(folder: Path) -> Path:
-    from cmb_jax.experiments.detections import write_kept
+    from cmb_jax.research.findings import write_kept
 
     write_kept(folder / "kept.npz", "this", {"a": np.arange(500.0), "b": np.array(["x"])})
     return folder / "kept.npz"
 
 
 def read_kept_arrays(path: Path) -> object:
-    from cmb_jax.experiments.detections import read_kept
+    from cmb_jax.research.findings import read_kept
 
     found = read_kept(path, "this")
     if found is None:
@@ -677,17 +676,6 @@ def read_store(path: Path) -> object:
     return repr([(part().shape, part().tobytes()) for part in (*parts, subject.brain_points)])
 
 
-def make_region_state(folder: Path) -> Path:
-    np.savez(folder / "out.state.npz", np.arange(4.0), np.ones((2, 2)))
-    return folder / "out.state.npz"
-
-
-def read_region_state(path: Path) -> object:
-    from cmb_jax.regions.train import _restore
-
-    return repr(_restore(path.with_name("out"), [np.zeros(4), np.zeros((2, 2))]))  # type: ignore[arg-type]
-
-
 def make_views(folder: Path) -> Path:
     np.savez_compressed(
         folder / "v.npz", images=np.zeros((2, 4, 4, 4), np.uint8), code=np.zeros((4, 4, 4), np.uint8)
@@ -718,13 +706,13 @@ def read_metrics(path: Path) -> object:
 
 
 def read_run_log(path: Path) -> object:
-    from cmb_jax.experiments.runs import _times
+    from cmb_jax.research.runs import _times
 
     return repr(_times(path))
 
 
 def read_train_log(path: Path) -> object:
-    from cmb_jax.training.logs import TrainLog
+    from cmb_jax.training.monitor import TrainLog
 
     with tempfile.TemporaryDirectory() as other:
         shutil.copy(path, Path(other) / "metrics.csv")
@@ -733,10 +721,16 @@ def read_train_log(path: Path) -> object:
         return (Path(other) / "metrics.csv").read_bytes()
 
 
+def read_losses(path: Path) -> object:
+    from cmb_jax.training.regions import _last_losses
+
+    return repr(_last_losses(path))
+
+
 def read_run_record(path: Path) -> object:
     from types import SimpleNamespace
 
-    from cmb_jax.experiments.runs import _record
+    from cmb_jax.research.runs import _record
 
     (path.parent / "weights.safetensors").touch()
     try:
@@ -790,27 +784,27 @@ def make_provenance(folder: Path) -> Path:
 
 
 def read_made(path: Path) -> object:
-    from cmb_jax.bids_app.result import read_provenance
+    from cmb_jax.cohort.result import read_provenance
 
     return repr(read_provenance(path))
 
 
 def read_failure(path: Path) -> object:
-    from cmb_jax.bids_app.failures import read_reason, read_status
+    from cmb_jax.cohort.failures import read_reason, read_status
 
     return repr((read_reason(path), read_status(path)))
 
 
 def read_data_set(path: Path) -> object:
-    from cmb_jax.calibration.labeled import tree_name
+    from cmb_jax.calibration import tree_name
     from cmb_jax.datasets.bids.reader import is_result
-    from cmb_jax.phantom.version import phantom_version
+    from cmb_jax.phantom.tree import phantom_version
 
     return repr((tree_name(path.parent), is_result(path.parent), phantom_version(path.parent)))
 
 
 def read_sidecar(path: Path) -> object:
-    from cmb_jax.datasets.bids.names import parse_name
+    from cmb_jax.datasets.bids.layout import parse_name
     from cmb_jax.datasets.bids.sidecar import facts_beside, read_facts
     from cmb_jax.implant.scan import echo_times, field_strength, sidecar
 
@@ -829,7 +823,7 @@ def read_detections(path: Path) -> object:
 
 
 def read_points(path: Path) -> object:
-    from cmb_jax.datasets.sheets import read_csv
+    from cmb_jax.datasets.tables import read_csv
 
     return repr(read_csv(path, ("x_mm", "y_mm", "z_mm")))
 
@@ -864,7 +858,7 @@ def make_sheet(folder: Path) -> Path:
 
 
 def read_workbook(path: Path) -> object:
-    from cmb_jax.datasets.sheets import read_sheet
+    from cmb_jax.datasets.tables import read_sheet
 
     return repr(read_sheet(path))
 
@@ -877,7 +871,7 @@ def make_mat(folder: Path) -> Path:
 
 
 def read_matrix(path: Path) -> object:
-    from cmb_jax.datasets.matlab import read_mat
+    from cmb_jax.datasets.tables import read_mat
 
     return repr(read_mat(path, ("cen",)))
 
@@ -908,7 +902,7 @@ def read_image(path: Path) -> object:
 
 def read_stored(path: Path) -> object:
     from cmb_jax.io.header import open_nifti
-    from cmb_jax.io.storage import stored_values
+    from cmb_jax.io.nifti import stored_values
 
     return stored_values(open_nifti(path)).tobytes()
 
@@ -926,8 +920,8 @@ def make_mask(folder: Path) -> Path:
 
 
 def read_mask(path: Path) -> object:
+    from cmb_jax.datasets.cases import Case, MaskTruth
     from cmb_jax.datasets.lesions import lesions_of
-    from cmb_jax.datasets.types import Case, MaskTruth
 
     case = Case(
         case_id="a", patient_id="a", cohort="c", images={"swi": "image.nii"}, truth=MaskTruth(path="mask.nii")
@@ -937,8 +931,8 @@ def read_mask(path: Path) -> object:
 
 
 def read_header(path: Path) -> object:
-    from cmb_jax.datasets.bids.candidates import _grid
-    from cmb_jax.datasets.grid import read_grid
+    from cmb_jax.datasets.bids.choice import _grid
+    from cmb_jax.datasets.images import read_grid
 
     return repr((read_grid(path), _grid(path)))
 
@@ -974,13 +968,13 @@ def python_config(folder: Path) -> Path:
 
 
 def read_bids_filter(path: Path) -> object:
-    from cmb_jax.datasets.bids.filter import read_filter
+    from cmb_jax.datasets.bids.layout import read_filter
 
     return repr(read_filter(path))
 
 
 def read_comparison(path: Path) -> object:
-    from cmb_jax.bids_app.cohort_page import _compared
+    from cmb_jax.cohort.cohort_page import _compared
 
     return repr(list(_compared(path, {"ab" * 32: 1})))
 
@@ -1003,9 +997,8 @@ def read_picture(path: Path) -> object:
 def read_dicom_pixels(path: Path) -> object:
     from pydicom.errors import InvalidDicomError
 
-    from cmb_jax.dicom.convert import _hand_over
-    from cmb_jax.dicom.files import has_mark
-    from cmb_jax.dicom.values import _pixels
+    from cmb_jax.dicom.convert import _hand_over, _pixels
+    from cmb_jax.dicom.folder import has_mark
 
     try:
         has_mark(path)
@@ -1032,11 +1025,9 @@ KINDS: dict[str, Kind] = {
         ("evaluation.read:read_detections_volume", "evaluation.read:read_truth_volume"),
     ),
     "nifti_mask": Kind(make_mask, read_mask, ("datasets.lesions:_label",)),
-    "nifti_header": Kind(
-        lambda f: nifti(f, "a.nii"), read_header, (*HEADER, "datasets.bids.candidates:_grid")
-    ),
+    "nifti_header": Kind(lambda f: nifti(f, "a.nii"), read_header, (*HEADER, "datasets.bids.choice:_grid")),
     "nifti_stored": Kind(
-        lambda f: nifti(f, "a.nii.gz"), read_stored, ("io.storage:stored_values",), checked=True
+        lambda f: nifti(f, "a.nii.gz"), read_stored, ("io.nifti:stored_values",), checked=True
     ),
     "dicom": Kind(make_dicom, read_dicom, ("dicom.folder:_read", "dicom.identity:source_headers"), share=0.5),
     "sidecar": Kind(
@@ -1053,15 +1044,15 @@ KINDS: dict[str, Kind] = {
         js("dataset_description.json", {"Name": "x", "GeneratedBy": [{"Name": "y"}], "PhantomVersion": 2}),
         read_data_set,
         (
-            *("calibration.labeled:tree_name", "datasets.bids.reader:is_result"),
-            "phantom.version:phantom_version",
+            *("calibration:tree_name", "datasets.bids.reader:is_result"),
+            "phantom.tree:phantom_version",
         ),
         "json",
     ),
-    "index": Kind(
-        make_index, read_index, ("datasets.index_file:read_index", "datasets.index_file:_load"), "json"
+    "index": Kind(make_index, read_index, ("datasets.index:read_index", "datasets.index:_load"), "json"),
+    "detections_csv": Kind(
+        text("d.csv", DETECTIONS), read_detections, ("io.tables:read_columns", "io.tables:read_rows"), "table"
     ),
-    "detections_csv": Kind(text("d.csv", DETECTIONS), read_detections, ("io.tables:read_columns",), "table"),
     "points_csv": Kind(
         text("p.csv", "x_mm;y_mm;z_mm;kind\n1;2;3;cmb\n"), read_points, ("io.tables:read_columns",), "table"
     ),
@@ -1080,10 +1071,10 @@ KINDS: dict[str, Kind] = {
     "workbook": Kind(
         make_sheet,
         read_workbook,
-        ("datasets.sheets:read_sheet", "datasets.sheets:_check_parts", "datasets.sheets:_cells"),
+        ("datasets.tables:read_sheet", "datasets.tables:_check_parts", "datasets.tables:_cells"),
         "zip",
     ),
-    "mat": Kind(make_mat, read_matrix, ("datasets.matlab:read_mat",)),
+    "mat": Kind(make_mat, read_matrix, ("datasets.tables:read_mat",)),
     "result_json": Kind(
         from_result("detections.json"),
         read_prediction,
@@ -1118,7 +1109,7 @@ KINDS: dict[str, Kind] = {
     ),
     "markups": Kind(exported("points.mrk.json"), read_reading, ("review.markups:_points",), "json"),
     "review_workbook": Kind(
-        exported("r.xlsx"), read_reading, ("datasets.sheets:read_sheet",), "zip", share=0.5
+        exported("r.xlsx"), read_reading, ("datasets.tables:read_sheet",), "zip", share=0.5
     ),
     "painted": Kind(exported("painted.nii.gz"), read_reading, HEADER, "gzip"),
     "review_record": Kind(
@@ -1135,19 +1126,18 @@ KINDS: dict[str, Kind] = {
         bundled_record,
         read_description,
         (
-            "inference.weights_record:read_weights_record",
-            "inference.weights_record:describe",
+            "inference.bundle:read_weights_record",
+            "inference.bundle:describe",
             "cli.weights:show",
         ),
         "json",
     ),
     "config_json": Kind(
-        small_config, read_configuration, ("config_io:read_config", "config_io:config_from_json"), "json"
+        small_config, read_configuration, ("config_load:read_config", "config_load:config_from_json"), "json"
     ),
     "config_py": Kind(python_config, read_python, ("config_load:made_by_file",), "python"),
     "pack": Kind(make_pack, read_pack, ("anatomy.assets:_read_pack",), "zip", checked=True),
-    "kept": Kind(make_kept, read_kept_arrays, ("experiments.detections:read_kept",), "zip"),
-    "region_state": Kind(make_region_state, read_region_state, ("regions.train:_restore",), "zip"),
+    "kept": Kind(make_kept, read_kept_arrays, ("research.detections:read_kept",), "zip"),
     "region_views": Kind(make_views, read_views, ("regions.phantoms:phantom_views",), "zip"),
     "stored_image": Kind(
         make_store("image.npy"), read_store, ("data.subjects:image", "data.subjects:mimics"), share=0.5
@@ -1167,31 +1157,37 @@ KINDS: dict[str, Kind] = {
     "run_log": Kind(
         text("metrics.csv", "step,loss,steps/s\n20,0.5,2.0\n40,0.4,2.5\n"),
         read_run_log,
-        ("experiments.runs:_times",),
+        ("research.runs:_times",),
         "table",
     ),
     "train_log": Kind(
         text("metrics.csv", "step,loss\n20,0.5\n40,0.4\n"),
         read_train_log,
-        ("training.logs:__init__", "training.logs:_widen"),
+        ("training.monitor:_read",),
+        "table",
+    ),
+    "region_log": Kind(
+        text("metrics.csv", "step,loss,cross_entropy,dice,side\n20,0.5,0.2,0.2,0.1\n40,0.4,0.2,0.1,0.1\n"),
+        read_losses,
+        ("training.regions:_last_losses",),
         "table",
     ),
     "run_record": Kind(
-        js("weights.json", {"steps": 100}), read_run_record, ("experiments.runs:_record",), "json"
+        js("weights.json", {"steps": 100}), read_run_record, ("research.runs:_record",), "json"
     ),
     "provenance": Kind(
-        make_provenance, read_made, ("bids_app.result:read_provenance", "bids_app.dataset:read_json"), "json"
+        make_provenance, read_made, ("cohort.result:read_provenance", "cohort.dataset:read_json"), "json"
     ),
     "failure": Kind(
         js("sub-1.json", {"Scan": "x", "Reason": "y"}),
         read_failure,
-        ("bids_app.failures:read_reason", "bids_app.failures:read_status"),
+        ("cohort.failures:read_reason", "cohort.failures:read_status"),
         "json",
     ),
     "bids_filter": Kind(
         js("f.json", {"swi": {"acquisition": "axial", "run": [1, 2]}, "phase": {"part": None}}),
         read_bids_filter,
-        ("datasets.bids.filter:read_filter",),
+        ("datasets.bids.layout:read_filter",),
         "json",
     ),
     "comparison": Kind(
@@ -1204,17 +1200,17 @@ KINDS: dict[str, Kind] = {
             },
         ),
         read_comparison,
-        ("bids_app.cohort_page:_compared",),
+        ("cohort.cohort_page:_compared",),
         "json",
     ),
     "picture": Kind(
-        make_picture, read_picture, ("report.projection:shrunk", "bids_app.cohort_page:_picture"), share=0.5
+        make_picture, read_picture, ("report.projection:shrunk", "cohort.cohort_page:_picture"), share=0.5
     ),
     "dicom_pixels": Kind(
         make_dicom,
         read_dicom_pixels,
         (
-            *("dicom.files:has_mark", "dicom.files:open_whole", "dicom.values:_pixels"),
+            *("dicom.folder:has_mark", "dicom.folder:open_whole", "dicom.convert:_pixels"),
             "dicom.convert:_hand_over",
         ),
         share=0.5,
@@ -1228,10 +1224,12 @@ KINDS: dict[str, Kind] = {
 }
 
 OWN = {
-    "anatomy.mni:template_landmarks": "comes with the package",
+    "anatomy.lookup:template_landmarks": "comes with the package",
     "anatomy.own_regions:freesurfer_table": "comes with the package",
     "dicom.convert:_is_of": "dcm2niix wrote it a moment before into a folder of this process",
     "io.atomic:sha256_file": "makes nothing of the content",
+    "io.header:_system_lines": "what the system says of its memory",
+    "training.regions:_last_losses": "the log of this run, which `monitor` has read at its start",
     "viewer.server:_post": "takes a request of the page, not a file; tests/viewer",
 }
 """Readers that read nothing from outside."""

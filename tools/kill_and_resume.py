@@ -17,7 +17,14 @@ from pathlib import Path
 
 sys.path.insert(0, os.getcwd())
 
-MODULES = ["jax", "grain", "orbax.checkpoint", "flax.nnx", "cmb_jax.training.loop", "tests.training.worker"]
+MODULES = [
+    "jax",
+    "grain",
+    "orbax.checkpoint",
+    "flax.nnx",
+    "cmb_jax.training.detector",
+    "tests.training.worker",
+]
 LONGEST_SECONDS = 3600  # that one attempt may take
 LONGEST_START_SECONDS = 20.0  # after which a process is killed that has made no step yet, if it shall be
 

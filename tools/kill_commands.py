@@ -22,8 +22,8 @@ sys.path.insert(0, os.getcwd())
 import nibabel as nib
 import numpy as np
 
-MODULES = ["nibabel", "jax", "flax.nnx", "cmb_jax.cli", "cmb_jax.cli.swi", "cmb_jax.cli.implant"]
-MODULES += ["cmb_jax.cli.review", "cmb_jax.cli.calibrate"]  # a wrong name is passed over without a word
+MODULES = ["nibabel", "jax", "flax.nnx", "cmb_jax.cli", "cmb_jax.cli.swi", "cmb_jax.cli.simulate"]
+MODULES += ["cmb_jax.cli.review", "cmb_jax.cli.weights"]  # a wrong name is passed over without a word
 SHAPE = (40, 44, 32)
 
 
@@ -66,9 +66,9 @@ def calibrate(folder):
     from flax import nnx
 
     from cmb_jax.config import Config, InferenceConfig
+    from cmb_jax.detector.functional import params_of
+    from cmb_jax.detector.network import Detector
     from cmb_jax.inference.bundle import save_bundle
-    from cmb_jax.models.detector import Detector
-    from cmb_jax.models.functional import params_of
     from tests.cli.test_calibrate import THRESHOLD, make_tree
     from tests.tiny import TINY_MODEL
 

@@ -21,9 +21,8 @@ def compiled_step(config, mesh):
     import jax
     import jax.numpy as jnp
 
-    from cmb_jax.boxes.anchors import Truths
-    from cmb_jax.training.state import init_state
-    from cmb_jax.training.step import DeviceBatch, make_step
+    from cmb_jax.detector.anchors import Truths
+    from cmb_jax.training.detector import DeviceBatch, init_state, make_step
 
     batch, (z, y, x), truths = config.data.batch_size, config.data.patch_shape, config.data.max_truths
     shapes = DeviceBatch(

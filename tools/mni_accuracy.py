@@ -3,9 +3,9 @@
     python tools/mni_accuracy.py --samples 5      # seconds per sample
     python tools/mni_accuracy.py --landmarks      # write the table of centers anew
 
-Each sample is a head as CMB-Phantom poses and warps it (`phantom.pose`), drawn at 2 mm in T2*-weighted
+Each sample is a head as CMB-Phantom poses and warps it (`phantom.head`), drawn at 2 mm in T2*-weighted
 contrast with the artifacts of the region network's training. The region network labels the image,
-`anatomy.mni` fits the affine, and at points of the brain the result is compared with where the point came
+`anatomy.lookup` fits the affine, and at points of the brain the result is compared with where the point came
 from in the head, brought to MNI space by the head's own lattice. For mni2009c, whose own shape is the
 template's, the error is that of warp and network; for the others it holds how people differ, too.
 """
@@ -20,14 +20,13 @@ import numpy as np
 import tyro
 
 from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
-from cmb_jax.anatomy.mni import FILE, fit_mni, landmarks_csv, landmarks_of
+from cmb_jax.anatomy.lookup import FILE, Landmarks, fit_mni, landmarks_of
 from cmb_jax.anatomy.pack import AnatomyPack
-from cmb_jax.anatomy.regions import ZONE_OF_REGION, RegionMap, Zone, region_of
+from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Side, Zone, region_of, side_of
 from cmb_jax.devices import use_compilation_cache
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.geometry import lattice_for
-from cmb_jax.phantom.packed import PackedAnatomy
-from cmb_jax.phantom.pose import random_pose, to_pack
+from cmb_jax.phantom.head import PackedAnatomy, random_pose, to_pack
 from cmb_jax.phantom.simulate import packed
 from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE
 from cmb_jax.regions.predict import predict_regions
@@ -71,9 +70,9 @@ def draw(
     extent = (GRID_MM * GRID_SHAPE[2], GRID_MM * GRID_SHAPE[1], GRID_MM * GRID_SHAPE[0])
     lattice = lattice_for(extent)
     atrophy = jax.random.uniform(age_key)
-    pose = random_pose(pose_key, anatomy, atrophy, anatomy.center_mm, lattice=lattice)
+    pose = random_pose(pose_key, anatomy, atrophy, lattice)
     image_mm = grid_mm()[::-1].reshape(3, -1).T
-    pack_mm = to_pack(pose, lattice, image_mm).reshape(*GRID_SHAPE, 3)
+    pack_mm = to_pack(pose, image_mm).reshape(*GRID_SHAPE, 3)
     points = jnp.moveaxis(pack_mm - anatomy.center_mm, -1, 0)[::-1]
     code = sample_nearest(source.code, points / CODE_MM)
     weights = material_weights(contrast_key, ContrastVariety(arbitrary=0.0))
@@ -115,6 +114,15 @@ def errors(pack: AnatomyPack, arguments: Arguments) -> list[tuple[np.ndarray, np
 def line(name: str, mm: np.ndarray) -> str:
     """A row of a table."""
     return f"| {name} | {mm.mean():.1f} | {np.median(mm):.1f} | {np.percentile(mm, 95):.1f} |"
+
+
+def landmarks_csv(landmarks: Landmarks) -> str:
+    """The table that `anatomy.lookup.template_landmarks` reads."""
+    lines = ["region,side,x_mm,y_mm,z_mm,volume_mm3"]
+    for each, (center, volume) in sorted(landmarks.items()):
+        region, side = Region(region_of(each)).name.lower(), Side(side_of(each)).name.lower()
+        lines.append(f"{region},{side},{center[0]:.2f},{center[1]:.2f},{center[2]:.2f},{volume:.0f}")
+    return "\n".join(lines) + "\n"
 
 
 def main(arguments: Arguments) -> None:

@@ -16,20 +16,21 @@ from typing import Any
 
 import tyro
 
-from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.common import run_cli
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.breakdown import ALONE, GROUP_ORDER, UNKNOWN, WITH_PHASE
 from cmb_jax.evaluation.subsets import ALL_SCANS
-from cmb_jax.inference.bundle import WeightsBundle, load_bundle
-from cmb_jax.inference.weights_record import (
+from cmb_jax.inference.bundle import (
+    WeightsBundle,
     calibration_lines,
     estimate_of,
+    load_bundle,
     operating_tables,
     read_weights_record,
     threshold_text,
 )
 from cmb_jax.io.atomic import atomic_write_text
-from cmb_jax.phantom.protocols import PROTOCOLS
+from cmb_jax.phantom.settings import PROTOCOLS
 from cmb_jax.report.evaluation_content import Table
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -396,4 +397,4 @@ def main(weights: str, eval: tuple[str, ...], out: Path, overwrite: bool = False
 
 
 if __name__ == "__main__":
-    run_for_people(lambda: tyro.cli(main, description=__doc__))
+    run_cli(lambda: tyro.cli(main, description=__doc__))

@@ -36,14 +36,14 @@ from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
 
 from cmb_jax.anatomy.regions import Region, region_of
-from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.common import run_cli
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.froc import FROC_RATES
 from cmb_jax.evaluation.subsets import ALL_SIZES, READERS_SIZE, SMALL, of_size
 from cmb_jax.phantom.geometry import Grid
-from cmb_jax.phantom.sample import solid_tissue
+from cmb_jax.phantom.simulate import solid_tissue
+from cmb_jax.phantom.tree import check_phantom_version
 from cmb_jax.phantom.types import FOCAL_MIMICS, MimicKind
-from cmb_jax.phantom.version import check_phantom_version
 from cmb_jax.phantom.visibility import Visibility, is_seen, visibility
 from cmb_jax.progress import track
 
@@ -297,4 +297,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    run_for_people(lambda: main(tyro.cli(Arguments, description=__doc__)))
+    run_cli(lambda: main(tyro.cli(Arguments, description=__doc__)))

@@ -7,6 +7,7 @@ Needs matplotlib (development requirements). Ten minutes of two cores.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -16,11 +17,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from cmb_jax.anatomy.assets import load_pack
 from cmb_jax.anatomy.regions import region_of, side_of
 from cmb_jax.devices import keep_freed_memory, use_compilation_cache
 from cmb_jax.phantom import PROTOCOLS, MimicKind, PhantomSubject, SubjectSettings, simulate_subject
 from cmb_jax.phantom.benchmark import ANATOMIES, TIER_OFFSET
-from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.phantom.visibility import mimic_candidates
 from cmb_jax.progress import track
 
@@ -32,7 +33,7 @@ EXAMPLES = 12  # of each kind
 
 def simulate() -> list[PhantomSubject]:
     """Two subjects of each protocol."""
-    packs, subjects = PackLoader(), []
+    packs, subjects = functools.cache(load_pack), []
     jobs = [(protocol, tier) for protocol in PROTOCOLS for tier in TIER_OFFSET]
     for index, (protocol, tier) in enumerate(track(jobs, "simulating")):
         settings = SubjectSettings(protocol=protocol, tier=tier, mean_cmbs=25.0)

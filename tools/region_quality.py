@@ -26,7 +26,7 @@ from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Side, Zone, region_of
 from cmb_jax.core.detection import RejectReason
 from cmb_jax.devices import use_compilation_cache
-from cmb_jax.evaluation.breakdown import wilson
+from cmb_jax.evaluation.statistics import wilson
 from cmb_jax.inference.predict import MAP_ERROR_MM
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import Volume

@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from cmb_jax.anatomy.assets import SUBJECT_SCANS, read_image, read_sources
 from cmb_jax.anatomy.build import AFFINE, SHAPE, place_scan, read_maps, resample
-from cmb_jax.anatomy.lattice import Lattice, lattice_image, read_lattice
+from cmb_jax.anatomy.pack import Lattice, lattice_image, read_lattice
 
 WARPS = Path(__file__).resolve().parent.parent / "cmb_jax" / "anatomy" / "warps"
 SPACING_MM = 4
@@ -71,7 +71,7 @@ def main() -> None:
         "--rigid", action="store_true", help="turn the scan upright first: its frame is not MNI's"
     )
     arguments = parser.parse_args()
-    scan = read_image(SUBJECT_SCANS[arguments.name])
+    scan = read_image(*SUBJECT_SCANS[arguments.name])
     sources = read_sources()
     mni = resample(sources.head_t1)
     with tempfile.TemporaryDirectory() as name:

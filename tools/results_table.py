@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import tyro
 
-from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.common import run_cli
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.breakdown import ALONE, WITH_PHASE
 from cmb_jax.evaluation.subsets import ALL_SIZES, COUNTED, LEFT_OUT, READERS_SIZE
-from cmb_jax.inference.weights_record import estimate_of
+from cmb_jax.inference.bundle import estimate_of
 from cmb_jax.io.atomic import atomic_write_text
 
 BEGIN, END = "<!-- results_table: begin -->", "<!-- results_table: end -->"
@@ -132,4 +132,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    run_for_people(lambda: main(tyro.cli(Arguments)))
+    run_cli(lambda: main(tyro.cli(Arguments)))

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -22,21 +24,22 @@ from nibabel.affines import apply_affine as transformed
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from cmb_jax.anatomy.assets import load_pack
+from cmb_jax.anatomy.pack import AnatomyPack
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.cli.predict import PredictOptions, predict
 from cmb_jax.devices import use_compilation_cache
 from cmb_jax.followup.compare import compare
 from cmb_jax.followup.time_point import read_time_point
+from cmb_jax.implant.effect import effect_of_groups
+from cmb_jax.implant.lesions import Lesions, place, random_lesions
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom import PROTOCOLS, PhantomSubject, SubjectSettings, simulate_subject
 from cmb_jax.phantom.geometry import Grid
-from cmb_jax.phantom.implant import effect_of_groups
-from cmb_jax.phantom.placement import Lesions, place, random_lesions
-from cmb_jax.phantom.tree import PackLoader
 from cmb_jax.phantom.visibility import is_seen, visibility
 from cmb_jax.scan.phase_sign import field_direction
-from cmb_jax.swi import susceptibility_weighted
+from cmb_jax.scan.swi import susceptibility_weighted
 
 FIRST_SEED = 5_000_000  # in no split of CMB-Phantom
 PROTOCOL_PAIRS = (("iso08", "iso08"), ("iso05", "iso08"), ("iso05", "iso05"))
@@ -76,7 +79,7 @@ class Complex:
         return frame
 
 
-def simulate(packs: PackLoader, seed: int, protocol: str) -> Complex:
+def simulate(packs: Callable[[str], AnatomyPack], seed: int, protocol: str) -> Complex:
     """A head without microbleeds."""
     settings = SubjectSettings(protocol=f"{protocol}raw", mean_cmbs=0.0, snr=NOISELESS)
     subject = simulate_subject(packs("mni2009c"), seed, settings)
@@ -169,7 +172,7 @@ def finish(rng: np.random.Generator, scan: Complex, lesions: Lesions, folder: Pa
     return np.asarray(is_seen(seen, jnp.float32(np.median(swi[scan.solid][::16]))))
 
 
-def make_pair(packs: PackLoader, number: int, folder: Path) -> None:
+def make_pair(packs: Callable[[str], AnatomyPack], number: int, folder: Path) -> None:
     """Images of both time points, and the truth."""
     rng = np.random.default_rng((FIRST_SEED, number))
     protocols = PROTOCOL_PAIRS[number % len(PROTOCOL_PAIRS)]
@@ -185,7 +188,7 @@ def make_pair(packs: PackLoader, number: int, folder: Path) -> None:
     status = np.repeat(list(counts), list(counts.values()))
     lesions = random_lesions(rng, max(len(status), 1), 0, DIAMETERS_MM, 3.0)
     apparent = lesions.apparent_mm(first.subject.te_ms, first.subject.b0_t)
-    lesions = place(rng, lesions, apparent, first.brain, first.spacing_mm, first.solid, None, None)
+    lesions = place(rng, lesions, apparent, first.brain, first.spacing_mm, first.solid)
     index = lesions.center_mm / np.array(first.spacing_mm)
     before = transformed(first.affine, index)
     after = transformed(transform, before)
@@ -230,7 +233,7 @@ def judge(folder: Path) -> dict[str, object]:
     at_truth, at_found = (
         transformed(np.array(m), points) for m in (truth["transform"], found.registration.matrix)
     )
-    free = list(found.changes)
+    free = list(found.content.changes)
     outcomes = []
     for lesion in truth["lesions"]:
         near = [c for c in free if np.linalg.norm(c.baseline_mm - lesion["baseline_mm"]) < HIT_MM]
@@ -263,7 +266,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=12)
     arguments = parser.parse_args()
     use_compilation_cache()
-    packs = PackLoader()
+    packs = functools.cache(load_pack)
     for number in range(arguments.pairs):
         folder = arguments.folder / f"pair{number:02d}"
         if not (folder / "truth.json").exists():

@@ -7,6 +7,7 @@ lengthen) and how much memory the page holds.
 """
 
 import argparse
+import itertools
 import shutil
 import statistics
 import tempfile
@@ -21,7 +22,7 @@ from cmb_jax.cli.view import open_server
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 FLAGS = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--disable-quic"]
 OPENED = 5  # times, each in a context of its own
-READERS = {"AB": "mmxmmmpm5mmum", "CD": "mmmmmmpmxmmmm"}
+READERS = {"AB": "mmxmmmpm5mmum", "CD": "mmmmmmpmxmmmm"}  # keys, used over and over
 
 
 def picture(page: Page, name: str) -> None:
@@ -36,8 +37,9 @@ def read_all(page: Page, reader: str) -> None:
     page.fill("#initials", reader)
     page.keyboard.press("Enter")
     page.wait_for_function("name => document.getElementById('reader').textContent.includes(name)", arg=reader)
-    page.locator(".row").first.click()
-    for key in READERS[reader]:
+    rows = page.locator(".row")
+    rows.first.click()
+    for key in itertools.islice(itertools.cycle(READERS[reader]), rows.count()):
         page.keyboard.press(key)
         page.keyboard.press("j")
     page.wait_for_function("() => document.getElementById('save').textContent.startsWith('Saved')")

@@ -16,18 +16,17 @@ from pathlib import Path
 
 import numpy as np
 
-from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.common import run_cli
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.devices import use_compilation_cache
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.bootstrap import froc_metrics, paired_bootstrap_froc
 from cmb_jax.evaluation.breakdown import name_by_mimic
 from cmb_jax.evaluation.froc import FROC_RATES, FrocEvents
-from cmb_jax.experiments.detections import SetDetections
-from cmb_jax.experiments.scores import RunScores, score_run
+from cmb_jax.evaluation.statistics import froc_metrics, paired_bootstrap_froc
 from cmb_jax.inference.bundle import load_bundle
-from cmb_jax.inference.prepared import detect, mimics_of, truth_of
-from cmb_jax.inference.proposals import ProposalFinder
+from cmb_jax.inference.proposals import ProposalFinder, detect, mimics_of, truth_of
+from cmb_jax.research.findings import SetDetections
+from cmb_jax.research.scores import RunScores, score_run
 
 PHASE = 1  # channel
 FALSE_POSITIVES = 2.0  # a scan, where kinds are counted
@@ -102,4 +101,4 @@ def compare(with_phase: FrocEvents, without: FrocEvents, scans: int) -> None:
 
 
 if __name__ == "__main__":
-    run_for_people(main)
+    run_cli(main)

@@ -11,10 +11,10 @@ import numpy as np
 from benchmarks import inputs
 from benchmarks.cases import Prepared
 from cmb_jax.config import Triple
-from cmb_jax.phantom.acquisition import crop_k_space, echo_signal
-from cmb_jax.phantom.field import convolve_dipole, smooth_size
-from cmb_jax.phantom.render import PADDING
-from cmb_jax.swi import susceptibility_weighted
+from cmb_jax.phantom.acquisition import cropped_spectrum
+from cmb_jax.phantom.field import PADDING, convolve_dipole, echo_signal
+from cmb_jax.phantom.geometry import smooth_size
+from cmb_jax.scan.swi import susceptibility_weighted
 
 SPACING_MM = (0.75, 0.75, 0.75)
 DIRECTION = (0.0, 0.139, 0.990)
@@ -38,7 +38,7 @@ def prepare(options: dict[str, Any], device: str) -> Prepared:
     def scan(chi: jax.Array, signal: jax.Array, r2_star: jax.Array) -> tuple[jax.Array, jax.Array]:
         field = convolve_dipole(chi, direction, spacing_mm=SPACING_MM, padded=(x, y, z))
         echo = echo_signal(signal, r2_star, field, jnp.float32(TE_MS), jnp.float32(B0_T))
-        low = crop_k_space(echo, matrix)
+        low = jnp.fft.ifftn(cropped_spectrum(echo, matrix))
         image = susceptibility_weighted(jnp.abs(low), jnp.angle(low), acquired_mm(shape, matrix))
         return image.swi, image.filtered_phase
 

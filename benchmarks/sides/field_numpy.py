@@ -6,17 +6,16 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy.fft import next_fast_len
 
 from benchmarks import inputs
 from benchmarks.cases import Prepared
 from benchmarks.sides.field_jax import B0_T, DIRECTION, SPACING_MM, TE_MS, acquired_mm
 from cmb_jax.config import Triple
-from cmb_jax.phantom.field import smooth_size
-from cmb_jax.phantom.protocols import GAMMA_BAR_MHZ_PER_T
-from cmb_jax.phantom.render import PADDING
-from cmb_jax.swi.filters import fast_length
+from cmb_jax.phantom.field import GAMMA_BAR_MHZ_PER_T, PADDING
+from cmb_jax.phantom.geometry import smooth_size
 
-HOMODYNE_MM = 8.0  # width of the homodyne filter, as in `cmb_jax.swi`
+HOMODYNE_MM = 8.0  # width of the homodyne filter, as in `cmb_jax.scan.swi`
 MARGIN = 16  # zero voxels that it adds to a slice
 
 
@@ -66,7 +65,7 @@ def dipole(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def crop(image: np.ndarray, matrix: Triple) -> np.ndarray:
-    """The low frequencies of a complex (X, Y, Z) image, as `cmb_jax.phantom.acquisition.crop_k_space`."""
+    """The low frequencies of a complex (X, Y, Z) image, as `cropped_spectrum` does."""
     for axis in (2, 0, 1):
         old, new = image.shape[axis], matrix[axis]
         positive = (new + 1) // 2
@@ -77,8 +76,8 @@ def crop(image: np.ndarray, matrix: Triple) -> np.ndarray:
 
 
 def weighted(image: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """SWI and filtered phase of a complex (X, Y, Z) image, as `cmb_jax.swi.susceptibility_weighted`."""
-    sizes = [fast_length(n + MARGIN) for n in image.shape[:2]]
+    """SWI and filtered phase of a complex (X, Y, Z) image, as `cmb_jax.scan.swi.susceptibility_weighted`."""
+    sizes = [next_fast_len(n + MARGIN, real=True) for n in image.shape[:2]]
     windows = []
     for size, step in zip(sizes, spacing_mm, strict=False):
         cycles = np.abs(np.fft.fftfreq(size, step)).astype(np.float32) * np.float32(HOMODYNE_MM)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from benchmarks import inputs
 from benchmarks.cases import Prepared
 from benchmarks.sides.on_jax import device_peak_mb
-from cmb_jax.boxes.nms import nms_3d
+from cmb_jax.detector.nms import nms_3d
 
 __all__ = ["device_peak_mb", "prepare"]
 

@@ -10,10 +10,10 @@ import jax
 from benchmarks import inputs
 from benchmarks.cases import Prepared
 from benchmarks.sides.on_jax import convolution_note, device_peak_mb
-from cmb_jax.boxes.anchors import Detections
+from cmb_jax.detector.anchors import Detections
+from cmb_jax.detector.network import forward_gflop
 from cmb_jax.inference.bundle import load_bundle
 from cmb_jax.inference.proposals import ProposalFinder
-from cmb_jax.models.flops import forward_gflop
 
 __all__ = ["device_peak_mb", "prepare"]
 

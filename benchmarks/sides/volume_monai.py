@@ -16,10 +16,10 @@ from benchmarks.cases import Prepared
 from benchmarks.sides.on_torch import device_peak_mb, fastest, finish, forms_of, start
 from benchmarks.torch_detector import STEM_STRIDE, TorchDetector, channels_first, channels_last
 from benchmarks.torch_weights import to_torch
-from cmb_jax.boxes.anchors import MAX_LOG_RATIO, anchor_sizes
 from cmb_jax.config import Config, Triple
+from cmb_jax.detector.anchors import MAX_LOG_RATIO, anchor_sizes
 from cmb_jax.inference.bundle import load_bundle
-from cmb_jax.inference.tiles import pad_to, round_up
+from cmb_jax.inference.proposals import pad_to, round_up
 
 __all__ = ["device_peak_mb", "prepare"]
 
@@ -80,7 +80,7 @@ def select(objectness: Tensor, deltas: Tensor, config: Config) -> Tensor:
 
 
 def decode(index: Tensor, codes: Tensor, grid: Triple, sizes: np.ndarray) -> Tensor:
-    """Boxes (K, 6) of the anchors with flat numbers (K,), as `cmb_jax.boxes.anchors.decode_boxes`."""
+    """Boxes (K, 6) of the anchors with flat numbers (K,), as `cmb_jax.detector.anchors.decode_boxes`."""
     anchors = len(sizes)
     cell = torch.stack(torch.unravel_index(index // anchors, grid), dim=-1)
     size = torch.from_numpy(sizes).to(codes)[index % anchors]

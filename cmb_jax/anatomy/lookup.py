@@ -1,21 +1,39 @@
-"""Where in the brain each candidate lies, and whether a microbleed can be there at all.
+"""Where in the brain each candidate lies, whether a microbleed can be there at all, and its MNI place.
 
 The region labels inside the lesion's sphere vote. Nothing leaves the device: fixed lattices of sample points,
 nearest-voxel lookup, any number of points in fixed memory.
+
+An affine takes the centers of the regions of a scan, left and right apart, to those of the head mni2009c
+(MNI152NLin2009cAsym). No atlas is needed for it, only the table of centers beside this file, which
+`tools/mni_accuracy.py --landmarks` writes from the anatomy pack.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from pathlib import Path
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from scipy import ndimage
 
-from cmb_jax.anatomy.regions import NUM_REGIONS, ZONE_OF_REGION, Region, RegionMap, Side, Zone, region_of
+from cmb_jax.anatomy.regions import (
+    NUM_REGIONS,
+    ZONE_OF_REGION,
+    Region,
+    RegionMap,
+    Side,
+    Zone,
+    encode,
+    region_of,
+    side_of,
+)
 from cmb_jax.core.detection import RejectReason
+from cmb_jax.io.tables import read_rows
 
 MIN_INSIDE_FRACTION = 0.05
 """A candidate stays when at least this share of its sphere is brain tissue. Far below one half: lobar
@@ -82,9 +100,7 @@ class Location:
     zone: jax.Array  # (N,) int32, anatomy.regions.Zone
     inside_fraction: jax.Array  # (N,) float32: share of the sphere that is brain tissue
     csf_distance_mm: jax.Array  # (N,) float32: center to the nearest CSF; inf beyond REACH_MM
-    zone_border_mm: (
-        jax.Array
-    )  # (N,) float32: center to the nearest tissue of another zone; inf beyond REACH_MM
+    zone_border_mm: jax.Array  # (N,) float32: center to another zone's nearest tissue; inf beyond REACH_MM
     keep: jax.Array  # (N,) bool
     reason: jax.Array  # (N,) int32, RejectReason
 
@@ -135,20 +151,20 @@ def anatomical_lookup(
     region = jnp.where(inside_fraction > 0, jnp.argmax(tissue_votes, axis=0), other).astype(jnp.int32)
     zone = jnp.asarray(ZONE_OF_REGION)[region]
     keep = inside_fraction >= MIN_INSIDE_FRACTION
-    around = _look_around(region_map, index, zone, _rotate(affine, REACH_OFFSETS_MM.T))
-    reason = jnp.asarray(_REASON_OF_REGION)[other]
-    reason = jnp.where(
-        around.sinus & (reason != RejectReason.IN_VENTRICLE) & _is_finite(index),
-        RejectReason.IN_SINUS,
-        reason,
+    csf_mm, border_mm, beside_sinus = _look_around(
+        region_map, index, zone, _rotate(affine, REACH_OFFSETS_MM.T)
     )
+    reason = jnp.asarray(_REASON_OF_REGION)[other]
+    finite = jnp.isfinite(index[0]) & jnp.isfinite(index[1]) & jnp.isfinite(index[2])
+    in_sinus = beside_sinus & (reason != RejectReason.IN_VENTRICLE) & finite
+    reason = jnp.where(in_sinus, RejectReason.IN_SINUS, reason)
     return Location(
         region=region,
         side=_side_of_winner(codes, region),
         zone=zone,
         inside_fraction=inside_fraction,
-        csf_distance_mm=around.csf_mm,
-        zone_border_mm=around.border_mm,
+        csf_distance_mm=csf_mm,
+        zone_border_mm=border_mm,
         keep=keep,
         reason=jnp.where(keep, RejectReason.NONE, reason).astype(jnp.int32),
     )
@@ -228,21 +244,13 @@ def _side_of_winner(codes: jax.Array, region: jax.Array) -> jax.Array:
     return jnp.where(region == Region.OUTSIDE, Side.NONE, jnp.argmax(votes, axis=0)).astype(jnp.int32)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Around:
-    """What lies near each of N points."""
-
-    csf_mm: jax.Array  # (N,) float32
-    border_mm: jax.Array  # (N,) float32
-    sinus: jax.Array  # (N,) bool: the neighbors of a sinus are there
-
-
-def _look_around(region_map: jax.Array, index: _Columns, zone: jax.Array, offsets: _Columns) -> _Around:
-    """Nearest CSF, nearest tissue of another zone, and whether a sinus would run here.
+def _look_around(
+    region_map: jax.Array, index: _Columns, zone: jax.Array, offsets: _Columns
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Distance to the nearest CSF and to another zone, and whether a sinus would run here, (N,) each.
 
     `index` are the N centers, `offsets` the lattice, nearest first, both in voxels.
     """
-
     bits = jnp.asarray(_NEIGHBOR_OF_CODE)[region_map]  # once for the map, not once per sample
     others = _ANY_ZONE & ~jnp.asarray(_BIT_OF_ZONE)[zone]
 
@@ -267,8 +275,84 @@ def _look_around(region_map: jax.Array, index: _Columns, zone: jax.Array, offset
     both_lobes = _LOBE_LEFT | _LOBE_RIGHT
     lobe = (seen & both_lobes) != 0
     sinus = (has(_SKULL) & (has(both_lobes) | (lobe & has(_CEREBELLUM)))) | has(both_lobes | _CEREBELLUM)
-    return _Around(csf, border, sinus)
+    return csf, border, sinus
 
 
-def _is_finite(index: _Columns) -> jax.Array:
-    return jnp.isfinite(index[0]) & jnp.isfinite(index[1]) & jnp.isfinite(index[2])
+SPACE = "MNI152NLin2009cAsym"
+FEWEST = 20
+"""Landmarks of 28; with fewer a map does not show the whole brain."""
+LARGEST_RESIDUAL_MM = 8.0
+"""Weighted root mean square; people differ by 2 to 4 mm."""
+_VOLUME_RATIO = (0.35, 2.8)  # of a region to that of the template; beyond, it is cut or not what it is called
+FILE = Path(__file__).with_name("mni_landmarks.csv")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MniAffine:
+    """The way from a scan to MNI space."""
+
+    matrix: np.ndarray  # (4, 4) scan RAS mm -> MNI RAS mm
+    landmarks: int
+    residual_mm: float  # weighted root mean square over the landmarks
+
+    def __call__(self, points_mm: np.ndarray) -> np.ndarray:
+        """Points (..., 3) in RAS mm of the scan -> MNI RAS mm."""
+        return points_mm @ self.matrix[:3, :3].T + self.matrix[:3, 3]
+
+
+Landmarks = dict[int, tuple[np.ndarray, float]]
+"""Code of region and side: center (3,) in RAS mm, volume in mm3."""
+
+
+def landmarks_of(code: np.ndarray, affine: np.ndarray) -> Landmarks:
+    """Centers of all regions with a side in a map (X, Y, Z); sulcal CSF is not counted as a region."""
+    counts = np.bincount(code.ravel(), minlength=256)
+    named = [
+        int(each)
+        for each in np.flatnonzero(counts)
+        if region_of(each) not in (Region.OUTSIDE, Region.SULCAL_CSF) and side_of(each) != Side.NONE
+    ]
+    centers = ndimage.center_of_mass(np.ones_like(code, np.uint8), code, named)
+    volume = abs(float(np.linalg.det(affine[:3, :3])))
+    return {
+        each: (affine[:3, :3] @ np.array(center) + affine[:3, 3], float(counts[each]) * volume)
+        for each, center in zip(named, centers, strict=True)
+    }
+
+
+def fit_mni(region_map: RegionMap) -> MniAffine | None:
+    """The affine by least squares, each center weighted with the square root of its region's volume.
+
+    None where the map is not trusted, too few regions are whole, or the centers do not fit.
+    """
+    if not region_map.trusted:
+        return None
+    there, template = landmarks_of(region_map.code, region_map.affine), template_landmarks()
+    low, high = _VOLUME_RATIO
+    used = [each for each in template if each in there and low < there[each][1] / template[each][1] < high]
+    if len(used) < FEWEST:
+        return None
+    source = np.array([[*there[each][0], 1.0] for each in used])
+    target = np.array([template[each][0] for each in used])
+    weight = np.sqrt([template[each][1] for each in used])
+    root = np.sqrt(weight)[:, None]
+    solved = np.linalg.lstsq(source * root, target * root, rcond=None)[0]
+    squares = np.sum((source @ solved - target) ** 2, axis=1)
+    residual = float(np.sqrt(np.sum(weight * squares) / np.sum(weight)))
+    matrix = np.eye(4)
+    matrix[:3] = solved.T
+    if residual > LARGEST_RESIDUAL_MM or np.linalg.det(matrix[:3, :3]) <= 0:
+        return None
+    return MniAffine(matrix=matrix, landmarks=len(used), residual_mm=residual)
+
+
+@functools.cache
+def template_landmarks() -> Landmarks:
+    """Those of the head mni2009c."""
+    return {
+        int(encode(np.asarray(Region[region.upper()]), np.asarray(Side[side.upper()]))): (
+            np.array([float(x), float(y), float(z)]),
+            float(volume),
+        )
+        for region, side, x, y, z, volume in read_rows(FILE, ",")[1:]
+    }

@@ -9,11 +9,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from cmb_jax.anatomy.pack import Channel
+from cmb_jax.anatomy.pack import Axes, Channel, Ellipsoid
 from cmb_jax.anatomy.regions import Region
-from cmb_jax.anatomy.shapes import Ellipsoid
-
-Axes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 DEEP_WHITE_MATTER_MM = 10.0  # MARS: white matter that touches or lies within about 10 mm of the ventricles
 CINGULATE_BORDER_MM = -25.0  # y of the border between its frontal and its parietal part

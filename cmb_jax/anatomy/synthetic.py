@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack, Channel
-from cmb_jax.anatomy.regions import Region
-from cmb_jax.anatomy.shapes import (
+from cmb_jax.anatomy.pack import (
+    NUM_CHANNELS,
     NUM_TISSUES,
+    AnatomyPack,
+    Axes,
+    Channel,
     Ellipsoid,
     encode_sides,
     paint,
@@ -17,8 +19,7 @@ from cmb_jax.anatomy.shapes import (
     tube,
     voxel_axes,
 )
-
-Axes = tuple[np.ndarray, np.ndarray, np.ndarray]
+from cmb_jax.anatomy.regions import Region
 
 _FIELD_MM = (192.0, 224.0, 192.0)  # the head below fills this field of view
 _CENTER_MM = (0.0, -18.0, 18.0)  # of the field of view, in MNI-like coordinates

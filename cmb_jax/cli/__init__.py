@@ -1,4 +1,8 @@
-"""The command line `cmb-jax`: one command per task; only the one that runs is imported with its work."""
+"""The command line `cmb-jax`: one command per task; only the one that runs is imported with its work.
+
+Options are checked by `common.check` before a command runs; what else a user can put right raises `UserError`
+wherever it is found.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from keyword import iskeyword
-from types import ModuleType
 from typing import Any
 
 import cmb_jax
-from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.common import run_cli
 from cmb_jax.errors import UserError
 from cmb_jax.progress import set_quiet
 
@@ -32,8 +34,8 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Readers and evaluation": {
         "review": "candidates to readers and back: review export, import, agreement",
         "evaluate": "score predictions against truth, or compare two of them",
-        "calibrate": "make scores probabilities, choose an operating point",
-        "weights": "what weights are: weights show NAME",
+        "calibrate": "calibrate scores to probabilities, choose an operating point",
+        "weights": "how weights were trained, calibrated: weights show NAME",
     },
     "Simulate": {
         "simulate": "subjects with known microbleeds and mimics",
@@ -43,11 +45,12 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Train": {
         "train": "train or fine-tune a detector; run again to resume",
         "eval": "evaluate a trained detector",
+        "ablate": "train variants of the detector and compare them",
         "plan": "predict memory, messages and time on a mesh of devices",
         "benchmark": "time against PyTorch, MONAI and NumPy",
     },
 }
-"""Command -> what it does; `cmb_jax.cli.COMMAND` holds its options, their help and its work."""
+"""Command -> what it does; `cmb_jax.cli.COMMAND` holds its options, their help and its work, as `run`."""
 
 COMMANDS = {name: text for section in SECTIONS.values() for name, text in section.items()}
 
@@ -57,6 +60,17 @@ GROUPS = {
     "weights": ("show",),
 }
 """Commands with subcommands of their own."""
+
+HOMES = {
+    "benchmark-data": "simulate",
+    "implant": "simulate",
+    "ablate": "research",
+    "plan": "research",
+    "benchmark": "research",
+    "calibrate": "weights",
+    "eval": "train",
+}
+"""Commands that share the module of another; there the function has the command's name."""
 
 OWN_PARSERS = ("train", "eval")
 """Commands that read a configuration with dotted overrides."""
@@ -82,8 +96,8 @@ def overview() -> str:
     page = [
         "usage: cmb-jax COMMAND [OPTIONS]",
         "",
-        "Finds cerebral microbleeds in susceptibility MRI and says where in the brain they are. Research use",
-        "only; not a medical device.",
+        "Finds cerebral microbleeds in susceptibility MRI and says where in the brain they are.",
+        "Research use only; not a medical device.",
     ]
     for title, commands in SECTIONS.items():
         page += ["", f"{title}:", *(f"  {name:<15} {text}" for name, text in commands.items())]
@@ -122,16 +136,19 @@ def apply(common: Any) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's alarm about slow compilation
 
 
+def function_of(name: str, subcommand: str | None = None) -> Callable[..., None]:
+    """The function that is a command, or a subcommand of a group."""
+    module = importlib.import_module(f"cmb_jax.cli.{HOMES.get(name, name)}")
+    word = (subcommand or (name if name in HOMES else "run")).replace("-", "_")
+    function: Callable[..., None] = getattr(module, f"{word}_" if word in ("import", "eval") else word)
+    return function
+
+
 def command_of(name: str, subcommand: str | None = None) -> Callable[..., None]:
     """What tyro parses for a command, or for a subcommand of a group."""
     from cmb_jax.cli.present import presented
 
-    function = "run" if subcommand is None else f"{subcommand}_" if iskeyword(subcommand) else subcommand
-    return presented(getattr(_module(name), function), apply)
-
-
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"cmb_jax.cli.{name.replace('-', '_')}")
+    return presented(function_of(name, subcommand), apply)
 
 
 def all_commands() -> dict[str, Callable[..., None]]:
@@ -146,11 +163,7 @@ def all_commands() -> dict[str, Callable[..., None]]:
 
 
 def dispatch(arguments: Sequence[str]) -> None:
-    """Run what is typed after `cmb-jax`.
-
-    Raises:
-      UserError: no such command, or arguments that it does not take.
-    """
+    """Run what is typed after `cmb-jax`."""
     if not arguments or arguments[0] in ("-h", "--help") or list(arguments) == ["help"]:
         print(overview())
         return
@@ -172,7 +185,7 @@ def dispatch(arguments: Sequence[str]) -> None:
         near = closest(name, [*COMMANDS, "help", "completion"])
         raise UserError(f"there is no command {name}{near or ''}; cmb-jax help lists them")
     if name in OWN_PARSERS:
-        _module(name).run(rest, apply)
+        function_of(name)(rest, apply)
         return
     if name not in GROUPS:
         run(command_of(name), f"cmb-jax {name}", rest or (["--help"] if name != "demo" else []))
@@ -187,11 +200,7 @@ def dispatch(arguments: Sequence[str]) -> None:
 
 
 def _completion(shell: Sequence[str]) -> None:
-    """Print the script for a shell.
-
-    Raises:
-      UserError: no such shell.
-    """
+    """Print the script for a shell."""
     if len(shell) != 1 or shell[0] not in SHELLS:
         raise UserError(f"cmb-jax completion: name the shell, one of {', '.join(SHELLS)}")
     import tyro
@@ -209,4 +218,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("cmb_jax").setLevel(logging.NOTSET)  # a call before this one may have been verbose
-    run_for_people(lambda: dispatch(given))
+    run_cli(lambda: dispatch(given))

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from cmb_jax import progress
-from cmb_jax.cli.common import NOT_ANALYSABLE_CODE, check_threshold, stopwatch
+from cmb_jax.cli.common import NOT_ANALYSABLE_CODE
 from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.inference.options import ScanOptions
+from cmb_jax.progress import stopwatch
 
 if TYPE_CHECKING:
-    from cmb_jax.bids_app.outcome import Outcome
-    from cmb_jax.bids_app.participants import ParticipantsRun
-    from cmb_jax.bids_app.region_labels import RegionLabels
+    from cmb_jax.cohort.outcome import Outcome
+    from cmb_jax.cohort.participants import ParticipantsRun
+    from cmb_jax.cohort.region_labels import RegionLabels
     from cmb_jax.datasets.bids.layout import BidsLayout
 
 SOME_FAILED_CODE = 1
@@ -72,12 +73,7 @@ class BidsOptions(ScanOptions):
 
 
 def run(options: BidsOptions) -> None:
-    """Run one level of analysis; progress on stderr, the end's summary on stdout.
-
-    Raises:
-      UserError: anything wrong with the data set as a whole or the arguments, or no scan that can be used.
-      SystemExit: with code 1 if some scans failed.
-    """
+    """Run one level of analysis; progress on stderr, the end's summary on stdout."""
     if options.level == "group":
         _group(_layout(options.data, options.out), options.out, options.participant_label)
     else:
@@ -88,17 +84,16 @@ def _participants(options: BidsOptions) -> None:
     """Process this process's share of the participants on all of its devices."""
     import jax
 
-    from cmb_jax.bids_app.dataset import write_dataset_files
-    from cmb_jax.bids_app.detector import detector_pipeline
-    from cmb_jax.bids_app.methods import write_methods
-    from cmb_jax.bids_app.participants import (
+    from cmb_jax.cohort.dataset import write_dataset_files
+    from cmb_jax.cohort.detector import detector_pipeline
+    from cmb_jax.cohort.methods import write_methods
+    from cmb_jax.cohort.participants import (
         Selection,
         process_share,
         run_participants,
         select_participants,
     )
-    from cmb_jax.datasets.bids.filter import read_filter
-    from cmb_jax.datasets.bids.names import label_of
+    from cmb_jax.datasets.bids.layout import label_of, read_filter
     from cmb_jax.devices import use_compilation_cache
 
     data, out = options.data, options.out
@@ -110,7 +105,6 @@ def _participants(options: BidsOptions) -> None:
         acquisition=None if options.acq_label is None else label_of(options.acq_label, "acq"),
         filter=None if options.bids_filter_file is None else read_filter(options.bids_filter_file),
     )
-    check_threshold(options.threshold)
     regions = _regions(options)
     use_compilation_cache()
     pipeline = detector_pipeline(options, jax.local_devices(), regions)
@@ -123,11 +117,7 @@ def _participants(options: BidsOptions) -> None:
 
 
 def process_of(options: BidsOptions) -> tuple[int, int]:
-    """Number of this process, from 0, and count of processes.
-
-    Raises:
-      UserError: both or a malformed option, or no cluster is recognized or complete.
-    """
+    """Number of this process, from 0, and count of processes."""
     if options.process is not None and options.distributed:
         raise UserError("--process and --distributed both name this process's share; give one of them")
     if options.distributed:
@@ -146,7 +136,7 @@ def process_of(options: BidsOptions) -> tuple[int, int]:
 
 
 def _layout(data: Path, out: Path) -> BidsLayout:
-    from cmb_jax.bids_app.dataset import check_out
+    from cmb_jax.cohort.dataset import check_out
     from cmb_jax.datasets.bids.layout import read_layout
 
     layout = read_layout(data)
@@ -158,7 +148,7 @@ def _layout(data: Path, out: Path) -> BidsLayout:
 
 def _regions(options: BidsOptions) -> RegionLabels | None:
     if options.regions is not None:
-        from cmb_jax.bids_app.region_labels import read_region_labels
+        from cmb_jax.cohort.region_labels import read_region_labels
 
         return read_region_labels(options.regions, options.region_labels)
     if options.region_labels is not None:
@@ -167,7 +157,7 @@ def _regions(options: BidsOptions) -> RegionLabels | None:
 
 
 def _report(done: ParticipantsRun, data: Path, out: Path) -> None:
-    from cmb_jax.bids_app.outcome import Status
+    from cmb_jax.cohort.outcome import Status
 
     outcomes = done.outcomes
     counts = Counter(outcome.status for outcome in outcomes)
@@ -192,10 +182,10 @@ def _report(done: ParticipantsRun, data: Path, out: Path) -> None:
 
 
 def _group(layout: BidsLayout, out: Path, asked: tuple[str, ...]) -> None:
-    from cmb_jax.bids_app import group_table
-    from cmb_jax.bids_app.dataset import write_dataset_files
-    from cmb_jax.bids_app.group import write_group
-    from cmb_jax.bids_app.participants import select_participants
+    from cmb_jax.cohort import group_table
+    from cmb_jax.cohort.dataset import write_dataset_files
+    from cmb_jax.cohort.group import write_group
+    from cmb_jax.cohort.participants import select_participants
 
     labels = select_participants(layout, asked)
     if not out.is_dir():
@@ -261,7 +251,7 @@ class Bar:
     def step(self, outcome: Outcome) -> None:
         """One further."""
         self._bar.update()
-        from cmb_jax.bids_app.outcome import Status
+        from cmb_jax.cohort.outcome import Status
 
         if outcome.status in (Status.FAILED, Status.STALE):
             progress.tell(f"{outcome.name}: {outcome.status.value}: {outcome.reason}")

@@ -8,14 +8,12 @@ import logging
 import os
 import select
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.io.atomic import refuse_existing
-from cmb_jax.progress import tell
 
 USER_ERROR_CODE = 2
 NOT_ANALYSABLE_CODE = 3
@@ -24,7 +22,7 @@ CLOSED_OUTPUT_CODE = 128 + 13  # as of a program that SIGPIPE ends
 _EXTRAS = {"pydicom": "dicom", "highdicom": "dicom", "dcm2niix": "dicom", "SimpleITK": "compare"}
 """Modules that not every installation has, by the extra that brings them."""
 
-_IMAGES = {
+_FILES = {
     "swi": "SWI",
     "phase": "phase",
     "magnitude": "magnitude",
@@ -33,9 +31,12 @@ _IMAGES = {
     "region_labels": "label table",
     "baseline_image": "baseline image",
     "followup_image": "follow-up image",
+    "files": "verdicts",
 }
 _FOLDERS = {
+    "path": "data set",
     "pred": "predictions",
+    "baseline": "baseline",
     "truth": "truth",
     "followup": "follow-up's result",
     "result": "result",
@@ -46,30 +47,17 @@ _FOLDERS = {
 _WRITTEN = ("out", "report", "labels", "json")
 _BUNDLED = Path(__file__).resolve().parent.parent / "weights"
 
-Progress = Callable[[str], None]
-"""Is told what is being done."""
 
-
-def stopwatch() -> Progress:
-    """Tells on stderr what is being done, with the seconds since now."""
-    tick = time.perf_counter()
-
-    def say(text: str) -> None:
-        tell(f"[{time.perf_counter() - tick:6.1f} s] {text}")
-
-    return say
-
-
-def run_for_people(command: Callable[[], None]) -> None:
+def run_cli(command: Callable[[], None]) -> None:
     """Run a command; a `UserError` becomes one line on stderr and exit code 2 (not analysable: 3).
 
-    Whoever reads the output may stop, as `head` does: that ends the command without a word.
+    If stdout is closed early, as by `head`, the command ends quietly.
     """
     with _streams_that_may_fail():
-        _run_for_people(command)
+        _run_cli(command)
 
 
-def _run_for_people(command: Callable[[], None]) -> None:
+def _run_cli(command: Callable[[], None]) -> None:
     try:
         command()
         sys.stdout.flush()
@@ -103,9 +91,9 @@ def _run_for_people(command: Callable[[], None]) -> None:
 
 
 class _MayFail:
-    """A stream to which writing may fail, as on a full disk: results do not depend on what is said.
+    """A stream to which writing may fail, as on a full disk: results must not depend on what is printed.
 
-    That nobody reads any more (`BrokenPipeError`) is left to `run_for_people`.
+    A closed pipe (`BrokenPipeError`) is left to `run_cli`.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -158,17 +146,16 @@ def _output_is_closed() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
 
 
-def existing_file(path: Path, role: str) -> Path:
-    """The path, if a file is there.
+def existing_file(path: Path, role: str) -> None:
+    """Refuse a path where there is nothing, or a folder.
 
     Raises:
-      UserError: nothing there, or a folder.
+      UserError: it is so; `role` says in the message what the file should be.
     """
     if path.is_dir():
         raise UserError(f"{path}: this is a folder; give the {role} file itself")
     if not path.exists():
         raise UserError(f"{path}: no such file; check the path of the {role}")
-    return path
 
 
 def check_output(out: Path, overwrite: bool) -> None:
@@ -196,31 +183,22 @@ def check_output(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: cannot be written (no permission in {parent}); choose another --out")
 
 
-def check_threshold(threshold: float | None) -> None:
-    """Refuse a threshold that no score can have.
-
-    Raises:
-      UserError: it does not lie between 0 and 1.
-    """
-    if threshold is not None and not 0.0 <= threshold <= 1.0:
-        raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
-
-
 def check(given: Mapping[str, Any]) -> None:
     """Refuse what cannot be right, by the names that options have in all commands.
 
     Raises:
       UserError: no such file, folder or weights; output that exists; a threshold that no score has.
     """
-    for name, role in _IMAGES.items():
-        if isinstance(given.get(name), Path):
-            existing_file(given[name], role)
-    for name, role in _FOLDERS.items():
+    for name, role in (_FILES | _FOLDERS).items():
         value = given.get(name)
         for path in value if isinstance(value, tuple) else (value,):
-            if isinstance(path, Path) and not path.exists():
+            if isinstance(path, Path) and name in _FILES:
+                existing_file(path, role)
+            elif isinstance(path, Path) and not path.exists():
                 raise UserError(f"{path}: no such folder; check the path of the {role}")
-    check_threshold(given.get("threshold"))
+    threshold = given.get("threshold")
+    if threshold is not None and not 0.0 <= threshold <= 1.0:
+        raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")
     if isinstance(given.get("weights"), str):
         check_weights(given["weights"])
     # `bids` adds to its output; --verify reads it

@@ -6,8 +6,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from cmb_jax.cli.common import check_output, existing_file, stopwatch
 from cmb_jax.errors import UserError
+from cmb_jax.progress import stopwatch
 
 _MATCH_MM = (1.0, 10.0)
 
@@ -33,22 +33,14 @@ class CompareOptions:
 
 
 def run(options: CompareOptions) -> None:
-    """Read both, compare, write; progress on stderr, the statement and the report's place on stdout.
-
-    Raises:
-      UserError: anything wrong with the folders, the images or the arguments.
-    """
+    """Read both, compare, write; progress on stderr, the statement and the report's place on stdout."""
     say = stopwatch()
-    check_output(options.out, options.overwrite)
     if not _MATCH_MM[0] <= options.match_mm <= _MATCH_MM[1]:
         raise UserError(
             f"--match-mm {options.match_mm:g}: allowed are {_MATCH_MM[0]:g} to {_MATCH_MM[1]:g} mm"
         )
-    existing_file(options.baseline_image, "baseline's image")
-    existing_file(options.followup_image, "follow-up's image")
     from cmb_jax.devices import use_compilation_cache
-    from cmb_jax.followup.compare import compare
-    from cmb_jax.followup.outputs import write_comparison
+    from cmb_jax.followup.compare import compare, write_comparison
     from cmb_jax.followup.time_point import read_time_point
 
     use_compilation_cache()
@@ -59,7 +51,7 @@ def run(options: CompareOptions) -> None:
     say("writing the report")
     write_comparison(comparison, options.out, overwrite=options.overwrite)
     # what is wrong in a JSON file is quoted from it, so it goes to the screen alone
-    for line in (*first.facts.notes, *second.facts.notes, *comparison.warnings):
+    for line in (*first.facts.notes, *second.facts.notes, *comparison.content.warnings):
         print(f"warning: {line}", file=sys.stderr)
-    print(" ".join(comparison.statement))
+    print(" ".join(comparison.content.statement))
     print(f"Report: {options.out / 'report.html'} (research use only)")

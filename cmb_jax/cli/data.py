@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from cmb_jax.cli.common import check_output
 from cmb_jax.errors import UserError
 from cmb_jax.progress import track
 
 if TYPE_CHECKING:
+    from cmb_jax.datasets.cases import Case
     from cmb_jax.datasets.inspection import Inspection
     from cmb_jax.datasets.lesions import Lesions
-    from cmb_jax.datasets.types import Case
     from cmb_jax.io.volume import Volume
 
 _LISTED = 200
@@ -27,7 +26,7 @@ Kind = Literal["valdo", "csiro", "dou", "yonsei", "bids", "folder"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """Say what a data set holds, what is missing or wrong, and how many lesions it has.
+    """Report what a data set holds, what is missing or wrong, and how many lesions it has.
 
     Every image is read. Exit code 0 as long as one case can be used; what cannot is listed at the end.
     """
@@ -43,7 +42,7 @@ class CheckOptions:
     overwrite: bool = False
     """replace the contact sheet if it exists."""
     keep_identifiers: bool = False
-    """name the cases of own folders in the sheet as their files are named, not by number."""
+    """keep the file names of own folders' cases in the sheet, instead of numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,20 +63,15 @@ class IndexOptions:
 
 
 def check(options: CheckOptions) -> None:
-    """Read, count, print; draw the sheet.
-
-    Raises:
-      UserError: something wrong with the arguments or the files.
-    """
+    """Read, count, print; draw the sheet."""
     from cmb_jax.datasets.find import find
     from cmb_jax.datasets.inspection import inspect
-    from cmb_jax.io.naming import is_pseudonym
+    from cmb_jax.io.provenance import is_pseudonym
     from cmb_jax.report.lesion_sheet import LesionSheet, check_suffix
 
     path, out, overwrite = options.path, options.out, options.overwrite
     if out is not None:
         check_suffix(out)
-        check_output(out, overwrite)
     index = find(path, options.kind)
     sheet = LesionSheet(f"{index.kind}: {len(index.cases)} cases")
     # public data sets are handed out under pseudonyms
@@ -105,17 +99,12 @@ def check(options: CheckOptions) -> None:
 
 
 def index(options: IndexOptions) -> None:
-    """Read, write, print.
-
-    Raises:
-      UserError: something wrong with the arguments or the files.
-    """
+    """Read, write, print."""
     from cmb_jax.datasets.find import find
-    from cmb_jax.datasets.index_file import write_index
+    from cmb_jax.datasets.index import write_index
     from cmb_jax.datasets.inspection import inspect
 
     path, out = options.path, options.out
-    check_output(out, options.overwrite)
     inspection = inspect(find(path, options.kind), path, read_images=False, progress=_progress)
     _refuse_if_empty(inspection, path)
     write_index(out, inspection.index, path, overwrite=options.overwrite)
@@ -136,7 +125,7 @@ def _refuse_if_empty(inspection: Inspection, path: Path) -> None:
 
 def summary(inspection: Inspection) -> str:
     """What was found, for people: counts by cohort, lesions with how they were counted, problems."""
-    from cmb_jax.datasets.darkness import median
+    from cmb_jax.datasets.inspection import median
     from cmb_jax.datasets.lesions import DEFAULT_DIAMETER_MM
 
     index = inspection.index

@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmb_jax.cli.common import check_output
 from cmb_jax.cli.predict import PredictOptions, predict, summary
 from cmb_jax.progress import tell
 
 if TYPE_CHECKING:
-    from cmb_jax.evaluation.result import EvaluationResult
+    from cmb_jax.evaluation.evaluate import EvaluationResult
 
 BUNDLED = Path(__file__).resolve().parent.parent / "demo"
 SUBJECT = "sub-0001"
@@ -31,19 +30,13 @@ class DemoOptions:
 
 
 def run(options: DemoOptions) -> None:
-    """Predict on the bundled phantom, evaluate against its truth, say how it did and where the report is.
-
-    Raises:
-      UserError: `out` exists and `overwrite` is not set, or cannot be written.
-    """
-    out = options.out
-    check_output(out, options.overwrite)
+    """Predict on the bundled phantom, evaluate against its truth, say how it did and where the report is."""
     from cmb_jax.evaluation.evaluate import evaluate
     from cmb_jax.evaluation.metrics import write_metrics
     from cmb_jax.evaluation.present import format_table
     from cmb_jax.io.atomic import atomic_directory
 
-    images = BUNDLED / SUBJECT / "anat"
+    out, images = options.out, BUNDLED / SUBJECT / "anat"
     tell("A simulated subject with known microbleeds and mimics (no patient data).")
     with atomic_directory(out, overwrite=options.overwrite) as folder:
         prediction = predict(

@@ -12,7 +12,7 @@ import tyro
 from cmb_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from cmb_jax.datasets.types import Problem
+    from cmb_jax.datasets.cases import Problem
     from cmb_jax.dicom.choose import Candidate, Choice
     from cmb_jax.dicom.folder import FolderContent
     from cmb_jax.dicom.stacks import Stack
@@ -29,11 +29,7 @@ class DicomOptions:
 
 
 def read_candidates(folder: Path) -> tuple[FolderContent, tuple[Candidate, ...]]:
-    """What a folder holds, and its stacks with their roles.
-
-    Raises:
-      UserError: no such folder, or no DICOM image in it.
-    """
+    """What a folder holds, and its stacks with their roles."""
     from cmb_jax.dicom.choose import candidates
     from cmb_jax.dicom.folder import read_folder
     from cmb_jax.dicom.stacks import sort_into_stacks
@@ -44,8 +40,8 @@ def read_candidates(folder: Path) -> tuple[FolderContent, tuple[Candidate, ...]]
 
 def problem_lines(problems: Sequence[Problem], found: Sequence[Candidate]) -> list[str]:
     """Lines about what was left out of a folder: files, and series that are no volume."""
+    from cmb_jax.dicom.choose import Role
     from cmb_jax.dicom.identity import scrubbed
-    from cmb_jax.dicom.roles import Role
 
     names = _identifiers(found)
     lines = [f"{problem.level}: {scrubbed(problem.where, names)}: {problem.what}" for problem in problems]
@@ -58,11 +54,7 @@ def problem_lines(problems: Sequence[Problem], found: Sequence[Candidate]) -> li
 
 
 def run(options: DicomOptions) -> None:
-    """List the series, what is wrong in the folder, and what `cmb-jax predict --dicom` would use.
-
-    Raises:
-      UserError: no such folder, no DICOM image in it, or no scan that could be used.
-    """
+    """List the series, what is wrong in the folder, and what `cmb-jax predict --dicom` would use."""
     from cmb_jax.dicom.choose import choose, described
     from cmb_jax.dicom.identity import scrubbed
 

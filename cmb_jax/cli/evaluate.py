@@ -39,15 +39,11 @@ class EvaluateOptions:
     overwrite: bool = False
     """replace the file if it exists."""
     keep_identifiers: bool = False
-    """name scans as their folders are named, not by number (docs/privacy.md)."""
+    """keep the names of the scans' folders, instead of numbers (docs/privacy.md)."""
 
 
 def run(options: EvaluateOptions) -> None:
-    """Evaluate, print the table, write the metrics and the page; with `baseline` compare the two as well.
-
-    Raises:
-      UserError: folders that cannot be read or do not belong together; a file that exists.
-    """
+    """Evaluate, print the table, write the metrics and the page; with `baseline` compare the two as well."""
     from cmb_jax.evaluation.comparison import comparison_table, comparison_values
     from cmb_jax.evaluation.evaluate import evaluate
     from cmb_jax.evaluation.matching import VALDO
@@ -59,14 +55,13 @@ def run(options: EvaluateOptions) -> None:
     pred, truth, rule, baseline = options.pred, options.truth, options.rule, options.baseline
     out, report, overwrite = options.out, options.report, options.overwrite
     compared = out.with_name(f"{out.stem}.comparison.json")
-    written = [out, report, None if baseline is None else compared]
-    for path in filter(None, written):
-        check_output(path, overwrite)
-    if baseline is not None and (options.threshold is not None or rule == VALDO.name):
-        raise UserError(
-            "--baseline compares both at their own operating points by one of the other rules; leave "
-            "--threshold and --rule valdo out"
-        )
+    if baseline is not None:
+        check_output(compared, overwrite)
+        if options.threshold is not None or rule == VALDO.name:
+            raise UserError(
+                "--baseline compares both at their own operating points by one of the other rules; leave "
+                "--threshold and --rule valdo out"
+            )
     result = evaluate(
         pred,
         truth,
@@ -93,9 +88,6 @@ def compare_folders(pred: Path, baseline: Path, truth: Path, rule: str) -> Compa
     """Two folders of predictions on the same scans, those of any programs; differences are paired by scan.
 
     A scan without a prediction counts as empty, as in `evaluate`.
-
-    Raises:
-      UserError: folders that cannot be read or do not belong together.
     """
     from cmb_jax.evaluation.comparison import compare
     from cmb_jax.evaluation.matching import TOUCH

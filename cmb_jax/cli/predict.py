@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmb_jax.cli.common import Progress, check_output, check_threshold, existing_file, stopwatch
+from cmb_jax.cli.common import existing_file
 from cmb_jax.errors import NotAnalysableError, UserError
-from cmb_jax.inference.options import PhaseSign, ScanOptions
+from cmb_jax.inference.options import ScanOptions
+from cmb_jax.progress import Say, stopwatch
+from cmb_jax.scan import PhaseSign
 
 if TYPE_CHECKING:
     from cmb_jax.anatomy.own_regions import LabelTable
@@ -47,8 +49,8 @@ class PredictOptions(ScanOptions):
     overwrite: bool = False
     """replace the folder if it exists."""
     keep_identifiers: bool = False
-    """let the results name the input files as they are named, and DICOM results the patient and the study, as
-    a PACS needs it (docs/privacy.md, docs/dicom.md)."""
+    """keep original file names and, in DICOM results, patient and study, as a PACS needs it (docs/privacy.md,
+    docs/dicom.md); default: neutral names."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,32 +68,20 @@ class ScanInput:
     warnings: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OwnRegions:
-    """A label volume that takes the place of the region network."""
-
-    volume: Volume
-    table: LabelTable
-
-    @classmethod
-    def of(cls, options: ScanOptions) -> OwnRegions | None:
-        """The volume and its table; without one that of FreeSurfer and SynthSeg. None if none is given.
-
-        Raises:
-          UserError: a file that is missing or cannot be read.
-        """
-        from cmb_jax.anatomy.own_regions import label_table
-        from cmb_jax.io.nifti import read_volume
-
-        if options.regions is None:
-            return None
-        if options.region_labels is not None:
-            existing_file(options.region_labels, "label table")
-        volume = read_volume(existing_file(options.regions, "regions"))
-        return cls(volume=volume, table=label_table(options.region_labels))
-
+OwnRegions = tuple["Volume", "LabelTable"]
+"""A label volume that takes the place of the region network, and what its numbers mean."""
 
 FurtherFiles = Callable[[Path, "Prediction", "WeightsBundle"], None]
+
+
+def own_regions(options: ScanOptions) -> OwnRegions | None:
+    """The label volume that is given, with its table: FreeSurfer's and SynthSeg's if there is no own one."""
+    from cmb_jax.anatomy.own_regions import label_table
+    from cmb_jax.io.nifti import read_volume
+
+    if options.regions is None:
+        return None
+    return read_volume(options.regions), label_table(options.region_labels)
 
 
 def summary(prediction: Prediction) -> str:
@@ -115,13 +105,12 @@ def summary(prediction: Prediction) -> str:
 
 
 def run(options: PredictOptions) -> None:
-    """Predict; the summary and the report's place on stdout.
-
-    Raises:
-      UserError: anything wrong with the files or the arguments.
-    """
-    if options.region_labels is not None and options.regions is None:
+    """Predict; the summary and the report's place on stdout."""
+    if options.regions is not None:
+        existing_file(options.regions, "regions")
+    elif options.region_labels is not None:
         raise UserError("--region-labels goes with --regions VOLUME")
+    options.stated_range()  # said now, not after JAX is imported
     if options.dicom is not None:
         if options.swi is not None or options.phase is not None or options.magnitude is not None:
             raise UserError("--dicom: the folder takes the place of --swi, --phase and --magnitude; give one")
@@ -137,39 +126,30 @@ def run(options: PredictOptions) -> None:
 
 
 def predict(options: PredictOptions) -> Prediction:
-    """Read NIfTI images, predict, write; progress on stderr.
-
-    Raises:
-      UserError: anything wrong with the files or the arguments.
-    """
+    """Read NIfTI images, predict, write; progress on stderr."""
     from cmb_jax.inference.outputs import described_inputs
     from cmb_jax.io.atomic import sha256_file
-    from cmb_jax.io.memory import check_fits
-    from cmb_jax.io.naming import stem
+    from cmb_jax.io.header import check_fits
     from cmb_jax.io.nifti import read_volume
+    from cmb_jax.io.provenance import stem
 
     say = stopwatch()
     swi, phase, magnitude, out = options.swi, options.phase, options.magnitude, options.out
     assert swi is not None
-    check_output(out, options.overwrite)
-    check_threshold(options.threshold)
-    existing_file(swi, "SWI")
     # what even the header rules out: nothing is known of the image but its bytes
     files = {"the SWI": swi, "the phase": phase, "the magnitude": magnitude}
     with refusal_recorded(out, (("swi", "swi", sha256_file(swi)),), "scan", options.overwrite, files):
-        check_fits(swi, None if phase is None else existing_file(phase, "phase"))
+        check_fits(swi, phase)
         swi_volume = read_volume(swi, reduced="mean")
         phase_volume = None if phase is None else read_volume(phase, reduced="first")
-        magnitude_volume = (
-            None if magnitude is None else read_volume(existing_file(magnitude, "magnitude"), reduced="mean")
-        )
-    own = OwnRegions.of(options)
+        magnitude_volume = None if magnitude is None else read_volume(magnitude, reduced="mean")
+    own = own_regions(options)
     inputs = described_inputs(
         keep_identifiers=options.keep_identifiers,
         swi=swi_volume,
         phase=phase_volume,
         magnitude=magnitude_volume,
-        regions=None if own is None else own.volume,
+        regions=None if own is None else own[0],
     )
     scan = ScanInput(
         swi=swi_volume,
@@ -188,9 +168,6 @@ def _predict_dicom(options: PredictOptions, dicom: Path) -> Prediction:
 
     Beside the usual results the folder holds swi.nii.gz, the image that labels.nii.gz lies on, and with
     `dicom_out` segmentation.dcm, report.dcm and key_images.
-
-    Raises:
-      UserError: no scan in the folder, several of them, or anything wrong with one.
     """
     from cmb_jax.cli.dicom import problem_lines, read_candidates
     from cmb_jax.dicom.choose import choose
@@ -200,9 +177,7 @@ def _predict_dicom(options: PredictOptions, dicom: Path) -> Prediction:
     from cmb_jax.io.nifti import write_volume
 
     say = stopwatch()
-    check_output(options.out, options.overwrite)
-    check_threshold(options.threshold)
-    own = OwnRegions.of(options)
+    own = own_regions(options)
     say("reading DICOM headers")
     content, found = read_candidates(dicom)
     choice = choose(found, options.series)
@@ -281,7 +256,7 @@ def refusal_recorded(
 def predict_scan(
     scan: ScanInput,
     options: PredictOptions,
-    say: Progress,
+    say: Say,
     *,
     regions: OwnRegions | None = None,
     further: FurtherFiles | None = None,
@@ -289,17 +264,13 @@ def predict_scan(
     """Predict and write the results of one scan; `further` adds files to the folder.
 
     `regions` takes the place of the region network.
-
-    Raises:
-      UserError: the images do not fit together, no such weights, or a folder that cannot be written.
-      NotAnalysableError: no count can be given; the results say why.
     """
     from cmb_jax.anatomy.own_regions import regions_from_labels
     from cmb_jax.devices import use_compilation_cache
     from cmb_jax.inference.outputs import write_prediction
     from cmb_jax.inference.predict import CmbDetector
 
-    region_map = None if regions is None else regions_from_labels(regions.volume, regions.table, scan.swi)
+    region_map = None if regions is None else regions_from_labels(*regions, scan.swi)
     use_compilation_cache()
     detector = CmbDetector.load(options)
     with refusal_recorded(options.out, scan.inputs, scan.subject, options.overwrite):

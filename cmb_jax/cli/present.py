@@ -21,7 +21,7 @@ import docstring_parser
 import tyro
 
 from cmb_jax.cli.common import check
-from cmb_jax.config_load import SETTINGS
+from cmb_jax.cli.settings import SETTINGS
 from cmb_jax.errors import UserError
 
 BOXES = {
@@ -54,6 +54,9 @@ class Common:
     """print results, warnings and errors, but no progress."""
     verbose: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """print what the libraries log too, and a traceback with an error."""
+
+
+_WANTED = {"INT": "a whole number", "FLOAT": "a number"}
 
 
 def _metavar(annotation: Any) -> str | None:
@@ -93,8 +96,8 @@ class _Option:
         bare = annotation.__origin__ if typing.get_origin(annotation) is Annotated else annotation
         extras: dict[str, Any] = {}
         if self.text:
-            told = " ".join(self.text.split())
-            extras["help"] = f"do not {told}" if self.default is True else told
+            text = " ".join(self.text.split())
+            extras["help"] = f"do not {text}" if self.default is True else text
         if self.name in ALIASES and not self.positional:
             extras["aliases"] = ALIASES[self.name]
         if metavar := _metavar(bare):
@@ -120,15 +123,15 @@ def _options(owner: type) -> list[_Option]:
     """The fields of a dataclass, its own before those that it shares with other commands."""
     hints = typing.get_type_hints(owner, include_extras=True)
     texts: dict[str, str | None] = {}
-    own: dict[str, None] = {}
+    names: dict[str, None] = {}
     for each in filter(dataclasses.is_dataclass, owner.__mro__):
-        for told in docstring_parser.parse_from_object(each).params:
-            texts.setdefault(told.arg_name, told.description)
-        own |= dict.fromkeys(vars(each).get("__annotations__", ()))
+        for parameter in docstring_parser.parse_from_object(each).params:
+            texts.setdefault(parameter.arg_name, parameter.description)
+        names |= dict.fromkeys(vars(each).get("__annotations__", ()))
     fields = {each.name: each for each in dataclasses.fields(owner)}
     return [
         _Option(name=name, annotation=hints[name], default=fields[name].default, text=texts.get(name))
-        for name in own
+        for name in names
         if name != "verbose"  # every command has that
     ]
 
@@ -140,6 +143,8 @@ def presented(command: Callable[..., None], apply: Callable[[Common], None]) -> 
         command: a function of `options`, a dataclass whose fields become options; help is its docstring's.
         apply: is given the options that every command takes, before the command runs.
     """
+    # tyro shows one box per dataclass. The options of a command lie in one dataclass, its bases and all, so
+    # its fields are dealt out to a dataclass per box, and `parsed` puts what was given together again.
     owner = options_class(command)
     box_of = {name: box for box, names in BOXES.items() for name in names}
     boxed: dict[str, list[_Option]] = {}
@@ -199,11 +204,7 @@ def closest(word: str, known: Sequence[str]) -> str:
 
 
 def run(command: Callable[..., None], prog: str, arguments: Sequence[str]) -> None:
-    """Parse and run a presented command.
-
-    Raises:
-      UserError: an option or a value that the command does not take.
-    """
+    """Parse and run a presented command."""
     with one_line_errors(command, prog, arguments):
         tyro.cli(
             command,
@@ -244,10 +245,11 @@ def one_line_errors(command: Callable[..., Any], prog: str, arguments: Sequence[
         if isinstance(event, _errors.BadValue):
             raise UserError(f"{shown}: a value is missing, or one too many is there; {help_line}")
         if isinstance(event, _errors.InstantiationFailure):
-            value = re.search(r"from \['(.*?)'\]", event.message)
-            wanted = getattr(name, "metavar", None)
+            value = re.search(r"(?:from \[|arguments: \[|: )'(.*?)'\]?(?:\n|\.|$)", event.message)
+            metavar = getattr(name, "metavar", None) or ""
+            wanted = next((words for word, words in _WANTED.items() if word in metavar), metavar)
             if value and wanted:
-                raise UserError(f"{shown} {value[1]}: this is no {wanted}; {help_line}")
+                raise UserError(f"{shown} {value[1]}: give {wanted}; {help_line}")
             raise UserError(f"{shown}: {' '.join(event.message.split())}; {help_line}")
 
     with _errors.on_parse_error(refuse):

@@ -68,21 +68,16 @@ class AgreementOptions:
 
 
 def export(options: ExportOptions) -> None:
-    """Write the folder.
-
-    Raises:
-      UserError: something wrong with the arguments or the files.
-    """
+    """Write the folder."""
     from cmb_jax.io.atomic import atomic_directory, atomic_write_bytes, atomic_write_text
     from cmb_jax.io.header import open_nifti
-    from cmb_jax.io.storage import stored_values, write_stored
+    from cmb_jax.io.nifti import stored_values, write_stored
     from cmb_jax.review.itksnap import label_descriptions
     from cmb_jax.review.markups import markups
     from cmb_jax.review.result import load_result
     from cmb_jax.review.spreadsheet import spreadsheet
 
     out = options.out
-    check_output(out, options.overwrite)
     read = load_result(options.result, options.subject)
     labels = open_nifti(read.paths.labels)
     with atomic_directory(out, overwrite=options.overwrite) as folder:
@@ -95,11 +90,7 @@ def export(options: ExportOptions) -> None:
 
 
 def import_(options: ImportOptions) -> None:
-    """Read, write, print.
-
-    Raises:
-      UserError: something wrong with the arguments or the files.
-    """
+    """Read, write, print."""
     from cmb_jax.review.result import load_result
     from cmb_jax.review.truth import write_truth
 
@@ -111,9 +102,7 @@ def import_(options: ImportOptions) -> None:
         raise UserError("no file of a reader was given; name at least one before --result")
     if labels is not None and not labels.name.endswith(".nii.gz"):
         raise UserError(f"{labels}: labels are a .nii.gz file, such as truth/sub-01.nii.gz; give such a name")
-    check_output(out, options.overwrite)
-    for path in (record, *(() if labels is None else (labels,))):
-        check_output(path, overwrite=True)  # what may be replaced, the readings tell
+    check_output(record, overwrite=True)  # what may be replaced, the readings tell
     read = load_result(options.result, options.subject)
     truth = write_truth(files, read, out, labels, overwrite=options.overwrite)
     if truth.unread:
@@ -132,16 +121,11 @@ def unread_text(unread: int, kept: int) -> str:
 
 
 def agreement(options: AgreementOptions) -> None:
-    """Read, write, print.
-
-    Raises:
-      UserError: something wrong with the arguments or the files.
-    """
+    """Read, write, print."""
     from cmb_jax.io.atomic import atomic_write_text
     from cmb_jax.review.record import agreement_json, read_review
 
     files, out = options.files, options.out
-    check_output(out, options.overwrite)
     if not files:
         raise UserError("no file was given; name the .json files of cmb-jax review import before --out")
     scans = [read_review(path) for path in files]
@@ -161,7 +145,7 @@ def agreement(options: AgreementOptions) -> None:
 
 def summary(scans: list[ScanReview]) -> str:
     """Agreement for people, a line each."""
-    from cmb_jax.evaluation.present import estimate_text
+    from cmb_jax.evaluation.statistics import estimate_text
     from cmb_jax.review.statistics import detector_agreement, reader_agreement
 
     lines = []

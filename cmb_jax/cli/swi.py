@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cmb_jax
-from cmb_jax.inference.options import PhaseSign, StoredPhase
+from cmb_jax.scan import PhaseSign, StoredPhase
 
 if TYPE_CHECKING:
     from cmb_jax.io.volume import Volume
@@ -31,13 +31,13 @@ class SwiOptions:
     echo: int | None = None
     """use this echo alone, counted from 1."""
     phase_sign: PhaseSign = "auto"
-    """what the stored phase is multiplied with, so that veins are positive."""
+    """sign that makes veins positive when the stored phase is multiplied by it."""
     phase_range: StoredPhase = ("auto",)
     """how the phase is stored; auto tells it from the values (see `cmb-jax predict --help`)."""
     overwrite: bool = False
     """replace the folder if it exists."""
     keep_identifiers: bool = False
-    """let swi.json name the input files as they are named (docs/privacy.md)."""
+    """keep the original names of the input files in swi.json (docs/privacy.md)."""
 
 
 def run(options: SwiOptions) -> None:
@@ -45,27 +45,22 @@ def run(options: SwiOptions) -> None:
 
     The folder then holds swi.nii.gz, phase.nii.gz (high-passed, radians within +-pi, paramagnetic positive),
     minip.nii.gz (sliding minimum over about 8 mm along the superior axis) and swi.json (how it was made).
-
-    Raises:
-        UserError: bad input, images that do not fit together, echo times that are missing or do not fit, a
-            folder that exists or cannot be written. Nothing is written then.
     """
     import jax.numpy as jnp
     import numpy as np
 
-    from cmb_jax.inference.swi_image import make_swi
     from cmb_jax.io.atomic import atomic_directory
-    from cmb_jax.io.multi_echo import read_echoes
-    from cmb_jax.io.nifti import write_volume
+    from cmb_jax.io.nifti import read_echoes, write_volume
+    from cmb_jax.scan.make_swi import make_swi
     from cmb_jax.scan.phase_range import asked_range
-    from cmb_jax.swi import DEFAULT_WIDTH_MM, PHASE_MASK_POWER, minimum_intensity_projection
+    from cmb_jax.scan.swi import DEFAULT_WIDTH_MM, PHASE_MASK_POWER, minimum_intensity_projection
 
     out, keep_identifiers, echo = options.out, options.keep_identifiers, options.echo
     stated = asked_range(options.phase_range)
     with atomic_directory(out, overwrite=options.overwrite) as folder:
         magnitude_echoes, phase_echoes = read_echoes(options.magnitude), read_echoes(options.phase)
         like = magnitude_echoes[0]
-        made = make_swi(
+        result = make_swi(
             magnitude_echoes,
             phase_echoes,
             te_ms=options.te_ms,
@@ -74,9 +69,9 @@ def run(options: SwiOptions) -> None:
             phase_range=stated,
         )
         slab = max(1, round(_SLAB_MM / like.spacing_mm[2]))
-        write_volume(folder / "swi.nii.gz", made.swi, like)
-        write_volume(folder / "phase.nii.gz", made.phase, like)
-        projection = minimum_intensity_projection(jnp.asarray(made.swi), min(slab, like.shape[2]))
+        write_volume(folder / "swi.nii.gz", result.swi, like)
+        write_volume(folder / "phase.nii.gz", result.phase, like)
+        projection = minimum_intensity_projection(jnp.asarray(result.swi), min(slab, like.shape[2]))
         write_volume(folder / "minip.nii.gz", np.asarray(projection), like)
         record = {
             "notice": "Research use only; not a medical device.",
@@ -87,10 +82,10 @@ def run(options: SwiOptions) -> None:
             ],
             "echoes": len(magnitude_echoes),
             "echo_used": "all, combined" if echo is None and len(magnitude_echoes) > 1 else (echo or 1),
-            "echo_times_ms": list(made.te_ms),
-            "phase_range": made.phase_range.name,
-            "phase_sign": made.sign.sign,
-            "phase_sign_reason": made.sign.reason,
+            "echo_times_ms": list(result.te_ms),
+            "phase_range": result.phase_range.name,
+            "phase_sign": result.sign.sign,
+            "phase_sign_reason": result.sign.reason,
             "high_pass": f"homodyne, in plane, Hann window of {DEFAULT_WIDTH_MM:g} mm",
             "phase_mask_power": PHASE_MASK_POWER,
             "projection_slices": slab,
@@ -104,7 +99,7 @@ def run(options: SwiOptions) -> None:
 
 
 def _described(role: str, volume: Volume, keep_identifiers: bool) -> dict[str, str]:
-    from cmb_jax.io.naming import shown_name
+    from cmb_jax.io.provenance import shown_name
 
     assert volume.source is not None  # read from a file, as all inputs here
     assert volume.sha256 is not None

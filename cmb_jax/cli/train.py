@@ -1,4 +1,4 @@
-"""cmb-jax train: a configuration, a folder, dotted overrides. `cmb_jax.cli.eval` is read the same way.
+"""`train` and `eval`: a configuration, a folder, dotted overrides.
 
 The options are `cmb_jax.config.Config`, so that every field of it can be given.
 """
@@ -10,21 +10,18 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.common import check_run, run_cli
 from cmb_jax.cli.present import Common, one_line_errors
+from cmb_jax.cli.settings import override
 from cmb_jax.config import Config
-from cmb_jax.config_load import config_from_file, config_names, override
+from cmb_jax.config_load import config_from_file, config_names
 from cmb_jax.errors import UserError
 
 Apply = Callable[[Common], None]
 
 
 def run(arguments: Sequence[str], apply: Apply) -> None:
-    """Train a detector on phantoms or own scans; run again to resume.
-
-    Raises:
-      UserError: settings, data or weights that cannot be used.
-    """
+    """Train a detector on phantoms or own scans; run again to resume."""
     parser = run_parser("cmb-jax train", "Train a detector on phantoms or own scans; run again to resume.")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, of several")
     parser.add_argument("--processes", metavar="N", help="how many processes train together, or auto")
@@ -36,16 +33,12 @@ def run(arguments: Sequence[str], apply: Apply) -> None:
 def start(
     config: Config, workdir: Path, coordinator: str | None, processes: str | None, process: int | None
 ) -> None:
-    """Train in this process, with others if they are named (docs/scaling.md).
-
-    Raises:
-      UserError: settings, data or weights that cannot be used.
-    """
+    """Train in this process, with others if they are named (docs/scaling.md)."""
     from absl import flags
     from absl import logging as absl_logging
 
     from cmb_jax.devices import keep_freed_memory
-    from cmb_jax.training.processes import leaving_at_once, start_processes
+    from cmb_jax.training.processes import exit_without_barrier, start_processes
     from cmb_jax.training.run import train_run
 
     keep_freed_memory()
@@ -58,8 +51,26 @@ def start(
         train_run(config, workdir)
 
     # the error of one of several processes is told before it leaves the others
-    with leaving_at_once():
-        run_for_people(command)
+    with exit_without_barrier():
+        run_cli(command)
+
+
+def eval_(arguments: Sequence[str], apply: Apply) -> None:
+    """Evaluate a trained detector on fresh simulated subjects, or on the test part of --data.index."""
+    parser = run_parser(
+        "cmb-jax eval",
+        "Evaluate a trained detector on fresh simulated subjects, or on the test part of --data.index. "
+        "Writes WORKDIR/eval/metrics.json and report.html.",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace WORKDIR/eval")
+    parser.add_argument(
+        "--baseline", metavar="WEIGHTS", help="name or file of weights to compare with on the same scans"
+    )
+    config, known = parse_run(parser, arguments, apply)
+    check_run(known.workdir, known.overwrite)
+    from cmb_jax.training.evaluate import evaluate_run
+
+    evaluate_run(config, known.workdir, known.overwrite, known.baseline)
 
 
 def run_parser(prog: str, text: str) -> argparse.ArgumentParser:

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from cmb_jax.cli.common import existing_file
 from cmb_jax.cli.review import summary, unread_text
 from cmb_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from cmb_jax.inference.options import PhaseSign
     from cmb_jax.io.volume import Volume
     from cmb_jax.review.result import Result
+    from cmb_jax.scan import PhaseSign
     from cmb_jax.viewer.images import ViewerImages
     from cmb_jax.viewer.server import ViewerServer
 
@@ -49,11 +48,7 @@ class ViewOptions:
 
 
 def run(options: ViewOptions) -> None:
-    """Serve until Ctrl-C.
-
-    Raises:
-      UserError: no result, no images, images of another scan, or a port that is taken.
-    """
+    """Serve until Ctrl-C."""
     server = open_server(options.result, options.swi, options.phase, options.port)
     print(f"Viewer: {server.address}")
     print("It answers on this machine alone; Ctrl-C ends it. Research use only; not a diagnosis.", flush=True)
@@ -145,9 +140,9 @@ def _given(result: Result, record: dict[str, Any], swi: Path, phase: Path | None
     if phase is not None:
         stored = _searched(phase, "phase", result, record)
         check_same_grid(volume, stored)
-        said = [found for step in record.get("steps", ()) if (found := _READ.match(str(step)))]
-        sign: PhaseSign = next(("+1" if found[2] == "+1" else "-1" for found in said), "auto")
-        kind = next((asked_range(found[1].split()) for found in said), None)
+        matches = [match for step in record.get("steps", ()) if (match := _READ.match(str(step)))]
+        sign: PhaseSign = next(("+1" if match[2] == "+1" else "-1" for match in matches), "auto")
+        kind = next((asked_range(match[1].split()) for match in matches), None)
         radians = read_phase(stored, volume, sign, kind).radians
     return viewer_images(
         ScanOnGrid(swi=volume, phase=radians, labels=result.labels.astype(np.int16), region_code=None)
@@ -158,7 +153,7 @@ def _searched(path: Path, role: str, result: Result, record: dict[str, Any]) -> 
     from cmb_jax.io.nifti import read_volume
     from cmb_jax.io.outside import reading
 
-    volume = read_volume(existing_file(path, role))
+    volume = read_volume(path)
     with reading(result.paths.record):
         wanted = [each["sha256"] for each in record["inputs"] if each["role"] == role]
     if not wanted:
@@ -174,7 +169,7 @@ def _searched(path: Path, role: str, result: Result, record: dict[str, Any]) -> 
 def _truth(files: Sequence[Path], result: Result) -> dict[str, Any]:
     """Truth in the folder `truth` of the result, as `cmb-jax review import` writes it."""
     from cmb_jax.datasets.folder import case_and_word
-    from cmb_jax.io.naming import is_bids_name
+    from cmb_jax.io.provenance import is_bids_name
     from cmb_jax.review.truth import write_truth
 
     folder = result.paths.work / "truth"
@@ -196,7 +191,7 @@ def _truth(files: Sequence[Path], result: Result) -> dict[str, Any]:
             f"cp {shlex.quote(str(table))} SITE/    # beside this scan's images",
             "cmb-jax data index SITE --out site.json",
             "cmb-jax train --config finetune --workdir runs/site --data.index site.json",
-            f"cmb-jax evaluate --pred {shlex.quote(str(result.folder))} --truth "
+            f"cmb-jax evaluate --pred {shlex.quote(str(result.paths.table.parent))} --truth "
             f"{shlex.quote(str(labels.parent))} --out metrics.json",
         ],
     }

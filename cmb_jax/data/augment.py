@@ -1,6 +1,6 @@
 """Random changes of a patch's two channels: contrast, noise, resolution, bias field, filtering of the phase.
 
-All that mixes neighbors is linear and separable: a matrix for each axis, applied by one product. Channels are
+Operations on neighborhoods are linear and separable: one matrix product per axis. Channels are
 (Z, Y, X) float32 as `data.prepare` makes them: SWI over brain tissue, phase over pi.
 """
 
@@ -80,7 +80,7 @@ def _log_uniform(rng: np.random.Generator, largest: float) -> np.float32:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What is done to one patch; drawn for the whole patch, applied to it or to some of its planes."""
+    """Changes of one patch; drawn for the whole patch, applied to it or to some of its planes."""
 
     resolution: Matrices | None  # on the complex image
     gamma: np.float32
@@ -148,6 +148,8 @@ def change_resolution(
     if changes.resolution is not None:
         swi = apply(changes.resolution, swi)
         if phase is not None:
+            # as the complex image would be blurred: the mean of two angles on either side of a wrap is
+            # neither
             radians = phase * np.float32(np.pi)
             cosine, sine = (apply(changes.resolution, part(radians)) for part in (np.cos, np.sin))
             phase = np.arctan2(sine, cosine) / np.float32(np.pi)

@@ -1,6 +1,6 @@
 """Training patches: where they are cut, how they are augmented, and the Grain pipeline.
 
-The position in the data is a pure function of the step, so a resumed run needs nothing but the step's number.
+The position in the data is a pure function of the step, so a resumed run needs only the step's number.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _center_cell(stored: StoredSubject, boxes: np.ndarray, config: DataConfig, r
     if draw < config.lesion_patch_fraction and len(boxes):
         box = boxes[rng.integers(len(boxes))]
         return (box[:3] + box[3:]) / 2
-    # half of the rest looks at mimics, half anywhere in the brain
+    # half of the other patches lie about mimics, half anywhere in the brain
     halfway = (1.0 + config.lesion_patch_fraction) / 2
     points = stored.mimic_points() if draw < halfway else stored.brain_points()
     if len(points) == 0:
@@ -59,7 +59,7 @@ def cut_patch(stored: StoredSubject, config: DataConfig, rng: np.random.Generato
     """One patch with its boxes: (image, boxes, ignored, mimics), patch coordinates, before augmentation.
 
     The boxes (M, 6) that `ignored` (M,) flags are neither to be found nor background.
-    The image is a view of the file where the patch lies inside the volume: what is not looked at is not read.
+    Where the patch lies inside the volume the image is a view of the file: only the voxels used are read.
     """
     image, boxes, mimics = stored.image(), stored.boxes(), stored.mimics()
     ignored = stored.ignored_boxes()
@@ -130,13 +130,15 @@ def augment(
             image, boxes, mimics = flip(image, boxes, mimics, axis)
     if image.shape[1] == image.shape[2] and rng.random() < 0.5:
         image, boxes, mimics = turn(image, boxes, mimics)
+    # Everything random is drawn for the whole patch, in a fixed order, even where a process keeps only some
+    # of its planes: the processes that share its depth must see parts of one and the same patch.
     part = slice(0, image.shape[0]) if planes is None else slice(planes.start, planes.stop)
     shape = image.shape[:3]
     changes = draw_changes(shape, config.spacing_mm, config.augment, rng)
     keeps_phase = rng.random() >= config.phase_dropout
-    # planes that others depend on are read for that alone
+    # changes that mix planes need the neighbors of the planes that are kept
     read = slice(None) if changes.mixes_planes else part
-    # one array a channel until the very end: side by side every pass would take twice the time
+    # one array per channel until the very end: interleaved, every pass would take twice the time
     swi = image[read, ..., 0].astype(np.float32)
     phase = image[read, ..., 1].astype(np.float32) if keeps_phase else None
     if changes.mixes_planes:
@@ -200,6 +202,9 @@ def _endless(numbers: np.ndarray, seed: int) -> grain.MapDataset:
 
 class _Batches:
     """Grain source of the batches of a stream of patches, stacked; of each global batch, some patches."""
+
+    # Grain's own `batch` would number the batches of each process by themselves. Here patch `step * size +
+    # row` is the same whoever reads it, so that a run may go on with another number of processes.
 
     def __init__(self, patches: grain.MapDataset, size: int, rows: range):
         self._patches, self._size, self._rows = patches, size, rows

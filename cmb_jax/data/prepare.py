@@ -1,6 +1,6 @@
 """From images on the scanner's grid to the two channels that the network sees.
 
-This is the one place where axes are turned round: outside arrays are (X, Y, Z), the network's (Z, Y, X, C).
+The only place where axes are reversed: outside arrays are (X, Y, Z), the network's (Z, Y, X, C).
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from nibabel.affines import apply_affine
 
 from cmb_jax.io.volume import Volume
 from cmb_jax.scan.judge import content_bounds
-from cmb_jax.swi import low_pass, phase_trust
+from cmb_jax.scan.swi import low_pass, phase_trust
 
-# Brain tissue of the reference percentile becomes 1: stable against lesions, veins and bright rims alike.
+# Intensity that becomes 1: this percentile of the brain, which lesions, veins and bright rims do not move.
 REFERENCE_PERCENTILE = 75.0
 MAX_SCALED_INTENSITY = 2.0
-_LENGTH_STEP = 32
-MARGIN_MM = 8.0  # kept around the brain, so that lesions at its edge are seen with their surroundings
-_FILTER_MARGIN_MM = 12.0  # beyond that, for the phase filter alone: its kernel ends there but for 1 in 1000
+_LENGTH_STEP = 32  # sizes are padded to multiples of it, so that few are compiled for
+SMALLEST_BOX_MM = 2.0  # the slice thickness hides what is thinner
+MARGIN_MM = 8.0  # around the brain, so that lesions at its edge have their surroundings
+_FILTER_MARGIN_MM = 12.0  # more for the phase filter alone: beyond it lies 0.1 % of its kernel
 # Typical low-passed phase (rad) below which a phase was high-passed before. Raw phase has several radians.
 _FILTERED_BELOW_RAD = 0.35
 
@@ -215,9 +216,6 @@ def points_from_edges(centers_zyx: np.ndarray, affine: np.ndarray) -> np.ndarray
     """Edge coordinates (N, 3) in (z, y, x) of the working grid to RAS mm (N, 3)."""
     index = (centers_zyx - 0.5)[:, ::-1]
     return apply_affine(affine, index)
-
-
-SMALLEST_BOX_MM = 2.0  # the slice thickness hides what is thinner
 
 
 def boxes_of_lesions(

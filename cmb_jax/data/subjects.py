@@ -1,4 +1,4 @@
-"""Prepared training subjects, simulated or scanned: kept on disk as plain arrays that are memory-mapped."""
+"""Prepared training subjects, simulated or scanned, on disk as plain arrays that are memory-mapped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import replace_directory
 from cmb_jax.io.outside import read_array, read_json_object
 from cmb_jax.phantom import MimicKind, PhantomSubject
-from cmb_jax.phantom.version import VERSION
+from cmb_jax.phantom.tree import VERSION
 from cmb_jax.progress import track
 
 # Part of every cache folder's name: raise it when the stored form changes.
@@ -26,8 +26,8 @@ _REMEDY = "remove this folder: it is made again"
 STORE_FILE = "store.json"  # in every folder: which form it has, and which CMB-Phantom was simulated
 POINTS_PER_KIND = 400
 BRAIN_POINTS = 2000
-READERS_MIMIC = 255  # code of what a reader took for no microbleed; no `MimicKind`
-READERS_MIMIC_MM = 3.0  # its diameter: as of a microbleed that is only a point
+READERS_MIMIC = 255  # code of what a reader rejected as a microbleed; not a `MimicKind`
+READERS_MIMIC_MM = 3.0  # its diameter, the same as of a microbleed given as a point
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def _check_versions(folder: Path) -> None:
 def _cells_of(labels: np.ndarray, labels_affine: np.ndarray, prepared: PreparedVolume) -> np.ndarray:
     """Nearest label (X, Y, Z) at the center of every proposal cell: (Z, Y // 2, X // 2).
 
-    Both grids have parallel axes, so that one index array an axis is enough.
+    Both grids have parallel axes, so that one index array per axis is enough.
     """
     cells = tuple(size // step for size, step in zip(prepared.image.shape[:3], PROPOSAL_STRIDE, strict=True))
     inverse = np.linalg.inv(labels_affine)

@@ -7,39 +7,41 @@
                          rCMBInformationInfo.xlsx, sCMBInformationInfo.xlsx,
                          sCMBLocationInformationInfoNocmb.xlsx
 
-A row of a table is a file name and then x, y, z triplets, voxels counted from 1; only the first column of a
-triplet has a heading, unused cells hold blanks, and triplets occur twice. A name is patient, time point, and
-for synthetic ones what was added, so that all scans of a patient, real or not, belong on one side of a split.
+A row of a table is a file name followed by x, y, z triplets, voxels counted from 1. Only the first column of
+a triplet has a heading, unused cells hold blanks, and some triplets are repeated. A file name is made of
+patient and time point, and for synthetic microbleeds of what was added: all scans of a patient, real or not,
+belong on one side of a split.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
-from cmb_jax.datasets.listing import check_root, child, distinct, is_nifti, one_each, relative, stem, visible
-from cmb_jax.datasets.sheets import Row, number, read_sheet
-from cmb_jax.datasets.types import Case, DatasetIndex, PointTruth, Problem
+from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, PointTruth
+from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, visible
+from cmb_jax.datasets.tables import Row, number, read_sheet
 from cmb_jax.errors import UserError
+from cmb_jax.io.provenance import stem
 
 TABLES = {
     "rCMB_DefiniteSubject": "rCMBInformationInfo.xlsx",
-    "NoCMBSubject": None,
+    "NoCMBSubject": "",
     "sCMB_DefiniteSubject": "sCMBInformationInfo.xlsx",
     "sCMB_NoCMBSubject": "sCMBLocationInformationInfoNocmb.xlsx",
 }
-REAL, ADDED_TO_REAL = "rCMB_DefiniteSubject", "sCMB_DefiniteSubject"
+"""Folders, and the table of each; empty: its scans have no microbleeds."""
+_REAL, _ADDED_TO_REAL = "rCMB_DefiniteSubject", "sCMB_DefiniteSubject"
 
 Triplet = tuple[float, float, float]
+Table = dict[str, list[Triplet] | UserError]
+"""By file name (lower case, no suffix): the triplets with repeats, or why its row cannot be read."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Table:
-    """One of the tables; keys are file names without suffix, in small letters."""
-
-    path: Path
-    triplets: dict[str, list[Triplet]]  # repeats as they stand; rows of one file put together
-    unreadable: dict[str, str]  # rows that are no triplets, and why
+def looks_like(root: Path) -> bool:
+    """Whether one of the four folders is there."""
+    top = top_folder(root)
+    return any(child(top, name) is not None for name in TABLES)
 
 
 def find(root: Path) -> DatasetIndex:
@@ -50,26 +52,24 @@ def find(root: Path) -> DatasetIndex:
     """
     root = check_root(root)
     top = top_folder(root)
-    tables: dict[str, Table | None] = {}
-    for folder_name, table in TABLES.items():
-        path = child(top, table) if table else None
-        tables[folder_name] = read_table(path) if path is not None else None
-    cases: list[Case] = []
-    problems: list[Problem] = []
-    for folder_name in TABLES:
-        folder = child(top, folder_name)
-        if folder is None or not folder.is_dir():
-            problems.append(Problem(where=folder_name, what="the folder is missing", level="note"))
-            continue
-        found, wrong = _cases(folder, folder_name, root, tables)
-        cases += found
-        problems += wrong
-    kept, twice = distinct(cases)
-    return DatasetIndex(kind="csiro", cases=kept, problems=(*problems, *twice))
+    tables = {
+        folder: read_table(path)
+        for folder, file in TABLES.items()
+        if file and (path := child(top, file)) is not None
+    }
+    found = Collector()
+    for name in TABLES:
+        folder = child(top, name)
+        if folder is not None and folder.is_dir():
+            _collect(folder, name, root, tables, found)
+        else:
+            found.note(name, "the folder is missing")
+    return found.index("csiro")
 
 
 def top_folder(root: Path) -> Path:
     """The folder that holds the four folders and the tables, the root itself if nothing else fits."""
+    # archives unpack with one or two folders above the data
     for parts in (("PublicDataShare_2020",), ("data", "PublicDataShare_2020")):
         folder: Path | None = root
         for part in parts:
@@ -80,36 +80,37 @@ def top_folder(root: Path) -> Path:
 
 
 def read_table(path: Path) -> Table:
-    """Triplets of each scan.
+    """Triplets of each scan, the rows of one file joined.
 
     Raises:
         UserError: no workbook, or no column of file names followed by triplets.
     """
     rows = read_sheet(path)
-    header = rows[0] if rows else ()
-    named = [str(cell).casefold() if cell is not None else "" for cell in header]
-    if len(named) < 2 or "file name" not in named[0] or "location" not in named[1]:
+    heading = [str(cell or "").casefold() for cell in rows[0]] if rows else []
+    if len(heading) < 2 or "file name" not in heading[0] or "location" not in heading[1]:
         raise UserError(
             f"{path}: lacks the expected columns: the first row must start with 'NIFTI File Name' and "
             "'Location CMB # 1', and triplets x, y, z must follow"
         )
-    table = Table(path=path, triplets={}, unreadable={})
+    table: Table = {}
     for line, row in enumerate(rows[1:], start=2):
         if not row:
             continue
         if row[0] is None:
-            table.unreadable[f"row {line}"] = f"{path}: row {line} has centers, but no file name"
+            table[f"row {line}"] = UserError(f"{path}: row {line} has centers, but no file name")
             continue
         key = stem(str(row[0])).casefold()
         try:
-            table.triplets.setdefault(key, []).extend(_triplets(row, path, line))
+            triplets = table.setdefault(key, [])
+            if isinstance(triplets, list):
+                triplets += _triplets(row, path, line)
         except UserError as error:
-            table.unreadable[key] = str(error)
+            table[key] = error
     return table
 
 
 def _triplets(row: Row, path: Path, line: int) -> list[Triplet]:
-    found = []
+    triplets = []
     for start in range(1, len(row), 3):
         cells = (*row[start : start + 3], None, None)[:3]
         if all(cell is None for cell in cells):
@@ -118,57 +119,60 @@ def _triplets(row: Row, path: Path, line: int) -> list[Triplet]:
             number(cell, path, line, f"{axis} of triplet {start // 3 + 1}")
             for axis, cell in zip("xyz", cells, strict=True)
         )
-        found.append((x, y, z))
-    return found
+        triplets.append((x, y, z))
+    return triplets
 
 
-def _cases(
-    folder: Path, name: str, root: Path, tables: dict[str, Table | None]
-) -> tuple[list[Case], list[Problem]]:
-    scans, problems = one_each((path for path in visible(folder) if is_nifti(path)), root, "images")
-    table = tables[name]
-    if TABLES[name] and table is None:
-        what = f"{TABLES[name]} is missing, so the truth of its {len(scans)} scans is unknown"
-        return [], [*problems, Problem(where=name, what=what)]
-    if name == ADDED_TO_REAL and tables[REAL] is None:
-        what = f"{TABLES[REAL]} is missing, so the real microbleeds in its {len(scans)} scans are unknown"
-        return [], [*problems, Problem(where=name, what=what)]
-    cases = []
+def _collect(folder: Path, name: str, root: Path, tables: Mapping[str, Table], found: Collector) -> None:
+    scans = found.one_each((path for path in visible(folder) if is_nifti(path)), root, "images")
+    if TABLES[name] and name not in tables:
+        found.skip(name, f"{TABLES[name]} is missing, so the truth of its {len(scans)} scans is unknown")
+        return
+    if name == _ADDED_TO_REAL and _REAL not in tables:
+        what = f"{TABLES[_REAL]} is missing, so the real microbleeds in its {len(scans)} scans are unknown"
+        found.skip(name, what)
+        return
     for key, path in scans.items():
-        if table is not None and key in table.unreadable:
-            continue
-        if table is not None and key not in table.triplets:
-            problems.append(Problem(where=stem(path.name), what=f"has no row in {TABLES[name]}"))
-            continue
-        stated = table.triplets[key] if table is not None else []
-        source_scan = key.partition("_rscmb")[0]
-        real_table = tables[REAL] if name == ADDED_TO_REAL else None
-        if real_table is not None and source_scan in real_table.unreadable:
-            problems.append(Problem(where=stem(path.name), what=real_table.unreadable[source_scan]))
-            continue
-        real = real_table.triplets.get(source_scan, []) if real_table is not None else []
-        points = tuple(dict.fromkeys([*stated, *real]))
-        notes = []
-        if len(set(stated)) < len(stated):
-            notes.append(f"{len(stated) - len(set(stated))} repeated triplets were dropped")
-        if len(points) > len(set(stated)):
-            added = len(points) - len(set(stated))
-            notes.append(
-                f"{added} real microbleeds of the scan that it was made from were added to the truth"
-            )
-        cases.append(
-            Case(
-                case_id=stem(path.name),
-                patient_id=key.partition("_")[0],
-                cohort=name,
-                images={"swi": relative(path, root)},
-                truth=PointTruth(convention="voxel-1", points=points, source=TABLES[name] or ""),
-                notes=tuple(notes),
-            )
-        )
-    if table is None:
-        return cases, problems
-    problems += [Problem(where=key, what=what) for key, what in table.unreadable.items()]
-    for key in sorted(table.triplets.keys() - scans.keys() - table.unreadable.keys()):
-        problems.append(Problem(where=key, what=f"is in {TABLES[name]}, but {name} has no such image"))
-    return cases, problems
+        with found.skipping(stem(path.name)):
+            found.cases.append(_case(key, path, name, root, tables))
+    for key, entry in sorted(tables.get(name, {}).items()):
+        if key not in scans:
+            what = f"is in {TABLES[name]}, but {name} has no such image"
+            found.skip(key, str(entry) if isinstance(entry, UserError) else what)
+
+
+def _case(key: str, path: Path, name: str, root: Path, tables: Mapping[str, Table]) -> Case:
+    """One scan; to synthetic microbleeds in a scan with real ones, the real ones are added.
+
+    Raises:
+        UserError: the scan has no row, or a row that belongs to it cannot be read.
+    """
+    if name in tables and key not in tables[name]:
+        raise UserError(f"has no row in {TABLES[name]}")
+    stated = _triplets_of(key, tables.get(name, {}))
+    real = _triplets_of(key.partition("_rscmb")[0], tables[_REAL]) if name == _ADDED_TO_REAL else []
+    # The table of synthetic microbleeds lists only those; taken alone, it would make the real ones in the
+    # same image background, and a detector would be trained not to find them.
+    points = tuple(dict.fromkeys([*stated, *real]))
+    repeats = len(stated) - len(set(stated))
+    added = len(points) - len(set(stated))
+    notes = []
+    if repeats:
+        notes.append(f"{repeats} repeated triplets were dropped")
+    if added:
+        notes.append(f"{added} real microbleeds of the scan that it was made from were added to the truth")
+    return Case(
+        case_id=stem(path.name),
+        patient_id=key.partition("_")[0],
+        cohort=name,
+        images={"swi": relative(path, root)},
+        truth=PointTruth(convention="voxel-1", points=points, source=TABLES[name]),
+        notes=tuple(notes),
+    )
+
+
+def _triplets_of(key: str, table: Table) -> list[Triplet]:
+    entry = table.get(key, [])
+    if isinstance(entry, UserError):
+        raise entry
+    return entry

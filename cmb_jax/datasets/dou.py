@@ -10,10 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from cmb_jax.datasets.listing import check_root, child, is_nifti, one_each, relative, stem, visible
-from cmb_jax.datasets.matlab import read_mat
-from cmb_jax.datasets.types import Case, DatasetIndex, PointTruth, Problem
+from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, PointTruth
+from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, visible
+from cmb_jax.datasets.tables import read_mat
 from cmb_jax.errors import UserError
+from cmb_jax.io.provenance import stem
+
+
+def looks_like(root: Path) -> bool:
+    """Whether the two folders are there."""
+    return child(root, "nii") is not None and child(root, "ground_truth") is not None
 
 
 def find(root: Path) -> DatasetIndex:
@@ -26,44 +32,40 @@ def find(root: Path) -> DatasetIndex:
     images, centers = child(root, "nii"), child(root, "ground_truth")
     if images is None or centers is None or not images.is_dir() or not centers.is_dir():
         raise UserError(f"{root}: has no folders nii and ground_truth; give the folder that holds both")
-    scans, problems = one_each((path for path in visible(images) if is_nifti(path)), root, "images")
-    tables, twice = one_each(
+    found = Collector()
+    scans = found.one_each((path for path in visible(images) if is_nifti(path)), root, "images")
+    tables = found.one_each(
         (path for path in visible(centers) if path.suffix.lower() == ".mat"), root, "lists of centers"
     )
-    problems += twice
-    cases = []
-    for key in sorted(scans.keys() | tables.keys()):
-        if key not in scans or key not in tables:
-            there = scans.get(key) or tables[key]
-            gone = "list of centers" if key in scans else "image"
-            if stem(there.name) not in {problem.where for problem in problems}:
-                problems.append(Problem(where=relative(there, root), what=f"has no {gone} of its name"))
-            continue
-        try:
-            points, notes = read_centers(tables[key])
-        except UserError as error:
-            problems.append(Problem(where=stem(scans[key].name), what=str(error)))
-            continue
-        name = stem(scans[key].name)
-        source = relative(tables[key], root)
-        cases.append(
-            Case(
-                case_id=name,
-                patient_id=name,  # one scan a patient
-                cohort="SWI-CMB",
-                images={"swi": relative(scans[key], root)},
-                truth=PointTruth(convention="voxel-1", points=points, source=source),
-                notes=notes,
-            )
-        )
-    return DatasetIndex(kind="dou", cases=tuple(cases), problems=tuple(problems))
+    repeated = {problem.where for problem in found.problems}
+    for key in sorted(scans.keys() ^ tables.keys()):
+        there = scans.get(key) or tables[key]
+        missing = "list of centers" if key in scans else "image"
+        if stem(there.name) not in repeated:
+            found.skip(relative(there, root), f"has no {missing} of its name")
+    for key in sorted(scans.keys() & tables.keys()):
+        with found.skipping(stem(scans[key].name)):
+            found.cases.append(_case(scans[key], tables[key], root))
+    return found.index("dou")
+
+
+def _case(scan: Path, table: Path, root: Path) -> Case:
+    points, notes = read_centers(table)
+    return Case(
+        case_id=stem(scan.name),
+        patient_id=stem(scan.name),  # one scan per patient
+        cohort="SWI-CMB",
+        images={"swi": relative(scan, root)},
+        truth=PointTruth(convention="voxel-1", points=points, source=relative(table, root)),
+        notes=notes,
+    )
 
 
 def read_centers(path: Path) -> tuple[tuple[tuple[float, float, float], ...], tuple[str, ...]]:
-    """The different centers of a .mat file, and what is to be known about them.
+    """The different centers of a .mat file, and notes on repeats and on a count that differs.
 
     Raises:
-        UserError: no readable MATLAB 5 file, no `cen`, or not three finite numbers a center.
+        UserError: no readable MATLAB 5 file, no `cen`, or not three finite numbers per center.
     """
     found = read_mat(path, ("cen", "gt_num"))
     if "cen" not in found:

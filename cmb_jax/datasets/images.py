@@ -1,11 +1,17 @@
-"""The images of a case that the detector looks at."""
+"""The images of a case: their grids from headers alone, and the volumes that the detector looks at."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
-from cmb_jax.datasets.types import Case
+import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
+
+from cmb_jax.datasets.cases import Case
 from cmb_jax.errors import UserError
+from cmb_jax.io.header import open_header, world_affine
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import ScanImages
 
@@ -13,8 +19,72 @@ DARK_ROLES = ("swi", "t2s", "magnitude")
 """Images on which a microbleed is dark."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """How a 3D image lies in its file and in the world."""
+
+    shape: tuple[int, int, int]  # (I, J, K) of the file's array
+    affine: np.ndarray  # (4, 4) float64, (i, j, k) from 0 -> RAS mm
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def orientation(self) -> str:
+        """Where the file's axes run to, such as RAS or LPS."""
+        return "".join(str(code) for code in aff2axcodes(self.affine))
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel in mm3."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    def to_ras(self) -> Grid:
+        """The same grid with its axes turned to Right, Anterior, Superior, as `read_volume` gives it."""
+        turn = io_orientation(self.affine)
+        x, y, z = (self.shape[int(np.flatnonzero(turn[:, 0] == axis)[0])] for axis in range(3))
+        affine = self.affine @ inv_ornt_aff(turn, self.shape)
+        return Grid(shape=(x, y, z), affine=affine, warnings=self.warnings)
+
+    def to_mm(self, index: np.ndarray) -> np.ndarray:
+        """Voxel indices (n, 3) from 0, integers at voxel centers, to RAS mm (n, 3)."""
+        return np.asarray(apply_affine(self.affine, index))
+
+    def to_index(self, points_mm: np.ndarray) -> np.ndarray:
+        """RAS mm (n, 3) to fractional voxel indices (n, 3) from 0."""
+        return np.linalg.solve(self.affine[:3, :3], (points_mm - self.affine[:3, 3]).T).T
+
+    def inside(self, index: np.ndarray) -> np.ndarray:
+        """Which voxel indices (n, 3) lie in the volume, (n,) bool; a voxel reaches half a step each way."""
+        return np.all((index >= -0.5) & (index <= np.array(self.shape) - 0.5), axis=-1)
+
+    def apart_voxels(self, other: Grid) -> float:
+        """Greatest distance of the corners of two grids of one shape, in this grid's smallest voxel edge."""
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape])).reshape(3, -1).T
+        apart = np.linalg.norm(self.to_mm(corners) - other.to_mm(corners), axis=1).max()
+        return float(apart / voxel_sizes(self.affine).min())
+
+
+def read_grid(path: Path) -> Grid:
+    """Shape and affine of a 3D NIfTI image; voxels are not read, so that thousands of scans take minutes.
+
+    Raises:
+        UserError: missing or unreadable file, no NIfTI image, not 3D, or a singular affine.
+    """
+    file = open_header(path)
+    affine, warnings = world_affine(file)
+    shape = file.image.shape
+    if len(shape) < 3 or np.prod(shape[3:]) != 1 or min(shape) < 1:
+        raise UserError(f"{path}: is no 3D image but {' x '.join(map(str, shape))} voxels; give one volume")
+    i, j, k = shape[:3]
+    return Grid(shape=(i, j, k), affine=affine, warnings=tuple(warnings))
+
+
+def turn_to_ras(array: np.ndarray, grid: Grid) -> np.ndarray:
+    """An array (I, J, K) of a file with its axes turned to Right, Anterior, Superior."""
+    return np.ascontiguousarray(apply_orientation(array, io_orientation(grid.affine)))
+
+
 def read_scan(case: Case, root: Path) -> ScanImages:
-    """Read the image that lesions are given on, and phase and magnitude where there are any.
+    """The image that lesions are given on, with phase and magnitude where there are any.
 
     Args:
         case: of an index.
@@ -30,8 +100,5 @@ def read_scan(case: Case, root: Path) -> ScanImages:
         for role in {case.reference, "phase", "magnitude"}
         if role in case.images
     }
-    return ScanImages(
-        swi=volumes[case.reference],
-        phase=volumes.get("phase"),
-        magnitude=volumes["magnitude"] if "magnitude" in volumes and case.reference != "magnitude" else None,
-    )
+    swi = volumes.pop(case.reference)
+    return ScanImages(swi=swi, phase=volumes.get("phase"), magnitude=volumes.get("magnitude"))

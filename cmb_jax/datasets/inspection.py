@@ -1,40 +1,38 @@
-"""Looks into the files of an index: which cases hold what they say, with how many lesions."""
+"""Looks into the files of an index: which cases hold what they claim, and how many lesions they have."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cmb_jax.datasets.darkness import convention_doubt, darkness
-from cmb_jax.datasets.grid import read_grid
-from cmb_jax.datasets.images import DARK_ROLES
-from cmb_jax.datasets.lesions import CONNECTIVITY, Lesions, lesions_of
-from cmb_jax.datasets.types import Case, DatasetIndex, PointTruth, Problem, Role
+from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, PointTruth, Role
+from cmb_jax.datasets.images import DARK_ROLES, Grid, read_grid
+from cmb_jax.datasets.lesions import CONNECTIVITY, SAME_GRID_VOXELS, Lesions, lesions_of
 from cmb_jax.errors import UserError
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import Volume
 from cmb_jax.scan.judge import judge_grid, judge_intensity
 
-_SAME_GRID_VOXELS = 0.5
+_REACH_VOXELS = 6
+_MIN_CENTERS = 5  # fewer say nothing about a convention
+_MIN_GAIN = 1.0  # standard deviations by which another reading must be darker
 
 OnCase = Callable[[Case, Volume, Lesions], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """An index with its bad cases taken out, and what the good ones hold."""
+    """An index without its bad cases, and what the good ones hold."""
 
     index: DatasetIndex  # problems: the reader's, then those found in the files, then notes
     lesions: dict[str, int]  # by case ID, of cases with a truth
     counted: tuple[str, ...]  # how lesions were counted
     default_diameters: int  # lesions whose diameter is the default, not measured
-    contrast: (
-        np.ndarray
-    )  # (n,) local standard deviations that the image is darker at each center; NaN unknown
+    contrast: np.ndarray  # (n,) `darkness` at each center
 
     @property
     def total(self) -> int:
@@ -62,124 +60,155 @@ def inspect(
             `read_images`.
         progress: wraps the cases, such as a progress bar.
     """
-    cases, problems = [], list(index.problems)
+    found = Collector(problems=list(index.problems))
     lesions: dict[str, int] = {}
     counted: dict[str, None] = {}
     orientations: Counter[str] = Counter()
     defaults = 0
-    contrast: list[np.ndarray] = []
-    shifted: list[np.ndarray] = []
+    contrast: list[float] = []
+    from_0: list[float] = []
+    # One bad file costs its case, or only an image of it, and never the whole check: a data set of thousands
+    # has some, and all are listed in one go.
     for case in progress(index.cases):
         try:
-            case, found = _check_grids(case, root)
+            reference = read_grid(Path(root) / case.images[case.reference])
+            case, grids = _check_grids(case, root, reference)
             truth = lesions_of(case, root, connectivity=connectivity) if case.truth is not None else None
-            volume, notes = _read_images(case, root) if read_images else (None, [])
+            volume, notes = _read_images(case, root, reference) if read_images else (None, [])
         except UserError as error:
-            problems.append(Problem(where=case.case_id, what=str(error)))
+            found.skip(case.case_id, str(error))
             continue
-        said = [*case.notes, *notes, *(truth.notes if truth is not None else ())]
-        problems += [*found, *(_note(case, text) for text in said)]
-        cases.append(case)
-        orientations[read_grid(Path(root) / case.images[case.reference]).orientation] += 1
+        found.cases.append(case)
+        found.problems += grids.problems
+        for text in (*case.notes, *notes, *(truth.notes if truth is not None else ())):
+            found.note(case.case_id, text)
+        orientations[reference.orientation] += 1
         if truth is None:
             continue
         lesions[case.case_id] = len(truth)
         counted[truth.counted] = None
         defaults += 0 if truth.measured else len(truth)
         if volume is not None and len(truth) and case.reference in DARK_ROLES:
-            named, other = _darkness_both(case, truth, volume)
-            contrast.append(named)
-            shifted.append(other)
+            as_named, counted_from_0 = _darkness_both(case, truth, volume)
+            contrast += as_named.tolist()
+            from_0 += counted_from_0.tolist()
             if on_case is not None:
                 on_case(case, volume, truth)
     if len(orientations) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in orientations.most_common())
-        text = f"mixed orientations of the files ({listed}); each case goes by its own header"
-        problems.append(Problem(where="the data set", what=text, level="note"))
-    problems = [dataclasses.replace(p, what=_without_root(p.what, root)) for p in problems]
-    every = np.concatenate(contrast) if contrast else np.zeros(0)
-    doubt = convention_doubt(every, np.concatenate(shifted) if shifted else np.zeros(0))
+        what = f"mixed orientations of the files ({listed}); each case goes by its own header"
+        found.note("the data set", what)
+    doubt = convention_doubt(np.array(contrast), np.array(from_0))
     if doubt:
-        problems.append(Problem(where="the data set", what=doubt, level="note"))
+        found.note("the data set", doubt)
+    problems = [dataclasses.replace(each, what=each.what.replace(f"{root}/", "")) for each in found.problems]
     return Inspection(
-        index=dataclasses.replace(index, cases=tuple(cases), problems=tuple(problems)),
+        index=dataclasses.replace(index, cases=tuple(found.cases), problems=tuple(problems)),
         lesions=lesions,
         counted=tuple(counted),
         default_diameters=defaults,
-        contrast=every,
+        contrast=np.array(contrast),
     )
 
 
-def _note(case: Case, text: str) -> Problem:
-    return Problem(where=case.case_id, what=text, level="note")
-
-
-def _without_root(text: str, root: Path) -> str:
-    return text.replace(f"{root}/", "")
-
-
-def _check_grids(case: Case, root: Path) -> tuple[Case, list[Problem]]:
-    """The case without images that lie elsewhere than its reference, and what is to be said.
-
-    Raises:
-        UserError: the reference cannot be read.
-    """
-    reference = read_grid(Path(root) / case.images[case.reference])
-    problems = [_note(case, f"{case.reference}: {text}") for text in reference.warnings]
+def _check_grids(case: Case, root: Path, reference: Grid) -> tuple[Case, Collector]:
+    """The case without images that lie elsewhere than its reference, and what is wrong with its headers."""
+    found = Collector()
+    for text in reference.warnings:
+        found.note(case.case_id, f"{case.reference}: {text}")
     kept: dict[Role, str] = {}
     for role, path in case.images.items():
         if role == case.reference:
             kept[role] = path
             continue
-        try:
+        with found.skipping(case.case_id, "left out"):
             grid = read_grid(Path(root) / path)
-        except UserError as error:
-            problems.append(Problem(where=case.case_id, what=str(error), level="left out"))
-            continue
-        ours, theirs = reference.to_ras(), grid.to_ras()
-        what = None
-        if ours.shape != theirs.shape:
-            what = f"{role} has the shape {theirs.shape}, {case.reference} {ours.shape}; resample it first"
-        elif ours.apart_voxels(theirs) > _SAME_GRID_VOXELS:
-            apart = ours.apart_voxels(theirs)
-            what = (
-                f"{role} ({grid.orientation}) lies up to {apart:.1f} voxels from {case.reference} "
-                f"({reference.orientation}); resample it or copy the right header"
-            )
-        if what:
-            problems.append(Problem(where=case.case_id, what=what, level="left out"))
-            continue
-        kept[role] = path
-        if grid.orientation != reference.orientation:
-            stored = f"{role} is stored {grid.orientation}, {case.reference} {reference.orientation}"
-            problems.append(_note(case, f"mixed orientations: {stored}; both agree in space"))
-    return dataclasses.replace(case, images=kept), problems
+            _check_same_place(role, grid, case.reference, reference)
+            kept[role] = path
+            if grid.orientation != reference.orientation:
+                stored = f"{role} is stored {grid.orientation}, {case.reference} {reference.orientation}"
+                found.note(case.case_id, f"mixed orientations: {stored}; both agree in space")
+    return dataclasses.replace(case, images=kept), found
 
 
-def _read_images(case: Case, root: Path) -> tuple[Volume, list[str]]:
+def _check_same_place(role: Role, grid: Grid, reference_role: Role, reference: Grid) -> None:
+    ours, theirs = reference.to_ras(), grid.to_ras()
+    if ours.shape != theirs.shape:
+        raise UserError(
+            f"{role} has the shape {theirs.shape}, {reference_role} {ours.shape}; resample it first"
+        )
+    apart = ours.apart_voxels(theirs)
+    if apart > SAME_GRID_VOXELS:
+        raise UserError(
+            f"{role} ({grid.orientation}) lies up to {apart:.1f} voxels from {reference_role} "
+            f"({reference.orientation}); resample it or copy the right header"
+        )
+
+
+def _read_images(case: Case, root: Path, reference: Grid) -> tuple[Volume, list[str]]:
     """The reference image, and the warnings of all images."""
     volumes = {role: read_volume(Path(root) / path) for role, path in case.images.items()}
-    judged = judge_intensity(volumes[case.reference].data)
-    size = judge_grid(volumes[case.reference])
-    reasons = [f"{case.reference}: not analysable: {text}" for text in (*judged.reasons, *size.reasons)]
-    header = set(read_grid(Path(root) / case.images[case.reference]).warnings)
-    notes = [
+    swi = volumes[case.reference]
+    reasons = (*judge_intensity(swi.data).reasons, *judge_grid(swi).reasons)
+    warnings = [f"{case.reference}: not analysable: {text}" for text in reasons]
+    warnings += [
         f"{role}: {text}"
         for role, volume in volumes.items()
         for text in volume.warnings
-        if role != case.reference or text not in header
+        if role != case.reference or text not in reference.warnings  # these are known from the header
     ]
-    return volumes[case.reference], [*reasons, *notes]
+    return swi, warnings
+
+
+def darkness(data: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Local mean minus the value at each center, over the local standard deviation.
+
+    Args:
+        data: (X, Y, Z) image on which microbleeds are dark.
+        index: (n, 3) voxel indices of it; rounded.
+
+    Returns:
+        (n,) float64; the surroundings are the cube of 13 voxels. NaN outside the volume and in flat places.
+    """
+    result = np.full(len(index), np.nan)
+    for row, center in enumerate(np.rint(index).astype(int)):
+        if np.any(center < 0) or np.any(center >= data.shape):
+            continue
+        window = data[tuple(slice(max(0, c - _REACH_VOXELS), c + _REACH_VOXELS + 1) for c in center)]
+        spread = float(window.std())
+        if spread > 0:
+            result[row] = (float(window.mean()) - float(data[tuple(center)])) / spread
+    return result
+
+
+def median(values: Sequence[float] | np.ndarray) -> float:
+    """Median of the finite values; NaN if there are none."""
+    numbers = np.asarray(values, np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    return float(np.median(numbers)) if len(numbers) else float("nan")
+
+
+def convention_doubt(as_named: np.ndarray, counted_from_0: np.ndarray) -> str | None:
+    """A message if the centers are clearly darker when the table is taken to count from 0, else None.
+
+    No header says from where a table counts, but microbleeds are dark: one voxel beside them is not.
+    """
+    both = np.isfinite(as_named) & np.isfinite(counted_from_0)
+    gain = median(counted_from_0) - median(as_named)
+    if both.sum() < _MIN_CENTERS or not gain >= _MIN_GAIN:
+        return None
+    return (
+        f"the image is {median(as_named):.1f} local standard deviations darker at the centers, but "
+        f"{median(counted_from_0):.1f} when they are read 0-based: look at the contact sheet"
+    )
 
 
 def _darkness_both(case: Case, truth: Lesions, volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     """Darkness at the centers as named, and as if a table of voxels counted from 0; NaN for other truths."""
-    index = truth.grid.to_index(truth.centers_mm)
-    named = darkness(volume.data, index)
+    as_named = darkness(volume.data, truth.grid.to_index(truth.centers_mm))
     if not isinstance(case.truth, PointTruth) or case.truth.convention == "ras-mm":
-        return named, np.full(len(named), np.nan)
-    # one voxel on along every axis of the file is, in the turned array, one voxel on or back
-    native = np.linalg.inv(volume.native.affine) @ np.array([*truth.centers_mm.T, np.ones(len(named))])
-    native[:3] += 1.0
-    moved = (volume.native.affine @ native)[:3].T
-    return named, darkness(volume.data, truth.grid.to_index(moved))
+        return as_named, np.full(len(as_named), np.nan)
+    # One voxel further along an axis of the file may be one voxel forth or back in the turned array, so the
+    # step is made on the file's own grid.
+    step_mm = volume.native.affine[:3, :3].sum(axis=1)
+    return as_named, darkness(volume.data, truth.grid.to_index(truth.centers_mm + step_mm))

@@ -9,18 +9,19 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-from cmb_jax.datasets.grid import Grid, read_grid, turn_to_ras
-from cmb_jax.datasets.types import Case, Convention, MaskTruth, PointTruth
+from cmb_jax.datasets.cases import Case, Convention, MaskTruth, PointTruth
+from cmb_jax.datasets.images import Grid, read_grid, turn_to_ras
 from cmb_jax.errors import UserError
 from cmb_jax.io.header import decoded, open_nifti
 from cmb_jax.io.labels import components, instances, is_whole
 from cmb_jax.io.outside import reading
 
 DEFAULT_DIAMETER_MM = 3.0
-"""Of a lesion that is only a point: in the middle of what microbleeds measure, 2 to 5 mm as a rule."""
+"""Of a lesion given as a point only: in the middle of the 2 to 5 mm that microbleeds usually measure."""
 
 CONNECTIVITY = 26
-_SAME_GRID_VOXELS = 0.5  # headers that were copied or rounded differ by less
+SAME_GRID_VOXELS = 0.5
+"""Headers that were copied or rounded differ by less."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Lesions:
     measured: bool  # False: every diameter is the default
     boxes: np.ndarray  # (n, 6) float64, (z0, y0, x0, z1, y1, x1) half-open, voxels of `grid`
     grid: Grid  # of the reference image, axes turned to Right, Anterior, Superior
-    counted: str  # how, for people: points, labels, or components with threshold and connectivity
+    counted: str  # how: points, labels, or components with threshold and connectivity
     labels: np.ndarray | None = None  # (X, Y, Z) int32 on `grid`: lesion n is label n + 1; None of points
     mimics_mm: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3)))  # (k, 3), RAS mm
     notes: tuple[str, ...] = ()
@@ -41,34 +42,27 @@ class Lesions:
         return len(self.centers_mm)
 
 
-def lesions_of(
-    case: Case,
-    root: Path,
-    *,
-    connectivity: int = CONNECTIVITY,
-    default_diameter_mm: float = DEFAULT_DIAMETER_MM,
-) -> Lesions:
+def lesions_of(case: Case, root: Path, *, connectivity: int = CONNECTIVITY) -> Lesions:
     """Turn a case's truth into lesions.
 
-    A lesion of a mask has the center of mass of its voxels (all weighing the same), the diameter of the
-    sphere of its volume, and the box that holds its voxels. One that is a point has a cube of its diameter.
+    A lesion of a mask has the unweighted center of its voxels, the diameter of the sphere of its volume, and
+    the box that holds its voxels. A point becomes a cube of its diameter.
 
     Args:
         case: with a truth.
         root: of the data set.
         connectivity: neighbors of a voxel in a mask: 6 (faces), 18 (edges too) or 26 (corners too).
-        default_diameter_mm: where none was measured.
 
     Raises:
         UserError: a file is missing or unreadable, mask and image lie on different grids, a mask holds
-            values that it must not, or a center lies outside the volume.
+            invalid values, or a center lies outside the volume.
         ValueError: the case has no truth, or no such connectivity.
     """
     if connectivity not in (6, 18, 26):
         raise ValueError(f"connectivity {connectivity}: must be 6, 18 or 26")
     reference = Path(root) / case.images[case.reference]
     if isinstance(case.truth, PointTruth):
-        return _from_points(case.truth, read_grid(reference), default_diameter_mm)
+        return _from_points(case.truth, read_grid(reference))
     if isinstance(case.truth, MaskTruth):
         return _from_mask(case.truth, Path(root) / case.truth.path, reference, connectivity)
     raise ValueError(f"{case.case_id}: has no truth")
@@ -84,23 +78,18 @@ def voxel_index(points: np.ndarray, convention: Convention, grid: Grid) -> np.nd
     return grid.to_index(points)
 
 
-def _from_points(truth: PointTruth, grid: Grid, default_diameter_mm: float) -> Lesions:
-    centers, mimics = (
-        grid.to_mm(_index_inside(truth, np.array(each, np.float64).reshape(-1, 3), grid))
-        for each in (truth.points, truth.mimics)
-    )
-    if truth.diameters_mm is None:
-        diameters = np.full(len(centers), default_diameter_mm)
-    else:
-        diameters = np.array(truth.diameters_mm, np.float64)
+def _from_points(truth: PointTruth, grid: Grid) -> Lesions:
+    centers, mimics = (_places_mm(points, truth.convention, grid) for points in (truth.points, truth.mimics))
+    measured = truth.diameters_mm is not None
+    diameters = np.array(truth.diameters_mm if measured else [DEFAULT_DIAMETER_MM] * len(centers), np.float64)
+    # Indices of a table belong to the file's own axes; boxes belong to the axes that volumes are read on.
     turned = grid.to_ras()
     middle = turned.to_index(centers)[:, ::-1] + 0.5  # voxel i spans [i, i + 1)
-    spacing = voxel_sizes(turned.affine)[::-1]
-    half = 0.5 * diameters[:, None] / spacing
+    half = 0.5 * diameters[:, None] / voxel_sizes(turned.affine)[::-1]
     return Lesions(
         centers_mm=centers,
         diameters_mm=diameters,
-        measured=truth.diameters_mm is not None,
+        measured=measured,
         boxes=np.concatenate([middle - half, middle + half], axis=1),
         grid=turned,
         counted="points",
@@ -108,58 +97,60 @@ def _from_points(truth: PointTruth, grid: Grid, default_diameter_mm: float) -> L
     )
 
 
-def _index_inside(truth: PointTruth, points: np.ndarray, grid: Grid) -> np.ndarray:
-    """Voxel indices (n, 3) of the file's own grid, all of them in the volume."""
-    index = voxel_index(points, truth.convention, grid)
+def _places_mm(
+    listed: tuple[tuple[float, float, float], ...], convention: Convention, grid: Grid
+) -> np.ndarray:
+    """Points of a table in RAS mm (n, 3), all of them inside the volume."""
+    points = np.array(listed, np.float64).reshape(-1, 3)
+    index = voxel_index(points, convention, grid)
     outside = ~grid.inside(index)
     if outside.any():
-        raise UserError(_outside(truth, points, outside, grid))
-    return index
+        raise UserError(_outside_message(points, convention, outside, grid))
+    return grid.to_mm(index)
 
 
-def _outside(truth: PointTruth, points: np.ndarray, outside: np.ndarray, grid: Grid) -> str:
+def _outside_message(points: np.ndarray, convention: Convention, outside: np.ndarray, grid: Grid) -> str:
     """What is wrong with points outside the volume, and which other reading would put them all inside."""
     shown = ", ".join(f"{value:g}" for value in points[outside][0])
     size = " x ".join(map(str, grid.shape))
     text = f"{int(outside.sum())} of {len(points)} centers lie outside the {size} voxels, such as ({shown})"
-    if truth.convention == "ras-mm":
+    if convention == "ras-mm":
         mirrored = points * np.array([-1.0, -1.0, 1.0])
         if grid.inside(grid.to_index(mirrored)).all():
             return f"{text}; all lie inside with x and y negated, so the table seems to be in LPS: convert it"
         if grid.inside(points).all():
             return f"{text}; all lie inside when read as voxels: give x_mm, y_mm, z_mm in RAS mm"
-    elif grid.inside(voxel_index(points + 1.0, truth.convention, grid)).all():
+    elif grid.inside(voxel_index(points + 1.0, convention, grid)).all():
         return f"{text}; all lie inside when read 0-based, but this set counts from 1: add 1 to the table"
     return f"{text}; correct the table or the image"
 
 
 def _from_mask(truth: MaskTruth, path: Path, reference: Path, connectivity: int) -> Lesions:
     values, grid, notes = _read_mask(path)
-    image = read_grid(reference).to_ras()
-    turned = grid.to_ras()
+    image, turned = read_grid(reference).to_ras(), grid.to_ras()
     if turned.shape != image.shape:
         raise UserError(
             f"{path}: mask and {reference.name} have different shapes, {turned.shape} and {image.shape}"
         )
     apart = image.apart_voxels(turned)
-    if apart > _SAME_GRID_VOXELS:
+    if apart > SAME_GRID_VOXELS:
         raise UserError(
             f"{path}: mask and {reference.name} lie up to {apart:.1f} voxels apart; copy the right header"
         )
-    labels, count, counted = _label(
-        turn_to_ras(values, grid), truth, path, connectivity, voxel_sizes(turned.affine)
-    )
-    objects = ndimage.find_objects(labels, max_label=count)
+    spacing_mm = voxel_sizes(turned.affine)
+    labels, count, counted = _label(turn_to_ras(values, grid), truth, path, connectivity, spacing_mm)
+    # Sums by label over the few voxels that have one: a loop over lesions would scan the volume each time.
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    found = np.nonzero(labels)
-    sums = [np.bincount(labels[found] - 1, weights=axis, minlength=count) for axis in found]
+    voxels = np.nonzero(labels)
+    sums = [np.bincount(labels[voxels] - 1, weights=axis, minlength=count) for axis in voxels]
     index = np.stack(sums, axis=-1).reshape(-1, 3) / sizes[:, None]
     boxes = [
-        [*(part.start for part in where[::-1]), *(part.stop for part in where[::-1])] for where in objects
+        [*(axis.start for axis in box[::-1]), *(axis.stop for axis in box[::-1])]
+        for box in ndimage.find_objects(labels, max_label=count)
     ]
     return Lesions(
         centers_mm=image.to_mm(index),
-        diameters_mm=np.cbrt(6.0 / np.pi * sizes * abs(np.linalg.det(image.affine[:3, :3]))),
+        diameters_mm=np.cbrt(6.0 / np.pi * sizes * image.voxel_mm3),
         measured=True,
         boxes=np.array(boxes, np.float64).reshape(-1, 6),
         grid=image,
@@ -177,8 +168,10 @@ def _read_mask(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
         raise UserError(f"{path}: holds {values.dtype} values; give labels, a mask or probabilities")
     values = values.reshape(grid.shape)
     bad = values.size - int(np.count_nonzero(np.isfinite(values)))
-    notes = (f"{bad} voxels of the mask are NaN or infinite and count as 0",) if bad else ()
-    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) if bad else values, grid, notes
+    if not bad:
+        return values, grid, ()
+    notes = (f"{bad} voxels of the mask are NaN or infinite and count as 0",)
+    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0), grid, notes
 
 
 def _label(
@@ -188,6 +181,8 @@ def _label(
     if values.min(initial=0.0) < 0:
         raise UserError(f"{path}: holds negative values; give labels, a mask or probabilities")
     largest = float(values.max(initial=0.0))
+    # Whole numbers above 1 are labels of instances (or a mask stored as 255, which `instances` tells apart);
+    # anything else is a mask or a probability, of which connected components count.
     whole = is_whole(values)
     if largest > 1 and (truth.soft or not whole):
         raise UserError(f"{path}: a soft mask must lie in 0 to 1, but its largest value is {largest:g}")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from cmb_jax.datasets.types import Case, Problem
 from cmb_jax.errors import UserError
-from cmb_jax.io.naming import stem
-
-_NIFTI = (".nii.gz", ".nii")
 
 
 def check_root(root: Path) -> Path:
-    """The folder, if it is one and holds anything.
+    """The folder of a data set.
 
     Raises:
         UserError: it is missing, a file, unreadable or empty.
@@ -32,13 +28,13 @@ def check_root(root: Path) -> Path:
 
 
 def visible(folder: Path) -> list[Path]:
-    """What lies in a folder, sorted by name, without hidden files (macOS leaves a ._x beside each x)."""
+    """Entries of a folder sorted by name, without hidden ones (macOS leaves a ._x beside each x)."""
     entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     return sorted(entries, key=lambda entry: (entry.name.casefold(), entry.name))
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Every visible file below a folder, sorted; links to folders are not followed (they may go round)."""
+    """Every visible file below a folder, sorted; links to folders are not followed (they may be circular)."""
     for entry in visible(folder):
         if entry.is_dir():
             if not entry.is_symlink():
@@ -48,54 +44,17 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def child(folder: Path, name: str) -> Path | None:
-    """The entry of that name, in small or capital letters; the exact name first."""
+    """The entry with this name, or else one whose name differs only in the case of letters."""
     if (folder / name).exists():
         return folder / name
     return next((entry for entry in visible(folder) if entry.name.casefold() == name.casefold()), None)
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether the name ends as a NIfTI image's."""
-    return path.name.lower().endswith(_NIFTI)
+    """Whether the name ends in .nii or .nii.gz."""
+    return path.name.lower().endswith((".nii.gz", ".nii"))
 
 
 def relative(path: Path, root: Path) -> str:
-    """A path below the root as it stands in an index."""
+    """A path below the root as an index stores it."""
     return path.relative_to(root).as_posix()
-
-
-def one_each(paths: Iterable[Path], root: Path, what: str) -> tuple[dict[str, Path], list[Problem]]:
-    """Files by stem (small letters); where two share one, neither is taken and a problem says so.
-
-    Args:
-        paths: such as 3.nii and 3.nii.gz.
-        root: of the data set.
-        what: the word for these files in the message.
-    """
-    found: dict[str, list[Path]] = {}
-    for path in paths:
-        found.setdefault(stem(path.name).casefold(), []).append(path)
-    problems = [
-        Problem(
-            where=stem(same[0].name),
-            what=f"two {what} with one ID ({', '.join(relative(path, root) for path in same)}); keep one",
-        )
-        for same in found.values()
-        if len(same) > 1
-    ]
-    return {name: same[0] for name, same in found.items() if len(same) == 1}, problems
-
-
-def distinct(cases: Iterable[Case]) -> tuple[tuple[Case, ...], list[Problem]]:
-    """Cases in order of their IDs; of two with one ID (in small letters) neither is kept."""
-    found: dict[str, list[Case]] = {}
-    for case in cases:
-        found.setdefault(case.case_id.casefold(), []).append(case)
-    problems = []
-    for same in found.values():
-        if len(same) > 1:
-            files = ", ".join(case.images[case.reference] for case in same)
-            problems.append(
-                Problem(where=same[0].case_id, what=f"two subjects with one ID ({files}); rename one")
-            )
-    return tuple(found[name][0] for name in sorted(found) if len(found[name]) == 1), problems

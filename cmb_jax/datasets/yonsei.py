@@ -3,8 +3,9 @@
     HR/Data/S001/SWI.nii.gz, Phase.nii.gz, Mag.nii.gz      or HR/Data/S001_SWI.nii.gz, ...
     HR/Label/S001.xlsx                                     or beside the images
 
-Each row of a table is one microbleed: slice, column, row. The authors do not say from what they count and
-give no header; 1 is taken, as their programs are MATLAB's. Where no table is found, nothing is assumed.
+Each row of a table is one microbleed: slice, column, row. The authors state neither where counting starts nor
+any heading; counting from 1 is assumed, because their programs are written in MATLAB. A subject without a
+table is not taken to be free of microbleeds.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cmb_jax.datasets.listing import check_root, distinct, is_nifti, relative, stem, walk
-from cmb_jax.datasets.sheets import Row, number, read_sheet
-from cmb_jax.datasets.types import Case, DatasetIndex, PointTruth, Problem, Role
+from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, PointTruth, Role
+from cmb_jax.datasets.listing import check_root, is_nifti, relative, walk
+from cmb_jax.datasets.tables import Row, number, read_sheet
 from cmb_jax.errors import UserError
+from cmb_jax.io.provenance import stem
 
 _WORDS: dict[str, Role] = {
     "swi": "swi",
@@ -25,12 +27,19 @@ _WORDS: dict[str, Role] = {
     "magnitude": "magnitude",
     "mag": "magnitude",
 }
-_SHARED = {"data", "label", "labels", "images", "hr", "lr", "excel"}  # folders that name no subject
-_HEADINGS = (
-    ("slice", {"slice", "slices", "z", "k"}),
-    ("column", {"column", "col", "columns", "x", "i"}),
-    ("row", {"row", "rows", "y", "j"}),
-)
+_SHARED = {"data", "label", "labels", "images", "hr", "lr", "excel"}  # folders that do not name a subject
+_HEADINGS = {
+    "slice": {"slice", "slices", "z", "k"},
+    "column": {"column", "col", "columns", "x", "i"},
+    "row": {"row", "rows", "y", "j"},
+}
+
+
+def looks_like(root: Path) -> bool:
+    """Whether there are an image named SWI and a workbook."""
+    files = list(walk(root))
+    swi = any(is_nifti(path) and subject_and_role(path, root)[1] == "swi" for path in files)
+    return swi and any(path.suffix.lower() == ".xlsx" for path in files)
 
 
 def find(root: Path) -> DatasetIndex:
@@ -48,18 +57,19 @@ def find(root: Path) -> DatasetIndex:
             if role is not None:
                 images.setdefault((_cohort(path, root), subject), {}).setdefault(role, []).append(path)
         elif path.suffix.lower() in (".xlsx", ".xls") and not path.name.startswith("~"):
-            tables.setdefault((_cohort(path, root), _subject_of_table(path, root)), []).append(path)
-    cases, problems = [], []
+            subject = _subject_folder(path, root) or stem(path.name).casefold()
+            tables.setdefault((_cohort(path, root), subject), []).append(path)
+    found = Collector()
     for key in sorted(images):
-        found, wrong = _case(key, images[key], tables.get(key, []), root)
-        problems += wrong
-        if found is not None:
-            cases.append(found)
+        with found.skipping(key[1]):
+            case = _case(key, images[key], tables.get(key, []), root)
+            missing = [role for role in ("phase", "magnitude") if role not in case.images]
+            if missing:
+                found.note(key[1], f"no {' and no '.join(missing)} image")
+            found.cases.append(case)
     for key in sorted(tables.keys() - images.keys()):
-        where = relative(tables[key][0], root)
-        problems.append(Problem(where=where, what="is a table without images of its name"))
-    kept, twice = distinct(cases)
-    return DatasetIndex(kind="yonsei", cases=kept, problems=(*problems, *twice))
+        found.skip(relative(tables[key][0], root), "is a table without images of its name")
+    return found.index("yonsei")
 
 
 def _cohort(path: Path, root: Path) -> str:
@@ -67,7 +77,7 @@ def _cohort(path: Path, root: Path) -> str:
     return "HR" if "hr" in parts else "LR" if "lr" in parts else "unknown"
 
 
-def _own_folder(path: Path, root: Path) -> str | None:
+def _subject_folder(path: Path, root: Path) -> str | None:
     """The nearest folder below the root that names neither a part of the set nor a role."""
     for part in reversed(path.relative_to(root).parts[:-1]):
         if part.casefold() not in _SHARED and part.casefold() not in _WORDS:
@@ -76,90 +86,81 @@ def _own_folder(path: Path, root: Path) -> str | None:
 
 
 def subject_and_role(path: Path, root: Path) -> tuple[str, Role | None]:
-    """Subject (small letters) and role of an image, from its name or else from its folders' names."""
+    """Subject (in lower case) and role of an image, by its name or else by the names of its folders."""
+    # Copies of the set differ: a role may be the file's name, a part of it, or a folder's name, and the
+    # subject is then what is left of the name, or the nearest folder that is no role.
     name = stem(path.name)
     for word, role in _WORDS.items():
         rest = re.sub(rf"(^|[_\-. ]){word}($|[_\-. ])", "", name, count=1, flags=re.IGNORECASE)
         if rest != name:
-            return (_own_folder(path, root) or rest.strip("_-. ").casefold()), role
+            return (_subject_folder(path, root) or rest.strip("_-. ").casefold()), role
     for part in reversed(path.relative_to(root).parts[:-1]):
         if part.casefold() in _WORDS:
-            return (_own_folder(path, root) or name.casefold()), _WORDS[part.casefold()]
+            return (_subject_folder(path, root) or name.casefold()), _WORDS[part.casefold()]
     return name.casefold(), None
 
 
-def _subject_of_table(path: Path, root: Path) -> str:
-    return _own_folder(path, root) or stem(path.name).casefold()
+def _case(key: tuple[str, str], images: dict[Role, list[Path]], tables: list[Path], root: Path) -> Case:
+    """The case of a subject.
 
-
-def _case(
-    key: tuple[str, str], images: dict[Role, list[Path]], tables: list[Path], root: Path
-) -> tuple[Case | None, list[Problem]]:
+    Raises:
+        UserError: no SWI, two images of one role, no table or several, or a table that cannot be read.
+    """
     cohort, subject = key
     for role, paths in images.items():
         if len(paths) > 1:
             names = ", ".join(relative(path, root) for path in paths)
-            return None, [Problem(where=subject, what=f"two {role} images for one ID ({names}); keep one")]
+            raise UserError(f"two {role} images for one ID ({names}); keep one")
     if "swi" not in images:
-        return None, [Problem(where=subject, what="has no SWI image, on which the centers are given")]
+        raise UserError("has no SWI image, on which the centers are given")
     if len(tables) != 1:
-        what = f"has {len(tables)} Excel tables; one is needed, also for a subject without microbleeds"
-        return None, [Problem(where=subject, what=what)]
-    try:
-        points, repeats = read_table(tables[0])
-    except UserError as error:
-        return None, [Problem(where=subject, what=str(error))]
-    missing = [role for role in ("phase", "magnitude") if role not in images]
-    wrong = (
-        [Problem(where=subject, what=f"no {' and no '.join(missing)} image", level="note")] if missing else []
-    )
-    return (
-        Case(
-            case_id=f"{cohort}-{subject}" if cohort != "unknown" else subject,
-            patient_id=subject,
-            cohort=cohort,
-            images={role: relative(paths[0], root) for role, paths in sorted(images.items())},
-            truth=PointTruth(
-                convention="slice-column-row-1", points=points, source=relative(tables[0], root)
-            ),
-            notes=(f"{repeats} repeated rows were dropped",) if repeats else (),
-        ),
-        wrong,
+        raise UserError(
+            f"has {len(tables)} Excel tables; one is needed, also for a subject without microbleeds"
+        )
+    rows = read_table(tables[0])
+    points = tuple(dict.fromkeys(rows))
+    repeats = len(rows) - len(points)
+    return Case(
+        case_id=f"{cohort}-{subject}" if cohort != "unknown" else subject,
+        patient_id=subject,
+        cohort=cohort,
+        images={role: relative(paths[0], root) for role, paths in sorted(images.items())},
+        truth=PointTruth(convention="slice-column-row-1", points=points, source=relative(tables[0], root)),
+        notes=(f"{repeats} repeated rows were dropped",) if repeats else (),
     )
 
 
-def read_table(path: Path) -> tuple[tuple[tuple[float, float, float], ...], int]:
-    """The different (slice, column, row), and how many rows repeat one of them. An empty table has none.
+def read_table(path: Path) -> list[tuple[float, float, float]]:
+    """(slice, column, row) of each row, with repeats. An empty table has none.
 
     Raises:
         UserError: no workbook, or other columns than slice, column, row (a first line may name them).
     """
-    rows = [
-        (line, row) for line, row in enumerate(read_sheet(path), start=1) if any(c is not None for c in row)
-    ]
-    if rows and isinstance(rows[0][1][0], str) and not _is_number(rows[0][1][0]):
-        _check_header(rows[0][1], path)
-        rows = rows[1:]
-    found = []
-    for line, row in rows:
+    lines = [(line, row) for line, row in enumerate(read_sheet(path), start=1) if row]
+    if lines and _is_heading(lines[0][1], path):
+        lines = lines[1:]
+    rows = []
+    for line, row in lines:
         if len(row) < 3:
             raise UserError(f"{path}: lacks the expected columns slice, column, row: row {line} is shorter")
-        s, c, r = (number(row[n], path, line, _HEADINGS[n][0]) for n in range(3))
-        found.append((s, c, r))
-    points = tuple(dict.fromkeys(found))
-    return points, len(found) - len(points)
+        s, c, r = (number(cell, path, line, name) for cell, name in zip(row, _HEADINGS, strict=False))
+        rows.append((s, c, r))
+    return rows
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
+def _is_heading(row: Row, path: Path) -> bool:
+    """Whether a first row names the columns. Raises UserError if it names others."""
+    if not isinstance(row[0], str):
         return False
-    return True
-
-
-def _check_header(header: Row, path: Path) -> None:
-    words = [re.split(r"[\s(_\-]+", str(cell or "").casefold())[0] for cell in header[:3]]
-    if len(words) < 3 or any(word not in names for word, (_, names) in zip(words, _HEADINGS, strict=True)):
-        shown = ", ".join(str(cell) for cell in header[:3])
+    try:
+        float(row[0])
+        return False
+    except ValueError:
+        pass
+    words = [re.split(r"[\s(_\-]+", str(cell or "").casefold())[0] for cell in row[:3]]
+    if len(words) < 3 or any(
+        word not in names for word, names in zip(words, _HEADINGS.values(), strict=True)
+    ):
+        shown = ", ".join(str(cell) for cell in row[:3])
         raise UserError(f"{path}: lacks the expected columns slice, column, row: its first line is {shown}")
+    return True

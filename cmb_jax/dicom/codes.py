@@ -1,9 +1,9 @@
 """Coded terms of the DICOM output.
 
-Every code of a public scheme is one that the standard's context groups use (pydicom's dictionary of PS3.16),
-except Definite and Possible, which are SNOMED CT's qualifier values. What no public scheme names (zones and
-regions of MARS, Gregoire et al. 2009, Neurology 73:1759, and counts of microbleeds) has codes of a scheme of
-our own, `99CMBJAX`, which the objects declare.
+Codes of public schemes are those that the standard's context groups use (pydicom's dictionary of PS3.16),
+except Definite and Possible, which are SNOMED CT's qualifier values. Zones and regions of MARS (Gregoire et
+al. 2009, Neurology 73:1759) and counts of microbleeds are in no public scheme; they have codes of our own,
+`99CMBJAX`, which the objects declare.
 """
 
 from __future__ import annotations

@@ -1,25 +1,32 @@
-"""One stack of DICOM frames to one volume, by dcm2niix."""
+"""One stack of DICOM frames to one volume, by dcm2niix, and checked against the headers.
+
+Converters take the slice distance from two slices and one slope for a series. Headers give a position and a
+slope for every frame, so place and values of the volume are those of the headers.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import dcm2niix
+import numpy as np
+from nibabel.affines import apply_affine
+from nibabel.orientations import apply_orientation, inv_ornt_aff
 from pydicom import dcmread
 
-from cmb_jax.dicom.files import has_mark, open_whole
-from cmb_jax.dicom.grid import placed_by_headers
+from cmb_jax.dicom.folder import has_mark, open_whole
 from cmb_jax.dicom.stacks import SAME_ECHO_MS, Stack
-from cmb_jax.dicom.values import valued_by_headers
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.io.outside import read_json_object, reading
+from cmb_jax.io.outside import Unreadable, read_json_object, reading
 from cmb_jax.io.volume import Volume
 
 _SUFFIXES = {"_ph": "PHASE", "_real": "REAL", "_imaginary": "IMAGINARY"}  # of dcm2niix's file names
@@ -27,9 +34,15 @@ _SUFFIXES = {"_ph": "PHASE", "_real": "REAL", "_imaginary": "IMAGINARY"}  # of d
 # the patient in the sidecar.
 _OPTIONS = ("-g", "i", "-p", "n", "-z", "n", "-b", "y", "-ba", "y", "-f", "volume")
 
+# dcm2niix takes the slice distance from the first two slices, whose positions may be rounded to 0.1 mm.
+_SKEW = 0.1  # of a voxel, per voxel
+_OFFSET = 0.5  # voxels, at the origin
+_REPORTED_MM = 0.1
+_TOLERANCE = 1e-4  # of a frame's largest value; float32 rounds
+
 
 def convert(stack: Stack) -> Volume:
-    """The volume of a stack, which lies where the headers say.
+    """The volume of a stack, with the place and the values that the headers give.
 
     `source` and `sha256` of the volume stand for the stack: a neutral name, and the hash over the hashes of
     its files in their order.
@@ -58,8 +71,8 @@ def convert(stack: Stack) -> Volume:
             )
         volume = read_volume(images[0])
     digest = hashlib.sha256("".join(sha256_file(i.path) for i in stack.instances).encode()).hexdigest()
-    placed = valued_by_headers(placed_by_headers(volume, stack), stack)
-    return dataclasses.replace(placed, source=Path(stack_name(stack)), sha256=digest)
+    checked = _valued_by_headers(_placed_by_headers(volume, stack), stack)
+    return dataclasses.replace(checked, source=Path(stack_name(stack)), sha256=digest)
 
 
 def stack_name(stack: Stack) -> str:
@@ -90,3 +103,118 @@ def _hand_over(source: Path, target: Path) -> None:
         os.symlink(source.resolve(), target)
     except OSError:  # a system without symbolic links
         shutil.copyfile(source, target)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrameMapping:
+    """How the axes of a volume (X, Y, Z) lie in its stack (columns, rows, slices)."""
+
+    orientation: np.ndarray  # (3, 2) nibabel's: for each axis of the volume, the stack's axis and its sign
+    matrix: np.ndarray  # (4, 4) exact: (x, y, z) index -> (column, row, slice) index
+
+    @property
+    def slice_axis(self) -> int:
+        """The axis of the volume along which the frames lie."""
+        return int(np.flatnonzero(self.orientation[:, 0] == 2)[0])
+
+    def to_frames(self, volume_xyz: np.ndarray) -> np.ndarray:
+        """An array on the volume's grid as (frames, rows, columns), frames in the order of the stack."""
+        return np.ascontiguousarray(apply_orientation(volume_xyz, self.orientation).transpose(2, 1, 0))
+
+    def from_frames(self, frames: np.ndarray) -> np.ndarray:
+        """The inverse of `to_frames`."""
+        back = np.empty((3, 2))
+        for axis, (target, sign) in enumerate(self.orientation):
+            back[int(target)] = axis, sign
+        return np.ascontiguousarray(apply_orientation(frames.transpose(2, 1, 0), back))
+
+
+def frame_mapping(volume: Volume, stack: Stack) -> FrameMapping:
+    """The mapping from a converted volume to the frames of its stack.
+
+    The affines of both say where voxels lie; nothing is assumed about what the converter permutes and flips.
+
+    Raises:
+        UserError: the volume is not voxel for voxel what the headers say.
+    """
+    # A converter may only permute and flip axes: the nearest matrix that does just that is the exact mapping,
+    # and the distance from it is rounding in positions, or a volume that lies elsewhere.
+    found = np.linalg.inv(_affine(stack)) @ volume.affine
+    axes = np.argmax(np.abs(found[:3, :3]), axis=0)
+    signs = np.sign(found[axes, range(3)])
+    matrix = np.zeros((4, 4))
+    matrix[3, 3] = 1.0
+    matrix[axes, range(3)] = signs
+    last = np.array(stack.shape) - 1
+    flipped = axes[signs < 0]
+    matrix[flipped, 3] = last[flipped]
+    same_shape = sorted(axes) == [0, 1, 2] and tuple(np.array(stack.shape)[axes]) == volume.shape
+    apart = np.abs(found - matrix)[:3]
+    if not same_shape or apart[:, :3].max() > _SKEW or np.any(apart[:, 3] > _OFFSET + _SKEW * last):
+        raise UserError(
+            f"series {stack.key}: the converted volume does not lie where the DICOM headers say (tilted "
+            "gantry or uneven slices?); convert it yourself and give --swi"
+        )
+    return FrameMapping(orientation=np.stack([axes, signs], axis=1), matrix=matrix)
+
+
+def _affine(stack: Stack) -> np.ndarray:
+    if stack.affine is None:
+        raise ValueError(f"stack {stack.key} is no volume: {stack.fault}")
+    return stack.affine
+
+
+def _placed_by_headers(volume: Volume, stack: Stack) -> Volume:
+    """The converted volume with the affine that follows from the positions of all frames."""
+    affine = _affine(stack) @ frame_mapping(volume, stack).matrix
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in volume.shape))))
+    moved = apply_affine(affine, corners) - apply_affine(volume.affine, corners)
+    moved_mm = float(np.linalg.norm(moved, axis=1).max())
+    native = volume.native
+    to_native = np.linalg.inv(inv_ornt_aff(native.orientation, native.shape))
+    warning = f"series {stack.key}: placed by the headers, up to {moved_mm:.1f} mm from where dcm2niix put it"
+    return dataclasses.replace(
+        volume,
+        affine=affine,
+        native=dataclasses.replace(native, affine=affine @ to_native),
+        warnings=(*volume.warnings, warning) if moved_mm > _REPORTED_MM else volume.warnings,
+    )
+
+
+def _valued_by_headers(volume: Volume, stack: Stack) -> Volume:
+    """The volume with slope x pixel + intercept of each frame; a warning where the converter gave others.
+
+    If pydicom cannot decompress a frame, the values stay as converted, with a warning.
+    """
+    mapping = frame_mapping(volume, stack)
+    converted = mapping.to_frames(volume.data)
+    changed, expected = 0, np.empty_like(converted)
+    cache: dict[Path, np.ndarray] = {}
+    for index, frame in enumerate(stack.frames):
+        try:
+            pixels = _pixels(frame.instance.path, cache)[frame.number]
+        except Unreadable as error:  # a codec that is missing, or damaged data
+            warning = f"series {stack.key}: values were not compared with the headers: {error.reason}"
+            return dataclasses.replace(volume, warnings=(*volume.warnings, warning))
+        expected[index] = pixels * frame.slope + frame.intercept
+        apart = np.abs(expected[index] - converted[index]).max()
+        changed += bool(apart > _TOLERANCE * max(1e-30, float(np.abs(expected[index]).max())))
+    if not changed:
+        return volume
+    warning = (
+        f"series {stack.key}: dcm2niix gave {changed} of {len(stack.frames)} slices other values than slope "
+        "and intercept in their headers do; those of the headers were taken"
+    )
+    data = mapping.from_frames(expected)
+    return dataclasses.replace(volume, data=data, warnings=(*volume.warnings, warning))
+
+
+def _pixels(path: Path, cache: dict[Path, np.ndarray]) -> np.ndarray:
+    """(frames, rows, columns) as stored; the last file is kept, for objects of many frames."""
+    if path not in cache:
+        cache.clear()
+        with reading(path), open_whole(path) as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            array = dcmread(stream, force=True).pixel_array
+            cache[path] = array if array.ndim == 3 else array[None]
+    return cache[path]

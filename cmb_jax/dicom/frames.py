@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,13 +27,12 @@ _KEYWORDS = (
 HEADER_TAGS: list[BaseTag] = [Tag(word) for word in _KEYWORDS.split()] + [GE_CREATOR, GE_IMAGE_TYPE]
 """All that `instance_frames` reads."""
 
-
-class NoImage(Exception):
-    """The object holds no image that has a place in space; the message says why, after "is" or "holds"."""
-
-
 _T = TypeVar("_T")
 Vector = tuple[float, ...]
+
+
+class NoImage(Exception):
+    """The object holds no image that has a place in space; the message says why, after the file's name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,10 +54,10 @@ class Instance:
     echo_planar: bool
     rows: int
     columns: int
-    stored_range: tuple[int, int]  # least and largest number that the stored bits can hold
+    stored_range: tuple[int, int]  # smallest and largest number that the stored bits can hold
     multi_frame: bool
     patient_id: str
-    identifiers: tuple[str, ...]  # parts of the patient's name and ID, to be kept out of what is written
+    identifiers: tuple[str, ...]  # parts of the patient's name and ID, never written unless asked for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +86,7 @@ def instance_frames(dataset: Dataset, path: Path) -> tuple[Frame, ...]:
         path: file that it was read from.
 
     Raises:
-        NoImage: no image, or nothing that places it in space; the message says which.
+        NoImage: no image, or nothing that places it in space.
     """
     rows, columns = _number(dataset, "Rows", int), _number(dataset, "Columns", int)
     if not rows or not columns:
@@ -107,12 +106,13 @@ def instance_frames(dataset: Dataset, path: Path) -> tuple[Frame, ...]:
 
 def _instance(dataset: Dataset, path: Path, rows: int, columns: int) -> Instance:
     text = functools.partial(_text, dataset)
+    number = functools.partial(_number, dataset, kind=int)
     if not text("SOPInstanceUID") or not text("SeriesInstanceUID"):
         raise NoImage("has no instance or series UID")
-    bits = _number(dataset, "BitsStored", int) or 16
+    bits = number("BitsStored") or 16
     if not 1 <= bits <= 64:
         raise NoImage(f"says that a pixel has {bits} bits")
-    signed = _number(dataset, "PixelRepresentation", int) == 1
+    signed = number("PixelRepresentation") == 1
     stored = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     sequences = {*_words(dataset.get("ScanningSequence")), *_words(dataset.get("EchoPulseSequence"))}
     name = str(dataset.get("PatientName", "") or "").replace("=", "^").replace(" ", "^")
@@ -121,7 +121,7 @@ def _instance(dataset: Dataset, path: Path, rows: int, columns: int) -> Instance
         sop_uid=text("SOPInstanceUID"),
         study_uid=text("StudyInstanceUID"),
         series_uid=text("SeriesInstanceUID"),
-        series_number=_number(dataset, "SeriesNumber", int),
+        series_number=number("SeriesNumber"),
         frame_of_reference=text("FrameOfReferenceUID"),
         modality=text("Modality"),
         manufacturer=text("Manufacturer"),
@@ -140,6 +140,7 @@ def _instance(dataset: Dataset, path: Path, rows: int, columns: int) -> Instance
 
 
 def _frame(instance: Instance, number: int, get: Callable[[str], Any], dataset: Dataset) -> Frame:
+    # of multi-frame objects `get` looks into the functional groups: the frame's own, then the shared ones
     position = _vector(get("ImagePositionPatient"), 3)
     orientation = _vector(get("ImageOrientationPatient"), 6)
     spacing = _vector(get("PixelSpacing"), 2)
@@ -186,7 +187,6 @@ def _component(stated: Any, dataset: Dataset, image_type: tuple[str, ...]) -> st
 
 
 def _text(dataset: Dataset, keyword: str) -> str:
-    """A text attribute; empty if it is missing."""
     return str(dataset.get(keyword, "") or "").strip()
 
 
@@ -195,19 +195,14 @@ def _items(dataset: Dataset, keyword: str) -> tuple[Dataset, ...]:
 
 
 def _grouped(groups: tuple[Dataset, ...], keyword: str) -> Any:
-    """The attribute's value in the first functional group that has it: the frame's own before the shared."""
-    for item in _functional_groups(groups):
-        value = item.get(keyword)
-        if value is not None:
-            return value
-    return None
-
-
-def _functional_groups(groups: tuple[Dataset, ...]) -> Iterator[Dataset]:
+    """The attribute's value in the first functional group that has it."""
     for group in groups:
         for element in group:
             if element.VR == "SQ" and len(element.value) and not element.tag.is_private:
-                yield element.value[0]
+                value = element.value[0].get(keyword)
+                if value is not None:
+                    return value
+    return None
 
 
 def _as(value: Any, kind: Callable[[Any], _T]) -> _T | None:

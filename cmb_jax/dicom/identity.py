@@ -1,9 +1,9 @@
 """What DICOM results say about the patient.
 
-A result must name the study, the frame of reference and the instances that it refers to: UIDs stay as they
-are. Name, ID, birth date and the other attributes of patient and study go along only if the user wants it.
-Without them, what results take from their source follows the Basic Application Level Confidentiality Profile
-of PS3.15 Annex E, with the option to retain UIDs.
+A result must name the study, the frame of reference and the instances that it refers to, so UIDs are kept.
+Name, ID, birth date and the other attributes of patient and study are kept only if the user asks for it.
+Otherwise, what results take from their source follows the Basic Application Level Confidentiality Profile of
+PS3.15 Annex E, with the option to retain UIDs.
 """
 
 from __future__ import annotations
@@ -19,57 +19,25 @@ from pydicom.sr.codedict import codes
 from cmb_jax.dicom.frames import Instance
 from cmb_jax.io.outside import reading
 
-# Type 2 attributes of patient and study: they must be there, and may be empty.
+# Type 2 attributes of patient and study: they must be present, and may be empty.
 _EMPTIED = (
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "PositionReferenceIndicator",
+    "PatientBirthDate PatientSex AccessionNumber ReferringPhysicianName StudyDate StudyTime StudyID "
+    "PositionReferenceIndicator"
 )
-# What names the images and places their voxels, and the scanner's make: nothing else is taken over.
+# What names the images and places their voxels, and the scanner's manufacturer: nothing else is copied.
 _KEPT = (
-    "SpecificCharacterSet",
-    "ImageType",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "Modality",
-    "Manufacturer",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "InstanceNumber",
-    "FrameOfReferenceUID",
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "PixelSpacing",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
+    "SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID Modality Manufacturer StudyInstanceUID "
+    "SeriesInstanceUID SeriesNumber InstanceNumber FrameOfReferenceUID SliceThickness SpacingBetweenSlices "
+    "ImagePositionPatient ImageOrientationPatient NumberOfFrames Rows Columns PixelSpacing BitsAllocated "
+    "BitsStored HighBit PixelRepresentation SamplesPerPixel PhotometricInterpretation"
 )
 # Of the functional groups of multi-frame objects.
-_KEPT_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+_KEPT_GROUPS = "PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence"
 _METHOD = "cmb-jax: PS3.15 Annex E Basic Profile, UIDs retained"
 
 
 def source_headers(instances: Sequence[Instance], keep_identifiers: bool) -> list[Dataset]:
-    """Headers of the source objects, without pixels, as results may take over from them.
-
-    Args:
-        instances: the objects, in the order of the frames.
-        keep_identifiers: leave patient and study as they are.
-    """
+    """Headers of source objects (in the order of the frames), without pixels, that results may copy from."""
     headers: list[Dataset] = []
     for instance in instances:
         with reading(instance.path, "copy it again"):
@@ -80,7 +48,7 @@ def source_headers(instances: Sequence[Instance], keep_identifiers: bool) -> lis
 def without_identifiers(header: Dataset) -> Dataset:
     """The part of a header that results need, with a pseudonym for the patient.
 
-    It comes from the study's UID alone: all results of a study agree, and it tells nothing about the patient.
+    It comes from the study's UID alone: all results of a study agree, and it says nothing about the patient.
     """
     bare = _only(header, _KEPT)
     for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
@@ -89,22 +57,22 @@ def without_identifiers(header: Dataset) -> Dataset:
     digest = hashlib.sha256(str(header.get("StudyInstanceUID", "")).encode()).hexdigest()
     bare.PatientID = f"CMB-{digest[:12].upper()}"
     bare.PatientName = f"{bare.PatientID}^"
-    for keyword in _EMPTIED:
+    for keyword in _EMPTIED.split():
         setattr(bare, keyword, "")
     return bare
 
 
-def _only(dataset: Dataset, keywords: Sequence[str]) -> Dataset:
-    """A new dataset with these attributes, as far as there are any."""
+def _only(dataset: Dataset, keywords: str) -> Dataset:
+    """A new dataset with those of these attributes that are present."""
     kept = Dataset()
-    for keyword in keywords:
+    for keyword in keywords.split():
         if keyword in dataset:
             kept[keyword] = dataset[keyword]
     return kept
 
 
 def mark(result: Dataset, keep_identifiers: bool) -> None:
-    """Says in a result whether the patient's identity was removed (PS3.3 C.7.1.1)."""
+    """State in a result that the patient's identity was removed (PS3.3 C.7.1.1), if it was."""
     if keep_identifiers:
         return
     result.PatientIdentityRemoved = "YES"
@@ -118,6 +86,6 @@ def mark(result: Dataset, keep_identifiers: bool) -> None:
 
 
 def scrubbed(text: str, identifiers: Iterable[str]) -> str:
-    """Free text, such as the name of a series or a file, without parts of patients' names and IDs."""
+    """Text, such as the name of a series or a file, without parts of patients' names and IDs."""
     parts = sorted(map(re.escape, identifiers), key=len, reverse=True)
     return re.sub("|".join(parts), "[removed]", text, flags=re.IGNORECASE) if parts else text

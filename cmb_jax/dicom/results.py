@@ -1,4 +1,4 @@
-"""The DICOM files of a result: segmentation, structured report and key images."""
+"""The DICOM files of a result."""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from pydicom.dataset import Dataset
 
 from cmb_jax.core.detection import DetectionRow
-from cmb_jax.dicom.findings import Maker, findings_of
-from cmb_jax.dicom.grid import FrameMapping
+from cmb_jax.dicom.convert import FrameMapping
 from cmb_jax.dicom.identity import source_headers
-from cmb_jax.dicom.key_images import make_key_images
-from cmb_jax.dicom.measurement_report import make_report
-from cmb_jax.dicom.segmentation import make_segmentation
+from cmb_jax.dicom.objects import Source, findings_of, make_key_images, make_report, make_segmentation
 from cmb_jax.dicom.stacks import Stack
 from cmb_jax.errors import UserError
 from cmb_jax.io.volume import Volume
 
-SEGMENTATION_FILE, REPORT_FILE, KEY_IMAGES = "segmentation.dcm", "report.dcm", "key_images"
 _NEEDED = ("StudyInstanceUID", "FrameOfReferenceUID", "SOPClassUID")
 _SERIES_OFFSET = 9000  # results are numbered after their source, beyond the scanner's own series
 
@@ -32,8 +27,7 @@ class Results:
     """What DICOM results are made with; checked before minutes go into a prediction."""
 
     reference: Stack
-    sources: tuple[Dataset, ...]  # headers of its objects, in the order of its frames
-    keep_identifiers: bool
+    source: Source  # headers of its objects, in the order of its frames
 
     def write(
         self,
@@ -47,7 +41,7 @@ class Results:
         brain_mask: np.ndarray,
         trusted: bool,
     ) -> None:
-        """Writes report.dcm and, if anything was kept, segmentation.dcm and key_images/*.dcm.
+        """Write report.dcm and, if anything was kept, segmentation.dcm and key_images/*.dcm.
 
         Args:
             folder: existing folder to write into.
@@ -57,36 +51,28 @@ class Results:
             weights_sha256: of the detector.
             swi: (X, Y, Z) image that was searched.
             brain_mask: (X, Y, Z) bool on its grid.
-            trusted: whether places are told.
+            trusted: whether the regions are, so that they are named.
         """
-        findings, maker = findings_of(rows), _maker(self.reference, weights_sha256)
-        keep = self.keep_identifiers
+        findings = findings_of(rows)
+        source = dataclasses.replace(self.source, serial_number=weights_sha256[:16])
         segmentation = None
         with _without_warnings():
             if findings:
-                segmentation = make_segmentation(
-                    self.sources,
-                    [frame.number for frame in self.reference.frames],
-                    mapping.to_frames(labels_xyz),
-                    findings,
-                    maker,
-                    keep_identifiers=keep,
-                )
-                segmentation.save_as(folder / SEGMENTATION_FILE)
-            report = make_report(self.sources, segmentation, findings, maker, keep_identifiers=keep)
-            report.save_as(folder / REPORT_FILE)
+                frame_numbers = [frame.number for frame in self.reference.frames]
+                planes = mapping.to_frames(labels_xyz)
+                segmentation = make_segmentation(source, frame_numbers, planes, findings)
+                segmentation.save_as(folder / "segmentation.dcm")
+            make_report(source, segmentation, findings).save_as(folder / "report.dcm")
             if findings:
-                (folder / KEY_IMAGES).mkdir()
-                best = sorted(findings, key=lambda finding: -finding.row.score)
-                pictures = make_key_images(
-                    self.sources, swi, brain_mask, best, maker, trusted=trusted, keep_identifiers=keep
-                )
+                (folder / "key_images").mkdir()
+                best_first = sorted(findings, key=lambda finding: -finding.row.score)
+                pictures = make_key_images(source, swi, brain_mask, best_first, trusted=trusted)
                 for number, picture in enumerate(pictures, start=1):
-                    picture.save_as(folder / KEY_IMAGES / f"{number:03d}.dcm")
+                    picture.save_as(folder / "key_images" / f"{number:03d}.dcm")
 
 
 def prepare_results(reference: Stack, *, keep_identifiers: bool) -> Results:
-    """Reads what results take over from the stack that they refer to.
+    """Read what results take over from the stack that they refer to.
 
     Args:
         reference: the stack.
@@ -96,22 +82,19 @@ def prepare_results(reference: Stack, *, keep_identifiers: bool) -> Results:
         UserError: its headers are too incomplete or too odd for results that refer to them.
     """
     with _without_warnings():
-        sources = source_headers(reference.instances, keep_identifiers)
-        missing = [keyword for keyword in _NEEDED if not sources[0].get(keyword)]
+        source = Source(
+            headers=source_headers(reference.instances, keep_identifiers),
+            series_number=_SERIES_OFFSET + (reference.instance.series_number or 0),
+            keep_identifiers=keep_identifiers,
+        )
+        missing = [keyword for keyword in _NEEDED if not source.headers[0].get(keyword)]
         if missing:
             raise _no_results(reference, f"without {' and '.join(missing)}")
         try:
-            make_report(sources, None, (), _maker(reference, ""), keep_identifiers=keep_identifiers)
+            make_report(source, None, ())  # a trial, for what else the headers may lack
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise _no_results(reference, f"{type(error).__name__} while reading them") from error
-    return Results(reference=reference, sources=tuple(sources), keep_identifiers=keep_identifiers)
-
-
-def _maker(reference: Stack, weights_sha256: str) -> Maker:
-    return Maker(
-        series_number=_SERIES_OFFSET + (reference.instance.series_number or 0),
-        serial_number=weights_sha256[:16],
-    )
+    return Results(reference=reference, source=source)
 
 
 def _no_results(reference: Stack, why: str) -> UserError:

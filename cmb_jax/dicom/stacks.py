@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import operator
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
+from nibabel.affines import apply_affine
 
 from cmb_jax.dicom.frames import Frame, Instance
 
@@ -57,59 +56,56 @@ def sort_into_stacks(frames: Iterable[Frame]) -> tuple[Stack, ...]:
     What differs in series, image type, component, echo, orientation or matrix lies in different stacks. Where
     positions repeat, acquisition numbers or temporal positions tell the repeats apart.
     """
-    series: dict[str, list[Frame]] = defaultdict(list)
-    for frame in frames:
-        series[frame.instance.series_uid].append(frame)
     stacks = []
-    for members in sorted(series.values(), key=_series_order):
+    for members in sorted(_groups(frames, lambda frame: frame.instance.series_uid), key=_series_order):
+        # From what is certain to what is judged: what headers state, then what they round, then positions
+        # that repeat, which only other attributes can tell apart.
         groups = [
             part
             for alike in _groups(members, _kind)
             for group in _geometries(alike)
             for part in _repeats(group)
         ]
-        number = members[0].instance.series_number
-        name = "0" if number is None else str(number)
+        name = str(members[0].instance.series_number or 0)
         for count, group in enumerate(groups, 1):
-            key = name if len(groups) == 1 else f"{name}.{count}"
-            stacks.append(_stack(key, group))
+            stacks.append(_stack(name if len(groups) == 1 else f"{name}.{count}", group))
     return tuple(stacks)
 
 
 def same_grid(a: Stack, b: Stack) -> bool:
-    """Whether two stacks lie voxel on voxel; UIDs, which anonymisation may change, do not decide."""
+    """Whether two stacks lie voxel on voxel; UIDs do not matter, as anonymization may change them."""
     if a.affine is None or b.affine is None or a.shape != b.shape:
         return False
-    corners = np.array([[*corner, 1.0] for corner in itertools.product((0, 1), repeat=3)])
-    corners[:, :3] *= np.array(a.shape) - 1
-    return bool(np.abs(corners @ (a.affine - b.affine).T).max() <= _SAME_GRID_MM)
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in a.shape))))
+    apart_mm = apply_affine(a.affine, corners) - apply_affine(b.affine, corners)
+    return bool(np.abs(apart_mm).max() <= _SAME_GRID_MM)
 
 
 def _series_order(members: Sequence[Frame]) -> tuple[int, str]:
     return (members[0].instance.series_number or 0, members[0].instance.series_uid)
 
 
-def _groups(frames: Iterable[Frame], key: Callable[[Frame], Any]) -> list[list[Frame]]:
+def _groups(frames: Iterable[Frame], key: Callable[[Frame], Hashable]) -> list[list[Frame]]:
     """Frames with the same key together, in the order of first appearance."""
-    found: dict[Any, list[Frame]] = defaultdict(list)
+    groups: dict[Hashable, list[Frame]] = {}
     for frame in frames:
-        found[key(frame)].append(frame)
-    return list(found.values())
+        groups.setdefault(key(frame), []).append(frame)
+    return list(groups.values())
 
 
-def _kind(frame: Frame) -> tuple[Any, ...]:
+def _kind(frame: Frame) -> Hashable:
     return (frame.image_type, frame.component, frame.instance.rows, frame.instance.columns)
 
 
 def _geometries(frames: Sequence[Frame]) -> list[list[Frame]]:
-    """Frames of one echo, orientation and pixel size together, as near as headers are to the first."""
+    """Frames of one echo, orientation and pixel size together, up to the rounding of headers."""
     groups: list[list[Frame]] = []
     for frame in frames:
-        home = next((group for group in groups if _alike(group[0], frame)), None)
-        if home is None:
+        group = next((group for group in groups if _alike(group[0], frame)), None)
+        if group is None:
             groups.append([frame])
         else:
-            home.append(frame)
+            group.append(frame)
     return groups
 
 
@@ -118,18 +114,15 @@ def _alike(a: Frame, b: Frame) -> bool:
         return False
     if a.echo_ms is not None and b.echo_ms is not None and abs(a.echo_ms - b.echo_ms) > SAME_ECHO_MS:
         return False
-    turned = np.abs(np.subtract(a.orientation, b.orientation)).max()
-    sized = np.abs(np.subtract(a.spacing_mm, b.spacing_mm)).max()
-    return bool(turned <= _SAME_DIRECTION and sized <= _SAME_SPACING_MM)
-
-
-def _normal(frame: Frame) -> np.ndarray:
-    return np.cross(frame.orientation[:3], frame.orientation[3:])
+    direction = np.abs(np.subtract(a.orientation, b.orientation)).max()
+    spacing = np.abs(np.subtract(a.spacing_mm, b.spacing_mm)).max()
+    return bool(direction <= _SAME_DIRECTION and spacing <= _SAME_SPACING_MM)
 
 
 def _offsets(frames: Sequence[Frame]) -> np.ndarray:
     """Positions in mm along the slice normal."""
-    return np.array([frame.position_mm for frame in frames]) @ _normal(frames[0])
+    normal = np.cross(frames[0].orientation[:3], frames[0].orientation[3:])
+    return np.array([frame.position_mm for frame in frames]) @ normal
 
 
 def _has_repeats(frames: Sequence[Frame]) -> bool:
@@ -137,14 +130,14 @@ def _has_repeats(frames: Sequence[Frame]) -> bool:
 
 
 def _repeats(frames: list[Frame]) -> list[list[Frame]]:
-    """The frames as one group, or one group a repeat if an attribute tells the repeats apart."""
+    """The frames as one group, or one group per repeat if an attribute tells the repeats apart."""
     repeated = _has_repeats(frames)
     if not repeated and not _fault(np.sort(_offsets(frames))):
         return [frames]
     for attribute in ("acquisition", "temporal"):
         groups = _groups(frames, operator.attrgetter(attribute))
-        wrong = [_has_repeats(g) if repeated else bool(_fault(np.sort(_offsets(g)))) for g in groups]
-        if len(groups) > 1 and not any(wrong):
+        faulty = any(_has_repeats(g) if repeated else bool(_fault(np.sort(_offsets(g)))) for g in groups)
+        if len(groups) > 1 and not faulty:
             return groups
     return [frames]
 
@@ -171,6 +164,8 @@ def _fault(offsets: np.ndarray) -> str:
             f"{repeated} of its {len(offsets)} slices lie where another one lies (two acquisitions in one "
             "series?), and nothing in the headers tells them apart"
         )
+    # Positions may be rounded, so only a step beyond the rounding is a gap. A gap of whole steps means that
+    # slices are missing, any other that they are not evenly spaced.
     step = float(np.median(steps))
     gaps = np.flatnonzero(steps > step + _ROUNDED_MM)
     if len(gaps):
@@ -178,8 +173,8 @@ def _fault(offsets: np.ndarray) -> str:
         if np.all(counts > 1) and np.all(np.abs(steps[gaps] - counts * step) <= counts * _ROUNDED_MM):
             missing = int(np.sum(counts - 1))
             where = ", ".join(f"after slice {index + 1}" for index in gaps[:4])
-            noun = "slice is" if missing == 1 else "slices are"
-            return f"{missing} {noun} missing ({where} of the {len(offsets)} that there are)"
+            slices = "slice is" if missing == 1 else "slices are"
+            return f"{missing} {slices} missing ({where} of the {len(offsets)} that there are)"
     if len(gaps) or np.any(steps < step - _ROUNDED_MM):
         return f"its slices are {steps.min():.2f} to {steps.max():.2f} mm apart, not evenly spaced"
     return ""
@@ -199,7 +194,7 @@ def _affine(frames: Sequence[Frame]) -> np.ndarray:
 
 
 def _on_a_line(frames: Sequence[Frame], affine: np.ndarray) -> bool:
-    """Whether every first pixel lies where the affine says, within the rounding of headers."""
+    """Whether the first pixel of every frame lies where the affine says, within the rounding of headers."""
     expected = affine[:3, 3] + np.arange(len(frames))[:, None] * affine[:3, 2]
     stated = np.array([frame.position_mm for frame in frames]) * np.diag(_LPS_TO_RAS)[:3]
     return bool(np.abs(expected - stated).max() <= _ROUNDED_MM)

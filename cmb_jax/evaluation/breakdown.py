@@ -1,4 +1,5 @@
-"""Where a program is strong and weak: sensitivity by kind of lesion, false positives by name."""
+"""Where a program is strong and weak: sensitivity by kind of lesion, false positives by cause, cost of
+rules."""
 
 from __future__ import annotations
 
@@ -8,12 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from nibabel.affines import apply_affine
 from scipy.spatial import cKDTree
-from scipy.stats import binomtest
 
 from cmb_jax.anatomy.regions import Region, Zone
-from cmb_jax.evaluation.bootstrap import Estimate, estimates, resample_weights
-from cmb_jax.evaluation.records import MimicMap, SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.matching import Rule, match, pairs_of
+from cmb_jax.evaluation.records import CANDIDATE, REJECTED, MimicMap, SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.statistics import Estimate, estimates, resampled, wilson
 
 # Edges of the size classes in mm, of the diameter as seen; 5 mm is the border of BOMBS (Cordonnier 2009).
 SIZE_EDGES_MM: tuple[float, ...] = (2.0, 3.0, 5.0, 10.0)
@@ -23,6 +25,7 @@ MIMIC_REACH_MM = 2.0
 UNNAMED = "none"  # a false positive with no known mimic near it
 UNKNOWN = "unknown"  # the truth does not say
 WITH_PHASE, ALONE = "with phase", "magnitude alone"
+NO_REASON = "no reason given"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class FalsePositiveGroup:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlaceAgreement:
-    """Are the lesions that were found also named after the right place?"""
+    """Are the lesions that were found also assigned to the right place?"""
 
     matched: int
     zone: Estimate  # share with the true zone, Wilson 95 % interval
@@ -76,24 +79,20 @@ def classify(values: np.ndarray, edges: Sequence[float], unit: str = "") -> tupl
 
 def phase_group(truth: SubjectTruth) -> str | None:
     """Whether the scan has a phase, in words; None where the truth does not say."""
-    return None if truth.has_phase is None else WITH_PHASE if truth.has_phase else ALONE
+    return {True: WITH_PHASE, False: ALONE, None: None}[truth.has_phase]
 
 
 def lesion_groups(truth: SubjectTruth) -> dict[str, tuple[str, ...]]:
     """The group (M,) of each lesion by every property that the truth knows."""
-    count = len(truth.centers_mm)
-    groups: dict[str, tuple[str, ...]] = {}
-    if truth.zones is not None:
-        groups["zone"] = truth.zones
-    if truth.regions is not None:
-        groups["region"] = truth.regions
-    groups["size_mm"] = classify(truth.seen_diameters_mm, SIZE_EDGES_MM, " mm")
-    if truth.cnr is not None:
-        groups["cnr"] = classify(truth.cnr, CNR_EDGES)
-    for by, name in (("protocol", truth.protocol), ("tier", truth.tier), ("phase", phase_group(truth))):
-        if name is not None:
-            groups[by] = (name,) * count
-    return groups
+    of_scan = {"protocol": truth.protocol, "tier": truth.tier, "phase": phase_group(truth)}
+    groups = {
+        "zone": truth.zones,
+        "region": truth.regions,
+        "size_mm": classify(truth.seen_diameters_mm, SIZE_EDGES_MM, " mm"),
+        "cnr": None if truth.cnr is None else classify(truth.cnr, CNR_EDGES),
+        **{by: None if name is None else (name,) * len(truth.centers_mm) for by, name in of_scan.items()},
+    }
+    return {by: names for by, names in groups.items() if names is not None}
 
 
 GROUP_ORDER: dict[str, tuple[str, ...]] = {
@@ -110,7 +109,7 @@ GROUP_ORDER: dict[str, tuple[str, ...]] = {
 def sensitivity_breakdowns(
     subjects: Iterable[tuple[dict[str, tuple[str, ...]], np.ndarray]],
 ) -> tuple[Breakdown, ...]:
-    """Sensitivity by each of `GROUP_ORDER`, as far as the truth knows them.
+    """Sensitivity by each property of `GROUP_ORDER` that the truth knows.
 
     Args:
         subjects: for each scan its `lesion_groups` and which lesions were found, (M,) bool.
@@ -147,7 +146,6 @@ def place_agreement(
 
     Args:
         detections: K.
-        truth: of the same scan.
         lesion: (K,) index of the matched lesion, -1 for none.
     """
     if detections.zones is None or detections.regions is None or truth.zones is None or truth.regions is None:
@@ -168,35 +166,24 @@ def join_places(scans: Sequence[tuple[int, int, int] | None]) -> PlaceAgreement 
 
 
 def _ordered(by: str, names: Iterable[str]) -> list[str]:
-    """Known names in the order of their enum or class, others after them by letter."""
+    """Known names in the order of their enum or class, then the others in alphabetical order."""
     order = GROUP_ORDER[by]
     return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
-def wilson(successes: int, trials: int) -> Estimate:
-    """A proportion with its 95 % interval (Wilson 1927)."""
-    if not trials:
-        return Estimate(float("nan"))
-    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return Estimate(successes / trials, float(interval.low), float(interval.high))
-
-
-def name_by_mimic(points_mm: np.ndarray, mimics: MimicMap, reach_mm: float = MIMIC_REACH_MM) -> list[str]:
-    """The kind of the mimic whose voxel center is nearest to each point, or `UNNAMED` beyond the reach.
+def name_by_mimic(points_mm: np.ndarray, mimics: MimicMap) -> list[str]:
+    """The kind of the mimic whose voxel center is nearest to each point, `UNNAMED` beyond `MIMIC_REACH_MM`.
 
     Args:
         points_mm: (N, 3) RAS mm.
-        mimics: of the same scan.
-        reach_mm: the largest distance that counts.
     """
     voxels = np.argwhere(mimics.codes > 0)
     if not len(voxels) or not len(points_mm):
         return [UNNAMED] * len(points_mm)
-    tree = cKDTree(voxels @ mimics.affine[:3, :3].T + mimics.affine[:3, 3])
-    distances, nearest = tree.query(points_mm)
+    distances, nearest = cKDTree(apply_affine(mimics.affine, voxels)).query(points_mm)
     codes = mimics.codes[tuple(voxels[nearest].T)]
     return [
-        mimics.names.get(int(code), f"code {int(code)}") if distance <= reach_mm else UNNAMED
+        mimics.names.get(int(code), f"code {int(code)}") if distance <= MIMIC_REACH_MM else UNNAMED
         for code, distance in zip(codes, distances, strict=True)
     ]
 
@@ -208,17 +195,84 @@ def false_positive_groups(
 
     Args:
         scans: the names of each of S scans.
-        samples: resamples of the scans for the intervals; 0 for none.
-        seed: of the resampling.
     """
     counts = [Counter(names) for names in scans]
     ranked = sorted(sum(counts, Counter[str]()).items(), key=lambda item: (-item[1], item[0]))
     if not ranked:
         return ()
     table = np.array([[count[name] for name, _ in ranked] for count in counts])
-    resampled = [weights @ table / len(scans) for weights in resample_weights(len(scans), samples, seed)]
-    rates = estimates(table.mean(axis=0), np.concatenate(resampled) if resampled else None)
+    rates = estimates(
+        table.mean(axis=0),
+        resampled(lambda weights: weights @ table / len(scans), len(scans), samples, seed),
+    )
     return tuple(
         FalsePositiveGroup(group=name, count=n, per_scan=rate)
         for (name, n), rate in zip(ranked, rates, strict=True)
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RejectionRule:
+    """One reason for rejection, over all scans; only candidates that would have been reported count."""
+
+    reason: str
+    true_lost: int
+    lost_share: Estimate  # of all true lesions, Wilson 95 % interval
+    false_removed: int
+    false_removed_per_scan: float
+
+
+def rejected_by_reason(
+    detections: SubjectDetections,
+    truth: SubjectTruth,
+    found: np.ndarray,
+    rule: Rule,
+    threshold: float | None,
+) -> Counter[tuple[str, bool]]:
+    """How many rejected candidates of one scan have each (reason, is a true lesion).
+
+    Only those count that would have been reported: by their score, or, where the program chose the operating
+    point itself, those that score higher than every candidate below it. True are those that match a lesion
+    which no reported detection matches; those on ignored lesions are left out.
+
+    Args:
+        detections: of the scan, the rejected among them.
+        truth: M lesions of the same scan.
+        found: (M,) bool, lesions matched by reported detections.
+        threshold: operating point of the score, None for the program's own.
+    """
+    if detections.status is None:
+        return Counter()
+    status = np.array(detections.status)
+    below = detections.scores[status == CANDIDATE]
+    if threshold is None:
+        reported = detections.scores > below.max(initial=-np.inf)
+    else:
+        reported = detections.scores >= threshold
+    rejected = detections.select((status == REJECTED) & reported)
+    # A lesion that is found anyway is not lost by a rejection: a rejected candidate on it, even a correct
+    # one, is a duplicate. Lesions that are found are therefore out of reach here.
+    pairs = pairs_of(rule, rejected, truth)
+    outcome = match(dataclasses.replace(pairs, allowed=pairs.allowed & ~found))
+    reasons = rejected.reasons or ("",) * len(outcome.lesion)
+    return Counter(
+        (reasons[row] or NO_REASON, bool(outcome.lesion[row] >= 0)) for row in np.flatnonzero(outcome.counted)
+    )
+
+
+def rejection_rules(
+    scans: Iterable[Counter[tuple[str, bool]]], lesions: int, count: int
+) -> tuple[RejectionRule, ...]:
+    """Pool `rejected_by_reason` over `count` scans with so many lesions; the rule that removes most first."""
+    total = sum(scans, Counter[tuple[str, bool]]())
+    reasons = sorted({reason for reason, _ in total}, key=lambda reason: (-total[reason, False], reason))
+    return tuple(
+        RejectionRule(
+            reason=reason,
+            true_lost=total[reason, True],
+            lost_share=wilson(total[reason, True], lesions),
+            false_removed=total[reason, False],
+            false_removed_per_scan=total[reason, False] / count,
+        )
+        for reason in reasons
     )

@@ -1,39 +1,83 @@
-"""Fitting the map from score to probability on validation detections, and choosing how.
+"""From a detector's score to a probability: how the map is fitted, chosen and judged.
 
-Two maps are fitted: a logistic curve in the score's logit with slope and offset (Platt 1999; temperature
-scaling with a bias, Guo et al. 2017) and isotonic regression (Zadrozny & Elkan 2002). The one with the lower
-log loss on scans that it was not fitted on is taken.
+Two maps are fitted to validation detections: a logistic curve in the score's logit with slope and offset
+(Platt 1999; temperature scaling with a bias, Guo et al. 2017) and isotonic regression (Zadrozny & Elkan
+2002). The one with the lower log loss on scans that it was not fitted on is taken.
+
+Probabilities are judged by the expected calibration error: the mean over bins of |mean probability - share of
+true detections|, weighted by the number of detections in each bin (Naeini et al. 2015, AAAI; Guo et al. 2017,
+ICML). It depends on the bins: here 10, once of equal numbers of detections, once of equal width. Perfect
+probabilities of few detections have an error above 0 by chance alone (Bröcker & Smith 2007, Weather and
+Forecasting): `error_by_chance` gives its size.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit, log_expit, logit
 
-from cmb_jax.evaluation.calibration_map import CalibrationMap
 from cmb_jax.evaluation.froc import FrocEvents
+from cmb_jax.evaluation.statistics import Estimate, estimates, resampled
 
 FOLDS = 5
-# From this probability on a detection is called definite: of five such detections four are microbleeds.
+# From this probability on a detection is called definite: four of five such detections are microbleeds.
 DEFINITE_PROBABILITY = 0.8
 UNCALIBRATED = "uncalibrated"
-# No knot is left out if the map would be off by more than this without it.
+# A knot is left out if the map stays within this much without it.
 KNOT_TOLERANCE = 0.005
-# Scores are written with four digits; beyond this their logit means nothing.
+# Scores are written with four digits: beyond this their logits mean nothing.
 _LEAST = 1e-5
+BINS = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationMap:
+    """A piecewise linear map, as it travels with the weights: constant beyond its ends, never falling.
+
+    Raises:
+        ValueError: fewer than two knots, scores that do not rise, probabilities that fall or leave 0..1.
+    """
+
+    scores: tuple[float, ...]  # of the knots, rising, 0..1
+    probabilities: tuple[float, ...]  # that a detection with such a score is a true microbleed
+
+    def __post_init__(self) -> None:
+        if len(self.scores) != len(self.probabilities) or len(self.scores) < 2:
+            raise ValueError("a calibration map needs two knots or more, a probability for each score")
+        if not all(a < b for a, b in itertools.pairwise(self.scores)):
+            raise ValueError("the scores of a calibration map must rise")
+        if not all(a <= b for a, b in itertools.pairwise((0.0, *self.probabilities, 1.0))):
+            raise ValueError("the probabilities of a calibration map must not fall and must lie in 0..1")
+
+    def probability(self, scores: np.ndarray) -> np.ndarray:
+        """Probabilities (n,) of scores (n,)."""
+        return np.interp(np.asarray(scores, np.float64), self.scores, self.probabilities)
+
+    def score_at(self, probability: float) -> float:
+        """The lowest score with at least this probability; infinite if there is none."""
+        knots = np.array(self.probabilities)
+        if probability > knots[-1]:
+            return math.inf
+        upper = int(np.argmax(knots >= probability))
+        if upper == 0:
+            return 0.0  # the map is constant below its first knot
+        low, high = knots[upper - 1], knots[upper]
+        start, end = self.scores[upper - 1], self.scores[upper]
+        return float(start + (probability - low) / (high - low) * (end - start))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A fitted map, and how the candidates for it did on scans that they were not fitted on."""
+    """A fitted map, and how it and its rivals did on scans that they were not fitted on."""
 
     method: str
     map: CalibrationMap
-    log_loss: dict[str, float]  # held out, by method; `UNCALIBRATED` takes the score itself
+    log_loss: dict[str, float]  # held out, by method; that of `UNCALIBRATED` is of the score itself
     held_out: np.ndarray  # (E,) probability of each event by a map fitted without its scan's fold
     folds: int
 
@@ -41,14 +85,16 @@ class Calibration:
 def fit_platt(scores: np.ndarray, true: np.ndarray) -> tuple[float, float]:
     """Slope (not negative) and offset of probability = sigmoid(slope * logit(score) + offset).
 
-    The targets are Platt's, (n + 1) / (n + 2) and 1 / (m + 2) for n true and m false ones, so that a clean
-    separation gives a finite slope.
+    The targets are Platt's, (n + 1) / (n + 2) and 1 / (m + 2) for n true and m false detections, so that the
+    slope stays finite where scores separate them perfectly.
 
     Args:
         scores: (E,) in 0..1.
         true: (E,) bool.
     """
-    x, true = score_logit(scores), np.asarray(true, bool)
+    from scipy.optimize import minimize
+
+    x, true = logit(np.clip(np.asarray(scores, np.float64), _LEAST, 1 - _LEAST)), np.asarray(true, bool)
     n, m = int(true.sum()), int((~true).sum())
     target = np.where(true, (n + 1) / (n + 2), 1 / (m + 2))
 
@@ -58,6 +104,7 @@ def fit_platt(scores: np.ndarray, true: np.ndarray) -> tuple[float, float]:
         error = expit(z) - target
         return float(value), np.array([(error * x).mean(), error.mean()])
 
+    # The loss is convex in both parameters; the bound keeps the map from falling where scores mean nothing.
     found = minimize(
         loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0.0, None), (None, None)],
         options={"ftol": 1e-12, "gtol": 1e-8},
@@ -73,14 +120,16 @@ def platt_map(scores: np.ndarray, true: np.ndarray) -> CalibrationMap:
 
 
 def isotonic_map(scores: np.ndarray, true: np.ndarray) -> CalibrationMap:
-    """Isotonic regression as knots: the ends of its steps, straight lines between them.
+    """Isotonic regression as knots: the ends of its steps, joined by straight lines.
 
-    Probabilities stay within 1 / (E + 2) of 0 and 1: E detections cannot show more.
+    Probabilities stay 1 / (E + 2) away from 0 and 1: E detections cannot show more.
 
     Args:
         scores: (E,) in 0..1.
         true: (E,) bool.
     """
+    from scipy.optimize import isotonic_regression
+
     x, first, count = np.unique(scores, return_inverse=True, return_counts=True)
     share = np.bincount(first, weights=np.asarray(true, float)) / count
     margin = 1.0 / (len(scores) + 2)
@@ -96,11 +145,6 @@ METHODS: dict[str, Callable[[np.ndarray, np.ndarray], CalibrationMap]] = {
 }
 
 
-def score_logit(scores: np.ndarray) -> np.ndarray:
-    """Log odds of scores, finite."""
-    return logit(np.clip(np.asarray(scores, np.float64), _LEAST, 1 - _LEAST))
-
-
 def log_loss(probabilities: np.ndarray, true: np.ndarray) -> float:
     """Mean negative log likelihood, in nats."""
     p = np.clip(probabilities, _LEAST, 1 - _LEAST)
@@ -112,12 +156,14 @@ def calibrate(events: FrocEvents, *, folds: int = FOLDS, seed: int = 0) -> Calib
 
     Args:
         events: true and false detections of S scans with their scores, see `matching.events`.
-        folds: the scans that have any are dealt into so many parts (fewer if there are fewer scans).
-        seed: of the dealing.
+        folds: parts that the scans with detections are split into (fewer if there are fewer scans).
 
     Raises:
         ValueError: fewer than two scans have a detection.
     """
+    # Folds are of scans, not of detections: those of one scan share its quality and would make a map look
+    # better on held-out data than it is on new scans. Only scans with detections are split, so that no fold
+    # is empty.
     scores, true = events.scores, events.true
     names, scan = np.unique(events.subject, return_inverse=True)
     folds = min(folds, len(names))
@@ -142,9 +188,9 @@ def calibrate(events: FrocEvents, *, folds: int = FOLDS, seed: int = 0) -> Calib
 
 
 def _with_few_knots(x: np.ndarray, y: np.ndarray) -> CalibrationMap:
-    """The curve through points (P,) of rising x with the fewer knots that keep it within `KNOT_TOLERANCE`.
+    """The curve through points (P,) of rising x with fewer knots, kept within `KNOT_TOLERANCE`.
 
-    The point that is farthest off is added until none is (Ramer 1972; Douglas & Peucker 1973).
+    The point that is farthest off is added until none is off by more (Ramer 1972; Douglas & Peucker 1973).
     """
     knots = [0, len(x) - 1]
     while True:
@@ -154,3 +200,139 @@ def _with_few_knots(x: np.ndarray, y: np.ndarray) -> CalibrationMap:
             break
         knots = sorted([*knots, worst])
     return CalibrationMap(scores=tuple(x[knots].tolist()), probabilities=tuple(y[knots].tolist()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReliabilityBin:
+    """Detections of similar probability; there is at least one."""
+
+    low: float  # the lowest and the highest probability in it
+    high: float
+    detections: int
+    true: int
+    mean_probability: float
+
+    @property
+    def share(self) -> float:
+        """Share of true detections."""
+        return self.true / self.detections
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """Calibration of a set of detections."""
+
+    detections: int
+    true: int
+    mean_probability: float
+    bins: int  # number of bins; empty ones are not listed
+    equal_mass: tuple[ReliabilityBin, ...]
+    equal_width: tuple[ReliabilityBin, ...]
+    ece_equal_mass: Estimate
+    ece_equal_width: Estimate
+    by_chance_equal_mass: float  # expected error of perfect probabilities
+    by_chance_equal_width: float
+
+
+def equal_mass_bins(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Bin (n,) of each detection, of equal numbers; equal probabilities share a bin."""
+    edges = np.quantile(probabilities, np.arange(1, bins) / bins)
+    return np.searchsorted(edges, probabilities, side="right")
+
+
+def equal_width_bins(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Bin (n,) of each detection, [k / bins, (k + 1) / bins); 1 belongs to the last."""
+    return np.minimum((np.asarray(probabilities) * bins).astype(int), bins - 1)
+
+
+def calibration_error(probabilities: np.ndarray, true: np.ndarray, bin_of: np.ndarray) -> float:
+    """Expected calibration error of n detections.
+
+    Args:
+        probabilities: (n,).
+        true: (n,) bool.
+        bin_of: (n,) int, see `equal_mass_bins` and `equal_width_bins`.
+    """
+    gaps = np.bincount(bin_of, weights=np.asarray(probabilities) - np.asarray(true, float))
+    return float(np.abs(gaps).sum() / len(bin_of))
+
+
+def error_by_chance(probabilities: np.ndarray, bin_of: np.ndarray) -> float:
+    """Expected calibration error that n detections would have if their probabilities were perfect.
+
+    The gap of a bin is then a sum of independent terms of mean 0 and variance p (1 - p), close to normal, and
+    the mean absolute value of a normal variable is sqrt(2 / pi) standard deviations.
+
+    Args:
+        probabilities: (n,).
+        bin_of: (n,) int, as for `calibration_error`.
+    """
+    p = np.asarray(probabilities, float)
+    deviation = np.sqrt(np.bincount(bin_of, weights=p * (1 - p)))
+    return float(np.sqrt(2 / np.pi) * deviation.sum() / len(p))
+
+
+def reliability(
+    probabilities: np.ndarray,
+    true: np.ndarray,
+    subject: np.ndarray,
+    scans: int,
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+) -> Reliability | None:
+    """Reliability of n detections, None without any.
+
+    Args:
+        probabilities: (n,).
+        true: (n,) bool, whether each is a true lesion.
+        subject: (n,) int, index of its scan.
+        scans: number of scans, including those without detections.
+        samples: resamples of the scans for the 95 % intervals; the bins stay those of all detections.
+    """
+    if not len(probabilities):
+        return None
+    kinds = (equal_mass_bins(probabilities), equal_width_bins(probabilities))
+    gaps = [_scan_gaps(probabilities, true, subject, scans, bin_of) for bin_of in kinds]
+    counts = np.bincount(subject, minlength=scans)
+
+    def errors(weights: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):  # a resample without any detection has no error
+            return np.stack([np.abs(weights @ gap).sum(axis=1) / (weights @ counts) for gap in gaps], axis=1)
+
+    values = np.array([calibration_error(probabilities, true, bin_of) for bin_of in kinds])
+    mass, width = estimates(values, resampled(errors, scans, samples, seed))
+    return Reliability(
+        detections=len(probabilities),
+        true=int(np.sum(true)),
+        mean_probability=float(np.mean(probabilities)),
+        bins=BINS,
+        equal_mass=_bins(probabilities, true, kinds[0]),
+        equal_width=_bins(probabilities, true, kinds[1]),
+        ece_equal_mass=mass,
+        ece_equal_width=width,
+        by_chance_equal_mass=error_by_chance(probabilities, kinds[0]),
+        by_chance_equal_width=error_by_chance(probabilities, kinds[1]),
+    )
+
+
+def _scan_gaps(
+    probabilities: np.ndarray, true: np.ndarray, subject: np.ndarray, scans: int, bin_of: np.ndarray
+) -> np.ndarray:
+    """Sum of probability - truth by scan and bin, (scans, BINS)."""
+    gap = np.asarray(probabilities) - np.asarray(true, float)
+    return np.bincount(subject * BINS + bin_of, weights=gap, minlength=scans * BINS).reshape(scans, BINS)
+
+
+def _bins(probabilities: np.ndarray, true: np.ndarray, bin_of: np.ndarray) -> tuple[ReliabilityBin, ...]:
+    inside = [bin_of == number for number in np.unique(bin_of)]
+    return tuple(
+        ReliabilityBin(
+            low=float(probabilities[rows].min()),
+            high=float(probabilities[rows].max()),
+            detections=int(rows.sum()),
+            true=int(np.sum(true[rows])),
+            mean_probability=float(probabilities[rows].mean()),
+        )
+        for rows in inside
+    )

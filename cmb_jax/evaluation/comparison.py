@@ -9,20 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from cmb_jax.evaluation.bootstrap import (
+from cmb_jax.evaluation.froc import FROC_RATES
+from cmb_jax.evaluation.matching import HEADLINE, RULES, Rule, froc_events, match, pairs_of
+from cmb_jax.evaluation.metrics import json_values
+from cmb_jax.evaluation.present import aligned
+from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.statistics import (
     METRICS,
     Counts,
     Estimate,
     PairedDifference,
     bootstrap_counts,
     bootstrap_froc,
+    estimate_text,
     paired_bootstrap,
     paired_bootstrap_froc,
 )
-from cmb_jax.evaluation.froc import FROC_RATES, FrocEvents, collect_events
-from cmb_jax.evaluation.matching import HEADLINE, RULES, events, match, pairs_of
-from cmb_jax.evaluation.present import estimate_text
-from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,106 +63,69 @@ def compare(
     """Compare two programs at their own operating points and over all thresholds.
 
     Args:
-        names: of the programs.
-        first: detections of S scans.
-        second: of the same scans, in the same order.
-        truths: of the same scans.
         rule: center3, center5, touch or box_iou.
-        samples: resamples of the scans, each applied to both.
-        seed: of the resampling.
     """
-    lesions = np.array([len(truth.centers_mm) for truth in truths])
-    counts = tuple(_counts(rule, found, truths, lesions) for found in (first, second))
-    all_events = tuple(_events(rule, found, truths, lesions) for found in (first, second))
-    points = [bootstrap_counts(each, samples=samples, seed=seed) for each in counts]
-    point_difference = paired_bootstrap(*counts, samples=samples, seed=seed)
-    curves = [bootstrap_froc(each, samples=samples, seed=seed) for each in all_events]
-    curve_difference = paired_bootstrap_froc(*all_events, samples=samples, seed=seed)
-    curve_names = [*(f"sensitivity at {rate:g} FP per scan" for rate in FROC_RATES), "average precision"]
+    matching = RULES[rule]
+    counts = [_counts(matching, found, truths) for found in (first, second)]
+    curves = [froc_events(matching, found, truths) for found in (first, second)]
+    points = [bootstrap_counts(each, samples=samples, seed=seed).values() for each in counts]
+    rates = [bootstrap_froc(each, samples=samples, seed=seed) for each in curves]
+    differences = [
+        *paired_bootstrap(*counts, samples=samples, seed=seed).values(),
+        *paired_bootstrap_froc(*curves, samples=samples, seed=seed),
+    ]
+    at_rates = [f"sensitivity at {rate:g} FP per scan" for rate in FROC_RATES]
     return Comparison(
         names=names,
         rule=rule,
         scans=len(truths),
-        lesions=int(lesions.sum()),
-        metrics=(
-            *(
-                ComparedMetric(
-                    name=name, first=points[0][name], second=points[1][name], paired=point_difference[name]
-                )
-                for name in METRICS
-            ),
-            *(
-                ComparedMetric(name=name, first=a, second=b, paired=paired)
-                for name, a, b, paired in zip(curve_names, *curves, curve_difference, strict=True)
-            ),
+        lesions=int(counts[0].lesions.sum()),
+        metrics=tuple(
+            ComparedMetric(name=name, first=a, second=b, paired=paired)
+            for name, a, b, paired in zip(
+                (*METRICS, *at_rates, "average precision"),
+                (*points[0], *rates[0]),
+                (*points[1], *rates[1]),
+                differences,
+                strict=True,
+            )
         ),
         samples=samples,
         seed=seed,
     )
 
 
-def _counts(
-    rule: str, found: Sequence[SubjectDetections], truths: Sequence[SubjectTruth], lesions: np.ndarray
-) -> Counts:
-    matches = [
-        match(pairs_of(RULES[rule], scan.at(None), truth)) for scan, truth in zip(found, truths, strict=True)
-    ]
+def _counts(rule: Rule, found: Sequence[SubjectDetections], truths: Sequence[SubjectTruth]) -> Counts:
+    """At the program's own operating point."""
+    matches = [match(pairs_of(rule, scan.at(None), truth)) for scan, truth in zip(found, truths, strict=True)]
     return Counts(
         tp=np.array([each.tp for each in matches]),
         fp=np.array([each.fp for each in matches]),
-        lesions=lesions,
-    )
-
-
-def _events(
-    rule: str, found: Sequence[SubjectDetections], truths: Sequence[SubjectTruth], lesions: np.ndarray
-) -> FrocEvents:
-    candidates = [scan.candidates() for scan in found]
-    return collect_events(
-        [
-            events(pairs_of(RULES[rule], scan, truth), scan.scores)
-            for scan, truth in zip(candidates, truths, strict=True)
-        ],
-        lesions,
+        lesions=np.array([len(truth.centers_mm) for truth in truths]),
     )
 
 
 def comparison_table(result: Comparison) -> str:
     """The comparison as text."""
-    title = f"{result.names[0]} against {result.names[1]}: {result.scans} scans, {result.lesions} microbleeds"
-    lines = [
-        title,
-        f"Rule {RULES[result.rule].title}; first four rows at each one's own operating point. In brackets: "
-        f"95 % interval of {result.samples} bootstrap resamples of the scans; the difference is paired.",
-    ]
-    cells = [("metric", *result.names, "difference", "p")]
+    cells: list[tuple[str, ...]] = [("metric", *result.names, "difference", "p")]
     for metric in result.metrics:
-        paired = metric.paired
+        difference, p_value = metric.paired.difference, metric.paired.p_value
         cells.append(
             (
                 metric.name,
-                estimate_text(metric.first),
-                estimate_text(metric.second),
-                estimate_text(paired.difference),
-                "-" if math.isnan(paired.p_value) else f"{paired.p_value:.3f}",
+                *(estimate_text(each) for each in (metric.first, metric.second, difference)),
+                "-" if math.isnan(p_value) else f"{p_value:.3f}",
             )
         )
-    widths = [max(len(row[column]) for row in cells) for column in range(5)]
-    lines += [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
+    lines = [
+        f"{result.names[0]} against {result.names[1]}: {result.scans} scans, {result.lesions} microbleeds",
+        f"Rule {RULES[result.rule].title}; first four rows at each one's own operating point. In brackets: "
+        f"95 % interval of {result.samples} bootstrap resamples of the scans; the difference is paired.",
+        *aligned(cells),
     ]
     return "\n".join(lines) + "\n"
 
 
 def comparison_values(result: Comparison) -> dict[str, Any]:
     """The comparison as JSON values; what is undefined is None."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(part) for name, part in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(part) for part in value]
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    return plain(dataclasses.asdict(result))
+    return json_values(dataclasses.asdict(result))

@@ -3,50 +3,144 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.agreement import count_agreement
-from cmb_jax.evaluation.bootstrap import Counts, bootstrap_counts, bootstrap_froc
 from cmb_jax.evaluation.breakdown import (
+    Breakdown,
+    FalsePositiveGroup,
+    PlaceAgreement,
+    RejectionRule,
     false_positive_groups,
     join_places,
     lesion_groups,
     name_by_mimic,
     place_agreement,
+    rejected_by_reason,
+    rejection_rules,
     sensitivity_breakdowns,
 )
-from cmb_jax.evaluation.doubts import doubts
-from cmb_jax.evaluation.froc import collect_events, froc_curve
-from cmb_jax.evaluation.matching import CENTER5, HEADLINE, RULES, VALDO, Match, Rule, events, match, pairs_of
-from cmb_jax.evaluation.metrics import write_metrics
-from cmb_jax.evaluation.present import format_table
+from cmb_jax.evaluation.calibration import Reliability, reliability
+from cmb_jax.evaluation.froc import FrocCurve, collect_events, froc_curve
+from cmb_jax.evaluation.matching import (
+    CENTER5,
+    HEADLINE,
+    RULES,
+    VALDO,
+    Match,
+    Rule,
+    ValdoCase,
+    events,
+    match,
+    pairs_of,
+    valdo_case,
+)
 from cmb_jax.evaluation.read import find_predictions, find_truth, listed
-from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
-from cmb_jax.evaluation.rejection import rejected_by_reason, rejection_rules
-from cmb_jax.evaluation.reliability import Reliability, reliability
-from cmb_jax.evaluation.result import EvaluationResult, RuleResult, SubjectRow, ValdoSummary
-from cmb_jax.evaluation.subsets import SIZES, ScanCells, of_size, scan_cells, subset_results
-from cmb_jax.evaluation.valdo import ValdoCase, valdo_case
-from cmb_jax.io.naming import is_pseudonym
+from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth, to_index
+from cmb_jax.evaluation.statistics import (
+    CountAgreement,
+    Counts,
+    Estimate,
+    bootstrap_counts,
+    bootstrap_froc,
+    count_agreement,
+)
+from cmb_jax.evaluation.subsets import SIZES, ScanCells, SubsetResult, of_size, scan_cells, subset_results
+from cmb_jax.io.provenance import is_pseudonym
 
-__all__ = [
-    "EvaluationResult",
-    "evaluate",
-    "evaluate_records",
-    "format_table",
-    "write_metrics",
-]
+# When the figures of a scan are doubtful, see `_doubts`.
+_FEW_TIMES = 2  # lesions by one rule over those by another: touching lesions alone do not explain more
+_MOST = 0.8  # share of the lesions
+_RIM_VOXELS = 3.0  # a detector may put a center slightly beyond the edge
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuleResult:
+    """All scans by one rule at the operating point, and the FROC curve where the rule has one."""
+
+    rule: Rule
+    tp: int
+    fp: int
+    fn: int
+    sensitivity: Estimate
+    fp_per_scan: Estimate
+    precision: Estimate
+    f1: Estimate
+    average_precision: Estimate | None = None
+    froc: tuple[Estimate, ...] = ()  # sensitivity at FROC_RATES
+    curve: FrocCurve | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValdoSummary:
+    """The challenge's own figures: medians over scans; scans where one is undefined are left out."""
+
+    median_f1: float
+    median_dice: float
+    median_count_difference: float
+    median_volume_difference_mm3: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubjectRow:
+    """One scan by the rule of the breakdowns."""
+
+    subject: str
+    protocol: str | None
+    lesions: int
+    detections: int
+    tp: int
+    fp: int
+    fn: int
+    ignored: int  # detections on lesions that are ignored, left out of the count
+    missing: bool  # no prediction was found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """All figures of an evaluation."""
+
+    headline: str  # name of the rule that is shown first
+    breakdown_rule: str  # of the breakdowns and the rows of the scans; the headline's where it works on pairs
+    threshold: float | None  # of the score; None: what the program itself kept
+    scans: int
+    scans_without_lesions: int
+    lesions: int
+    lesions_by_size: dict[str, int]  # of subsets.SIZES but the first
+    lesions_ignored: int  # that a reader might not see: neither missed nor false
+    rules: tuple[RuleResult, ...]
+    valdo: ValdoSummary
+    breakdowns: tuple[Breakdown, ...]
+    subsets: tuple[SubsetResult, ...]  # by phase, size, protocol, tier; with and without calcifications
+    false_positives_by_mimic: tuple[FalsePositiveGroup, ...]
+    false_positives_by_zone: tuple[FalsePositiveGroup, ...]
+    counts: CountAgreement
+    places: PlaceAgreement | None  # None: one side names no places
+    calibration: Reliability | None  # of the reported detections; None: they have no probabilities
+    rejection: tuple[RejectionRule, ...]  # empty where the prediction rejects nothing
+    subjects: tuple[SubjectRow, ...]
+    bootstrap_samples: int
+    seed: int
+    warnings: tuple[str, ...] = ()
+
+    def by_rule(self, name: str) -> RuleResult:
+        """The result of a rule by its name."""
+        return next(result for result in self.rules if result.rule.name == name)
+
+    @property
+    def headline_result(self) -> RuleResult:
+        """The result of the headline rule."""
+        return self.by_rule(self.headline)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Scored:
-    """One scan by every rule; small, so that the volumes can be let go."""
+    """One scan by every rule; small, so that its volumes can be freed."""
 
     row: SubjectRow
     counts: dict[str, tuple[int, int, int]]  # rule name -> tp, fp, lesions
@@ -60,7 +154,7 @@ class _Scored:
     mimics: list[str] | None  # names of the false positives; None: the truth knows no mimics
     zones: list[str] | None  # zones of the false positives; None: the prediction has none
     places: tuple[int, int, int] | None  # see breakdown.place_agreement
-    probabilities: np.ndarray | None  # (K,) of the reported detections, NaN where not known; None: of none
+    probabilities: np.ndarray | None  # (K,) of the reported detections, NaN where unknown; None: all unknown
     true: np.ndarray  # (K,) bool, whether each matches a lesion
     rejected: Counter[tuple[str, bool]]  # see rejection.rejected_by_reason
     warnings: tuple[str, ...]
@@ -78,17 +172,15 @@ def evaluate(
 ) -> EvaluationResult:
     """Evaluate a folder of predictions against a folder of truth.
 
-    Every scan with a truth counts: one without a prediction counts as empty, with a warning.
+    Every scan with a truth counts. One without a prediction counts as empty, with a warning.
 
     Args:
-        pred_dir: DIR/SUBJECT/detections.csv, DIR/SUBJECT/*.nii.gz or DIR/SUBJECT*.nii.gz (instance labels,
-            masks or probabilities); of a single scan also the folder of its detections.csv.
-        truth_dir: a simulated tree, VALDO's Task2 folder, or a folder of label images.
+        pred_dir: see `read.find_predictions`.
+        truth_dir: see `read.find_truth`.
         rule: name of the headline rule, a key of `matching.RULES`; all rules are computed.
-        threshold: of the score; None takes what the prediction keeps (probability maps: 0.5).
+        threshold: of the score; None: what the prediction keeps (probability maps: 0.5).
         bootstrap_samples: resamples of the scans for the 95 % intervals; 0 for none.
-        seed: of the resampling.
-        keep_identifiers: False numbers the scans whose names are no pseudonyms (`io.naming`).
+        keep_identifiers: False numbers the scans whose names are not pseudonyms (`io.provenance`).
 
     Raises:
         UserError: folders or files that are missing, empty, unreadable or do not fit each other.
@@ -100,25 +192,17 @@ def evaluate(
         for number, source in enumerate(truths, start=1)
     ]
     missing = [name for name, source in zip(names, predictions, strict=True) if source.path is None]
-    warnings = (
-        (f"no prediction for {len(missing)} of {len(truths)} scans, counted as empty: {listed(missing)}",)
-        if missing
-        else ()
-    )
+    note = f"no prediction for {len(missing)} of {len(truths)} scans, counted as empty: {listed(missing)}"
+    read_predictions = (source.read(threshold) for source in predictions)
+    read_truths = (source.read() for source in truths)
     return evaluate_records(
-        (
-            dataclasses.replace(source.read(threshold), subject=name)
-            for name, source in zip(names, predictions, strict=True)
-        ),
-        (
-            dataclasses.replace(source.read(), subject=name)
-            for name, source in zip(names, truths, strict=True)
-        ),
+        (dataclasses.replace(each, subject=name) for each, name in zip(read_predictions, names, strict=True)),
+        (dataclasses.replace(each, subject=name) for each, name in zip(read_truths, names, strict=True)),
         rule=rule,
         threshold=threshold,
         bootstrap_samples=bootstrap_samples,
         seed=seed,
-        warnings=warnings,
+        warnings=(note,) if missing else (),
     )
 
 
@@ -137,20 +221,18 @@ def evaluate_records(
     Iterables may be generators: then one scan is held at a time.
 
     Args:
-        detections: of S scans.
-        truths: of the same S scans.
-        rule: name of the headline rule, a key of `matching.RULES`. The challenge's rule splits lesions anew,
-            so that breakdowns are by center5 then.
-        threshold: operating point on the score; None takes what the program itself kept.
+        rule: name of the headline rule, a key of `matching.RULES`. The challenge's rule splits lesions anew:
+            breakdowns are by center5 then.
+        threshold: operating point on the score; None: what the program itself kept.
         bootstrap_samples: resamples of the scans for the 95 % intervals; 0 for none.
-        seed: of the resampling.
-        warnings: lines to hand on.
 
     Raises:
         ValueError: no scans, or scans that do not correspond.
         UserError: an unknown rule; voxels of prediction and truth on different grids.
     """
     shown = CENTER5 if rule == VALDO.name else _pairing_rule(rule)
+    # Volumes of a whole cohort would not fit into memory: each scan is reduced to counts, events and names
+    # before the next one is read, and everything else is computed from these.
     scored = [_score(d, t, shown, threshold) for d, t in zip(detections, truths, strict=True)]
     if not scored:
         raise ValueError("no scans to evaluate")
@@ -204,10 +286,10 @@ def _score(
     detections: SubjectDetections, truth: SubjectTruth, breakdown_rule: Rule, threshold: float | None
 ) -> _Scored:
     if detections.subject != truth.subject:
-        raise ValueError(f"detections of {detections.subject} stand against truth of {truth.subject}")
+        raise ValueError(f"detections of {detections.subject} are compared with truth of {truth.subject}")
     candidates = detections.candidates()
     reported = detections.at(threshold)
-    valdo = valdo_case(reported, truth, limit_mm=VALDO.limit, connectivity=VALDO.connectivity)
+    valdo = valdo_case(reported, truth)
     matches: dict[str, Match] = {VALDO.name: valdo.match}
     scan_events = {}
     for rule in RULES.values():
@@ -243,23 +325,17 @@ def _score(
         probabilities=None if reported.probabilities is None else reported.probabilities[shown.counted],
         true=shown.lesion[shown.counted] >= 0,
         rejected=rejected_by_reason(detections, truth, shown.found, breakdown_rule, threshold),
-        warnings=tuple(doubts(reported, truth, len(valdo.match.found), matches)),
+        warnings=tuple(_doubts(reported, truth, len(valdo.match.found), matches)),
     )
 
 
 def _rule_result(rule: Rule, scored: list[_Scored], samples: int, seed: int) -> RuleResult:
     tp, fp, lesions = np.array([scan.counts[rule.name] for scan in scored]).T
-    metrics = bootstrap_counts(Counts(tp=tp, fp=fp, lesions=lesions), samples=samples, seed=seed)
-    result = RuleResult(
-        rule=rule,
-        tp=int(tp.sum()),
-        fp=int(fp.sum()),
-        fn=int((lesions - tp).sum()),
-        sensitivity=metrics["sensitivity"],
-        fp_per_scan=metrics["fp_per_scan"],
-        precision=metrics["precision"],
-        f1=metrics["f1"],
-    )
+    figures: dict[str, Any] = {
+        **bootstrap_counts(Counts(tp=tp, fp=fp, lesions=lesions), samples=samples, seed=seed)
+    }
+    missed = lesions - tp
+    result = RuleResult(rule=rule, tp=int(tp.sum()), fp=int(fp.sum()), fn=int(missed.sum()), **figures)
     if rule is VALDO:
         return result
     joined = collect_events([scan.events[rule.name] for scan in scored], lesions)
@@ -272,8 +348,8 @@ def _rule_result(rule: Rule, scored: list[_Scored], samples: int, seed: int) -> 
 def _calibration(scored: list[_Scored], samples: int, seed: int) -> Reliability | None:
     """Reliability of the reported detections, if each of them has a probability.
 
-    Where the headline is the challenge's rule, which splits lesions anew, a detection is true by the rule of
-    the breakdowns, like everything that is said of single detections.
+    A detection is true by the rule of the breakdowns, which is not the headline's where that splits lesions
+    anew.
     """
     parts = [
         np.full(len(scan.true), np.nan) if scan.probabilities is None else scan.probabilities
@@ -288,13 +364,57 @@ def _calibration(scored: list[_Scored], samples: int, seed: int) -> Reliability 
 
 
 def _valdo_summary(cases: list[ValdoCase]) -> ValdoSummary:
-    def median(values: list[float]) -> float:
-        defined = [value for value in values if not math.isnan(value)]
-        return float(np.median(defined)) if defined else float("nan")
+    medians = {}
+    for name in ("f1", "dice", "count_difference", "volume_difference_mm3"):
+        values = np.array([getattr(case, name) for case in cases], float)
+        defined = values[~np.isnan(values)]
+        medians[f"median_{name}"] = float(np.median(defined)) if len(defined) else float("nan")
+    return ValdoSummary(**medians)
 
-    return ValdoSummary(
-        median_f1=median([case.f1 for case in cases]),
-        median_dice=median([case.dice for case in cases]),
-        median_count_difference=median([float(case.count_difference) for case in cases]),
-        median_volume_difference_mm3=median([case.volume_difference_mm3 for case in cases]),
-    )
+
+def _doubts(
+    reported: SubjectDetections, truth: SubjectTruth, pieces: int, matches: dict[str, Match]
+) -> Iterator[str]:
+    """Warnings about figures that may mislead: unclear labels, contradicting rules, odd positions.
+
+    Args:
+        pieces: lesions of the truth by the challenge's rule, which splits voxels anew.
+    """
+    name = truth.subject
+    for side, volume in (("truth", truth.volume), ("prediction", reported.volume)):
+        if volume is not None and volume.note:
+            yield f"{name}: {side}: {volume.note}"
+    lesions = len(truth.centers_mm)
+    if max(lesions, pieces) > _FEW_TIMES * min(lesions, pieces) and lesions and pieces:
+        yield (
+            f"{name}: the truth holds {lesions} lesions by its labels, but {pieces} connected pieces, which "
+            "are the lesions of the challenge's rule: the rules contradict each other"
+        )
+    rates = [match.tp / len(match.found) for match in matches.values() if len(match.found)]
+    if rates and min(rates) == 0 and max(rates) >= _MOST:
+        zero = ", ".join(rule for rule, match in matches.items() if not match.tp)
+        most = ", ".join(rule for rule, match in matches.items() if match.tp >= _MOST * len(match.found))
+        yield (
+            f"{name}: nothing is found by {zero}, and nearly all by {most}: the labels or the positions of "
+            "one side mean something else"
+        )
+    if outside := _outside(reported, truth):
+        yield outside
+
+
+def _outside(reported: SubjectDetections, truth: SubjectTruth) -> str:
+    """A warning if detections of a table lie outside the truth's image, maybe because they are in LPS."""
+    if truth.volume is None or reported.volume is not None or not len(reported.centers_mm):
+        return ""
+    shape, affine = np.array(truth.volume.labels.shape), truth.volume.affine
+
+    def inside(points_mm: np.ndarray) -> np.ndarray:
+        index = to_index(points_mm, affine)
+        return np.all((index >= -_RIM_VOXELS) & (index <= shape - 1 + _RIM_VOXELS), axis=1)
+
+    beyond = int((~inside(reported.centers_mm)).sum())
+    if not beyond:
+        return ""
+    is_lps = inside(reported.centers_mm * [-1.0, -1.0, 1.0]).all()
+    why = "; with x and y negated all lie inside: is the table in LPS?" if is_lps else ""
+    return f"{truth.subject}: {beyond} of {len(reported.centers_mm)} detections lie outside the image{why}"

@@ -1,6 +1,6 @@
 """Free-response ROC: sensitivity against false positives per scan, over all thresholds.
 
-The denominator of the false positives is the number of scans, those without any microbleed counted.
+The denominator of the false positives is the number of all scans, including those without any microbleed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ FROC_RATES: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrocEvents:
-    """Everything that happens in a set of S scans while the threshold falls. E events."""
+    """What each detection of S scans adds as the threshold falls. E events."""
 
     scores: np.ndarray  # (E,) float, descending
-    true: np.ndarray  # (E,) bool: a lesion is found; otherwise a false positive appears
+    true: np.ndarray  # (E,) bool: one more lesion is found; otherwise there is one more false positive
     subject: np.ndarray  # (E,) int, index of the scan
     lesions: np.ndarray  # (S,) int, true lesions of each scan
 
@@ -40,7 +40,7 @@ class FrocCurve:
         return self.tp / self.lesions if self.lesions else np.full(len(self.tp), np.nan)
 
     def corners(self) -> np.ndarray:
-        """Indices of the points that draw the curve: before and after every rise, and the last one."""
+        """Indices of the points that suffice to draw it: before and after every rise, and the last one."""
         rises = np.flatnonzero(np.diff(self.tp, prepend=0))
         last = np.arange(len(self.tp))[-1:]
         return np.unique(np.concatenate([rises, np.maximum(rises - 1, 0), last]))
@@ -58,7 +58,6 @@ def collect_events(
 
     Args:
         events: a scan's (T,) scores of lesions found and (F,) scores of false positives.
-        lesions: true lesions of each scan.
     """
     if len(events) != len(lesions) or not len(lesions):
         raise ValueError("one pair of events for every scan, and at least one scan")
@@ -124,7 +123,7 @@ def average_precision(tp: np.ndarray, fp: np.ndarray, lesions: int) -> float:
 
 
 def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None, fallback: float = 0.5) -> float:
-    """An operating point, to be chosen on validation scans and never on test scans.
+    """An operating point, to be chosen on validation scans, never on test scans.
 
     Without a limit: the threshold with the best F1. With one: the highest sensitivity among those with
     at most that many false positives per scan. Ties go to fewer false positives, then to the higher
@@ -132,9 +131,7 @@ def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None, fal
     does not change what is kept.
 
     Args:
-        curve: of the validation scans.
-        max_fp_per_scan: the limit.
-        fallback: returned when there is no lesion or no detection to choose by.
+        fallback: returned when there is no lesion or no detection.
     """
     if not curve.lesions or not len(curve.thresholds):
         return fallback
@@ -142,10 +139,12 @@ def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None, fal
         merit = 2 * curve.tp / (curve.lesions + curve.tp + curve.fp)
         possible = np.ones(len(merit), bool)
     else:
-        merit = curve.tp.astype(float)
+        merit = curve.tp
         possible = curve.fp_per_scan <= max_fp_per_scan
     if not possible.any():
-        return float(np.nextafter(curve.thresholds[0], np.inf))  # nothing is reported
+        return _above_all(curve)
+    # lexsort's last key comes first: possible ones, then most merit, then fewest false positives; it is
+    # stable, so that among equals the highest threshold stays in front
     order = np.lexsort((curve.fp, -merit, ~possible))
     return _just_below(curve, int(order[0]))
 
@@ -153,27 +152,26 @@ def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None, fal
 def threshold_at_fp_rate(curve: FrocCurve, fp_per_scan: float, fallback: float = 0.5) -> float:
     """The lowest threshold with at most so many false positives per scan, whatever is found at it.
 
-    For validation scans of too few lesions for `choose_threshold`: false positives there are many, and need
-    no lesions to be counted.
+    For validation scans with too few lesions for `choose_threshold`: false positives are many, and no lesions
+    are needed to count them.
 
     Args:
-        curve: of the validation scans; may have no lesion.
-        fp_per_scan: the limit.
         fallback: returned when there is no detection.
     """
     if not len(curve.thresholds):
         return fallback
     possible = np.flatnonzero(curve.fp_per_scan <= fp_per_scan)
-    if not len(possible):
-        return float(np.nextafter(curve.thresholds[0], np.inf))  # nothing is reported
-    return _just_below(curve, int(possible[-1]))
+    return _just_below(curve, int(possible[-1])) if len(possible) else _above_all(curve)
+
+
+def _above_all(curve: FrocCurve) -> float:
+    """A threshold at which nothing is reported."""
+    return float(np.nextafter(curve.thresholds[0], np.inf))
 
 
 def _just_below(curve: FrocCurve, best: int) -> float:
     """Halfway between a point's score and the next lower one."""
-    chosen = float(curve.thresholds[best])
-    if best + 1 < len(curve.thresholds):
-        middle = 0.5 * (chosen + float(curve.thresholds[best + 1]))
-        if middle > curve.thresholds[best + 1]:
-            return middle
-    return chosen
+    chosen, *lower = curve.thresholds[best : best + 2].tolist()
+    middle = 0.5 * (chosen + lower[0]) if lower else chosen
+    # between neighboring floats there is no middle: it may be rounded down to the lower score
+    return middle if not lower or middle > lower[0] else chosen

@@ -1,4 +1,4 @@
-"""An evaluation for programs: one JSON file."""
+"""Evaluation results as machine-readable JSON."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cmb_jax import __version__
-from cmb_jax.evaluation.bootstrap import Estimate
+from cmb_jax.evaluation.calibration import Reliability
+from cmb_jax.evaluation.evaluate import EvaluationResult, RuleResult
 from cmb_jax.evaluation.froc import FROC_RATES, FrocCurve
 from cmb_jax.evaluation.present import NOTICE, operating_point_text
-from cmb_jax.evaluation.reliability import Reliability
-from cmb_jax.evaluation.result import EvaluationResult, RuleResult
-from cmb_jax.evaluation.subsets import SubsetResult
+from cmb_jax.evaluation.statistics import Estimate
 from cmb_jax.io.atomic import atomic_write_text
 
 
@@ -46,7 +45,7 @@ def metrics(result: EvaluationResult) -> dict[str, Any]:
             breakdown.by: [dataclasses.asdict(group) for group in breakdown.groups]
             for breakdown in result.breakdowns
         },
-        "subsets": [_subset(each) for each in result.subsets],
+        "subsets": [{**dataclasses.asdict(each), "froc": _froc(each.froc)} for each in result.subsets],
         "false_positives_by_mimic": [dataclasses.asdict(group) for group in result.false_positives_by_mimic],
         "false_positives_by_zone": [dataclasses.asdict(group) for group in result.false_positives_by_zone],
         "count_agreement": dataclasses.asdict(result.counts),
@@ -78,37 +77,24 @@ def write_metrics(result: EvaluationResult, path: Path | str, *, overwrite: bool
 
 def _rule(each: RuleResult) -> dict[str, Any]:
     rule = each.rule
+    figures = dataclasses.asdict(each)
+    del figures["rule"]
     return {
         "title": rule.title,
         "limit": rule.limit,
         "one_to_one": rule.one_to_one,
         "connectivity": rule.connectivity,
-        "tp": each.tp,
-        "fp": each.fp,
-        "fn": each.fn,
-        "sensitivity": _estimate(each.sensitivity),
-        "fp_per_scan": _estimate(each.fp_per_scan),
-        "precision": _estimate(each.precision),
-        "f1": _estimate(each.f1),
-        "average_precision": None if each.average_precision is None else _estimate(each.average_precision),
+        **figures,
         "froc": _froc(each.froc),
         "curve": None if each.curve is None else _curve(each.curve),
     }
 
 
-def _subset(each: SubsetResult) -> dict[str, Any]:
-    return {**dataclasses.asdict(each), "froc": _froc(each.froc)}
-
-
 def _froc(points: tuple[Estimate, ...]) -> list[dict[str, Any]]:
     return [
-        {"fp_per_scan": rate, "sensitivity": _estimate(point)}
+        {"fp_per_scan": rate, "sensitivity": dataclasses.asdict(point)}
         for rate, point in zip(FROC_RATES, points, strict=False)
     ]
-
-
-def _estimate(estimate: Estimate) -> dict[str, float]:
-    return dataclasses.asdict(estimate)
 
 
 def _curve(curve: FrocCurve) -> dict[str, list[float]]:
@@ -126,7 +112,7 @@ def json_text(content: Any) -> str:
 
 
 def json_values(value: Any) -> Any:
-    """The same dicts and lists with NaN and infinities, which JSON does not know, as None."""
+    """The same dicts and lists with None for NaN and infinities, which JSON lacks."""
     if isinstance(value, dict):
         return {key: json_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

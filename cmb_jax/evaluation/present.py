@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 
 from cmb_jax import __version__
-from cmb_jax.evaluation.bootstrap import Estimate
-from cmb_jax.evaluation.breakdown import MIMIC_REACH_MM, UNNAMED, FalsePositiveGroup
+from cmb_jax.evaluation.breakdown import MIMIC_REACH_MM, UNNAMED
+from cmb_jax.evaluation.calibration import Reliability
+from cmb_jax.evaluation.evaluate import EvaluationResult, RuleResult
 from cmb_jax.evaluation.froc import FROC_RATES
 from cmb_jax.evaluation.matching import RULES
-from cmb_jax.evaluation.reliability import Reliability
-from cmb_jax.evaluation.result import EvaluationResult, RuleResult
+from cmb_jax.evaluation.statistics import Estimate, estimate_text
 from cmb_jax.report.evaluation_content import (
     CountAgreementText,
     EvaluationContent,
@@ -26,6 +28,7 @@ from cmb_jax.report.evaluation_content import (
 
 NOTICE = "Research use only."
 _NOTE_WIDTH = 100
+_SUBSET_RATES = (0.5, 1.0)  # of FROC_RATES
 
 _BREAKDOWN_TITLES = {
     "zone": "Sensitivity by zone",
@@ -36,16 +39,6 @@ _BREAKDOWN_TITLES = {
     "tier": "Sensitivity by tier",
     "phase": "Sensitivity with and without phase",
 }
-
-
-def estimate_text(estimate: Estimate | None, digits: int = 3) -> str:
-    """Value and interval, as in `0.923 [0.881, 0.954]`; a dash where it is undefined."""
-    if estimate is None or math.isnan(estimate.value):
-        return "-"
-    text = f"{estimate.value:.{digits}f}"
-    if math.isnan(estimate.low):
-        return text
-    return f"{text} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
 def operating_point_text(result: EvaluationResult) -> str:
@@ -62,12 +55,10 @@ def scans_text(result: EvaluationResult) -> str:
 
 def summary_text(result: EvaluationResult) -> str:
     """How many scans and lesions, in one line."""
-    lacking = sum(row.missing for row in result.subjects)
+    lacking, unseen = sum(row.missing for row in result.subjects), result.lesions_ignored
     missing = f"; {lacking} without a prediction, counted as empty" if lacking else ""
     sizes = ", ".join(f"{count} {size}" for size, count in result.lesions_by_size.items())
-    ignored = f"; {result.lesions_ignored} that no reader would see are ignored" * bool(
-        result.lesions_ignored
-    )
+    ignored = f"; {unseen} that no reader would see are ignored" if unseen else ""
     return (
         f"{scans_text(result)}, {result.scans_without_lesions} of them without microbleeds, "
         f"{result.lesions} microbleeds ({sizes}){ignored}{missing}"
@@ -95,7 +86,7 @@ def _interval_note(result: EvaluationResult) -> str:
         return ""
     return (
         f" In brackets: 95 % interval of {result.bootstrap_samples} bootstrap resamples of the scans; "
-        "where every scan gave the same, it has no width, which is no certainty."
+        "an interval of zero width only means that all scans agreed."
     )
 
 
@@ -106,18 +97,14 @@ def _found_table(result: EvaluationResult) -> Table:
         rows=tuple(
             (
                 _title(result, each),
-                each.rule.connectivity,
-                each.tp,
-                each.fp,
-                each.fn,
-                estimate_text(each.sensitivity),
-                estimate_text(each.fp_per_scan, 2),
+                *(each.rule.connectivity, each.tp, each.fp, each.fn),
+                *(estimate_text(each.sensitivity), estimate_text(each.fp_per_scan, 2)),
             )
             for each in result.rules
         ),
         note=(
             f"* headline. Operating point: {operating_point_text(result)}. FP per scan: over "
-            f"{scans_text(result)}, those without microbleeds counted. Connectivity: of the components of "
+            f"{scans_text(result)}, including those without microbleeds. Connectivity: of the components of "
             "masks; instance labels and tables are taken as they are, but the challenge's rule splits "
             "labels anew." + _interval_note(result)
         ),
@@ -129,12 +116,7 @@ def _precision_table(result: EvaluationResult) -> Table:
         title="Precision, by every matching rule",
         columns=("rule", "precision", "F1", "average precision"),
         rows=tuple(
-            (
-                _title(result, each),
-                estimate_text(each.precision),
-                estimate_text(each.f1),
-                estimate_text(each.average_precision),
-            )
+            (_title(result, each), *map(estimate_text, (each.precision, each.f1, each.average_precision)))
             for each in result.rules
         ),
         note="Precision and F1 at the operating point; average precision over all thresholds.",
@@ -158,9 +140,6 @@ def _froc_table(result: EvaluationResult) -> Table:
     )
 
 
-_SUBSET_RATES = (0.5, 1.0)
-
-
 def _subset_tables(result: EvaluationResult) -> tuple[Table, Table]:
     """Parts of the scans and lesions at the operating point, and over all thresholds."""
     part = ("scans", "size", "calcified")
@@ -171,11 +150,8 @@ def _subset_tables(result: EvaluationResult) -> tuple[Table, Table]:
         columns=(*part, "number", "lesions", "sensitivity", "FP per scan"),
         rows=tuple(
             (
-                *name,
-                each.scans,
-                each.lesions,
-                estimate_text(each.sensitivity),
-                estimate_text(each.fp_per_scan, 2),
+                *(*name, each.scans, each.lesions),
+                *(estimate_text(each.sensitivity), estimate_text(each.fp_per_scan, 2)),
             )
             for name, each in zip(names, result.subsets, strict=True)
         ),
@@ -190,11 +166,7 @@ def _subset_tables(result: EvaluationResult) -> tuple[Table, Table]:
         title="By phase, size, protocol: sensitivity at false positives per scan",
         columns=(*part, "average precision", *(f"at {rate:g}" for rate in _SUBSET_RATES)),
         rows=tuple(
-            (
-                *name,
-                estimate_text(each.average_precision),
-                *(estimate_text(each.froc[row]) for row in rates),
-            )
+            (*name, *map(estimate_text, (each.average_precision, *(each.froc[row] for row in rates))))
             for name, each in zip(names, result.subsets, strict=True)
         ),
         note="Over all thresholds." + _interval_note(result),
@@ -219,22 +191,20 @@ def _breakdown_tables(result: EvaluationResult) -> list[Table]:
 
 
 def _false_positive_tables(result: EvaluationResult) -> list[Table]:
-    def table(title: str, groups: tuple[FalsePositiveGroup, ...], note: str) -> Table:
-        return Table(
-            title=title,
+    reach = f"The mimic nearest to the center, within {MIMIC_REACH_MM:g} mm; {UNNAMED}: there is none."
+    return [
+        Table(
+            title=f"False positives by {by}",
             columns=("group", "false positives", "per scan"),
             rows=tuple((group.group, group.count, estimate_text(group.per_scan, 2)) for group in groups),
             note=note,
         )
-
-    found = []
-    if result.false_positives_by_mimic:
-        note = f"The mimic nearest to the center, within {MIMIC_REACH_MM:g} mm; {UNNAMED}: there is none."
-        found.append(table("False positives by mimic", result.false_positives_by_mimic, note))
-    if result.false_positives_by_zone:
-        note = "The zone that the prediction gives."
-        found.append(table("False positives by zone", result.false_positives_by_zone, note))
-    return found
+        for by, groups, note in (
+            ("mimic", result.false_positives_by_mimic, reach),
+            ("zone", result.false_positives_by_zone, "The zone that the prediction gives."),
+        )
+        if groups
+    ]
 
 
 def _rejection_tables(result: EvaluationResult) -> list[Table]:
@@ -243,14 +213,11 @@ def _rejection_tables(result: EvaluationResult) -> list[Table]:
     return [
         Table(
             title="What rejection by place costs",
-            columns=("reason", "true lesions lost", "share of all", "false positives removed", "a scan"),
+            columns=("reason", "true lesions lost", "share of all", "false positives removed", "per scan"),
             rows=tuple(
                 (
-                    each.reason,
-                    each.true_lost,
-                    estimate_text(each.lost_share),
-                    each.false_removed,
-                    f"{each.false_removed_per_scan:.2f}",
+                    *(each.reason, each.true_lost, estimate_text(each.lost_share)),
+                    *(each.false_removed, f"{each.false_removed_per_scan:.2f}"),
                 )
                 for each in result.rejection
             ),
@@ -264,18 +231,18 @@ def _rejection_tables(result: EvaluationResult) -> list[Table]:
 
 
 def _count_table(result: EvaluationResult) -> Table:
-    counts = result.counts
-    rows: list[tuple[str, str]] = [
+    counts, places = result.counts, result.places
+    rows = [
         ("ICC(2,1) of the counts", _number(counts.icc)),
         (
-            "predicted - true a scan: mean [95 % limits of agreement]",
-            f"{_number(counts.bias)} [{_number(counts.limit_low)}, {_number(counts.limit_high)}]",
+            "predicted - true per scan: mean [95 % limits of agreement]",
+            estimate_text(Estimate(value=counts.bias, low=counts.limit_low, high=counts.limit_high)),
         ),
     ]
-    if result.places is not None:
+    if places is not None:
         rows += [
-            (f"right zone, of {result.places.matched} matches", estimate_text(result.places.zone)),
-            (f"right region, of {result.places.matched} matches", estimate_text(result.places.region)),
+            (f"right zone, of {places.matched} matches", estimate_text(places.zone)),
+            (f"right region, of {places.matched} matches", estimate_text(places.region)),
         ]
     return Table(title="Agreement", columns=("measure", "value"), rows=tuple(rows))
 
@@ -290,9 +257,10 @@ def _calibration_tables(result: EvaluationResult) -> list[Table]:
         f"{estimate_text(found.ece_equal_mass)} in {found.bins} bins of equal numbers (those shown), "
         f"{estimate_text(found.ece_equal_width)} in {found.bins} of equal width; perfect probabilities would "
         f"have {found.by_chance_equal_mass:.3f} and {found.by_chance_equal_width:.3f} by chance; mean "
-        f"probability {found.mean_probability:.3f}, share of true ones {found.true / found.detections:.3f}. "
-        "Resampling adds scatter to every bin, so that the intervals lie high."
+        f"probability {found.mean_probability:.3f}, share of true ones {found.true / found.detections:.3f}."
     )
+    if not math.isnan(found.ece_equal_mass.low):
+        note += " Resampling adds scatter to every bin, so that the intervals lie high."
     return [
         Table(
             title="Calibration of the probabilities",
@@ -300,10 +268,7 @@ def _calibration_tables(result: EvaluationResult) -> list[Table]:
             rows=tuple(
                 (
                     f"{each.low:.3f} to {each.high:.3f}",
-                    each.detections,
-                    each.true,
-                    f"{each.mean_probability:.3f}",
-                    f"{each.share:.3f}",
+                    *(each.detections, each.true, f"{each.mean_probability:.3f}", f"{each.share:.3f}"),
                 )
                 for each in found.equal_mass
             ),
@@ -325,7 +290,7 @@ def _valdo_table(result: EvaluationResult) -> Table:
         ),
         note=(
             "6-connected, centroids less than 5 mm apart. Dice and volume need voxels on both sides. "
-            "A table's rows stand for themselves."
+            "Each row of a table counts as one element."
         ),
     )
 
@@ -345,15 +310,18 @@ def format_table(result: EvaluationResult) -> str:
 
 def table_text(table: Table) -> str:
     """A table as text, the note below it."""
-    cells = [table.columns, *([str(cell) for cell in row] for row in table.rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(table.columns))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
+    lines = aligned([table.columns, *([str(cell) for cell in row] for row in table.rows)])
     ruler = "-" * max(len(line) for line in lines)
     text = [table.title, ruler, lines[0], ruler, *lines[1:], *textwrap.wrap(table.note, _NOTE_WIDTH)]
     return "\n".join(text)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of texts as lines whose columns are flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
 
 
 def _interval(estimate: Estimate, digits: int) -> str:
@@ -365,15 +333,20 @@ def _interval(estimate: Estimate, digits: int) -> str:
 def _curves(shown: RuleResult, with_band: bool) -> tuple[FrocLine, ...]:
     if shown.curve is None or not shown.curve.lesions:
         return ()
+    line = FrocLine(
+        name=shown.rule.title,
+        fp_per_scan=shown.curve.fp_per_scan,
+        sensitivity=shown.curve.sensitivity,
+        operating_point=(shown.fp_per_scan.value, shown.sensitivity.value),
+    )
+    if not with_band:
+        return (line,)
     return (
-        FrocLine(
-            name=shown.rule.title,
-            fp_per_scan=shown.curve.fp_per_scan,
-            sensitivity=shown.curve.sensitivity,
-            band_fp_per_scan=np.array(FROC_RATES) if with_band else None,
-            band_low=np.array([point.low for point in shown.froc]) if with_band else None,
-            band_high=np.array([point.high for point in shown.froc]) if with_band else None,
-            operating_point=(shown.fp_per_scan.value, shown.sensitivity.value),
+        dataclasses.replace(
+            line,
+            band_fp_per_scan=np.array(FROC_RATES),
+            band_low=np.array([point.low for point in shown.froc]),
+            band_high=np.array([point.high for point in shown.froc]),
         ),
     )
 
@@ -434,12 +407,7 @@ def report_content(
             )
             for row in result.subjects
         ),
-        agreement=CountAgreementText(
-            icc=result.counts.icc,
-            bias=result.counts.bias,
-            limit_low=result.counts.limit_low,
-            limit_high=result.counts.limit_high,
-        ),
+        agreement=CountAgreementText(**dataclasses.asdict(result.counts)),
         warnings=result.warnings,
         settings=settings,
         weights_sha256=weights_sha256,

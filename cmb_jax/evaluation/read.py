@@ -1,4 +1,4 @@
-"""Predictions and truth from folders, whoever wrote them."""
+"""Predictions and truth: found in folders of any program, read from files, or taken from a simulated scan."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
+from cmb_jax.anatomy.regions import Region, Zone
 from cmb_jax.core.detection import RejectReason
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.records import (
@@ -21,19 +22,24 @@ from cmb_jax.evaluation.records import (
     MimicMap,
     SubjectDetections,
     SubjectTruth,
+    best_values,
+    centers_mm,
+    diameters_mm,
+    label_volume,
 )
-from cmb_jax.evaluation.simulated import IGNORED, MIMIC_NAMES, rows_of_ids
-from cmb_jax.evaluation.volumes import best_values, centers_mm, diameters_mm, label_volume
 from cmb_jax.io.header import decoded, open_nifti, world_affine
 from cmb_jax.io.labels import is_whole
 from cmb_jax.io.outside import reading
-from cmb_jax.io.tables import read_columns
-from cmb_jax.phantom.protocols import PROTOCOLS
-from cmb_jax.phantom.version import DESCRIPTION, check_phantom_version
+from cmb_jax.io.tables import TextTable, read_columns
+from cmb_jax.phantom.settings import PROTOCOLS
+from cmb_jax.phantom.tree import DESCRIPTION, check_phantom_version
+from cmb_jax.phantom.types import MimicKind, PhantomSubject
 
-# Components of masks and probability maps, except under the challenge's rule.
-CONNECTIVITY = 26
-
+MIMIC_NAMES: dict[int, str] = {int(kind): kind.name.lower() for kind in MimicKind}
+# Kind of a lesion in the truth table that a reader might not see.
+_IGNORED = MimicKind.IGNORED_MICROBLEED.name.lower()
+# Of the components of masks and probability maps, except under the challenge's rule.
+_CONNECTIVITY = 26
 _BIDS_SUBJECT = re.compile(r"^(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)(?=[_.]|$)")
 _NIFTI = (".nii", ".nii.gz")
 _TRUTH_LAYOUTS = (
@@ -85,8 +91,8 @@ def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """A NIfTI image of labels or probabilities with axes to Right, Anterior, Superior.
 
     Returns:
-        (X, Y, Z) int32, float32 where the file holds floating numbers, with 0 where it holds none; and the
-        affine (4, 4) to RAS mm. An image without any label is fine: that scan has no lesion.
+        (X, Y, Z) int32, or float32 if the file holds floating-point numbers (0 where they are not finite);
+        and the affine (4, 4) to RAS mm. An image without any label is a scan without lesions.
 
     Raises:
         UserError: not a readable NIfTI volume.
@@ -103,7 +109,7 @@ def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if array.max(initial=0) >= 2**24 and is_whole(array):
         if array.max(initial=0) >= 2**31:
             raise UserError(f"{path}: holds the label {array.max():g}; give labels below {2**31}")
-        array = array.astype(np.int32)  # float32 would make one of neighboring numbers
+        array = array.astype(np.int32)  # float32 would merge neighboring numbers
     array = array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
     array = array.reshape(array.shape[:3])
     orientation = io_orientation(affine)
@@ -120,7 +126,7 @@ def read_detections_volume(path: Path, subject: str, threshold: float = 0.5) -> 
         UserError: see `read_labels`.
     """
     with reading(path, "give labels, a mask or probabilities"):
-        volume = label_volume(*read_labels(path), threshold=threshold, connectivity=CONNECTIVITY)
+        volume = label_volume(*read_labels(path), threshold=threshold, connectivity=_CONNECTIVITY)
     return SubjectDetections(
         subject=subject,
         centers_mm=centers_mm(volume),
@@ -133,14 +139,13 @@ def read_detections_volume(path: Path, subject: str, threshold: float = 0.5) -> 
 def read_detections_csv(path: Path, subject: str) -> SubjectDetections:
     """Detections from a table with the columns of detections.csv; .tsv has tabs instead of commas.
 
-    Needed: x_mm, y_mm, z_mm (RAS), diameter_mm, score, status; used where present: zone, region, reason, and
+    Needed: x_mm, y_mm, z_mm (RAS), diameter_mm, score, status. Used if present: zone, region, reason, and
     probability, which may be empty.
 
     Raises:
-        UserError: missing file or columns, or a value that is no number, names file, line and column.
+        UserError: a missing file or column, or a value that is not a number, with file, line and column.
     """
-    required = ("x_mm", "y_mm", "z_mm", "diameter_mm", "score", "status")
-    table = read_columns(path, required=required, delimiter="\t" if path.suffix == ".tsv" else ",")
+    table = _read_table(path, "x_mm", "y_mm", "z_mm", "diameter_mm", "score", "status")
     status = []
     reasons = table.text("reason") if table.has("reason") else ("",) * len(table)
     for line, (value, reason) in enumerate(zip(table.text("status"), reasons, strict=True), start=2):
@@ -148,7 +153,7 @@ def read_detections_csv(path: Path, subject: str) -> SubjectDetections:
             raise UserError(f"{path}: is not analysable ({reason}); leave the scan out")
         if value not in (KEPT, REJECTED):
             raise UserError(f"{path}: line {line}: status is {value!r}; write kept or rejected")
-        # below the operating point it still counts in the FROC curve
+        # one below the operating point still counts in the FROC curve
         low = value == REJECTED and RejectReason.of(reason) is RejectReason.LOW_SCORE
         status.append(CANDIDATE if low else value)
     probabilities = table.optional_numbers("probability", minimum=0.0)
@@ -175,10 +180,14 @@ def read_truth_volume(path: Path, subject: str) -> SubjectTruth:
         UserError: see `read_labels`.
     """
     with reading(path, "give labels, a mask or a rater mean"):
-        volume = label_volume(*read_labels(path), connectivity=CONNECTIVITY)
+        volume = label_volume(*read_labels(path), connectivity=_CONNECTIVITY)
     return SubjectTruth(
         subject=subject, centers_mm=centers_mm(volume), diameters_mm=diameters_mm(volume), volume=volume
     )
+
+
+def _read_table(path: Path, *required: str) -> TextTable:
+    return read_columns(path, required=required, delimiter="\t" if path.suffix == ".tsv" else ",")
 
 
 def read_simulated_truth(
@@ -193,8 +202,6 @@ def read_simulated_truth(
 
     Args:
         anat: its folder in the tree of derivatives: lesion table, microbleed and mimic labels.
-        subject: its name, sub-*.
-        protocol: acquisition protocol, if known.
         tier: how hard the subject is, if known.
         has_phase: whether the scan has a phase; None: as the protocol says.
 
@@ -202,11 +209,10 @@ def read_simulated_truth(
         UserError: a file is missing or does not fit the others.
     """
     truth = _lesion_truth(
+        subject,
         anat / f"{subject}_desc-lesions.tsv",
         anat / f"{subject}_desc-cmb_dseg.nii.gz",
         anat / f"{subject}_desc-mimics_dseg.nii.gz",
-        subject,
-        delimiter="\t",
     )
     known = PROTOCOLS.get(protocol or "")
     if has_phase is None and known is not None:
@@ -214,30 +220,15 @@ def read_simulated_truth(
     return dataclasses.replace(truth, protocol=protocol, tier=tier, has_phase=has_phase)
 
 
-def read_implanted_truth(folder: Path, subject: str) -> SubjectTruth:
-    """Truth that `cmb-jax implant` wrote into a folder: the microbleeds that it put there, and no others.
-
-    Raises:
-        UserError: a file is missing or does not fit the others.
-    """
-    return _lesion_truth(
-        folder / "truth.csv", folder / "labels.nii.gz", folder / "mimics.nii.gz", subject, delimiter=","
-    )
-
-
-def _lesion_truth(
-    path: Path,
-    labels_path: Path,
-    mimics_path: Path,
-    subject: str,
-    *,
-    delimiter: str,
-) -> SubjectTruth:
+def _lesion_truth(subject: str, path: Path, labels_path: Path, mimics_path: Path) -> SubjectTruth:
     """Truth from the phantom's lesion table and its two label images."""
-    required = ("id", "kind", "x_mm", "y_mm", "z_mm", "diameter_mm", "apparent_diameter_mm", "region", "zone")
-    table = read_columns(path, required=(*required, "cnr"), delimiter=delimiter)
+    table = _read_table(
+        path,
+        *("id", "kind", "x_mm", "y_mm", "z_mm", "diameter_mm", "apparent_diameter_mm"),
+        *("region", "zone", "cnr"),
+    )
     kinds = np.array(table.text("kind"))
-    rows, ignored = np.flatnonzero(kinds == "cmb"), np.flatnonzero(kinds == IGNORED)
+    rows, ignored = np.flatnonzero(kinds == "cmb"), np.flatnonzero(kinds == _IGNORED)
     values, affine = read_labels(labels_path)
     ids = table.numbers("id")[rows].astype(int)
     unknown = np.setdiff1d(np.unique(values[values > 0]), ids)
@@ -245,21 +236,53 @@ def _lesion_truth(
         raise UserError(f"{labels_path}: label {unknown[0]:g} has no row in {path.name}; simulate it again")
     codes, mimics_affine = read_labels(mimics_path)
     zones = tuple(table.text("zone")[row] for row in rows)
-    placed = "unknown" not in zones  # implanted where the brain's regions could not be told
+    has_places = "unknown" not in zones  # implanted where the brain's regions could not be found
     centers = np.stack([table.numbers(name) for name in ("x_mm", "y_mm", "z_mm")], axis=-1)
     return SubjectTruth(
         subject=subject,
         centers_mm=centers[rows],
         diameters_mm=table.numbers("diameter_mm")[rows],
         apparent_diameters_mm=table.numbers("apparent_diameter_mm")[rows],
-        regions=tuple(table.text("region")[row] for row in rows) if placed else None,
-        zones=zones if placed else None,
+        regions=tuple(table.text("region")[row] for row in rows) if has_places else None,
+        zones=zones if has_places else None,
         cnr=table.numbers("cnr")[rows],
-        volume=LabeledVolume(labels=rows_of_ids(values, ids), affine=affine),
+        volume=LabeledVolume(labels=_rows_of_ids(values, ids), affine=affine),
         mimics=MimicMap(codes=codes.astype(np.uint8), affine=mimics_affine, names=MIMIC_NAMES),
         ignored_centers_mm=centers[ignored],
         ignored_diameters_mm=table.numbers("apparent_diameter_mm")[ignored],
     )
+
+
+def phantom_truth(phantom: PhantomSubject, subject: str) -> SubjectTruth:
+    """What `read_simulated_truth` reads, without writing files first."""
+    lesions = phantom.lesions
+    rows = np.flatnonzero(lesions.is_cmb)
+    ignored = lesions.is_ignored
+    return SubjectTruth(
+        subject=subject,
+        centers_mm=lesions.center_mm[rows],
+        diameters_mm=lesions.diameter_mm[rows],
+        apparent_diameters_mm=lesions.apparent_diameter_mm[rows],
+        regions=tuple(Region(int(code)).name.lower() for code in lesions.region[rows]),
+        zones=tuple(Zone(int(code)).name.lower() for code in lesions.zone[rows]),
+        cnr=lesions.cnr[rows],
+        protocol=phantom.protocol,
+        tier=phantom.tier,
+        has_phase=phantom.phase is not None,
+        volume=LabeledVolume(
+            labels=_rows_of_ids(phantom.cmb_labels, lesions.id[rows]), affine=phantom.swi.affine
+        ),
+        mimics=MimicMap(codes=phantom.mimic_labels, affine=phantom.swi.affine, names=MIMIC_NAMES),
+        ignored_centers_mm=lesions.center_mm[ignored],
+        ignored_diameters_mm=lesions.apparent_diameter_mm[ignored],
+    )
+
+
+def _rows_of_ids(labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Instance labels (X, Y, Z) renumbered to rows from 1, int32; every label must be one of `ids` (M,)."""
+    row = np.zeros(int(ids.max(initial=0)) + 1, np.int32)
+    row[ids] = np.arange(1, len(ids) + 1)
+    return row[labels.astype(np.int32)]
 
 
 def find_truth(folder: Path) -> list[TruthSource]:
@@ -276,10 +299,7 @@ def find_truth(folder: Path) -> list[TruthSource]:
     implanted = [folder] if (folder / "truth.csv").is_file() else []
     implanted = implanted or sorted(path.parent for path in folder.glob("*/truth.csv"))
     if implanted:
-        return [
-            TruthSource(subject=path.name, read=partial(read_implanted_truth, path, path.name))
-            for path in (each.resolve() for each in implanted)
-        ]
+        return [_implanted_source(path.resolve()) for path in implanted]
     valdo = sorted(path for path in folder.glob("*/*_CMB.nii*") if _is_nifti(path))
     if valdo:
         return _volume_sources({path: path.parent.name for path in valdo})
@@ -293,16 +313,16 @@ def find_predictions(folder: Path, subjects: Sequence[str]) -> list[PredictionSo
     """The prediction for every scan that has a truth; `path` is None where there is none.
 
     Args:
-        folder: see `_PREDICTION_LAYOUTS`; of a single scan it may be the folder of detections.csv itself.
-        subjects: names of the scans.
+        folder: see `_PREDICTION_LAYOUTS`; for a single scan it may be the folder of detections.csv itself.
 
     Raises:
         UserError: the folder is missing or empty, holds two predictions for one scan, or one for a scan
             that has no truth.
     """
     _check_folder(folder, _PREDICTION_LAYOUTS)
-    if (folder / "detections.csv").is_file() and len(subjects) == 1:
-        return [PredictionSource(subject=subjects[0], path=folder / "detections.csv")]
+    tables = [*folder.glob("detections.csv"), *folder.glob("*_desc-cmb_detections.tsv")]
+    if len(tables) == len(subjects) == 1:
+        return [PredictionSource(subject=subjects[0], path=tables[0])]
     found: dict[str, list[Path]] = {}
     for entry in sorted(folder.iterdir()):
         path = _prediction_in(entry)
@@ -322,7 +342,7 @@ def find_predictions(folder: Path, subjects: Sequence[str]) -> list[PredictionSo
 
 
 def _prediction_in(entry: Path) -> Path | None:
-    """The file that holds the prediction of a folder or file; None if it is something else."""
+    """The file with the prediction, if `entry` is such a file or a folder with one, else None."""
     if entry.name.startswith("."):
         return None
     if not entry.is_dir():
@@ -337,15 +357,21 @@ def _prediction_in(entry: Path) -> Path | None:
     images = sorted(path for path in entry.iterdir() if _is_nifti(path) and not path.name.startswith("."))
     if len(images) > 1:
         raise UserError(
-            f"{entry}: holds {len(images)} images and no detections.csv; leave the prediction alone in it"
+            f"{entry}: holds {len(images)} images and no detections.csv; keep only the prediction in it"
         )
     return images[0] if images else None
 
 
 def _longest_match(name: str, subjects: Sequence[str]) -> str | None:
-    """The subject that a name stands for: itself, or itself and a suffix behind _ or a dot."""
+    """The longest subject that a name is or begins with, followed by _ or a dot."""
     fitting = [s for s in subjects if name == s or (name.startswith(s) and name[len(s)] in "_.")]
     return max(fitting, key=len, default=None)
+
+
+def _implanted_source(folder: Path) -> TruthSource:
+    """What `cmb-jax implant` wrote: the microbleeds that it put into the scan, and no others."""
+    files = (folder / name for name in ("truth.csv", "labels.nii.gz", "mimics.nii.gz"))
+    return TruthSource(subject=folder.name, read=partial(_lesion_truth, folder.name, *files))
 
 
 def _simulated_sources(root: Path, folder: Path) -> list[TruthSource]:
@@ -382,7 +408,7 @@ def _participants(folder: Path) -> dict[str, tuple[str | None, str | None]]:
     for root in (folder, folder.parent.parent):
         path = root / "participants.tsv"
         if path.is_file():
-            table = read_columns(path, required=("participant_id",), delimiter="\t")
+            table = _read_table(path, "participant_id")
             names = table.text("participant_id")
             columns = [
                 table.text(name) if table.has(name) else (None,) * len(names) for name in ("protocol", "tier")

@@ -1,30 +1,29 @@
 """The same evaluation of a part: scans with or without a phase, lesions of one size, calcifications left out.
 
-* Lesions of other sizes are ignored, as those that no reader would see: never missed, and a detection on one
-  of them is no mistake.
+* Lesions of other sizes are ignored: they are never missed, and a detection on one of them is no mistake.
 * On the magnitude alone nobody can tell a calcification from a microbleed. So figures of scans without a
-  phase are also given with detections on calcifications left out of the count (unless they are hits).
+  phase are also given with detections on calcifications left out of the count, unless they hit a microbleed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from cmb_jax.evaluation.bootstrap import Counts, Estimate, bootstrap_counts, bootstrap_froc
 from cmb_jax.evaluation.breakdown import ALONE, WITH_PHASE, name_by_mimic, phase_group
 from cmb_jax.evaluation.froc import collect_events
 from cmb_jax.evaluation.matching import Rule, events, match, pairs_of
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.statistics import Counts, Estimate, bootstrap_counts, bootstrap_froc
 from cmb_jax.phantom.types import CALCIFICATIONS, READER_MM
 
 ALL_SCANS, ALL_SIZES = "all scans", "all sizes"
 SMALL, READERS_SIZE = f"below {READER_MM[0]:g} mm", f"{READER_MM[0]:g} to {READER_MM[1]:g} mm"
+# Microbleeds by their diameter as seen; the last are what readers call a microbleed.
 SIZES: tuple[str, ...] = (ALL_SIZES, SMALL, READERS_SIZE)
-"""Microbleeds by their diameter as seen; the last are what readers call a microbleed."""
-COUNTED, LEFT_OUT = "counted", "left out"
+COUNTED, LEFT_OUT = "counted", "left out"  # calcifications
 _CALCIFICATION_NAMES = tuple(kind.name.lower() for kind in CALCIFICATIONS)
 
 
@@ -42,7 +41,7 @@ class Cell:
 class ScanCells:
     """One scan by size and calcifications."""
 
-    phase: str | None  # WITH_PHASE or ALONE; None: not known
+    phase: str | None  # WITH_PHASE or ALONE; None: unknown
     protocol: str | None
     tier: str | None
     cells: dict[tuple[str, str], Cell]  # by (size, calcifications)
@@ -54,7 +53,7 @@ class SubsetResult:
 
     scans_of: str  # ALL_SCANS, WITH_PHASE, ALONE, or the name of a protocol or tier
     size: str  # one of SIZES
-    calcifications: str  # COUNTED, or LEFT_OUT: detections on them in scans without a phase are no mistakes
+    calcifications: str  # COUNTED, or LEFT_OUT in scans without a phase
     scans: int
     lesions: int
     tp: int
@@ -90,21 +89,21 @@ def scan_cells(
     Args:
         candidates: K detections that no rule removed.
         reported: those at the operating point.
-        truth: of the same scan.
-        rule: a rule on pairs.
     """
+    # Which pairs may match is computed once, as touching and boxes look at voxels; sizes and calcifications
+    # only choose among the pairs. Without a phase there is a second variant, with calcifications excused.
     phase = phase_group(truth)
-    both = [(each, pairs_of(rule, each, truth)) for each in (candidates, reported)]
-    variants = {COUNTED: both}
+    pairs = {COUNTED: [pairs_of(rule, each, truth) for each in (candidates, reported)]}
     if phase == ALONE and truth.mimics is not None:
-        variants[LEFT_OUT] = [
-            (each, pairs.with_excused(on_calcification(each, truth))) for each, pairs in both
+        pairs[LEFT_OUT] = [
+            each.with_excused(on_calcification(found, truth))
+            for found, each in zip((candidates, reported), pairs[COUNTED], strict=True)
         ]
     cells = {}
-    for calcifications, ((_, all_pairs), (_, shown_pairs)) in variants.items():
+    for calcifications, (all_pairs, reported_pairs) in pairs.items():
         for size in SIZES:
             keep = of_size(truth.seen_diameters_mm, size)
-            outcome = match(shown_pairs.of_lesions(keep))
+            outcome = match(reported_pairs.of_lesions(keep))
             cells[size, calcifications] = Cell(
                 tp=outcome.tp,
                 fp=outcome.fp,
@@ -115,20 +114,14 @@ def scan_cells(
 
 
 def subset_results(scans: Sequence[ScanCells], *, samples: int, seed: int) -> tuple[SubsetResult, ...]:
-    """All parts that the truth knows: by phase and size, by protocol, by tier if there are several.
-
-    Args:
-        scans: all scans of the evaluation.
-        samples: resamples of the part's scans for the 95 % intervals.
-        seed: of the resampling.
-    """
+    """All parts that the truth knows: by phase and size, by protocol, by tier if there are several."""
     parts: list[tuple[str, Sequence[ScanCells], tuple[str, ...]]] = [(ALL_SCANS, scans, SIZES)]
     parts += [(phase, [s for s in scans if s.phase == phase], SIZES) for phase in (WITH_PHASE, ALONE)]
-    for protocol in _names(scan.protocol for scan in scans):
-        parts.append((protocol, [scan for scan in scans if scan.protocol == protocol], (ALL_SIZES,)))
-    tiers = _names(scan.tier for scan in scans)
-    for tier in tiers if len(tiers) > 1 else ():
-        parts.append((tier, [scan for scan in scans if scan.tier == tier], (ALL_SIZES,)))
+    protocols = sorted({scan.protocol for scan in scans if scan.protocol is not None})
+    parts += [(name, [s for s in scans if s.protocol == name], (ALL_SIZES,)) for name in protocols]
+    tiers = sorted({scan.tier for scan in scans if scan.tier is not None})
+    if len(tiers) > 1:
+        parts += [(name, [s for s in scans if s.tier == name], (ALL_SIZES,)) for name in tiers]
     found = []
     for name, part, sizes in parts:
         left_out = any((ALL_SIZES, LEFT_OUT) in scan.cells for scan in part)
@@ -141,10 +134,10 @@ def subset_results(scans: Sequence[ScanCells], *, samples: int, seed: int) -> tu
 def _result(
     part: Sequence[ScanCells], name: str, size: str, calcifications: str, samples: int, seed: int
 ) -> SubsetResult:
-    # a scan with a phase has one way to count calcifications
+    # in a scan with a phase calcifications always count
     cells = [scan.cells.get((size, calcifications), scan.cells[size, COUNTED]) for scan in part]
     tp, fp, lesions = np.array([(cell.tp, cell.fp, cell.lesions) for cell in cells]).T
-    shown = bootstrap_counts(Counts(tp=tp, fp=fp, lesions=lesions), samples=samples, seed=seed)
+    figures = bootstrap_counts(Counts(tp=tp, fp=fp, lesions=lesions), samples=samples, seed=seed)
     joined = collect_events([cell.events for cell in cells], lesions)
     *froc, precision = bootstrap_froc(joined, samples=samples, seed=seed)
     return SubsetResult(
@@ -155,12 +148,8 @@ def _result(
         lesions=int(lesions.sum()),
         tp=int(tp.sum()),
         fp=int(fp.sum()),
-        sensitivity=shown["sensitivity"],
-        fp_per_scan=shown["fp_per_scan"],
+        sensitivity=figures["sensitivity"],
+        fp_per_scan=figures["fp_per_scan"],
         average_precision=precision,
         froc=tuple(froc),
     )
-
-
-def _names(values: Iterable[str | None]) -> list[str]:
-    return sorted({value for value in values if value is not None})

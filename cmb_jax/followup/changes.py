@@ -18,13 +18,31 @@ from cmb_jax.io.volume import Volume
 from cmb_jax.report.comparison_content import STATUSES, Change, Status
 
 MIN_SIGNAL = 0.4
-"""Surroundings darker than this share of the brain's median are signal loss, as in the phantom's truth."""
+"""Surroundings darker than this fraction of the brain's median are signal loss, as in the phantom's truth."""
 MIN_DISTINCTNESS = 2.5
 """Contrast that is needed, in robust standard deviations of the surroundings."""
 STILL_DARK = 0.5
-"""A spot that keeps this share of the expected contrast may be the lesion, missed by the detector."""
+"""A spot with at least this fraction of the expected contrast may be the lesion, missed by the detector."""
+MATCH_MM = 4.0
+"""Greatest distance of one lesion at two times: the detector's error, twice, and that of registration."""
+MOVED_SHARE = 2.0
+"""Lesions without a partner within the match, but within this multiple of it, may be one that moved."""
+UNREGISTERED = "the registration is not trusted"
+
 _SHELL_MM = (1.0, 3.5)  # beyond the apparent radius
 _NEAR_BRAIN_MM = 2.0  # the brain mask is right to about its 2 mm voxels
+
+
+def settings(match_mm: float) -> tuple[tuple[str, str], ...]:
+    """(name, value) of all limits, for the record."""
+    values = {
+        "match_mm": match_mm,
+        "moved_mm": MOVED_SHARE * match_mm,
+        "min_signal": MIN_SIGNAL,
+        "min_distinctness": MIN_DISTINCTNESS,
+        "still_dark": STILL_DARK,
+    }
+    return tuple((name, f"{value:g}") for name, value in values.items())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +55,8 @@ class Surveyed:
     echo_time_ms: float | None = None
     field_strength_t: float | None = None
 
-    def typical(self) -> float:
-        """The brain's median."""
+    def median(self) -> float:
+        """Of the brain's values, estimated on some of its voxels."""
         values = self.image.data[self.brain]
         return float(np.median(values[:: max(1, len(values) // 100_000)])) if len(values) else 0.0
 
@@ -78,38 +96,41 @@ def spot_at(scan: Surveyed, point_mm: np.ndarray, diameter_mm: float) -> Spot | 
     place = apply_affine(np.linalg.inv(affine), point_mm)
     if (place < -0.5).any() or (place > shape - 0.5).any():
         return None
-    reach = (diameter_mm / 2 + _SHELL_MM[1]) / np.array(scan.image.spacing_mm)
+    radius = diameter_mm / 2
+    # Only a window that holds the surroundings is looked at; distances in it are from the place in mm.
+    reach = (radius + _SHELL_MM[1]) / np.array(scan.image.spacing_mm)
     low = np.maximum(np.floor(place - reach).astype(int), 0)
     high = np.minimum(np.ceil(place + reach).astype(int) + 1, shape)
     window = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    index = np.stack(
-        np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij"), -1
-    )
-    away = np.linalg.norm((index - place) @ affine[:3, :3].T, axis=-1)
+    index = np.moveaxis(np.indices(high - low), 0, -1) + low
+    distance = np.linalg.norm((index - place) @ affine[:3, :3].T, axis=-1)
+    nearest = float(distance.min()) + 1e-4
     values, brain = scan.image.data[window], scan.brain[window]
-    core = away <= max(diameter_mm / 4, float(away.min()) + 1e-4)
-    shell = (away >= diameter_mm / 2 + _SHELL_MM[0]) & (away <= diameter_mm / 2 + _SHELL_MM[1])
-    near = bool((brain & (away <= max(_NEAR_BRAIN_MM, float(away.min()) + 1e-4))).any())
+    shell = (distance >= radius + _SHELL_MM[0]) & (distance <= radius + _SHELL_MM[1])
     ring = values[shell & brain] if (shell & brain).any() else values[shell]
     level = float(np.median(ring)) if ring.size else 0.0
-    spread = 1.4826 * float(np.median(np.abs(ring - level))) if ring.size else 0.0
-    return Spot(core=float(values[core].mean()), level=level, spread=spread, near_brain=near)
+    return Spot(
+        core=float(values[distance <= max(radius / 2, nearest)].mean()),
+        level=level,
+        spread=1.4826 * float(np.median(np.abs(ring - level))) if ring.size else 0.0,
+        near_brain=bool((brain & (distance <= max(_NEAR_BRAIN_MM, nearest))).any()),
+    )
 
 
 def expected_contrast(spot: Spot, diameter_mm: float, shown: Surveyed, other: Surveyed) -> float:
-    """The loss of signal that a lesion of one scan would make in another, 0..1.
+    """The loss of signal that a lesion of one scan would cause in another, 0..1.
 
     Signal falls as exp(-k), k in proportion to echo time and field strength (Yablonskiy & Haacke 1994, static
-    dephasing), where both are known and the other's are lower; a voxel that is larger than the lesion dilutes
-    what is lost. Nothing is expected to show better than it was seen.
+    dephasing), where both are known and the other's are lower. A voxel larger than the lesion dilutes the
+    loss. No lesion is expected to show better than it was seen.
     """
     decay = -np.log(1.0 - spot.contrast)
-    for mine, theirs in (
+    for here, there in (
         (shown.echo_time_ms, other.echo_time_ms),
         (shown.field_strength_t, other.field_strength_t),
     ):
-        if mine and theirs:
-            decay *= min(1.0, theirs / mine)
+        if here and there:
+            decay *= min(1.0, there / here)
     lesion_mm3 = np.pi / 6 * diameter_mm**3
     filled = [min(1.0, lesion_mm3 / scan.voxel_mm3) for scan in (shown, other)]
     return float((1.0 - np.exp(-decay)) * min(1.0, filled[1] / filled[0]))
@@ -118,60 +139,62 @@ def expected_contrast(spot: Spot, diameter_mm: float, shown: Surveyed, other: Su
 def why_not_shown(
     shown: Surveyed, at_mm: np.ndarray, diameter_mm: float, other: Surveyed, there_mm: np.ndarray
 ) -> str:
-    """Why the absence of a lesion from another scan says nothing; empty where it was really looked for.
+    """Why the absence of a lesion from another scan proves nothing; empty if that scan would have shown it.
 
     Args:
-        shown: the scan that shows the lesion, at `at_mm` (3,) in its RAS mm.
-        at_mm: its place.
+        shown: the scan that shows the lesion.
+        at_mm: (3,) its place in RAS mm of that scan.
         diameter_mm: its apparent diameter.
         other: the scan without it.
-        there_mm: (3,) the same place in the other scan's RAS mm.
+        there_mm: (3,) the same place in RAS mm of the other scan.
     """
+    # From what the other scan cannot show at all to what it may show but did not report. Only a lesion that
+    # passes every test is called new or resolved.
     there = spot_at(other, there_mm, diameter_mm)
     if there is None:
         return f"outside the field of view of the {other.name}"
     if not there.near_brain:
         return f"outside the brain of the {other.name}"
-    if there.level < MIN_SIGNAL * other.typical():
+    if there.level < MIN_SIGNAL * other.median():
         return f"the {other.name} has lost its signal there"
     here = spot_at(shown, at_mm, diameter_mm)
     contrast = 0.0 if here is None else expected_contrast(here, diameter_mm, shown, other)
     if contrast * there.level < MIN_DISTINCTNESS * there.spread:
         return f"too small or faint for the {other.name} to have shown it"
     if there.contrast >= STILL_DARK * contrast:
-        return f"the {other.name} is dark there too, though not by the detector"
+        return f"the {other.name} is dark there too, though its result has nothing there"
     return ""
-
-
-MATCH_MM = 4.0
-"""Greatest distance of a lesion at two times: a detector's error of its center, twice, and registration's."""
-MOVED_SHARE = 2.0
-"""Two lesions without a partner, apart by more than the match and less than this multiple, may be one."""
-UNREGISTERED = "the registration is not trusted"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Side:
-    """Candidates of one scan, and where the other scan should show them."""
+    """Candidates of one scan, where the other scan should show them, and which have no partner yet."""
 
     rows: tuple[DetectionRow, ...]
     own_mm: np.ndarray  # (n, 3) RAS mm of the scan
     other_mm: np.ndarray  # (n, 3) RAS mm of the other
-
-    @classmethod
-    def of(cls, rows: Sequence[DetectionRow], to_other: np.ndarray) -> _Side:
-        own = np.array([[row.x_mm, row.y_mm, row.z_mm] for row in rows], np.float64).reshape(-1, 3)
-        return cls(tuple(rows), own, apply_affine(to_other, own))
+    free: np.ndarray  # (n,) bool, changed by `_pair`
 
 
-def _one_to_one(
-    first: np.ndarray, second: np.ndarray, limit_mm: float, first_free: np.ndarray, second_free: np.ndarray
-) -> list[tuple[int, int, float]]:
-    """Pairs of free points of two sets (n, 3), (m, 3) within a distance: as many as possible, least total."""
-    distance = center_distances(first, second)
-    allowed = (distance <= limit_mm) & first_free[:, None] & second_free[None, :]
+def _sides(rows: Sequence[DetectionRow], to_other: np.ndarray) -> tuple[_Side, _Side]:
+    """Kept and rejected candidates of a scan."""
+    sides = []
+    for kept in (True, False):
+        part = tuple(row for row in rows if (row.status == "kept") == kept)
+        own_mm = np.array([[row.x_mm, row.y_mm, row.z_mm] for row in part], np.float64).reshape(-1, 3)
+        sides.append(_Side(part, own_mm, apply_affine(to_other, own_mm), np.ones(len(part), bool)))
+    return sides[0], sides[1]
+
+
+def _pair(baseline: _Side, followup: _Side, limit_mm: float) -> list[tuple[int, int, float]]:
+    """(baseline, follow-up, mm) of free candidates one to one: as many as possible, then the least total."""
+    distance = center_distances(baseline.other_mm, followup.own_mm)
+    allowed = (distance <= limit_mm) & baseline.free[:, None] & followup.free[None, :]
     partner = match(Pairs(allowed=allowed, cost=distance, one_to_one=True)).lesion
-    return [(int(n), int(m), float(distance[n, m])) for n, m in enumerate(partner) if m >= 0]
+    pairs = [(int(n), int(m), float(distance[n, m])) for n, m in enumerate(partner) if m >= 0]
+    for n, m, _ in pairs:
+        baseline.free[n] = followup.free[m] = False
+    return pairs
 
 
 def find_changes(
@@ -185,7 +208,7 @@ def find_changes(
 ) -> tuple[Change, ...]:
     """Each lesion that was kept in either scan, once: new, resolved, stable or uncertain with its reason.
 
-    Kept lesions are matched first, one to one within `match_mm`. What is left is matched with kept lesions
+    Kept lesions are matched first, one to one within `match_mm`. Those left are matched with kept lesions
     up to twice as far, then with candidates that the other scan rejected; both are uncertain. A lesion
     without any partner is new or resolved if the other scan could have shown it.
 
@@ -197,76 +220,63 @@ def find_changes(
         followup: the second image.
         match_mm: greatest distance of a match.
     """
-    there, back = registration.matrix, inverse(registration.matrix)
-    kept = [row for row in baseline_rows if row.status == "kept"]
-    doubted = [row for row in baseline_rows if row.status != "kept"]
-    first, first_doubted = _Side.of(kept, there), _Side.of(doubted, there)
-    kept = [row for row in followup_rows if row.status == "kept"]
-    doubted = [row for row in followup_rows if row.status != "kept"]
-    second, second_doubted = _Side.of(kept, back), _Side.of(doubted, back)
+    first, first_rejected = _sides(baseline_rows, registration.matrix)
+    second, second_rejected = _sides(followup_rows, inverse(registration.matrix))
+    # In the order of how sure a match is: each pair that is found takes its lesions out of the later rounds.
+    # Rejected candidates come last, so that they never take the place of a kept one.
     found: list[Change] = []
-    free = np.ones(len(first.rows), bool), np.ones(len(second.rows), bool)
-
-    def pair(a: _Side, n: int, b: _Side, m: int, distance: float, status: Status, reason: str) -> None:
-        found.append(
-            Change(
-                id=0,
-                status=status,
-                reason=reason,
-                baseline=a.rows[n],
-                followup=b.rows[m],
-                baseline_mm=a.own_mm[n],
-                followup_mm=b.own_mm[m],
-                distance_mm=round(distance, 2),
-            )
-        )
-
     if registration.trusted:
-        for n, m, distance in _one_to_one(first.other_mm, second.own_mm, match_mm, *free):
-            pair(first, n, second, m, distance, "stable", "")
-            free[0][n] = free[1][m] = False
-        for n, m, distance in _one_to_one(first.other_mm, second.own_mm, MOVED_SHARE * match_mm, *free):
-            reason = f"moved, or two lesions: {distance:.1f} mm apart"
-            pair(first, n, second, m, distance, "uncertain", reason)
-            free[0][n] = free[1][m] = False
-        every = np.ones(len(second_doubted.rows), bool)
-        for n, m, distance in _one_to_one(first.other_mm, second_doubted.own_mm, match_mm, free[0], every):
-            reason = _doubt(second_doubted.rows[m], followup)
-            pair(first, n, second_doubted, m, distance, "uncertain", reason)
-            free[0][n] = False
-        every = np.ones(len(first_doubted.rows), bool)
-        for n, m, distance in _one_to_one(first_doubted.other_mm, second.own_mm, match_mm, every, free[1]):
-            pair(first_doubted, n, second, m, distance, "uncertain", _doubt(first_doubted.rows[n], baseline))
-            free[1][m] = False
-    solitary: tuple[tuple[_Side, np.ndarray, Surveyed, Surveyed, Status], ...] = (
-        (first, free[0], baseline, followup, "resolved"),
-        (second, free[1], followup, baseline, "new"),
-    )
-    for side, alone, shown, other, status in solitary:
-        for n in np.flatnonzero(alone).tolist():
-            row, own, elsewhere = side.rows[n], side.own_mm[n], side.other_mm[n]
+        for n, m, apart_mm in _pair(first, second, match_mm):
+            found.append(_matched(first, n, second, m, apart_mm, ""))
+        for n, m, apart_mm in _pair(first, second, MOVED_SHARE * match_mm):
+            reason = f"moved, or two lesions: {apart_mm:.1f} mm apart"
+            found.append(_matched(first, n, second, m, apart_mm, reason))
+        for n, m, apart_mm in _pair(first, second_rejected, match_mm):
+            reason = _why_rejected(second_rejected.rows[m], followup)
+            found.append(_matched(first, n, second_rejected, m, apart_mm, reason))
+        for n, m, apart_mm in _pair(first_rejected, second, match_mm):
+            reason = _why_rejected(first_rejected.rows[n], baseline)
+            found.append(_matched(first_rejected, n, second, m, apart_mm, reason))
+    for side, shown, other in ((first, baseline, followup), (second, followup, baseline)):
+        for n in np.flatnonzero(side.free).tolist():
             reason = UNREGISTERED
             if registration.trusted:
-                reason = why_not_shown(shown, own, row.diameter_mm, other, elsewhere)
-            is_first = side is first
-            found.append(
-                Change(
-                    id=0,
-                    status="uncertain" if reason else status,
-                    reason=reason,
-                    baseline=row if is_first else None,
-                    followup=None if is_first else row,
-                    baseline_mm=own if is_first else elsewhere,
-                    followup_mm=elsewhere if is_first else own,
-                    distance_mm=None,
-                )
-            )
-    order = sorted(found, key=lambda each: (STATUSES.index(each.status), -each.row.score))
-    return tuple(dataclasses.replace(each, id=number) for number, each in enumerate(order, start=1))
+                diameter_mm = side.rows[n].diameter_mm
+                reason = why_not_shown(shown, side.own_mm[n], diameter_mm, other, side.other_mm[n])
+            found.append(_alone(side, n, is_baseline=side is first, reason=reason))
+    order = sorted(found, key=lambda change: (STATUSES.index(change.status), -change.row.score))
+    return tuple(dataclasses.replace(change, id=number) for number, change in enumerate(order, start=1))
 
 
-def _doubt(row: DetectionRow, scan: Surveyed) -> str:
-    """Why a candidate at the place in the other scan was not reported there."""
+def _matched(baseline: _Side, n: int, followup: _Side, m: int, distance_mm: float, reason: str) -> Change:
+    return Change(
+        id=0,
+        status="uncertain" if reason else "stable",
+        reason=reason,
+        baseline=baseline.rows[n],
+        followup=followup.rows[m],
+        baseline_mm=baseline.own_mm[n],
+        followup_mm=followup.own_mm[m],
+        distance_mm=round(distance_mm, 2),
+    )
+
+
+def _alone(side: _Side, n: int, *, is_baseline: bool, reason: str) -> Change:
+    status: Status = "resolved" if is_baseline else "new"
+    own_mm, other_mm = side.own_mm[n], side.other_mm[n]
+    return Change(
+        id=0,
+        status="uncertain" if reason else status,
+        reason=reason,
+        baseline=side.rows[n] if is_baseline else None,
+        followup=None if is_baseline else side.rows[n],
+        baseline_mm=own_mm if is_baseline else other_mm,
+        followup_mm=other_mm if is_baseline else own_mm,
+        distance_mm=None,
+    )
+
+
+def _why_rejected(row: DetectionRow, scan: Surveyed) -> str:
     if row.below_operating_point:
         return f"seen in the {scan.name} below the operating point (score {row.score:.2f})"
     return f"rejected in the {scan.name}: {row.reason}"

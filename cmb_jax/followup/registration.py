@@ -1,9 +1,9 @@
-"""Rigid registration of two scans of one head, as 4 x 4 matrices of RAS mm, and whether it can be believed.
+"""Rigid registration of two scans of one head, as 4 x 4 matrices of RAS mm, and whether it can be trusted.
 
 Both images are brought to 1 mm along the axes of RAS. Mattes mutual information within the baseline's brain
-(Mattes et al. 2003, IEEE Trans Med Imaging 22:120) is maximised by regular-step gradient descent over three
-resolutions, with SimpleITK. Samples lie on a regular lattice and one thread sums them up, so that the same
-images give the same matrix, but for rounding.
+(Mattes et al. 2003, IEEE Trans Med Imaging 22:120) is maximized by regular-step gradient descent over three
+resolutions, with SimpleITK. Samples lie on a regular lattice and are summed by one thread, so that the same
+images give the same matrix up to rounding.
 """
 
 from __future__ import annotations
@@ -16,21 +16,6 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from cmb_jax.io.volume import Volume
-
-
-def inverse(matrix: np.ndarray) -> np.ndarray:
-    """The motion back, exactly rigid as its argument is."""
-    back = np.eye(4)
-    back[:3, :3] = matrix[:3, :3].T
-    back[:3, 3] = -matrix[:3, :3].T @ matrix[:3, 3]
-    return back
-
-
-def rotation_deg(matrix: np.ndarray) -> float:
-    """The angle of the rotation, 0 to 180 degrees."""
-    cosine = (np.trace(matrix[:3, :3]) - 1) / 2
-    return float(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))))
-
 
 _GRID_MM = 1.0
 _MARGIN_MM = 6.0
@@ -47,9 +32,23 @@ MAX_ROTATION_DEG = 45.0
 MAX_SHIFT_MM = 25.0
 
 
+def inverse(matrix: np.ndarray) -> np.ndarray:
+    """The inverse of a rigid motion (4, 4), exactly rigid too."""
+    back = np.eye(4)
+    back[:3, :3] = matrix[:3, :3].T
+    back[:3, 3] = -matrix[:3, :3].T @ matrix[:3, 3]
+    return back
+
+
+def rotation_deg(matrix: np.ndarray) -> float:
+    """The angle of the rotation, 0 to 180 degrees."""
+    cosine = (np.trace(matrix[:3, :3]) - 1) / 2
+    return float(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Registration:
-    """Where the follow-up's head lies as seen from the baseline, and how well that is known."""
+    """Where the head of the follow-up lies as seen from the baseline, and how well that is known."""
 
     matrix: np.ndarray  # (4, 4) rigid, baseline RAS mm -> follow-up RAS mm
     dice: float  # of the two brain masks, where both scans have a field of view
@@ -62,7 +61,7 @@ class Registration:
 
     @property
     def trusted(self) -> bool:
-        """Whether lesions may be called new or resolved on its strength."""
+        """Whether lesions may be called new or resolved."""
         return not self.faults
 
 
@@ -80,7 +79,7 @@ class _Lattice:
         return apply_affine(self.affine, np.argwhere(self.mask).mean(axis=0))
 
     def image(self, values: np.ndarray) -> sitk.Image:
-        """As SimpleITK has it; its physical space is RAS mm here, which it does not mind."""
+        """For SimpleITK, with RAS mm as its physical space."""
         image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))
         image.SetOrigin(self.affine[:3, 3].tolist())
         image.SetSpacing([_GRID_MM] * 3)
@@ -97,11 +96,10 @@ def register(
         baseline_brain: (X, Y, Z) bool on its grid, not empty.
         followup: image of the second scan, of the same or a similar contrast.
         followup_brain: (X, Y, Z) bool on its grid, not empty.
-
-    Returns:
-        A `Registration`.
     """
     fixed, moving = _lattice(baseline, baseline_brain), _lattice(followup, followup_brain)
+    # The centers of both brains are aligned first: two scans of one head may lie centimeters apart, farther
+    # than the optimizer reaches. Samples are regular, not random, for the same matrix every time.
     start = sitk.Euler3DTransform()
     start.SetCenter(fixed.middle_mm.tolist())
     start.SetTranslation((moving.middle_mm - fixed.middle_mm).tolist())
@@ -129,11 +127,14 @@ def register(
     except RuntimeError:  # the optimizer lost the overlap of the two images
         start.SetIdentity()
         information = 0.0
-    return _judged(_matrix(start), information, fixed, moving, followup)
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(start.GetMatrix()).reshape(3, 3)
+    matrix[:3, 3] = start.TransformPoint((0.0, 0.0, 0.0))
+    return _judged(matrix, information, fixed, moving, followup)
 
 
 def _lattice(volume: Volume, brain: np.ndarray) -> _Lattice:
-    """The brain and a margin about it; smoothed first along axes that are finer than the new grid."""
+    """The brain and a margin around it; smoothed first along axes that are finer than the new grid."""
     inside = np.argwhere(brain)
     box = np.array([inside.min(axis=0), inside.max(axis=0)])
     corners = apply_affine(volume.affine, box[np.indices((2, 2, 2)).reshape(3, -1).T, np.arange(3)])
@@ -141,57 +142,50 @@ def _lattice(volume: Volume, brain: np.ndarray) -> _Lattice:
     shape = np.ceil((corners.max(axis=0) + _MARGIN_MM - low) / _GRID_MM).astype(int) + 1
     affine = np.diag([_GRID_MM] * 3 + [1.0])
     affine[:3, 3] = low
-    to_voxel = np.linalg.inv(volume.affine) @ affine
     sigma = [max(0.0, 0.5 * (_GRID_MM / edge - 1.0)) for edge in volume.spacing_mm]
     smooth = ndimage.gaussian_filter(volume.data, sigma)
-    grid = (to_voxel[:3, :3], to_voxel[:3, 3])
-    data = ndimage.affine_transform(smooth, *grid, output_shape=tuple(shape), order=1)
-    mask = ndimage.affine_transform(brain.astype(np.uint8), *grid, output_shape=tuple(shape), order=0)
+    to_voxel = np.linalg.inv(volume.affine) @ affine
+    data = _resampled(smooth, to_voxel, tuple(shape), order=1)
+    mask = _resampled(brain.astype(np.uint8), to_voxel, tuple(shape), order=0)
     return _Lattice(data.astype(np.float32), mask > 0, affine)
 
 
-def _matrix(transform: sitk.Euler3DTransform) -> np.ndarray:
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
-    matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
-    return matrix
+def _resampled(values: np.ndarray, to_voxel: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
+    """Values on a grid of this shape whose indices `to_voxel` (4, 4) maps to indices of `values`."""
+    return ndimage.affine_transform(
+        values, to_voxel[:3, :3], to_voxel[:3, 3], output_shape=shape, order=order
+    )
 
 
 def _judged(
     matrix: np.ndarray, information: float, fixed: _Lattice, moving: _Lattice, followup: Volume
 ) -> Registration:
-    """A matrix with the measures of how well it fits."""
+    """A matrix with measures of how well it fits."""
+    shape = fixed.mask.shape
     to_moving = np.linalg.inv(moving.affine) @ matrix @ fixed.affine
-    grid = (to_moving[:3, :3], to_moving[:3, 3])
-    data = ndimage.affine_transform(moving.data, *grid, output_shape=fixed.mask.shape, order=1)
-    mask = ndimage.affine_transform(
-        moving.mask.astype(np.uint8), *grid, output_shape=fixed.mask.shape, order=0
-    )
-    to_voxel = np.linalg.inv(followup.affine) @ matrix @ fixed.affine
-    everywhere = np.ones(followup.shape, np.uint8)
-    seen = ndimage.affine_transform(
-        everywhere, to_voxel[:3, :3], to_voxel[:3, 3], output_shape=fixed.mask.shape, order=0
-    )
-    first, second = fixed.mask & (seen > 0), (mask > 0) & (seen > 0)
+    to_followup = np.linalg.inv(followup.affine) @ matrix @ fixed.affine
+    data = _resampled(moving.data, to_moving, shape, order=1)
+    mask = _resampled(moving.mask.astype(np.uint8), to_moving, shape, order=0) > 0
+    seen = _resampled(np.ones(followup.shape, np.uint8), to_followup, shape, order=0) > 0
+    # Both brains are cut to the follow-up's field of view: a slab must not look like a bad registration.
+    first, second = fixed.mask & seen, mask & seen
     both = first & second
     dice = 2 * both.sum() / max(int(first.sum() + second.sum()), 1)
     correlation = float(np.corrcoef(fixed.data[both], data[both])[0, 1]) if both.sum() > 1 else 0.0
     shared = first.sum() / fixed.mask.sum()
     rotation = rotation_deg(matrix)
     shift = float(np.linalg.norm(apply_affine(matrix, fixed.middle_mm) - moving.middle_mm))
-    limits = (
-        (dice < MIN_DICE, f"the brains overlap by a Dice of {dice:.2f} (needed: {MIN_DICE:g})"),
-        (
-            not correlation >= MIN_CORRELATION,
-            f"the images correlate by {correlation:.2f} (needed: {MIN_CORRELATION:g})",
+    faults = {
+        f"the brains overlap by a Dice of {dice:.2f} (needed: {MIN_DICE:g})": dice < MIN_DICE,
+        f"the images correlate by {correlation:.2f} (needed: {MIN_CORRELATION:g})": (
+            not correlation >= MIN_CORRELATION  # NaN too
         ),
-        (
-            shared < MIN_SHARED,
-            f"the scans share {100 * shared:.0f} % of the brain (needed: {100 * MIN_SHARED:.0f} %)",
+        f"the scans share {100 * shared:.0f} % of the brain (needed: {100 * MIN_SHARED:.0f} %)": (
+            shared < MIN_SHARED
         ),
-        (rotation > MAX_ROTATION_DEG, f"a rotation by {rotation:.0f} degrees is not plausible"),
-        (shift > MAX_SHIFT_MM, f"a shift by {shift:.0f} mm against the brain's middle is not plausible"),
-    )
+        f"a rotation by {rotation:.0f} degrees is not plausible": rotation > MAX_ROTATION_DEG,
+        f"a shift by {shift:.0f} mm against the brain's middle is not plausible": shift > MAX_SHIFT_MM,
+    }
     return Registration(
         matrix=matrix,
         dice=round(float(dice), 4),
@@ -200,5 +194,5 @@ def _judged(
         rotation_deg=round(rotation, 3),
         shift_mm=round(shift, 3),
         mutual_information=round(information, 4),
-        faults=tuple(text for wrong, text in limits if wrong),
+        faults=tuple(text for text, present in faults.items() if present),
     )

@@ -1,4 +1,4 @@
-"""One time point: what `cmb-jax predict` left in a folder, the image that it searched, and its brain."""
+"""One time point: what `cmb-jax predict` wrote, the image that it searched, its brain; and how two differ."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from cmb_jax.core.detection import DetectionRow
 from cmb_jax.datasets.bids.sidecar import ImageFacts, facts_beside
 from cmb_jax.errors import UserError
 from cmb_jax.followup.changes import Surveyed
-from cmb_jax.io.naming import is_bids_name, stem
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.outside import a_text, reading
-from cmb_jax.io.volume import Volume
+from cmb_jax.io.provenance import is_bids_name, stem
 from cmb_jax.regions.predict import brain_mask_on, predict_regions
 from cmb_jax.report.comparison_content import ScanContent
 from cmb_jax.review.files import ResultPaths
@@ -23,6 +22,10 @@ from cmb_jax.review.files import read_record as read_any_record
 from cmb_jax.review.result import load_result
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_ECHO_SHARE = 0.1  # echo times that differ by less are alike
+_FIELD_T = 0.2  # 2.89 T is called 3 T
+_VOXEL_SHARE = 0.1
+_RULE = "more microbleeds show at longer echo times, higher fields and smaller voxels"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,47 +50,29 @@ class Record:
         """Name and sha256 of the image that was searched."""
         return next((name, digest) for role, name, digest in self.inputs if role == "swi")
 
-    def entity(self, key: str) -> str | None:
-        """A BIDS entity of the searched image's name, such as its sub; None where it is not named so."""
-        name = stem(self.searched[0])
-        entities = dict(part.split("-", 1) for part in name.split("_") if "-" in part)
-        return entities.get(key) if is_bids_name(name) else None
-
     @property
-    def suffix(self) -> str | None:
-        """The BIDS suffix of the searched image, such as swi or T2starw; None where it is not named so."""
+    def subject_and_suffix(self) -> tuple[str | None, str | None]:
+        """Label sub and suffix, such as T2starw, of the searched image; None where its name has none."""
         name = stem(self.searched[0])
-        last = name.rsplit("_", 1)[-1]
-        return last if is_bids_name(name) and "-" not in last else None
+        if not is_bids_name(name):
+            return None, None
+        parts = name.split("_")
+        return parts[0].removeprefix("sub-"), None if "-" in parts[-1] else parts[-1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TimePoint:
+class TimePoint(Surveyed):
     """A result with its image."""
 
-    name: str  # "baseline" or "follow-up"
     subject: str
     rows: tuple[DetectionRow, ...]
     record: Record
-    image: Volume
-    brain: np.ndarray  # (X, Y, Z) bool on the image's grid
     facts: ImageFacts
 
     @property
     def kept(self) -> tuple[DetectionRow, ...]:
         """What was reported."""
         return tuple(row for row in self.rows if row.status == "kept")
-
-    @property
-    def surveyed(self) -> Surveyed:
-        """For `detectability`."""
-        return Surveyed(
-            name=self.name,
-            image=self.image,
-            brain=self.brain,
-            echo_time_ms=self.facts.echo_time_ms,
-            field_strength_t=self.facts.field_strength_t,
-        )
 
     @property
     def content(self) -> ScanContent:
@@ -105,10 +90,10 @@ class TimePoint:
 
 
 def read_record(paths: ResultPaths) -> Record:
-    """What stands beside the table of a result.
+    """The record beside the table of a result.
 
     Raises:
-        UserError: it cannot be read, or is of no result.
+        UserError: it cannot be read, or is not that of a result.
     """
     with reading(paths.record, "give the folder that cmb-jax predict wrote"):
         content = read_any_record(paths)
@@ -135,7 +120,7 @@ def read_time_point(name: str, option: str, folder: Path, image: Path) -> TimePo
 
     Args:
         name: "baseline" or "follow-up".
-        option: how the command line calls the image.
+        option: of the command line that gives the image.
         folder: that `cmb-jax predict` wrote, or a file of a result of `cmb-jax bids`.
         image: the file that was given to it as --swi; recognized by its content.
 
@@ -154,12 +139,77 @@ def read_time_point(name: str, option: str, folder: Path, image: Path) -> TimePo
     brain = brain_mask_on(volume, predict_regions(volume))
     if not brain.any():
         raise UserError(f"{image}: no brain was found in it; give a scan of the head")
+    facts = facts_beside(image, f"{name} image's JSON file")
     return TimePoint(
         name=name,
+        image=volume,
+        brain=brain,
+        echo_time_ms=facts.echo_time_ms,
+        field_strength_t=facts.field_strength_t,
         subject=result.subject,
         rows=result.rows,
         record=record,
-        image=volume,
-        brain=brain,
-        facts=facts_beside(image, f"{name} image's JSON file"),
+        facts=facts,
     )
+
+
+def protocol_warnings(first: TimePoint, second: TimePoint) -> tuple[str, ...]:
+    """Differences between two acquisitions that affect counts, and what is not known, one line each."""
+    lines = []
+    suffixes = [scan.record.subject_and_suffix[1] for scan in (first, second)]
+    if None not in suffixes and suffixes[0] != suffixes[1]:
+        lines.append(
+            f"The sequences differ ({suffixes[0]} at baseline, {suffixes[1]} at follow-up): SWI shows two to "
+            "three times as many microbleeds as T2*-weighted images, so new ones may have been there before."
+        )
+    fields = first.field_strength_t, second.field_strength_t
+    echoes = first.echo_time_ms, second.echo_time_ms
+    differing = []
+    for what, unit, (a, b), tolerance in (
+        ("field strength", "T", fields, _FIELD_T),
+        ("echo time", "ms", echoes, _ECHO_SHARE * max(te or 0.0 for te in echoes)),
+    ):
+        if a is None or b is None:
+            lines.append(f"The {what} is not known for both scans (no JSON file beside an image says it).")
+        elif abs(a - b) > tolerance:
+            differing.append(f"{what} ({a:g} and {b:g} {unit})")
+    sizes = np.sort(first.image.spacing_mm), np.sort(second.image.spacing_mm)
+    if (np.abs(sizes[0] - sizes[1]) > _VOXEL_SHARE * np.maximum(*sizes)).any():
+        texts = [" x ".join(f"{edge:.2g}" for edge in scan.image.spacing_mm) for scan in (first, second)]
+        differing.append(f"voxel size ({texts[0]} and {texts[1]} mm)")
+    if differing:
+        lines.insert(0, f"The scans differ in {', '.join(differing)}, baseline first; {_RULE}.")
+    for role in sorted(first.record.roles ^ second.record.roles):
+        scan = first if role in first.record.roles else second
+        lines.append(f"Only the {scan.name} was searched with a {role} image.")
+    return tuple(lines)
+
+
+def provenance_warnings(first: TimePoint, second: TimePoint) -> tuple[str, ...]:
+    """Whether the two results were made alike, and signs of another patient or of a wrong order."""
+    lines = []
+    for what, one, other in (
+        ("versions of cmb-jax", first.record.version, second.record.version),
+        ("weights", first.record.weights_sha256[:8], second.record.weights_sha256[:8]),
+        ("score thresholds", first.record.threshold, second.record.threshold),
+    ):
+        if one != other:
+            lines.append(
+                f"The results were made with different {what} ({one} and {other}): a lesion may "
+                "be new for that reason alone. Run predict again on one of them."
+            )
+    subjects = [scan.record.subject_and_suffix[0] for scan in (first, second)]
+    if None not in subjects and subjects[0] != subjects[1]:
+        lines.append(
+            f"The images are named after different subjects (sub-{subjects[0]} and sub-{subjects[1]})."
+        )
+    dates = first.facts.acquired, second.facts.acquired
+    if dates[0] is not None and dates[1] is not None and dates[0] > dates[1]:
+        lines.append(
+            "According to the JSON files, the baseline was acquired after the follow-up: are they swapped? "
+            "New and resolved would be swapped too."
+        )
+    for scan in (first, second):
+        if not scan.record.regions_trusted:
+            lines.append(f"The region map of the {scan.name} is not trusted: its zones are not reported.")
+    return tuple(lines)

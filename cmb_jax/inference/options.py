@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from cmb_jax.config import Flips, Precision
+from cmb_jax.scan import PhaseSign, StoredPhase
 
 if TYPE_CHECKING:
     from cmb_jax.inference.bundle import WeightsBundle
     from cmb_jax.scan.phase_range import PhaseRange
-
-PhaseSign = Literal["auto", "+1", "-1"]
-
-StoredPhase = tuple[str, ...]
-"""How phase is stored, as typed: auto, a name, or two numbers; see `cmb_jax.scan.phase_range.asked_range`."""
 
 NETWORK = "network"
 """Where regions come from if no label volumes are given."""
@@ -52,7 +48,7 @@ class ScanOptions:
     """of the network; default: as the weights say. mixed is faster where the device multiplies bfloat16, and
     changes scores a little (docs/performance.md)."""
     phase_sign: PhaseSign = "auto"
-    """what the stored phase is multiplied with, so that veins are positive."""
+    """sign that makes veins positive when the stored phase is multiplied by it."""
     phase_range: StoredPhase = ("auto",)
     """how the phase is stored: radians, pm4096 (+-4096), 0-4095, milliradians, 0-2pi, or the two numbers that
     stand for one turn, such as 0 255; auto tells it from the values."""

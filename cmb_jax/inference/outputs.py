@@ -17,9 +17,8 @@ from cmb_jax.core.detection import DETECTION_COLUMNS, detections_csv
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.predict import Prediction
 from cmb_jax.io.atomic import atomic_directory, atomic_write_text
-from cmb_jax.io.naming import pseudonym, shown_name
 from cmb_jax.io.nifti import write_volume
-from cmb_jax.io.provenance import provenance_jsonld
+from cmb_jax.io.provenance import provenance_jsonld, pseudonym, shown_name
 from cmb_jax.io.tables import table_text
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.content import ReportContent
@@ -102,7 +101,7 @@ def _places(prediction: Prediction) -> dict[str, object]:
 def described_inputs(
     *, keep_identifiers: bool = False, **volumes: Volume | None
 ) -> tuple[tuple[str, str, str], ...]:
-    """(role, name, sha256) of the volumes that were read from files; see `io.naming` for the names."""
+    """(role, name, sha256) of the volumes that were read from files; see `io.provenance` for the names."""
     return tuple(
         (
             role,
@@ -115,7 +114,11 @@ def described_inputs(
 
 
 def report_content(
-    prediction: Prediction, bundle: WeightsBundle, inputs: tuple[tuple[str, str, str], ...], subject: str
+    prediction: Prediction,
+    bundle: WeightsBundle,
+    inputs: tuple[tuple[str, str, str], ...],
+    subject: str,
+    viewer: str = "",
 ) -> ReportContent:
     """What the HTML report is made from."""
     return ReportContent(
@@ -135,6 +138,7 @@ def report_content(
         partial_field_of_view=any("field of view" in line for line in prediction.region_map.messages),
         regions_trusted=prediction.region_map.trusted,
         unlisted=prediction.unlisted,
+        viewer=viewer,
     )
 
 
@@ -192,11 +196,11 @@ def methods_facts(
 
 def region_names_csv() -> str:
     """What the values of a region image stand for, as `--region-labels` reads it."""
-    lines = ["label,region,side"]
-    for side, region in itertools.product(Side, Region):
-        label = int(encode(np.asarray(region), np.asarray(side)))
-        lines.append(f"{label},{region.name.lower()},{side.name.lower()}")
-    return "\n".join(lines) + "\n"
+    rows = (
+        (int(encode(np.asarray(region), np.asarray(side))), region.name.lower(), side.name.lower())
+        for side, region in itertools.product(Side, Region)
+    )
+    return table_text(("label", "region", "side"), rows)
 
 
 def write_prediction(
@@ -235,8 +239,10 @@ def write_prediction(
         (folder / "detections.json").write_text(summary_json(prediction, bundle, inputs))
         labels = instance_labels(prediction)
         write_volume(folder / "labels.nii.gz", labels, prediction.swi, dtype=np.uint16)
-        write_report(report_content(prediction, bundle, inputs, subject), folder / "report.html")
-        if viewer and inputs:  # verdicts are kept by the hash of what was read
+        beside = VIEWER if viewer and inputs else ""  # verdicts are kept by the hash of what was read
+        content = report_content(prediction, bundle, inputs, subject, beside)
+        write_report(content, folder / "report.html")
+        if beside:
             digest = hashlib.sha256(table.encode()).hexdigest()
             page = viewer_page(prediction, inputs, subject, labels, digest)
             atomic_write_text(folder / VIEWER, page)

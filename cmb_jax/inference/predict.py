@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmb_jax.anatomy.lookup import REACH_MM, look_up
-from cmb_jax.anatomy.mni import SPACE, fit_mni
+from cmb_jax.anatomy.lookup import REACH_MM, SPACE, fit_mni, look_up
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, Zone
-from cmb_jax.boxes.anchors import Detections, box_centers, box_sizes
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.core.detection import DetectionRow, RejectReason
 from cmb_jax.data.prepare import points_from_edges
+from cmb_jax.detector.anchors import Detections, box_centers, box_sizes
 from cmb_jax.inference.bundle import WeightsBundle, calibration_of, load_bundle
-from cmb_jax.inference.options import PhaseSign, ScanOptions
+from cmb_jax.inference.options import ScanOptions
 from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.inference.scan import Clock, PreparedScan, prepare_scan
 from cmb_jax.io.nifti import native_index
 from cmb_jax.io.volume import ScanImages, Volume
+from cmb_jax.scan import PhaseSign
 from cmb_jax.scan.phase_range import PhaseRange
 
 # The region map is right to about half of its 2 mm voxels: the sphere that votes is larger by that much.
@@ -120,7 +120,7 @@ class CmbDetector:
           phase_range: storage range of the phase.
           threshold: score from which a detection is kept.
           region_map: region codes to use instead of the region network's.
-          progress: told what is being done.
+          progress: callback for progress messages.
 
         Returns:
           Rows for every candidate, with place, status and reason.
@@ -207,72 +207,65 @@ class CmbDetector:
         )
 
     def _locate(
-        self,
-        detections: Detections,
-        scan: PreparedScan,
-        swi: Volume,
-        levels: InferenceConfig,
+        self, detections: Detections, scan: PreparedScan, swi: Volume, levels: InferenceConfig
     ) -> tuple[tuple[DetectionRow, ...], np.ndarray, int]:
-        prepared, region_map = scan.prepared, scan.region_map
-        # all boxes, valid or not, up to the rows: one shape for every scan, so that nothing is compiled anew
+        """Rows, edges (N, 3) of their boxes in mm along (x, y, z), and how many candidates are not listed."""
+        # All boxes, valid or not, are looked up: one shape for every scan, so that nothing is compiled anew.
         boxes = jnp.asarray(detections.boxes)
-        centers = points_from_edges(np.asarray(box_centers(boxes)), prepared.affine)
-        edges_mm = (np.asarray(box_sizes(boxes)) * np.array(prepared.spacing_mm))[:, ::-1]
+        centers = points_from_edges(np.asarray(box_centers(boxes)), scan.prepared.affine)
+        edges_mm = (np.asarray(box_sizes(boxes)) * np.array(scan.prepared.spacing_mm))[:, ::-1]
         diameters = np.cbrt(edges_mm.prod(axis=1))
-
-        # an untrusted map still has a brain mask, but no places
-        named_map = region_map
-        if not region_map.trusted:
+        trusted, region_map = scan.region_map.trusted, scan.region_map
+        if not trusted:  # it still has a brain mask, but no places
             code = np.where(scan.brain_mask, np.uint8(Region.FRONTAL), np.uint8(0))
-            named_map = RegionMap(code=code, affine=swi.affine)
-        located = look_up(centers, diameters + 2 * MAP_ERROR_MM, named_map)
-        native = native_index(
-            (np.linalg.inv(swi.affine) @ np.c_[centers, np.ones(len(centers))].T).T[:, :3], swi
-        )
+            region_map = RegionMap(code=code, affine=swi.affine)
+        located = look_up(centers, diameters + 2 * MAP_ERROR_MM, region_map)
+        homogeneous = np.c_[centers, np.ones(len(centers))]
+        voxels = native_index((np.linalg.inv(swi.affine) @ homogeneous.T).T[:, :3], swi)
         border_mm = np.minimum(np.asarray(located.zone_border_mm), REACH_MM)
         scores, valid = np.asarray(detections.scores), np.asarray(detections.valid)
         calibration = calibration_of(levels)
         probabilities = None if calibration is None else calibration.probability(scores)
-        # best first: what the operating point leaves out is listed as far as a reader may want to look
-        above = int((scores[valid] >= levels.score_threshold).sum())
-        listed = np.flatnonzero(valid)[: above + LISTED_BELOW_THRESHOLD]
-        rows: list[DetectionRow] = []
-        for n in listed:
+
+        def row(number: int, n: int) -> DetectionRow:
             reason = RejectReason(int(located.reason[n]))  # type: ignore[call-arg]
             if reason is RejectReason.NONE and scores[n] < levels.score_threshold:
                 reason = RejectReason.LOW_SCORE
-            named = region_map.trusted and bool(located.keep[n])
-            i, j, k = (int(v) for v in np.rint(native[n]))
+            in_tissue = bool(located.keep[n])
+            named = trusted and in_tissue
+            somewhere = located.region[n] > 0 or not trusted
+            definite = scores[n] >= levels.definite_threshold and somewhere
+            i, j, k = (int(v) for v in np.rint(voxels[n]))
             x_mm, y_mm, z_mm = (round(float(v), 2) for v in centers[n])
-            rows.append(
-                DetectionRow(
-                    id=len(rows) + 1,
-                    i=i,
-                    j=j,
-                    k=k,
-                    x_mm=x_mm,
-                    y_mm=y_mm,
-                    z_mm=z_mm,
-                    diameter_mm=round(float(diameters[n]), 2),
-                    volume_mm3=round(float(np.pi / 6 * edges_mm[n].prod()), 2),
-                    score=round(float(scores[n]), 4),
-                    # where no microbleed can be, the score alone says nothing
-                    probability=round(float(probabilities[n]), 4)
-                    if probabilities is not None and bool(located.keep[n])
-                    else None,
-                    category="definite"
-                    if scores[n] >= levels.definite_threshold
-                    and (located.region[n] > 0 or not region_map.trusted)  # nowhere: uncertain
-                    else "possible",
-                    zone=Zone(int(located.zone[n])).name.lower() if named else "none",  # type: ignore[arg-type]
-                    region=Region(int(located.region[n])).name.lower() if named else "none",
-                    side=Side(int(located.side[n])).name.lower() if named else "none",  # type: ignore[arg-type]
-                    status="rejected" if reason else "kept",
-                    reason=reason.sentence,
-                    zone_border_mm=round(float(border_mm[n]), 1) if named else 0.0,
-                )
+            return DetectionRow(
+                id=number,
+                i=i,
+                j=j,
+                k=k,
+                x_mm=x_mm,
+                y_mm=y_mm,
+                z_mm=z_mm,
+                diameter_mm=round(float(diameters[n]), 2),
+                volume_mm3=round(float(np.pi / 6 * edges_mm[n].prod()), 2),
+                score=round(float(scores[n]), 4),
+                # where no microbleed can be, the score alone says nothing
+                probability=None
+                if probabilities is None or not in_tissue
+                else round(float(probabilities[n]), 4),
+                category="definite" if definite else "possible",
+                zone=Zone(int(located.zone[n])).name.lower() if named else "none",  # type: ignore[arg-type]
+                region=Region(int(located.region[n])).name.lower() if named else "none",
+                side=Side(int(located.side[n])).name.lower() if named else "none",  # type: ignore[arg-type]
+                status="rejected" if reason else "kept",
+                reason=reason.sentence,
+                zone_border_mm=round(float(border_mm[n]), 1) if named else 0.0,
             )
-        return tuple(rows), edges_mm[listed], int(valid.sum()) - len(listed)
+
+        # best first: what the operating point leaves out is listed as far as a reader may want to look
+        above = int((scores[valid] >= levels.score_threshold).sum())
+        listed = np.flatnonzero(valid)[: above + LISTED_BELOW_THRESHOLD]
+        rows = tuple(row(number, n) for number, n in enumerate(listed, start=1))
+        return rows, edges_mm[listed], int(valid.sum()) - len(listed)
 
 
 def _full_list(found: Detections, threshold: float) -> tuple[str, ...]:

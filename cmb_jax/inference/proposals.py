@@ -1,9 +1,17 @@
-"""From a prepared image to scored boxes: network on tiles, decoding, suppression."""
+"""From a prepared image to scored boxes: windows over the volume, network, decoding, suppression.
+
+Every window reaches beyond its core by the network's receptive field, or ends where the volume ends, so that
+each core cell is computed from the very voxels that a pass over the whole volume would use: the result does
+not depend on how a volume is cut. Lengths are rounded up to buckets, so that the network is compiled for few
+shapes however many the scans are. Near the far faces the network sees the padding; how much there is depends
+on the volume's shape alone, so that every way to predict a scan gives the same.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,15 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cmb_jax.boxes.anchors import Detections, anchor_sizes, boxes_from_centers, decode_boxes
-from cmb_jax.boxes.nms import nms_3d
-from cmb_jax.config import PROPOSAL_STRIDE, Config
-from cmb_jax.inference.tiles import TilePlan, Window, pad_to, plan_tiles
-from cmb_jax.models.detector import Detector, receptive_halo
-from cmb_jax.models.functional import Template
-from cmb_jax.models.slabs import context_of, map_slabs, slab_maps, slab_planes
-from cmb_jax.ops.precision import usable_precision
+from cmb_jax.config import PROPOSAL_STRIDE, Config, Triple
+from cmb_jax.data.subjects import READERS_MIMIC, StoredSubject
+from cmb_jax.detector.anchors import Detections, anchor_sizes, box_centers, boxes_from_centers, decode_boxes
+from cmb_jax.detector.functional import Template
+from cmb_jax.detector.network import Detector, receptive_halo
+from cmb_jax.detector.nms import nms_3d
+from cmb_jax.detector.slabs import context_of, map_slabs, slab_maps, slab_planes
+from cmb_jax.evaluation.read import MIMIC_NAMES
+from cmb_jax.evaluation.records import MimicMap, SubjectDetections, SubjectTruth
+from cmb_jax.ops.cpu.library import usable_precision
 from cmb_jax.ops.top import top_k
+
+BUCKET_CELLS = 4
+"""Cells of the coarsest level from one bucket to the next: 32 mm for a total stride of 8 mm."""
 
 # Axes (z, y, x) along which each pass sees the window mirrored; the first pass sees it as it is. Windows are
 # whole numbers of cells of every level, so that a mirror image maps cells onto cells exactly.
@@ -29,6 +42,88 @@ VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
     "x": ((), (2,)),
     "xyz": ((), (0,), (1,), (2,)),
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Window:
+    """One pass of the network, in voxels (z, y, x) of the padded working grid."""
+
+    start: Triple  # first voxel read
+    core_low: Triple  # first voxel whose result counts
+    core_high: Triple  # one past the last voxel whose result counts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TilePlan:
+    """Windows of one common shape whose cores partition the padded volume."""
+
+    padded_shape: Triple  # multiple of `BUCKET_CELLS` total strides
+    window_shape: Triple
+    windows: tuple[Window, ...]
+
+
+def round_up(size: int, multiple: int) -> int:
+    """Smallest multiple that is not below `size`."""
+    return -(-size // multiple) * multiple
+
+
+def _axis_windows(size: int, window: int, halo: int, stride: int) -> list[tuple[int, int, int]]:
+    """(start, core low, core high) of the windows along one axis."""
+    if size <= window:
+        return [(0, 0, size)]
+    core = window - 2 * halo
+    count = -(-(size - 2 * halo) // core)
+    # windows spread evenly on the stride's lattice; the first and last touch the volume's faces
+    starts = [
+        min(round_up(round(i * (size - window) / (count - 1)), stride), size - window) for i in range(count)
+    ]
+    edges = [0]
+    for left, right in itertools.pairwise(starts):
+        # the cut lies between the right's first exact voxel and the left's last one
+        first, last = right + halo, left + window - halo
+        edges.append((first + last) // 2 // stride * stride if last - first >= stride else first)
+    edges.append(size)
+    return [(start, edges[i], edges[i + 1]) for i, start in enumerate(starts)]
+
+
+def plan_tiles(shape: Triple, tile_shape: Triple, halo: Triple, stride: Triple) -> TilePlan:
+    """Cover a volume of `shape` voxels by windows of at most `tile_shape`.
+
+    A volume that fits a tile is one window even where its padding does not.
+
+    Args:
+      shape: volume (z, y, x) in voxels.
+      tile_shape: largest window, halo included.
+      halo: reach of the network in voxels, a multiple of `stride`.
+      stride: voxels per cell of the network's coarsest level.
+
+    Raises:
+      ValueError: if a volume needs cutting and `tile_shape` is not larger than two halos and one stride.
+    """
+    padded, window_shape, axes = [], [], []
+    for size, tile, reach, step in zip(shape, tile_shape, halo, stride, strict=True):
+        whole = round_up(size, BUCKET_CELLS * step)
+        window = whole if size <= tile else min(whole, tile // step * step)
+        if window < whole and window - 2 * reach < step:
+            raise ValueError(f"a tile of {tile} voxels leaves no core: halo {reach}, stride {step}")
+        padded.append(whole)
+        window_shape.append(window)
+        axes.append(_axis_windows(whole, window, reach, step))
+    windows = tuple(
+        Window(start=(z[0], y[0], x[0]), core_low=(z[1], y[1], x[1]), core_high=(z[2], y[2], x[2]))
+        for z, y, x in itertools.product(*axes)
+    )
+    return TilePlan(
+        padded_shape=(padded[0], padded[1], padded[2]),
+        window_shape=(window_shape[0], window_shape[1], window_shape[2]),
+        windows=windows,
+    )
+
+
+def pad_to(image: np.ndarray, shape: Triple) -> np.ndarray:
+    """Zeros appended at the far faces of (Z, Y, X, C) until its first axes have `shape`; none if they do."""
+    widths = [(0, target - size) for target, size in zip(shape, image.shape[:3], strict=True)]
+    return np.pad(image, [*widths, (0, 0)]) if any(far for _, far in widths) else image
 
 
 class ProposalFinder:
@@ -161,6 +256,10 @@ def window_candidates(
     core_high: jax.Array,  # (3,)
 ) -> Detections:
     """The best candidates whose cells lie in the window's core, in coordinates of the padded volume."""
+    # Memory decides the order of things here. The maps of the finest level would be by far the largest
+    # arrays, so they exist for one slab of planes at a time: everything coarser is computed once per network
+    # and view (`context_of`), then each slab gives its best candidates as logits, and only those are kept. A
+    # candidate among the best of the window is among the best of its slab, so nothing is lost.
     detectors = [template.bind(params) for params in members]
     depth = image.shape[1]
     planes = slab_planes(depth)
@@ -176,8 +275,8 @@ def window_candidates(
             at = depth - planes - first if 0 in view else first
             plane, box_input, wide_logits = slab_maps(detector, seen, context, at)
             # Only the slab's own planes count: those around it are another slab's.
-            own = jax.lax.dynamic_slice_in_dim(wide_logits[0], at - plane, planes)
-            logits.append(_mirrored(own, view, 0))
+            slab_logits = jax.lax.dynamic_slice_in_dim(wide_logits[0], at - plane, planes)
+            logits.append(_mirrored(slab_logits, view, 0))
             if not view:
                 box_inputs.append((box_input, at - plane))
         mean = sum(logits[1:], logits[0]) / len(logits)
@@ -248,3 +347,50 @@ def best_of_windows(config: Config, candidates: Detections, room: int | None = N
         valid=candidates.valid[index],
     )
     return Detections(boxes=kept.boxes, scores=kept.scores, valid=kept.valid)
+
+
+# Of prepared subjects: places are (z, y, x) mm from the first corner of the working grid, which is enough for
+# distances; they name no place in the head.
+
+
+def detect(finder: ProposalFinder, stored: StoredSubject) -> SubjectDetections:
+    """What a detector finds in a prepared subject; the diameter is the box's edge along z."""
+    spacing = np.array(finder.config.data.spacing_mm)
+    detections = finder.find(stored.image())
+    keep = np.asarray(detections.valid)
+    boxes = np.asarray(detections.boxes)[keep]
+    return SubjectDetections(
+        subject=stored.folder.name,
+        centers_mm=np.asarray(box_centers(detections.boxes))[keep] * spacing,
+        scores=np.asarray(detections.scores)[keep],
+        diameters_mm=(boxes[:, 3] - boxes[:, 0]) * spacing[0],
+    )
+
+
+def truth_of(stored: StoredSubject, spacing_mm: tuple[float, float, float]) -> SubjectTruth:
+    """The microbleeds of a prepared subject and those to be ignored, by their boxes."""
+    spacing = np.array(spacing_mm)
+    counting, ignored = (
+        ((boxes[:, :3] + boxes[:, 3:]) / 2 * spacing, (boxes[:, 3] - boxes[:, 0]) * spacing[0])
+        for boxes in (stored.boxes(), stored.ignored_boxes())
+    )
+    return SubjectTruth(
+        subject=stored.folder.name,
+        centers_mm=counting[0],
+        diameters_mm=counting[1],
+        ignored_centers_mm=ignored[0],
+        ignored_diameters_mm=ignored[1],
+    )
+
+
+def mimics_of(stored: StoredSubject, spacing_mm: tuple[float, float, float]) -> MimicMap:
+    """Where the known mimics of a prepared subject lie: cells (z, y, x) of the proposal grid."""
+    edge = np.array(PROPOSAL_STRIDE) * np.array(spacing_mm)
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag(edge)
+    affine[:3, 3] = edge / 2
+    return MimicMap(
+        codes=np.asarray(stored.mimics()),
+        affine=affine,
+        names={**MIMIC_NAMES, READERS_MIMIC: "named_by_reader"},
+    )

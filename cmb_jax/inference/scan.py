@@ -11,10 +11,10 @@ import numpy as np
 
 from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.data.prepare import PreparedVolume, prepare
-from cmb_jax.inference.options import PhaseSign
 from cmb_jax.io.nifti import check_same_grid
 from cmb_jax.io.volume import ScanImages, Volume
 from cmb_jax.regions.predict import brain_mask_on, predict_regions, region_code_on
+from cmb_jax.scan import PhaseSign
 from cmb_jax.scan.judge import (
     content_bounds,
     judge_grid,
@@ -81,8 +81,8 @@ def read_phase(
     Raises:
       NotAnalysableError: it is no phase, or its unit cannot be told.
     """
-    found = range_of(phase.data, stored)
-    radians = phase_to_radians(phase.data, found)
+    phase_range = range_of(phase.data, stored)
+    radians = phase_to_radians(phase.data, phase_range)
     doubts = judge_phase(phase.data, radians, reference.data).enforce("phase")
     if doubts:
         return _left_out(*doubts)
@@ -101,7 +101,7 @@ def read_phase(
                 f"the sign {factor:+d} of the phase was asked for, but the images say {decision.sign:+d} "
                 f"({decision.reason}): if they are right, microbleeds and calcifications are exchanged"
             )
-    sentence = f"phase read as {found.name}, sign {factor:+d} ({why})"
+    sentence = f"phase read as {phase_range.name}, sign {factor:+d} ({why})"
     return PhaseChoice(radians=radians * factor, sentence=sentence, warning=warning)
 
 
@@ -129,49 +129,29 @@ def prepare_scan(
         positive).
       phase_range: storage range of the phase; default: found from the data.
       region_map: region codes to use instead of the region network's.
-      progress: told what is being done.
+      progress: callback for progress messages.
 
     Raises:
       UserError: the images do not lie on one grid.
       NotAnalysableError: they are not what they are called, or no count can be given on them.
     """
-    say = progress or (lambda _: None)
-    swi, phase, magnitude = images.swi, images.phase, images.magnitude
-    clock, warnings, steps = Clock(), [f"SWI: {line}" for line in swi.warnings], []
-    for role, other in (("phase", phase), ("magnitude", magnitude)):
-        if other is not None:
-            check_same_grid(swi, other)
-            warnings.extend(f"{role}: {line}" for line in other.warnings)
-    warnings += judge_name(swi.source).enforce("SWI")
-    warnings += judge_grid(swi).enforce("SWI")
-    warnings += judge_intensity(swi.data).enforce("SWI")
-    swi = _of_unit_scale(swi)
-    if magnitude is not None:
-        warnings += judge_intensity(magnitude.data).enforce("magnitude")
-        warnings += judge_magnitude(magnitude.data, swi.data).enforce("magnitude")
-        magnitude = _of_unit_scale(magnitude)
-    anatomy = swi if magnitude is None else magnitude
-
+    say, clock, steps = progress or (lambda _: None), Clock(), []
+    swi, magnitude, warnings = _checked(images)
     radians = None
-    if phase is not None:
+    if images.phase is None:
+        warnings.append("no phase was given: calcifications cannot be told from microbleeds by their sign")
+    else:
         say("reading the phase")
         with clock("phase"):
-            # zeros around the head decide nothing
-            bounds = content_bounds(swi.data)
-            choice = read_phase(phase.cut(bounds), swi.cut(bounds), phase_sign, phase_range)
-        if choice.radians is not None:
-            radians = np.zeros(swi.shape, choice.radians.dtype)
-            radians[tuple(slice(low, high) for low, high in bounds)] = choice.radians
+            radians, choice = _phase_in_content(images.phase, swi, phase_sign, phase_range)
         steps.append(choice.sentence)
         if choice.warning:
             warnings.append(choice.warning)
-    else:
-        warnings.append("no phase was given: calcifications cannot be told from microbleeds by their sign")
 
     say("finding brain regions")
     with clock("regions"):
         if region_map is None:
-            region_map = predict_regions(anatomy)
+            region_map = predict_regions(swi if magnitude is None else magnitude)
             steps.append("brain mask and regions by the region network at 2 mm")
         else:
             steps.append("brain mask and regions from the given label volume")
@@ -183,8 +163,9 @@ def prepare_scan(
     with clock("preparation"):
         prepared = prepare(swi, radians, mask, spacing_mm=spacing_mm)
         z, y, x = prepared.spacing_mm
-        was = prepared.phase_was_filtered
-        filtered = "phase taken as it is, high-passed already" if was else "phase high-passed"
+        filtered = "phase high-passed"
+        if prepared.phase_was_filtered:
+            filtered = "phase taken as it is, high-passed already"
         steps.append(f"cropped to the brain, {filtered}, resampled to {x:g} x {y:g} x {z:g} mm (x, y, z)")
     return PreparedScan(
         prepared=prepared,
@@ -196,6 +177,38 @@ def prepare_scan(
         warnings=tuple(warnings),
         timings=tuple(clock.timings),
     )
+
+
+def _checked(images: ScanImages) -> tuple[Volume, Volume | None, list[str]]:
+    """SWI and magnitude at unit scale, and warnings; images that are not what they are called are refused."""
+    swi, magnitude = images.swi, images.magnitude
+    warnings = [f"SWI: {line}" for line in swi.warnings]
+    for role, other in (("phase", images.phase), ("magnitude", magnitude)):
+        if other is not None:
+            check_same_grid(swi, other)
+            warnings.extend(f"{role}: {line}" for line in other.warnings)
+    warnings += judge_name(swi.source).enforce("SWI")
+    warnings += judge_grid(swi).enforce("SWI")
+    warnings += judge_intensity(swi.data).enforce("SWI")
+    swi = _of_unit_scale(swi)
+    if magnitude is not None:
+        warnings += judge_intensity(magnitude.data).enforce("magnitude")
+        warnings += judge_magnitude(magnitude.data, swi.data).enforce("magnitude")
+        magnitude = _of_unit_scale(magnitude)
+    return swi, magnitude, warnings
+
+
+def _phase_in_content(
+    phase: Volume, swi: Volume, sign: PhaseSign, stored: PhaseRange | None
+) -> tuple[np.ndarray | None, PhaseChoice]:
+    """Radians on the whole grid, read within the box that the SWI fills: zeros around it decide nothing."""
+    bounds = content_bounds(swi.data)
+    choice = read_phase(phase.cut(bounds), swi.cut(bounds), sign, stored)
+    if choice.radians is None:
+        return None, choice
+    radians = np.zeros(swi.shape, choice.radians.dtype)
+    radians[tuple(slice(low, high) for low, high in bounds)] = choice.radians
+    return radians, choice
 
 
 def _of_unit_scale(volume: Volume) -> Volume:

@@ -1,4 +1,8 @@
-"""Files and folders that appear whole or not at all: written beside their place, then renamed."""
+"""Files and folders that appear whole or not at all: written beside their place, then renamed.
+
+What is being written is locked by its process, and so are folders in which only one process may work: the
+system takes such a lock back when the process ends, however it ends.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cmb_jax.errors import UserError
-from cmb_jax.io.lock import NAME as LOCK
-from cmb_jax.io.lock import open_locked
 from cmb_jax.io.outside import reading
+
+try:
+    import fcntl
+except ImportError:  # a system without POSIX locks
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+"""Name of the file that the lock of a folder is on."""
 
 _PART = ".part"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _MARKER = ".cmb_jax_output"  # only folders that carry it are ever replaced
 _MARKER_TEXT = "Written by cmb-jax. --overwrite replaces this whole folder, files added by hand included.\n"
+_held: set[Path] = set()  # by this process, to which the system would give the same lock twice
 
 
 def sha256_file(path: Path) -> str:
@@ -32,6 +43,15 @@ def sha256_file(path: Path) -> str:
 def _cannot_write(path: Path, error: OSError) -> UserError:
     why = error.strerror or str(error)
     return UserError(f"{path}: cannot be written ({why}); choose a place where you may write and have space")
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Around all that the system may refuse; raises UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(path, error) from error
 
 
 def _open_permissions(kind: int) -> int:
@@ -61,10 +81,8 @@ def make_folder(folder: Path) -> None:
     Raises:
         UserError: it cannot be made, or is a file.
     """
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
 
 
 def atomic_write_bytes(path: Path, content: bytes, *, overwrite: bool = False) -> None:
@@ -74,15 +92,15 @@ def atomic_write_bytes(path: Path, content: bytes, *, overwrite: bool = False) -
         UserError: the file exists and `overwrite` is false, or it cannot be written.
     """
     path = Path(path)
-    try:
+    with _writing(path):
         if path.is_dir() or (path.exists() and not overwrite):
             raise UserError(f"{path}: exists already; choose another name or allow overwriting")
         with _made_parents(path):
             clear_dead(path.parent, path.name)
             part = _part(path)
             try:
-                # held until the file is in its place: see clear_dead
-                with os.fdopen(open_locked(part), "wb") as stream:
+                # locked until it is in its place, or another process would take it for a dead one's
+                with os.fdopen(_open_locked(part), "wb") as stream:
                     stream.write(content)
                     stream.flush()
                     os.fsync(stream.fileno())
@@ -91,8 +109,6 @@ def atomic_write_bytes(path: Path, content: bytes, *, overwrite: bool = False) -
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
-    except OSError as error:
-        raise _cannot_write(path, error) from error
 
 
 def atomic_write_text(path: Path, content: str, *, overwrite: bool = False) -> None:
@@ -106,18 +122,18 @@ def _part(path: Path) -> Path:
 
 
 def clear_dead(folder: Path, name: str) -> None:
-    """Take away what killed processes left half-written; what living ones are writing is locked, and stays.
+    """Removes what killed processes left half-written; what living ones are writing is locked, and stays.
 
     Args:
         folder: of the files.
         name: of a file or folder that was to be made, or a pattern of such names.
     """
-    for left in folder.glob(f".{glob.escape(name[:200]) if '*' not in name else name}.*{_PART}"):
-        lock = left / LOCK if left.is_dir() else left
+    pattern = name if "*" in name else glob.escape(name[:200])
+    for left in folder.glob(f".{pattern}.*{_PART}"):
         with contextlib.suppress(OSError):
-            handle = open_locked(lock)
+            handle = _open_locked(left / LOCK if left.is_dir() else left)
             old, place = left / "old", folder / left.name[1 : -len(_PART)].rpartition(".")[0]
-            if old.exists() and not place.exists():  # killed between two renames: see _swap
+            if old.exists() and not place.exists():  # killed between the two renames of _swap
                 os.rename(old, place)
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
@@ -165,12 +181,10 @@ def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     with contextlib.ExitStack() as stack:
-        try:
+        with _writing(path):
             refuse_existing(path, overwrite)
             stack.enter_context(_made_parents(path))
             folder = stack.enter_context(_staging(path))
-        except OSError as error:
-            raise _cannot_write(path, error) from error
         try:
             yield folder
         except OSError as error:
@@ -179,13 +193,19 @@ def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
             if error.errno in _NO_ROOM:
                 raise _cannot_write(path, error) from error
             raise
-        try:
+        with _writing(path):
             (folder / _MARKER).write_text(_MARKER_TEXT, encoding="utf-8")
             folder.chmod(_open_permissions(0o777))
             refuse_existing(path, overwrite)  # the body may have taken long
-            _swap(folder, path, folder.parent / "old")
-        except OSError as error:
-            raise _cannot_write(path, error) from error
+            _swap(folder, path)
+
+
+def replace_directory(path: Path, fill: Callable[[Path], None]) -> None:
+    """A folder of a cache, made whole or not at all, in the place of an older one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _staging(path) as folder:
+        fill(folder)
+        _swap(folder, path)
 
 
 @contextlib.contextmanager
@@ -194,7 +214,7 @@ def _staging(path: Path) -> Iterator[Path]:
     clear_dead(path.parent, path.name)
     staging = _part(path)
     os.mkdir(staging, 0o700)
-    handle = open_locked(staging / LOCK)
+    handle = _open_locked(staging / LOCK)
     try:
         os.mkdir(staging / "new")
         yield staging / "new"
@@ -203,16 +223,9 @@ def _staging(path: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def replace_directory(path: Path, fill: Callable[[Path], None]) -> None:
-    """A folder of a cache, made whole or not at all, in the place of an older one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _staging(path) as folder:
-        fill(folder)
-        _swap(folder, path, folder.parent / "old")
-
-
-def _swap(new: Path, path: Path, aside: Path) -> None:
-    """Puts `new` at `path`; what stood there goes to `aside` first, and comes back if that fails."""
+def _swap(new: Path, path: Path) -> None:
+    """Puts `new` at `path`; what stood there goes beside `new` first, and comes back if that fails."""
+    aside = new.parent / "old"
     if path.exists():
         os.rename(path, aside)
     try:
@@ -221,3 +234,58 @@ def _swap(new: Path, path: Path, aside: Path) -> None:
         if aside.exists():
             os.rename(aside, path)
         raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path, todo: str, name: str = LOCK) -> Iterator[None]:
+    """Holds a folder for this process; children do not inherit the lock, so that it dies with the process.
+
+    Args:
+        folder: that exists.
+        todo: what the message of a second process tells to do.
+        name: of the file that the lock is on; it is removed at the end, and left by a killed process.
+
+    Raises:
+        UserError: another process holds it, or no file can be made there.
+    """
+    path = folder.resolve() / name
+    taken = f"{folder}: another process is at work in it; {todo}"
+    if path in _held:
+        raise UserError(taken)
+    try:
+        handle = _open_locked(path)
+    except BlockingIOError as error:
+        raise UserError(taken) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made ({error.strerror}); choose another folder") from error
+    _held.add(path)
+    try:
+        yield
+    finally:
+        _held.discard(path)
+        with contextlib.suppress(OSError):  # before the lock goes: whoever waits for it sees the file go
+            path.unlink()
+        os.close(handle)
+
+
+def _open_locked(path: Path) -> int:
+    """A handle of the file at `path`, locked; BlockingIOError if another process has the lock.
+
+    A process removes its file before it gives the lock back, so the file that was opened here may no longer
+    be the one at `path` when its lock is granted. Such a lock protects nothing: the file is opened again.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            if fcntl is not None:
+                try:
+                    fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except PermissionError as error:  # as some systems say it
+                    raise BlockingIOError from error
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(path)):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)

@@ -1,14 +1,21 @@
-"""NIfTI in and out. Inside, axes run to the Right, Anterior and Superior; files keep their own grid."""
+"""NIfTI in and out. Inside, axes run to the Right, Anterior and Superior; files keep their own grid.
+
+A volume is written on the grid of the file that it came from, or changed voxels go back into the very form
+that a file stores them in: type, slope, header, range of the phase.
+"""
 
 from __future__ import annotations
 
 import gzip
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.affines import apply_affine
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.orientations import (
     apply_orientation,
     axcodes2ornt,
@@ -19,19 +26,24 @@ from nibabel.orientations import (
 
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes
-from cmb_jax.io.header import NiftiFile, check_is_volume, decoded, open_nifti, world_affine
+from cmb_jax.io.header import (
+    NiftiFile,
+    check_is_volume,
+    decoded,
+    largest_distance,
+    open_nifti,
+    reduction_step,
+    world_affine,
+)
+from cmb_jax.io.outside import reading
 from cmb_jax.io.volume import NativeGrid, Volume
 
 _RAS = axcodes2ornt("RAS")
 _SAME_AFFINE_MM = 0.01  # at the far corner; headers keep float32 and rounded quaternions
 _COMPRESSION = 4  # gzip level: a third of the time of 9 for a few per cent more bytes
-
-
-LARGE_VOXELS = 2**27
-"""From so many voxels on, `reduced` reads a finer image than the detector sees in blocks."""
-
-_FINE_MM = 0.301  # edges up to this are halved: the working grid has 0.5 mm
 _SLAB_VOXELS = 2**23
+_WRAPPED = 1.01  # ends of wrapped phase over those of its turn, rounding included
+_FORMAT_TEXTS = ("magic", "regular")  # belong to the format, not to the scan
 
 Reduction = Literal["mean", "first"]
 """One voxel for a block: its mean, or its first voxel (of phase, whose mean says nothing at a wrap)."""
@@ -43,8 +55,8 @@ def read_volume(path: str | Path, *, complex_ok: bool = False, reduced: Reductio
     Args:
         path: a .nii or .nii.gz file.
         complex_ok: keep complex values (data is then complex64); otherwise they are refused.
-        reduced: of an image of `LARGE_VOXELS` or more, axes of voxels below 0.3 mm are read in blocks of two,
-            slab by slab; what is written `like` it lies on the file's own grid all the same.
+        reduced: of an image of `header.LARGE_VOXELS` or more, axes of voxels below 0.3 mm are read in blocks
+            of two, slab by slab; what is written `like` it lies on the file's own grid all the same.
 
     Returns:
         The volume, in RAS, scaled by slope and intercept, NaN and infinities replaced by 0, with warnings.
@@ -70,12 +82,30 @@ def read_volume(path: str | Path, *, complex_ok: bool = False, reduced: Reductio
     return _to_volume(file, _decode(file, complex_ok), affine, warnings)
 
 
-def reduction_step(file: NiftiFile, affine: np.ndarray) -> tuple[int, int, int]:
-    """Voxels of the file along (i, j, k) that are read as one, where `read_volume` may reduce an image."""
-    if np.prod(file.image.shape[:3], dtype=np.int64) < LARGE_VOXELS:
-        return (1, 1, 1)
-    i, j, k = (2 if edge <= _FINE_MM else 1 for edge in voxel_sizes(affine))
-    return (i, j, k)
+def read_echoes(path_or_paths: str | Path | Sequence[str | Path]) -> list[Volume]:
+    """Reads the echoes of one acquisition, in the order given.
+
+    Args:
+        path_or_paths: one 4D (or 3D) file, or one 3D file per echo.
+
+    Returns:
+        One volume per echo, all on one grid.
+
+    Raises:
+        UserError: as `read_volume`; no file at all; echoes on different grids.
+    """
+    if isinstance(path_or_paths, str | Path):
+        file = open_nifti(Path(path_or_paths))
+        array = _decode(file, complex_ok=False)
+        affine, warnings = world_affine(file)
+        array = array.reshape(*array.shape[:3], -1)
+        return [_to_volume(file, array[..., echo], affine, warnings) for echo in range(array.shape[3])]
+    if not path_or_paths:
+        raise UserError("no echo was given; name one 4D file, or one file an echo")
+    echoes = [read_volume(path) for path in path_or_paths]
+    for echo in echoes[1:]:
+        check_same_grid(echoes[0], echo)
+    return echoes
 
 
 def _blocks(file: NiftiFile, step: tuple[int, int, int], how: Reduction) -> np.ndarray:
@@ -97,15 +127,6 @@ def _blocks(file: NiftiFile, step: tuple[int, int, int], how: Reduction) -> np.n
             slab = np.add.reduceat(slab, starts, axis=axis) / counts
         result[:, :, where] = slab
     return result
-
-
-def read_series(path: str | Path) -> list[Volume]:
-    """Reads the volumes of a 4D NIfTI image in their order; a 3D image gives one. Raises as `read_volume`."""
-    file = open_nifti(Path(path))
-    array = _decode(file, complex_ok=False)
-    affine, warnings = world_affine(file)
-    array = array.reshape(*array.shape[:3], -1)
-    return [_to_volume(file, array[..., echo], affine, warnings) for echo in range(array.shape[3])]
 
 
 def _decode(file: NiftiFile, complex_ok: bool) -> np.ndarray:
@@ -173,8 +194,7 @@ def _to_file(native: NativeGrid) -> np.ndarray:
 
 def native_index(points_xyz_index: np.ndarray, volume: Volume) -> np.ndarray:
     """Voxel indices (..., 3) of `volume` (integer = voxel center) as (i, j, k) of its file, float64."""
-    matrix = _to_file(volume.native)
-    return apply_affine(matrix, np.asarray(points_xyz_index, np.float64))
+    return apply_affine(_to_file(volume.native), np.asarray(points_xyz_index, np.float64))
 
 
 def check_same_grid(a: Volume, b: Volume) -> None:
@@ -187,9 +207,7 @@ def check_same_grid(a: Volume, b: Volume) -> None:
     todo = "give two images of one acquisition, or resample one onto the other first"
     if a.shape != b.shape:
         raise UserError(f"{names}: shapes differ ({a.shape} and {b.shape} in RAS); {todo}")
-    corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
-    corners[:, :3] *= np.array(a.shape) - 1
-    apart = np.linalg.norm(corners @ (a.affine - b.affine).T, axis=1).max()
+    apart = largest_distance(a.affine - b.affine, a.shape)
     if apart > _SAME_AFFINE_MM:
         raise UserError(f"{names}: they lie up to {apart:.2f} mm apart in space; {todo}")
 
@@ -242,7 +260,117 @@ def write_volume(
     image.header.set_xyzt_units("mm")
     image.set_sform(like.native.affine, code=1)
     image.set_qform(like.native.affine, code=1, strip_shears=True)
-    content = image.to_bytes()
-    if path.name.endswith(".gz"):
-        content = gzip.compress(content, _COMPRESSION, mtime=0)  # no time stamp: same bytes each run
+    content = _compressed(image) if path.name.endswith(".gz") else image.to_bytes()
     atomic_write_bytes(path, content, overwrite=overwrite)
+
+
+def _compressed(image: nib.Nifti1Image) -> bytes:
+    return gzip.compress(image.to_bytes(), _COMPRESSION, mtime=0)  # no time stamp: same bytes each run
+
+
+def scaled_magnitude(file: NiftiFile, gain: np.ndarray) -> np.ndarray:
+    """The stored numbers of a magnitude image times `gain`.
+
+    Args:
+        file: the magnitude as read.
+        gain: (I, J, K, E) on the file's own grid; E is 1 for a 3D file.
+
+    Returns:
+        Array of the file's shape and type, without slope and intercept; what `gain` 1 leaves is bit for bit
+        the input.
+    """
+    raw, values = _values(file)
+    return _stored(file, raw, values * gain.reshape(raw.shape))
+
+
+def shifted_phase(file: NiftiFile, shift: np.ndarray, turn: tuple[float, float]) -> np.ndarray:
+    """The stored numbers of a phase image with `shift` added and wrapped into the range that they are in.
+
+    Args:
+        file: the phase as read.
+        shift: (I, J, K, E) radians on the file's own grid.
+        turn: the stored values that one turn lies between. Values beyond them (unwrapped) are not wrapped.
+
+    Returns:
+        Array of the file's shape and type, without slope and intercept.
+    """
+    raw, values = _values(file)
+    low, width = turn[0], turn[1] - turn[0]
+    unit = width / (2 * math.pi)
+    finite = values[np.isfinite(values)]
+    beyond = (_WRAPPED - 1) * width / 2
+    unwrapped = finite.min() < low - beyond or finite.max() > turn[1] + beyond
+    changed = values + unit * shift.reshape(raw.shape)
+    if bool(np.all(values == np.rint(values))):
+        changed = np.rint(changed)  # integers stay integers, also in a file of floats
+    if not unwrapped:
+        wrapped = changed - width * np.floor((changed - low) / width)
+        # an unchanged voxel at the upper end of the range stays there
+        changed = np.where(changed == values, changed, wrapped)
+    return _stored(file, raw, changed)
+
+
+def write_stored(
+    path: Path, raw: np.ndarray, like: NiftiFile, *, keep_identifiers: bool = False, overwrite: bool = False
+) -> None:
+    """Writes stored numbers under the header of `like`: type, slope, both transforms. Same input, same bytes.
+
+    Args:
+        path: ends in .nii.gz.
+        raw: (I, J, K [, E]), as stored.
+        like: file whose header is used.
+        keep_identifiers: keep its free texts and extensions too, where converters put names and dates.
+        overwrite: replace a file that exists.
+
+    Raises:
+        UserError: the file exists or cannot be written.
+    """
+    header = like.image.header.copy() if keep_identifiers else without_texts(like.image.header)
+    image = type(like.image)(raw, None, header)
+    # set explicitly, or the writer would choose a scale of its own
+    image.header.set_slope_inter(*_scale(like))
+    atomic_write_bytes(path, _compressed(image), overwrite=overwrite)
+
+
+def stored_values(file: NiftiFile) -> np.ndarray:
+    """The array (I, J, K [, E]) as it is stored, without slope and intercept."""
+    with reading(file.path, "its voxels cannot be decoded: convert it again"):
+        return np.asarray(_proxy(file).get_unscaled())
+
+
+def without_texts(header: nib.Nifti1Header) -> nib.Nifti1Header:
+    """A copy of a header without free texts (descrip, aux_file, db_name, intent_name, ...) and extensions."""
+    bare = header.copy()
+    for name in bare.template_dtype.names:
+        if bare.template_dtype[name].kind == "S" and name not in _FORMAT_TEXTS:
+            bare[name] = b""
+    bare.extensions.clear()
+    return bare
+
+
+def _proxy(file: NiftiFile) -> ArrayProxy:
+    proxy = file.image.dataobj
+    assert isinstance(proxy, ArrayProxy)  # as every image that was read from a file
+    return proxy
+
+
+def _scale(file: NiftiFile) -> tuple[float, float]:
+    proxy = _proxy(file)
+    return float(proxy.slope), float(proxy.inter)
+
+
+def _values(file: NiftiFile) -> tuple[np.ndarray, np.ndarray]:
+    raw = stored_values(file)
+    slope, inter = _scale(file)
+    return raw, raw.astype(np.float64) * slope + inter
+
+
+def _stored(file: NiftiFile, raw: np.ndarray, values: np.ndarray) -> np.ndarray:
+    slope, inter = _scale(file)
+    same = values == raw.astype(np.float64) * slope + inter
+    numbers = (values - inter) / slope
+    if raw.dtype.kind in "iu":
+        limits = np.iinfo(raw.dtype)
+        numbers = np.clip(np.rint(numbers), limits.min, limits.max)
+    same |= ~np.isfinite(numbers)
+    return np.where(same, raw, np.where(same, 0, numbers).astype(raw.dtype))

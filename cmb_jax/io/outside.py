@@ -2,7 +2,8 @@
 
 Everything that reads a file does so inside `reading`, which turns whatever goes wrong into one line for
 people; tests/io/test_outside.py finds calls that do not. What the usual kinds of files need besides (sizes,
-depth, numbers without bounds, archives that unpack to anything) is here as well: JSON, tables, arrays, text.
+depth, numbers without bounds, archives that unpack to anything) is here as well: JSON, lines of tables,
+arrays, text.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MAX_ARRAYS_BYTES = 2**32
 MAX_ROWS = 1_000_000
 MAX_DEPTH = 64  # of JSON; what walks over it later recurses
 _LARGEST_WHOLE = 2**63
-_MISSING = "no such file; check the name"
+_TODO = "copy or make it again"
 _LONGEST_REASON = 200
 _LONGEST_NAME = 300
 
@@ -58,9 +59,9 @@ def shown(value: object) -> str:
 @contextlib.contextmanager
 def reading(
     where: str | Path,
-    todo: str = "copy or make it again",
+    todo: str = _TODO,
     *,
-    missing: str | None = _MISSING,
+    missing: str = "no such file; check the name",
     but: tuple[type[Exception], ...] = (),
 ) -> Iterator[None]:
     """Around all that reads a file and makes sense of it.
@@ -68,7 +69,7 @@ def reading(
     Args:
         where: the file, as messages call it.
         todo: what messages tell to do about a file that cannot be used.
-        missing: what a message says if there is no such file; None: as of any other fault.
+        missing: what a message says if there is no such file.
         but: what the body raises for the caller to judge.
 
     Raises:
@@ -80,8 +81,6 @@ def reading(
     except passed_on:
         raise
     except FileNotFoundError as error:
-        if missing is None:
-            raise Unreadable(where, "no such file", todo) from error
         raise UserError(f"{shortened(str(where), _LONGEST_NAME)}: {missing}") from error
     except MemoryError as error:
         raise Unreadable(where, "takes more memory than there is", todo) from error
@@ -90,15 +89,18 @@ def reading(
     except RecursionError as error:
         raise Unreadable(where, "cannot be read (nested too deeply)", todo) from error
     except Exception as error:  # a damaged file raises whatever its parser stumbles over
-        name = type(error).__name__
-        said = shortened(str(error))
-        # a key or an attribute that is missing says nothing by itself
-        plain = isinstance(error, ValueError) and not isinstance(error, UnicodeError)
-        if isinstance(error, KeyError):
-            why = f"lacks {said}"
-        else:
-            why = said if plain and said else f"{name}: {said}" if said else name
-        raise Unreadable(where, f"cannot be read ({why})", todo) from error
+        raise Unreadable(where, f"cannot be read ({_reason(error)})", todo) from error
+
+
+def _reason(error: Exception) -> str:
+    """An error in words; its type as well where the text says nothing by itself."""
+    name, text = type(error).__name__, shortened(str(error))
+    if isinstance(error, KeyError):
+        return f"lacks {text}"
+    if not text:
+        return name
+    plain = isinstance(error, ValueError) and not isinstance(error, UnicodeError)
+    return text if plain else f"{name}: {text}"
 
 
 def check_is_file(path: Path, todo: str) -> int:
@@ -108,23 +110,17 @@ def check_is_file(path: Path, todo: str) -> int:
         UserError: a folder or something else that is no file.
         OSError: there is nothing, or it cannot be looked at.
     """
-    found = os.stat(path)
-    if stat.S_ISDIR(found.st_mode):
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
         raise Unreadable(path, "is a folder", todo)
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise Unreadable(path, "is no plain file", todo)
-    return found.st_size
+    return status.st_size
 
 
-def read_bytes(
-    path: Path,
-    todo: str = "copy or make it again",
-    *,
-    limit: int = MAX_TEXT_BYTES,
-    missing: str | None = _MISSING,
-) -> bytes:
+def read_bytes(path: Path, todo: str = _TODO, *, limit: int = MAX_TEXT_BYTES) -> bytes:
     """The content of a file of at most `limit` bytes. Raises UserError."""
-    with reading(path, todo, missing=missing):
+    with reading(path, todo):
         size = check_is_file(Path(path), todo)
         if size > limit:
             raise Unreadable(path, f"is {size / 1e6:.0f} MB long, more than such a file ever is", todo)
@@ -132,16 +128,10 @@ def read_bytes(
             return stream.read(limit)
 
 
-def read_text(
-    path: Path,
-    todo: str = "copy or make it again",
-    *,
-    limit: int = MAX_TEXT_BYTES,
-    missing: str | None = _MISSING,
-) -> str:
+def read_text(path: Path, todo: str = _TODO, *, limit: int = MAX_TEXT_BYTES) -> str:
     """The content of a UTF-8 file, with or without a byte order mark. Raises UserError."""
-    with reading(path, todo, missing=missing):
-        return read_bytes(path, todo, limit=limit, missing=missing).decode("utf-8-sig")
+    with reading(path, todo):
+        return read_bytes(path, todo, limit=limit).decode("utf-8-sig")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -173,30 +163,18 @@ def _whole(text: str) -> int | float:
     return int(text) if abs(value) < _LARGEST_WHOLE else value
 
 
-def read_json(
-    path: Path,
-    todo: str = "copy or make it again",
-    *,
-    limit: int = MAX_TEXT_BYTES,
-    missing: str | None = _MISSING,
-) -> Any:
+def read_json(path: Path, todo: str = _TODO, *, limit: int = MAX_TEXT_BYTES) -> Any:
     """The content of a JSON file. Raises UserError; see `parse_json`."""
-    with reading(path, todo, missing=missing):
-        try:
-            return parse_json(read_text(path, todo, limit=limit, missing=missing))
-        except ValueError as error:
-            raise Unreadable(path, f"is no readable JSON ({shortened(str(error))})", todo) from error
+    text = read_text(path, todo, limit=limit)
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise Unreadable(path, f"is no readable JSON ({shortened(str(error))})", todo) from error
 
 
-def read_json_object(
-    path: Path,
-    todo: str = "copy or make it again",
-    *,
-    limit: int = MAX_TEXT_BYTES,
-    missing: str | None = _MISSING,
-) -> dict[str, Any]:
+def read_json_object(path: Path, todo: str = _TODO, *, limit: int = MAX_TEXT_BYTES) -> dict[str, Any]:
     """The JSON object that a file holds. Raises UserError; see `parse_json`."""
-    content = read_json(path, todo, limit=limit, missing=missing)
+    content = read_json(path, todo, limit=limit)
     if not isinstance(content, dict):
         raise Unreadable(path, "holds no JSON object", todo)
     return content
@@ -219,29 +197,7 @@ def parse_rows(text: str, delimiter: str) -> list[list[str]]:
     return rows
 
 
-def read_rows(
-    path: Path, delimiter: str | None, todo: str = "give a CSV file", *, missing: str | None = _MISSING
-) -> list[list[str]]:
-    """The lines of a table as cells; `delimiter` None: comma or semicolon, as the first line has more of.
-
-    Raises:
-        UserError: missing, unreadable or far too large.
-    """
-    with reading(path, todo, missing=missing):
-        text = read_text(path, todo, missing=missing)
-        if delimiter is None:
-            first = text.partition("\n")[0]
-            delimiter = ";" if first.count(";") > first.count(",") else ","
-        return parse_rows(text, delimiter)
-
-
-def read_arrays(
-    path: Path,
-    todo: str = "copy or make it again",
-    *,
-    limit: int = MAX_ARRAYS_BYTES,
-    missing: str | None = _MISSING,
-) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, todo: str = _TODO, *, limit: int = MAX_ARRAYS_BYTES) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name; no Python object is ever made of one.
 
     Raises:
@@ -249,7 +205,7 @@ def read_arrays(
     """
     import numpy as np
 
-    with reading(path, todo, missing=missing):
+    with reading(path, todo):
         check_is_file(Path(path), todo)
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > limit:
@@ -262,7 +218,7 @@ def read_arrays(
 
 
 def _check_claim(member: Any, size: int) -> None:
-    """An array's header must claim what the archive holds: NumPy asks for the memory first."""
+    """An array's header must claim what the archive holds: NumPy allocates what it claims, then reads."""
     import numpy as np
 
     version = np.lib.format.read_magic(member)
@@ -274,7 +230,7 @@ def _check_claim(member: Any, size: int) -> None:
         raise ValueError("an array of another size than its header says")
 
 
-def read_array(path: Path, todo: str = "copy or make it again", *, mapped: bool = False) -> np.ndarray:
+def read_array(path: Path, todo: str = _TODO, *, mapped: bool = False) -> np.ndarray:
     """The array of an .npy file, `mapped`: left on disk. Raises UserError."""
     import numpy as np
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cmb_jax.errors import UserError
-from cmb_jax.io.outside import read_rows, shown
+from cmb_jax.io.outside import parse_rows, read_text, reading, shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,20 @@ def table_text(
     writer.writerow(columns)
     writer.writerows([nothing if cell in ("", None) else cell for cell in row] for row in rows)
     return text.getvalue()
+
+
+def read_rows(path: Path, delimiter: str | None, todo: str = "give a CSV file") -> list[list[str]]:
+    """The lines of a table as cells; `delimiter` None: comma or semicolon, as the first line has more of.
+
+    Raises:
+        UserError: missing, unreadable or far too large.
+    """
+    with reading(path, todo):
+        text = read_text(path, todo)
+        if delimiter is None:
+            first = text.partition("\n")[0]
+            delimiter = ";" if first.count(";") > first.count(",") else ","
+        return parse_rows(text, delimiter)
 
 
 def read_columns(

@@ -2,7 +2,7 @@
 
 XLA:CPU runs its own 3-D convolution 4 to 19 times slower than PyTorch does. On CPU the operation therefore
 goes to `ops/cpu/`, C++ that XLA calls on its own threads, or, where that was not built, to 2-D convolutions
-and matrix products (`conv_portable`). Accelerators get what their compilers know best.
+and matrix products (`conv_portable`). Accelerators get a plain convolution, which their compilers optimize.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from jax import lax
 
 from cmb_jax.ops import conv_portable
 from cmb_jax.ops.cpu import library
-from cmb_jax.ops.cpu.calls import like, vary_together
-from cmb_jax.ops.depth import is_part_of_depth, with_neighbors
+from cmb_jax.ops.cpu.library import like, vary_together
 from cmb_jax.ops.resample import sum_blocks, upsample_nearest
 
 Triple = tuple[int, int, int]
 Products = Literal["float32", "bfloat16"]
+
+# Inside `jax.shard_map`, an array that varies over this mesh axis is one device's part of a volume's depth,
+# in the order of the devices along it. Operations on single voxels, and on blocks that no cut divides, need
+# not know; a convolution that looks at the neighboring planes gets them by `with_neighbors`.
+DEPTH_AXIS = "space"
 
 _LAYOUT = ("NDHWC", "DHWIO", "NDHWC")
 
@@ -42,8 +46,8 @@ def conv3d(
     What usually follows is part of the operation, so that on CPU the result is written once: a bias, a
     coarser map whose voxels are repeated and added, ReLU, in this order.
 
-    Inside `jax.shard_map` over a mesh whose devices share the depth (`ops.depth`), x is one device's part and
-    the planes across the cuts are exchanged: the result is this device's part of the whole volume's.
+    Inside `jax.shard_map` over a mesh whose devices share the depth (`DEPTH_AXIS`), x is one device's part,
+    and the planes across the cuts are exchanged: the result is this device's part of the whole volume's.
 
     With bfloat16 products and float32 maps, both factors of each product are rounded to bfloat16 (to nearest,
     ties to even) as they are read, in both directions; sums, bias, maps and their gradients are float32. On
@@ -60,7 +64,7 @@ def conv3d(
         bias: (C_out,) of the kernel's type.
         coarse: map of half the result's size, (B, Z' / 2, Y' / 2, X' / 2, C_out), of x's type.
         strides: steps along z, y, x.
-        relu: raise what is negative to 0.
+        relu: apply ReLU last.
         products: type of the factors of each product, for float32 maps.
 
     Returns:
@@ -85,6 +89,24 @@ def conv3d(
     return _apply(x, kernel, bias, coarse, strides, relu, rounded)
 
 
+def is_part_of_depth(x: jax.Array) -> bool:
+    """Whether x is one of several parts of a volume's depth."""
+    return DEPTH_AXIS in jax.typeof(x).manual_axis_type.varying and lax.axis_size(DEPTH_AXIS) > 1
+
+
+def with_neighbors(x: jax.Array) -> jax.Array:
+    """One plane of each neighboring part put before and after: (B, Z, ...) to (B, Z + 2, ...).
+
+    Beyond the ends of the volume the planes are zero, as the network pads a whole volume.
+    """
+    last = lax.axis_size(DEPTH_AXIS) - 1
+    upwards = [(part, part + 1) for part in range(last)]
+    downwards = [(part + 1, part) for part in range(last)]
+    before = lax.ppermute(x[:, -1:], DEPTH_AXIS, upwards)
+    after = lax.ppermute(x[:, :1], DEPTH_AXIS, downwards)
+    return jnp.concatenate([before, x, after], axis=1)
+
+
 def _apply(
     x: jax.Array,
     kernel: jax.Array,
@@ -94,6 +116,7 @@ def _apply(
     relu: bool,
     rounded: bool,
 ) -> jax.Array:
+    # float64 is for tests of gradients, and nothing need be computed for empty arrays: neither has a kernel
     if x.dtype not in (np.float32, jnp.bfloat16) or 0 in x.shape or 0 in kernel.shape:
         return _plain(x, kernel, bias, coarse, strides, relu, rounded)
     return _conv(x, kernel, bias, coarse, tuple(strides), relu, rounded)
@@ -144,6 +167,8 @@ def _conv(
     relu: bool,
     rounded: bool,
 ) -> jax.Array:
+    # The choice is made when the program is lowered, not when it is traced: one traced step can be exported
+    # for any platform, and compiled ahead of time for devices that this machine does not have.
     return lax.platform_dependent(
         x,
         kernel,
@@ -276,6 +301,8 @@ def _backward_on_cpu(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool, 
     edges: Triple = (kernel.shape[0], kernel.shape[1], kernel.shape[2])
     if not library.available():
         return _backward_portable(x, kernel, y, g, strides, coarse, rounded)
+    # The ReLU is not undone first, which would be one more pass over a map: the kernels read the gradient
+    # through the gate, that is where the forward result was positive.
     gate = _nothing(g) if y is None else y
     results = (like(x, kernel.shape), like(x, kernel.shape[4:]))
     call = jax.ffi.ffi_call(library.KERNEL_GRADIENT, results, vmap_method="sequential")

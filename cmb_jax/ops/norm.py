@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from cmb_jax.ops.cpu import library
-from cmb_jax.ops.cpu.calls import like, vary_together
+from cmb_jax.ops.cpu.library import like, vary_together
 
 LEAST_CHANNELS = 4  # that the compiled kernel takes
 
@@ -28,7 +28,7 @@ def channel_norm(
         scale: (C,) float32.
         bias: (C,) float32.
         epsilon: added to the variance.
-        relu: raise what is negative to 0, in the same pass.
+        relu: apply ReLU, in the same pass.
 
     Returns:
         (..., C), of x's type.

@@ -4,10 +4,8 @@ The chain of `simulate_subject`: a posed and warped head, tissue values, veins, 
 microbleeds, field, complex signal, k-space, coil and noise, SWI, truth. All of it is jitted JAX.
 """
 
-from cmb_jax.phantom.protocols import PROTOCOLS, Protocol
-from cmb_jax.phantom.sample import Sample, simulate_batch, simulate_sample
-from cmb_jax.phantom.simulate import simulate_subject
-from cmb_jax.phantom.tiers import TIERS, Tier
+from cmb_jax.phantom.settings import PROTOCOLS, TIERS, Protocol, SubjectSettings, Tier
+from cmb_jax.phantom.simulate import Sample, simulate_batch, simulate_sample, simulate_subject
 from cmb_jax.phantom.tree import simulate_tree, write_subject
 from cmb_jax.phantom.types import (
     CMB_KIND,
@@ -15,7 +13,6 @@ from cmb_jax.phantom.types import (
     LesionTable,
     MimicKind,
     PhantomSubject,
-    SubjectSettings,
 )
 
 __all__ = [

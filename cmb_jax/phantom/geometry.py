@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from cmb_jax.phantom.field import smooth_size
 
 LATTICE_SPACING_MM = 7.0
 
@@ -34,6 +33,19 @@ class Grid:
         x, y, z = (float(e / n) for e, n in zip(extent_mm, matrix, strict=True))
         ox, oy, oz = (-float(e) / 2 for e in extent_mm)
         return cls(matrix, (x, y, z), (ox, oy, oz))
+
+
+def smooth_size(minimum: float) -> int:
+    """The smallest even number not below `minimum` whose prime factors are 2, 3 and 5: fast to transform."""
+    n = max(2, math.ceil(minimum - 1e-6))
+    while True:
+        rest = n
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1 and n % 2 == 0:
+            return n
+        n += 1
 
 
 def simulation_grid(
@@ -96,6 +108,7 @@ def linear_at(values: jax.Array, index: jax.Array) -> jax.Array:
     index = jnp.clip(index, 0.0, shape - 1.0)
     low = jnp.minimum(jnp.floor(index).astype(jnp.int32), shape - 2)
     x, y, z = jnp.split(index - low, 3, axis=1)
+    # One flat index per corner fetches all channels of it at once; `low` is clipped, so all are in bounds.
     rows = values.reshape(-1, values.shape[3])
     stride_y, stride_x = values.shape[2], values.shape[1] * values.shape[2]
     base = low[:, 0] * stride_x + low[:, 1] * stride_y + low[:, 2]

@@ -17,9 +17,19 @@ import numpy as np
 
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import Region, region_of
-from cmb_jax.phantom.geometry import cubic_weights, smooth_noise
-from cmb_jax.phantom.packed import Extra, PackedAnatomy, unpack
-from cmb_jax.phantom.tiers import Tier
+from cmb_jax.phantom.field import CHI_AIR
+from cmb_jax.phantom.geometry import Grid, cubic_weights, linear_at, smooth_noise
+from cmb_jax.phantom.head import (
+    NUCLEI,
+    Extra,
+    PackedAnatomy,
+    Pose,
+    for_each_plane,
+    shrink_cortex,
+    unpack,
+    voxel_index,
+)
+from cmb_jax.phantom.settings import Tier
 from cmb_jax.phantom.types import MimicKind
 
 BRAIN_SIGNAL = 0.75  # mean of gray and white matter without T2* decay: signals are relative to it
@@ -55,8 +65,8 @@ def spoiled_signal(
 ) -> jax.Array:
     """Steady state at TE 0: M0 sin a (1 - E1) / (1 - E1 cos a), E1 = exp(-TR/T1) (Ernst, Anderson 1966)."""
     angle = jnp.deg2rad(jnp.asarray(flip_deg))
-    left = jnp.exp(-jnp.asarray(tr_ms) / t1_ms)
-    return density * jnp.sin(angle) * (1 - left) / (1 - left * jnp.cos(angle))
+    e1 = jnp.exp(-jnp.asarray(tr_ms) / t1_ms)
+    return density * jnp.sin(angle) * (1 - e1) / (1 - e1 * jnp.cos(angle))
 
 
 def t1_weighting(
@@ -65,8 +75,8 @@ def t1_weighting(
     """-d ln S / d ln T1 of `spoiled_signal`: 0 is proton-density-weighted, 1 the most T1-weighted."""
     cosine = jnp.cos(jnp.deg2rad(jnp.asarray(flip_deg)))
     rate = jnp.asarray(tr_ms) / t1_ms
-    left = jnp.exp(-rate)
-    return rate * left * (1 / (1 - left) - cosine / (1 - left * cosine))
+    e1 = jnp.exp(-rate)
+    return rate * e1 * (1 / (1 - e1) - cosine / (1 - e1 * cosine))
 
 
 @jax.tree_util.register_dataclass
@@ -79,16 +89,17 @@ class Contrast:
     t1_weighting: jax.Array  # () of gray and white matter, see `t1_weighting`
 
 
+def _vary(key: jax.Array, values: np.ndarray | jax.Array, spread: np.ndarray | float) -> jax.Array:
+    """Normal draws about tabulated values, cut off at two standard deviations; spread over the value."""
+    draw = jnp.clip(jax.random.normal(key, values.shape), -2.0, 2.0)
+    return jnp.asarray(values, jnp.float32) * (1.0 + jnp.asarray(spread, jnp.float32) * draw)
+
+
 def draw_contrast(key: jax.Array, tr_ms: jax.Array, flip_deg: jax.Array, b0_t: jax.Array) -> Contrast:
     """Signals of a subject's tissues, the mean of gray and white matter being BRAIN_SIGNAL."""
     k_density, k_t1 = jax.random.split(key)
-
-    def vary(k: jax.Array, values: np.ndarray, spread: float) -> jax.Array:
-        draw = jnp.clip(jax.random.normal(k, values.shape), -2.0, 2.0)
-        return jnp.asarray(values, jnp.float32) * (1.0 + spread * draw)
-
-    t1 = vary(k_t1, _T1_MS, _T1_SPREAD) * (b0_t / 3.0) ** jnp.asarray(_T1_POWER, jnp.float32)
-    signal = spoiled_signal(vary(k_density, _DENSITY, _DENSITY_SPREAD), t1, tr_ms, flip_deg)
+    t1 = _vary(k_t1, _T1_MS, _T1_SPREAD) * (b0_t / 3.0) ** jnp.asarray(_T1_POWER, jnp.float32)
+    signal = spoiled_signal(_vary(k_density, _DENSITY, _DENSITY_SPREAD), t1, tr_ms, flip_deg)
     blood_t1 = _BLOOD_T1_MS * (b0_t / 3.0) ** _BLOOD_T1_POWER
     blood = spoiled_signal(_BLOOD_DENSITY, blood_t1, tr_ms, flip_deg)
     scale = BRAIN_SIGNAL / jnp.mean(signal[:2])
@@ -116,17 +127,7 @@ def draw_blood(key: jax.Array, b0_t: jax.Array, signal: jax.Array) -> Blood:
     return Blood(blood_susceptibility(cells, oxygen), blood_r2_star(cells, oxygen, b0_t), signal)
 
 
-NUCLEI = (
-    Channel.CAUDATE,
-    Channel.PUTAMEN,
-    Channel.PALLIDUM,
-    Channel.THALAMUS,
-    Channel.RED_NUCLEUS,
-    Channel.SUBSTANTIA_NIGRA,
-    Channel.DENTATE,
-)
 IRON_RICH = tuple(n for n in NUCLEI if n not in (Channel.CAUDATE, Channel.THALAMUS))
-CHI_AIR = 9.4  # ppm against tissue
 ARTERIAL_CORE = 0.7  # of the vessel prior
 TEXTURE_VOXELS = 3.0  # pack voxels from one point of the texture's lattice to the next
 
@@ -215,12 +216,7 @@ def draw_tissue(
 ) -> TissueValues:
     """A subject's values; R2* grows in proportion to the field, white-matter lesions with age."""
     keys = jax.random.split(key, 11)
-
-    def vary(k: jax.Array, values: np.ndarray | jax.Array, spread: np.ndarray | float) -> jax.Array:
-        draw = jnp.clip(jax.random.normal(k, values.shape), -2.0, 2.0)
-        return jnp.asarray(values, jnp.float32) * (1.0 + jnp.asarray(spread, jnp.float32) * draw)
-
-    iron = vary(keys[0], iron_mg(age), _IRON_SPREAD)
+    iron = _vary(keys[0], iron_mg(age), _IRON_SPREAD)
     shape = (*texture_shape(anatomy), 3)
     fine = smooth_noise(keys[1], shape, sigma=0.6)
     coarse = smooth_noise(keys[2], shape, sigma=3.0)
@@ -229,44 +225,32 @@ def draw_tissue(
     void = jax.random.uniform(keys[4]) < tier.artery_void
     bright = jax.random.uniform(keys[5])
     artery = jnp.where(void, 0.4 * bright, 1.0 + 0.4 * bright)
+    chi = _vary(keys[6], _CHI_PPM, _CHI_SPREAD)
+    r2_star = _vary(keys[7], _R2_STAR, _R2_SPREAD)
+    all_r2_star = _vary(keys[10], np.ones(1), _R2_SPREAD_ALL)
+    r2_star = jnp.concatenate([r2_star, _R2_STAR_OF_IRON[0] + _R2_STAR_OF_IRON[1] * iron])
     return TissueValues(
-        jnp.concatenate([vary(keys[6], _CHI_PPM, _CHI_SPREAD), _CHI_OF_IRON[0] + _CHI_OF_IRON[1] * iron]),
-        jnp.concatenate(
-            [vary(keys[7], _R2_STAR, _R2_SPREAD), _R2_STAR_OF_IRON[0] + _R2_STAR_OF_IRON[1] * iron]
-        )
-        * vary(keys[10], np.ones(1), _R2_SPREAD_ALL)
-        * (b0_t / 3.0),
-        draw_contrast(keys[8], tr_ms, flip_deg, b0_t),
-        atrophy,
-        0.85 - 0.65 * load,
-        texture,
-        artery,
-        *_draw_siderosis(keys[9], anatomy, tier),
+        chi_ppm=jnp.concatenate([chi, _CHI_OF_IRON[0] + _CHI_OF_IRON[1] * iron]),
+        r2_star=r2_star * all_r2_star * (b0_t / 3.0),
+        contrast=draw_contrast(keys[8], tr_ms, flip_deg, b0_t),
+        atrophy=atrophy,
+        hyperintensity=0.85 - 0.65 * load,
+        texture=texture,
+        artery_signal=artery,
+        **_draw_siderosis(keys[9], anatomy, tier),
     )
 
 
-def _draw_siderosis(key: jax.Array, anatomy: PackedAnatomy, tier: Tier) -> tuple[jax.Array, jax.Array]:
-    """Center and radius (4,) of a focus of superficial siderosis over the convexity, and its chi in ppm."""
-    k_is, k_place, k_radius, k_chi = jax.random.split(key, 4)
+def _draw_siderosis(key: jax.Array, anatomy: PackedAnatomy, tier: Tier) -> dict[str, jax.Array]:
+    """The two fields of `TissueValues`: a focus of superficial siderosis over the convexity."""
+    k_present, k_place, k_radius, k_chi = jax.random.split(key, 4)
     direction = jax.random.normal(k_place, (3,)) * jnp.array([1.0, 1.0, 0.5]) + jnp.array([0.0, 0.0, 0.7])
     direction = direction / jnp.linalg.norm(direction)
     center = anatomy.center_mm + direction * jnp.array([60.0, 78.0, 58.0])
-    there = jax.random.uniform(k_is) < tier.siderosis
-    radius = jnp.where(there, jax.random.uniform(k_radius, minval=12.0, maxval=28.0), 0.0)
-    return jnp.append(center, radius), jax.random.uniform(k_chi, minval=0.3, maxval=0.9)
-
-
-def shrink_cortex(channels: jax.Array, atrophy: jax.Array) -> jax.Array:
-    """Fractions (P, 5) of gray, white, CSF, soft, air, with cortex beside CSF turned into CSF.
-
-    channels (P, bytes over 255). At full atrophy a cortex loses up to about a millimeter: sulci widen.
-    """
-    base = channels[:, : Channel.AIR + 1]
-    base = base / jnp.maximum(jnp.sum(base, axis=1, keepdims=True), 1e-3)
-    deep = jnp.sum(channels[:, jnp.array(NUCLEI)], axis=1)
-    near = channels[:, Extra.CSF_NEAR]
-    lost = base[:, Channel.GRAY_MATTER] * jnp.clip(1.6 * atrophy * near * (1.0 - deep), 0.0, 0.9)
-    return base.at[:, Channel.GRAY_MATTER].add(-lost).at[:, Channel.CSF].add(lost)
+    present = jax.random.uniform(k_present) < tier.siderosis
+    radius = jnp.where(present, jax.random.uniform(k_radius, minval=12.0, maxval=28.0), 0.0)
+    chi_ppm = jax.random.uniform(k_chi, minval=0.3, maxval=0.9)
+    return {"siderosis": jnp.append(center, radius), "siderosis_ppm": chi_ppm}
 
 
 def mix_tissue(
@@ -287,26 +271,28 @@ def mix_tissue(
     brain = 1.0 - soft - fractions[:, Channel.AIR]
     bone = soft * jnp.clip(1.0 - 2.5 * t1, 0.0, 1.0)  # dark in T1: skull
     expected_t1 = fractions[:, :3] @ jnp.array([0.62, 0.9, 0.25]) + 0.72 * covered[:, 0]
-    own = jnp.clip(t1 - expected_t1, -0.3, 0.3) * brain  # the head's own texture
+    deviation = jnp.clip(t1 - expected_t1, -0.3, 0.3) * brain  # the texture of the head itself
 
     threshold = values.hyperintensity + texture[:, 2]
     hyper = jnp.clip((channels[:, Channel.LESION_PRIOR] - threshold) / 0.1, 0.0, 1.0)
     hyper = hyper * fractions[:, Channel.WHITE_MATTER]
-    chi = fractions @ values.chi_ppm + brain * (texture[:, 0] + 0.02 * own) + 0.025 * hyper - 1.0 * bone
+    chi = fractions @ values.chi_ppm + brain * (texture[:, 0] + 0.02 * deviation) + 0.025 * hyper - 1.0 * bone
     r2_star = fractions @ values.r2_star + 60.0 * bone - 5.0 * hyper
     signal = fractions @ values.contrast.signal + 0.85 * jnp.clip(t1, 0.0, 1.0) * soft
-    # the T1 image's own deviations are those of T1; lesions have more water and a T1 longer by 40 %
+    # The deviations of the T1 image are those of T1; lesions have more water and a T1 that is 40 % longer.
     short = values.contrast.t1_weighting
-    signal = signal * (1.0 + brain * (texture[:, 1] + 0.3 * short * own) + (0.12 - 0.34 * short) * hyper)
+    signal = signal * (
+        1.0 + brain * (texture[:, 1] + 0.3 * short * deviation) + (0.12 - 0.34 * short) * hyper
+    )
 
     stain = siderotic * channels[:, Extra.PIAL] * brain
     chi = chi + values.siderosis_ppm * stain
     r2_star = r2_star + 60.0 * stain
 
-    # The vessel prior holds the dural sinuses behind and above, the circle of Willis below and before.
+    # The vessel prior holds the dural sinuses behind and above, the circle of Willis below and in front.
     prior, venous = channels[:, Channel.VESSEL_PRIOR], channels[:, Extra.VENOUS]
     sinus = jnp.clip((prior - 0.3) / 0.4, 0.0, 1.0) * venous
-    # the prior is a mean of many people: its core alone has the width of an artery
+    # The prior is a mean over many people: only its core is as narrow as an artery.
     artery = jnp.clip((prior - ARTERIAL_CORE) / 0.2, 0.0, 1.0) * (1.0 - venous)
     signal = signal * (1.0 + (values.artery_signal - 1.0) * artery)
     return jnp.stack([chi, r2_star, signal, sinus], axis=1)
@@ -335,6 +321,8 @@ def _labels(
 
 def head_volume(anatomy: PackedAnatomy, values: TissueValues) -> HeadVolume:
     """A subject's tissues on the pack's grid, plane by plane to stay in the cache."""
+    # Mixed once per subject on the pack's grid: four numbers per voxel are then interpolated to the image
+    # instead of fifteen fractions, which is what most of a simulation's time went to.
     shape = anatomy.words.shape[:3]
     wx, wy, wz = (
         cubic_weights(jnp.arange(n) / TEXTURE_VOXELS, m)
@@ -358,3 +346,41 @@ def head_volume(anatomy: PackedAnatomy, values: TissueValues) -> HeadVolume:
     parts = (anatomy.words, wx, jnp.arange(shape[0], dtype=jnp.float32))
     mixed, code, mimic = jax.lax.map(plane, parts)
     return HeadVolume(mixed.reshape(*shape, 4), code.reshape(shape), mimic.reshape(shape))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TissueMaps:
+    """(X, Y, Z) on the simulation grid."""
+
+    chi_ppm: jax.Array  # against soft tissue: air is +9.4
+    r2_star: jax.Array  # 1/s
+    signal: jax.Array  # without relaxation
+    sinus: jax.Array  # fraction of the venous blood of sinuses
+
+
+def tissue_maps(anatomy: PackedAnatomy, volume: HeadVolume, pose: Pose, grid: Grid) -> TissueMaps:
+    """The subject's tissue on the simulation grid, linear between the pack's voxels."""
+
+    def sample(points: jax.Array) -> jax.Array:
+        return linear_at(volume.values, voxel_index(anatomy, points))
+
+    values = for_each_plane(pose, grid, sample).reshape(*grid.shape, 4)
+    return TissueMaps(*(values[..., c] for c in range(4)))
+
+
+def label_maps(
+    anatomy: PackedAnatomy, volume: HeadVolume, pose: Pose, grid: Grid
+) -> tuple[jax.Array, jax.Array]:
+    """Region codes and the mimics that tissue makes on the acquired grid, uint8 (X, Y, Z) each; nearest."""
+    nx, ny, nz = volume.code.shape
+    both = volume.code.astype(jnp.uint16) + (volume.mimic.astype(jnp.uint16) << 8)
+    rows = both.reshape(-1)
+
+    def sample(points: jax.Array) -> jax.Array:
+        index = jnp.round(voxel_index(anatomy, points)).astype(jnp.int32)
+        index = jnp.clip(index, 0, jnp.array([nx - 1, ny - 1, nz - 1]))
+        return rows[(index[:, 0] * ny + index[:, 1]) * nz + index[:, 2]]
+
+    labels = for_each_plane(pose, grid, sample).reshape(grid.shape)
+    return (labels & 0xFF).astype(jnp.uint8), (labels >> 8).astype(jnp.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,10 +20,10 @@ READER_MM = (2.0, 10.0)
 
 
 class MimicKind(enum.IntEnum):
-    """What a voxel that is no counted microbleed may be mistaken for.
+    """What could be mistaken for a microbleed.
 
-    Codes are stored in label images: new kinds are added at the end. Where two meet, the higher code is kept,
-    except that the two artifacts and the ignored microbleeds give way to all others.
+    Codes are stored in label images: new kinds are added at the end. Where two overlap, the higher code is
+    kept, but the two artifacts and the ignored microbleeds give way to all others.
     """
 
     NONE = 0
@@ -43,7 +43,7 @@ class MimicKind(enum.IntEnum):
     SUPERFICIAL_SIDEROSIS = 14
     MOTION_GHOST = 15
     GIBBS_RINGING = 16
-    IGNORED_MICROBLEED = 17  # simulated, but no reader would see it for sure: neither truth nor negative
+    IGNORED_MICROBLEED = 17  # simulated, but readers may miss it: neither truth nor negative
 
 
 CALCIFICATIONS: tuple[MimicKind, ...] = tuple(kind for kind in MimicKind if kind.name.startswith("CALC"))
@@ -65,6 +65,32 @@ class LesionRow(NamedTuple):
     side: str
     zone: str
     cnr: float
+
+
+def place_names(region: int, side: int, zone: int) -> tuple[str, str, str]:
+    """Names in the truth table of a region, a side and a zone."""
+    return Region(region).name.lower(), Side(side).name.lower(), Zone(zone).name.lower()
+
+
+def truth_rows(
+    ids: np.ndarray,
+    kind: np.ndarray,
+    center_mm: np.ndarray,
+    diameter_mm: np.ndarray,
+    apparent_mm: np.ndarray,
+    chi_ppm: np.ndarray,
+    cnr: np.ndarray,
+    places: Iterable[tuple[str, str, str]],
+) -> list[LesionRow]:
+    """Lines of the truth table of N lesions; center_mm (N, 3), places of `place_names`."""
+    columns = (ids, kind, *center_mm.T, diameter_mm, apparent_mm, chi_ppm, cnr)
+    rows = []
+    for number, code, x, y, z, diameter, apparent, chi, contrast, (region, side, zone) in zip(
+        *(column.tolist() for column in columns), places, strict=True
+    ):
+        name = "cmb" if code == CMB_KIND else MimicKind(code).name.lower()
+        rows.append(LesionRow(number, name, x, y, z, diameter, apparent, chi, region, side, zone, contrast))
+    return rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +122,7 @@ class LesionTable:
 
     @property
     def is_ignored(self) -> np.ndarray:
-        """(N,) bool: a microbleed that no reader would see for sure, neither truth nor negative."""
+        """(N,) bool: a microbleed that readers may miss, neither truth nor negative."""
         return self.kind == MimicKind.IGNORED_MICROBLEED
 
     @property
@@ -104,51 +130,11 @@ class LesionTable:
         """(N,) bool: a calcification or a cavernoma."""
         return ~(self.is_cmb | self.is_ignored)
 
-    def rows(self) -> Iterator[LesionRow]:
+    def rows(self) -> list[LesionRow]:
         """The table by line, codes as lower-case names."""
-        for i in range(len(self)):
-            kind = int(self.kind[i])
-            x, y, z = (float(v) for v in self.center_mm[i])
-            yield LesionRow(
-                id=int(self.id[i]),
-                kind="cmb" if kind == CMB_KIND else MimicKind(kind).name.lower(),
-                x_mm=x,
-                y_mm=y,
-                z_mm=z,
-                diameter_mm=float(self.diameter_mm[i]),
-                apparent_diameter_mm=float(self.apparent_diameter_mm[i]),
-                chi_ppm=float(self.chi_ppm[i]),
-                region=Region(int(self.region[i])).name.lower(),
-                side=Side(int(self.side[i])).name.lower(),
-                zone=Zone(int(self.zone[i])).name.lower(),
-                cnr=float(self.cnr[i]),
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SubjectSettings:
-    """How one subject is simulated. None: as the protocol or the tier says."""
-
-    protocol: str = "iso05"
-    """Name in `cmb_jax.phantom.PROTOCOLS`."""
-    tier: str = "easy"
-    """Name in `cmb_jax.phantom.TIERS`: how faint the microbleeds, how many the mimics, how good the scan."""
-    mean_cmbs: float | None = None
-    """Mean number of microbleeds; None: as in patients, a quarter with none and a heavy tail up to 60."""
-    simulation_spacing_mm: float = 0.6
-    """In-plane voxel edge of the grid on which the field is computed; 1.25 times as much along the slices."""
-    te_ms: tuple[float, float] | None = None
-    """Range of the echo time in ms."""
-    b0_t: float | None = None
-    """Field strength in T."""
-    snr: tuple[float, float] | None = None
-    """Range of the mean brain signal over the noise of one channel."""
-    variety: float = 0.0
-    """How much wider than the protocol's every range of its scanner is, as a share at either end."""
-    diameters_mm: tuple[float, float] | None = None
-    """Smallest and largest true diameter of a microbleed in mm."""
-    gap_mm: float = 1.0
-    """Least distance in mm between the apparent borders of two lesions; negative lets them overlap."""
+        places = map(place_names, self.region.tolist(), self.side.tolist(), self.zone.tolist())
+        sizes = (self.diameter_mm, self.apparent_diameter_mm, self.chi_ppm, self.cnr)
+        return truth_rows(self.id, self.kind, self.center_mm, *sizes, places)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The vessels of a subject: medullary, pial and deep veins, arteries. Sinuses come with the anatomy pack.
 
-They are grown as smooth random walks that taper and branch, with static shapes.
+Small veins are grown as smooth random walks that taper and branch. The large vessels of the base and of the
+midline follow courses that are known. All shapes are static: slots that a subject has no use for stay empty.
 """
 
 from __future__ import annotations
@@ -14,10 +15,19 @@ import numpy as np
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import Region
 from cmb_jax.phantom.geometry import Grid
-from cmb_jax.phantom.head import HeadMaps, blur, draw_voxels, gradient, in_regions, interpolate
-from cmb_jax.phantom.packed import Extra, PackedAnatomy, of_mni
-from cmb_jax.phantom.pose import Pose, from_pack
-from cmb_jax.phantom.tiers import Tier
+from cmb_jax.phantom.head import (
+    Extra,
+    HeadMaps,
+    blur,
+    draw_voxels,
+    from_pack,
+    gradient,
+    in_regions,
+    interpolate,
+    of_mni,
+)
+from cmb_jax.phantom.lesions import join
+from cmb_jax.phantom.settings import Tier
 from cmb_jax.phantom.types import MimicKind
 
 STEP_MM = 0.5
@@ -25,6 +35,10 @@ SHORTEST_MM = 10.0  # from a walk's root to its farthest point: a shorter one is
 MURRAY = 2.0 ** (-1.0 / 3.0)  # radius of a daughter over its mother's, two equal daughters (Murray 1926)
 SYMMETRIC = np.array([[0, 1, 2], [1, 3, 4], [2, 4, 5]])  # a matrix from its upper triangle, row by row
 TAPER = 0.55  # of the radius is lost from a walk's root to its tip
+# Radius of the widest vein but for the trunks of pial veins; their branches have 0.79 of theirs.
+MAX_THIN_MM = 0.7
+MAX_RADIUS_MM = 1.4
+END_ON_RAD = 0.35  # a vein is end-on if it keeps within 20 degrees of the third axis of the image
 
 
 @jax.tree_util.register_dataclass
@@ -60,6 +74,7 @@ class Terrain:
     pull: jax.Array  # (X, Y, Z, 3) added to the heading at every step
     across: jax.Array  # (X, Y, Z, 6) symmetric matrix: at every step the heading loses this times itself
     room: jax.Array  # (X, Y, Z) above 0.5 where a walk may be
+    grid: Grid = dataclasses.field(metadata={"static": True})
 
 
 def unit(vectors: jax.Array) -> jax.Array:
@@ -77,29 +92,29 @@ def grow(
     terrain: Terrain,
     *,
     wander: float,
-    grid: Grid,
     steps: int,
 ) -> Walks:
     """Walks from `start_mm` (W, 3) along `heading` (W, 3) while there is room.
 
     radius_mm (W,) at the root; it falls linearly by `TAPER` over `steps_wanted` (W,), at which a walk ends.
-    used (W,): the others stay empty. wander: how much the heading turns at random, a step.
+    used (W,): the others stay empty. wander: how much the heading turns at random per step.
     """
     k_noise, k_first = jax.random.split(key)
     ground = jnp.concatenate([terrain.pull, terrain.across, terrain.room[..., None]], axis=-1)
 
+    # A walk is smooth because its turning, `drift`, is itself a random walk that forgets (0.85 per step).
     def step(state: tuple[jax.Array, ...], k: jax.Array):
         point, heading, drift, alive, here = state
         drift = 0.85 * drift + wander * jax.random.normal(k, point.shape)
         held = jnp.einsum("wab,wb->wa", here[:, 3 + SYMMETRIC], heading)
         heading = unit(heading + here[:, :3] - held + drift)
         point = point + STEP_MM * heading
-        here = interpolate(ground, grid, point)
+        here = interpolate(ground, terrain.grid, point)
         alive = alive & (here[:, -1] > 0.5)
         return (point, heading, drift, alive, here), (point, heading, alive)
 
     drift = wander * jax.random.normal(k_first, start_mm.shape)
-    first = (start_mm, unit(heading), drift, used, interpolate(ground, grid, start_mm))
+    first = (start_mm, unit(heading), drift, used, interpolate(ground, terrain.grid, start_mm))
     _, (points, headings, alive) = jax.lax.scan(step, first, jax.random.split(k_noise, steps))
     at = jnp.arange(steps)
     alive = jnp.swapaxes(alive, 0, 1) & (at < steps_wanted[:, None])
@@ -125,7 +140,6 @@ def branch(
     count: int,
     angle_rad: tuple[float, float],
     wander: float,
-    grid: Grid,
     steps: int,
 ) -> Walks:
     """`count` walks that leave the mothers in turn, each somewhere in the middle of its mother's course.
@@ -150,13 +164,12 @@ def branch(
             mothers.alive[mother, at] & (length > 6),
             terrain,
             wander=wander,
-            grid=grid,
             steps=steps,
         )
     )
 
 
-def as_vessels(
+def _as_vessels(
     walks: Walks, chi_ppm: jax.Array, signal: jax.Array, kind: int, *, towards_root: bool
 ) -> Vessels:
     """All points of walks; chi_ppm and signal are (W,). Veins carry blood towards their root."""
@@ -173,11 +186,6 @@ def as_vessels(
     )
 
 
-def concatenate(parts: tuple[Vessels, ...]) -> Vessels:
-    """All vessels in one."""
-    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
-
-
 MEDULLARY_ROOTS, MEDULLARY_STEPS = 340, 84
 MEDULLARY_BRANCHES, MEDULLARY_BRANCH_STEPS = 340, 44
 PIAL_ROOTS, PIAL_STEPS = 260, 130
@@ -187,34 +195,6 @@ CROSSING_ROOTS, CROSSING_STEPS = 200, 80
 MEDULLARY_RADII_MM = (0.15, 0.38)  # where a vein is widest, before the tier's factor
 PIAL_RADII_MM = (0.35, 0.88)
 CROSSING_RADII_MM = (0.25, 0.65)
-# Radius of the widest vein but for the trunks of pial veins; their branches have 0.79 of theirs.
-MAX_THIN_MM = 0.7
-MAX_RADIUS_MM = 1.4
-END_ON_RAD = 0.35  # a vein is end-on if it keeps within 20 degrees of the third axis of the image
-
-_Course = tuple[tuple[float, float, float], ...]
-
-# Courses in MNI mm, right side, with the radius in mm at the end nearer to the heart. Veins run as listed,
-# towards the great vein; arteries as listed, away from the heart. After standard atlases of neuroanatomy.
-_DEEP_VEINS: tuple[tuple[_Course, float], ...] = (
-    (((2.5, 2, 9), (2.5, -10, 14), (2.5, -25, 13), (2, -36, 9), (0.5, -43, 10)), 0.9),  # internal cerebral
-    (((24, -30, 18), (19, -16, 22), (12, -2, 18), (4, 2, 11), (2.5, 2, 9)), 0.6),  # thalamostriate
-    (((9, 27, 12), (4, 16, 11), (2.5, 2, 9)), 0.5),  # anterior septal
-    (
-        ((10, -6, -14), (17, -20, -10), (14, -34, 0), (3, -41, 7), (0.5, -43, 10)),
-        0.8,
-    ),  # basal vein of Rosenthal
-    (((0.5, -43, 10), (0.5, -50, 14)), 1.1),  # great vein of Galen
-)
-_ARTERIES: tuple[tuple[_Course, float], ...] = (
-    (((0, -20, -44), (0.5, -17, -32), (0, -14, -20)), 1.3),  # basilar
-    (((2, -14, -18), (12, -18, -15), (20, -28, -10), (20, -44, -4), (14, -62, 0)), 0.9),  # posterior cerebral
-    (((10, 2, -16), (22, 2, -15), (34, 4, -14), (40, 2, -6), (41, -10, 4), (42, -24, 12)), 1.1),  # middle
-    (((8, 4, -14), (2.5, 16, -12), (2.5, 32, -4), (2.5, 38, 10), (2.5, 28, 24)), 0.9),  # anterior cerebral
-    (((40, 2, -6), (44, 14, 0), (47, 24, 8)), 0.7),  # anterior branch of the middle cerebral
-    (((40, 0, -6), (46, -14, -4), (50, -30, 0)), 0.7),  # temporal branch
-)
-_LONGEST_COURSE = 220  # steps
 
 
 def _sheet(depth: jax.Array) -> jax.Array:
@@ -233,7 +213,22 @@ def _squares(vectors: jax.Array) -> jax.Array:
     return vectors[..., row] * vectors[..., column]
 
 
-def _medullary(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array, tier: Tier) -> Vessels:
+def _draw_sizes(
+    keys: jax.Array, radii_mm: tuple[float, float], roots: int, steps: int, tier: Tier
+) -> tuple[jax.Array, jax.Array]:
+    """Radius at the root in mm, log-uniform, and length in steps of (roots,) walks; two keys."""
+    k_radius, k_length = keys
+    low, high = np.log(radii_mm)
+    radius = jnp.exp(jax.random.uniform(k_radius, (roots,), minval=low, maxval=high)) * tier.vein_radius
+    return radius, jax.random.randint(k_length, (roots,), steps // 3, steps + 1)
+
+
+def _used(roots: int, share: jax.Array | float, weight: jax.Array) -> jax.Array:
+    """(roots,) bool: the first `share` of the slots, none where no place has any weight."""
+    return (jnp.arange(roots) < share * roots) & (jnp.sum(weight) > 0)
+
+
+def _medullary(key: jax.Array, head: HeadMaps, chi_blood: jax.Array, tier: Tier) -> Vessels:
     """From the walls of the lateral ventricles, where they end in larger veins, through the white matter."""
     keys = jax.random.split(key, 8)
     lateral = (head.region == Region.VENTRICLE) & (jnp.abs(head.mni_mm[..., 0]) > 4)
@@ -244,32 +239,27 @@ def _medullary(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array,
     upper = (head.mni_mm[..., 2] > 0) & ~below
     weight = (near * (1 - near)) ** 2 * white * upper
     outward = unit(gradient(-jnp.log(far + 1e-5)))
-    start = draw_voxels(keys[0], weight, grid, MEDULLARY_ROOTS)
-    heading = unit(interpolate(outward, grid, start))
+    start = draw_voxels(keys[0], weight, head.grid, MEDULLARY_ROOTS)
+    heading = unit(interpolate(outward, head.grid, start))
     start = start - 1.5 * heading  # at the wall, or just within
     nuclei = in_regions(head.region, Region.THALAMUS, Region.BASAL_GANGLIA)
     room = blur(((white + near > 0.5) & ~below & ~nuclei).astype(jnp.float32), 0.7) * 1.4
     across = 0.08 * (jnp.eye(3)[np.triu_indices(3)] - _squares(outward))
-    terrain = Terrain(0.02 * outward, across, room)
-    radius = _log_uniform(keys[1], MEDULLARY_ROOTS, *MEDULLARY_RADII_MM) * tier.vein_radius
-    length = jax.random.randint(keys[2], (MEDULLARY_ROOTS,), MEDULLARY_STEPS // 3, MEDULLARY_STEPS + 1)
+    terrain = Terrain(0.02 * outward, across, room, head.grid)
+    radius, length = _draw_sizes(keys[1:3], MEDULLARY_RADII_MM, MEDULLARY_ROOTS, MEDULLARY_STEPS, tier)
     share = tier.vein_density * jax.random.uniform(keys[3], minval=0.5)
-    used = (jnp.arange(MEDULLARY_ROOTS) < share * MEDULLARY_ROOTS) & (jnp.sum(weight) > 0)
-    mothers = grow(
-        keys[4], start, heading, radius, length, used, terrain,
-        wander=0.008, grid=grid, steps=MEDULLARY_STEPS,
-    )  # fmt: skip
-    mothers = long_enough(mothers)
+    used = _used(MEDULLARY_ROOTS, share, weight)
+    mothers = long_enough(
+        grow(keys[4], start, heading, radius, length, used, terrain, wander=0.008, steps=MEDULLARY_STEPS)
+    )
     daughters = branch(
         keys[5], mothers, terrain, count=MEDULLARY_BRANCHES, angle_rad=(0.3, 0.7),
-        wander=0.01, grid=grid, steps=MEDULLARY_BRANCH_STEPS,
+        wander=0.01, steps=MEDULLARY_BRANCH_STEPS,
     )  # fmt: skip
     return _venous(keys[6], (mothers, daughters), chi_blood, MimicKind.MEDULLARY_VEIN)
 
 
-def _pial(
-    key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array, tier: Tier
-) -> tuple[Vessels, Vessels]:
+def _pial(key: jax.Array, head: HeadMaps, chi_blood: jax.Array, tier: Tier) -> tuple[Vessels, Vessels]:
     """Branches and trunks of the veins in the sulci and over the brain's surface.
 
     A trunk is rooted where the surface meets the dura, mostly near a sinus, and runs into the sulci.
@@ -285,32 +275,29 @@ def _pial(
     sinus = blur(prior * head.channels[..., Extra.VENOUS], 8.0)
     surface = fluid * blur(beyond, 1.0) * blur(head.channels[..., Channel.GRAY_MATTER], 1.0)
     weight = surface * (0.3 + sinus / jnp.maximum(jnp.max(sinus), 1e-6))
-    start = draw_voxels(keys[0], weight, grid, PIAL_ROOTS)
+    start = draw_voxels(keys[0], weight, head.grid, PIAL_ROOTS)
     # Sulci draw the walks in, not the surface that lies against the dura. Off the axis of a sulcus a walk is
     # bent back; what it has of a heading across is lost at once.
     inner = blur(fold * jnp.clip(1.0 - 4.0 * blur(beyond, 1.5), 0.0, 1.0), 1.0)
     sheet = _sheet(inner)
-    terrain = Terrain(gradient(inner) * 0.8, 0.5 * sheet, blur(fold, 1.0) * 1.7)
-    inward = interpolate(-gradient(blur(beyond, 3.0)), grid, start)
+    terrain = Terrain(gradient(inner) * 0.8, 0.5 * sheet, blur(fold, 1.0) * 1.7, head.grid)
+    inward = interpolate(-gradient(blur(beyond, 3.0)), head.grid, start)
     heading = unit(inward) + 0.5 * jax.random.normal(keys[5], start.shape)
-    normal = interpolate(sheet, grid, start)[:, SYMMETRIC]
+    normal = interpolate(sheet, head.grid, start)[:, SYMMETRIC]
     heading = heading - jnp.einsum("wab,wb->wa", normal, heading)
-    radius = _log_uniform(keys[1], PIAL_ROOTS, *PIAL_RADII_MM) * tier.vein_radius
-    length = jax.random.randint(keys[2], (PIAL_ROOTS,), PIAL_STEPS // 3, PIAL_STEPS + 1)
+    radius, length = _draw_sizes(keys[1:3], PIAL_RADII_MM, PIAL_ROOTS, PIAL_STEPS, tier)
     share = tier.vein_density * jax.random.uniform(keys[3], minval=0.5)
-    used = (jnp.arange(PIAL_ROOTS) < share * PIAL_ROOTS) & (jnp.sum(weight) > 0)
-    trunks = grow(
-        keys[4], start, heading, radius, length, used, terrain,
-        wander=0.012, grid=grid, steps=PIAL_STEPS,
-    )  # fmt: skip
-    trunks = long_enough(trunks)
+    used = _used(PIAL_ROOTS, share, weight)
+    trunks = long_enough(
+        grow(keys[4], start, heading, radius, length, used, terrain, wander=0.012, steps=PIAL_STEPS)
+    )
     branches = branch(
         keys[6], trunks, terrain, count=PIAL_BRANCHES, angle_rad=(0.5, 1.2),
-        wander=0.012, grid=grid, steps=PIAL_BRANCH_STEPS,
+        wander=0.012, steps=PIAL_BRANCH_STEPS,
     )  # fmt: skip
     twigs = branch(
         keys[7], branches, terrain, count=PIAL_TWIGS, angle_rad=(0.5, 1.2),
-        wander=0.012, grid=grid, steps=PIAL_TWIG_STEPS,
+        wander=0.012, steps=PIAL_TWIG_STEPS,
     )  # fmt: skip
     return (
         _venous(keys[8], (branches, twigs), chi_blood, MimicKind.PIAL_VEIN),
@@ -318,7 +305,7 @@ def _pial(
     )
 
 
-def _crossing(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array, tier: Tier) -> Vessels:
+def _crossing(key: jax.Array, head: HeadMaps, chi_blood: jax.Array, tier: Tier) -> Vessels:
     """Straight veins from the surface through the brain, at every angle to the slices.
 
     Superficial medullary and transcerebral veins; `tier.end_on` of them run within `END_ON_RAD` of the
@@ -331,7 +318,8 @@ def _crossing(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array, 
     sulcal = blur(in_regions(head.region, Region.SULCAL_CSF) * head.channels[..., Channel.CSF], 1.0)
     cerebrum = in_regions(head.region, Region.FRONTAL, Region.PARIETAL, Region.TEMPORAL, Region.OCCIPITAL)
     weight = sulcal * filled * cerebrum
-    start = draw_voxels(keys[0], weight, grid, CROSSING_ROOTS)
+    start = draw_voxels(keys[0], weight, head.grid, CROSSING_ROOTS)
+    # A direction is uniform on the sphere when its cosine to the normal is uniform.
     z = jax.random.uniform(keys[1], (CROSSING_ROOTS,), minval=-1.0)
     steep = jax.random.uniform(keys[2], (CROSSING_ROOTS,)) < tier.end_on
     limit = np.cos(END_ON_RAD)
@@ -339,23 +327,18 @@ def _crossing(key: jax.Array, head: HeadMaps, grid: Grid, chi_blood: jax.Array, 
     turn = jax.random.uniform(keys[3], (CROSSING_ROOTS,), maxval=2 * np.pi)
     flat = jnp.sqrt(1 - z**2)
     heading = jnp.stack([flat * jnp.cos(turn), flat * jnp.sin(turn), z], axis=1)
-    inward = jnp.sum(interpolate(gradient(blur(solid, 2.0)), grid, start) * heading, axis=1, keepdims=True)
+    depth = gradient(blur(solid, 2.0))
+    inward = jnp.sum(interpolate(depth, head.grid, start) * heading, axis=1, keepdims=True)
     heading = jnp.where(inward < 0, -heading, heading)
-    terrain = Terrain(
-        jnp.zeros((*grid.shape, 3)), jnp.zeros((*grid.shape, 6)), jnp.minimum(filled * 1.4, 1.0)
+    shape = head.grid.shape
+    room = jnp.minimum(filled * 1.4, 1.0)
+    terrain = Terrain(jnp.zeros((*shape, 3)), jnp.zeros((*shape, 6)), room, head.grid)
+    radius, length = _draw_sizes(keys[4:6], CROSSING_RADII_MM, CROSSING_ROOTS, CROSSING_STEPS, tier)
+    used = _used(CROSSING_ROOTS, tier.crossing_veins, weight)
+    walks = long_enough(
+        grow(keys[6], start, heading, radius, length, used, terrain, wander=0.003, steps=CROSSING_STEPS)
     )
-    radius = _log_uniform(keys[4], CROSSING_ROOTS, *CROSSING_RADII_MM) * tier.vein_radius
-    length = jax.random.randint(keys[5], (CROSSING_ROOTS,), CROSSING_STEPS // 3, CROSSING_STEPS + 1)
-    used = (jnp.arange(CROSSING_ROOTS) < tier.crossing_veins * CROSSING_ROOTS) & (jnp.sum(weight) > 0)
-    walks = grow(
-        keys[6], start, heading, radius, length, used, terrain,
-        wander=0.003, grid=grid, steps=CROSSING_STEPS,
-    )  # fmt: skip
-    return _venous(keys[7], (long_enough(walks),), chi_blood, MimicKind.MEDULLARY_VEIN)
-
-
-def _log_uniform(key: jax.Array, count: int, low: float, high: float) -> jax.Array:
-    return jnp.exp(jax.random.uniform(key, (count,), minval=np.log(low), maxval=np.log(high)))
+    return _venous(keys[7], (walks,), chi_blood, MimicKind.MEDULLARY_VEIN)
 
 
 def _venous(key: jax.Array, generations: tuple[Walks, ...], chi_blood: jax.Array, kind: int) -> Vessels:
@@ -364,8 +347,30 @@ def _venous(key: jax.Array, generations: tuple[Walks, ...], chi_blood: jax.Array
     for walks, k in zip(generations, jax.random.split(key, len(generations)), strict=True):
         count = walks.alive.shape[0]
         chi = chi_blood * jax.random.uniform(k, (count,), minval=0.8, maxval=1.2)
-        parts.append(as_vessels(walks, chi, jnp.full((count,), 0.95), kind, towards_root=True))
-    return concatenate(tuple(parts))
+        parts.append(_as_vessels(walks, chi, jnp.full((count,), 0.95), kind, towards_root=True))
+    return join(*parts)
+
+
+_Course = tuple[tuple[float, float, float], ...]
+
+# Courses in MNI mm, right side, with the radius in mm at the end nearer to the heart. Veins run as listed,
+# towards the great vein; arteries as listed, away from the heart. After standard atlases of neuroanatomy.
+_DEEP_VEINS: tuple[tuple[_Course, float], ...] = (
+    (((2.5, 2, 9), (2.5, -10, 14), (2.5, -25, 13), (2, -36, 9), (0.5, -43, 10)), 0.9),  # internal cerebral
+    (((24, -30, 18), (19, -16, 22), (12, -2, 18), (4, 2, 11), (2.5, 2, 9)), 0.6),  # thalamostriate
+    (((9, 27, 12), (4, 16, 11), (2.5, 2, 9)), 0.5),  # anterior septal
+    (((10, -6, -14), (17, -20, -10), (14, -34, 0), (3, -41, 7), (0.5, -43, 10)), 0.8),  # basal (Rosenthal)
+    (((0.5, -43, 10), (0.5, -50, 14)), 1.1),  # great vein of Galen
+)
+_ARTERIES: tuple[tuple[_Course, float], ...] = (
+    (((0, -20, -44), (0.5, -17, -32), (0, -14, -20)), 1.3),  # basilar
+    (((2, -14, -18), (12, -18, -15), (20, -28, -10), (20, -44, -4), (14, -62, 0)), 0.9),  # posterior cerebral
+    (((10, 2, -16), (22, 2, -15), (34, 4, -14), (40, 2, -6), (41, -10, 4), (42, -24, 12)), 1.1),  # middle
+    (((8, 4, -14), (2.5, 16, -12), (2.5, 32, -4), (2.5, 38, 10), (2.5, 28, 24)), 0.9),  # anterior cerebral
+    (((40, 2, -6), (44, 14, 0), (47, 24, 8)), 0.7),  # anterior branch of the middle cerebral
+    (((40, 0, -6), (46, -14, -4), (50, -30, 0)), 0.7),  # temporal branch
+)
+_LONGEST_COURSE = 220  # steps
 
 
 def _course_points(courses: tuple[tuple[_Course, float], ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -386,13 +391,7 @@ def _course_points(courses: tuple[tuple[_Course, float], ...]) -> tuple[np.ndarr
 
 
 def _along_courses(
-    key: jax.Array,
-    courses: tuple[tuple[_Course, float], ...],
-    anatomy: PackedAnatomy,
-    pose: Pose,
-    lattice: Grid,
-    *,
-    narrows: bool,
+    key: jax.Array, courses: tuple[tuple[_Course, float], ...], head: HeadMaps, *, narrows: bool
 ) -> Walks:
     """Known courses, bent a little but for their ends, where they meet.
 
@@ -406,7 +405,7 @@ def _along_courses(
     waves = np.stack([np.sin(np.pi * n * t) for n in (1, 2, 3, 5)]) * np.minimum(steps * STEP_MM / 40.0, 1.0)
     bend = jax.random.normal(k_bend, (count, 3, 4)) * jnp.array([1.2, 0.8, 0.6, 0.3])
     bent = jnp.asarray(lines) + jnp.einsum("cak,kct->cta", bend, jnp.asarray(waves, jnp.float32))
-    points = from_pack(pose, lattice, of_mni(anatomy, bent.reshape(-1, 3))).reshape(bent.shape)
+    points = from_pack(head.pose, of_mni(head.anatomy, bent.reshape(-1, 3))).reshape(bent.shape)
     ahead = unit(jnp.diff(points, axis=1, append=2 * points[:, -1:] - points[:, -2:-1]))
     along = jnp.cumsum(jnp.asarray(there), axis=1) / jnp.sum(jnp.asarray(there), axis=1, keepdims=True)
     shrink = 1.0 - 0.4 * (along if narrows else 1.0 - along)
@@ -414,43 +413,29 @@ def _along_courses(
     return Walks(points, ahead, jnp.minimum(size[:, None] * shrink, MAX_RADIUS_MM), jnp.asarray(there))
 
 
+def _uniform(walks: Walks, chi_ppm: jax.Array | float, signal: jax.Array | float, kind: int) -> Vessels:
+    """Vessels along whose courses blood runs as listed, all with the same blood."""
+    count = walks.alive.shape[0]
+    chi, bright = jnp.full((count,), chi_ppm), jnp.full((count,), signal)
+    return _as_vessels(walks, chi, bright, kind, towards_root=False)
+
+
 def draw_vessels(
-    key: jax.Array,
-    anatomy: PackedAnatomy,
-    pose: Pose,
-    head: HeadMaps,
-    chi_blood: jax.Array,
-    artery_signal: jax.Array,
-    tier: Tier,
-    *,
-    lattice: Grid,
-    grid: Grid,
+    key: jax.Array, head: HeadMaps, chi_blood: jax.Array, artery_signal: jax.Array, tier: Tier
 ) -> tuple[Vessels, Vessels]:
     """Thin veins (radius up to `MAX_THIN_MM` times the tier's factor) and all other vessels.
 
-    Every vein that is drawn reaches `walks.SHORTEST_MM` or farther from its root, and is rooted in a larger
-    one, at a ventricle's wall or on the brain's surface.
+    Every vein that is drawn reaches `SHORTEST_MM` or farther from its root, and is rooted in a larger one, at
+    a ventricle's wall or on the brain's surface.
 
     chi_blood (): ppm of the subject's venous blood; artery_signal (): of flowing arterial blood, over tissue.
     """
     k_medullary, k_pial, k_crossing, k_deep, k_artery = jax.random.split(key, 5)
-    medullary = _medullary(k_medullary, head, grid, chi_blood, tier)
-    twigs, trunks = _pial(k_pial, head, grid, chi_blood, tier)
-    crossing = _crossing(k_crossing, head, grid, chi_blood, tier)
-    deep = _along_courses(k_deep, _DEEP_VEINS, anatomy, pose, lattice, narrows=False)
-    arteries = _along_courses(k_artery, _ARTERIES, anatomy, pose, lattice, narrows=True)
-
-    def constant(walks: Walks, value: jax.Array | float) -> jax.Array:
-        return jnp.full((walks.alive.shape[0],), value)
-
-    deep_veins = as_vessels(
-        deep, constant(deep, chi_blood), constant(deep, 0.95), MimicKind.DEEP_VEIN, towards_root=False
-    )
-    arterial = as_vessels(
-        arteries,
-        constant(arteries, 0.0),
-        constant(arteries, artery_signal),
-        MimicKind.ARTERY,
-        towards_root=False,
-    )  # fmt: skip
-    return concatenate((medullary, crossing, twigs)), concatenate((trunks, deep_veins, arterial))
+    medullary = _medullary(k_medullary, head, chi_blood, tier)
+    twigs, trunks = _pial(k_pial, head, chi_blood, tier)
+    crossing = _crossing(k_crossing, head, chi_blood, tier)
+    veins = _along_courses(k_deep, _DEEP_VEINS, head, narrows=False)
+    arteries = _along_courses(k_artery, _ARTERIES, head, narrows=True)
+    deep = _uniform(veins, chi_blood, 0.95, MimicKind.DEEP_VEIN)
+    arterial = _uniform(arteries, 0.0, artery_signal, MimicKind.ARTERY)
+    return join(medullary, crossing, twigs), join(trunks, deep, arterial)

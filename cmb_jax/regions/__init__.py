@@ -1,1 +1,1 @@
-"""The region network whole: grid, samples, network, training, prediction of a region map."""
+"""The region network: grid, samples, network, prediction of a region map."""

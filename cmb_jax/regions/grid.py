@@ -1,4 +1,4 @@
-"""The fixed grid that the region network sees, and how a volume gets there and its labels come back.
+"""The fixed grid that the region network sees, and the resampling of a volume to it.
 
 The grid is (Z, Y, X) = (96, 112, 96) voxels of 2 mm, that is 192 x 224 x 192 mm: a whole adult head with room
 to spare. Its axes are the volume's own closest-RAS axes, so an oblique volume stays oblique and every

@@ -1,29 +1,30 @@
-"""Simulated subjects as material for the region network: a few seconds each, kept on disk.
+"""Simulated subjects that the region network is trained on: a few seconds each, kept on disk.
 
-They have the anatomies, tiers and seeds of CMB-Phantom's train split, and each the echo time, field strength
-and noise of its protocol. All share one protocol's voxels, larger than in the benchmark, and a field computed
-on coarse ones: the region grid shows nothing finer, and one compiled program makes them all.
+They have the anatomies, tiers and seeds of CMB-Phantom's train split, and the echo time, field strength and
+noise of their protocols. All have the voxels of one protocol and a field computed on a coarse grid: the
+region grid shows nothing finer, and one compiled program simulates them all.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
+from cmb_jax.anatomy.assets import load_pack
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.io.atomic import atomic_write_bytes
 from cmb_jax.io.outside import read_arrays, reading
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.benchmark import BenchmarkSplit
-from cmb_jax.phantom.protocols import PROTOCOLS
+from cmb_jax.phantom.settings import PROTOCOLS, SubjectSettings
 from cmb_jax.phantom.simulate import simulate_subject
-from cmb_jax.phantom.tree import CohortMember, PackLoader
-from cmb_jax.phantom.types import PhantomSubject, SubjectSettings
-from cmb_jax.phantom.version import VERSION
+from cmb_jax.phantom.tree import VERSION, CohortMember
+from cmb_jax.phantom.types import PhantomSubject
 from cmb_jax.progress import track
 from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE, normalize, to_grid
 from cmb_jax.regions.samples import PhantomViews
@@ -43,7 +44,7 @@ def phantom_members(count: int) -> list[CohortMember]:
 
 
 def _coarse(member: CohortMember) -> SubjectSettings:
-    """The member's tier and scanner, on the grid that all share."""
+    """The member's tier and scanner, on the common grid."""
     protocol = PROTOCOLS[member.settings.protocol]
     return SubjectSettings(
         protocol=GRID_PROTOCOL,
@@ -56,9 +57,9 @@ def _coarse(member: CohortMember) -> SubjectSettings:
 
 
 def phantom_views(count: int, folder: Path) -> PhantomViews:
-    """The views of `count` subjects: those in `folder` are read, the others simulated and put there."""
+    """The views of `count` subjects, simulated and stored where `folder` does not hold them yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    pack = PackLoader()
+    pack = functools.cache(load_pack)
     parts = []
     for member in track(phantom_members(count), "phantoms for the region network"):
         path = folder / f"phantom{VERSION}-{member.name}.npz"

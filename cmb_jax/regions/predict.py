@@ -1,4 +1,4 @@
-"""Brain regions of any SWI, T2*-weighted or magnitude volume, and whether they can be believed.
+"""Brain regions of any SWI, T2*-weighted or magnitude volume, and whether they can be trusted.
 
 The network labels a 2 mm grid along the volume's own axes (`cmb_jax.regions.grid`). Its labels are cleaned,
 and checks decide whether the map is trusted. Where the field of view is too small to tell where in the brain
@@ -29,9 +29,9 @@ from cmb_jax.anatomy.regions import (
     encode,
     region_of,
 )
+from cmb_jax.detector.functional import Template
 from cmb_jax.io.volume import Volume
 from cmb_jax.io.weights import load_weights
-from cmb_jax.models.functional import Template
 from cmb_jax.regions.grid import (
     GRID_MM,
     GRID_SHAPE,
@@ -44,14 +44,25 @@ from cmb_jax.regions.grid import (
 from cmb_jax.regions.network import RegionNet
 from cmb_jax.scan.judge import content_bounds
 
+BUNDLED_WEIGHTS = Path(__file__).parent.parent / "weights" / "region.safetensors"
+
+_SMALLEST_VIEW_MM = 60.0  # below this along any axis a volume does not show where in the brain it lies
+# A second pass is worth its time from this shift on. Shifts are whole millimeters along each axis: just under
+# 3 mm, so that the rounding of an affine never decides.
+_RECENTER_MM = 2.99
+
+# (Z, Y, X) image, weights -> region, region without OUTSIDE, side logit
+_Labeller = Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array, jax.Array]]
+
 BRAIN_CM3 = (700.0, 2400.0)  # intracranial volumes of adults, with room to spare
 SMALLEST_ZONE_CM3 = {Zone.LOBAR: 300.0, Zone.DEEP: 40.0, Zone.INFRATENTORIAL: 50.0}
 SIDE_SHARE = (0.4, 0.6)  # of the brain that may lie on the right
 LARGEST_CUT_CM2 = 50.0  # a centimeter of the vertex or of the cerebellum may be missing
 
-# Headers that err turn a head by half a turn or mirror it: axes (Z, Y, X) to flip, and what the head then is.
+# Wrong headers rotate a head by 180 degrees or flip it: axes (Z, Y, X) to flip, and what the head then is.
 TURNS: dict[str, tuple[int, ...]] = {"upside down": (0,), "back to front": (1,), "turned over": (0, 1)}
-# How much surer of an image the network must be than of the same turned: of what is no head it is not.
+# Least margin of the network's confidence over that on the flipped image. Images that are not heads have
+# none.
 LEAST_MARGIN = 0.006
 
 _VOXEL_CM3 = GRID_MM**3 / 1000
@@ -105,7 +116,7 @@ def split_sides(side_logit: np.ndarray, brain: np.ndarray) -> np.ndarray:
 
 
 def trust_messages(region: np.ndarray, side: np.ndarray, view: np.ndarray) -> tuple[str, ...]:
-    """Why the zones of this map should not be reported, one line each; empty when they may be.
+    """Reasons not to report the zones of this map, one line each; empty if there are none.
 
     Args:
         region: cleaned regions.
@@ -145,11 +156,11 @@ def trust_messages(region: np.ndarray, side: np.ndarray, view: np.ndarray) -> tu
 
 
 def doubt_messages(confidence: float, turned: Mapping[str, float]) -> tuple[str, ...]:
-    """Why an image or its header is doubted, one line each; empty when neither is.
+    """Reasons to doubt an image or its header, one line each; empty if there are none.
 
     Args:
         confidence: of the network in the brain that it found, 0 to 1.
-        turned: the same for the image turned as in `TURNS`.
+        turned: the same for the image flipped as in `TURNS`.
     """
     best = max(turned, key=lambda name: turned[name])
     margin = confidence - turned[best]
@@ -177,7 +188,7 @@ def _mean_x(mask: np.ndarray) -> float:
 
 
 def intensity_mask(image: np.ndarray, view: np.ndarray) -> np.ndarray:
-    """Tissue by Otsu's threshold (1979) on the smoothed image; where there is no air, all that is not dark.
+    """Tissue by Otsu's threshold (1979) on the smoothed image; without air, all that is not dark.
 
     Args:
         image: intensities, 0 outside the field of view.
@@ -198,21 +209,10 @@ def intensity_mask(image: np.ndarray, view: np.ndarray) -> np.ndarray:
     mean_below = first / np.maximum(below, 1)
     mean_above = (first[-1] - first) / np.maximum(above, 1)
     best = int(np.argmax(below * above * (mean_above - mean_below) ** 2))
-    # Two classes that differ by less are two tissues, or tissue and veins, not tissue and air.
+    # Two classes that differ by less than this are two tissues, or tissue and veins, not tissue and air.
     has_background = mean_below[best] < 0.35 * mean_above[best]
     threshold = edges[best + 1] if has_background else 0.25 * float(np.median(values))
     return ndimage.binary_fill_holes(largest_component((smooth > threshold) & view)) & view
-
-
-BUNDLED_WEIGHTS = Path(__file__).parent.parent / "weights" / "region.safetensors"
-
-_SMALLEST_VIEW_MM = 60.0  # below this along any axis a volume does not show where in the brain it lies
-# A second pass is worth its time from this shift on. Shifts are whole millimeters along each axis: just under
-# 3 mm, so that the rounding of an affine never decides.
-_RECENTER_MM = 2.99
-
-# (Z, Y, X) image, weights -> region, region without OUTSIDE, side logit
-_Labeller = Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array, jax.Array]]
 
 
 def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
@@ -228,9 +228,9 @@ def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
     Returns:
         Region codes on the 2 mm grid, whose affine is in RAS mm. `trusted` is False, with the reasons in
         `messages`, when the field of view is small or cuts the brain, when volumes are implausible, or when
-        the network knows the image better upside down or not at all. A mirrored head cannot be told. In a
-        small field of view all tissue is labeled deep white matter without side: a placeholder that says
-        "brain" and no more.
+        the network is more confident on the flipped image, or on neither. Left-right mirroring cannot be
+        detected. In a small field of view all tissue is labeled deep white matter without side, as a
+        placeholder for "brain".
 
     Raises:
         UserError: the weights file is missing, damaged or of another network.
@@ -257,7 +257,7 @@ def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
         if np.linalg.norm(shift_voxels * volume.spacing_mm) > _RECENTER_MM:
             center = center + shift_voxels
             region, side, _ = _label(volume, center, params)
-    # but a brain that ends with the zeros around it is whole
+    # the zeros count as field of view here: a brain that ends where they begin was stripped, not cut
     view = field_of_view(given.shape, given.affine, center + bounds[:, 0])
     messages = (*trust_messages(region, side, view), *_doubts(volume, center, params))
     if not (region != Region.OUTSIDE).any():
@@ -321,7 +321,7 @@ def _label(volume: Volume, center: np.ndarray, params: Any) -> tuple[np.ndarray,
 
 
 def _doubts(volume: Volume, center: np.ndarray, params: Any) -> tuple[str, ...]:
-    """What the network's confidence says about the image and its header."""
+    """Reasons to doubt the image or its header by the network's confidence."""
     image = to_grid(volume.data, volume.affine, center)
     turned = {name: float(_confidence()(np.flip(image, axes), params)) for name, axes in TURNS.items()}
     return doubt_messages(float(_confidence()(image, params)), turned)
@@ -357,7 +357,8 @@ def _labeller() -> _Labeller:
         image = normalize(image)[None, ..., None]
         logits = model(image)[0]
         mirrored = model(image[:, :, :, ::-1])[0, :, :, ::-1]
-        # Each cell of the network answers for eight voxels apart; smoothing makes neighbors agree.
+        # The network's last layer labels the eight voxels of a cell independently; smoothing makes them
+        # agree.
         regions = _smooth(logits[..., :NUM_REGIONS] + mirrored[..., :NUM_REGIONS])
         side = logits[..., NUM_REGIONS] - mirrored[..., NUM_REGIONS]
         inner = jnp.argmax(regions[..., 1:], axis=-1) + 1

@@ -1,4 +1,4 @@
-"""Training samples of the region network: one anatomy, endless contrasts and shapes.
+"""Training samples of the region network: few anatomies, endless contrasts and shapes.
 
 Domain randomization after Billot et al. 2023, SynthSeg, Med Image Anal 86:102789: every sample draws the
 intensity of each tissue, the shape, the field of view, the resolution, the noise and the artifacts anew, so
@@ -22,10 +22,17 @@ from scipy import ndimage
 
 from cmb_jax.anatomy.pack import AnatomyPack, Channel
 from cmb_jax.anatomy.regions import Region, Side, region_of, side_of
-from cmb_jax.phantom.tissue import NUCLEI
+from cmb_jax.phantom.head import NUCLEI
 from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE, normalize
 
 FIELD_MM = 8.0  # grid of the warps
+SOURCE_MM = (208.0, 248.0, 224.0)  # extent of the source (z, y, x)
+MATERIAL_MM = 1.5  # grid of the tissue fractions
+CODE_MM = 1.0  # grid of the region codes
+
+# Order of the materials: cortex, white matter, ventricular and sulcal CSF, soft tissue dark and bright on T1,
+# the nuclei, vessels, white-matter hyperintensity, T1 texture of the brain. Air has none: it is dark.
+NUM_MATERIALS = 6 + len(NUCLEI) + 3
 
 
 def uniform(key: jax.Array, low: float, high: float, shape: tuple[int, ...] = ()) -> jax.Array:
@@ -81,7 +88,7 @@ def deform(key: jax.Array, points: jax.Array, ventricle_pull: jax.Array) -> jax.
     """Affine pose, then a diffeomorphic warp, of the grid's points (3, Z, Y, X)."""
     pose_key, warp_key = jax.random.split(key)
     posed = pose(pose_key, points)
-    # The warp is smooth: every second point is enough, and eight times as quick.
+    # The warp is smooth: every second point is enough, and eight times as fast.
     blocks = posed.reshape(3, *(part for n in GRID_SHAPE for part in (n // 2, 2)))
     displacement = sample_linear(warp(warp_key, ventricle_pull), blocks.mean(axis=(2, 4, 6)) / FIELD_MM)
     return posed + jax.image.resize(displacement, posed.shape, "linear")
@@ -145,7 +152,7 @@ def sample_nearest(volume: jax.Array, points: jax.Array) -> jax.Array:
 
 
 def inner_artifacts(key: jax.Array, image: jax.Array) -> jax.Array:
-    """Veins, lesions, texture and signal loss: what simulated subjects have already."""
+    """Veins, lesions, texture and signal loss, which simulated subjects have already."""
     keys = jax.random.split(key, 7)
     image = jnp.maximum(image, 0.0)
     image *= 1 - uniform(keys[0], 0.0, 0.9) * _veins(keys[1])
@@ -188,7 +195,7 @@ def _blobs(key: jax.Array) -> jax.Array:
 
 
 def _signal_loss(key: jax.Array) -> jax.Array:
-    """(Z, Y, X) in [0, 1): up to three soft patches, as near the sinuses and the ear canals."""
+    """(Z, Y, X) in [0, 1): up to three soft patches, as above the sinuses and the ear canals."""
     place_key, width_key, depth_key = jax.random.split(key, 3)
     place = uniform(place_key, -1.0, 1.0, (3, 3)) * jnp.asarray([30.0, 80.0, 60.0])
     place = place - jnp.asarray([35.0, 0.0, 0.0])  # below the middle
@@ -223,15 +230,6 @@ def blur(image: jax.Array, sigma: jax.Array) -> jax.Array:
     return image
 
 
-SOURCE_MM = (208.0, 248.0, 224.0)  # extent of the source (z, y, x)
-MATERIAL_MM = 1.5  # grid of the tissue fractions
-CODE_MM = 1.0  # grid of the region codes
-
-# Order of the materials: cortex, white matter, ventricular and sulcal CSF, soft tissue dark and bright on T1,
-# the nuclei, vessels, white-matter hyperintensity, T1 texture of the brain. Air has none: it is dark.
-NUM_MATERIALS = 6 + len(NUCLEI) + 3
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegionSource:
@@ -245,7 +243,7 @@ class RegionSource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContrastVariety:
-    """How far the contrasts of the samples range: probabilities, static under jit."""
+    """How often the contrasts of the samples are unusual: probabilities, static under jit."""
 
     arbitrary: float = 0.25  # of intensities drawn freely for every material; otherwise about T2*-weighted
     bright_csf: float = 0.5  # of fluid brighter than or like brain in T2*-weighted contrast
@@ -288,7 +286,7 @@ def build_source(pack: AnatomyPack) -> RegionSource:
         )
         return out.transpose(2, 1, 0)
 
-    # A neck that the pack cuts off goes on downwards ("nearest"); region codes do not.
+    # Where the pack ends in the neck, tissue is continued downwards ("nearest"); region codes are not.
     materials = np.stack(
         [
             np.rint(255 * resample(material, MATERIAL_MM, 1, "nearest")).astype(np.uint8)
@@ -338,6 +336,10 @@ def make_sample(
     source: RegionSource, key: jax.Array, variety: ContrastVariety = ContrastVariety()
 ) -> RegionSample:
     """Draw one sample: shape, contrast, artifacts and field of view; deterministic in `key`."""
+    # The order matters. The head is placed and deformed by moving the points at which the anatomy is read, so
+    # that labels and tissue stay in register whatever is drawn. Intensities are given to materials on the
+    # anatomy's own grid and read through the warp only then, one volume instead of `NUM_MATERIALS`. Artifacts
+    # of the head (veins, lesions) come before those of the scanner (bias, blur, noise), as in a real scan.
     shape_key, contrast_key, artifact_key, view_key, flip_key = jax.random.split(key, 5)
     points, in_view = head_points(view_key, source.brain_mm)
     points = deform(shape_key, points, source.ventricle_pull)
@@ -366,7 +368,7 @@ def make_view_sample(views: PhantomViews, key: jax.Array) -> RegionSample:
 
 
 def _finish(flip_key: jax.Array, image: jax.Array, code: jax.Array) -> RegionSample:
-    """Scale the image and turn left and right round in half of the samples."""
+    """Scale the image, and mirror half of the samples left to right."""
     image = normalize(image)
     flip = jax.random.bernoulli(flip_key)
     image, code = (jnp.where(flip, a[..., ::-1], a) for a in (image, code))

@@ -29,6 +29,7 @@ class ReportContent:
     timings: tuple[tuple[str, float], ...] = ()  # (name, seconds)
     partial_field_of_view: bool = False
     unlisted: int = 0  # rejected candidates beyond those in rows, which are the best
+    viewer: str = ""  # name of the viewer's page beside the report, if there is one
     regions_trusted: bool = True  # False: zones, regions and sides are not reported
 
     def __post_init__(self) -> None:

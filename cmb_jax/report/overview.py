@@ -72,7 +72,7 @@ def glass_brain(content: ReportContent, rows: Sequence[DetectionRow]) -> tuple[P
         for row, index in zip(rows, indices, strict=True):
             x, y = frame.to_px(index[plane.column_axis], index[plane.row_axis])
             shapes.append(_dot(row, content, x, y, r=5.0, style="dot"))
-            labels.append(Label(x + 7, y - 6, str(row.id), "dot-text"))
+            labels.append(_number(row.id, x, y - 6, 5.0, frame, "dot-text"))
         pictures.append(
             Picture(
                 width=frame.width_px,
@@ -126,7 +126,7 @@ def slabs(content: ReportContent, rows: Sequence[DetectionRow], windows: Windows
             r = (rows[i].diameter_mm / 2 + 3.0) / frame.mm_per_px
             ring = _dot(rows[i], content, x, y, r, style="ring")
             shapes += [Shape(ring.d, "halo"), ring]
-            labels.append(_number(rows[i].id, x, y, r, frame))
+            labels.append(_number(rows[i].id, x, y - r + 3, r, frame, "ring-text"))
         height = _z_range(content, edges[n], edges[n + 1])
         thickness = (edges[n + 1] - edges[n]) * content.swi.spacing_mm[2]
         pictures.append(
@@ -187,11 +187,11 @@ def _mask_shape(mask_slice: np.ndarray, frame: Frame) -> Shape:
     return Shape(outline(inside), "brain-outline")
 
 
-def _number(number: int, x: float, y: float, r: float, frame: Frame) -> Label:
-    """A candidate's number beside its ring, on the side where there is room."""
+def _number(number: int, x: float, y: float, r: float, frame: Frame, style: str) -> Label:
+    """A candidate's number at height y beside its mark at x, on the side where there is room."""
     if x + r + 16 < frame.width_px:
-        return Label(x + r + 2, y - r + 3, str(number), "ring-text")
-    return Label(x - r - 2, y - r + 3, str(number), "ring-text end")
+        return Label(x + r + 2, y, str(number), style)
+    return Label(x - r - 2, y, str(number), f"{style} end")
 
 
 def _without_sulci(region: np.ndarray) -> np.ndarray:

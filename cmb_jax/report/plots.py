@@ -156,7 +156,8 @@ def reliability_plot(line: ReliabilityLine) -> Picture:
     largest = int(line.detections.max())
     for probability, share, detections in zip(line.probability, line.share, line.detections, strict=True):
         x, y = axes.at(float(probability), float(share))
-        title = f"{detections} detections: probability {probability:.2f}, {share:.2f} of them true"
+        counted = "1 detection" if detections == 1 else f"{detections} detections"
+        title = f"{counted}: probability {probability:.2f}, {share:.2f} of them true"
         radius = 3.0 + 5.0 * math.sqrt(detections / largest)
         shapes.append(Shape(glyph("lobar", x, y, radius), "spot", title=title))
         if line.detections.min() >= FEWEST_IN_A_BIN:

@@ -77,7 +77,7 @@ def read_record(paths: ResultPaths) -> dict[str, Any]:
     """
     with reading(paths.record, MADE_BY, missing=f"no such file; {MADE_BY}"):
         content = read_json_object(paths.record, MADE_BY)
-        if "CmbJax" in content:  # see bids_app.result
+        if "CmbJax" in content:  # see cohort.result
             made = content["CmbJax"]
             images, weights = made["Taken"]["Images"], made["Making"]["Weights"]
             content = {

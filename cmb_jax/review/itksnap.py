@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from cmb_jax.core.detection import DetectionRow
-from cmb_jax.datasets.grid import Grid
+from cmb_jax.datasets.images import Grid
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.read import read_labels
 from cmb_jax.report.summary import location_text

@@ -116,7 +116,7 @@ def read_markups(path: Path, result: Result) -> tuple[list[Mark], set[int]]:
 
 def _points(path: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
     """Every defined point with the signs (3,) that turn it to RAS."""
-    document = read_json(path, "save it again in Slicer")
+    document = read_json(path, "save it again in the viewer or in Slicer")
     lists = document.get("markups") if isinstance(document, dict) else None
     if not isinstance(lists, list) or not _KNOWN_SCHEMA.match(str(document.get("@schema", ""))):
         raise UserError(f"{path}: holds no markups of 3D Slicer; save the point list as .mrk.json")

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from cmb_jax.core.detection import COLUMNS, Column, DetectionRow
-from cmb_jax.datasets.grid import Grid
+from cmb_jax.datasets.images import Grid
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.read import read_labels
-from cmb_jax.io.naming import pseudonym
 from cmb_jax.io.outside import a_number, a_text, reading, shown
+from cmb_jax.io.provenance import pseudonym
 from cmb_jax.io.tables import TextTable, read_columns
 from cmb_jax.review.files import MADE_BY, ResultPaths, read_record, result_paths
 

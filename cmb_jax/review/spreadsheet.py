@@ -17,7 +17,7 @@ from openpyxl.worksheet.datavalidation import DataValidation
 from openpyxl.worksheet.worksheet import Worksheet
 
 from cmb_jax.core.detection import COLUMNS, DetectionRow
-from cmb_jax.datasets.sheets import Cell, Row, number, read_sheet
+from cmb_jax.datasets.tables import Cell, Row, number, read_sheet
 from cmb_jax.errors import UserError
 from cmb_jax.report.summary import location_text
 from cmb_jax.review.marks import MIMIC_KINDS, Mark, Verdict, parse_verdict

@@ -9,8 +9,14 @@ import numpy as np
 from scipy.stats import binomtest
 
 from cmb_jax.core.detection import DetectionRow
-from cmb_jax.evaluation.agreement import CountAgreement, cohen_kappa, count_agreement
-from cmb_jax.evaluation.bootstrap import Estimate, estimates, resample_weights
+from cmb_jax.evaluation.statistics import (
+    CountAgreement,
+    Estimate,
+    cohen_kappa,
+    count_agreement,
+    estimates,
+    resample_weights,
+)
 from cmb_jax.report.summary import ZONES
 from cmb_jax.review.consensus import added_groups
 from cmb_jax.review.marks import Mark, Verdict

@@ -14,7 +14,7 @@ from cmb_jax.datasets.folder import LESION_KIND
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.io.header import open_nifti, world_affine
-from cmb_jax.io.storage import write_stored
+from cmb_jax.io.nifti import write_stored
 from cmb_jax.review.consensus import TruthRow, truth_csv, truth_rows
 from cmb_jax.review.reading import check_readers, read_readings
 from cmb_jax.review.record import review_json

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmb_jax.datasets.sheets import Cell, number, read_sheet
+from cmb_jax.datasets.tables import Cell, number, read_sheet
 from cmb_jax.errors import UserError
 from cmb_jax.review.marks import MIMIC_KINDS, Mark, Verdict
 from cmb_jax.review.result import Result, positions_mm

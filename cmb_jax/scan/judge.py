@@ -71,7 +71,7 @@ _SAME = 0.98  # correlation of two images that are one
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """Why an image cannot be analyzed, and what is to be known if it can."""
+    """Why an image cannot be analyzed, or what to know about it if it can."""
 
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -189,12 +189,12 @@ def coherence(radians: np.ndarray, tissue: np.ndarray) -> float:
 
 def content_bounds(data: np.ndarray) -> np.ndarray:
     """Smallest box of an image (X, Y, Z) beyond which all is zero: (3, 2) half-open; of zeros, all of it."""
-    there = data != 0
+    nonzero = data != 0
     bounds = np.array([[0, size] for size in data.shape])
-    if not there.any():
+    if not nonzero.any():
         return bounds
     for axis in range(3):
-        filled = np.flatnonzero(there.any(axis=tuple(other for other in range(3) if other != axis)))
+        filled = np.flatnonzero(nonzero.any(axis=tuple(other for other in range(3) if other != axis)))
         bounds[axis] = filled[0], filled[-1] + 1
     return bounds
 
@@ -231,7 +231,8 @@ def _other_than_intensity(data: np.ndarray) -> str | None:
 
 def _of_slices(data: np.ndarray, middle: np.ndarray) -> Judgement:
     """Whether slices were lost, or lie in another order than they were taken, along any axis."""
-    reasons, warnings = [], []
+    reasons: list[str] = []
+    warnings: list[str] = []
     for axis in range(3):
         filled = np.count_nonzero(data, axis=tuple(other for other in range(3) if other != axis))
         ends = np.flatnonzero(filled > _FILLED * filled.max())[[0, -1]]
@@ -291,6 +292,10 @@ def _flatness(data: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
 
 def _wraps(data: np.ndarray) -> bool:
     """Whether the ends of the range meet: its lowest tenth lies beside its top tenth more than others do."""
+    # A phase is an angle: one step past the top of its range is the bottom, so that at every wrap, and all
+    # over in noise, the lowest values lie beside the highest. In an intensity those are the two values that
+    # lie farthest apart. That the range is full at both ends, or its median in the middle, is asked first:
+    # a rare dark vessel in bright tissue must not decide.
     values = data[data != 0]
     low, high = float(values.min()), float(values.max())
     tenth = 0.1 * (high - low)

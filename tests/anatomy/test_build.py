@@ -10,9 +10,8 @@ from scipy.spatial import KDTree
 
 from cmb_jax.anatomy import mars
 from cmb_jax.anatomy.build import AFFINE, SHAPE, head_air, resample, resample_labels, sharpen_tissues
-from cmb_jax.anatomy.pack import NUM_CHANNELS, Channel
+from cmb_jax.anatomy.pack import NUM_CHANNELS, Channel, Ellipsoid, paint, quantize, tube, voxel_axes
 from cmb_jax.anatomy.regions import Region, region_of
-from cmb_jax.anatomy.shapes import Ellipsoid, paint, quantize, tube, voxel_axes
 from cmb_jax.anatomy.synthetic import synthetic_pack
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.interpolate import RegularGridInterpolator
 
-from cmb_jax.anatomy.lattice import Lattice, lattice_image, read_lattice
+from cmb_jax.anatomy.pack import Lattice, lattice_image, read_lattice
 
 ORIGIN = (-20.0, -24.0, -16.0)
 SHAPE = (11, 13, 9)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cmb_jax.anatomy import mni
+from cmb_jax.anatomy import lookup as mni
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode
 
 MAP = RegionMap(code=np.zeros((2, 2, 2), np.uint8), affine=np.eye(4))

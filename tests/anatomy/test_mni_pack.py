@@ -16,7 +16,7 @@ pytestmark = pytest.mark.assets
 
 @pytest.fixture(scope="module")
 def pack():
-    return load_pack(progress=False)
+    return load_pack()
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def atlas_names():
     """Label names of the two atlases, from the tables that lie beside them in the wheel."""
     folder = "t1prep/data/templates_MNI152NLin2009cAsym/"
     tables = {}
-    with zipfile.ZipFile(fetch_package(assets.T1PREP, progress=False)) as archive:
+    with zipfile.ZipFile(fetch_package(assets.T1PREP)) as archive:
         for name in ("Mori", "Melbourne-Subcortex-Atlas-7T", "Hypothalamus"):
             lines = io.StringIO(archive.read(f"{folder}{name}.csv").decode()).read().splitlines()[1:]
             tables[name] = {int(line.split(";")[0]): line.split(";")[1] for line in lines if line}

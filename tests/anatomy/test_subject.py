@@ -18,8 +18,7 @@ from cmb_jax.anatomy.build import (
     read_placement,
     smooth_cranium,
 )
-from cmb_jax.anatomy.pack import Channel
-from cmb_jax.anatomy.shapes import Ellipsoid, voxel_axes
+from cmb_jax.anatomy.pack import Channel, Ellipsoid, voxel_axes
 from cmb_jax.anatomy.synthetic import synthetic_pack
 
 WARPS = resources.files("cmb_jax.anatomy").joinpath("warps")

@@ -14,17 +14,17 @@ pytestmark = pytest.mark.assets
 
 @pytest.fixture(scope="module", params=sorted(SUBJECT_SCANS))
 def pack(request):
-    return load_pack(request.param, progress=False)
+    return load_pack(request.param)
 
 
 @pytest.fixture(scope="module")
 def template():
-    return load_pack(progress=False)
+    return load_pack()
 
 
 @pytest.fixture(scope="module")
 def template_t1():
-    return resample(read_sources(progress=False).head_t1)
+    return resample(read_sources().head_t1)
 
 
 def _index(point):

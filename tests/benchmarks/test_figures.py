@@ -10,7 +10,7 @@ from benchmarks.scaling import Curve, Sweep, curve_table, exponent
 from benchmarks.table import Row
 from benchmarks.turns import Measured, SideResult
 from cmb_jax.config import ModelConfig
-from cmb_jax.models.flops import forward_gflop, training_gflop
+from cmb_jax.detector.network import forward_gflop, training_gflop
 
 SHAPE = (8, 32, 48)
 

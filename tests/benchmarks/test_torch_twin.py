@@ -15,15 +15,15 @@ from benchmarks.torch_detector import TorchDetector, channels_last
 from benchmarks.torch_loss import assign, spread
 from benchmarks.torch_step import TorchBatch, TorchTrainer, learning_rate
 from benchmarks.torch_weights import to_jax, to_torch
-from cmb_jax.boxes.anchors import Truths
-from cmb_jax.boxes.assignment import assign_lattice
 from cmb_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from cmb_jax.data.patches import PatchBatch
-from cmb_jax.losses import mining
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import Template
+from cmb_jax.detector import mining
+from cmb_jax.detector.anchors import Truths
+from cmb_jax.detector.assignment import assign_lattice
+from cmb_jax.detector.functional import Template
+from cmb_jax.detector.network import Detector
 from cmb_jax.training import state as jax_state
-from cmb_jax.training.step import DeviceBatch, loss_function, train_step
+from cmb_jax.training.detector import DeviceBatch, loss_function, train_step
 
 MODEL = ModelConfig(
     widths=(4, 6, 8),

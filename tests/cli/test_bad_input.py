@@ -10,13 +10,13 @@ from flax import nnx
 
 from cmb_jax import cli
 from cmb_jax.config import Config, ModelConfig
-from cmb_jax.config_io import config_to_json
+from cmb_jax.config_load import config_to_json
+from cmb_jax.detector.functional import params_of
+from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import CONFIG_KEY, load_bundle, save_bundle, with_config
 from cmb_jax.io import weights as weights_file
 from cmb_jax.io.weights import relabeled_weights, save_weights
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import params_of
 from tests.command_line import run_cli as run
 from tests.tiny import TINY_MODEL
 

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from cmb_jax import devices
+from cmb_jax.anatomy import assets
 from cmb_jax.anatomy.synthetic import synthetic_pack
-from cmb_jax.cli import benchmark_data, main
-from cmb_jax.phantom import tree
+from cmb_jax.cli import main, simulate
 from cmb_jax.phantom.benchmark import BenchmarkSplit, checksums, write_checksums
 from cmb_jax.phantom.tree import CohortMember
 from tests.phantom.conftest import SETTINGS
@@ -21,9 +21,9 @@ def small(monkeypatch, tmp_path):
     pack = synthetic_pack()
     monkeypatch.setattr(BenchmarkSplit, "members", lambda self, count=None: [member])
     monkeypatch.setattr(BenchmarkSplit, "checksum_file", property(lambda self: tmp_path / "sums.tsv"))
-    monkeypatch.setattr(tree, "PackLoader", lambda: lambda name: pack)
+    monkeypatch.setattr(assets, "load_pack", lambda name: pack)
     # these two are settings of the whole process
-    monkeypatch.setattr(benchmark_data, "use_one_instruction_set", lambda: None)
+    monkeypatch.setattr(simulate, "use_one_instruction_set", lambda: None)
     monkeypatch.setattr(devices, "use_compilation_cache", lambda: None)
     return tmp_path
 

@@ -12,10 +12,10 @@ from scipy.special import expit, logit
 
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.core.detection import DetectionRow, RejectReason, detections_csv, detections_tsv
+from cmb_jax.detector.functional import params_of
+from cmb_jax.detector.network import Detector
 from cmb_jax.inference.bundle import calibration_of, load_bundle, save_bundle
 from cmb_jax.inference.predict import LISTED_BELOW_THRESHOLD
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import params_of
 from tests.command_line import run_cli
 from tests.tiny import TINY_MODEL
 from tools import model_card
@@ -130,10 +130,10 @@ def run(monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory, weights, tree):
     """Weights as the command leaves them, for the tests that only look."""
-    from cmb_jax.cli.calibrate import CalibrateOptions, run
+    from cmb_jax.cli.weights import CalibrateOptions, calibrate
 
     out = tmp_path_factory.mktemp("calibrated") / "better.safetensors"
-    run(
+    calibrate(
         CalibrateOptions(
             pred=(tree[0],),
             truth=(tree[1],),

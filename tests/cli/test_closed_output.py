@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.common import run_cli
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes that break are POSIX's")
@@ -29,4 +29,4 @@ def test_a_pipe_that_breaks_elsewhere_is_not_hidden():
         raise BrokenPipeError("to a worker")
 
     with pytest.raises(BrokenPipeError, match="to a worker"):
-        run_for_people(command)
+        run_cli(command)

@@ -14,9 +14,9 @@ from flax import nnx
 from pydicom import dcmread
 
 from cmb_jax.config import Config, InferenceConfig
+from cmb_jax.detector.functional import params_of
+from cmb_jax.detector.network import Detector
 from cmb_jax.inference.bundle import save_bundle
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import params_of
 from tests.command_line import run_cli as run
 from tests.dicom.phantoms import (
     BIRTH_DATE,

@@ -11,7 +11,7 @@ import pytest
 from cmb_jax import cli
 from cmb_jax.evaluation.read import find_truth
 from cmb_jax.io.header import open_nifti
-from cmb_jax.io.storage import shifted_phase
+from cmb_jax.io.nifti import shifted_phase
 from cmb_jax.phantom.types import LesionRow
 from cmb_jax.scan.phase_range import PhaseRange, detect_phase_range, phase_to_radians
 

@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import importlib
 import inspect
 import itertools
 import resource
@@ -29,6 +28,18 @@ WRONG = {
         ("evaluate", "--pred", "nowhere", "--truth", ".", "-o", "m"),
         "nowhere: no such folder",
     ),
+    "no whole number": (("simulate", "-o", "o", "--subjects", "few"), "--subjects few: give a whole number"),
+    "no such regions": (
+        ("predict", "-i", __file__, "-o", "o", "--regions", "none.nii"),
+        "none.nii: no such file",
+    ),
+    "no such data set": (("data", "check", "nowhere"), "nowhere: no such folder"),
+    "no such verdicts": (("review", "agreement", "none.json", "-o", "o"), "none.json: no such file"),
+    "no such baseline": (
+        ("evaluate", "--pred", ".", "--truth", ".", "--baseline", "nowhere", "-o", "m"),
+        "nowhere: no such folder",
+    ),
+    "no such mesh": (("plan", "--mesh", "0x4"), "--mesh 0x4"),
     "output exists": (("demo", "--out", "."), "exists already"),
     "no such weights": (("weights", "show", "larg"), "base, small"),
     "no such configuration": (("train", "--config", "smal", "--workdir", "w"), "small"),
@@ -86,10 +97,8 @@ def test_help_says_every_option(monkeypatch, capsys, name):
     for option in present.option_names(cli.all_commands()[name]):
         assert option in out or option in ("--tyro-print-completion", "--tyro-write-completion")
     # the first word of every field's help is there
-    module = importlib.import_module(f"cmb_jax.cli.{name.split()[0].replace('-', '_')}")
-    function = name.split()[1] if " " in name else "run"
-    command = vars(module)["import_" if function == "import" else function]
-    owner = vars(module)[command.__annotations__["options"]]
+    command = cli.function_of(*name.split())
+    owner = command.__globals__[command.__annotations__["options"]]
     told = {}
     for each in filter(dataclasses.is_dataclass, owner.__mro__):
         body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0].body

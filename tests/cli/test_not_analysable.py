@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from cmb_jax.config import Config
+from cmb_jax.detector.functional import params_of
+from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.read import read_detections_csv
 from cmb_jax.inference.bundle import save_bundle
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import params_of
 from tests.command_line import run_cli
 from tests.scan.heads import AFFINE, head
 from tests.tiny import TINY_MODEL

@@ -9,7 +9,7 @@ import pytest
 CODE = """
 import sys
 from pathlib import Path
-from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.common import run_cli
 from cmb_jax.errors import UserError
 def command():
     for _ in range(3000):
@@ -18,7 +18,7 @@ def command():
     Path(sys.argv[1]).write_text("complete")
     if sys.argv[2] == "bad":
         raise UserError("the reason")
-run_for_people(command)
+run_cli(command)
 """
 
 
@@ -54,9 +54,9 @@ def test_a_full_disk_behind_the_output_is_said_in_one_line(tmp_path):
 
 def test_errors_of_the_file_system_are_one_line(tmp_path):
     code = (
-        "from cmb_jax.cli.common import run_for_people\n"
+        "from cmb_jax.cli.common import run_cli\n"
         "def command():\n    open('/nowhere/at/all', 'w')\n"
-        "run_for_people(command)"
+        "run_cli(command)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2

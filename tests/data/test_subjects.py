@@ -10,7 +10,7 @@ from cmb_jax.data.prepare import edge_coordinates
 from cmb_jax.data.subjects import STORE_VERSION, prepare_phantom, stored_subjects, subjects_in
 from cmb_jax.errors import UserError
 from cmb_jax.phantom import SubjectSettings, simulate_subject
-from cmb_jax.phantom.version import VERSION
+from cmb_jax.phantom.tree import VERSION
 
 SPACING = (1.0, 1.0, 1.0)
 SETTINGS = SubjectSettings(protocol="thick3", mean_cmbs=12.0, simulation_spacing_mm=2.0)

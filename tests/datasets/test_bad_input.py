@@ -197,7 +197,7 @@ def test_a_csiro_table_of_another_form_is_refused(run, tmp_path, rows, message):
 
 
 def test_formulas_are_not_run(tmp_path):
-    from cmb_jax.datasets.sheets import read_sheet
+    from cmb_jax.datasets.tables import read_sheet
 
     book = openpyxl.Workbook()
     book.active.append(["=1+1", "=cmd|' /C calc'!A0"])

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from cmb_jax.datasets.darkness import convention_doubt, darkness
-from cmb_jax.datasets.index_file import read_index
+from cmb_jax.datasets.index import read_index
+from cmb_jax.datasets.inspection import convention_doubt, darkness
 from tests.datasets import trees
 from tests.datasets.trees import refused
 

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cmb_jax.datasets.cases import Case
 from cmb_jax.datasets.find import find
-from cmb_jax.datasets.index_file import read_index, write_index
+from cmb_jax.datasets.index import read_index, split_by_patient, write_index
 from cmb_jax.datasets.lesions import lesions_of
-from cmb_jax.datasets.split import split_by_patient
-from cmb_jax.datasets.types import Case
 from cmb_jax.errors import UserError
 from tests.datasets import trees
 

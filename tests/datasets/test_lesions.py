@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from cmb_jax.datasets.grid import Grid, read_grid
+from cmb_jax.datasets.cases import Case, MaskTruth, PointTruth
+from cmb_jax.datasets.images import Grid, read_grid
 from cmb_jax.datasets.lesions import lesions_of, voxel_index
-from cmb_jax.datasets.types import Case, MaskTruth, PointTruth
 from cmb_jax.errors import UserError
 from cmb_jax.io.nifti import read_volume
 from tests.datasets import trees

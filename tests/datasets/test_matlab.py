@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.io import loadmat, savemat
 
-from cmb_jax.datasets.matlab import read_mat
+from cmb_jax.datasets.tables import read_mat
 from cmb_jax.errors import UserError
 
 DTYPES = ("f8", "f4", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8")

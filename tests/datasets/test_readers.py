@@ -8,10 +8,10 @@ from scipy import ndimage
 
 import cmb_jax
 from cmb_jax.datasets import csiro, dou, folder, valdo, yonsei
+from cmb_jax.datasets.cases import MaskTruth
 from cmb_jax.datasets.find import find, guess_kind
 from cmb_jax.datasets.inspection import inspect
 from cmb_jax.datasets.lesions import DEFAULT_DIAMETER_MM, lesions_of
-from cmb_jax.datasets.types import MaskTruth
 from cmb_jax.errors import UserError
 from tests.datasets import trees
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cmb_jax.datasets.split import SPLITS, read_split
-from cmb_jax.datasets.types import Case
+from cmb_jax.datasets.cases import Case
+from cmb_jax.datasets.index import SPLITS, read_split
 from cmb_jax.errors import UserError
 
 

@@ -19,11 +19,9 @@ from pydicom.uid import (
 )
 
 from cmb_jax.dicom.choose import choose
-from cmb_jax.dicom.convert import convert
+from cmb_jax.dicom.convert import convert, frame_mapping
 from cmb_jax.dicom.folder import read_folder
-from cmb_jax.dicom.grid import frame_mapping
-from cmb_jax.dicom.load import load
-from cmb_jax.dicom.phase import alternates, stated_phase_range, without_alternation
+from cmb_jax.dicom.load import alternates, load, stated_phase_range, without_alternation
 from cmb_jax.dicom.stacks import sort_into_stacks
 from cmb_jax.errors import UserError
 from cmb_jax.scan.phase_range import PhaseRange, detect_phase_range, phase_to_radians
@@ -286,7 +284,7 @@ def test_a_real_series(real_series):
     """GE, 1.5 T, axial oblique spin echo: no SWI, but real headers."""
     (candidate,) = found_in(real_series)
     assert candidate.role.value == "other"
-    assert "no sign of susceptibility weighting" in candidate.recognition.reason
+    assert "no sign of susceptibility weighting" in candidate.reason
     stack = candidate.stack
     assert stack.shape == (256, 256, 20)
     volume = convert(stack)

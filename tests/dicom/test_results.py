@@ -16,10 +16,9 @@ from cmb_jax.anatomy.regions import Region
 from cmb_jax.core.detection import DetectionRow
 from cmb_jax.dicom import codes
 from cmb_jax.dicom.choose import choose
-from cmb_jax.dicom.findings import Finding
 from cmb_jax.dicom.identity import scrubbed
-from cmb_jax.dicom.key_images import key_picture
 from cmb_jax.dicom.load import load
+from cmb_jax.dicom.objects import Finding, key_picture
 from cmb_jax.dicom.results import prepare_results
 from cmb_jax.errors import UserError
 from tests.dicom.phantoms import (

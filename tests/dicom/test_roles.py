@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from cmb_jax.dicom.roles import Role
+from cmb_jax.dicom.choose import Role
 from tests.dicom.phantoms import (
     GE_PHASE,
     GE_SWAN,
@@ -71,4 +71,4 @@ def test_role(tmp_path, phantom, name):
     write_series(tmp_path, series, phantom[0])
     (candidate,) = found_in(tmp_path)
     assert candidate.role is role
-    assert candidate.recognition.reason
+    assert candidate.reason

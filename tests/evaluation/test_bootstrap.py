@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from cmb_jax.evaluation.bootstrap import (
+from cmb_jax.evaluation.froc import FROC_RATES, average_precision, collect_events, froc_curve, sensitivity_at
+from cmb_jax.evaluation.statistics import (
     METRICS,
     Counts,
     bootstrap_counts,
@@ -14,7 +15,6 @@ from cmb_jax.evaluation.bootstrap import (
     paired_bootstrap,
     resample_weights,
 )
-from cmb_jax.evaluation.froc import FROC_RATES, average_precision, collect_events, froc_curve, sensitivity_at
 
 
 def binomial_counts(rng, scans, p):

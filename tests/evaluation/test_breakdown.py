@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from cmb_jax.evaluation.agreement import count_agreement, icc_2_1
 from cmb_jax.evaluation.breakdown import (
     SIZE_EDGES_MM,
     classify,
@@ -13,9 +12,9 @@ from cmb_jax.evaluation.breakdown import (
     name_by_mimic,
     place_agreement,
     sensitivity_breakdowns,
-    wilson,
 )
 from cmb_jax.evaluation.records import MimicMap, SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.statistics import count_agreement, icc_2_1, wilson
 
 
 def test_icc_of_shrout_and_fleiss():

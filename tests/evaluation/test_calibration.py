@@ -12,15 +12,15 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 from cmb_jax.evaluation.calibration import (
     KNOT_TOLERANCE,
     UNCALIBRATED,
+    CalibrationMap,
     calibrate,
     fit_platt,
     isotonic_map,
     log_loss,
     platt_map,
+    reliability,
 )
-from cmb_jax.evaluation.calibration_map import CalibrationMap
 from cmb_jax.evaluation.froc import collect_events
-from cmb_jax.evaluation.reliability import reliability
 
 
 def simulated(probability_of, count, seed, digits=4):

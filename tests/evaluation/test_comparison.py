@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from cmb_jax.evaluation.bootstrap import paired_bootstrap_froc, resample_weights
 from cmb_jax.evaluation.comparison import compare, comparison_table, comparison_values
 from cmb_jax.evaluation.froc import FROC_RATES, collect_events
 from cmb_jax.evaluation.records import CANDIDATE, KEPT, SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.statistics import paired_bootstrap_froc, resample_weights
 
 
 def scan(number, hits, false, lesions=4):
@@ -65,8 +65,8 @@ def test_the_better_program_is_seen_to_be_better(cohort):
 
 def test_paired_differences_are_those_of_resampled_scans(cohort):
     """Each resample as a set of scans of its own, the slow way."""
-    from cmb_jax.evaluation.bootstrap import froc_metrics
     from cmb_jax.evaluation.matching import CENTER3, events, pairs_of
+    from cmb_jax.evaluation.statistics import froc_metrics
 
     better, worse, truths = cohort
     lesions = [len(truth.centers_mm) for truth in truths]

@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.evaluate import (
-    evaluate,
-    evaluate_records,
-    format_table,
-    write_metrics,
-)
+from cmb_jax.evaluation.evaluate import evaluate, evaluate_records
 from cmb_jax.evaluation.froc import choose_threshold
 from cmb_jax.evaluation.matching import RULES
-from cmb_jax.evaluation.present import report_content
+from cmb_jax.evaluation.metrics import write_metrics
+from cmb_jax.evaluation.present import format_table, report_content
 from cmb_jax.evaluation.records import MimicMap, SubjectDetections, SubjectTruth
 from cmb_jax.report.evaluation_html import render_evaluation_report
 
@@ -132,7 +128,7 @@ def test_perfect_and_empty_predictions(worked):
 
 def test_scans_must_correspond(worked):
     found, true = worked
-    with pytest.raises(ValueError, match="stand against truth of"):
+    with pytest.raises(ValueError, match="are compared with truth of"):
         evaluate_records(found[::-1], true, bootstrap_samples=0)
     with pytest.raises(ValueError, match="no scans"):
         evaluate_records([], [])
@@ -164,7 +160,7 @@ def test_table_names_everything_that_makes_numbers_comparable(worked):
         "3 scans, 1 of them without microbleeds, 4 microbleeds",
         "warning: look here",
         "score >= 0.5",
-        "scans, those without",
+        "scans, including those",
         "connectivity",
         "bootstrap",
         "pial_vein",

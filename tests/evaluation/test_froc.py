@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from monai.metrics.froc import compute_fp_tp_probs_nd, compute_froc_curve_data, compute_froc_score
 
-from cmb_jax.evaluation.bootstrap import bootstrap_froc
 from cmb_jax.evaluation.froc import (
     FROC_RATES,
     FrocCurve,
@@ -16,8 +15,8 @@ from cmb_jax.evaluation.froc import (
     threshold_at_fp_rate,
 )
 from cmb_jax.evaluation.matching import CENTER3, TOUCH, events, pairs_of
-from cmb_jax.evaluation.records import LabeledVolume, SubjectDetections, SubjectTruth
-from cmb_jax.evaluation.volumes import centers_mm
+from cmb_jax.evaluation.records import LabeledVolume, SubjectDetections, SubjectTruth, centers_mm
+from cmb_jax.evaluation.statistics import bootstrap_froc
 
 
 def random_scan(rng, lesions, *, duplicates):

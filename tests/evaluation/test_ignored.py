@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmb_jax.evaluation.evaluate import evaluate_records
-from cmb_jax.evaluation.matching import BOX, CENTER3, CENTER5, TOUCH, events, match, pairs_of
+from cmb_jax.evaluation.matching import BOX, CENTER3, CENTER5, TOUCH, events, match, pairs_of, valdo_case
+from cmb_jax.evaluation.read import MIMIC_NAMES
 from cmb_jax.evaluation.records import MimicMap, SubjectDetections, SubjectTruth
-from cmb_jax.evaluation.simulated import MIMIC_NAMES
 from cmb_jax.evaluation.subsets import ALL_SCANS, ALL_SIZES, READERS_SIZE, SMALL
-from cmb_jax.evaluation.valdo import valdo_case
 from cmb_jax.phantom.types import MimicKind
 
 

@@ -22,8 +22,15 @@ from cmb_jax.evaluation.matching import (
     pairs_of,
     touching,
 )
-from cmb_jax.evaluation.records import LabeledVolume, SubjectDetections, SubjectTruth
-from cmb_jax.evaluation.volumes import centers_mm, diameters_mm, label_volume, to_index
+from cmb_jax.evaluation.records import (
+    LabeledVolume,
+    SubjectDetections,
+    SubjectTruth,
+    centers_mm,
+    diameters_mm,
+    label_volume,
+    to_index,
+)
 
 OBLIQUE = np.array(
     [[0.48, -0.1, 0.2, -40.0], [0.14, 0.49, 0.1, -50.0], [-0.05, 0.02, 1.98, -20.0], [0, 0, 0, 1.0]]

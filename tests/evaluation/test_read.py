@@ -12,15 +12,14 @@ from cmb_jax.errors import UserError
 from cmb_jax.evaluation.read import (
     find_predictions,
     find_truth,
+    phantom_truth,
     read_detections_csv,
     read_detections_volume,
     read_labels,
 )
-from cmb_jax.evaluation.simulated import phantom_truth
 from cmb_jax.io.volume import Volume
-from cmb_jax.phantom.tree import write_subject
+from cmb_jax.phantom.tree import VERSION, write_subject
 from cmb_jax.phantom.types import CMB_KIND, LesionTable, MimicKind, PhantomSubject
-from cmb_jax.phantom.version import VERSION
 
 AFFINE = np.array([[0.5, 0, 0, -10.0], [0, 0.5, 0, -8.0], [0, 0, 2.0, -6.0], [0, 0, 0, 1.0]])
 SHAPE = (24, 20, 8)
@@ -222,6 +221,9 @@ def test_predictions_are_matched_by_name(tmp_path):
 def test_one_scan_may_be_the_folder_itself(tmp_path):
     write_csv(tmp_path / "detections.csv")
     assert find_predictions(tmp_path, ["sub-1"])[0].path == tmp_path / "detections.csv"
+    table = tmp_path / "bids" / "sub-1_ses-2_desc-cmb_detections.tsv"
+    write_csv(table)
+    assert find_predictions(table.parent, ["sub-1"])[0].path == table
     with pytest.raises(UserError, match="no predictions found"):
         find_predictions(tmp_path, ["sub-1", "sub-2"])
 

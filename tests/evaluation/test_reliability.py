@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cmb_jax.evaluation.reliability import (
+from cmb_jax.evaluation.calibration import (
     calibration_error,
     equal_mass_bins,
     equal_width_bins,

@@ -1,11 +1,19 @@
 """Each row of the table of what the VALDO 2021 program returns, for binary references."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
-from cmb_jax.evaluation.valdo import match_nearest, valdo_case
-from cmb_jax.evaluation.volumes import best_values, centers_mm, diameters_mm, label_volume
+from cmb_jax.evaluation.matching import VALDO, match_nearest, valdo_case
+from cmb_jax.evaluation.records import (
+    SubjectDetections,
+    SubjectTruth,
+    best_values,
+    centers_mm,
+    diameters_mm,
+    label_volume,
+)
 
 
 def blocks(*corners, size=2, value=1.0, shape=(40, 20, 20)):
@@ -26,7 +34,7 @@ def case(predicted, reference, spacing=(1.0, 1.0, 1.0), **options):
         volume=p,
     )
     truth = SubjectTruth(subject="s", centers_mm=centers_mm(r), diameters_mm=diameters_mm(r), volume=r)
-    return valdo_case(detections, truth, **options)
+    return valdo_case(detections, truth, dataclasses.replace(VALDO, **options))
 
 
 def test_probability_of_exactly_the_threshold_counts():
@@ -62,7 +70,7 @@ def test_distance_takes_the_header_zooms_not_the_affine():
     )
     truth = SubjectTruth(subject="s", centers_mm=empty, diameters_mm=np.ones(1), volume=r)
     assert valdo_case(detections, truth).match.tp == 1
-    assert valdo_case(detections, truth, limit_mm=4.79).match.tp == 0
+    assert valdo_case(detections, truth, dataclasses.replace(VALDO, limit=4.79)).match.tp == 0
 
 
 def test_only_the_nearest_of_several_predictions_is_true():
@@ -132,7 +140,7 @@ def test_elements_are_six_connected():
 
 def test_defaults_of_the_organizers_program():
     # With 0.1 mm and 26-connectivity, as it runs without options, a shift of one voxel scores nothing.
-    assert case(blocks((5, 4, 4)), blocks((4, 4, 4)), limit_mm=0.1, connectivity=26).f1 == 0.0
+    assert case(blocks((5, 4, 4)), blocks((4, 4, 4)), limit=0.1, connectivity=26).f1 == 0.0
 
 
 def test_an_empty_table_is_an_empty_image():

@@ -12,7 +12,7 @@ from nibabel.affines import apply_affine
 from selectolax.lexbor import LexborHTMLParser
 
 from cmb_jax.core.detection import RejectReason, detections_csv
-from cmb_jax.followup.outputs import COLUMNS
+from cmb_jax.followup.compare import COLUMNS
 from cmb_jax.io.atomic import sha256_file
 from tests.command_line import run_cli
 from tests.followup.conftest import Head, centered_affine, rigid, row_at

@@ -1,6 +1,6 @@
 import pytest
 
-from cmb_jax.followup.statement import count_class, statement
+from cmb_jax.followup.compare import count_class, statement
 from cmb_jax.report.comparison_content import Change
 from tests.followup.conftest import row_at
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cmb_jax.boxes.anchors import anchor_sizes
 from cmb_jax.config import Config, InferenceConfig
+from cmb_jax.detector.anchors import anchor_sizes
+from cmb_jax.detector.functional import Template, params_of
+from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import load_bundle, save_bundle
 from cmb_jax.inference.options import ScanOptions
 from cmb_jax.inference.predict import CmbDetector
 from cmb_jax.inference.proposals import ProposalFinder
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import Template, params_of
 from tests.tiny import TINY_MODEL
 
 AXES = {"none": [()], "x": [(), (2,)], "xyz": [(), (0,), (1,), (2,)]}

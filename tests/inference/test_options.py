@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cmb_jax.bids_app.result import what_changed
+from cmb_jax.cohort.result import what_changed
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.errors import UserError
 from cmb_jax.inference import options as module

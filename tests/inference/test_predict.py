@@ -12,8 +12,10 @@ from flax import nnx
 
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode
 from cmb_jax.config import Config, InferenceConfig
-from cmb_jax.config_io import config_from_json, config_to_json
+from cmb_jax.config_load import config_from_json, config_to_json
 from cmb_jax.core.detection import DETECTION_COLUMNS, RejectReason
+from cmb_jax.detector.functional import params_of
+from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.evaluate import evaluate_records
 from cmb_jax.evaluation.metrics import json_text, metrics
@@ -25,8 +27,6 @@ from cmb_jax.inference.outputs import described_inputs, instance_labels, write_p
 from cmb_jax.inference.predict import CmbDetector
 from cmb_jax.inference.scan import read_phase
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import params_of
 from cmb_jax.regions.grid import GRID_SHAPE
 from cmb_jax.scan.phase_sign import SignDecision
 from tests.tiny import TINY_MODEL
@@ -281,6 +281,9 @@ def test_files_are_complete_and_on_the_native_grid(prediction, bundle, files, tm
         "report.html",
         "viewer.html",
     ]
+    assert '<a href="viewer.html">' in (out / "report.html").read_text()
+    write_prediction(prediction, bundle, tmp_path / "bare", inputs, subject="scan", viewer=False)
+    assert "viewer.html" not in (tmp_path / "bare" / "report.html").read_text()
     with (out / "detections.csv").open(newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)

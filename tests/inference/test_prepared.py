@@ -2,7 +2,7 @@ import numpy as np
 
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.evaluation.breakdown import name_by_mimic
-from cmb_jax.inference.prepared import mimics_of, truth_of
+from cmb_jax.inference.proposals import mimics_of, truth_of
 
 SPACING = (1.0, 0.5, 0.25)
 

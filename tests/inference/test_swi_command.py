@@ -12,7 +12,7 @@ from scipy import fft, ndimage
 import cmb_jax
 from cmb_jax.cli.swi import SwiOptions, run
 from cmb_jax.errors import UserError
-from cmb_jax.io.multi_echo import read_echoes
+from cmb_jax.io.nifti import read_echoes
 from cmb_jax.scan.phase_range import detect_phase_range, phase_to_radians
 from cmb_jax.scan.phase_sign import decide_phase_sign
 

@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmb_jax.config import Config, InferenceConfig
-from cmb_jax.inference.proposals import ProposalFinder
-from cmb_jax.inference.tiles import BUCKET_CELLS, plan_tiles
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import params_of
+from cmb_jax.detector.functional import params_of
+from cmb_jax.detector.network import Detector
+from cmb_jax.inference.proposals import BUCKET_CELLS, ProposalFinder, plan_tiles
 from tests.tiny import TINY_MODEL
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from cmb_jax.errors import UserError
-from cmb_jax.io.multi_echo import read_echoes
-from cmb_jax.io.nifti import read_volume
+from cmb_jax.io.nifti import read_echoes, read_volume
 
 
 def header_of(shape, dtype=np.int32):

@@ -15,12 +15,11 @@ import pytest
 from cmb_jax.anatomy import assets
 from cmb_jax.anatomy.pack import NUM_CHANNELS, AnatomyPack
 from cmb_jax.config import Config, ModelConfig
-from cmb_jax.config_io import config_from_json, config_to_json, read_config
-from cmb_jax.config_load import CONFIGS, config_from_file
+from cmb_jax.config_load import CONFIGS, config_from_file, config_from_json, config_to_json, read_config
 from cmb_jax.datasets.bids.sidecar import facts_beside
-from cmb_jax.datasets.grid import read_grid
-from cmb_jax.datasets.index_file import read_index
-from cmb_jax.datasets.sheets import read_csv, read_sheet
+from cmb_jax.datasets.images import read_grid
+from cmb_jax.datasets.index import read_index
+from cmb_jax.datasets.tables import read_csv, read_sheet
 from cmb_jax.errors import UserError
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.tables import read_columns

@@ -93,7 +93,7 @@ def test_a_disk_that_is_full_halfway_leaves_nothing(tmp_path):
     code = """
 import resource, sys
 from pathlib import Path
-from cmb_jax.cli.common import run_for_people
+from cmb_jax.cli.common import run_cli
 from cmb_jax.io.atomic import atomic_directory, atomic_write_bytes
 root = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
@@ -103,7 +103,7 @@ def command():
     with atomic_directory(root / "many") as folder:
         (folder / "small").write_bytes(b"y" * 100_000)
         (folder / "large").write_bytes(b"y" * 300_000)
-run_for_people(command)
+run_cli(command)
 """
     for what in ("file", "folder"):
         done = subprocess.run(

@@ -9,12 +9,12 @@ import time
 import pytest
 
 from cmb_jax.errors import UserError
-from cmb_jax.io.lock import NAME, locked
+from cmb_jax.io.atomic import LOCK, locked
 
 HOLD = """
 import subprocess, sys, time
 from pathlib import Path
-from cmb_jax.io.lock import locked
+from cmb_jax.io.atomic import locked
 with locked(Path(sys.argv[1]), "wait"):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False)
     print(child.pid, flush=True)
@@ -37,11 +37,11 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
             pass
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert (tmp_path / NAME).exists()
+        assert (tmp_path / LOCK).exists()
         os.kill(child, 0)  # what it has started lives on, and does not hold the lock
         with locked(tmp_path, "do this"):
             pass
-        assert not (tmp_path / NAME).exists()
+        assert not (tmp_path / LOCK).exists()
     finally:
         process.kill()
         os.kill(child, signal.SIGKILL)
@@ -58,7 +58,7 @@ def test_the_same_process_does_not_get_it_twice_and_an_error_gives_it_back(tmp_p
     with pytest.raises(RuntimeError):
         fail()
     with locked(tmp_path, "wait"):
-        assert (tmp_path / NAME).exists()
+        assert (tmp_path / LOCK).exists()
     with pytest.raises(UserError, match="cannot be made"), locked(tmp_path / "none", "wait"):
         pass
 
@@ -69,7 +69,7 @@ def test_many_at_once_take_turns(tmp_path):
 import os, sys, time
 from pathlib import Path
 from cmb_jax.errors import UserError
-from cmb_jax.io.lock import locked
+from cmb_jax.io.atomic import locked
 folder, taken = Path(sys.argv[1]), 0
 while taken < 10:
     try:

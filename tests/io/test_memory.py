@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from cmb_jax.errors import UserError
-from cmb_jax.io import memory
-from cmb_jax.io.memory import available_bytes, check_fits
+from cmb_jax.io import header
+from cmb_jax.io.header import available_bytes, check_fits
 
 
 def image(path, shape=(20, 20, 20), edge=1.0):
@@ -21,15 +21,15 @@ def test_the_system_says_how_much_there_is():
 def test_a_scan_that_does_not_fit_is_refused_before_its_voxels_are_looked_at(tmp_path, monkeypatch):
     path = image(tmp_path / "a.nii")
     check_fits(path, path)
-    monkeypatch.setattr(memory, "available_bytes", lambda: memory._AT_REST + 20**3 * 80)
+    monkeypatch.setattr(header, "available_bytes", lambda: header._AT_REST + 20**3 * 80)
     with pytest.raises(UserError, match=r"about 1.0 GB of memory, but 1.0 GB are free") as refused:
         check_fits(path, path)
     assert "\n" not in str(refused.value)
 
     # what is read in blocks takes an eighth
-    monkeypatch.setattr("cmb_jax.io.nifti.LARGE_VOXELS", 20**3)
-    room = memory._AT_REST + 20**3 * memory._PER_VOXEL / 4
-    monkeypatch.setattr(memory, "available_bytes", lambda: room)
+    monkeypatch.setattr("cmb_jax.io.header.LARGE_VOXELS", 20**3)
+    room = header._AT_REST + 20**3 * header._PER_VOXEL / 4
+    monkeypatch.setattr(header, "available_bytes", lambda: room)
     with pytest.raises(UserError, match="crop it to the head"):
         check_fits(path)
     check_fits(image(tmp_path / "fine.nii", edge=0.25))
@@ -37,7 +37,7 @@ def test_a_scan_that_does_not_fit_is_refused_before_its_voxels_are_looked_at(tmp
 
 def test_a_container_s_limit_counts(tmp_path, monkeypatch):
     limit, used = tmp_path / "max", tmp_path / "current"
-    monkeypatch.setattr(memory, "_MEMORY_FILES", ((limit, used),))
+    monkeypatch.setattr(header, "_MEMORY_FILES", ((limit, used),))
     limit.write_text("3000000\n")
     used.write_text("1000000\n")
     assert available_bytes() == 2e6

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cmb_jax.io.naming import is_pseudonym, shown_name, stem
+from cmb_jax.io.provenance import is_pseudonym, shown_name, stem
 
 SHA = "3fa81b2c" + "0" * 56
 PSEUDONYMS = (

@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cmb_jax.errors import UserError
-from cmb_jax.io.multi_echo import read_echoes
-from cmb_jax.io.nifti import check_same_grid, native_index, read_volume, to_native, write_volume
+from cmb_jax.io.nifti import check_same_grid, native_index, read_echoes, read_volume, to_native, write_volume
 from cmb_jax.io.volume import Volume
 
 ORIENTATIONS = [
@@ -243,7 +242,7 @@ def test_write_types_and_same_bytes(tmp_path, rng):
 @pytest.mark.parametrize("edges", [(0.25, 0.29, 1.0), (0.28, 0.25, 0.25)])
 def test_a_large_fine_image_is_read_in_blocks_and_written_on_its_own_grid(tmp_path, monkeypatch, how, edges):
     """Against a slow mean over the voxels of each block, in world coordinates; odd sizes, axes turned."""
-    monkeypatch.setattr("cmb_jax.io.nifti.LARGE_VOXELS", 100)
+    monkeypatch.setattr("cmb_jax.io.header.LARGE_VOXELS", 100)
     monkeypatch.setattr("cmb_jax.io.nifti._SLAB_VOXELS", 9 * 7 * 4)  # several slabs
     shape, step = (9, 7, 11), tuple(2 if edge <= 0.3 else 1 for edge in edges)
     data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -275,5 +274,5 @@ def test_a_large_fine_image_is_read_in_blocks_and_written_on_its_own_grid(tmp_pa
     assert all(len({written[voxel] for voxel in voxels}) == 1 for voxels in blocks.values())
     assert len(np.unique(written)) == len(blocks) == volume.data.size
     # below the size nothing changes
-    monkeypatch.setattr("cmb_jax.io.nifti.LARGE_VOXELS", 10**6)
+    monkeypatch.setattr("cmb_jax.io.header.LARGE_VOXELS", 10**6)
     assert read_volume(path, reduced=how).data.size == data.size

@@ -23,9 +23,9 @@ from cmb_jax.io.outside import (
     read_bytes,
     read_json,
     read_json_object,
-    read_rows,
     reading,
 )
+from cmb_jax.io.tables import read_rows
 
 PACKAGE = Path(outside.__file__).resolve().parents[1]
 
@@ -41,10 +41,7 @@ METHODS = {"read_text", "read_bytes", "from_bytes", "from_stream", "from_filenam
 
 ELSEWHERE = {
     "anatomy/assets.py": "images in packages that are pinned by hash",
-    "anatomy/packages.py": "packages that are pinned by hash",
     "anatomy/build.py": "files of this package",
-    "io/lock.py": "the file that a lock is on holds nothing",
-    "io/memory.py": "what the system says of its memory",
     "ops/self_test.py": "the answer of a process of its own",
     "viewer/page.py": "files of this package",
     "io/outside.py": "the door itself: parse_json and parse_rows turn what is raised into ValueError",
@@ -74,6 +71,7 @@ def readers(tree):
             )
             opened = last == "open" and name not in ("webbrowser.open", "archive.open") and not writes
             method = "." in name and last in METHODS and not name.startswith("int.")
+            writes |= "os.O_CREAT" in ast.unparse(node)  # a file to lock, which holds nothing
             reads = name in RAW or method or opened
             if reads and not writes and "os.devnull" not in ast.unparse(node):
                 found.append((node.lineno, name))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cmb_jax.io.header import open_nifti
-from cmb_jax.io.storage import stored_values, without_texts, write_stored
+from cmb_jax.io.nifti import stored_values, without_texts, write_stored
 
 
 @pytest.mark.parametrize("image_class", [nib.Nifti1Image, nib.Nifti2Image])

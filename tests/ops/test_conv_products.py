@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmb_jax.ops import precision, self_test
+from cmb_jax.ops import self_test
 from cmb_jax.ops.conv import conv3d
 from cmb_jax.ops.cpu import library
 from tests.ops.test_conv import (
@@ -193,14 +193,14 @@ def test_unknown_products_are_refused():
 
 def test_a_precision_that_the_processor_lacks_is_one_line_and_float32(monkeypatch, caplog):
     monkeypatch.setattr(library, "instruction_set", lambda: "avx2")
-    assert precision.usable_precision("mixed", "train.precision") == "float32"
+    assert library.usable_precision("mixed", "train.precision") == "float32"
     assert [record.getMessage() for record in caplog.records] == [
         "train.precision mixed: this processor has no instructions for bfloat16; float32 is used"
     ]
     caplog.clear()
-    assert precision.usable_precision("float32", "train.precision") == "float32"
+    assert library.usable_precision("float32", "train.precision") == "float32"
     monkeypatch.setattr(library, "instruction_set", lambda: "avx512bf16")
-    assert precision.usable_precision("mixed", "train.precision") == "mixed"
+    assert library.usable_precision("mixed", "train.precision") == "mixed"
     assert not caplog.records
 
 

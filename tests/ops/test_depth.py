@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from cmb_jax.ops.conv import conv3d
-from cmb_jax.ops.depth import with_neighbors
+from cmb_jax.ops.conv import conv3d, with_neighbors
 from cmb_jax.training.sharding import make_mesh
 
 DEEP = P("data", "space")

@@ -5,8 +5,8 @@ import pytest
 
 from cmb_jax.anatomy.synthetic import synthetic_pack
 from cmb_jax.phantom import PROTOCOLS, TIERS, SubjectSettings, simulate_subject
-from cmb_jax.phantom.packed import pack_anatomy
-from cmb_jax.phantom.sample import Plan, Ranges
+from cmb_jax.phantom.head import pack_anatomy
+from cmb_jax.phantom.simulate import Plan, Ranges
 
 SPACING_MM = 2.0
 SETTINGS = SubjectSettings(protocol="thick3", mean_cmbs=30, simulation_spacing_mm=SPACING_MM)

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from cmb_jax.phantom.scanner import Scanner
+from cmb_jax.phantom.acquisition import Scanner
 
 _PLAIN = {
     "tr_ms": 30.0,

@@ -2,7 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmb_jax.phantom.field import convolve_dipole, smooth_size
+from cmb_jax.phantom.field import convolve_dipole
+from cmb_jax.phantom.geometry import smooth_size
 
 B_OBLIQUE = np.array([0.3, -0.5, 0.8]) / np.linalg.norm([0.3, -0.5, 0.8])
 

@@ -7,11 +7,15 @@ import pytest
 
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, Zone
-from cmb_jax.phantom.bodies import apparent_diameters, blooming
-from cmb_jax.phantom.head import draw_voxels, head_maps, interpolate, sample_head
-from cmb_jax.phantom.lesions import draw_count, draw_microbleeds
-from cmb_jax.phantom.mimics import draw_calcifications, draw_cavernoma
-from cmb_jax.phantom.pose import random_pose, to_pack
+from cmb_jax.phantom.head import draw_voxels, head_maps, interpolate, random_pose, sample_head, to_pack
+from cmb_jax.phantom.lesions import (
+    apparent_diameters,
+    blooming,
+    draw_calcifications,
+    draw_cavernoma,
+    draw_count,
+    draw_microbleeds,
+)
 from cmb_jax.phantom.types import CALCIFICATIONS, MimicKind
 
 TE, B0 = jnp.float32(20), jnp.float32(3)
@@ -19,34 +23,26 @@ TE, B0 = jnp.float32(20), jnp.float32(3)
 
 @pytest.fixture(scope="module")
 def head(anatomy, plan, half):
-    pose = jax.jit(lambda a: random_pose(jax.random.key(5), a, half, a.center_mm, lattice=plan.lattice))(
-        anatomy
-    )
-    maps = jax.jit(lambda a, p: head_maps(a, p, half, lattice=plan.lattice, grid=plan.planning))(
-        anatomy, pose
-    )
-    return pose, maps
+    @jax.jit
+    def draw(anatomy):
+        pose = random_pose(jax.random.key(5), anatomy, half, plan.lattice)
+        return head_maps(anatomy, pose, half, plan.planning)
+
+    return draw(anatomy)
 
 
 @pytest.fixture(scope="module")
-def lime(anatomy, head, plan, ranges):
-    draw = jax.jit(
-        lambda key, tier: draw_calcifications(
-            key, anatomy, *head, tier, lattice=plan.lattice, grid=plan.planning
-        )
-    )
+def calcifications(head, ranges):
+    draw = jax.jit(lambda key, tier: draw_calcifications(key, head, tier))
     return lambda seed, tier=ranges.tier: draw(jax.random.key(seed), tier)
 
 
 @pytest.fixture(scope="module")
-def bleeds(anatomy, head, plan, ranges, lime, half):
+def bleeds(head, ranges, calcifications):
     """Microbleeds of a seed, with changed numbers of the settings or another tier."""
     draw = jax.jit(
-        lambda key, lesions, tier: draw_microbleeds(
-            key, anatomy, *head, lime(0), half, TE, B0, lesions, tier,
-            lattice=plan.lattice, grid=plan.planning,
-        )
-    )  # fmt: skip
+        lambda key, lesions, tier: draw_microbleeds(key, head, calcifications(0), TE, B0, lesions, tier)
+    )
     many = dataclasses.replace(ranges.lesions, mean_cmbs=jnp.float32(50), patient_like=jnp.asarray(False))
 
     def drawn(seed, tier=ranges.tier, **change):
@@ -60,9 +56,8 @@ def many_dtype(value):
     return jnp.bool_ if isinstance(value, bool) else jnp.float32
 
 
-def test_microbleeds_lie_in_tissue(anatomy, head, plan, bleeds, half):
-    pose, _ = head
-    sample = jax.jit(lambda p: sample_head(anatomy, to_pack(pose, plan.lattice, p), half))
+def test_microbleeds_lie_in_tissue(anatomy, head, bleeds, half):
+    sample = jax.jit(lambda p: sample_head(anatomy, to_pack(head.pose, p), half))
     for each in (bleeds(0), bleeds(1)):
         valid = each.valid
         assert valid.sum() > 20
@@ -81,11 +76,11 @@ def _clearances(each):
     return apart[~np.eye(len(points), dtype=bool)]
 
 
-def test_microbleeds_do_not_overlap_unless_asked(bleeds, lime):
+def test_microbleeds_do_not_overlap_unless_asked(bleeds, calcifications):
     for seed in range(3):
         each = bleeds(seed)
         assert _clearances(each).min() >= 1.0 - 0.3  # borders as drawn: their shape varies by a tenth or two
-        other = lime(0)
+        other = calcifications(0)
         gap = np.linalg.norm(each.center_mm[each.valid][:, None] - np.asarray(other.center_mm), axis=-1)
         gap = gap - np.asarray(apparent_diameters(other, TE, B0)) / 2
         assert gap[:, np.asarray(other.valid)].min() > 1.0
@@ -137,13 +132,12 @@ def test_counts():
     assert int(draw_count(keys[0], jnp.float32(0), jnp.asarray(False))) == 0
 
 
-def test_calcifications_lie_where_they_belong(head, lime, plan, hard):
-    _, maps = head
+def test_calcifications_lie_where_they_belong(head, calcifications, hard):
     found = {kind: [] for kind in CALCIFICATIONS}
     for seed in range(8):
-        each = lime(seed, hard)
+        each = calcifications(seed, hard)
         assert (np.asarray(each.chi_ppm) <= -1).all()
-        pallidum = interpolate(maps.channels[..., [Channel.PALLIDUM]], plan.planning, each.center_mm)[:, 0]
+        pallidum = interpolate(head.channels[..., [Channel.PALLIDUM]], head.grid, each.center_mm)[:, 0]
         for kind in CALCIFICATIONS:
             mine = np.asarray(each.valid) & (np.asarray(each.kind) == kind)
             found[kind] += list(np.asarray(each.code)[mine] % 16)
@@ -154,18 +148,18 @@ def test_calcifications_lie_where_they_belong(head, lime, plan, hard):
     assert np.mean(np.isin(found[MimicKind.CALCIFICATION_PIAL], [Region.SULCAL_CSF])) > 0.5
 
 
-def test_hard_subjects_have_more_calcifications(lime, hard):
+def test_hard_subjects_have_more_calcifications(calcifications, hard):
     """Of the cortex and the white matter; what old age brings is as frequent."""
     kinds = [MimicKind.CALCIFICATION_PIAL, MimicKind.CALCIFICATION_PARENCHYMAL]
     easy, many = (
-        np.mean([(each.valid & np.isin(each.kind, kinds)).sum() for each in (lime(s, *t) for s in range(12))])
-        for t in ((), (hard,))
+        np.mean([(each.valid & np.isin(each.kind, kinds)).sum() for each in drawn])
+        for drawn in ([calcifications(s, *tier) for s in range(12)] for tier in ((), (hard,)))
     )
     assert many > 2.5 * easy
 
 
-def test_calcifications_of_old_age_are_as_frequent_and_as_large_as_on_ct(lime, plan):
-    subjects = [jax.device_get(lime(seed)) for seed in range(40)]
+def test_calcifications_of_old_age_are_as_frequent_and_as_large_as_on_ct(calcifications):
+    subjects = [jax.device_get(calcifications(seed)) for seed in range(40)]
 
     def of(kind):
         return [(each, each.valid & (each.kind == kind)) for each in subjects]
@@ -197,11 +191,9 @@ def test_calcifications_of_old_age_are_as_frequent_and_as_large_as_on_ct(lime, p
     assert diameters(MimicKind.CALCIFICATION_PALLIDUM).max() <= 2.2 + 1e-3
 
 
-def test_spaces_of_a_cavernoma_lie_inside_it(anatomy, head, plan, ranges):
+def test_spaces_of_a_cavernoma_lie_inside_it(head, ranges):
     certain = dataclasses.replace(ranges.tier, cavernoma=jnp.float32(1.0))
-    draw = jax.jit(
-        lambda key: draw_cavernoma(key, anatomy, *head, certain, lattice=plan.lattice, grid=plan.planning)
-    )
+    draw = jax.jit(lambda key: draw_cavernoma(key, head, certain))
     for seed in range(4):
         whole, spaces = jax.device_get(draw(jax.random.key(seed)))
         assert whole.valid.all()

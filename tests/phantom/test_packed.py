@@ -9,7 +9,7 @@ from scipy import ndimage
 from cmb_jax.anatomy.pack import NUM_CHANNELS, Channel
 from cmb_jax.anatomy.regions import Region, region_of
 from cmb_jax.anatomy.synthetic import synthetic_pack
-from cmb_jax.phantom.packed import Extra, codes_at, mni_of, of_mni, pack_anatomy, sample_pack, unpack
+from cmb_jax.phantom.head import Extra, codes_at, mni_of, of_mni, pack_anatomy, sample_pack, unpack
 
 sample = jax.jit(sample_pack)
 

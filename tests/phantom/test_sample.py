@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cmb_jax.phantom import PROTOCOLS
-from cmb_jax.phantom.sample import Plan, sample_at, simulate_batch, simulate_sample
+from cmb_jax.phantom.simulate import Plan, simulate_batch, simulate_sample
 from cmb_jax.training.sharding import make_mesh
 
 
@@ -48,7 +48,7 @@ def test_a_batch_on_a_mesh_is_what_single_calls_give(keys, single, anatomy, rang
 
 
 def test_tiers_share_one_compiled_program(anatomy, ranges, hard, plan):
-    counted = chex.assert_max_traces(n=1)(lambda k, a, r: sample_at(k, a, r, a.center_mm, plan))
+    counted = chex.assert_max_traces(n=1)(lambda k, a, r: simulate_sample.__wrapped__(k, a, r, plan=plan))
     chex.clear_trace_counter()
     lowered = jax.jit(counted)
     shapes = jax.eval_shape(lowered, jax.random.key(0), anatomy, ranges)

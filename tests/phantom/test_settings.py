@@ -7,8 +7,8 @@ import pytest
 
 from cmb_jax.errors import UserError
 from cmb_jax.phantom import PROTOCOLS, SubjectSettings, simulate_subject
-from cmb_jax.phantom.protocols import check_protocol, rotation_to_scanner
-from cmb_jax.phantom.tiers import TIERS, check_settings
+from cmb_jax.phantom.settings import TIERS, check_protocol, check_settings
+from cmb_jax.phantom.simulate import rotation_to_scanner
 
 
 @pytest.mark.parametrize("direction", [(0.0, 0.0, 1.0), (0.6, 0.0, 0.8), (0.0, -0.6, 0.8)])

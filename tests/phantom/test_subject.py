@@ -6,9 +6,8 @@ import pytest
 
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, region_of, side_of
 from cmb_jax.phantom import PROTOCOLS, simulate_subject
-from cmb_jax.phantom.sample import Plan, Ranges, simulate_sample
-from cmb_jax.phantom.simulate import lesion_table, packed
-from cmb_jax.phantom.tiers import check_settings
+from cmb_jax.phantom.settings import check_settings
+from cmb_jax.phantom.simulate import Plan, Ranges, lesion_table, packed, simulate_sample
 from cmb_jax.phantom.types import CMB_KIND, FOCAL_MIMICS, MimicKind
 from tests.phantom.conftest import SETTINGS
 
@@ -117,7 +116,7 @@ def test_every_microbleed_is_a_row_and_those_that_are_ignored_come_last(pack):
     plan = Plan.of(protocol, settings.simulation_spacing_mm)
     ranges = Ranges.of(protocol, tier, settings)
     sample = simulate_sample(jax.random.key(3), packed(pack), ranges, plan=plan)
-    table = lesion_table(jax.device_get(sample))
+    table = lesion_table(jax.device_get(sample), np.eye(4))
     assert int(sample.counts.sum()) == table.is_cmb.sum() > 10
     assert int(sample.ignored.sum()) == table.is_ignored.sum() > 3
     drawn = int(sample.bleeds.valid.sum())

@@ -7,7 +7,9 @@ import pytest
 
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import Region, region_of
-from cmb_jax.phantom.tissue import AGES, CHI_AIR, NUCLEI, draw_age, draw_tissue, head_volume, iron_mg
+from cmb_jax.phantom.field import CHI_AIR
+from cmb_jax.phantom.head import NUCLEI
+from cmb_jax.phantom.tissue import AGES, draw_age, draw_tissue, head_volume, iron_mg
 from cmb_jax.phantom.types import MimicKind
 
 

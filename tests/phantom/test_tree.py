@@ -7,8 +7,7 @@ import pytest
 
 from cmb_jax.errors import UserError
 from cmb_jax.phantom import SubjectSettings, simulate_subject, simulate_tree
-from cmb_jax.phantom.tree import store_phase, write_subject
-from cmb_jax.phantom.version import check_phantom_version
+from cmb_jax.phantom.tree import check_phantom_version, store_phase, write_subject
 from cmb_jax.scan.phase_range import detect_phase_range, phase_to_radians
 from tests.phantom.conftest import SETTINGS
 
@@ -18,7 +17,7 @@ FILES = ("part-mag_T2starw", "part-phase_T2starw", "swi")
 @pytest.fixture(scope="module")
 def tree(pack, tmp_path_factory):
     root = tmp_path_factory.mktemp("trees") / "first"
-    simulate_tree(root, 2, 40, SETTINGS, pack_of=lambda name: pack, progress=False)
+    simulate_tree(root, 2, 40, SETTINGS, pack_of=lambda name: pack)
     return root
 
 
@@ -120,7 +119,7 @@ def test_a_protocol_without_phase_writes_the_magnitude_alone(subject, tmp_path):
 
 
 def test_same_seed_gives_the_same_bytes(tree, pack, tmp_path):
-    simulate_tree(tmp_path / "again", 1, 40, SETTINGS, pack_of=lambda name: pack, progress=False)
+    simulate_tree(tmp_path / "again", 1, 40, SETTINGS, pack_of=lambda name: pack)
     one = [f for f in _files(tmp_path / "again") if f != "participants.tsv"]
     assert len(one) > 10
     for name in one:
@@ -143,5 +142,5 @@ def test_bad_settings_leave_nothing_behind(pack, tmp_path):
     with pytest.raises(UserError, match="choose one of: iso05"):
         simulate_tree(tmp_path / "b", 1, 1, SubjectSettings(protocol="none"), pack_of=loader)
     with pytest.raises(UserError, match="seed is"):
-        simulate_tree(tmp_path / "c", 1, -5, pack_of=loader, progress=False)
+        simulate_tree(tmp_path / "c", 1, -5, pack_of=loader)
     assert list(tmp_path.iterdir()) == []

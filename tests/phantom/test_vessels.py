@@ -11,11 +11,9 @@ from cmb_jax.anatomy.regions import Region
 from cmb_jax.phantom import PROTOCOLS, TIERS
 from cmb_jax.phantom.benchmark import ANATOMIES, PROTOCOL_NAMES
 from cmb_jax.phantom.geometry import Grid
-from cmb_jax.phantom.head import head_maps
-from cmb_jax.phantom.packed import pack_anatomy
-from cmb_jax.phantom.pose import random_pose
+from cmb_jax.phantom.head import head_maps, pack_anatomy, random_pose
 from cmb_jax.phantom.render import vessel_labels
-from cmb_jax.phantom.sample import WIDEST, Plan
+from cmb_jax.phantom.simulate import Plan
 from cmb_jax.phantom.types import MimicKind
 from cmb_jax.phantom.vessels import (
     END_ON_RAD,
@@ -34,7 +32,7 @@ from cmb_jax.phantom.vessels import (
 )
 
 GRID = Grid((41, 41, 41), (2.0, 2.0, 2.0), (-40.0, -40.0, -40.0))
-OPEN = Terrain(jnp.zeros((*GRID.shape, 3)), jnp.zeros((*GRID.shape, 6)), jnp.ones(GRID.shape))
+OPEN = Terrain(jnp.zeros((*GRID.shape, 3)), jnp.zeros((*GRID.shape, 6)), jnp.ones(GRID.shape), GRID)
 
 
 def walk(steps=40, wander=0.0, terrain=OPEN):
@@ -42,7 +40,7 @@ def walk(steps=40, wander=0.0, terrain=OPEN):
     heading = jnp.array([[1.0, 0, 0], [0, 0, 2.0], [0, 1.0, 0]])
     return grow(
         jax.random.key(0), start, heading, jnp.array([0.8, 0.4, 0.4]), jnp.array([40, 20, 40]),
-        jnp.array([True, True, False]), terrain, wander=wander, grid=GRID, steps=steps,
+        jnp.array([True, True, False]), terrain, wander=wander, steps=steps,
     )  # fmt: skip
 
 
@@ -69,7 +67,7 @@ def test_a_heading_across_a_sheet_is_lost():
     start, heading = jnp.zeros((1, 3)), jnp.array([[1.0, 0, 0.1]])
     walks = grow(
         jax.random.key(0), start, heading, jnp.array([0.5]), jnp.array([40]), jnp.array([True]), flat,
-        wander=0.0, grid=GRID, steps=40,
+        wander=0.0, steps=40,
     )  # fmt: skip
     assert abs(float(walks.heading[0, -1, 2])) < 1e-4
     assert float(walks.points_mm[0, -1, 2]) == pytest.approx(STEP_MM * 0.1 * (0.5 + 0.25) * 4 / 3, rel=0.02)
@@ -87,9 +85,7 @@ def test_walks_that_stay_near_their_root_are_left_out():
 
 def test_branches_start_on_their_mothers_and_are_thinner():
     mothers = walk(wander=0.02)
-    daughters = branch(
-        jax.random.key(1), mothers, OPEN, count=6, angle_rad=(0.5, 0.6), wander=0.0, grid=GRID, steps=24
-    )
+    daughters = branch(jax.random.key(1), mothers, OPEN, count=6, angle_rad=(0.5, 0.6), wander=0.0, steps=24)
     for i in range(6):
         mother = i % 3
         line = np.asarray(mothers.points_mm[mother])
@@ -115,12 +111,9 @@ def drawer(anatomy, plan, tiers):
     def draw(seed, tier):
         k_pose, k_vessels = jax.random.split(jax.random.key(seed))
         atrophy = 0.5 * tier.atrophy
-        pose = random_pose(k_pose, anatomy, atrophy, anatomy.center_mm, lattice=plan.lattice)
-        head = head_maps(anatomy, pose, atrophy, lattice=plan.lattice, grid=plan.planning)
-        return head, draw_vessels(
-            k_vessels, anatomy, pose, head, jnp.float32(0.3), jnp.float32(0.2), tier,
-            lattice=plan.lattice, grid=plan.planning,
-        )  # fmt: skip
+        pose = random_pose(k_pose, anatomy, atrophy, plan.lattice)
+        head = head_maps(anatomy, pose, atrophy, plan.planning)
+        return head, draw_vessels(k_vessels, head, jnp.float32(0.3), jnp.float32(0.2), tier)
 
     return lambda seed, tier: jax.device_get(draw(seed, tiers[tier]))
 
@@ -165,7 +158,7 @@ def label_pieces(vessels, protocol):
     label = jnp.zeros(grid.shape, jnp.uint8)
     for group in vessels:
         veins = dataclasses.replace(group, valid=group.valid & (group.kind != MimicKind.ARTERY))
-        label = vessel_labels(label, veins, WIDEST, grid=grid)
+        label = vessel_labels(label, veins, grid=grid)
     return pieces(np.asarray(label) > 0, grid.spacing_mm)
 
 

@@ -1,6 +1,6 @@
 """What a training run writes about its progress names no folder and no file."""
 
-from cmb_jax.training.logs import TrainLog
+from cmb_jax.training.monitor import TrainLog
 from tests.privacy.planted import FOLDER, NAME, leaks
 
 

@@ -12,11 +12,11 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Side, region_of, side_of
+from cmb_jax.detector.functional import params_of
 from cmb_jax.errors import UserError
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import Volume
 from cmb_jax.io.weights import save_weights
-from cmb_jax.models.functional import params_of
 from cmb_jax.regions import predict as inference
 from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE
 from cmb_jax.regions.network import RegionNet
@@ -235,7 +235,7 @@ def test_bundled_weights_label_a_drawn_head():
     from cmb_jax.anatomy.assets import load_pack
     from cmb_jax.regions.samples import build_source, make_sample
 
-    source = build_source(load_pack(progress=False))
+    source = build_source(load_pack())
     sample = jax.jit(make_sample)(source, jax.random.key(987_654))
     data = np.asarray(sample.image).transpose(2, 1, 0)
     volume = Volume.from_array(data, np.diag([GRID_MM, GRID_MM, GRID_MM, 1.0]))

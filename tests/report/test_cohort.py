@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from cmb_jax.bids_app.cohort_page import MOST_PICTURE_BYTES
+from cmb_jax.cohort.cohort_page import MOST_PICTURE_BYTES
 from cmb_jax.errors import UserError
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.cohort_content import CohortContent, CohortLine, Link

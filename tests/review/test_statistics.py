@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.agreement import cohen_kappa, icc_2_1
+from cmb_jax.evaluation.statistics import cohen_kappa, icc_2_1
 from cmb_jax.review.consensus import truth_rows
 from cmb_jax.review.marks import Mark, Verdict
 from cmb_jax.review.reading import Reading

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cmb_jax.scan.phase_sign import decide_phase_sign, field_direction
-from cmb_jax.swi import homodyne_phase
+from cmb_jax.scan.swi import homodyne_phase
 
 SHAPE, SPACING = (72, 72, 48), (0.7, 0.7, 0.7)
 

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 
 from cmb_jax.datasets.find import find
-from cmb_jax.datasets.index_file import write_index
+from cmb_jax.datasets.index import write_index
 from cmb_jax.datasets.inspection import inspect
 
 SHAPE = (44, 48, 24)

@@ -1,4 +1,4 @@
-"""Accumulation and rematerialisation change no gradient; mixed precision and bfloat16 follow float32."""
+"""Accumulation and rematerialization change no gradient; mixed precision and bfloat16 follow float32."""
 
 import dataclasses
 import functools
@@ -11,12 +11,11 @@ from flax import nnx
 
 from benchmarks.inputs import parameters, patches
 from cmb_jax.config import Config, DataConfig, TrainConfig
+from cmb_jax.detector.functional import Template
+from cmb_jax.detector.network import Detector
 from cmb_jax.errors import UserError
-from cmb_jax.models.detector import Detector
-from cmb_jax.models.functional import Template
-from cmb_jax.training.micro_batches import in_micro_batches
+from cmb_jax.training.detector import in_micro_batches, loss_function, make_step, put_batch
 from cmb_jax.training.sharding import make_mesh
-from cmb_jax.training.step import loss_function, make_step, put_batch
 from tests.tiny import TINY_MODEL
 
 CONFIG = Config(
@@ -67,7 +66,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
     np.testing.assert_allclose(other_grads, grads, rtol=1e-4, atol=1e-6 * np.abs(grads).max())
 
 
-def test_rematerialisation_changes_no_value():
+def test_rematerialization_changes_no_value():
     (value, grads, text), (other_value, other_grads, other_text) = (
         of_the_network(),
         of_the_network(remat=True),

@@ -2,9 +2,9 @@
 
 import pytest
 
-from cmb_jax.config_io import config_to_json
+from cmb_jax.config_load import config_to_json
 from cmb_jax.errors import UserError
-from cmb_jax.io.lock import locked
+from cmb_jax.io.atomic import locked
 from cmb_jax.training import run as train
 from tests.training.spheres import CONFIG
 

@@ -6,13 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.inputs import parameter_shapes
-from cmb_jax import hardware
-from cmb_jax.config import Config, DataConfig
-from cmb_jax.models.flops import training_gflop
-from cmb_jax.training.pace import Stopwatch, Utilisation, peak_mb
-from cmb_jax.training.profile import StepProfile
-from tests.tiny import TINY_MODEL
+from cmb_jax import devices
+from cmb_jax.training.monitor import StepProfile, Stopwatch, peak_gflops, peak_mb
 
 
 class Clock:
@@ -58,23 +53,19 @@ def test_each_reading_begins_anew():
     assert watch.read().input_wait == 1
 
 
-def test_utilisation_is_the_models_operations_over_the_peak():
-    config = Config(model=TINY_MODEL, data=DataConfig(patch_shape=(8, 16, 16), batch_size=4))
-    shapes = parameter_shapes(TINY_MODEL)
-
+def test_the_peak_is_that_of_all_devices():
     class Device:
         platform, device_kind = "gpu", "NVIDIA H100 80GB HBM3"
 
-    flop = 1e9 * training_gflop(shapes, (8, 16, 16), 4)
-    assert Utilisation(config, shapes, [Device()] * 2).of(10.0) == pytest.approx(10 * flop / (2 * 494e12))
+    assert peak_gflops([Device()] * 2, "mixed") == pytest.approx(2 * 494e3)
     Device.device_kind = "something new"
-    assert math.isnan(Utilisation(config, shapes, [Device()]).of(10.0))
+    assert math.isnan(peak_gflops([Device()], "mixed"))
 
 
 def test_the_processor_is_measured(monkeypatch):
-    monkeypatch.setattr(hardware, "_PRODUCT_EDGE", 64)
-    monkeypatch.setattr(hardware, "_COPIED_FLOATS", 2**16)
-    found = hardware.measured_cpu()
+    monkeypatch.setattr(devices, "_PRODUCT_EDGE", 64)
+    monkeypatch.setattr(devices, "_COPIED_FLOATS", 2**16)
+    found = devices.measured_cpu()
     assert 1e6 < found.float32_flops < 1e15
     assert 1e5 < found.memory_bandwidth < 1e13
     assert found.memory_bytes > 1e8

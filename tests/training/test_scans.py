@@ -1,5 +1,6 @@
 """Own scans: their lesions lie where the images show them, and what cannot be used is said and left out."""
 
+import dataclasses
 import shutil
 
 import nibabel as nib
@@ -8,10 +9,10 @@ import pytest
 
 from cmb_jax.config import DataConfig
 from cmb_jax.data.subjects import READERS_MIMIC, StoredSubject
-from cmb_jax.datasets.index_file import read_index
+from cmb_jax.datasets.index import read_index
 from cmb_jax.errors import UserError
-from cmb_jax.training import scans
-from cmb_jax.training.scans import open_data, prepare_cases
+from cmb_jax.training import run_data
+from cmb_jax.training.run_data import open_data, prepare_cases
 from tests.training.own_site import (
     LPS,
     OBLIQUE,
@@ -129,7 +130,7 @@ def test_nothing_is_prepared_twice(site, monkeypatch, tmp_path):
     def fail(*arguments, **settings):
         raise AssertionError("prepared again")
 
-    monkeypatch.setattr(scans, "prepare_scan", fail)
+    monkeypatch.setattr(run_data, "prepare_scan", fail)
     assert prepare_cases(index.cases, root, cache, SPACING).subjects == part.subjects
     # the content counts, not where it lies
     moved = tmp_path / "moved"
@@ -219,17 +220,15 @@ def test_a_case_that_cannot_be_used_is_listed_and_skipped(tmp_path, spoil, chang
 def test_lesions_beyond_the_brain_are_said(tmp_path, monkeypatch):
     path = make_site(tmp_path, scans=1)
     index, root = read_index(path)
-    whole = scans.prepare_scan
+    whole = run_data.prepare_scan
 
     def cut(images, **settings):
         found = whole(images, **settings)
         prepared = found.prepared
         # as if the region network had taken one slice alone for the brain
-        return scans.dataclasses.replace(
-            found, prepared=scans.dataclasses.replace(prepared, image=prepared.image[:2])
-        )
+        return dataclasses.replace(found, prepared=dataclasses.replace(prepared, image=prepared.image[:2]))
 
-    monkeypatch.setattr(scans, "prepare_scan", cut)
+    monkeypatch.setattr(run_data, "prepare_scan", cut)
     part = prepare_cases(index.cases, root, tmp_path / "scans", SPACING)
     assert ("p1", "3 of 3 lesions lie outside the brain that the region network found") in part.notes
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from cmb_jax.config import Config, TrainConfig
-from cmb_jax.training.loop import train
-from cmb_jax.training.stages import stages
+from cmb_jax.training.detector import stage_configs, train_detector
 from tests.training.spheres import CONFIG, store_spheres
 
 
@@ -24,16 +23,14 @@ def with_final(config, steps, share, shape=(24, 32, 32), **changes):
     [(0.25, [(0, 75), (75, 100)]), (0.0, [(0, 100)]), (1.0, [(0, 100)]), (0.004, [(0, 100)])],
 )
 def test_stages_partition_the_steps(share, expected):
-    found = stages(with_final(Config(), 100, share))
-    assert [(stage.steps.start, stage.steps.stop) for stage in found] == expected
-    assert (found[-1].config.data.patch_shape == (24, 32, 32)) == (share >= 0.25)
+    found = stage_configs(with_final(Config(), 100, share))
+    assert [(steps.start, steps.stop) for steps, _ in found] == expected
+    assert (found[-1][1].data.patch_shape == (24, 32, 32)) == (share >= 0.25)
 
 
 def test_without_a_final_shape_nothing_changes():
     config = Config(train=TrainConfig(steps=100))
-    (only,) = stages(config)
-    assert only.config == config
-    assert only.steps == range(100)
+    assert stage_configs(config) == ((range(100), config),)
 
 
 def test_a_share_that_is_none_is_refused():
@@ -60,14 +57,14 @@ def test_a_run_goes_on_in_either_stage_bit_for_bit(tmp_path):
 
         return evaluate
 
-    whole = train(config, tmp_path / "whole", subjects)
+    whole = train_detector(config, tmp_path / "whole", subjects)
     for count in (3, 3):  # in the first stage, then in the second
         with pytest.raises(Stop):
-            train(config, tmp_path / "parts", subjects, stopping_at(count))
-    resumed = train(config, tmp_path / "parts", subjects)
+            train_detector(config, tmp_path / "parts", subjects, stopping_at(count))
+    resumed = train_detector(config, tmp_path / "parts", subjects)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
-    plain = train(
+    plain = train_detector(
         dataclasses.replace(config, train=dataclasses.replace(config.train, final_patch_shape=None)),
         tmp_path / "plain",
         subjects,

@@ -13,14 +13,13 @@ import pytest
 from cmb_jax.config import TrainConfig
 from cmb_jax.data.patches import patch_batches
 from cmb_jax.data.subjects import StoredSubject
+from cmb_jax.detector.prototype_losses import SupervisedContrastive
 from cmb_jax.errors import UserError
-from cmb_jax.losses.prototype import SupervisedContrastive
 from cmb_jax.training.checkpoint import QUALITY, Checkpoints
-from cmb_jax.training.loop import train
+from cmb_jax.training.detector import init_state, make_step, put_batch, train_detector
 from cmb_jax.training.processes import RunStopped
 from cmb_jax.training.sharding import check_fit, make_mesh
-from cmb_jax.training.state import init_state, learning_rate
-from cmb_jax.training.step import make_step, put_batch
+from cmb_jax.training.state import learning_rate
 from tests.training.spheres import CONFIG, store_spheres
 
 
@@ -60,10 +59,10 @@ def test_a_stopped_run_continues_bit_for_bit(subjects, tmp_path):
     def stop_at_three(params):
         raise Stop
 
-    whole = train(CONFIG, tmp_path / "whole", subjects)
+    whole = train_detector(CONFIG, tmp_path / "whole", subjects)
     with pytest.raises(Stop):
-        train(with_train(CONFIG, evaluate_every=4), tmp_path / "parts", subjects, stop_at_three)
-    continued = train(CONFIG, tmp_path / "parts", subjects)
+        train_detector(with_train(CONFIG, evaluate_every=4), tmp_path / "parts", subjects, stop_at_three)
+    continued = train_detector(CONFIG, tmp_path / "parts", subjects)
     assert int(continued.step) == CONFIG.train.steps
     assert equal(whole, continued)
 
@@ -71,7 +70,7 @@ def test_a_stopped_run_continues_bit_for_bit(subjects, tmp_path):
 def test_logs_and_checkpoints_are_kept(subjects, tmp_path):
     qualities = iter([0.9, 0.1, 0.2])
     config = with_train(CONFIG, evaluate_every=2, checkpoint_every=2, keep_checkpoints=1)
-    train(config, tmp_path, subjects, lambda params: {QUALITY: next(qualities)})
+    train_detector(config, tmp_path, subjects, lambda params: {QUALITY: next(qualities)})
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows if row["loss"]] == [2, 4, 6]
@@ -113,7 +112,7 @@ def test_ten_bad_steps_in_a_row_stop_the_run(subjects, tmp_path):
         (folder / f"{name}.npy").write_bytes((subjects[0].folder / f"{name}.npy").read_bytes())
     np.save(folder / "image.npy", np.full_like(subjects[0].image(), np.nan))
     with pytest.raises(UserError, match="not finite for 10 steps"):
-        train(with_train(CONFIG, steps=30), tmp_path / "run", (StoredSubject(folder=folder),))
+        train_detector(with_train(CONFIG, steps=30), tmp_path / "run", (StoredSubject(folder=folder),))
 
 
 CARRYING = dataclasses.replace(
@@ -198,12 +197,12 @@ def test_a_stop_signal_saves_the_step_and_the_run_goes_on_from_it(subjects, tmp_
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(RunStopped, match="step 2 is saved"):
-        train(config, tmp_path / "run", subjects, evaluate)
+        train_detector(config, tmp_path / "run", subjects, evaluate)
     assert signal.getsignal(signal.SIGTERM) is before
     with Checkpoints(tmp_path / "run" / "checkpoints", 1) as checkpoints:
         assert checkpoints.latest_step() == 2
-    continued = train(CONFIG, tmp_path / "run", subjects)
-    assert equal(continued, train(CONFIG, tmp_path / "whole", subjects))
+    continued = train_detector(CONFIG, tmp_path / "run", subjects)
+    assert equal(continued, train_detector(CONFIG, tmp_path / "whole", subjects))
 
 
 def test_the_schedule_warms_up_and_decays():

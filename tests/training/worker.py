@@ -37,14 +37,14 @@ def main(given: Sequence[str] | None = None) -> None:
 
     import jax
 
-    from cmb_jax.cli.common import run_for_people
+    from cmb_jax.cli.common import run_cli
     from cmb_jax.data.subjects import StoredSubject
     from cmb_jax.training.checkpoint import fingerprint
-    from cmb_jax.training.loop import train
+    from cmb_jax.training.detector import train_detector
     from cmb_jax.training.processes import (
+        exit_without_barrier,
         is_primary,
-        leaving_at_once,
-        one_after_the_others,
+        primary_first,
         start_processes,
         wait_for_all,
     )
@@ -59,7 +59,7 @@ def main(given: Sequence[str] | None = None) -> None:
         def make() -> StoredSubject:
             return StoredSubject(folder=folder) if folder.exists() else store_spheres(folder)
 
-        subject = one_after_the_others(make, "subject")
+        subject = primary_first(make, "subject")
         data, space = map(int, chosen.mesh.split("x"))
         settings = dataclasses.replace(
             CONFIG.train,
@@ -71,13 +71,13 @@ def main(given: Sequence[str] | None = None) -> None:
         )
         chosen.workdir.mkdir(parents=True, exist_ok=True)
         config = dataclasses.replace(CONFIG, train=settings)
-        state = train(config, chosen.workdir, (subject,))
+        state = train_detector(config, chosen.workdir, (subject,))
         if is_primary():
             print("final", fingerprint(state), flush=True)
         wait_for_all("the end")
 
-    with leaving_at_once():
-        run_for_people(run)
+    with exit_without_barrier():
+        run_cli(run)
 
 
 if __name__ == "__main__":

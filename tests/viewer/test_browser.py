@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from cmb_jax.evaluation.agreement import cohen_kappa
+from cmb_jax.evaluation.statistics import cohen_kappa
 from cmb_jax.review.marks import MIMIC_KINDS
 from cmb_jax.review.reading import read_readings
 from cmb_jax.review.result import load_result
@@ -146,7 +146,7 @@ def test_opens_scrolls_windows_toggles(page, made):
 
 def test_minimum_is_that_of_the_slab(page, made):
     """The slab of the page against a slow minimum of the array that went in."""
-    page.keys("i", "]", "]")  # 12 mm of 2 mm slices: the 5 or 7 about the middle
+    page.keys("i", "]", "Alt+]")  # as many keyboards type it; 12 mm of 2 mm slices: 5 or 7 about the middle
     page.until("#place", "minIP")
     values = made.scan.swi.data
     for row in made.rows[:4]:
@@ -334,9 +334,14 @@ def test_server_gone(open_page, made, served):
     page.keys("j", "m")
     page.until("#save", "download the file before you close this page")
     assert "2 of 40" in page.text("#count")
+    page.keys("f")
+    page.until("#notice", "start cmb-jax view again")
+    assert page.page.is_checked("[name=modality][value=swi]")  # and nothing is taken for the phase
     assert len(json.loads((made.folder / "verdicts" / "EF.json").read_text())["marks"]) == 1
     page.context.set_offline(False)  # it answers again: what was kept is sent
     page.until("#save", "Saved")
+    page.keys("f")
+    page.until("#place", "rad")
     assert len(json.loads((made.folder / "verdicts" / "EF.json").read_text())["marks"]) == 2
 
     def lose_the_answer(route):
@@ -461,6 +466,35 @@ def test_bad_files(page, open_page, made, tmp_path):
     same.write_text(json.dumps(good))
     page.page.set_input_files("#file", same)
     page.until("#comparison", "who is in the list already")
+
+
+def test_without_storage(chromium, made, tmp_path):
+    """Cookies and site data are blocked: reading goes on, and the page says that it keeps nothing."""
+    context = chromium.new_context(accept_downloads=True)
+    context.add_init_script(
+        """for (const name of ['localStorage', 'sessionStorage']) Object.defineProperty(window, name,
+        { get() { throw new DOMException('blocked', 'SecurityError'); } })"""
+    )
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    page.goto(made.page.as_uri())
+    page.wait_for_selector("html[data-connected]")
+    page.keyboard.press("m")
+    page.fill("#initials", "AB")
+    for key in ("Enter", "j", "x"):
+        page.keyboard.press(key)
+    page.wait_for_function("() => document.getElementById('count').textContent === '2 of 40'")
+    assert page.text_content("#save") == "This browser keeps nothing: download the file."
+    with page.expect_download() as waiting:
+        page.click("#download")
+    waiting.value.save_as(tmp_path / "AB.json")
+    (reading,) = read_readings(tmp_path / "AB.json", load_result(made.folder))
+    assert [mark.verdict for mark in reading.marks[:2]] == ["microbleed", "mimic"]
+    with page.expect_event("dialog") as asked:  # before the only copy is closed
+        page.close(run_before_unload=True)
+    assert asked.value.type == "beforeunload"
+    asked.value.accept()
+    context.close()
 
 
 def test_without_webgl(chromium, made):

@@ -1,17 +1,25 @@
-"""Which images of a scan are taken, and why: the best kind first, ties broken by rules that are said."""
+"""Which images of a scan are taken, and why: the best kind first, ties broken by rules that are stated."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
-from cmb_jax.datasets.bids.candidates import Candidate, NotTaken, Series, read_candidates, series_of
-from cmb_jax.datasets.bids.layout import CONTRASTS, Scan
+from cmb_jax.datasets.bids import layout
+from cmb_jax.datasets.bids.layout import CONTRASTS, BidsFile, BidsName, Scan
+from cmb_jax.datasets.bids.sidecar import ImageFacts, read_facts
+from cmb_jax.datasets.images import Grid, read_grid
 from cmb_jax.errors import UserError
+from cmb_jax.io.outside import reading
 
+Part = Literal["swi", "mag", "phase"]
+
+_CONTRAST_OF = {contrast.casefold(): contrast for contrast in CONTRASTS} | {layout.OLD_PHASE: "GRE"}
+_SAME_GRID_VOXELS = 0.01  # practically the same header: the detector does not resample one onto the other
 _SAME_TE_MS = 0.05
 
 
@@ -25,6 +33,52 @@ class ChoiceKind(enum.Enum):
 
 
 _RANK = {kind: rank for rank, kind in enumerate(ChoiceKind)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An image whose header can be read."""
+
+    file: BidsFile
+    contrast: str  # one of CONTRASTS, GRE for the old suffix phase
+    part: Part
+    grid: Grid
+    facts: ImageFacts
+
+    @property
+    def echo(self) -> str:
+        """Its number without leading zeros, "" if the name has none."""
+        return layout.plain_index(self.file.name.get("echo") or "")
+
+    def same_grid(self, other: Candidate) -> bool:
+        """Whether both lie voxel on voxel."""
+        ours, theirs = self.grid.to_ras(), other.grid.to_ras()
+        return ours.shape == theirs.shape and ours.apart_voxels(theirs) <= _SAME_GRID_VOXELS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NotTaken:
+    """An image that was not taken, and why."""
+
+    file: BidsFile
+    why: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Series:
+    """The images of one acquisition: names that differ only in part and echo."""
+
+    contrast: str
+    entities: tuple[tuple[str, str], ...]  # without part and echo
+    swi: Candidate | None
+    magnitudes: Mapping[str, Candidate]  # by echo, "" without one
+    phases: Mapping[str, Candidate]
+
+    @property
+    def pairs(self) -> tuple[tuple[Candidate, Candidate], ...]:
+        """Magnitude and phase of the echoes that have both on the grid of the first such magnitude."""
+        both = [(self.magnitudes[echo], self.phases[echo]) for echo in self.magnitudes if echo in self.phases]
+        return tuple(pair for pair in both if all(image.same_grid(both[0][0]) for image in pair))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,29 +106,30 @@ class ImageSet:
         """Echo times in ms of the pairs of magnitude and phase, () if one of them is not known."""
         if self.kind is not ChoiceKind.MAGNITUDE_AND_PHASE:
             return ()
-        known = _times(self.magnitudes, self.phases)
-        return tuple(te for te in known if te is not None) if None not in known else ()
+        times = _times(self.magnitudes, self.phases)
+        return tuple(te for te in times if te is not None) if None not in times else ()
 
     @property
     def order(self) -> tuple[int, int, int, int, int, float, str]:
-        """Sorts the best first; what each number is stands in `_advantage`."""
+        """Sorts the best first; `_advantage` says what each number means."""
+        name = self.reference.file.name
         return (
             _RANK[self.kind],
             -len(self.magnitudes) if self.kind is ChoiceKind.MAGNITUDE_AND_PHASE else 0,
-            self._strangers,
-            sum(key in ("rec", "proc", "desc") for key, _ in self.reference.file.name.entities),
+            self._differing_entities,
+            sum(key in ("rec", "proc", "desc") for key, _ in name.entities),
             CONTRASTS.index(self.reference.contrast),
             round(self.reference.grid.voxel_mm3, 4),
             self.reference.file.relative,
         )
 
     @property
-    def _strangers(self) -> int:
+    def _differing_entities(self) -> int:
         """Entities in which a SWI and its phase differ: a phase of another acquisition may not fit."""
         if self.swi is None or not self.phases:
             return 0
         swi, phase = self.swi.file.name, self.phases[0].file.name
-        return len(set(swi.told_by("part")) ^ set(phase.told_by("part", "echo")))
+        return len(set(swi.key_without("part")) ^ set(phase.key_without("part", "echo")))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,8 +156,10 @@ def choose(scan: Scan, root: Path) -> Choice:
     Raises:
         UserError: nothing can be taken; says why.
     """
-    candidates, left = read_candidates(scan, root)
-    sets = sorted(_sets(series_of(candidates)), key=lambda images: images.order)
+    # All sets of images that could make a result are listed and sorted; `order` holds the rules, so that the
+    # reason why one goes before another can be read off the first number in which they differ.
+    candidates, left = _read_candidates(scan, root)
+    sets = sorted(_sets(_series_of(candidates)), key=lambda images: images.order)
     if not sets:
         raise UserError(_nothing(candidates, left))
     best, *others = sets
@@ -110,84 +167,159 @@ def choose(scan: Scan, root: Path) -> Choice:
     rival = next((other for other in others if other.kind is best.kind), None)
     if rival is not None:
         why += f"; before {rival.reference.file.relative}: {_advantage(best, rival)}"
-    said = dict.fromkeys(note for image in best.images for note in image.facts.notes)
+    notes = [note for image in best.images for note in image.facts.notes]
     if scan.chunk is not None:
-        said[f"chunk {scan.chunk}: it shows a part of the brain, and counts are of that part"] = None
+        notes.append(f"chunk {scan.chunk}: it shows only a part of the brain, and counts are of that part")
     if not best.phases:
-        said |= dict.fromkeys(_phases_elsewhere(scan, best.reference))
+        notes += _phases_elsewhere(scan, root, best.reference)
     return Choice(
         kind=best.kind,
         swi=best.swi,
         magnitudes=best.magnitudes,
         phases=best.phases,
-        notes=(*said, *best.notes),
+        notes=(*dict.fromkeys(notes), *best.notes),
         scan=scan,
         why=why,
         left=(*left, *_left(candidates, best, others)),
     )
 
 
-def _sets(series: tuple[Series, ...]) -> Iterator[ImageSet]:
-    for one in series:
-        if one.swi is not None:
-            phase, magnitude = _companions(one.swi, one, series)
+def _read_candidates(scan: Scan, root: Path) -> tuple[list[Candidate], list[NotTaken]]:
+    """What could be taken by headers and sidecars, and what cannot; both in the order of their names."""
+    taken: dict[tuple[object, ...], Candidate] = {}
+    left = [NotTaken(file=file, why="not among the images asked for") for file in scan.excluded]
+    for file in scan.files:
+        contrast = _CONTRAST_OF.get(file.name.suffix.casefold(), "")
+        try:
+            why_not = layout.why_not_read(file.name)
+            if why_not is not None:
+                raise UserError(why_not)
+            part = part_of(file.name)
+            grid = _grid(file.path)
+            key = (contrast, part, file.name.key_without("part"))
+            if key in taken:
+                raise UserError(f"stands for the same image as {taken[key].file.relative}")
+        except UserError as error:
+            why = str(error).removeprefix(f"{file.path}: ").replace(str(file.path), file.path.name)
+            left.append(NotTaken(file=file, why=why))
+            continue
+        facts = read_facts(file.path, file.name, root)
+        taken[key] = Candidate(file=file, contrast=contrast, part=part, grid=grid, facts=facts)
+    return list(taken.values()), left
+
+
+def part_of(name: BidsName) -> Part:
+    """What an image is by its name.
+
+    Raises:
+        UserError: a part that is not read.
+    """
+    stated = (name.get("part") or "").casefold()
+    if name.suffix.casefold() == layout.OLD_PHASE or stated in ("phase", "pha"):
+        return "phase"
+    if stated in ("mag", "magnitude"):
+        return "mag"
+    if stated:
+        raise UserError(f"part-{stated} is not read; give magnitude and phase")
+    return "swi" if name.suffix.casefold() == "swi" else "mag"
+
+
+def _grid(path: Path) -> Grid:
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path}: is a link to a file that is not here; fetch it (such as datalad get)")
+    with reading(path), open(path, "rb") as stream:
+        if stream.read(32).startswith((b"/annex/objects/", b"version https://git-lfs")):
+            raise UserError(f"{path}: points to a file that is not here; fetch it (such as datalad get)")
+    return read_grid(path)
+
+
+def _series_of(candidates: Iterable[Candidate]) -> list[_Series]:
+    """The acquisitions among the candidates, echoes in the order of their numbers."""
+    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[Candidate]] = {}
+    for image in sorted(candidates, key=lambda image: layout.natural(image.echo)):
+        key = (image.contrast, image.file.name.key_without("part", "echo"))
+        groups.setdefault(key, []).append(image)
+    return [
+        _Series(
+            contrast=contrast,
+            entities=entities,
+            swi=next((image for image in reversed(images) if image.part == "swi"), None),
+            magnitudes=_by_echo(images, "mag"),
+            phases=_by_echo(images, "phase"),
+        )
+        for (contrast, entities), images in groups.items()
+    ]
+
+
+def _by_echo(images: Iterable[Candidate], part: Part) -> dict[str, Candidate]:
+    return {image.echo: image for image in images if image.part == part}
+
+
+def _sets(series: list[_Series]) -> Iterator[ImageSet]:
+    for each in series:
+        if each.swi is not None:
+            phase, magnitude = _companions(each.swi, each, series)
             yield ImageSet(
                 kind=ChoiceKind.SWI_AND_PHASE if phase else ChoiceKind.SWI_ALONE,
-                swi=one.swi,
+                swi=each.swi,
                 magnitudes=(magnitude,) if magnitude else (),
                 phases=(phase,) if phase else (),
             )
-        if one.pairs:
-            yield _with_phase(one)
-        elif one.magnitudes:
-            last = max(one.magnitudes.values(), key=lambda image: (image.facts.echo_time_ms or 0, image.echo))
+        # the magnitude and phase of a SWI can also make a result by themselves
+        if each.pairs:
+            yield _magnitude_and_phase(each)
+        elif each.magnitudes:
+            last = max(each.magnitudes.values(), key=_echo_order)
             yield ImageSet(kind=ChoiceKind.MAGNITUDE_ALONE, magnitudes=(last,))
 
 
+def _echo_order(image: Candidate) -> tuple[float, tuple[int, str]]:
+    return image.facts.echo_time_ms or 0.0, layout.natural(image.echo)
+
+
 def _companions(
-    swi: Candidate, own: Series, series: tuple[Series, ...]
+    swi: Candidate, home: _Series, series: list[_Series]
 ) -> tuple[Candidate | None, Candidate | None]:
     """Single-echo phase and magnitude on the grid of a SWI: of its own series first, then by their names."""
+    # A SWI and its phase often differ in more of their names than the part, so the grid decides which images
+    # fit, and names only which is taken. A series of several echoes is no companion: a SWI is made of all.
     nearest = sorted(
         series,
         key=lambda other: (
-            other is not own,
-            -len(set(other.entities) & set(own.entities)),
+            other is not home,
+            -len(set(other.entities) & set(home.entities)),
             CONTRASTS.index(other.contrast),
             other.entities,
         ),
     )
 
-    def first(images: Iterator[dict[str, Candidate]]) -> Candidate | None:
-        single = (next(iter(echoes.values())) for echoes in images if len(echoes) == 1)
+    def first(echoes_of_series: Iterable[Mapping[str, Candidate]]) -> Candidate | None:
+        single = (next(iter(echoes.values())) for echoes in echoes_of_series if len(echoes) == 1)
         return next((image for image in single if image.same_grid(swi)), None)
 
     return first(other.phases for other in nearest), first(other.magnitudes for other in nearest)
 
 
-def _with_phase(one: Series) -> ImageSet:
-    pairs = one.pairs
-    notes: tuple[str, ...] = ()
+def _magnitude_and_phase(series: _Series) -> ImageSet:
+    """All echoes in the order of their times, or the last one alone where the times do not order them."""
+    pairs = series.pairs
     times = _times(*zip(*pairs, strict=True))
+    known = sorted(te for te in times if te is not None)
+    notes: tuple[str, ...] = ()
     if len(pairs) > 1 and None in times:
-        text = f"the echo times of {len(pairs)} echoes are not all known, so the last echo is used alone"
-        pairs, notes = pairs[-1:], (text,)
-    elif len(pairs) > 1 and _some_equal(times):
-        text = f"of {len(pairs)} echoes some have the same echo time, so the last echo is used alone"
-        pairs, notes = pairs[-1:], (text,)
-    elif len(pairs) > 1:
-        pairs = tuple(pairs[index] for index in sorted(range(len(pairs)), key=lambda n: times[n] or 0.0))
+        notes = (f"the echo times of {len(pairs)} echoes are not all known, so the last echo is used alone",)
+    elif any(later - earlier < _SAME_TE_MS for earlier, later in itertools.pairwise(known)):
+        notes = (f"of {len(pairs)} echoes some have the same echo time, so the last echo is used alone",)
+    if notes:
+        pairs = pairs[-1:]
+    else:
+        pairs = tuple(pairs[n] for n in sorted(range(len(pairs)), key=lambda n: times[n] or 0.0))
     magnitudes, phases = zip(*pairs, strict=True)
     return ImageSet(kind=ChoiceKind.MAGNITUDE_AND_PHASE, magnitudes=magnitudes, phases=phases, notes=notes)
 
 
-def _some_equal(times: tuple[float | None, ...]) -> bool:
-    known = sorted(te for te in times if te is not None)
-    return any(later - earlier < _SAME_TE_MS for earlier, later in itertools.pairwise(known))
-
-
 def _times(magnitudes: tuple[Candidate, ...], phases: tuple[Candidate, ...]) -> tuple[float | None, ...]:
-    """Echo times in ms, from the magnitude's sidecar or else its phase's."""
+    """Echo times in ms, from the sidecar of the magnitude or else of its phase."""
     return tuple(
         magnitude.facts.echo_time_ms or phase.facts.echo_time_ms
         for magnitude, phase in zip(magnitudes, phases, strict=True)
@@ -195,7 +327,7 @@ def _times(magnitudes: tuple[Candidate, ...], phases: tuple[Candidate, ...]) -> 
 
 
 def _advantage(best: ImageSet, other: ImageSet) -> str:
-    """In what a set goes before another of its kind: the first part of `order` in which they differ."""
+    """Why a set goes before another of its kind: the first part of `order` in which they differ."""
     texts = (
         "",  # they are of one kind
         f"{len(best.magnitudes)} echoes against {len(other.magnitudes)}",
@@ -210,12 +342,12 @@ def _advantage(best: ImageSet, other: ImageSet) -> str:
     )
 
 
-def _left(candidates: tuple[Candidate, ...], best: ImageSet, others: list[ImageSet]) -> Iterator[NotTaken]:
+def _left(candidates: list[Candidate], best: ImageSet, others: list[ImageSet]) -> Iterator[NotTaken]:
     """Why each readable image was not taken."""
     for image in candidates:
         if any(image is taken for taken in best.images):
             continue
-        home = next((other for other in others if any(image is one for one in other.images)), None)
+        home = next((other for other in others if any(image is member for member in other.images)), None)
         if home is None and image.part == "phase":
             why = "on its grid there is no SWI, and no magnitude of an echo that is used"
         elif home is None:
@@ -227,10 +359,10 @@ def _left(candidates: tuple[Candidate, ...], best: ImageSet, others: list[ImageS
         yield NotTaken(file=image.file, why=why)
 
 
-def _phases_elsewhere(scan: Scan, reference: Candidate) -> Iterator[str]:
-    """What is to be known of phases that fit an image without one, but belong to another scan by name."""
+def _phases_elsewhere(scan: Scan, root: Path, reference: Candidate) -> Iterator[str]:
+    """Notes on phases that fit an image without one, but belong to another scan by name."""
     others = dataclasses.replace(scan, files=scan.elsewhere, excluded=())
-    for image in read_candidates(others, scan_root(reference))[0]:
+    for image in _read_candidates(others, root)[0]:
         if image.part == "phase" and image.same_grid(reference):
             yield (
                 f"{image.file.relative} lies on the same grid, but belongs to another scan by its name; it "
@@ -238,12 +370,7 @@ def _phases_elsewhere(scan: Scan, reference: Candidate) -> Iterator[str]:
             )
 
 
-def scan_root(image: Candidate) -> Path:
-    """The data set that an image lies in."""
-    return image.file.path.parents[image.file.relative.count("/")]
-
-
-def _nothing(candidates: tuple[Candidate, ...], left: tuple[NotTaken, ...]) -> str:
+def _nothing(candidates: list[Candidate], left: list[NotTaken]) -> str:
     """Why nothing can be used, with the reason of every image."""
     reasons = [f"{image.file.relative}: {image.why}" for image in left]
     reasons += [

@@ -11,15 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cmb_jax.datasets.bids.choice import Choice, ChoiceKind, choose
-from cmb_jax.datasets.bids.layout import NO_IMAGES, Scan, read_layout
-from cmb_jax.datasets.bids.names import BidsName, parse_name
-from cmb_jax.datasets.listing import distinct, is_nifti, relative, visible, walk
-from cmb_jax.datasets.types import Case, DatasetIndex, MaskTruth, Problem, Role
+from cmb_jax.datasets.bids.layout import NO_IMAGES, BidsName, Scan, parse_name, read_layout
+from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, MaskTruth, Role
+from cmb_jax.datasets.listing import is_nifti, relative, visible, walk
 from cmb_jax.errors import UserError
 from cmb_jax.io.outside import read_json_object, reading
 
 RESULTS_OF = "cmb-jax bids"
-"""What the app calls itself in dataset_description.json; its results are never taken for a truth."""
+"""The name of this program in dataset_description.json; its results are never taken for a truth."""
 
 _TRUTH_SUFFIXES = {"mask": False, "dseg": False, "probseg": True}  # and whether values are soft
 _TRUTH_LABELS = {"cmb", "cmbs", "microbleed", "microbleeds"}  # of desc- or label-
@@ -32,23 +31,17 @@ def find(root: Path) -> DatasetIndex:
         UserError: the folder is missing or empty, or has no folder sub-*.
     """
     layout = read_layout(root)
-    cases, problems = [], list(layout.problems)
+    found = Collector(problems=list(layout.problems))
     for participant in layout.participants:
-        try:
+        with found.skipping(f"sub-{participant}"):
             scans = layout.scans(participant)
-            truths = list(_truths(root, participant))
             if not scans:
                 raise UserError(NO_IMAGES)
-        except UserError as error:
-            problems.append(Problem(where=f"sub-{participant}", what=str(error)))
-            continue
-        for scan in scans:
-            try:
-                cases.append(_case(scan, scans, truths, root))
-            except UserError as error:
-                problems.append(Problem(where=scan.name, what=str(error)))
-    kept, twice = distinct(cases)
-    return DatasetIndex(kind="bids", cases=kept, problems=(*problems, *twice))
+            truths = list(_truths(root, participant))
+            for scan in scans:
+                with found.skipping(scan.name):
+                    found.cases.append(_case(scan, scans, truths, root))
+    return found.index("bids")
 
 
 def _truths(root: Path, participant: str) -> Iterator[tuple[Path, BidsName]]:
@@ -68,17 +61,38 @@ def _truths(root: Path, participant: str) -> Iterator[tuple[Path, BidsName]]:
 
 def is_result(data_set: Path) -> bool:
     """Whether a folder's dataset_description.json says that `cmb-jax bids` wrote it."""
+    path = data_set / "dataset_description.json"
     try:
-        path = data_set / "dataset_description.json"
         content = read_json_object(path)
         with reading(path):
             return any(entry["Name"] == RESULTS_OF for entry in content["GeneratedBy"])
     except UserError:
-        return False  # nothing says that it is
+        return False
 
 
 def _case(scan: Scan, scans: tuple[Scan, ...], truths: list[tuple[Path, BidsName]], root: Path) -> Case:
     choice = choose(scan, root)
+    truth = _truth(scan, scans, truths, root)
+    notes = [*choice.notes]
+    if choice.left:
+        left = "; ".join(f"not {image.file.relative} ({image.why})" for image in choice.left)
+        notes.append(f"taken: {choice.reference.file.relative} ({choice.why}); {left}")
+    if truth is None:
+        notes.append("no truth")
+    return Case(
+        case_id=scan.name,
+        patient_id=f"sub-{scan.participant}",
+        cohort="bids",
+        images=_images(choice),
+        truth=truth,
+        notes=tuple(notes),
+    )
+
+
+def _truth(
+    scan: Scan, scans: tuple[Scan, ...], truths: list[tuple[Path, BidsName]], root: Path
+) -> MaskTruth | None:
+    """The truth whose name has the entities of the scan; it may lack the run of a session's only scan."""
     alone = sum(other.session == scan.session for other in scans) == 1
     fitting = [
         (path, name)
@@ -87,25 +101,13 @@ def _case(scan: Scan, scans: tuple[Scan, ...], truths: list[tuple[Path, BidsName
         and name.get("chunk") == scan.chunk
         and (name.get("run") == scan.run or (name.get("run") is None and alone))
     ]
+    if not fitting:
+        return None
     if len(fitting) > 1:
         names = ", ".join(relative(path, root) for path, _ in fitting)
         raise UserError(f"two truths ({names}); keep one in derivatives")
-    truth = None
-    if fitting:
-        path, name = fitting[0]
-        truth = MaskTruth(path=relative(path, root), soft=_TRUTH_SUFFIXES[name.suffix])
-    notes = [*choice.notes]
-    if choice.left:
-        left = "; ".join(f"not {image.file.relative} ({image.why})" for image in choice.left)
-        notes.append(f"taken: {choice.reference.file.relative} ({choice.why}); {left}")
-    return Case(
-        case_id=scan.name,
-        patient_id=f"sub-{scan.participant}",
-        cohort="bids",
-        images=_images(choice),
-        truth=truth,
-        notes=(*notes, *(() if truth is not None else ("no truth",))),
-    )
+    path, name = fitting[0]
+    return MaskTruth(path=relative(path, root), soft=_TRUTH_SUFFIXES[name.suffix])
 
 
 def _images(choice: Choice) -> dict[Role, str]:

@@ -1,27 +1,27 @@
-"""What the JSON files say about an image, by the inheritance principle, and the facts that are used of it."""
+"""What JSON files say about an image, by the inheritance principle of BIDS."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cmb_jax.datasets.bids.names import BidsName, parse_name
+from cmb_jax.datasets.bids.layout import BidsName, parse_name
 from cmb_jax.datasets.listing import relative
-from cmb_jax.io.naming import stem
 from cmb_jax.io.outside import Unreadable, read_json_object
+from cmb_jax.io.provenance import stem
 
-_ECHO_TIME_S = (0.0005, 0.2)  # of a gradient echo of the brain; what lies above is milliseconds by mistake
+_ECHO_TIME_S = (0.0005, 0.2)  # of a gradient echo of the brain; higher numbers are milliseconds by mistake
 _FIELD_T = (0.05, 15.0)
 _DATE_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageFacts:
-    """What is known about an image besides its voxels; None: not said, or not believable."""
+    """What is known about an image besides its voxels; None: not stated, or not believable."""
 
     echo_time_ms: float | None = None
     field_strength_t: float | None = None
@@ -36,8 +36,8 @@ def read_facts(image: Path, name: BidsName, root: Path) -> ImageFacts:
     """The facts about an image from all JSON files that apply to it.
 
     A file applies if it lies in the image's folder or above it, has its suffix, and has no entity that the
-    image has not. The nearer file wins; in one folder, the one with more entities. A file that cannot be read
-    is left out and said.
+    image lacks. The nearer file wins; in one folder, the one with more entities. A file that cannot be read
+    is left out with a note.
     """
     merged: dict[str, Any] = {}
     notes = []
@@ -60,31 +60,35 @@ def facts_beside(image: Path, called: str) -> ImageFacts:
     if not path.is_file():
         return ImageFacts()
     try:
-        content = read_json_object(path)
+        return _facts(read_json_object(path), called, [])
     except Unreadable as error:
         return ImageFacts(notes=(f"{called}: {error.reason}, left out",))
-    return _facts(content, called, [])
 
 
-def _applicable(image: Path, name: BidsName, root: Path) -> Iterable[Path]:
+def _applicable(image: Path, name: BidsName, root: Path) -> Iterator[Path]:
     """The JSON files that apply, from the farthest and most general to the nearest."""
+    # the root first: values of nearer files replace those of farther ones
     levels = [folder for folder in image.parents if folder == root or root in folder.parents]
-    own = set(name.entities)
     for folder in reversed(levels):
         fitting = []
         for path in folder.glob("*.json"):
             other = parse_name(path.name)
-            if other is not None and other.suffix == name.suffix and own.issuperset(other.entities):
+            if (
+                other is not None
+                and other.suffix == name.suffix
+                and set(name.entities) >= set(other.entities)
+            ):
                 fitting.append((len(other.entities), path))
         yield from (path for _, path in sorted(fitting))
 
 
-def _facts(content: Mapping[str, Any], where: str, notes: list[str]) -> ImageFacts:
-    echo_time_s = _number(content, "EchoTime", _ECHO_TIME_S, "s", where, notes)
-    field = _number(content, "MagneticFieldStrength", _FIELD_T, "T", where, notes)
+def _facts(content: Mapping[str, Any], where: str, file_notes: list[str]) -> ImageFacts:
+    echo_time_s, echo_note = _number_or_note(content, "EchoTime", _ECHO_TIME_S, "s")
+    field_t, field_note = _number_or_note(content, "MagneticFieldStrength", _FIELD_T, "T")
+    notes = [note for note in (echo_note, field_note) if note]
     sign = content.get("ParamagneticPhaseSign")
     if sign is not None and (isinstance(sign, bool) or sign not in (1, -1)):
-        notes.append(f"{where}: ParamagneticPhaseSign is {_shown(sign)}, but it must be 1 or -1; not used")
+        notes.append(f"ParamagneticPhaseSign is {_shown(sign)}, but it must be 1 or -1; not used")
         sign = None
     acquired = content.get("AcquisitionDateTime")
     if not isinstance(acquired, str) or _DATE_TIME.fullmatch(acquired) is None:
@@ -94,35 +98,29 @@ def _facts(content: Mapping[str, Any], where: str, notes: list[str]) -> ImageFac
         manufacturer = None
     return ImageFacts(
         echo_time_ms=None if echo_time_s is None else round(1000.0 * echo_time_s, 6),
-        field_strength_t=field,
+        field_strength_t=field_t,
         manufacturer=manufacturer and manufacturer.strip(),
         paramagnetic_sign=None if sign is None else int(sign),
         in_radians=content.get("Units") == "rad",
         acquired=acquired,
-        notes=tuple(notes),
+        notes=(*file_notes, *(f"{where}: {note}" for note in notes)),
     )
 
 
-def _number(
-    content: Mapping[str, Any],
-    key: str,
-    limits: tuple[float, float],
-    unit: str,
-    where: str,
-    notes: list[str],
-) -> float | None:
-    """A number above the lower and up to the upper limit; else None, with a note."""
+def _number_or_note(
+    content: Mapping[str, Any], key: str, limits: tuple[float, float], unit: str
+) -> tuple[float | None, str]:
+    """A number above the lower and up to the upper limit, else None; and a note on what is wrong with it."""
     value = content.get(key)
     if value is None:
-        return None
+        return None, ""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         if limits[0] < value <= limits[1]:
-            return float(value)
+            return float(value), ""
         what = f"must lie above {limits[0]:g} and up to {limits[1]:g} {unit}"
     else:
         what = f"must be a number ({unit})"
-    notes.append(f"{where}: {key} is {_shown(value)}, but it {what}; not used")
-    return None
+    return None, f"{key} is {_shown(value)}, but it {what}; not used"
 
 
 def _shown(value: object) -> str:

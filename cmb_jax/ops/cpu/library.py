@@ -1,4 +1,4 @@
-"""Finding the compiled kernels and handing them to XLA.
+"""The compiled kernels: finding them, handing them to XLA, and what their calls need inside `shard_map`.
 
 They are built when the package is installed, if a C++ compiler is there. Two environment variables are for
 tests and for finding faults: CMB_JAX_CPU_KERNEL=off leaves them out, CMB_JAX_CPU_ISA=amx | avx512bf16 |
@@ -12,8 +12,11 @@ import functools
 import logging
 import os
 from pathlib import Path
+from typing import Any, Literal
 
 import jax
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 CONVOLUTION = "cmb_jax_conv3d"
 KERNEL_GRADIENT = "cmb_jax_conv3d_kernel_gradient"
@@ -21,6 +24,8 @@ BLOCK_SUM = "cmb_jax_block_sum"
 CHANNEL_NORM = "cmb_jax_channel_norm"
 CHANNEL_NORM_GRADIENT = "cmb_jax_channel_norm_gradient"
 TARGETS = (CONVOLUTION, KERNEL_GRADIENT, BLOCK_SUM, CHANNEL_NORM, CHANNEL_NORM_GRADIENT)
+
+Precision = Literal["float32", "mixed", "bfloat16"]
 
 _log = logging.getLogger(__name__)
 
@@ -73,3 +78,45 @@ def load(path: Path) -> str:
 def _without(reason: str) -> str:
     _log.warning("a scan takes about 1.4 times as long on CPU without the compiled kernel: %s", reason)
     return "none"
+
+
+def usable_precision(wish: Precision, setting: str, device: jax.Device | None = None) -> Precision:
+    """The precision that is wished for, or float32 and a line in the log where the device has no better.
+
+    Accelerators always have one: TensorFloat-32 or bfloat16. A processor needs instructions for bfloat16;
+    `conv3d` rounds without them too, but gains nothing by it.
+
+    Args:
+        wish: one of the three of `config.Precision`.
+        setting: its name, for the line.
+        device: that is to work; default: JAX's first.
+    """
+    platform = jax.devices()[0].platform if device is None else device.platform
+    if wish == "float32" or platform != "cpu" or multiplies_bfloat16():
+        return wish
+    _log.warning("%s %s: this processor has no instructions for bfloat16; float32 is used", setting, wish)
+    return "float32"
+
+
+def vary_together(*arrays: jax.Array | None) -> list[Any]:
+    """Under `shard_map`, mark all arrays as varying over the mesh axes that any of them varies over.
+
+    The kernel's gradient is then summed over those axes by the transpose of this mark.
+    """
+    varying = [
+        frozenset() if a is None else frozenset(jax.typeof(a).manual_axis_type.varying) for a in arrays
+    ]
+    every = frozenset().union(*varying)
+    return [
+        lax.pcast(array, tuple(every - own), to="varying") if array is not None and every - own else array
+        for array, own in zip(arrays, varying, strict=True)
+    ]
+
+
+def like(x: jax.Array, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """What a call returns: under `shard_map` it varies over the mesh axes that x varies over."""
+    kind = jax.typeof(x)
+    if not kind.manual_axis_type.varying:
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+    anywhere = NamedSharding(kind.sharding.mesh, PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=anywhere, manual_axis_type=kind.manual_axis_type)

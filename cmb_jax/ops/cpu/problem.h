@@ -20,7 +20,7 @@ struct Axis {
     before = padding > 0 ? padding / 2 : 0;
   }
   int64_t First(int64_t out) const { return out * stride - before; }
-  // Inputs that `count` neighbouring outputs look at.
+  // Inputs that `count` neighboring outputs look at.
   int64_t Span(int64_t count) const { return (count - 1) * stride + kernel; }
 };
 

@@ -15,7 +15,7 @@ namespace ffi = xla::ffi;
 
 namespace cmb_jax {
 
-// Layer normalisation over channels, then scale, bias and, if asked for, ReLU.
+// Layer normalization over channels, then scale, bias and, if asked for, ReLU.
 struct NormProblem {
   int64_t voxels = 0, channels = 0;
   const float* scale = nullptr;

@@ -215,7 +215,7 @@ async function takeReader(reader, start) {
   review.replace(found?.state ?? { marks: {}, added: [] });
   saving = true;
   if (!found && start) review.step(start);
-  sessionStorage.setItem(`cmb-jax reader ${facts.detections_sha256}`, reader);
+  store.lastReader = reader;
   notice('');
 }
 
@@ -300,7 +300,7 @@ async function showPlace() {
   byId('slice').setAttribute('aria-valuetext', `slice ${number} of ${count}`);
   showWindow();
   const turn = (placing += 1);
-  const region = await scene.regionHere();
+  const region = await scene.regionHere().catch(() => '');
   if (turn !== placing) return; // the cross-hair has moved on
   const [x, y, z] = scene.positionOf(scene.voxel).map((value) => value.toFixed(1));
   const value = scene.valueHere();
@@ -328,7 +328,10 @@ function setModality(name) {
   if (!scene?.has(name)) return;
   byId('modality').querySelector(`[value="${name}"]`).checked = true;
   byId('slab-box').hidden = name !== 'minip';
-  scene.setModality(name).then(drawOver);
+  scene.setModality(name).then(drawOver, (error) => {
+    notice(error.message);
+    if (name !== 'swi') setModality('swi'); // nothing may be taken for another image
+  });
 }
 
 function setLayout(name) {
@@ -352,7 +355,7 @@ function setRings(on) {
 
 function setOpacity(name, percent) {
   byId(name).value = percent;
-  scene?.setOpacity(name, percent / 100);
+  scene?.setOpacity(name, percent / 100).catch((error) => notice(error.message));
 }
 
 // ---- Readers
@@ -473,8 +476,13 @@ async function readTogether() {
 }
 
 async function writeTruth() {
-  const readers = chosenReaders().filter((reader) => !others.some((each) => each.reader === reader));
   const box = byId('comparison');
+  const readers = chosenReaders();
+  const added = others.map((each) => each.reader).filter((reader) => readers.includes(reader));
+  if (added.length) {
+    box.textContent = `${added.join(', ')}: here as a file only. Close this, save it here with Load, then write truth.`;
+    return;
+  }
   const answer = await fetch('truth', { method: 'POST', body: JSON.stringify({ readers }), headers: { 'Content-Type': 'application/json' } })
     .catch(() => null); // prettier-ignore
   if (!answer) box.textContent = 'cmb-jax view is not running; start it again.';
@@ -605,6 +613,13 @@ function wireDialogs() {
     `Image ${facts.swi_sha256.slice(0, 8)}. ${facts.warnings.join(' ')}`;
 }
 
+function closeMenu() {
+  if (!byId('display').open) return false;
+  byId('display').open = false;
+  byId('display').querySelector('summary').focus();
+  return true;
+}
+
 function wireKeys() {
   listenToKeys(
     {
@@ -613,7 +628,7 @@ function wireKeys() {
       level: (by) => scene?.changeWindow(by * 0.04, 0),
       width: (by) => scene?.changeWindow(0, by * 0.08),
       enter: () => (view.adding && scene ? addAt(scene.voxel) : false),
-      escape: () => (view.adding ? setAdding(false) : false),
+      escape: () => (view.adding ? setAdding(false) : closeMenu()),
       leave: () => byId('over').focus({ preventScroll: true }),
       verdict: setVerdict,
       certainty: (certainty) => judge({ verdict: 'microbleed', certainty }),
@@ -657,15 +672,14 @@ async function openImages() {
     return '';
   } catch (error) {
     scene = null;
-    return `The images cannot be shown: ${error.message}\nLoad the page again, or close other pages with images.`;
+    return `${error.message}\nIf that is no help, load the page again, or close other pages with images.`;
   }
 }
 
 /** Find the server, and go on with the reader of before a reload. */
 async function connect() {
   await store.connect();
-  const reader = sessionStorage.getItem(`cmb-jax reader ${facts.detections_sha256}`);
-  if (reader) await takeReader(reader, null).catch((error) => notice(error.message));
+  if (store.lastReader) await takeReader(store.lastReader, null).catch((error) => notice(error.message));
 }
 
 async function start() {

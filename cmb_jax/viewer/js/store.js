@@ -56,7 +56,7 @@ export class Store {
 
   /** The file's text of a reader, null if there is none. */
   async text(reader) {
-    if (!this.server) return localStorage.getItem(this.key(reader));
+    if (!this.server) return this.local(reader);
     const answer = await fetch(`verdicts/${reader}`, { cache: 'no-store' });
     if (answer.status === 204) return null; // nothing yet
     if (!answer.ok) throw new Error(await answer.text());
@@ -102,6 +102,7 @@ export class Store {
     const text = verdictsText(this.facts, this.reader, state, new Date().toISOString());
     const kept = this.keep(text);
     if (!this.server) {
+      this.pending = kept ? null : text;
       this.report(kept ? 'saved' : 'failed', kept ? this.where() : 'This browser keeps nothing: download the file.');
       return;
     }
@@ -178,28 +179,36 @@ export class Store {
   }
 
   local(reader) {
-    try {
-      return localStorage.getItem(this.key(reader));
-    } catch {
-      return null;
-    }
+    return withStorage(() => localStorage.getItem(this.key(reader)), null);
   }
 
   keep(text) {
-    try {
+    return withStorage(() => {
       localStorage.setItem(this.key(this.reader), text);
       if (this.server) localStorage.setItem(`${this.key(this.reader)} unsent`, '1');
       return true;
-    } catch {
-      return false;
-    }
+    }, false);
   }
 
   sent() {
-    try {
-      localStorage.removeItem(`${this.key(this.reader)} unsent`);
-    } catch {
-      // without storage nothing was kept there either
-    }
+    withStorage(() => localStorage.removeItem(`${this.key(this.reader)} unsent`));
+  }
+
+  /** Who was reading in this window before it was reloaded, '' if nobody was. */
+  get lastReader() {
+    return withStorage(() => sessionStorage.getItem(this.key('last')) ?? '', '');
+  }
+
+  set lastReader(reader) {
+    withStorage(() => sessionStorage.setItem(this.key('last'), reader));
+  }
+}
+
+/** The browser's storage may be switched off or full: `otherwise` then. */
+function withStorage(work, otherwise = null) {
+  try {
+    return work();
+  } catch {
+    return otherwise;
   }
 }

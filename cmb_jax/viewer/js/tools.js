@@ -131,7 +131,9 @@ export function listenToPointer(scene, add) {
  */
 export function listenToKeys(actions, lettersOn) {
   document.addEventListener('keydown', (event) => {
-    if (event.ctrlKey || event.altKey || event.metaKey || document.querySelector('dialog[open]')) return;
+    if (event.metaKey || document.querySelector('dialog[open]')) return;
+    const bracket = event.altKey && '[]'.includes(event.key); // many keyboards have it on AltGr or Option
+    if ((event.ctrlKey || event.altKey) && !bracket) return;
     // until the browser draws again, the focus may still be in a dialog that was closed: those keys are the page's
     const target = event.target.closest('dialog') ? document.body : event.target;
     if (target.matches('input[type="text"], select, textarea')) {

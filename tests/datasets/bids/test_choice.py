@@ -6,10 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from cmb_jax.bids_app.participants import Selection
+from cmb_jax.cohort.participants import Selection
 from cmb_jax.datasets.bids.choice import ChoiceKind, choose
-from cmb_jax.datasets.bids.filter import read_filter
-from cmb_jax.datasets.bids.layout import read_layout
+from cmb_jax.datasets.bids.layout import read_filter, read_layout
 from cmb_jax.errors import UserError
 from tests.datasets.bids import tree
 from tests.datasets.trees import LPS, SHAPE, brain, mask

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cmb_jax.datasets.bids.names import join_entities, label_of, parse_name
+from cmb_jax.datasets.bids.layout import join_entities, label_of, parse_name
 from cmb_jax.datasets.bids.sidecar import read_facts
 from cmb_jax.errors import UserError
 from tests.datasets.bids import tree

@@ -1,1 +1,0 @@
-"""Boxes in voxels of the working grid: geometry, coding, anchors, assignment, suppression."""

@@ -1,1 +1,0 @@
-"""Scores of weights made probabilities, and their operating point chosen, on labeled scans."""

@@ -1,0 +1,148 @@
+"""The participant level: every scan by itself, so that one that fails stops no other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from cmb_jax.cohort.failures import failure_log, write_failure, write_failure_table
+from cmb_jax.cohort.outcome import Outcome, Status
+from cmb_jax.cohort.overlap import StageTimes, overlapped
+from cmb_jax.cohort.scan_work import Pipeline, ScanWork
+from cmb_jax.datasets.bids.choice import part_of
+from cmb_jax.datasets.bids.layout import NO_IMAGES, BidsFile, BidsFilter, BidsLayout, Scan, label_of
+from cmb_jax.errors import UserError
+
+
+class Progress(Protocol):
+    """Is told how a run goes; `say` from several threads."""
+
+    def start(self, scans: int) -> None:
+        """So many scans there are."""
+
+    def say(self, text: str) -> None:
+        """What is being done, a line at a time."""
+
+    def step(self, outcome: Outcome) -> None:
+        """A scan has come to its end."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which scans are worked on; empty: all."""
+
+    participants: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    acquisition: str | None = None
+    filter: BidsFilter | None = None
+
+    def of(self, scans: tuple[Scan, ...]) -> tuple[Scan, ...]:
+        """The scans of a participant that are selected, with the images that are."""
+        fitting = [scan for scan in scans if not self.sessions or scan.session in self.sessions]
+        named = [scan.only(self._wants) for scan in fitting]
+        return tuple(scan for scan in named if scan.files)
+
+    def _wants(self, file: BidsFile) -> bool:
+        if self.acquisition is not None and file.name.get("acq") != self.acquisition:
+            return False
+        if self.filter is None:
+            return True
+        try:
+            return self.filter.keeps(part_of(file.name), file.name, file.path.parent.name)
+        except UserError:
+            return True  # it is left out for its part, and said
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParticipantsRun:
+    """What a run came to."""
+
+    outcomes: tuple[Outcome, ...]  # in order of participants and scans
+    times: StageTimes
+    failures: Path | None  # table of all that failed, in this run or before
+
+
+def select_participants(layout: BidsLayout, asked: Sequence[str]) -> tuple[str, ...]:
+    """Labels of the participants asked for, with or without sub-; all of them if none is.
+
+    Raises:
+        UserError: a label that is none, or that the data set has not.
+    """
+    if not asked:
+        return layout.participants
+    labels = tuple(dict.fromkeys(label_of(text, "sub") for text in asked))
+    missing = [label for label in labels if label not in layout.participants]
+    if missing:
+        there = ", ".join(layout.participants[:10]) + (", ..." if len(layout.participants) > 10 else "")
+        raise UserError(f"{layout.root}: has no participant {', '.join(missing)}; there are {there}")
+    return labels
+
+
+def process_share(participants: tuple[str, ...], index: int, count: int) -> tuple[str, ...]:
+    """The participants of process `index` (from 0) of `count`: every count-th, so that shares are even."""
+    return participants[index::count]
+
+
+def run_participants(
+    layout: BidsLayout,
+    out: Path,
+    selection: Selection,
+    pipeline: Pipeline,
+    *,
+    overwrite: bool = False,
+    progress: Progress,
+) -> ParticipantsRun:
+    """Find microbleeds in the selected scans and write the derivatives.
+
+    A scan that an earlier run has finished is left as it is, unless `overwrite` is set. A scan that fails
+    leaves its reason in logs/.
+
+    Args:
+        layout: of the source data set.
+        out: the data set of derivatives, checked and with its own files.
+        selection: of labels that exist.
+        pipeline: the detector on its devices, and its settings.
+        overwrite: make finished results again.
+        progress: told how it goes.
+
+    Raises:
+        UserError: nothing can be written into `out`.
+    """
+    listed = list(_listed(layout, out, selection))
+    scans = [entry for entry in listed if isinstance(entry, Scan)]
+    outcomes = {entry.name: entry for entry in listed if isinstance(entry, Outcome)}
+    for outcome in outcomes.values():
+        progress.say(f"  {outcome.name}: {outcome.reason}")
+    progress.start(len(scans))
+    times = StageTimes()
+    work = ScanWork(root=layout.root, out=out, pipeline=pipeline, overwrite=overwrite, say=progress.say)
+    lanes = [work.lane(detector) for detector in pipeline.detectors]
+    for outcome in overlapped(scans, lanes, times):
+        outcomes[outcome.name] = outcome
+        progress.step(outcome)
+    return ParticipantsRun(
+        outcomes=tuple(outcomes[entry.name] for entry in listed),
+        times=times,
+        failures=write_failure_table(out),
+    )
+
+
+def _listed(layout: BidsLayout, out: Path, selection: Selection) -> Iterator[Scan | Outcome]:
+    """The scans that are selected, and the participants that have none."""
+    for label in selection.participants:
+        name = f"sub-{label}"
+        try:
+            scans = layout.scans(label)
+        except UserError as error:
+            write_failure(out, name, str(error))
+            yield Outcome(name=name, status=Status.FAILED, reason=str(error))
+            continue
+        if all(scan.name != name for scan in scans):
+            failure_log(out, name).unlink(missing_ok=True)  # of the folder, which can be read now
+        selected = selection.of(scans)
+        if not selected:
+            reason = f"{NO_IMAGES} of the session or acquisition asked for" if scans else NO_IMAGES
+            yield Outcome(name=name, status=Status.NO_IMAGES, reason=reason)
+        yield from selected

@@ -1,0 +1,242 @@
+"""One scan from its images to its files, in three stages that may run on three threads."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import jax
+
+from cmb_jax.cohort.dataset import (
+    ResultFiles,
+    logs_folder,
+    result_files,
+    withdraw_result,
+    write_json,
+)
+from cmb_jax.cohort.failures import failure_log, write_failure
+from cmb_jax.cohort.outcome import Outcome, Status
+from cmb_jax.cohort.overlap import Lane
+from cmb_jax.cohort.region_labels import RegionLabels
+from cmb_jax.cohort.result import what_changed, write_result
+from cmb_jax.cohort.scan_images import (
+    ScanImages,
+    TakenImage,
+    read_scan_images,
+    taken_images,
+)
+from cmb_jax.datasets.bids.choice import Choice, choose
+from cmb_jax.datasets.bids.layout import Scan
+from cmb_jax.errors import NotAnalysableError, UserError
+from cmb_jax.inference.bundle import WeightsBundle
+from cmb_jax.inference.options import ScanOptions
+from cmb_jax.inference.predict import Prediction
+from cmb_jax.inference.scan import Clock
+
+Say = Callable[[str], None]
+Result = TypeVar("Result")
+
+
+class ScanDetector(Protocol):
+    """The detector on one device."""
+
+    device: jax.Device | None  # None: JAX's default device
+
+    def prepare(self, images: ScanImages, say: Say) -> Any:
+        """What `search` takes."""
+
+    def search(self, prepared: Any) -> Any:
+        """What the network finds."""
+
+    def conclude(self, images: ScanImages, prepared: Any, found: Any) -> Prediction:
+        """The result."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """How scans are worked on."""
+
+    bundle: WeightsBundle
+    detectors: tuple[ScanDetector, ...]  # one for each device
+    options: ScanOptions
+    regions: RegionLabels | None = None  # of `options.regions`, in place of the region network
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What results depend on besides the images."""
+        return self.options.record(self.bundle, None if self.regions is None else self.regions.table.sha256)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A scan that is to be searched."""
+
+    scan: Scan
+    choice: Choice
+    files: ResultFiles
+    taken: tuple[TakenImage, ...]
+    images: ScanImages
+    prepared: Any
+    clock: Clock
+    found: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScanWork:
+    """Everything that scans have in common."""
+
+    root: Path  # of the source data set
+    out: Path
+    pipeline: Pipeline
+    overwrite: bool
+    say: Say
+
+    def lane(self, detector: ScanDetector) -> Lane[Scan, Outcome]:
+        """The stages on a detector's device. What is decided early passes through the later ones."""
+
+        def compute(opened: _Opened | Outcome) -> _Opened | Outcome:
+            if isinstance(opened, Outcome):
+                return opened
+            return self._guarded(opened.scan, detector, lambda: self._search(opened, detector))
+
+        def write(opened: _Opened | Outcome) -> Outcome:
+            outcome = (
+                opened
+                if isinstance(opened, Outcome)
+                else self._guarded(opened.scan, detector, lambda: self._write(opened, detector))
+            )
+            self._settle(outcome)
+            return outcome
+
+        return Lane(
+            read=lambda scan: self._guarded(scan, detector, lambda: self._open(scan, detector)),
+            compute=compute,
+            write=write,
+        )
+
+    def _guarded(self, scan: Scan, detector: ScanDetector, work: Callable[[], Result]) -> Result | Outcome:
+        """The work's result; whatever is wrong with a scan becomes its outcome."""
+        try:
+            with jax.default_device(detector.device):
+                return work()
+        except NotAnalysableError as error:
+            reason = self._without_paths(str(error))
+            return Outcome(name=scan.name, status=Status.NOT_ANALYSABLE, reason=reason)
+        except UserError as error:
+            reason = str(error)
+        except MemoryError:
+            reason = "takes more memory than there is"
+        except OSError as error:  # a disk that is full or gone
+            reason = f"{error.filename or 'a file'}: {error.strerror or type(error).__name__}"
+        except Exception as error:  # the other scans must go on, and the reason must not be lost
+            traceback.print_exc()
+            reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it"
+        return Outcome(name=scan.name, status=Status.FAILED, reason=self._without_paths(reason))
+
+    def _open(self, scan: Scan, detector: ScanDetector) -> _Opened | Outcome:
+        """Images read and prepared, unless there is a result already.
+
+        Raises:
+            UserError: images that cannot be used, a result that has been damaged.
+        """
+        name = scan.name
+        choice = choose(scan, self.root)
+        for line in choice_lines(choice):
+            self.say(f"  {line}")
+        files, taken = result_files(self.out, choice), taken_images(choice)
+        labels = None if self.pipeline.regions is None else self.pipeline.regions.of_scan(choice)
+        if labels is not None:
+            self.say(f"    regions: {labels.file.relative}")
+            taken = (*taken, labels.taken)
+        if files.table_sidecar.is_file() and not self.overwrite:
+            changed = what_changed(files, taken, self.pipeline.record)
+            if changed is not None:
+                reason = f"{changed} changed since; make it again with --overwrite, or give another folder"
+                self.say(f"  {name}: has a result that was made otherwise: {reason}")
+                return Outcome(name=name, status=Status.STALE, reason=reason)
+            self.say(f"  {name}: finished by an earlier run, skipped")
+            return Outcome(name=name, status=Status.SKIPPED)
+        self.say(f"  {name}: reading the images")
+        clock = Clock()
+        with clock("reading"):
+            images = read_scan_images(choice, self.pipeline.options)
+            if labels is not None:
+                images = dataclasses.replace(images, region_map=labels.region_map(images.swi))
+        return _Opened(
+            scan=scan,
+            choice=choice,
+            files=files,
+            taken=taken,
+            images=images,
+            prepared=detector.prepare(images, lambda text: self.say(f"  {name}: {text}")),
+            clock=clock,
+        )
+
+    def _search(self, opened: _Opened, detector: ScanDetector) -> _Opened:
+        self.say(f"  {opened.scan.name}: searching for microbleeds")
+        return dataclasses.replace(opened, found=detector.search(opened.prepared))
+
+    def _write(self, opened: _Opened, detector: ScanDetector) -> Outcome:
+        """The files of the result.
+
+        Raises:
+            UserError: files that cannot be written.
+        """
+        name, images, choice, clock = opened.scan.name, opened.images, opened.choice, opened.clock
+        prediction = detector.conclude(images, opened.prepared, opened.found)
+        timings = prediction.timings
+        prediction = dataclasses.replace(
+            prediction,
+            steps=(*images.steps, *prediction.steps),
+            warnings=(*choice.notes, *images.warnings, *prediction.warnings),
+            timings=(),  # a result is the same bytes whenever it is made
+        )
+        with clock("writing"):
+            write_result(
+                opened.files,
+                choice,
+                images,
+                opened.taken,
+                prediction,
+                self.pipeline.bundle,
+                self.pipeline.record,
+                viewer=self.pipeline.options.viewer,
+                save_regions=self.pipeline.options.save_regions,
+            )
+        seconds = dict((*clock.timings[:1], *timings, *clock.timings[1:]))
+        write_json(logs_folder(self.out) / "timings" / f"{name}.json", {"Scan": name, "Seconds": seconds})
+        kept = len(prediction.kept)
+        self.say(f"  {name}: done, {kept} kept, {len(prediction.rows) - kept} rejected")
+        return Outcome(name=name, status=Status.DONE)
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Keep or clear the reason of a failure."""
+        if outcome.status in (Status.FAILED, Status.NOT_ANALYSABLE):
+            self.say(f"  {outcome.name}: {outcome.status.value}: {outcome.reason}")
+            write_failure(self.out, outcome.name, outcome.reason, outcome.status)
+            if outcome.status is Status.NOT_ANALYSABLE:
+                withdraw_result(self.out, outcome.name)  # a count that an earlier version gave
+        elif outcome.status in (Status.DONE, Status.SKIPPED):
+            failure_log(self.out, outcome.name).unlink(missing_ok=True)
+
+    def _without_paths(self, text: str) -> str:
+        """A message without the folders of this machine: reasons are kept, and may be passed on."""
+        regions = self.pipeline.regions
+        for folder in (self.out, None if regions is None else regions.root, self.root):
+            if folder not in (None, Path(".")):
+                text = text.replace(f"{folder}/", "")
+        return text
+
+
+def choice_lines(choice: Choice) -> list[str]:
+    """What is taken of a scan and why, and what is left, for people."""
+    files = ", ".join(image.file.relative for image in choice.images)
+    return [
+        f"{choice.scan.name}: takes {files}",
+        f"  because: {choice.why}",
+        *(f"  leaves {image.file.relative}: {image.why}" for image in choice.left),
+        *(f"  note: {note}" for note in choice.notes),
+    ]

@@ -1,0 +1,142 @@
+"""What a reader of a data set finds: cases with images by role and their truth, and problems."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, get_args
+
+from cmb_jax.datasets.listing import relative
+from cmb_jax.errors import UserError
+from cmb_jax.io.provenance import stem
+
+Kind = Literal["valdo", "csiro", "dou", "yonsei", "bids", "folder"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Role = Literal["swi", "t2s", "magnitude", "phase", "t1", "t2"]
+ROLES: tuple[Role, ...] = get_args(Role)
+"""The first of these that a case has is its reference: voxel coordinates are on its grid."""
+
+Convention = Literal["voxel-1", "slice-column-row-1", "ras-mm"]
+CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
+
+Level = Literal["skipped", "left out", "note"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PointTruth:
+    """Centers of the lesions; an empty list is a scan that was read and has no microbleed.
+
+    Conventions: `voxel-1` is (i, j, k) of the file's array, counted from 1; `slice-column-row-1` is (k, i, j)
+    of it, counted from 1; `ras-mm` is the world of the file's header.
+    """
+
+    convention: Convention
+    points: tuple[tuple[float, float, float], ...]
+    diameters_mm: tuple[float, ...] | None = None  # one per point, where the source has measured them
+    source: str = ""  # path of the table below the root, empty if the folder's name says that there are none
+    mimics: tuple[tuple[float, float, float], ...] = ()  # spots that a reader judged not to be microbleeds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskTruth:
+    """Lesions as voxels on the reference's grid."""
+
+    path: str  # below the root
+    threshold: float = 0.5  # voxels with at least this value count
+    soft: bool = False  # a mean of raters or a probability: values above 1 are an error, not labels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One scan. Paths are relative to the root, with forward slashes."""
+
+    case_id: str
+    patient_id: str  # all scans of a patient go to one side of a split
+    cohort: str
+    images: Mapping[Role, str]
+    truth: MaskTruth | PointTruth | None  # None: nobody has looked
+    notes: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> Role:
+        """The role of the image that lesions are given on."""
+        return next(role for role in ROLES if role in self.images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Something that is not as it should be."""
+
+    where: str  # case, or path below the root
+    what: str  # one line: what is wrong and what to do
+    level: Level = "skipped"  # the case was skipped, a part of it was left out, or for information only
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetIndex:
+    """What one data set holds, cases in the order of their IDs."""
+
+    kind: Kind
+    cases: tuple[Case, ...]
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """The different patients, sorted."""
+        return tuple(sorted({case.patient_id for case in self.cases}))
+
+
+@dataclasses.dataclass
+class Collector:
+    """Cases and problems while a reader collects them."""
+
+    cases: list[Case] = dataclasses.field(default_factory=list)
+    problems: list[Problem] = dataclasses.field(default_factory=list)
+
+    @contextlib.contextmanager
+    def skipping(self, where: str, level: Level = "skipped") -> Iterator[None]:
+        """An error in the body, which is about one case or a part of it, becomes a problem."""
+        try:
+            yield
+        except UserError as error:
+            self.problems.append(Problem(where, str(error), level))
+
+    def skip(self, where: str, what: str) -> None:
+        """A case that cannot be used."""
+        self.problems.append(Problem(where, what))
+
+    def note(self, where: str, what: str) -> None:
+        """For information only."""
+        self.problems.append(Problem(where, what, "note"))
+
+    def one_each(self, paths: Iterable[Path], root: Path, what: str) -> dict[str, Path]:
+        """Files by stem in lower case; where two share one, such as 3.nii and 3.nii.gz, neither is taken.
+
+        Args:
+            paths: the files.
+            root: of the data set.
+            what: the word for these files in the message.
+        """
+        groups: dict[str, list[Path]] = {}
+        for path in paths:
+            groups.setdefault(stem(path.name).casefold(), []).append(path)
+        for group in groups.values():
+            if len(group) > 1:
+                files = ", ".join(relative(path, root) for path in group)
+                self.skip(stem(group[0].name), f"two {what} with one ID ({files}); keep one")
+        return {name: group[0] for name, group in groups.items() if len(group) == 1}
+
+    def index(self, kind: Kind) -> DatasetIndex:
+        """The cases sorted by ID; those that share an ID (in lower case) become a problem instead."""
+        groups: dict[str, list[Case]] = {}
+        for case in self.cases:
+            groups.setdefault(case.case_id.casefold(), []).append(case)
+        for group in groups.values():
+            if len(group) > 1:
+                files = ", ".join(case.images[case.reference] for case in group)
+                self.skip(group[0].case_id, f"two subjects with one ID ({files}); rename one")
+        cases = tuple(group[0] for _, group in sorted(groups.items()) if len(group) == 1)
+        return DatasetIndex(kind=kind, cases=cases, problems=tuple(self.problems))

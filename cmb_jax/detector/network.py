@@ -1,0 +1,185 @@
+"""The detector: space-to-depth stem, U-Net, feature fusion, region proposals, prototypes, semantic head."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cmb_jax.config import PROPOSAL_STRIDE, ModelConfig, Precision, Triple
+from cmb_jax.detector.blocks import Conv, at_least_float32
+from cmb_jax.detector.functional import ProposalMaps
+from cmb_jax.detector.heads import AnchorEmbedding, ProposalHead, initial_prototypes
+from cmb_jax.detector.unet import FeatureFusion, UNet, dependence_radius
+from cmb_jax.ops.resample import space_to_depth
+
+IMAGE_CHANNELS = 2
+FUSED_LEVELS = 3  # P1..P3
+SEMANTIC_CLASSES = 7  # `anchor_losses.py` says which
+
+
+class Detector(nnx.Module):
+    """Find candidate microbleeds on a dense grid of anchors.
+
+    The four configurations of one code path: with `use_fusion` the head sees P1..P3, else P1 alone; with
+    `use_prototypes` there are anchor embeddings and prototypes for the prototype loss. Embeddings, prototypes
+    and the semantic head have weights that training alone uses.
+
+    Args:
+        config: sizes and switches.
+        precision: type of maps and products, as `config.TrainConfig.precision`.
+        rngs: source of the initial parameters.
+    """
+
+    def __init__(self, config: ModelConfig, *, precision: Precision = "float32", rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.precision = precision
+        inputs = IMAGE_CHANNELS * PROPOSAL_STRIDE[0] * PROPOSAL_STRIDE[1] * PROPOSAL_STRIDE[2]
+        self.unet = UNet(
+            inputs,
+            config.widths,
+            config.encoder_convs,
+            config.decoder_convs,
+            config.stem_kernel,
+            finest_norm=False,
+            remat=config.remat,
+            rngs=rngs,
+        )
+        levels = FUSED_LEVELS if config.use_fusion else 1
+        self.fusion = FeatureFusion(config.widths[:levels], config.fusion_width, config.fusion, rngs=rngs)
+        anchors = len(config.anchor_diameters_mm)
+        self.head = ProposalHead(
+            self.fusion.outputs,
+            config.head_width,
+            anchors,
+            box_width=config.box_width,
+            remat=config.remat,
+            rngs=rngs,
+        )
+        if config.use_prototypes:
+            self.embedding = AnchorEmbedding(config.head_width, anchors, config.embedding_dim, rngs=rngs)
+            self.prototypes = nnx.Param(
+                initial_prototypes(config.prototypes_per_class, config.embedding_dim, rngs.params())
+            )
+        if config.semantic_head:
+            self.semantic = Conv(self.fusion.outputs, SEMANTIC_CLASSES, rngs=rngs)
+        if precision != "float32":
+            self.set_attributes(Conv, products="bfloat16")
+
+    def __call__(self, image: jax.Array) -> ProposalMaps:
+        """Propose boxes.
+
+        Args:
+            image: (B, Z, Y, X, 2) on the working grid: SWI scaled by brain percentiles, phase over pi
+                (paramagnetic positive, zero where there is none).
+
+        Returns:
+            Maps on the proposal grid (B, Z, Y / 2, X / 2, ...).
+
+        Raises:
+            ValueError: the image has not two channels, or its size is not a multiple of the total stride.
+        """
+        stride = self.config.total_stride
+        if image.ndim != 5 or image.shape[-1] != IMAGE_CHANNELS:
+            raise ValueError(f"the detector takes images of shape (B, Z, Y, X, 2), got {image.shape}")
+        if any(size % step for size, step in zip(image.shape[1:4], stride, strict=True)):
+            raise ValueError(
+                f"the detector takes images whose size (z, y, x) is a multiple of {stride}, "
+                f"got {image.shape[1:4]}: pad the image at its far ends"
+            )
+        levels = self.unet(self.cells(image))
+        fused = self.fusion(levels[: FUSED_LEVELS if self.config.use_fusion else 1])
+        features, objectness = self.head.scores(fused)
+        box_input = self.head.box_input(fused, features)
+        return ProposalMaps(
+            features=features,
+            objectness=objectness,
+            box_input=box_input,
+            deltas=self.head.box_codes(box_input),
+            semantic=at_least_float32(self.semantic(fused)) if self.config.semantic_head else None,
+        )
+
+    def cells(self, image: jax.Array) -> jax.Array:
+        """The network's input (B, Z, Y / 2, X / 2, 8) of an image (B, Z, Y, X, 2)."""
+        maps = image.astype(jnp.bfloat16) if self.precision == "bfloat16" else at_least_float32(image)
+        return space_to_depth(maps, PROPOSAL_STRIDE)
+
+    def embed(self, features: jax.Array, anchor_index: jax.Array) -> jax.Array:
+        """Embed anchors for the prototype loss: (..., C) features and (...,) anchor number to (..., E).
+
+        Raises:
+            ValueError: the configuration has no prototypes.
+        """
+        if not self.config.use_prototypes:
+            raise ValueError("this detector was configured without prototypes and has no embedding")
+        return self.embedding(features, anchor_index)
+
+    def box_codes(self, box_input: jax.Array, anchors: jax.Array) -> jax.Array:
+        """Box codes (B, S, 6) of flat anchors (B, S), from `ProposalMaps.box_input` (B, Z, Y, X, C).
+
+        The same numbers as in `ProposalMaps.deltas`, for the few anchors whose codes are looked at.
+        """
+        each = len(self.config.anchor_diameters_mm)
+        codes = self.head.box_codes_at(box_input, anchors // each)  # (B, S, A, 6)
+        return jnp.take_along_axis(codes, (anchors % each)[..., None, None], axis=2)[:, :, 0]
+
+
+def receptive_halo(config: ModelConfig) -> Triple:
+    """Working-grid voxels (z, y, x) around a block of proposals on which the block depends.
+
+    Rounded up to whole cells of the coarsest level, so that a window with this halo around an aligned core
+    gives the values of the whole volume in the core.
+    """
+    radius = dependence_radius(config.encoder_convs, config.decoder_convs, config.stem_kernel, head_convs=1)
+    z, y, x = (
+        -(-cells * stem // stride) * stride
+        for cells, stem, stride in zip(radius, PROPOSAL_STRIDE, config.total_stride, strict=True)
+    )
+    return (z, y, x)
+
+
+def forward_gflop(shapes: Any, image_shape: Triple, batch: int = 1) -> float:
+    """1e9 floating-point operations of the convolutions of a forward pass, a multiply-add being two.
+
+    Args:
+        shapes: pure dict of the detector's parameters, or of their shapes.
+        image_shape: (z, y, x) working-grid voxels.
+        batch: images.
+    """
+    return batch * sum(_by_layer(shapes, image_shape).values())
+
+
+def training_gflop(shapes: Any, image_shape: Triple, batch: int) -> float:
+    """1e9 operations of loss and gradient: forward, towards the input, towards the kernel.
+
+    The image needs no gradient, and box codes are computed at a few anchors only.
+    """
+    layers = _by_layer(shapes, image_shape)
+    for at_few_anchors in ("head.deltas", "head.box_block.conv"):
+        layers.pop(at_few_anchors, None)
+    return batch * (3 * sum(layers.values()) - layers["unet.stem.conv"])
+
+
+def _by_layer(shapes: Any, image_shape: Triple) -> dict[str, float]:
+    """1e9 operations of each convolution for one image."""
+    found = {}
+    cells = image_shape[0] * image_shape[1] * image_shape[2] / 4  # space-to-depth halves y and x
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        names = [str(entry.key) for entry in path]
+        if names[-1] == "kernel" and len(leaf.shape) == 5:
+            voxels = cells / 8 ** _level(names)
+            found[".".join(names[:-1])] = 2e-9 * math.prod(leaf.shape) * voxels
+    return found
+
+
+def _level(names: list[str]) -> int:
+    """How many times the grid of a layer was halved. What rises to a level is computed one below it."""
+    part = names[1]
+    if part in ("encoder", "laterals", "decoder", "reduce"):
+        return int(names[2])
+    if part == "rises":
+        return int(names[2]) + 1
+    return 0

@@ -1,1 +1,0 @@
-"""What a compiled training step costs, and what that means on a given device: operations, bytes, messages."""

@@ -1,0 +1,214 @@
+"""What each part of the detector does: train a grid of variants and seeds, compare them, write a page."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import cmb_jax
+from cmb_jax.data.subjects import subjects_in
+from cmb_jax.devices import use_compilation_cache
+from cmb_jax.errors import UserError
+from cmb_jax.evaluation.matching import CENTER3
+from cmb_jax.io.atomic import atomic_write_text, sha256_file
+from cmb_jax.progress import Say, stopwatch
+from cmb_jax.report.ablation_html import AblationContent, write_ablation_report
+from cmb_jax.report.embedding_plot import EmbeddingMap
+from cmb_jax.report.evaluation_content import FrocLine
+from cmb_jax.research.findings import (
+    SubjectSet,
+    detections_of,
+    embedded_of,
+    maps_of,
+    require_scikit_learn,
+    subject_set,
+)
+from cmb_jax.research.runs import Cost, Grid, Run, complete, cost_of, other_settings, runs_of
+from cmb_jax.research.scores import (
+    BAND_RATES,
+    RunScores,
+    Study,
+    compare_variants,
+    csv_text,
+    markdown_text,
+    score_run,
+    study_tables,
+)
+from cmb_jax.training.run import OPERATING_FP_RATE
+from cmb_jax.training.run_data import phantom_subjects
+
+TITLE = "Ablation: what each part of the detector does"
+SAMPLES = 2000
+
+
+def prepared_set(name: str, folder: Path | None, grid: Grid, workdir: Path) -> SubjectSet:
+    """The subjects of "validation" or "test": those of a folder, else simulated ones kept in the workdir.
+
+    Raises:
+        UserError: the folder holds none, or none has a microbleed.
+    """
+    base = grid.variants[0].config
+    subjects = phantom_subjects(base, workdir, name) if folder is None else subjects_in(folder)
+    prepared = subject_set(name, subjects, base.data.spacing_mm)
+    if not any(len(truth.centers_mm) for truth in prepared.truths):
+        raise UserError(f"no {name} subject has a microbleed, so there is nothing to measure")
+    return prepared
+
+
+def with_one_cache(grid: Grid, workdir: Path) -> Grid:
+    """The grid with its simulated subjects in one place, so that not every run simulates its own."""
+    variants = []
+    for variant in grid.variants:
+        phantom = variant.config.phantom
+        phantom = dataclasses.replace(phantom, cache_dir=phantom.cache_dir or str(workdir / "phantoms"))
+        config = dataclasses.replace(variant.config, phantom=phantom)
+        variants.append(dataclasses.replace(variant, config=config))
+    return dataclasses.replace(grid, variants=tuple(variants))
+
+
+def froc_lines(study: Study) -> tuple[FrocLine, ...]:
+    """Mean curve of each variant with its band."""
+    rates = np.array(BAND_RATES)
+    return tuple(
+        FrocLine(
+            name=variant.name,
+            fp_per_scan=rates,
+            sensitivity=np.array([point.value for point in variant.band]),
+            band_fp_per_scan=rates,
+            band_low=np.array([point.low for point in variant.band]),
+            band_high=np.array([point.high for point in variant.band]),
+            operating_point=(
+                variant.metrics["fp_per_scan"].mean.value,
+                variant.metrics["sensitivity"].mean.value,
+            ),
+        )
+        for variant in study.variants
+    )
+
+
+def sentences(study: Study, validation: SubjectSet) -> tuple[str, ...]:
+    """What was done, in words."""
+    return (
+        f"{study.scans} prepared test subjects with {study.lesions} microbleeds, without localization. "
+        f"Hit: {CENTER3.title} (Hungarian). False positives are over all test subjects.",
+        f"Threshold of each run: the highest sensitivity at no more than {OPERATING_FP_RATE:g} false "
+        f"positives per scan on {len(validation.subjects)} validation subjects.",
+        f"Reference: {study.reference}. Matched sensitivity: {study.matched_sensitivity:.3f}.",
+    )
+
+
+def write_study(
+    workdir: Path,
+    grid: Grid,
+    runs: Sequence[Run],
+    study: Study,
+    validation: SubjectSet,
+    test: SubjectSet,
+    say: Say,
+) -> None:
+    """Write table.csv, table.md and ablation.html."""
+    costs: dict[str, list[Cost]] = defaultdict(list)
+    maps: list[EmbeddingMap] = []
+    for run in runs:
+        costs[run.variant.name].append(cost_of(run))
+        if run.seed == min(other.seed for other in runs if other.variant == run.variant):
+            embedded = embedded_of(run.weights, test, say)
+            maps += [] if embedded is None else maps_of(run.name, embedded)
+    tables = study_tables(study, costs)
+    summary = sentences(study, validation)
+    missing = len(grid.variants) * len(grid.seeds) - len(runs)
+    warnings = [f"{missing} runs of the grid are not finished and are left out."] * (missing > 0)
+    warnings += [
+        f"{run.name} was trained with other settings than the grid's: {', '.join(others)}"
+        for run in runs
+        if (others := other_settings(run))
+    ]
+    content = AblationContent(
+        title=TITLE,
+        sentences=summary,
+        curves=froc_lines(study),
+        curve_note=(
+            f"Mean over the seeds. Band: 95 % interval of {study.samples} resamples of scans and seeds. "
+            "Dots: mean operating points."
+        ),
+        tables=tables,
+        maps=tuple(maps),
+        warnings=tuple(warnings),
+        settings=(
+            ("seeds", ", ".join(map(str, grid.seeds))),
+            ("validation subjects", f"{len(validation.subjects)}, sha256 of truth {validation.sha256[:16]}"),
+            ("test subjects", f"{len(test.subjects)}, sha256 of truth {test.sha256[:16]}"),
+        ),
+        inputs=tuple((run.name, run.weights.name, sha256_file(run.weights)) for run in runs),
+        version=cmb_jax.__version__,
+    )
+    # written by this command alone, anew each time
+    atomic_write_text(workdir / "table.csv", csv_text(study), overwrite=True)
+    notes = [f"Warning: {warning}" for warning in warnings]
+    atomic_write_text(
+        workdir / "table.md",
+        markdown_text(TITLE, ["Research use only.", *summary, *notes], tables),
+        overwrite=True,
+    )
+    write_ablation_report(workdir / "ablation.html", content, overwrite=True)
+
+
+def scores_of(
+    runs: Sequence[Run], validation: SubjectSet, test: SubjectSet, say: Say
+) -> dict[str, list[RunScores]]:
+    """Scores of the runs by variant."""
+    scores: dict[str, list[RunScores]] = defaultdict(list)
+    for run in runs:
+        found = [detections_of(run.weights, subjects, say) for subjects in (validation, test)]
+        scored = score_run(run.name, found[0], validation.truths, found[1], test.truths, OPERATING_FP_RATE)
+        scores[run.variant.name].append(scored)
+    return scores
+
+
+def run_study(
+    grid: Grid,
+    workdir: Path,
+    *,
+    validation: Path | None = None,
+    test: Path | None = None,
+    training: bool = True,
+    samples: int = SAMPLES,
+) -> Study:
+    """Train the missing runs, search the subjects, write the tables and the page.
+
+    Args:
+        workdir: folder of all runs, NAME-seedK each.
+        validation: folder of prepared subjects to choose thresholds by; None: simulated by the configuration.
+        test: likewise, to compare on.
+        training: False: only the finished runs are compared.
+
+    Raises:
+        UserError: folders that hold other runs, subjects that cannot be used, or no finished reference.
+    """
+    # whatever can be wrong is checked before hours are spent on training
+    require_scikit_learn()
+    if samples < 1:
+        raise UserError(f"--samples {samples}: give 1 or more")
+    say = stopwatch()
+    grid = with_one_cache(grid, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    use_compilation_cache()
+    sets = {
+        name: prepared_set(name, folder, grid, workdir)
+        for name, folder in (("validation", validation), ("test", test))
+    }
+    runs = complete(runs_of(grid, workdir), say, training=training)
+    if not any(run.variant.name == grid.reference for run in runs):
+        raise UserError(f"{workdir}: no run of the reference {grid.reference} is finished; train it first")
+    scores = scores_of(runs, sets["validation"], sets["test"], say)
+    say("comparing")
+    study = compare_variants(
+        scores, grid.reference, matched_sensitivity=grid.matched_sensitivity, samples=samples
+    )
+    write_study(workdir, grid, runs, study, sets["validation"], sets["test"], say)
+    print(f"written: {workdir / 'ablation.html'}, table.md, table.csv")
+    return study

@@ -1,0 +1,259 @@
+"""The variants of an ablation, each trained from several seeds.
+
+A run is adopted when it is finished, continued when it was begun, and trained otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from cmb_jax.config import Config
+from cmb_jax.config_load import config_values, made_by_file, read_config
+from cmb_jax.detector.functional import Template
+from cmb_jax.detector.network import Detector, forward_gflop
+from cmb_jax.errors import UserError
+from cmb_jax.io.outside import a_number, read_json_object, reading
+from cmb_jax.io.tables import read_rows
+from cmb_jax.io.weights import named_leaves
+from cmb_jax.progress import Say
+from cmb_jax.training.run import incompatible_changes, train_run
+
+_NAME = re.compile(r"[a-z0-9_.]+(-[a-z0-9_.]+)*")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One configuration of the comparison; its seed is set by the grid."""
+
+    name: str  # of its runs' folders: NAME-seed0, NAME-seed1, ...
+    config: Config
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"variant {self.name!r}: a name has small letters, digits and _ . - only")
+
+    def but(self, suffix: str, **loss: Any) -> Variant:
+        """This variant with other settings of the loss, named NAME-SUFFIX."""
+        config = dataclasses.replace(self.config, loss=dataclasses.replace(self.config.loss, **loss))
+        return Variant(name=f"{self.name}-{suffix}", config=config)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Variants x seeds, and what they are compared with."""
+
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    reference: str = "rpn"  # name of the variant that the others are compared with
+    # at which false positives are compared; None: the reference's sensitivity at its operating point
+    matched_sensitivity: float | None = None
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two variants have the same name among {names}")
+        if self.reference not in names:
+            raise ValueError(f"the reference {self.reference!r} is none of the variants {names}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("give one seed or more, all different")
+        if self.matched_sensitivity is not None and not 0 < self.matched_sensitivity <= 1:
+            raise ValueError("matched_sensitivity must be above 0 and at most 1")
+        if len({variant.config.data.spacing_mm for variant in self.variants}) > 1:
+            raise ValueError("all variants must have one working grid, data.spacing_mm")
+
+
+def four_configurations(base: Config) -> tuple[Variant, ...]:
+    """rpn, rpn_ffm, rpn_hspl and rpn_ffm_hspl: without and with feature fusion and prototypes."""
+    return tuple(
+        Variant(
+            name="rpn" + "_ffm" * fusion + "_hspl" * prototypes,
+            config=dataclasses.replace(
+                base,
+                model=dataclasses.replace(base.model, use_fusion=fusion, use_prototypes=prototypes),
+            ),
+        )
+        for prototypes in (False, True)
+        for fusion in (False, True)
+    )
+
+
+def grid_from_file(path: Path) -> Grid:
+    """What `get_grid()` of a Python file returns.
+
+    Raises:
+        UserError: no such file, or it has no `get_grid` that returns a Grid.
+    """
+    return made_by_file(path, "get_grid", Grid)
+
+
+TRAINING_ONLY = ("embedding.", "prototypes")  # parameters that inference does not use
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One variant from one seed."""
+
+    variant: Variant
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.folder.name
+
+    @property
+    def config(self) -> Config:
+        """What it is trained with."""
+        config = self.variant.config
+        return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=self.seed))
+
+    @property
+    def weights(self) -> Path:
+        """Where `train_run` puts them."""
+        return self.folder / "weights.safetensors"
+
+
+def runs_of(grid: Grid, workdir: Path) -> tuple[Run, ...]:
+    """All runs, all variants of one seed before the next: a study that is cut short has every variant."""
+    return tuple(
+        Run(variant=variant, seed=seed, folder=workdir / f"{variant.name}-seed{seed}")
+        for seed in grid.seeds
+        for variant in grid.variants
+    )
+
+
+def stored_config(run: Run) -> Config | None:
+    """The configuration that the folder's run was started with; None if none was.
+
+    Raises:
+        UserError: it is not a configuration, or that of another variant or seed.
+    """
+    path = run.folder / "config.json"
+    if not path.exists():
+        return None
+    stored = read_config(path, "move the folder away, or use the version that wrote it")
+    wanted = run.config
+    differs = incompatible_changes(stored, wanted)
+    # a user's own loss is not an object when it is read from a file: its values are compared
+    theirs, ours = (config_values(config)["loss"] for config in (stored, wanted))
+    differs += ["another loss"] * (theirs != ours)
+    differs += ["another seed"] * (stored.train.seed != wanted.train.seed)
+    if differs:
+        raise UserError(
+            f"{run.folder}: this run was begun with {' and '.join(differs)} than the grid says for "
+            f"{run.variant.name}; change the grid or move the folder away"
+        )
+    return stored
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the weights are those of the last step that the run was started for.
+
+    Raises:
+        UserError: see `stored_config`.
+    """
+    stored, record = stored_config(run), _record(run)
+    return stored is not None and record is not None and record.get("steps", 0) >= stored.train.steps
+
+
+def other_settings(run: Run) -> tuple[str, ...]:
+    """Dotted names of settings in which a run differs from the grid, names of files left out."""
+    stored = stored_config(run)
+    if stored is None:
+        return ()
+    ours, theirs = (dict(named_leaves(config_values(config))) for config in (run.config, stored))
+    aside = ("name", "phantom.cache_dir", "data.split_file", "inference.")
+    return tuple(name for name in ours if ours[name] != theirs[name] and not name.startswith(aside))
+
+
+def complete(runs: tuple[Run, ...], say: Say, *, training: bool) -> tuple[Run, ...]:
+    """Train what is not finished; returns the finished runs.
+
+    Args:
+        training: False leaves out what is not finished.
+
+    Raises:
+        UserError: a folder holds another run, or a training cannot go on.
+    """
+    states = [(run, is_finished(run)) for run in runs]  # all checked before hours are spent on the first
+    finished = []
+    for run, done in states:
+        if done:
+            others = other_settings(run)
+            note = f", trained with other settings than the grid's: {', '.join(others)}" if others else ""
+            say(f"{run.name}: finished{note}")
+        elif not training:
+            say(f"{run.name}: not finished, left out")
+            continue
+        else:
+            say(f"{run.name}: {'continuing' if stored_config(run) else 'training'}")
+            train_run(run.config, run.folder)
+            jax.clear_caches()  # the next variant is another program
+        finished.append(run)
+    return tuple(finished)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a run costs."""
+
+    parameters: int
+    parameters_at_inference: int
+    gflop: float  # convolutions of the forward pass of one training patch, a multiply-add being two
+    steps: int
+    seconds_per_step: float  # median of the run's log; NaN without a log
+    hours: float  # all steps of the log, validation left out
+
+
+def cost_of(run: Run) -> Cost:
+    """Cost of a finished run by its network and its log."""
+    config = run.config
+    template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
+    sizes = {name: int(np.prod(leaf.shape)) for name, leaf in named_leaves(template.shapes())}
+    seconds, hours = _times(run.folder / "metrics.csv")
+    record: dict[str, Any] = _record(run) or {}
+    return Cost(
+        parameters=sum(sizes.values()),
+        parameters_at_inference=sum(n for name, n in sizes.items() if not name.startswith(TRAINING_ONLY)),
+        gflop=forward_gflop(template.shapes(), config.data.patch_shape),
+        steps=int(record.get("steps", 0)),
+        seconds_per_step=seconds,
+        hours=hours,
+    )
+
+
+def _times(path: Path) -> tuple[float, float]:
+    """Median seconds per step and hours of all steps by a run's log; a run that was stopped repeats steps."""
+    if not path.exists():
+        return float("nan"), 0.0
+    rates: dict[int, float] = {}
+    with reading(path, "the run's log is damaged: move it away"):
+        names, *lines = read_rows(path, ",") or [[]]
+        for line in lines:
+            row = dict(zip(names, line, strict=False))
+            if row.get("steps/s"):
+                rates[int(float(row["step"]))] = float(row["steps/s"])
+    if not rates:
+        return float("nan"), 0.0
+    steps = np.array(sorted(rates))
+    seconds = 1.0 / np.array([rates[int(step)] for step in steps])
+    return float(np.median(seconds)), float((np.diff(steps, prepend=0) * seconds).sum() / 3600)
+
+
+def _record(run: Run) -> dict[str, Any] | None:
+    """The training record of a run that has weights, else None."""
+    path = run.folder / "weights.json"
+    if not (path.exists() and run.weights.exists()):
+        return None
+    record = read_json_object(path, "is no training record; train again")
+    with reading(path, "train again"):
+        a_number(record.get("steps", 0), "steps", 0)
+    return record
