@@ -133,7 +133,7 @@ def commands() -> str:
 
 def options() -> str:
     """`--help` of every command."""
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "92"  # docs/stylesheets/extra.css
     parts = []
     for name, command in cli.all_commands().items():
         text = io.StringIO()
@@ -152,8 +152,7 @@ _SAYING = re.compile(r"doubt|warning|message|note|reason|problem|unread|why")  #
 _SILENT = {
     "core",
     "report",
-    "planning",
-    "experiments",
+    "research",
     "present.py",
     "self_test.py",
     "calls.py",
@@ -184,7 +183,7 @@ def _kind(node: ast.AST, kind: str | None) -> str | None:
             return None  # of programmers
         if name in ("append", "insert", "extend"):
             name = getattr(getattr(node.func, "value", None), "id", "")
-        elif name in ("Problem", "Judgement", "tell", "warn", "warning"):
+        elif name in ("Problem", "Judgement", "skip", "note", "tell", "warn", "warning"):
             return "warning"
         elif name == "print":
             return "warning" if any(each.arg == "file" for each in node.keywords) else None

@@ -631,14 +631,14 @@ def read_pack(path: Path) -> object:
 
 
 def make_kept(folder: Path) -> Path:
-    from cmb_jax.research.detections import write_kept
+    from cmb_jax.research.findings import write_kept
 
     write_kept(folder / "kept.npz", "this", {"a": np.arange(500.0), "b": np.array(["x"])})
     return folder / "kept.npz"
 
 
 def read_kept_arrays(path: Path) -> object:
-    from cmb_jax.research.detections import read_kept
+    from cmb_jax.research.findings import read_kept
 
     found = read_kept(path, "this")
     if found is None:
@@ -719,6 +719,12 @@ def read_train_log(path: Path) -> object:
         with TrainLog(Path(other), 10, 0) as log:
             log._widen(["more"])
         return (Path(other) / "metrics.csv").read_bytes()
+
+
+def read_losses(path: Path) -> object:
+    from cmb_jax.training.regions import _last_losses
+
+    return repr(_last_losses(path))
 
 
 def read_run_record(path: Path) -> object:
@@ -1158,6 +1164,12 @@ KINDS: dict[str, Kind] = {
         text("metrics.csv", "step,loss\n20,0.5\n40,0.4\n"),
         read_train_log,
         ("training.monitor:_read",),
+        "table",
+    ),
+    "region_log": Kind(
+        text("metrics.csv", "step,loss,cross_entropy,dice,side\n20,0.5,0.2,0.2,0.1\n40,0.4,0.2,0.1,0.1\n"),
+        read_losses,
+        ("training.regions:_last_losses",),
         "table",
     ),
     "run_record": Kind(

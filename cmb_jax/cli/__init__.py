@@ -96,8 +96,8 @@ def overview() -> str:
     page = [
         "usage: cmb-jax COMMAND [OPTIONS]",
         "",
-        "Finds cerebral microbleeds in susceptibility MRI and says where in the brain they are. Research use",
-        "only; not a medical device.",
+        "Finds cerebral microbleeds in susceptibility MRI and says where in the brain they are.",
+        "Research use only; not a medical device.",
     ]
     for title, commands in SECTIONS.items():
         page += ["", f"{title}:", *(f"  {name:<15} {text}" for name, text in commands.items())]

@@ -33,6 +33,7 @@ from cmb_jax.detector.functional import Template, params_of
 from cmb_jax.devices import keep_freed_memory
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text, locked, make_folder, sha256_file
+from cmb_jax.io.outside import reading
 from cmb_jax.io.tables import read_rows
 from cmb_jax.io.weights import load_weights, save_weights
 from cmb_jax.regions.grid import GRID_SHAPE
@@ -312,10 +313,11 @@ def _last_losses(log: Path) -> dict[str, float]:
     """Mean of each term of the loss over the last ten rows of the log."""
     columns, *rows = read_rows(log, ",") if log.exists() else [[]]
     names = {"total": "loss", "cross_entropy": "cross_entropy", "dice": "dice", "side": "side"}
-    last = [dict(zip(columns, row, strict=False)) for row in rows[-10:]]
-    if not last:
-        return {}
-    return {name: round(float(np.mean([float(row[c]) for row in last])), 4) for name, c in names.items()}
+    with reading(log, "remove it: it is a log alone"):
+        last = [dict(zip(columns, row, strict=True)) for row in rows[-10:]]
+        if not last:
+            return {}
+        return {name: round(float(np.mean([float(row[c]) for row in last])), 4) for name, c in names.items()}
 
 
 def main() -> int:
