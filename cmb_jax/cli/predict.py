@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cmb_jax.cli.common import existing_file
 from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.inference.options import ScanOptions
 from cmb_jax.progress import Say, stopwatch
@@ -105,7 +106,9 @@ def summary(prediction: Prediction) -> str:
 
 def run(options: PredictOptions) -> None:
     """Predict; the summary and the report's place on stdout."""
-    if options.region_labels is not None and options.regions is None:
+    if options.regions is not None:
+        existing_file(options.regions, "regions")  # of `bids` it is a folder, so no check for all commands
+    elif options.region_labels is not None:
         raise UserError("--region-labels goes with --regions VOLUME")
     options.stated_range()  # said now, not after JAX is imported
     if options.dicom is not None:
