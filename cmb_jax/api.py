@@ -223,7 +223,7 @@ class Detector(pipeline.CmbDetector):
           phase_range: storage range of the phase; default: found from the data.
           threshold: score from which a detection is kept; default: the weights' operating point.
           region_map: region codes to use instead of the region network's.
-          progress: told what is being done, such as `print`.
+          progress: callback for progress messages, such as `print`.
 
         Raises:
           UserError: an image that cannot be used, or images that do not lie on one grid.

@@ -73,7 +73,7 @@ class LabeledCandidates:
         return float(self.list_ends.max())
 
     def of_scans(self, chosen: np.ndarray) -> LabeledCandidates:
-        """Those of some scans, (S,) bool, alone."""
+        """Only those of the chosen scans, (S,) bool."""
         events = self.events
         inside = chosen[events.subject]
         return dataclasses.replace(
@@ -95,11 +95,6 @@ def read_labeled(pred: Sequence[Path], truth: Sequence[Path], bundle: WeightsBun
 
     Candidates that a rule removed for their place are left out: the score decides nothing about them.
 
-    Args:
-        pred: folders of predictions.
-        truth: folders of truth, in the same order.
-        bundle: the weights that the predictions must be of.
-
     Raises:
         UserError: folders that do not fit each other or cannot be read, scans without a prediction,
             predictions of other weights, or the benchmark's test split.
@@ -110,9 +105,9 @@ def read_labeled(pred: Sequence[Path], truth: Sequence[Path], bundle: WeightsBun
         for number, (name, folders) in enumerate(zip(names, zip(pred, truth, strict=True), strict=True))
         for scan in _scans_of(*folders, name, bundle)
     ]
-    tree, happened, lesions, phase, list_ends = zip(*scans, strict=True)
+    tree, scan_events, lesions, phase, list_ends = zip(*scans, strict=True)
     return LabeledCandidates(
-        events=collect_events(happened, lesions),
+        events=collect_events(scan_events, lesions),
         tree_names=names,
         tree=np.array(tree),
         phase=np.array(phase),
@@ -137,9 +132,9 @@ def _scans_of(
     for source, true, (threshold, has_phase) in track(pairs, name, total=len(truths)):
         found, lesion_table = source.read(), true.read()
         candidates = found.candidates()
-        happened = events(pairs_of(CENTER3, candidates, lesion_table), candidates.scores)
+        scan_events = events(pairs_of(CENTER3, candidates, lesion_table), candidates.scores)
         list_end = listed_from(found, threshold, bundle)
-        yield happened, len(lesion_table.centers_mm), has_phase, list_end
+        yield scan_events, len(lesion_table.centers_mm), has_phase, list_end
 
 
 def tree_name(truth: Path) -> str:
@@ -167,9 +162,7 @@ def listed_from(found: SubjectDetections, threshold: float, bundle: WeightsBundl
     """The score from which a scan's list holds every candidate; 0 if it holds all that there are.
 
     Args:
-        found: all rows of the scan.
         threshold: of the prediction; only so many candidates below it are listed.
-        bundle: the weights that it was made with.
     """
     below = int(np.sum(found.scores < threshold + _ROUNDING))
     cut = below >= LISTED_BELOW_THRESHOLD or len(found.scores) >= bundle.config.inference.max_detections
@@ -226,44 +219,34 @@ def operating_point(
     *,
     complete_from: float = 0.0,
     samples: int = 2000,
-    seed: int = SEED,
 ) -> OperatingPoint | None:
-    """The operating point by a limit on the false positives, with 95 % intervals over scans.
+    """The operating point by a limit on the false positives, None if the lists end before it is reached.
 
-    The intervals take the threshold as given: they leave out that it was chosen on the same scans.
+    The 95 % intervals over scans take the threshold as given: they leave out that it was chosen on the same
+    scans.
 
     Args:
         events: of S scans.
         max_fp_per_scan: the limit.
         complete_from: below this score detections may be missing from the lists: no threshold lies there.
         samples: resamples of the scans.
-        seed: of the resampling.
-
-    Returns:
-        None if the lists end before the limit is reached.
     """
     known = above(events, complete_from)
     curve = froc_curve(known)
     if complete_from > 0.0 and not np.any(curve.fp_per_scan > max_fp_per_scan):
         return None
     threshold = choose_threshold(curve, max_fp_per_scan)
-    found = bootstrap_counts(counts_at(known, threshold), samples=samples, seed=seed)
-    return OperatingPoint(
-        max_fp_per_scan=max_fp_per_scan,
-        threshold=threshold,
-        sensitivity=found["sensitivity"],
-        fp_per_scan=found["fp_per_scan"],
-        precision=found["precision"],
-    )
+    found = bootstrap_counts(counts_at(known, threshold), samples=samples, seed=SEED)
+    del found["f1"]
+    return OperatingPoint(max_fp_per_scan=max_fp_per_scan, threshold=threshold, **found)
 
 
 def operating_table(
-    events: FrocEvents, *, complete_from: float = 0.0, samples: int = 2000, seed: int = SEED
+    events: FrocEvents, *, complete_from: float = 0.0, samples: int = 2000
 ) -> tuple[OperatingPoint, ...]:
     """The operating points at `FROC_RATES`, without those that the lists do not reach."""
     points = [
-        operating_point(events, rate, complete_from=complete_from, samples=samples, seed=seed)
-        for rate in FROC_RATES
+        operating_point(events, rate, complete_from=complete_from, samples=samples) for rate in FROC_RATES
     ]
     return tuple(point for point in points if point is not None)
 
@@ -314,12 +297,8 @@ def calibrate_weights(
     calcifications look like blood, so that the same score is worth less.
 
     Args:
-        pred: folders of predictions of these weights.
-        truth: folders of truth, in the same order.
         weights: name of bundled weights, or a file.
         out: weights to write, with their record beside them.
-        max_fp: most false positives per scan at the operating point.
-        max_fp_magnitude: the same for scans without a phase.
 
     Raises:
         UserError: folders that do not fit each other, too little to learn from.
@@ -331,7 +310,7 @@ def calibrate_weights(
     labeled = read_labeled(pred, truth, bundle)
     with_phase, without = labeled.of_scans(labeled.phase), labeled.of_scans(~labeled.phase)
     magnitude = None
-    if _lacking(with_phase) is None and _lacking(without) is None:
+    if _shortage(with_phase) is None and _shortage(without) is None:
         levels = learn_levels(with_phase, bundle, max_fp, "--max-fp")
         magnitude = learn_levels(without, bundle, max_fp_magnitude, "--max-fp-magnitude")
     else:
@@ -355,17 +334,13 @@ def learn_levels(labeled: LabeledCandidates, bundle: WeightsBundle, max_fp: floa
     """Operating point and map of these scans.
 
     Args:
-        labeled: their candidates.
-        bundle: the weights.
-        max_fp: most false positives per scan at the operating point.
         option: name of `max_fp` on the command line.
 
     Raises:
         UserError: there is too little to learn from.
     """
-    lacking = _lacking(labeled)
-    if lacking is not None:
-        raise UserError(lacking)
+    if shortage := _shortage(labeled):
+        raise UserError(shortage)
     known = above(labeled.events, labeled.complete_from)
     chosen = operating_point(known, max_fp, complete_from=labeled.complete_from)
     if chosen is None:
@@ -380,21 +355,18 @@ def learn_levels(labeled: LabeledCandidates, bundle: WeightsBundle, max_fp: floa
 
 def calibrated_config(config: Config, levels: Levels, magnitude: Levels | None = None) -> Config:
     """The configuration with maps and thresholds; `magnitude`: of scans without a phase, None: the same."""
-    inference = dataclasses.replace(
-        config.inference,
-        score_threshold=levels.chosen.threshold,
-        definite_threshold=levels.definite,
-        calibration_scores=levels.fitted.map.scores,
-        calibration_probabilities=levels.fitted.map.probabilities,
-        magnitude_score_threshold=magnitude.chosen.threshold if magnitude else None,
-        magnitude_definite_threshold=magnitude.definite if magnitude else None,
-        magnitude_calibration_scores=magnitude.fitted.map.scores if magnitude else (),
-        magnitude_calibration_probabilities=magnitude.fitted.map.probabilities if magnitude else (),
-    )
-    return dataclasses.replace(config, inference=inference)
+    changes: dict[str, Any] = {}
+    for prefix, each in (("", levels), ("magnitude_", magnitude)):
+        changes |= {
+            f"{prefix}score_threshold": each.chosen.threshold if each else None,
+            f"{prefix}definite_threshold": each.definite if each else None,
+            f"{prefix}calibration_scores": each.fitted.map.scores if each else (),
+            f"{prefix}calibration_probabilities": each.fitted.map.probabilities if each else (),
+        }
+    return dataclasses.replace(config, inference=dataclasses.replace(config.inference, **changes))
 
 
-def _lacking(labeled: LabeledCandidates) -> str | None:
+def _shortage(labeled: LabeledCandidates) -> str | None:
     """What there is too little of to calibrate with, in words; None if there is enough."""
     if not len(labeled.list_ends):
         return "no scans to calibrate with; give labeled scans"
@@ -412,19 +384,33 @@ def _lacking(labeled: LabeledCandidates) -> str | None:
 
 
 def _levels_record(levels: Levels, max_fp: float, scans: str) -> dict[str, Any]:
+    """Levels for the record beside the weights, with what they were learned from."""
+    source = {"rule": CENTER3.title, "data": levels.labeled.data}
+    table = operating_table(levels.known, complete_from=levels.labeled.complete_from)
     return {
         "operating_point": f"the highest sensitivity at no more than {max_fp:g} false positives per scan, "
         f"{CENTER3.title}, of the calibration's data ({scans})",
         "score_threshold": levels.chosen.threshold,
         "definite_threshold": levels.definite,
-        "calibration": _calibration_record(levels),
-        "operating_points": _points_record(levels),
+        "calibration": {
+            "what": "probability that a candidate is a true microbleed",
+            "method": levels.fitted.method,
+            **source,
+            **_fit_record(levels),
+        },
+        "operating_points": {
+            **source,
+            "measured_on": "the scans that the thresholds were chosen on",
+            "intervals": _INTERVALS,
+            "chosen": dataclasses.asdict(levels.chosen),
+            "table": [dataclasses.asdict(point) for point in table],
+        },
     }
 
 
-def _calibration_record(levels: Levels) -> dict[str, Any]:
-    """How the map was fitted, and how good it was on scans that it was not fitted on."""
-    labeled, known, fitted = levels.labeled, levels.known, levels.fitted
+def _fit_record(levels: Levels) -> dict[str, Any]:
+    """What the map was fitted on, and how good it was on scans that it was not fitted on."""
+    known, fitted = levels.known, levels.fitted
     scans = len(known.lesions)
     kept = known.scores >= levels.chosen.threshold
 
@@ -435,15 +421,11 @@ def _calibration_record(levels: Levels) -> dict[str, Any]:
     definite = dataclasses.replace(known, scores=np.where(kept, fitted.held_out, 0.0))
     counts = counts_at(definite, DEFINITE_PROBABILITY)
     return {
-        "what": "probability that a candidate is a true microbleed",
-        "method": fitted.method,
-        "rule": CENTER3.title,
-        "data": labeled.data,
         "scans": scans,
         "lesions": int(known.lesions.sum()),
         "candidates": len(known.true),
         "true_candidates": int(known.true.sum()),
-        "scores_from": labeled.complete_from,
+        "scores_from": levels.labeled.complete_from,
         "held_out": f"{fitted.folds}-fold cross-validation over scans, seed {SEED}",
         "held_out_log_loss": fitted.log_loss,
         "held_out_kept": measured(fitted.held_out, kept),
@@ -456,16 +438,4 @@ def _calibration_record(levels: Levels) -> dict[str, Any]:
             "held_out_detections": int(counts.tp.sum() + counts.fp.sum()),
             "held_out_precision": dataclasses.asdict(bootstrap_counts(counts, seed=SEED)["precision"]),
         },
-    }
-
-
-def _points_record(levels: Levels) -> dict[str, Any]:
-    table = operating_table(levels.known, complete_from=levels.labeled.complete_from)
-    return {
-        "rule": CENTER3.title,
-        "data": levels.labeled.data,
-        "measured_on": "the scans that the thresholds were chosen on",
-        "intervals": _INTERVALS,
-        "chosen": dataclasses.asdict(levels.chosen),
-        "table": [dataclasses.asdict(point) for point in table],
     }

@@ -145,7 +145,7 @@ class LossConfig:
     focal_gamma: float = 2.0
     """Focusing exponent of the objectness loss; 0 is plain cross-entropy."""
     lesion_balance: float = 0.0
-    """Exponent b: a positive anchor weighs n^-b, n those of its lesion (0 anchors alike, 1 lesions)."""
+    """b: a positive anchor weighs n^-b, n the positives of its lesion (0: anchors equal, 1: lesions)."""
     sampled_negatives: int = 0
     """Negatives per patch in the objectness loss, drawn at random as in Faster R-CNN; 0: all of them."""
     negative_pool: int = 0
@@ -292,11 +292,11 @@ class DataConfig:
     index: str | None = None
     """Index file of `cmb-jax data index`: own scans to train and evaluate on; none: simulated subjects."""
     split_file: str | None = None
-    """CSV with case_id and split (train, val, test) of the index; none: dealt out by patient."""
+    """CSV with case_id and split (train, val, test) of the index; none: split at random by patient."""
     split_fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
     """Shares of the patients for train, val and test, where no file says it."""
     split_seed: int = 0
-    """Seed of the dealing."""
+    """Random seed of the train/val/test split."""
     phantom_share: float = 0.0
     """Share of the training patches that come from simulated subjects, when there is an index."""
     spacing_mm: tuple[float, float, float] = (1.0, 0.5, 0.5)

@@ -69,12 +69,12 @@ def made_by_file(path: str | Path, function: str, kind: type[Made]) -> Made:
     try:
         with reading(path, f"this configuration cannot be used: compare it with those in {CONFIGS}"):
             spec.loader.exec_module(module)
-            made = getattr(module, function)()
+            result = getattr(module, function)()
     except SystemExit as error:
         raise UserError(f"{path}: this configuration ends the program; see those in {CONFIGS}") from error
-    if not isinstance(made, kind):
+    if not isinstance(result, kind):
         raise UserError(f"{path}: {function}() must return a {kind.__module__}.{kind.__name__}")
-    return made
+    return result
 
 
 def config_to_json(config: Config) -> str:
@@ -224,6 +224,9 @@ def build(kind: type, values: Any, where: str) -> Any:
     Raises:
       ValueError: unknown fields, or values of another type.
     """
+    # Weights come from anywhere, and their configuration decides the size of arrays and which code runs. So
+    # nothing is taken on trust: a name that no field has is an error, as are a value of another type, a
+    # number that is not finite, and a network that leaves a setting to a default, which may have changed.
     values = _mapping(values, where)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - set(fields))

@@ -64,9 +64,9 @@ def idle_accelerators(root: Path = Path("/")) -> dict[str, tuple[str, tuple[str,
     """Accelerators of this machine by the extra that uses them, with the files that show them."""
     found = {}
     for extra, (name, paths) in _TRACES.items():
-        there = tuple(path for path in paths if (root / path.lstrip("/")).exists())
-        if there:
-            found[extra] = (name, there)
+        present = tuple(path for path in paths if (root / path.lstrip("/")).exists())
+        if present:
+            found[extra] = (name, present)
     return found
 
 

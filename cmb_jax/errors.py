@@ -1,4 +1,4 @@
-"""Errors that are meant for people."""
+"""Errors caused by what a user gave; their messages are for people."""
 
 
 class UserError(Exception):

@@ -127,11 +127,11 @@ def track(
 
 
 Say = Callable[[str], None]
-"""Is told what is being done."""
+"""Callback for progress messages."""
 
 
 def stopwatch() -> Say:
-    """Tells on stderr what is being done, with the seconds since now."""
+    """A callback that prints progress messages on stderr with the seconds since now."""
     tick = time.perf_counter()
 
     def say(text: str) -> None:

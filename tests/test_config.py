@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cmb_jax.cli.present import override
+from cmb_jax.cli.settings import override
 from cmb_jax.config import (
     Config,
     DataConfig,

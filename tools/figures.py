@@ -183,7 +183,7 @@ def _kind(node: ast.AST, kind: str | None) -> str | None:
             return None  # of programmers
         if name in ("append", "insert", "extend"):
             name = getattr(getattr(node.func, "value", None), "id", "")
-        elif name in ("Problem", "Judgement", "tell", "warn", "warning"):
+        elif name in ("Problem", "Judgement", "skip", "note", "tell", "warn", "warning"):
             return "warning"
         elif name == "print":
             return "warning" if any(each.arg == "file" for each in node.keywords) else None

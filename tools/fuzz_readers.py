@@ -631,14 +631,14 @@ def read_pack(path: Path) -> object:
 
 
 def make_kept(folder: Path) -> Path:
-    from cmb_jax.research.detections import write_kept
+    from cmb_jax.research.findings import write_kept
 
     write_kept(folder / "kept.npz", "this", {"a": np.arange(500.0), "b": np.array(["x"])})
     return folder / "kept.npz"
 
 
 def read_kept_arrays(path: Path) -> object:
-    from cmb_jax.research.detections import read_kept
+    from cmb_jax.research.findings import read_kept
 
     found = read_kept(path, "this")
     if found is None:
@@ -1229,6 +1229,7 @@ OWN = {
     "dicom.convert:_is_of": "dcm2niix wrote it a moment before into a folder of this process",
     "io.atomic:sha256_file": "makes nothing of the content",
     "io.header:_system_lines": "what the system says of its memory",
+    "training.regions:_last_losses": "the log of this run, which `monitor` has read at its start",
     "viewer.server:_post": "takes a request of the page, not a file; tests/viewer",
 }
 """Readers that read nothing from outside."""

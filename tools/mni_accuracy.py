@@ -20,9 +20,9 @@ import numpy as np
 import tyro
 
 from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
-from cmb_jax.anatomy.lookup import FILE, fit_mni, landmarks_csv, landmarks_of
+from cmb_jax.anatomy.lookup import FILE, Landmarks, fit_mni, landmarks_of
 from cmb_jax.anatomy.pack import AnatomyPack
-from cmb_jax.anatomy.regions import ZONE_OF_REGION, RegionMap, Zone, region_of
+from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Side, Zone, region_of, side_of
 from cmb_jax.devices import use_compilation_cache
 from cmb_jax.io.volume import Volume
 from cmb_jax.phantom.geometry import lattice_for
@@ -114,6 +114,15 @@ def errors(pack: AnatomyPack, arguments: Arguments) -> list[tuple[np.ndarray, np
 def line(name: str, mm: np.ndarray) -> str:
     """A row of a table."""
     return f"| {name} | {mm.mean():.1f} | {np.median(mm):.1f} | {np.percentile(mm, 95):.1f} |"
+
+
+def landmarks_csv(landmarks: Landmarks) -> str:
+    """The table that `anatomy.lookup.template_landmarks` reads."""
+    lines = ["region,side,x_mm,y_mm,z_mm,volume_mm3"]
+    for each, (center, volume) in sorted(landmarks.items()):
+        region, side = Region(region_of(each)).name.lower(), Side(side_of(each)).name.lower()
+        lines.append(f"{region},{side},{center[0]:.2f},{center[1]:.2f},{center[2]:.2f},{volume:.0f}")
+    return "\n".join(lines) + "\n"
 
 
 def main(arguments: Arguments) -> None:

@@ -71,7 +71,7 @@ def main() -> None:
         "--rigid", action="store_true", help="turn the scan upright first: its frame is not MNI's"
     )
     arguments = parser.parse_args()
-    scan = read_image(SUBJECT_SCANS[arguments.name])
+    scan = read_image(*SUBJECT_SCANS[arguments.name])
     sources = read_sources()
     mni = resample(sources.head_t1)
     with tempfile.TemporaryDirectory() as name:

@@ -25,7 +25,7 @@ from cmb_jax.evaluation.froc import FROC_RATES, FrocEvents
 from cmb_jax.evaluation.statistics import froc_metrics, paired_bootstrap_froc
 from cmb_jax.inference.bundle import load_bundle
 from cmb_jax.inference.proposals import ProposalFinder, detect, mimics_of, truth_of
-from cmb_jax.research.detections import SetDetections
+from cmb_jax.research.findings import SetDetections
 from cmb_jax.research.scores import RunScores, score_run
 
 PHASE = 1  # channel

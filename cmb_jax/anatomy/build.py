@@ -86,6 +86,8 @@ def sharpen_tissues(priors: np.ndarray, t1: np.ndarray, inside: np.ndarray) -> n
     Returns:
         (3, X, Y, Z) float32, summing to 1.
     """
+    # By Lagrange multipliers f_c = p_c (1 + g (m_c - E)), with E the prior's expected T1 and g such that the
+    # mean fits; the misfit in the denominator keeps noise from being explained where all means are alike.
     prior = np.clip(priors, 0.0, 1.0) + 1e-3
     prior /= prior.sum(axis=0)
     means = np.stack([_local_mean(t1, (p > 0.8) & inside) for p in prior])

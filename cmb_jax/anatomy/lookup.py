@@ -100,9 +100,7 @@ class Location:
     zone: jax.Array  # (N,) int32, anatomy.regions.Zone
     inside_fraction: jax.Array  # (N,) float32: share of the sphere that is brain tissue
     csf_distance_mm: jax.Array  # (N,) float32: center to the nearest CSF; inf beyond REACH_MM
-    zone_border_mm: (
-        jax.Array
-    )  # (N,) float32: center to the nearest tissue of another zone; inf beyond REACH_MM
+    zone_border_mm: jax.Array  # (N,) float32: center to another zone's nearest tissue; inf beyond REACH_MM
     keep: jax.Array  # (N,) bool
     reason: jax.Array  # (N,) int32, RejectReason
 
@@ -153,20 +151,20 @@ def anatomical_lookup(
     region = jnp.where(inside_fraction > 0, jnp.argmax(tissue_votes, axis=0), other).astype(jnp.int32)
     zone = jnp.asarray(ZONE_OF_REGION)[region]
     keep = inside_fraction >= MIN_INSIDE_FRACTION
-    around = _look_around(region_map, index, zone, _rotate(affine, REACH_OFFSETS_MM.T))
-    reason = jnp.asarray(_REASON_OF_REGION)[other]
-    reason = jnp.where(
-        around.sinus & (reason != RejectReason.IN_VENTRICLE) & _is_finite(index),
-        RejectReason.IN_SINUS,
-        reason,
+    csf_mm, border_mm, beside_sinus = _look_around(
+        region_map, index, zone, _rotate(affine, REACH_OFFSETS_MM.T)
     )
+    reason = jnp.asarray(_REASON_OF_REGION)[other]
+    finite = jnp.isfinite(index[0]) & jnp.isfinite(index[1]) & jnp.isfinite(index[2])
+    in_sinus = beside_sinus & (reason != RejectReason.IN_VENTRICLE) & finite
+    reason = jnp.where(in_sinus, RejectReason.IN_SINUS, reason)
     return Location(
         region=region,
         side=_side_of_winner(codes, region),
         zone=zone,
         inside_fraction=inside_fraction,
-        csf_distance_mm=around.csf_mm,
-        zone_border_mm=around.border_mm,
+        csf_distance_mm=csf_mm,
+        zone_border_mm=border_mm,
         keep=keep,
         reason=jnp.where(keep, RejectReason.NONE, reason).astype(jnp.int32),
     )
@@ -246,21 +244,13 @@ def _side_of_winner(codes: jax.Array, region: jax.Array) -> jax.Array:
     return jnp.where(region == Region.OUTSIDE, Side.NONE, jnp.argmax(votes, axis=0)).astype(jnp.int32)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Around:
-    """What lies near each of N points."""
-
-    csf_mm: jax.Array  # (N,) float32
-    border_mm: jax.Array  # (N,) float32
-    sinus: jax.Array  # (N,) bool: the neighbors of a sinus are there
-
-
-def _look_around(region_map: jax.Array, index: _Columns, zone: jax.Array, offsets: _Columns) -> _Around:
-    """Nearest CSF, nearest tissue of another zone, and whether a sinus would run here.
+def _look_around(
+    region_map: jax.Array, index: _Columns, zone: jax.Array, offsets: _Columns
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Distance to the nearest CSF and to another zone, and whether a sinus would run here, (N,) each.
 
     `index` are the N centers, `offsets` the lattice, nearest first, both in voxels.
     """
-
     bits = jnp.asarray(_NEIGHBOR_OF_CODE)[region_map]  # once for the map, not once per sample
     others = _ANY_ZONE & ~jnp.asarray(_BIT_OF_ZONE)[zone]
 
@@ -285,11 +275,7 @@ def _look_around(region_map: jax.Array, index: _Columns, zone: jax.Array, offset
     both_lobes = _LOBE_LEFT | _LOBE_RIGHT
     lobe = (seen & both_lobes) != 0
     sinus = (has(_SKULL) & (has(both_lobes) | (lobe & has(_CEREBELLUM)))) | has(both_lobes | _CEREBELLUM)
-    return _Around(csf, border, sinus)
-
-
-def _is_finite(index: _Columns) -> jax.Array:
-    return jnp.isfinite(index[0]) & jnp.isfinite(index[1]) & jnp.isfinite(index[2])
+    return csf, border, sinus
 
 
 SPACE = "MNI152NLin2009cAsym"
@@ -370,12 +356,3 @@ def template_landmarks() -> Landmarks:
         )
         for region, side, x, y, z, volume in read_rows(FILE, ",")[1:]
     }
-
-
-def landmarks_csv(landmarks: Landmarks) -> str:
-    """The table that `template_landmarks` reads."""
-    lines = ["region,side,x_mm,y_mm,z_mm,volume_mm3"]
-    for each, (center, volume) in sorted(landmarks.items()):
-        region, side = Region(region_of(each)).name.lower(), Side(side_of(each)).name.lower()
-        lines.append(f"{region},{side},{center[0]:.2f},{center[1]:.2f},{center[2]:.2f},{volume:.0f}")
-    return "\n".join(lines) + "\n"

@@ -34,8 +34,8 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Readers and evaluation": {
         "review": "candidates to readers and back: review export, import, agreement",
         "evaluate": "score predictions against truth, or compare two of them",
-        "calibrate": "make scores probabilities, choose an operating point",
-        "weights": "what weights are: weights show NAME",
+        "calibrate": "calibrate scores to probabilities, choose an operating point",
+        "weights": "how weights were trained, calibrated: weights show NAME",
     },
     "Simulate": {
         "simulate": "subjects with known microbleeds and mimics",

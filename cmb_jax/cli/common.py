@@ -51,7 +51,7 @@ _BUNDLED = Path(__file__).resolve().parent.parent / "weights"
 def run_cli(command: Callable[[], None]) -> None:
     """Run a command; a `UserError` becomes one line on stderr and exit code 2 (not analysable: 3).
 
-    Whoever reads the output may stop, as `head` does: that ends the command without a word.
+    If stdout is closed early, as by `head`, the command ends quietly.
     """
     with _streams_that_may_fail():
         _run_cli(command)
@@ -91,9 +91,9 @@ def _run_cli(command: Callable[[], None]) -> None:
 
 
 class _MayFail:
-    """A stream to which writing may fail, as on a full disk: results do not depend on what is said.
+    """A stream to which writing may fail, as on a full disk: results must not depend on what is printed.
 
-    That nobody reads any more (`BrokenPipeError`) is left to `run_cli`.
+    A closed pipe (`BrokenPipeError`) is left to `run_cli`.
     """
 
     def __init__(self, stream: TextIO) -> None:

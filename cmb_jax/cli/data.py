@@ -26,7 +26,7 @@ Kind = Literal["valdo", "csiro", "dou", "yonsei", "bids", "folder"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """Say what a data set holds, what is missing or wrong, and how many lesions it has.
+    """Report what a data set holds, what is missing or wrong, and how many lesions it has.
 
     Every image is read. Exit code 0 as long as one case can be used; what cannot is listed at the end.
     """
@@ -42,7 +42,7 @@ class CheckOptions:
     overwrite: bool = False
     """replace the contact sheet if it exists."""
     keep_identifiers: bool = False
-    """name the cases of own folders in the sheet as their files are named, not by number."""
+    """keep the file names of own folders' cases in the sheet, instead of numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

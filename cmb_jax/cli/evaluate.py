@@ -39,7 +39,7 @@ class EvaluateOptions:
     overwrite: bool = False
     """replace the file if it exists."""
     keep_identifiers: bool = False
-    """name scans as their folders are named, not by number (docs/privacy.md)."""
+    """keep the names of the scans' folders, instead of numbers (docs/privacy.md)."""
 
 
 def run(options: EvaluateOptions) -> None:

@@ -49,8 +49,8 @@ class PredictOptions(ScanOptions):
     overwrite: bool = False
     """replace the folder if it exists."""
     keep_identifiers: bool = False
-    """let the results name the input files as they are named, and DICOM results the patient and the study, as
-    a PACS needs it (docs/privacy.md, docs/dicom.md)."""
+    """keep original file names and, in DICOM results, patient and study, as a PACS needs it (docs/privacy.md,
+    docs/dicom.md); default: neutral names."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def summary(prediction: Prediction) -> str:
 def run(options: PredictOptions) -> None:
     """Predict; the summary and the report's place on stdout."""
     if options.regions is not None:
-        existing_file(options.regions, "regions")  # of `bids` it is a folder, so no check for all commands
+        existing_file(options.regions, "regions")
     elif options.region_labels is not None:
         raise UserError("--region-labels goes with --regions VOLUME")
     options.stated_range()  # said now, not after JAX is imported

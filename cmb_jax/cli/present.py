@@ -1,7 +1,7 @@
 """How commands look on the command line: options in groups, aliases, plain metavars, errors of one line.
 
 A command is a function of one frozen dataclass, `options`; this turns it into what tyro parses, and what tyro
-refuses into a `UserError`. `cmb-jax train` and `eval` take a configuration, overridden field by field.
+refuses into a `UserError`.
 """
 
 from __future__ import annotations
@@ -9,26 +9,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import importlib
 import inspect
 import re
-import sys
 import types
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import docstring_parser
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from cmb_jax.cli.common import check
-from cmb_jax.config import Config, PrototypeLoss, prototype_losses
-from cmb_jax.config_load import build, loss_name
+from cmb_jax.cli.settings import SETTINGS
 from cmb_jax.errors import UserError
-from cmb_jax.io.outside import shortened
 
 BOXES = {
     "scans": (
@@ -102,8 +96,8 @@ class _Option:
         bare = annotation.__origin__ if typing.get_origin(annotation) is Annotated else annotation
         extras: dict[str, Any] = {}
         if self.text:
-            told = " ".join(self.text.split())
-            extras["help"] = f"do not {told}" if self.default is True else told
+            text = " ".join(self.text.split())
+            extras["help"] = f"do not {text}" if self.default is True else text
         if self.name in ALIASES and not self.positional:
             extras["aliases"] = ALIASES[self.name]
         if metavar := _metavar(bare):
@@ -129,15 +123,15 @@ def _options(owner: type) -> list[_Option]:
     """The fields of a dataclass, its own before those that it shares with other commands."""
     hints = typing.get_type_hints(owner, include_extras=True)
     texts: dict[str, str | None] = {}
-    own: dict[str, None] = {}
+    names: dict[str, None] = {}
     for each in filter(dataclasses.is_dataclass, owner.__mro__):
-        for told in docstring_parser.parse_from_object(each).params:
-            texts.setdefault(told.arg_name, told.description)
-        own |= dict.fromkeys(vars(each).get("__annotations__", ()))
+        for parameter in docstring_parser.parse_from_object(each).params:
+            texts.setdefault(parameter.arg_name, parameter.description)
+        names |= dict.fromkeys(vars(each).get("__annotations__", ()))
     fields = {each.name: each for each in dataclasses.fields(owner)}
     return [
         _Option(name=name, annotation=hints[name], default=fields[name].default, text=texts.get(name))
-        for name in own
+        for name in names
         if name != "verbose"  # every command has that
     ]
 
@@ -149,6 +143,8 @@ def presented(command: Callable[..., None], apply: Callable[[Common], None]) -> 
         command: a function of `options`, a dataclass whose fields become options; help is its docstring's.
         apply: is given the options that every command takes, before the command runs.
     """
+    # tyro shows one box per dataclass. The options of a command lie in one dataclass, its bases and all, so
+    # its fields are dealt out to a dataclass per box, and `parsed` puts what was given together again.
     owner = options_class(command)
     box_of = {name: box for box, names in BOXES.items() for name in names}
     boxed: dict[str, list[_Option]] = {}
@@ -251,7 +247,7 @@ def one_line_errors(command: Callable[..., Any], prog: str, arguments: Sequence[
         if isinstance(event, _errors.InstantiationFailure):
             value = re.search(r"(?:from \[|arguments: \[|: )'(.*?)'\]?(?:\n|\.|$)", event.message)
             metavar = getattr(name, "metavar", None) or ""
-            wanted = next((told for word, told in _WANTED.items() if word in metavar), metavar)
+            wanted = next((words for word, words in _WANTED.items() if word in metavar), metavar)
             if value and wanted:
                 raise UserError(f"{shown} {value[1]}: give {wanted}; {help_line}")
             raise UserError(f"{shown}: {' '.join(event.message.split())}; {help_line}")
@@ -275,118 +271,3 @@ def option_names(command: Callable[..., Any]) -> list[str]:
         warnings.simplefilter("ignore", DeprecationWarning)  # it has no other way to list options
         parser = tyro.extras.get_parser(command, config=(tyro.conf.FlagCreatePairsOff,), registry=SETTINGS)
     return [name for name in parser._option_string_actions if name.startswith("--")]
-
-
-SETTINGS = ConstructorRegistry()
-"""How settings are shown and read that tyro has no short form for."""
-
-
-@SETTINGS.primitive_rule
-def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """What may be left out is shown as its type, where tyro would put {None}| before it."""
-    parts = [part for part in typing.get_args(info.type) if part is not types.NoneType]
-    if types.NoneType not in typing.get_args(info.type) or len(parts) != 1:
-        return None
-    inner = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(parts[0], info.markers))
-    if not isinstance(inner, PrimitiveConstructorSpec):
-        return None
-    none = ["None"]
-    return dataclasses.replace(
-        inner,
-        instance_from_str=lambda words: None if words == none else inner.instance_from_str(words),
-        is_instance=lambda value: value is None or inner.is_instance(value),
-        str_from_instance=lambda value: none if value is None else inner.str_from_instance(value),
-    )
-
-
-@SETTINGS.primitive_rule
-def _prototype(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """A prototype loss is one option: its name and what differs from its defaults."""
-    if PrototypeLoss not in typing.get_args(info.type):
-        return None
-    return PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="NAME [SETTING=VALUE ...]",
-        instance_from_str=loss_from_words,
-        is_instance=lambda value: value is None or dataclasses.is_dataclass(value),
-        str_from_instance=_words_of_loss,
-    )
-
-
-def _plain(text: str) -> bool | int | float | str:
-    """A setting as it is typed: true, false, a number, or a word."""
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
-
-
-def loss_from_words(words: Sequence[str]) -> PrototypeLoss | None:
-    """The prototype loss of words such as proxy_anchor scale=16; module:Class is imported; None for none."""
-    name, *settings = words or [""]
-    if name == "none" and not settings:
-        return None
-    kind = _own_loss(name) if ":" in name else prototype_losses().get(name)
-    if kind is None:
-        names = ", ".join([*prototype_losses(), "none"])
-        raise UserError(f"--loss.prototype {name}: give one of {names}, or module:Class for one of your own")
-    values = {}
-    for setting in settings:
-        field, _, text = setting.partition("=")
-        values[field] = _plain(text)
-    try:
-        loss: PrototypeLoss = build(kind, values, "loss.prototype")
-    except (ValueError, TypeError) as error:
-        takes = ", ".join(f"{field.name}=..." for field in dataclasses.fields(kind)) or "no settings"  # type: ignore[arg-type]
-        raise UserError(f"--loss.prototype {' '.join(words)}: {error}; {name} takes {takes}") from error
-    return loss
-
-
-def _words_of_loss(loss: Any) -> list[str]:
-    if loss is None:
-        return ["none"]
-    return [loss_name(loss), *(f"{name}={value}" for name, value in dataclasses.asdict(loss).items())]
-
-
-def _own_loss(name: str) -> type[PrototypeLoss]:
-    """The class that module:Class names; the module is code, and is run."""
-    module, _, inside = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # an installed command does not look where it is started
-    try:
-        kind = getattr(importlib.import_module(module), inside)
-    except Exception as error:
-        raise UserError(
-            f"--loss.prototype {name}: cannot be imported ({type(error).__name__}: {shortened(str(error))}); "
-            f"start the command in the folder of {module}.py"
-        ) from error
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and "__call__" in dir(kind)):
-        raise UserError(f"--loss.prototype {name}: must be a dataclass with __call__ (docs/losses.md)")
-    return typing.cast("type[PrototypeLoss]", kind)
-
-
-_PART_OF_THE_LOSS = frozenset(
-    f"--loss.{name}"
-    for name in (
-        "prototype-loss",
-        "prototype-gamma",
-        "prototype-pull",
-        "supcon-temperature",
-        "proxy-scale",
-        "proxy-margin",
-        "triplet-margin",
-    )
-)
-
-
-def override(config: Config, arguments: Sequence[str], prog: str) -> Config:
-    """The configuration with dotted overrides, e.g. `--train.steps 500`; help comes from the dataclasses."""
-    for word in arguments:
-        if word.split("=")[0].replace("_", "-") in _PART_OF_THE_LOSS:
-            raise UserError(
-                f"{word}: is part of --loss.prototype NAME [SETTING=VALUE ...] now, "
-                "such as --loss.prototype proxy_anchor scale=16"
-            )
-    return tyro.cli(Config, default=config, args=list(arguments), prog=prog, registry=SETTINGS)

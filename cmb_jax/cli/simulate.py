@@ -99,11 +99,11 @@ class BenchmarkDataOptions:
     out: Path
     """folder to make; with --verify: the folder to check."""
     split: Literal["train", "validation", "test"] = "test"
-    """train (seeds without an end: say how many subjects), validation (40) or test (60)."""
+    """train (unlimited: set --subjects), validation (40 subjects) or test (60)."""
     tier: Literal["easy", "hard"] = "hard"
     """easy or hard."""
     subjects: int | None = None
-    """only the first so many; train: how many."""
+    """number of subjects; default: all (required for train)."""
     verify: bool = False
     """generate nothing, compare the folder with the checksum list."""
     overwrite: bool = False
@@ -232,13 +232,15 @@ def implant(options: ImplantOptions) -> None:
     warnings = [*scan.like.warnings, *outside_brain(scan, brain, bodies, brain_mask is not None)]
     seen = np.flatnonzero(changes(scan, brain, bodies) >= 1.0)
     if faint := len(bodies) - len(seen):
-        said = (
+        warning = (
             f"{faint} of {len(bodies)} lesions change the image less than its noise at "
             f"{max(scan.te_ms):g} ms and {scan.b0_t:g} T"
         )
         if not len(seen):
-            raise UserError(f"{said}: nothing would be seen; give larger diameters or check --te-ms, --b0-t")
-        warnings.append(f"{said} and were left out")
+            raise UserError(
+                f"{warning}: nothing would be seen; give larger diameters or check --te-ms, --b0-t"
+            )
+        warnings.append(f"{warning} and were left out")
         bodies = bodies.some(seen)
         gain, shift, labels, kinds, rows = put_in(scan, brain, bodies)
     record = {

@@ -31,13 +31,13 @@ class SwiOptions:
     echo: int | None = None
     """use this echo alone, counted from 1."""
     phase_sign: PhaseSign = "auto"
-    """what the stored phase is multiplied with, so that veins are positive."""
+    """sign that makes veins positive when the stored phase is multiplied by it."""
     phase_range: StoredPhase = ("auto",)
     """how the phase is stored; auto tells it from the values (see `cmb-jax predict --help`)."""
     overwrite: bool = False
     """replace the folder if it exists."""
     keep_identifiers: bool = False
-    """let swi.json name the input files as they are named (docs/privacy.md)."""
+    """keep the original names of the input files in swi.json (docs/privacy.md)."""
 
 
 def run(options: SwiOptions) -> None:
@@ -60,7 +60,7 @@ def run(options: SwiOptions) -> None:
     with atomic_directory(out, overwrite=options.overwrite) as folder:
         magnitude_echoes, phase_echoes = read_echoes(options.magnitude), read_echoes(options.phase)
         like = magnitude_echoes[0]
-        made = make_swi(
+        result = make_swi(
             magnitude_echoes,
             phase_echoes,
             te_ms=options.te_ms,
@@ -69,9 +69,9 @@ def run(options: SwiOptions) -> None:
             phase_range=stated,
         )
         slab = max(1, round(_SLAB_MM / like.spacing_mm[2]))
-        write_volume(folder / "swi.nii.gz", made.swi, like)
-        write_volume(folder / "phase.nii.gz", made.phase, like)
-        projection = minimum_intensity_projection(jnp.asarray(made.swi), min(slab, like.shape[2]))
+        write_volume(folder / "swi.nii.gz", result.swi, like)
+        write_volume(folder / "phase.nii.gz", result.phase, like)
+        projection = minimum_intensity_projection(jnp.asarray(result.swi), min(slab, like.shape[2]))
         write_volume(folder / "minip.nii.gz", np.asarray(projection), like)
         record = {
             "notice": "Research use only; not a medical device.",
@@ -82,10 +82,10 @@ def run(options: SwiOptions) -> None:
             ],
             "echoes": len(magnitude_echoes),
             "echo_used": "all, combined" if echo is None and len(magnitude_echoes) > 1 else (echo or 1),
-            "echo_times_ms": list(made.te_ms),
-            "phase_range": made.phase_range.name,
-            "phase_sign": made.sign.sign,
-            "phase_sign_reason": made.sign.reason,
+            "echo_times_ms": list(result.te_ms),
+            "phase_range": result.phase_range.name,
+            "phase_sign": result.sign.sign,
+            "phase_sign_reason": result.sign.reason,
             "high_pass": f"homodyne, in plane, Hann window of {DEFAULT_WIDTH_MM:g} mm",
             "phase_mask_power": PHASE_MASK_POWER,
             "projection_slices": slab,

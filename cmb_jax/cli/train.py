@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cmb_jax.cli.common import check_run, run_cli
-from cmb_jax.cli.present import Common, one_line_errors, override
+from cmb_jax.cli.present import Common, one_line_errors
+from cmb_jax.cli.settings import override
 from cmb_jax.config import Config
 from cmb_jax.config_load import config_from_file, config_names
 from cmb_jax.errors import UserError

@@ -140,9 +140,9 @@ def _given(result: Result, record: dict[str, Any], swi: Path, phase: Path | None
     if phase is not None:
         stored = _searched(phase, "phase", result, record)
         check_same_grid(volume, stored)
-        said = [found for step in record.get("steps", ()) if (found := _READ.match(str(step)))]
-        sign: PhaseSign = next(("+1" if found[2] == "+1" else "-1" for found in said), "auto")
-        kind = next((asked_range(found[1].split()) for found in said), None)
+        matches = [match for step in record.get("steps", ()) if (match := _READ.match(str(step)))]
+        sign: PhaseSign = next(("+1" if match[2] == "+1" else "-1" for match in matches), "auto")
+        kind = next((asked_range(match[1].split()) for match in matches), None)
         radians = read_phase(stored, volume, sign, kind).radians
     return viewer_images(
         ScanOnGrid(swi=volume, phase=radians, labels=result.labels.astype(np.int16), region_code=None)

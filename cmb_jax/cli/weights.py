@@ -15,7 +15,7 @@ from cmb_jax.inference.options import DEFAULT_WEIGHTS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShowOptions:
-    """What weights are: training, operating points, calibration, sha256."""
+    """Show how weights were trained and calibrated, their operating points and sha256."""
 
     weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[NAME]")] = DEFAULT_WEIGHTS
     """name of bundled weights, or a .safetensors file."""
@@ -24,7 +24,7 @@ class ShowOptions:
 
 
 def show(options: ShowOptions) -> None:
-    """Print it."""
+    """Print their record, or as much as there is of it."""
     from cmb_jax.config_load import config_to_json
     from cmb_jax.inference.bundle import describe, key_statement, load_bundle
     from cmb_jax.io.outside import read_text
@@ -42,7 +42,7 @@ def show(options: ShowOptions) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrateOptions:
-    """Make scores of weights probabilities and choose their operating point, on labeled validation scans."""
+    """Calibrate scores to probabilities and choose the operating point, on labeled validation scans."""
 
     pred: tuple[Path, ...]
     """folders that `cmb-jax bids` wrote with these weights."""
@@ -75,7 +75,6 @@ def calibrate(options: CalibrateOptions) -> None:
         if not limit > 0:
             raise UserError(f"{option} {limit}: give a number of false positives per scan above 0")
     record = out.with_suffix(".json")
-    check_output(out, options.overwrite)
     check_output(record, options.overwrite or (not out.exists() and _left_by_a_killed_run(record)))
     from cmb_jax.calibration import calibrate_weights
     from cmb_jax.inference.bundle import describe, load_bundle

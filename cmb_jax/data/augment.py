@@ -148,6 +148,8 @@ def change_resolution(
     if changes.resolution is not None:
         swi = apply(changes.resolution, swi)
         if phase is not None:
+            # as the complex image would be blurred: the mean of two angles on either side of a wrap is
+            # neither
             radians = phase * np.float32(np.pi)
             cosine, sine = (apply(changes.resolution, part(radians)) for part in (np.cos, np.sin))
             phase = np.arctan2(sine, cosine) / np.float32(np.pi)

@@ -130,6 +130,8 @@ def augment(
             image, boxes, mimics = flip(image, boxes, mimics, axis)
     if image.shape[1] == image.shape[2] and rng.random() < 0.5:
         image, boxes, mimics = turn(image, boxes, mimics)
+    # Everything random is drawn for the whole patch, in a fixed order, even where a process keeps only some
+    # of its planes: the processes that share its depth must see parts of one and the same patch.
     part = slice(0, image.shape[0]) if planes is None else slice(planes.start, planes.stop)
     shape = image.shape[:3]
     changes = draw_changes(shape, config.spacing_mm, config.augment, rng)
@@ -200,6 +202,9 @@ def _endless(numbers: np.ndarray, seed: int) -> grain.MapDataset:
 
 class _Batches:
     """Grain source of the batches of a stream of patches, stacked; of each global batch, some patches."""
+
+    # Grain's own `batch` would number the batches of each process by themselves. Here patch `step * size +
+    # row` is the same whoever reads it, so that a run may go on with another number of processes.
 
     def __init__(self, patches: grain.MapDataset, size: int, rows: range):
         self._patches, self._size, self._rows = patches, size, rows

@@ -20,7 +20,8 @@ from cmb_jax.scan.swi import low_pass, phase_trust
 # Intensity that becomes 1: this percentile of the brain, which lesions, veins and bright rims do not move.
 REFERENCE_PERCENTILE = 75.0
 MAX_SCALED_INTENSITY = 2.0
-_LENGTH_STEP = 32
+_LENGTH_STEP = 32  # sizes are padded to multiples of it, so that few are compiled for
+SMALLEST_BOX_MM = 2.0  # the slice thickness hides what is thinner
 MARGIN_MM = 8.0  # around the brain, so that lesions at its edge have their surroundings
 _FILTER_MARGIN_MM = 12.0  # more for the phase filter alone: beyond it lies 0.1 % of its kernel
 # Typical low-passed phase (rad) below which a phase was high-passed before. Raw phase has several radians.
@@ -215,9 +216,6 @@ def points_from_edges(centers_zyx: np.ndarray, affine: np.ndarray) -> np.ndarray
     """Edge coordinates (N, 3) in (z, y, x) of the working grid to RAS mm (N, 3)."""
     index = (centers_zyx - 0.5)[:, ::-1]
     return apply_affine(affine, index)
-
-
-SMALLEST_BOX_MM = 2.0  # the slice thickness hides what is thinner
 
 
 def boxes_of_lesions(

@@ -15,7 +15,6 @@ belong on one side of a split.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,14 +34,8 @@ TABLES = {
 _REAL, _ADDED_TO_REAL = "rCMB_DefiniteSubject", "sCMB_DefiniteSubject"
 
 Triplet = tuple[float, float, float]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Table:
-    """One of the tables; keys are file names without suffix, in lower case."""
-
-    triplets: dict[str, list[Triplet]]  # with repeats; rows of one file are joined
-    unreadable: dict[str, str]  # rows that cannot be read, and why
+Table = dict[str, list[Triplet] | UserError]
+"""By file name (lower case, no suffix): the triplets with repeats, or why its row cannot be read."""
 
 
 def looks_like(root: Path) -> bool:
@@ -87,7 +80,7 @@ def top_folder(root: Path) -> Path:
 
 
 def read_table(path: Path) -> Table:
-    """Triplets of each scan.
+    """Triplets of each scan, the rows of one file joined.
 
     Raises:
         UserError: no workbook, or no column of file names followed by triplets.
@@ -99,18 +92,20 @@ def read_table(path: Path) -> Table:
             f"{path}: lacks the expected columns: the first row must start with 'NIFTI File Name' and "
             "'Location CMB # 1', and triplets x, y, z must follow"
         )
-    table = Table(triplets={}, unreadable={})
+    table: Table = {}
     for line, row in enumerate(rows[1:], start=2):
         if not row:
             continue
         if row[0] is None:
-            table.unreadable[f"row {line}"] = f"{path}: row {line} has centers, but no file name"
+            table[f"row {line}"] = UserError(f"{path}: row {line} has centers, but no file name")
             continue
         key = stem(str(row[0])).casefold()
         try:
-            table.triplets.setdefault(key, []).extend(_triplets(row, path, line))
+            triplets = table.setdefault(key, [])
+            if isinstance(triplets, list):
+                triplets += _triplets(row, path, line)
         except UserError as error:
-            table.unreadable[key] = str(error)
+            table[key] = error
     return table
 
 
@@ -134,36 +129,28 @@ def _collect(folder: Path, name: str, root: Path, tables: Mapping[str, Table], f
         found.skip(name, f"{TABLES[name]} is missing, so the truth of its {len(scans)} scans is unknown")
         return
     if name == _ADDED_TO_REAL and _REAL not in tables:
-        scans_text = f"the real microbleeds in its {len(scans)} scans are unknown"
-        found.skip(name, f"{TABLES[_REAL]} is missing, so {scans_text}")
+        what = f"{TABLES[_REAL]} is missing, so the real microbleeds in its {len(scans)} scans are unknown"
+        found.skip(name, what)
         return
-    table = tables.get(name, Table(triplets={}, unreadable={}))
-    for key in sorted(scans.keys() - table.unreadable.keys()):
-        with found.skipping(stem(scans[key].name)):
-            found.cases.append(_case(key, scans[key], name, root, tables))
-    for key, what in table.unreadable.items():
-        found.skip(key, what)
-    for key in sorted(table.triplets.keys() - scans.keys() - table.unreadable.keys()):
-        found.skip(key, f"is in {TABLES[name]}, but {name} has no such image")
+    for key, path in scans.items():
+        with found.skipping(stem(path.name)):
+            found.cases.append(_case(key, path, name, root, tables))
+    for key, entry in sorted(tables.get(name, {}).items()):
+        if key not in scans:
+            what = f"is in {TABLES[name]}, but {name} has no such image"
+            found.skip(key, str(entry) if isinstance(entry, UserError) else what)
 
 
 def _case(key: str, path: Path, name: str, root: Path, tables: Mapping[str, Table]) -> Case:
     """One scan; to synthetic microbleeds in a scan with real ones, the real ones are added.
 
     Raises:
-        UserError: the scan has no row, or the row of the scan that it was made from cannot be read.
+        UserError: the scan has no row, or a row that belongs to it cannot be read.
     """
-    stated: list[Triplet] = []
-    real: list[Triplet] = []
-    if name in tables:
-        if key not in tables[name].triplets:
-            raise UserError(f"has no row in {TABLES[name]}")
-        stated = tables[name].triplets[key]
-    if name == _ADDED_TO_REAL:
-        original = key.partition("_rscmb")[0]
-        if original in tables[_REAL].unreadable:
-            raise UserError(tables[_REAL].unreadable[original])
-        real = tables[_REAL].triplets.get(original, [])
+    if name in tables and key not in tables[name]:
+        raise UserError(f"has no row in {TABLES[name]}")
+    stated = _triplets_of(key, tables.get(name, {}))
+    real = _triplets_of(key.partition("_rscmb")[0], tables[_REAL]) if name == _ADDED_TO_REAL else []
     # The table of synthetic microbleeds lists only those; taken alone, it would make the real ones in the
     # same image background, and a detector would be trained not to find them.
     points = tuple(dict.fromkeys([*stated, *real]))
@@ -182,3 +169,10 @@ def _case(key: str, path: Path, name: str, root: Path, tables: Mapping[str, Tabl
         truth=PointTruth(convention="voxel-1", points=points, source=TABLES[name]),
         notes=tuple(notes),
     )
+
+
+def _triplets_of(key: str, table: Table) -> list[Triplet]:
+    entry = table.get(key, [])
+    if isinstance(entry, UserError):
+        raise entry
+    return entry

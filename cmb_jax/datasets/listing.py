@@ -7,8 +7,6 @@ from pathlib import Path
 
 from cmb_jax.errors import UserError
 
-_NIFTI = (".nii.gz", ".nii")
-
 
 def check_root(root: Path) -> Path:
     """The folder of a data set.

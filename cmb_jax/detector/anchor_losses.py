@@ -15,6 +15,17 @@ from cmb_jax.detector.assignment import inside_truths
 from cmb_jax.ops.top import kth_largest
 from cmb_jax.phantom.types import CALCIFICATIONS, MimicKind
 
+CLASSES = ("background", "cmb", "vein", "calcification", "nucleus", "artifact", "other")
+UNKNOWN = -1
+_CMB = CLASSES.index("cmb")
+_KINDS = {
+    "background": (MimicKind.NONE,),
+    "vein": (MimicKind.MEDULLARY_VEIN, MimicKind.PIAL_VEIN, MimicKind.DEEP_VEIN, MimicKind.SINUS),
+    "calcification": CALCIFICATIONS,
+    "nucleus": (MimicKind.IRON_NUCLEUS,),
+    "artifact": (MimicKind.AIR_TISSUE_BORDER, MimicKind.MOTION_GHOST, MimicKind.GIBBS_RINGING),
+}
+
 
 def focal_loss(
     logits: jax.Array, targets: jax.Array, valid: jax.Array, alpha: float, gamma: float
@@ -110,18 +121,6 @@ def drawn_negatives(key: jax.Array, negative: jax.Array, count: int) -> jax.Arra
     """
     there = negative.sum(axis=tuple(range(1, negative.ndim)), keepdims=True)
     return negative & (jax.random.uniform(key, negative.shape) * there < count)
-
-
-CLASSES = ("background", "cmb", "vein", "calcification", "nucleus", "artifact", "other")
-UNKNOWN = -1
-_CMB = CLASSES.index("cmb")
-_KINDS = {
-    "background": (MimicKind.NONE,),
-    "vein": (MimicKind.MEDULLARY_VEIN, MimicKind.PIAL_VEIN, MimicKind.DEEP_VEIN, MimicKind.SINUS),
-    "calcification": CALCIFICATIONS,
-    "nucleus": (MimicKind.IRON_NUCLEUS,),
-    "artifact": (MimicKind.AIR_TISSUE_BORDER, MimicKind.MOTION_GHOST, MimicKind.GIBBS_RINGING),
-}
 
 
 def _class_of_code() -> np.ndarray:

@@ -17,6 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Triple = tuple[int, int, int]
+# A decoded box is at most 64 times larger or smaller than its anchor, so the exponential cannot overflow.
+MAX_LOG_RATIO = math.log(64.0)
+# Truths thinner than this many voxels are coded as if they had this size; keeps the logarithm finite.
+MIN_SIZE = 1e-3
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,9 +96,6 @@ def pairwise_iou(a: jax.Array, b: jax.Array) -> jax.Array:
     return safe_iou(edge_z * edge_y * edge_x, volume(a)[:, None], volume(b)[None, :])
 
 
-Triple = tuple[int, int, int]
-
-
 def anchor_sizes(diameters_mm: Sequence[float], spacing_mm: Sequence[float]) -> np.ndarray:
     """Edge lengths (A, 3) float32 in voxels of cubes of the given edge lengths in mm.
 
@@ -105,12 +108,6 @@ def anchor_sizes(diameters_mm: Sequence[float], spacing_mm: Sequence[float]) -> 
 def axis_centers(cells: int, stride: int) -> jax.Array:
     """Centers (cells,) of a grid's cells along one axis, in edge coordinates of the working grid."""
     return (jnp.arange(cells, dtype=jnp.float32) + 0.5) * stride
-
-
-# A decoded box is at most 64 times larger or smaller than its anchor, so the exponential cannot overflow.
-MAX_LOG_RATIO = math.log(64.0)
-# Truths thinner than this many voxels are coded as if they had this size; keeps the logarithm finite.
-MIN_SIZE = 1e-3
 
 
 def encode_boxes(anchors: jax.Array, boxes: jax.Array) -> jax.Array:

@@ -83,13 +83,13 @@ def candidates(stacks: Sequence[Stack]) -> tuple[Candidate, ...]:
     """Every stack with its role."""
     found = []
     for stack in stacks:
-        role, reason = _recognize(stack)
+        role, reason = _role_and_reason(stack)
         found.append(Candidate(stack=stack, role=role, reason=reason))
     return tuple(found)
 
 
-def _recognize(stack: Stack) -> tuple[Role, str]:
-    """The role of a stack. Never guesses: without a sign of susceptibility weighting it is OTHER."""
+def _role_and_reason(stack: Stack) -> tuple[Role, str]:
+    """The role of a stack, and why. Never guesses: without a sign of susceptibility weighting it is OTHER."""
     # Exclusions come first: maps, projections and field maps carry the words of what they are made from. A
     # component that the header states outranks any word, and a name that says magnitude the image type SWI.
     instance, frame = stack.instance, stack.first
@@ -230,7 +230,7 @@ def _around(swi: Stack, usable: Sequence[Candidate]) -> Choice:
         raise UserError(_ambiguous(f"phase series on the grid of series {swi.key}", phases))
     if not phases and (others := _with_role(usable, Role.PHASE)):
         keys = ", ".join(other.stack.key for other in others)
-        notes.append(f"phase in series {keys} is not used: it has not the slices of series {swi.key}")
+        notes.append(f"phase in series {keys} is not used: it does not have the slices of series {swi.key}")
     notes += _notes_on_uids(swi, phases)
     magnitudes = _partners(swi, usable, Role.MAGNITUDE)
     if len(magnitudes) > 1:
@@ -268,7 +268,7 @@ def _notes_on_uids(stack: Stack, partners: Sequence[Candidate]) -> list[str]:
     """Notes on partners whose voxels fit and whose UIDs do not, as after anonymization."""
     return [
         f"series {partner.stack.key} lies voxel on voxel with series {stack.key} and is used with it, though "
-        "their study or frame of reference UIDs differ (anonymised?)"
+        "their study or frame of reference UIDs differ (anonymized?)"
         for partner in partners
         if not _same_study(partner.stack, stack)
     ]

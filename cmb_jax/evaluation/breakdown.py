@@ -1,5 +1,5 @@
-"""Where a program is strong and weak: sensitivity by kind of lesion, false positives by cause, rules of
-place."""
+"""Where a program is strong and weak: sensitivity by kind of lesion, false positives by cause, cost of
+rules."""
 
 from __future__ import annotations
 
@@ -146,7 +146,6 @@ def place_agreement(
 
     Args:
         detections: K.
-        truth: of the same scan.
         lesion: (K,) index of the matched lesion, -1 for none.
     """
     if detections.zones is None or detections.regions is None or truth.zones is None or truth.regions is None:
@@ -177,7 +176,6 @@ def name_by_mimic(points_mm: np.ndarray, mimics: MimicMap) -> list[str]:
 
     Args:
         points_mm: (N, 3) RAS mm.
-        mimics: of the same scan.
     """
     voxels = np.argwhere(mimics.codes > 0)
     if not len(voxels) or not len(points_mm):
@@ -197,8 +195,6 @@ def false_positive_groups(
 
     Args:
         scans: the names of each of S scans.
-        samples: resamples of the scans for the intervals; 0 for none.
-        seed: of the resampling.
     """
     counts = [Counter(names) for names in scans]
     ranked = sorted(sum(counts, Counter[str]()).items(), key=lambda item: (-item[1], item[0]))
@@ -243,7 +239,6 @@ def rejected_by_reason(
         detections: of the scan, the rejected among them.
         truth: M lesions of the same scan.
         found: (M,) bool, lesions matched by reported detections.
-        rule: a rule on pairs.
         threshold: operating point of the score, None for the program's own.
     """
     if detections.status is None:
@@ -255,6 +250,8 @@ def rejected_by_reason(
     else:
         reported = detections.scores >= threshold
     rejected = detections.select((status == REJECTED) & reported)
+    # A lesion that is found anyway is not lost by a rejection: a rejected candidate on it, even a correct
+    # one, is a duplicate. Lesions that are found are therefore out of reach here.
     pairs = pairs_of(rule, rejected, truth)
     outcome = match(dataclasses.replace(pairs, allowed=pairs.allowed & ~found))
     reasons = rejected.reasons or ("",) * len(outcome.lesion)

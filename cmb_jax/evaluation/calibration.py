@@ -104,6 +104,7 @@ def fit_platt(scores: np.ndarray, true: np.ndarray) -> tuple[float, float]:
         error = expit(z) - target
         return float(value), np.array([(error * x).mean(), error.mean()])
 
+    # The loss is convex in both parameters; the bound keeps the map from falling where scores mean nothing.
     found = minimize(
         loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0.0, None), (None, None)],
         options={"ftol": 1e-12, "gtol": 1e-8},
@@ -156,11 +157,13 @@ def calibrate(events: FrocEvents, *, folds: int = FOLDS, seed: int = 0) -> Calib
     Args:
         events: true and false detections of S scans with their scores, see `matching.events`.
         folds: parts that the scans with detections are split into (fewer if there are fewer scans).
-        seed: of the split.
 
     Raises:
         ValueError: fewer than two scans have a detection.
     """
+    # Folds are of scans, not of detections: those of one scan share its quality and would make a map look
+    # better on held-out data than it is on new scans. Only scans with detections are split, so that no fold
+    # is empty.
     scores, true = events.scores, events.true
     names, scan = np.unique(events.subject, return_inverse=True)
     folds = min(folds, len(names))
@@ -286,7 +289,6 @@ def reliability(
         subject: (n,) int, index of its scan.
         scans: number of scans, including those without detections.
         samples: resamples of the scans for the 95 % intervals; the bins stay those of all detections.
-        seed: of the resampling.
     """
     if not len(probabilities):
         return None

@@ -63,13 +63,7 @@ def compare(
     """Compare two programs at their own operating points and over all thresholds.
 
     Args:
-        names: of the programs.
-        first: detections of S scans.
-        second: of the same scans, in the same order.
-        truths: of the same scans.
         rule: center3, center5, touch or box_iou.
-        samples: resamples of the scans, each applied to both.
-        seed: of the resampling.
     """
     matching = RULES[rule]
     counts = [_counts(matching, found, truths) for found in (first, second)]

@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -179,7 +180,6 @@ def evaluate(
         rule: name of the headline rule, a key of `matching.RULES`; all rules are computed.
         threshold: of the score; None: what the prediction keeps (probability maps: 0.5).
         bootstrap_samples: resamples of the scans for the 95 % intervals; 0 for none.
-        seed: of the resampling.
         keep_identifiers: False numbers the scans whose names are not pseudonyms (`io.provenance`).
 
     Raises:
@@ -192,25 +192,17 @@ def evaluate(
         for number, source in enumerate(truths, start=1)
     ]
     missing = [name for name, source in zip(names, predictions, strict=True) if source.path is None]
-    warnings = (
-        (f"no prediction for {len(missing)} of {len(truths)} scans, counted as empty: {listed(missing)}",)
-        if missing
-        else ()
-    )
+    note = f"no prediction for {len(missing)} of {len(truths)} scans, counted as empty: {listed(missing)}"
+    read_predictions = (source.read(threshold) for source in predictions)
+    read_truths = (source.read() for source in truths)
     return evaluate_records(
-        (
-            dataclasses.replace(source.read(threshold), subject=name)
-            for name, source in zip(names, predictions, strict=True)
-        ),
-        (
-            dataclasses.replace(source.read(), subject=name)
-            for name, source in zip(names, truths, strict=True)
-        ),
+        (dataclasses.replace(each, subject=name) for each, name in zip(read_predictions, names, strict=True)),
+        (dataclasses.replace(each, subject=name) for each, name in zip(read_truths, names, strict=True)),
         rule=rule,
         threshold=threshold,
         bootstrap_samples=bootstrap_samples,
         seed=seed,
-        warnings=warnings,
+        warnings=(note,) if missing else (),
     )
 
 
@@ -229,20 +221,18 @@ def evaluate_records(
     Iterables may be generators: then one scan is held at a time.
 
     Args:
-        detections: of S scans.
-        truths: of the same S scans.
         rule: name of the headline rule, a key of `matching.RULES`. The challenge's rule splits lesions anew:
             breakdowns are by center5 then.
         threshold: operating point on the score; None: what the program itself kept.
         bootstrap_samples: resamples of the scans for the 95 % intervals; 0 for none.
-        seed: of the resampling.
-        warnings: earlier lines, put first.
 
     Raises:
         ValueError: no scans, or scans that do not correspond.
         UserError: an unknown rule; voxels of prediction and truth on different grids.
     """
     shown = CENTER5 if rule == VALDO.name else _pairing_rule(rule)
+    # Volumes of a whole cohort would not fit into memory: each scan is reduced to counts, events and names
+    # before the next one is read, and everything else is computed from these.
     scored = [_score(d, t, shown, threshold) for d, t in zip(detections, truths, strict=True)]
     if not scored:
         raise ValueError("no scans to evaluate")
@@ -341,17 +331,11 @@ def _score(
 
 def _rule_result(rule: Rule, scored: list[_Scored], samples: int, seed: int) -> RuleResult:
     tp, fp, lesions = np.array([scan.counts[rule.name] for scan in scored]).T
-    metrics = bootstrap_counts(Counts(tp=tp, fp=fp, lesions=lesions), samples=samples, seed=seed)
-    result = RuleResult(
-        rule=rule,
-        tp=int(tp.sum()),
-        fp=int(fp.sum()),
-        fn=int((lesions - tp).sum()),
-        sensitivity=metrics["sensitivity"],
-        fp_per_scan=metrics["fp_per_scan"],
-        precision=metrics["precision"],
-        f1=metrics["f1"],
-    )
+    figures: dict[str, Any] = {
+        **bootstrap_counts(Counts(tp=tp, fp=fp, lesions=lesions), samples=samples, seed=seed)
+    }
+    missed = lesions - tp
+    result = RuleResult(rule=rule, tp=int(tp.sum()), fp=int(fp.sum()), fn=int(missed.sum()), **figures)
     if rule is VALDO:
         return result
     joined = collect_events([scan.events[rule.name] for scan in scored], lesions)
@@ -380,16 +364,12 @@ def _calibration(scored: list[_Scored], samples: int, seed: int) -> Reliability 
 
 
 def _valdo_summary(cases: list[ValdoCase]) -> ValdoSummary:
-    def median(values: list[float]) -> float:
-        defined = np.array(values)[~np.isnan(values)]
-        return float(np.median(defined)) if len(defined) else float("nan")
-
-    return ValdoSummary(
-        median_f1=median([case.f1 for case in cases]),
-        median_dice=median([case.dice for case in cases]),
-        median_count_difference=median([case.count_difference for case in cases]),
-        median_volume_difference_mm3=median([case.volume_difference_mm3 for case in cases]),
-    )
+    medians = {}
+    for name in ("f1", "dice", "count_difference", "volume_difference_mm3"):
+        values = np.array([getattr(case, name) for case in cases], float)
+        defined = values[~np.isnan(values)]
+        medians[f"median_{name}"] = float(np.median(defined)) if len(defined) else float("nan")
+    return ValdoSummary(**medians)
 
 
 def _doubts(
@@ -398,10 +378,7 @@ def _doubts(
     """Warnings about figures that may mislead: unclear labels, contradicting rules, odd positions.
 
     Args:
-        reported: detections.
-        truth: of the same scan.
         pieces: lesions of the truth by the challenge's rule, which splits voxels anew.
-        matches: by name of the rule.
     """
     name = truth.subject
     for side, volume in (("truth", truth.volume), ("prediction", reported.volume)):

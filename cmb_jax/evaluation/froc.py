@@ -58,7 +58,6 @@ def collect_events(
 
     Args:
         events: a scan's (T,) scores of lesions found and (F,) scores of false positives.
-        lesions: true lesions of each scan.
     """
     if len(events) != len(lesions) or not len(lesions):
         raise ValueError("one pair of events for every scan, and at least one scan")
@@ -132,8 +131,6 @@ def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None, fal
     does not change what is kept.
 
     Args:
-        curve: of the validation scans.
-        max_fp_per_scan: the limit.
         fallback: returned when there is no lesion or no detection.
     """
     if not curve.lesions or not len(curve.thresholds):
@@ -146,6 +143,8 @@ def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None, fal
         possible = curve.fp_per_scan <= max_fp_per_scan
     if not possible.any():
         return _above_all(curve)
+    # lexsort's last key comes first: possible ones, then most merit, then fewest false positives; it is
+    # stable, so that among equals the highest threshold stays in front
     order = np.lexsort((curve.fp, -merit, ~possible))
     return _just_below(curve, int(order[0]))
 
@@ -157,8 +156,6 @@ def threshold_at_fp_rate(curve: FrocCurve, fp_per_scan: float, fallback: float =
     are needed to count them.
 
     Args:
-        curve: of the validation scans; may have no lesion.
-        fp_per_scan: the limit.
         fallback: returned when there is no detection.
     """
     if not len(curve.thresholds):

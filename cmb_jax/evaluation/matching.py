@@ -86,7 +86,7 @@ class Pairs:
         return dataclasses.replace(self, excused=self.is_excused | also)
 
     def of_lesions(self, keep: np.ndarray) -> Pairs:
-        """The pairs of the lesions `keep` (M,) bool alone; all other lesions are ignored."""
+        """Only the pairs of the lesions `keep` (M,) bool; all other lesions are ignored."""
         kept = dataclasses.replace(self, allowed=self.allowed[:, keep], cost=self.cost[:, keep])
         return kept.with_excused(np.any(self.allowed[:, ~keep], axis=1))
 
@@ -240,7 +240,6 @@ def events(pairs: Pairs, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     matches as many of these as can be matched among themselves.
 
     Args:
-        pairs: of K detections and M lesions.
         scores: (K,).
 
     Returns:
@@ -281,6 +280,9 @@ def _matched_in_turn(allowed: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 def _augment(allowed: np.ndarray, owner: np.ndarray, detection: int, visited: np.ndarray) -> bool:
     """Find a lesion for a detection, moving other detections to another lesion where that frees one."""
+    # A lesion that is taken is asked whether its detection can go elsewhere, and so on along the chain:
+    # Kuhn's augmenting path. Each lesion is asked once per search, because a second question has the same
+    # answer. The detections of such a chain stay matched, so that earlier (higher) scores keep their lesions.
     for lesion in np.flatnonzero(allowed[detection] & ~visited):
         if visited[lesion]:
             continue
@@ -329,7 +331,7 @@ def valdo_case(detections: SubjectDetections, truth: SubjectTruth, rule: Rule = 
     where the centers of mass are less than 5 mm apart (the organizers' program has other defaults:
     26-connected, 0.1 mm). The details reproduce what that program returns for binary references:
 
-    * a prediction can match the reference nearest to it alone, even where a second one is in reach;
+    * a prediction can match only the reference nearest to it, even where a second one is in reach;
     * of several predictions on one reference only the nearest is true, the others are false positives;
       predictions at exactly the same distance are all true;
     * no overlap is asked for: a match may have Dice 0;
@@ -343,14 +345,14 @@ def valdo_case(detections: SubjectDetections, truth: SubjectTruth, rule: Rule = 
     prediction is scored as an empty one (the organizers fill in differences of 100 000 for their ranking).
 
     Args:
-        detections: those that are reported.
-        truth: of the same scan.
         rule: with the limit of distance and the connectivity.
 
     Raises:
         UserError: both sides have voxels, on different grids.
     """
     common_frame(detections.volume, truth.volume, truth.subject)  # raises where the grids differ
+    # A side without voxels and without rows found nothing, which an empty image says as well: then Dice and
+    # volumes are defined.
     seen = detections.volume or _empty_like(truth.volume, len(detections.centers_mm))
     true = truth.volume or _empty_like(detections.volume, len(truth.centers_mm))
     dice = volume_difference = float("nan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import textwrap
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cmb_jax import __version__
-from cmb_jax.evaluation.breakdown import MIMIC_REACH_MM, UNNAMED, FalsePositiveGroup
+from cmb_jax.evaluation.breakdown import MIMIC_REACH_MM, UNNAMED
 from cmb_jax.evaluation.calibration import Reliability
 from cmb_jax.evaluation.evaluate import EvaluationResult, RuleResult
 from cmb_jax.evaluation.froc import FROC_RATES
@@ -27,6 +28,7 @@ from cmb_jax.report.evaluation_content import (
 
 NOTICE = "Research use only."
 _NOTE_WIDTH = 100
+_SUBSET_RATES = (0.5, 1.0)  # of FROC_RATES
 
 _BREAKDOWN_TITLES = {
     "zone": "Sensitivity by zone",
@@ -53,12 +55,10 @@ def scans_text(result: EvaluationResult) -> str:
 
 def summary_text(result: EvaluationResult) -> str:
     """How many scans and lesions, in one line."""
-    lacking = sum(row.missing for row in result.subjects)
+    lacking, unseen = sum(row.missing for row in result.subjects), result.lesions_ignored
     missing = f"; {lacking} without a prediction, counted as empty" if lacking else ""
     sizes = ", ".join(f"{count} {size}" for size, count in result.lesions_by_size.items())
-    ignored = f"; {result.lesions_ignored} that no reader would see are ignored" * bool(
-        result.lesions_ignored
-    )
+    ignored = f"; {unseen} that no reader would see are ignored" if unseen else ""
     return (
         f"{scans_text(result)}, {result.scans_without_lesions} of them without microbleeds, "
         f"{result.lesions} microbleeds ({sizes}){ignored}{missing}"
@@ -86,7 +86,7 @@ def _interval_note(result: EvaluationResult) -> str:
         return ""
     return (
         f" In brackets: 95 % interval of {result.bootstrap_samples} bootstrap resamples of the scans; "
-        "where every scan gave the same, it has no width, which is no certainty."
+        "an interval of zero width only means that all scans agreed."
     )
 
 
@@ -97,18 +97,14 @@ def _found_table(result: EvaluationResult) -> Table:
         rows=tuple(
             (
                 _title(result, each),
-                each.rule.connectivity,
-                each.tp,
-                each.fp,
-                each.fn,
-                estimate_text(each.sensitivity),
-                estimate_text(each.fp_per_scan, 2),
+                *(each.rule.connectivity, each.tp, each.fp, each.fn),
+                *(estimate_text(each.sensitivity), estimate_text(each.fp_per_scan, 2)),
             )
             for each in result.rules
         ),
         note=(
             f"* headline. Operating point: {operating_point_text(result)}. FP per scan: over "
-            f"{scans_text(result)}, those without microbleeds counted. Connectivity: of the components of "
+            f"{scans_text(result)}, including those without microbleeds. Connectivity: of the components of "
             "masks; instance labels and tables are taken as they are, but the challenge's rule splits "
             "labels anew." + _interval_note(result)
         ),
@@ -120,12 +116,7 @@ def _precision_table(result: EvaluationResult) -> Table:
         title="Precision, by every matching rule",
         columns=("rule", "precision", "F1", "average precision"),
         rows=tuple(
-            (
-                _title(result, each),
-                estimate_text(each.precision),
-                estimate_text(each.f1),
-                estimate_text(each.average_precision),
-            )
+            (_title(result, each), *map(estimate_text, (each.precision, each.f1, each.average_precision)))
             for each in result.rules
         ),
         note="Precision and F1 at the operating point; average precision over all thresholds.",
@@ -149,9 +140,6 @@ def _froc_table(result: EvaluationResult) -> Table:
     )
 
 
-_SUBSET_RATES = (0.5, 1.0)
-
-
 def _subset_tables(result: EvaluationResult) -> tuple[Table, Table]:
     """Parts of the scans and lesions at the operating point, and over all thresholds."""
     part = ("scans", "size", "calcified")
@@ -162,11 +150,8 @@ def _subset_tables(result: EvaluationResult) -> tuple[Table, Table]:
         columns=(*part, "number", "lesions", "sensitivity", "FP per scan"),
         rows=tuple(
             (
-                *name,
-                each.scans,
-                each.lesions,
-                estimate_text(each.sensitivity),
-                estimate_text(each.fp_per_scan, 2),
+                *(*name, each.scans, each.lesions),
+                *(estimate_text(each.sensitivity), estimate_text(each.fp_per_scan, 2)),
             )
             for name, each in zip(names, result.subsets, strict=True)
         ),
@@ -181,11 +166,7 @@ def _subset_tables(result: EvaluationResult) -> tuple[Table, Table]:
         title="By phase, size, protocol: sensitivity at false positives per scan",
         columns=(*part, "average precision", *(f"at {rate:g}" for rate in _SUBSET_RATES)),
         rows=tuple(
-            (
-                *name,
-                estimate_text(each.average_precision),
-                *(estimate_text(each.froc[row]) for row in rates),
-            )
+            (*name, *map(estimate_text, (each.average_precision, *(each.froc[row] for row in rates))))
             for name, each in zip(names, result.subsets, strict=True)
         ),
         note="Over all thresholds." + _interval_note(result),
@@ -210,22 +191,20 @@ def _breakdown_tables(result: EvaluationResult) -> list[Table]:
 
 
 def _false_positive_tables(result: EvaluationResult) -> list[Table]:
-    def table(title: str, groups: tuple[FalsePositiveGroup, ...], note: str) -> Table:
-        return Table(
-            title=title,
+    reach = f"The mimic nearest to the center, within {MIMIC_REACH_MM:g} mm; {UNNAMED}: there is none."
+    return [
+        Table(
+            title=f"False positives by {by}",
             columns=("group", "false positives", "per scan"),
             rows=tuple((group.group, group.count, estimate_text(group.per_scan, 2)) for group in groups),
             note=note,
         )
-
-    found = []
-    if result.false_positives_by_mimic:
-        note = f"The mimic nearest to the center, within {MIMIC_REACH_MM:g} mm; {UNNAMED}: there is none."
-        found.append(table("False positives by mimic", result.false_positives_by_mimic, note))
-    if result.false_positives_by_zone:
-        note = "The zone that the prediction gives."
-        found.append(table("False positives by zone", result.false_positives_by_zone, note))
-    return found
+        for by, groups, note in (
+            ("mimic", result.false_positives_by_mimic, reach),
+            ("zone", result.false_positives_by_zone, "The zone that the prediction gives."),
+        )
+        if groups
+    ]
 
 
 def _rejection_tables(result: EvaluationResult) -> list[Table]:
@@ -237,11 +216,8 @@ def _rejection_tables(result: EvaluationResult) -> list[Table]:
             columns=("reason", "true lesions lost", "share of all", "false positives removed", "per scan"),
             rows=tuple(
                 (
-                    each.reason,
-                    each.true_lost,
-                    estimate_text(each.lost_share),
-                    each.false_removed,
-                    f"{each.false_removed_per_scan:.2f}",
+                    *(each.reason, each.true_lost, estimate_text(each.lost_share)),
+                    *(each.false_removed, f"{each.false_removed_per_scan:.2f}"),
                 )
                 for each in result.rejection
             ),
@@ -255,18 +231,18 @@ def _rejection_tables(result: EvaluationResult) -> list[Table]:
 
 
 def _count_table(result: EvaluationResult) -> Table:
-    counts = result.counts
-    rows: list[tuple[str, str]] = [
+    counts, places = result.counts, result.places
+    rows = [
         ("ICC(2,1) of the counts", _number(counts.icc)),
         (
             "predicted - true per scan: mean [95 % limits of agreement]",
             estimate_text(Estimate(value=counts.bias, low=counts.limit_low, high=counts.limit_high)),
         ),
     ]
-    if result.places is not None:
+    if places is not None:
         rows += [
-            (f"right zone, of {result.places.matched} matches", estimate_text(result.places.zone)),
-            (f"right region, of {result.places.matched} matches", estimate_text(result.places.region)),
+            (f"right zone, of {places.matched} matches", estimate_text(places.zone)),
+            (f"right region, of {places.matched} matches", estimate_text(places.region)),
         ]
     return Table(title="Agreement", columns=("measure", "value"), rows=tuple(rows))
 
@@ -292,10 +268,7 @@ def _calibration_tables(result: EvaluationResult) -> list[Table]:
             rows=tuple(
                 (
                     f"{each.low:.3f} to {each.high:.3f}",
-                    each.detections,
-                    each.true,
-                    f"{each.mean_probability:.3f}",
-                    f"{each.share:.3f}",
+                    *(each.detections, each.true, f"{each.mean_probability:.3f}", f"{each.share:.3f}"),
                 )
                 for each in found.equal_mass
             ),
@@ -317,7 +290,7 @@ def _valdo_table(result: EvaluationResult) -> Table:
         ),
         note=(
             "6-connected, centroids less than 5 mm apart. Dice and volume need voxels on both sides. "
-            "A table's rows stand for themselves."
+            "Each row of a table counts as one element."
         ),
     )
 
@@ -360,15 +333,20 @@ def _interval(estimate: Estimate, digits: int) -> str:
 def _curves(shown: RuleResult, with_band: bool) -> tuple[FrocLine, ...]:
     if shown.curve is None or not shown.curve.lesions:
         return ()
+    line = FrocLine(
+        name=shown.rule.title,
+        fp_per_scan=shown.curve.fp_per_scan,
+        sensitivity=shown.curve.sensitivity,
+        operating_point=(shown.fp_per_scan.value, shown.sensitivity.value),
+    )
+    if not with_band:
+        return (line,)
     return (
-        FrocLine(
-            name=shown.rule.title,
-            fp_per_scan=shown.curve.fp_per_scan,
-            sensitivity=shown.curve.sensitivity,
-            band_fp_per_scan=np.array(FROC_RATES) if with_band else None,
-            band_low=np.array([point.low for point in shown.froc]) if with_band else None,
-            band_high=np.array([point.high for point in shown.froc]) if with_band else None,
-            operating_point=(shown.fp_per_scan.value, shown.sensitivity.value),
+        dataclasses.replace(
+            line,
+            band_fp_per_scan=np.array(FROC_RATES),
+            band_low=np.array([point.low for point in shown.froc]),
+            band_high=np.array([point.high for point in shown.froc]),
         ),
     )
 
@@ -429,12 +407,7 @@ def report_content(
             )
             for row in result.subjects
         ),
-        agreement=CountAgreementText(
-            icc=result.counts.icc,
-            bias=result.counts.bias,
-            limit_low=result.counts.limit_low,
-            limit_high=result.counts.limit_high,
-        ),
+        agreement=CountAgreementText(**dataclasses.asdict(result.counts)),
         warnings=result.warnings,
         settings=settings,
         weights_sha256=weights_sha256,

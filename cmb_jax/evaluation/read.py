@@ -202,8 +202,6 @@ def read_simulated_truth(
 
     Args:
         anat: its folder in the tree of derivatives: lesion table, microbleed and mimic labels.
-        subject: its name, sub-*.
-        protocol: acquisition protocol, if known.
         tier: how hard the subject is, if known.
         has_phase: whether the scan has a phase; None: as the protocol says.
 
@@ -256,12 +254,7 @@ def _lesion_truth(subject: str, path: Path, labels_path: Path, mimics_path: Path
 
 
 def phantom_truth(phantom: PhantomSubject, subject: str) -> SubjectTruth:
-    """What `read_simulated_truth` reads, without writing files first.
-
-    Args:
-        phantom: a simulated scan.
-        subject: its name.
-    """
+    """What `read_simulated_truth` reads, without writing files first."""
     lesions = phantom.lesions
     rows = np.flatnonzero(lesions.is_cmb)
     ignored = lesions.is_ignored
@@ -321,7 +314,6 @@ def find_predictions(folder: Path, subjects: Sequence[str]) -> list[PredictionSo
 
     Args:
         folder: see `_PREDICTION_LAYOUTS`; for a single scan it may be the folder of detections.csv itself.
-        subjects: names of the scans.
 
     Raises:
         UserError: the folder is missing or empty, holds two predictions for one scan, or one for a scan
@@ -365,7 +357,7 @@ def _prediction_in(entry: Path) -> Path | None:
     images = sorted(path for path in entry.iterdir() if _is_nifti(path) and not path.name.startswith("."))
     if len(images) > 1:
         raise UserError(
-            f"{entry}: holds {len(images)} images and no detections.csv; leave the prediction alone in it"
+            f"{entry}: holds {len(images)} images and no detections.csv; keep only the prediction in it"
         )
     return images[0] if images else None
 

@@ -174,12 +174,13 @@ def label_volume(
     Args:
         values: (X, Y, Z); values that are not finite count as 0.
         affine: (4, 4), voxel index -> RAS mm.
-        threshold: of probabilities.
         connectivity: 6, 18 or 26.
 
     Raises:
         ValueError: values that are neither labels, nor a mask, nor probabilities.
     """
+    # Programs write instance labels, masks of 1 or 255, rater means and probabilities, and headers do not say
+    # which. Whole numbers can only be labels or a mask; fractions can only be probabilities or rater means.
     values = np.asarray(values)
     if values.dtype.kind == "f":
         values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
@@ -298,12 +299,10 @@ def covered_labels(
     Args:
         centers: (n, 3) RAS mm.
         diameters: (n,) mm.
-        volume: labels 1..count.
-        count: number of labels.
     """
     shape = np.array(volume.labels.shape)
     touched = np.zeros((len(centers), count), bool)
-    # Each sphere is tested against the voxels of a window around it alone. A row of the inverse affine is the
+    # Each sphere is tested only against the voxels of a window around it. A row of the inverse affine is the
     # gradient of one voxel index in mm, so its length is the number of voxels per mm in the worst direction:
     # times the radius it bounds the window even where the affine is oblique or sheared.
     voxels_per_mm = np.linalg.norm(np.linalg.inv(volume.affine[:3, :3]), axis=1)

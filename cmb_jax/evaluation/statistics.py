@@ -38,6 +38,7 @@ class Counts:
     lesions: np.ndarray  # (S,) int
 
 
+# Of an operating point, in the order of `count_metrics`.
 METRICS: tuple[str, ...] = ("sensitivity", "fp_per_scan", "precision", "f1")
 
 
@@ -72,14 +73,7 @@ def resample_weights(scans: int, samples: int, seed: int) -> Iterator[np.ndarray
 def resampled(
     metric: Callable[[np.ndarray], np.ndarray], scans: int, samples: int, seed: int
 ) -> np.ndarray | None:
-    """N metrics of resampled scans, (samples, N); None without samples.
-
-    Args:
-        metric: of weights (B, scans), gives (B, N).
-        scans: number of scans.
-        samples: number of resamples.
-        seed: of the resampling.
-    """
+    """N metrics of resampled scans, (samples, N), by a `metric` that takes weights (B, scans) to (B, N)."""
     blocks = [metric(weights) for weights in resample_weights(scans, samples, seed)]
     return np.concatenate(blocks) if blocks else None
 
@@ -105,7 +99,6 @@ def count_metrics(counts: Counts, weights: np.ndarray) -> np.ndarray:
     """The `METRICS` (B, 4) of weighted scans; NaN where a denominator is 0.
 
     Args:
-        counts: of S scans.
         weights: (B, S).
     """
     tp, fp, lesions = (weights @ part for part in (counts.tp, counts.fp, counts.lesions))
@@ -118,7 +111,6 @@ def froc_metrics(events: FrocEvents, weights: np.ndarray, rates: Sequence[float]
     """Sensitivity at the rates and, last, average precision of weighted scans, (B, R + 1).
 
     Args:
-        events: of S scans.
         weights: (B, S).
         rates: R false positives per scan.
     """
@@ -136,7 +128,6 @@ def fp_at_sensitivity(events: FrocEvents, weights: np.ndarray, sensitivity: floa
     sensitivity counts, nothing is interpolated.
 
     Args:
-        events: of S scans.
         weights: (B, S).
         sensitivity: above 0, at most 1.
     """
@@ -153,10 +144,13 @@ def _weighted_curves(
     events: FrocEvents, weights: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, int, int]]:
     """Row, counts tp and fp (P,) at falling thresholds, lesions and scans, for every row with lesions."""
+    # A scan that was drawn twice counts twice, its lesions and its detections alike: its events get its
+    # weight. So the events stay sorted by score for every resample, and a curve is two cumulative sums. One
+    # row at a time, as a large cohort has millions of events.
     ends = last_of_ties(events.scores)
     lesions = weights @ events.lesions
     scans = weights.sum(axis=1)
-    for row in np.flatnonzero(lesions):  # one row at a time: a large cohort has millions of events
+    for row in np.flatnonzero(lesions):
         drawn = weights[row, events.subject]
         counted = np.cumsum(drawn)[ends]
         tp = np.cumsum(drawn * events.true)[ends]
@@ -201,12 +195,6 @@ def paired_bootstrap(
 
     The p value is twice the smaller share of resamples whose difference lies at or beyond 0, at least
     2 / (samples + 1).
-
-    Args:
-        a: counts of the first program.
-        b: of the second; `lesions` must be equal.
-        samples: resamples, each applied to both.
-        seed: of the resampling.
     """
     found = _paired(
         lambda weights: count_metrics(a, weights) - count_metrics(b, weights),
@@ -220,15 +208,7 @@ def paired_bootstrap(
 def paired_bootstrap_froc(
     a: FrocEvents, b: FrocEvents, *, rates: Sequence[float] = FROC_RATES, samples: int = 2000, seed: int = 0
 ) -> list[PairedDifference]:
-    """Differences of the sensitivity at the rates and, last, of average precision; see `paired_bootstrap`.
-
-    Args:
-        a: events of the first program.
-        b: of the second, on the same scans in the same order; `lesions` must be equal.
-        rates: false positives per scan.
-        samples: resamples, each applied to both.
-        seed: of the resampling.
-    """
+    """Differences of the sensitivity at the rates and, last, of average precision; see `paired_bootstrap`."""
     return _paired(
         lambda weights: froc_metrics(a, weights, rates) - froc_metrics(b, weights, rates),
         (a.lesions, b.lesions),
@@ -261,6 +241,7 @@ def paired_differences(value: np.ndarray, resamples: np.ndarray) -> list[PairedD
     result = []
     for estimate, column in zip(estimates(value, resamples), resamples.T, strict=True):
         column = column[np.isfinite(column)]
+        # adding 1 to both counts keeps p above 0: the scans themselves are one more possible resample
         tails = (np.count_nonzero(column <= 0), np.count_nonzero(column >= 0))
         p_value = min(1.0, 2.0 * (min(tails) + 1) / (len(column) + 1)) if len(column) else float("nan")
         result.append(PairedDifference(difference=estimate, p_value=p_value))

@@ -89,9 +89,9 @@ def scan_cells(
     Args:
         candidates: K detections that no rule removed.
         reported: those at the operating point.
-        truth: of the same scan.
-        rule: a rule on pairs.
     """
+    # Which pairs may match is computed once, as touching and boxes look at voxels; sizes and calcifications
+    # only choose among the pairs. Without a phase there is a second variant, with calcifications excused.
     phase = phase_group(truth)
     pairs = {COUNTED: [pairs_of(rule, each, truth) for each in (candidates, reported)]}
     if phase == ALONE and truth.mimics is not None:
@@ -114,13 +114,7 @@ def scan_cells(
 
 
 def subset_results(scans: Sequence[ScanCells], *, samples: int, seed: int) -> tuple[SubsetResult, ...]:
-    """All parts that the truth knows: by phase and size, by protocol, by tier if there are several.
-
-    Args:
-        scans: all scans of the evaluation.
-        samples: resamples of the part's scans for the 95 % intervals.
-        seed: of the resampling.
-    """
+    """All parts that the truth knows: by phase and size, by protocol, by tier if there are several."""
     parts: list[tuple[str, Sequence[ScanCells], tuple[str, ...]]] = [(ALL_SCANS, scans, SIZES)]
     parts += [(phase, [s for s in scans if s.phase == phase], SIZES) for phase in (WITH_PHASE, ALONE)]
     protocols = sorted({scan.protocol for scan in scans if scan.protocol is not None})
@@ -143,7 +137,7 @@ def _result(
     # in a scan with a phase calcifications always count
     cells = [scan.cells.get((size, calcifications), scan.cells[size, COUNTED]) for scan in part]
     tp, fp, lesions = np.array([(cell.tp, cell.fp, cell.lesions) for cell in cells]).T
-    shown = bootstrap_counts(Counts(tp=tp, fp=fp, lesions=lesions), samples=samples, seed=seed)
+    figures = bootstrap_counts(Counts(tp=tp, fp=fp, lesions=lesions), samples=samples, seed=seed)
     joined = collect_events([cell.events for cell in cells], lesions)
     *froc, precision = bootstrap_froc(joined, samples=samples, seed=seed)
     return SubsetResult(
@@ -154,8 +148,8 @@ def _result(
         lesions=int(lesions.sum()),
         tp=int(tp.sum()),
         fp=int(fp.sum()),
-        sensitivity=shown["sensitivity"],
-        fp_per_scan=shown["fp_per_scan"],
+        sensitivity=figures["sensitivity"],
+        fp_per_scan=figures["fp_per_scan"],
         average_precision=precision,
         froc=tuple(froc),
     )

@@ -162,7 +162,7 @@ def why_not_shown(
     if contrast * there.level < MIN_DISTINCTNESS * there.spread:
         return f"too small or faint for the {other.name} to have shown it"
     if there.contrast >= STILL_DARK * contrast:
-        return f"the {other.name} is dark there too, though not by the detector"
+        return f"the {other.name} is dark there too, though its result has nothing there"
     return ""
 
 

@@ -79,9 +79,7 @@ def compare(
     progress("registering the follow-up to the baseline")
     found = register(baseline.image, baseline.brain, followup.image, followup.brain)
     progress("matching lesions")
-    changes = find_changes(
-        baseline.rows, followup.rows, found, baseline.surveyed, followup.surveyed, match_mm=match_mm
-    )
+    changes = find_changes(baseline.rows, followup.rows, found, baseline, followup, match_mm=match_mm)
     warnings = (*provenance_warnings(baseline, followup), *protocol_warnings(baseline, followup))
     if not found.trusted:
         warning = (
@@ -232,7 +230,7 @@ def _provenance(scan: TimePoint) -> dict[str, Any]:
         "score_threshold": record.threshold,
         "inputs": [{"role": role, "file": name, "sha256": digest} for role, name, digest in record.inputs],
         "voxel_mm": [round(edge, 4) for edge in scan.image.spacing_mm],
-        "echo_time_ms": scan.facts.echo_time_ms,
-        "field_strength_t": scan.facts.field_strength_t,
+        "echo_time_ms": scan.echo_time_ms,
+        "field_strength_t": scan.field_strength_t,
         "reported": len(scan.kept),
     }

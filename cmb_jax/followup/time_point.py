@@ -15,7 +15,6 @@ from cmb_jax.followup.changes import Surveyed
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.outside import a_text, reading
 from cmb_jax.io.provenance import is_bids_name, stem
-from cmb_jax.io.volume import Volume
 from cmb_jax.regions.predict import brain_mask_on, predict_regions
 from cmb_jax.report.comparison_content import ScanContent
 from cmb_jax.review.files import ResultPaths
@@ -62,32 +61,18 @@ class Record:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TimePoint:
+class TimePoint(Surveyed):
     """A result with its image."""
 
-    name: str  # "baseline" or "follow-up"
     subject: str
     rows: tuple[DetectionRow, ...]
     record: Record
-    image: Volume
-    brain: np.ndarray  # (X, Y, Z) bool on the image's grid
     facts: ImageFacts
 
     @property
     def kept(self) -> tuple[DetectionRow, ...]:
         """What was reported."""
         return tuple(row for row in self.rows if row.status == "kept")
-
-    @property
-    def surveyed(self) -> Surveyed:
-        """For `find_changes`."""
-        return Surveyed(
-            name=self.name,
-            image=self.image,
-            brain=self.brain,
-            echo_time_ms=self.facts.echo_time_ms,
-            field_strength_t=self.facts.field_strength_t,
-        )
 
     @property
     def content(self) -> ScanContent:
@@ -154,14 +139,17 @@ def read_time_point(name: str, option: str, folder: Path, image: Path) -> TimePo
     brain = brain_mask_on(volume, predict_regions(volume))
     if not brain.any():
         raise UserError(f"{image}: no brain was found in it; give a scan of the head")
+    facts = facts_beside(image, f"{name} image's JSON file")
     return TimePoint(
         name=name,
+        image=volume,
+        brain=brain,
+        echo_time_ms=facts.echo_time_ms,
+        field_strength_t=facts.field_strength_t,
         subject=result.subject,
         rows=result.rows,
         record=record,
-        image=volume,
-        brain=brain,
-        facts=facts_beside(image, f"{name} image's JSON file"),
+        facts=facts,
     )
 
 
@@ -174,8 +162,8 @@ def protocol_warnings(first: TimePoint, second: TimePoint) -> tuple[str, ...]:
             f"The sequences differ ({suffixes[0]} at baseline, {suffixes[1]} at follow-up): SWI shows two to "
             "three times as many microbleeds as T2*-weighted images, so new ones may have been there before."
         )
-    fields = first.facts.field_strength_t, second.facts.field_strength_t
-    echoes = first.facts.echo_time_ms, second.facts.echo_time_ms
+    fields = first.field_strength_t, second.field_strength_t
+    echoes = first.echo_time_ms, second.echo_time_ms
     differing = []
     for what, unit, (a, b), tolerance in (
         ("field strength", "T", fields, _FIELD_T),
@@ -208,7 +196,7 @@ def provenance_warnings(first: TimePoint, second: TimePoint) -> tuple[str, ...]:
         if one != other:
             lines.append(
                 f"The results were made with different {what} ({one} and {other}): a lesion may "
-                "be new for that alone. Run predict again on one of them."
+                "be new for that reason alone. Run predict again on one of them."
             )
     subjects = [scan.record.subject_and_suffix[0] for scan in (first, second)]
     if None not in subjects and subjects[0] != subjects[1]:
@@ -218,8 +206,8 @@ def provenance_warnings(first: TimePoint, second: TimePoint) -> tuple[str, ...]:
     dates = first.facts.acquired, second.facts.acquired
     if dates[0] is not None and dates[1] is not None and dates[0] > dates[1]:
         lines.append(
-            "By the JSON files the baseline was acquired after the follow-up: are they swapped? New and "
-            "resolved would be swapped too."
+            "According to the JSON files, the baseline was acquired after the follow-up: are they swapped? "
+            "New and resolved would be swapped too."
         )
     for scan in (first, second):
         if not scan.record.regions_trusted:

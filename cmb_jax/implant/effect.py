@@ -151,6 +151,9 @@ def _patch(body: Implants, offset_mm: jax.Array, radians: jax.Array, te_s, b, pl
 
     offset_mm (3,): the body's center from that of the middle voxel. radians (E,) per ppm, te_s (E,).
     """
+    # Near the body the convolved field, which knows its shape; further out the field of its dipoles, which
+    # knows no padding. Both are blended on the fine grid. The dipoles' phase at the voxel's center is taken
+    # off again: `implant_effect` adds it everywhere, so that there is no step where the patch ends.
     fine = plan.grid
     points, one = offset_mm + _along(body, plan.steps), jnp.ones(plan.steps)
     empty = jnp.zeros(fine.shape, jnp.float32)

@@ -95,22 +95,15 @@ def read_scan(
         judged = judge_phase(raw, angle, echo)
         if said := (*judged.reasons, *judged.warnings):
             raise NotAnalysableError(f"the phase is not analysable: {said[0]}")
-    decision = SignDecision(sign=1, confident=True, reason="as given")
     if sign != "auto":
-        decision = dataclasses.replace(decision, sign=int(sign))
+        decision = SignDecision(sign=int(sign), confident=True, reason="as given")
     else:
         direction = field_direction(like.affine)
         decision = decide_phase_sign(radians[last], data[last], like.spacing_mm, direction)
         if not decision.confident:
             raise UserError(f"{phase}: its sign is open ({decision.reason}); give --phase-sign +1 or -1")
     return Scan(
-        magnitude=data,
-        phase=radians,
-        like=like,
-        te_ms=times,
-        b0_t=strength,
-        phase_range=kind,
-        sign=decision,
+        magnitude=data, phase=radians, like=like, te_ms=times, b0_t=strength, phase_range=kind, sign=decision
     )
 
 
@@ -122,9 +115,8 @@ def sidecar(images: Sequence[Path]) -> dict[str, Any]:
     """
     for image in images:
         path = image.with_name(image.name.removesuffix(".gz").removesuffix(".nii") + ".json")
-        if not path.is_file():
-            continue
-        return read_json_object(path, "repair or move it")
+        if path.is_file():
+            return read_json_object(path, "repair or move it")
     return {}
 
 
@@ -137,13 +129,13 @@ def echo_times(given: Sequence[float], notes: dict[str, Any], echoes: int, image
     times = _numbers(given) if given else _numbers(notes.get("EchoTime"), 1000.0)
     if times is None:
         raise UserError(
-            f"{image}: the echo time is not known; give --te-ms (ms, one an echo; here {echoes}), "
+            f"{image}: the echo time is not known; give --te-ms (ms, one per echo; here {echoes}), "
             "or a JSON sidecar with EchoTime (s) beside the image"
         )
     check_echo_times(times)
     if len(times) != echoes:
         raise UserError(
-            f"{image}: {echoes} echoes but {len(times)} echo times; give one an echo with --te-ms"
+            f"{image}: {echoes} echoes but {len(times)} echo times; give one per echo with --te-ms"
         )
     return times
 

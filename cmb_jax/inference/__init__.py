@@ -1,1 +1,1 @@
-"""From a volume to located detections: tiles, decoding, regions, outputs."""
+"""From the images of a scan to located detections and the files that report them."""

@@ -215,12 +215,15 @@ def _operating_table(points: dict[str, Any], title: str) -> Table:
         estimates = (estimate_of(point[name]) for name in ("sensitivity", "fp_per_scan", "precision"))
         return (f"{before}{point['max_fp_per_scan']:g}", f"{point['threshold']:.4f}", *estimates)
 
+    source = (
+        f"{points['rule']}; on {data_text(points['data'])}: {points['measured_on']}. In brackets: "
+        f"{points['intervals']}."
+    )
     return Table(
         title=title,
         columns=("FP per scan, at most", "threshold", "sensitivity", "FP per scan", "precision"),
         rows=(row(points["chosen"], "chosen: "), *map(row, points["table"])),
-        note=f"{points['rule']}; on {data_text(points['data'])}: {points['measured_on']}. In brackets: "
-        f"{points['intervals']}.",
+        note=source,
     )
 
 

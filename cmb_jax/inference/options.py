@@ -48,7 +48,7 @@ class ScanOptions:
     """of the network; default: as the weights say. mixed is faster where the device multiplies bfloat16, and
     changes scores a little (docs/performance.md)."""
     phase_sign: PhaseSign = "auto"
-    """what the stored phase is multiplied with, so that veins are positive."""
+    """sign that makes veins positive when the stored phase is multiplied by it."""
     phase_range: StoredPhase = ("auto",)
     """how the phase is stored: radians, pm4096 (+-4096), 0-4095, milliradians, 0-2pi, or the two numbers that
     stand for one turn, such as 0 255; auto tells it from the values."""

@@ -196,11 +196,11 @@ def methods_facts(
 
 def region_names_csv() -> str:
     """What the values of a region image stand for, as `--region-labels` reads it."""
-    lines = ["label,region,side"]
-    for side, region in itertools.product(Side, Region):
-        label = int(encode(np.asarray(region), np.asarray(side)))
-        lines.append(f"{label},{region.name.lower()},{side.name.lower()}")
-    return "\n".join(lines) + "\n"
+    rows = (
+        (int(encode(np.asarray(region), np.asarray(side))), region.name.lower(), side.name.lower())
+        for side, region in itertools.product(Side, Region)
+    )
+    return table_text(("label", "region", "side"), rows)
 
 
 def write_prediction(

@@ -120,7 +120,7 @@ class CmbDetector:
           phase_range: storage range of the phase.
           threshold: score from which a detection is kept.
           region_map: region codes to use instead of the region network's.
-          progress: told what is being done.
+          progress: callback for progress messages.
 
         Returns:
           Rows for every candidate, with place, status and reason.

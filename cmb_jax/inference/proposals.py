@@ -256,6 +256,10 @@ def window_candidates(
     core_high: jax.Array,  # (3,)
 ) -> Detections:
     """The best candidates whose cells lie in the window's core, in coordinates of the padded volume."""
+    # Memory decides the order of things here. The maps of the finest level would be by far the largest
+    # arrays, so they exist for one slab of planes at a time: everything coarser is computed once per network
+    # and view (`context_of`), then each slab gives its best candidates as logits, and only those are kept. A
+    # candidate among the best of the window is among the best of its slab, so nothing is lost.
     detectors = [template.bind(params) for params in members]
     depth = image.shape[1]
     planes = slab_planes(depth)
@@ -271,8 +275,8 @@ def window_candidates(
             at = depth - planes - first if 0 in view else first
             plane, box_input, wide_logits = slab_maps(detector, seen, context, at)
             # Only the slab's own planes count: those around it are another slab's.
-            own = jax.lax.dynamic_slice_in_dim(wide_logits[0], at - plane, planes)
-            logits.append(_mirrored(own, view, 0))
+            slab_logits = jax.lax.dynamic_slice_in_dim(wide_logits[0], at - plane, planes)
+            logits.append(_mirrored(slab_logits, view, 0))
             if not view:
                 box_inputs.append((box_input, at - plane))
         mean = sum(logits[1:], logits[0]) / len(logits)

@@ -15,7 +15,7 @@ from cmb_jax.io.nifti import check_same_grid
 from cmb_jax.io.volume import ScanImages, Volume
 from cmb_jax.regions.predict import brain_mask_on, predict_regions, region_code_on
 from cmb_jax.scan import PhaseSign
-from cmb_jax.scan.judge import content_bounds, judge_grid, judge_intensity, judge_phase
+from cmb_jax.scan.judge import content_bounds, judge_grid, judge_intensity, judge_magnitude, judge_phase
 from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
 from cmb_jax.scan.phase_sign import decide_phase_sign, field_direction
 
@@ -26,7 +26,7 @@ class PhaseChoice:
 
     radians: np.ndarray | None  # (X, Y, Z), paramagnetic positive; None: it must be left out
     sentence: str  # range and sign, and why
-    warning: str | None = None  # why it is left out
+    warning: str | None = None  # why it is left out, or in doubt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,17 +79,23 @@ def read_phase(
     doubts = judge_phase(phase.data, radians, reference.data).enforce("phase")
     if doubts:
         return _left_out(*doubts)
+    decision = decide_phase_sign(
+        radians, reference.data, reference.spacing_mm, b0_direction=field_direction(reference.affine)
+    )
+    warning = None
     if sign == "auto":
-        decision = decide_phase_sign(
-            radians, reference.data, reference.spacing_mm, b0_direction=field_direction(reference.affine)
-        )
         if not decision.confident:
             return _left_out(f"its sign is open ({decision.reason}); give --phase-sign")
         factor, why = decision.sign, decision.reason
     else:
         factor, why = int(sign), "as asked"
+        if decision.confident and decision.sign != factor:
+            warning = (
+                f"the sign {factor:+d} of the phase was asked for, but the images say {decision.sign:+d} "
+                f"({decision.reason}): if they are right, microbleeds and calcifications are exchanged"
+            )
     sentence = f"phase read as {phase_range.name}, sign {factor:+d} ({why})"
-    return PhaseChoice(radians=radians * factor, sentence=sentence)
+    return PhaseChoice(radians=radians * factor, sentence=sentence, warning=warning)
 
 
 def _left_out(why: str) -> PhaseChoice:
@@ -116,7 +122,7 @@ def prepare_scan(
         positive).
       phase_range: storage range of the phase; default: found from the data.
       region_map: region codes to use instead of the region network's.
-      progress: told what is being done.
+      progress: callback for progress messages.
 
     Raises:
       UserError: the images do not lie on one grid.
@@ -176,10 +182,12 @@ def _checked(images: ScanImages) -> tuple[Volume, Volume | None, list[str]]:
             warnings.extend(f"{role}: {line}" for line in other.warnings)
     warnings += judge_grid(swi).enforce("SWI")
     warnings += judge_intensity(swi.data).enforce("SWI")
+    swi = _of_unit_scale(swi)
     if magnitude is not None:
         warnings += judge_intensity(magnitude.data).enforce("magnitude")
+        warnings += judge_magnitude(magnitude.data, swi.data).enforce("magnitude")
         magnitude = _of_unit_scale(magnitude)
-    return _of_unit_scale(swi), magnitude, warnings
+    return swi, magnitude, warnings
 
 
 def _phase_in_content(

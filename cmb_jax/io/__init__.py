@@ -1,1 +1,1 @@
-"""Volumes in and out: NIfTI, phase conventions, atomic files, detection tables."""
+"""Files in and out: NIfTI, tables, JSON, weights; written whole or not at all."""

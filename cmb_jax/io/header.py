@@ -172,7 +172,9 @@ def open_nifti(path: Path) -> NiftiFile:
     """
     path = Path(path)
     with _opened(path) as (stream, claim):
-        # a gzip stream is never much longer than its content
+        # A header of a few bytes can claim terabytes, and a gzip stream can unpack to a thousand times its
+        # size: the claim, which the file's size must allow, bounds what is read and unpacked. A gzip stream
+        # is never much longer than its content.
         most = claim.needed + _SLACK_BYTES + ((claim.needed // 500 + 2**20) if claim.packed else 0)
         if claim.size > most:
             raise _longer(path)
@@ -300,12 +302,12 @@ def _checked_edges(path: Path, affine: np.ndarray, shape: tuple[int, ...]) -> np
 def _doubts_about_transforms(header: nib.Nifti1Header, shape: tuple[int, ...], scale: float) -> list[str]:
     """Warnings where sform and qform are missing or disagree; `scale` turns their lengths into mm."""
     sform, sform_code = header.get_sform(coded=True)
+    warnings: list[str] = []
     try:
         qform, qform_code = header.get_qform(coded=True)
     except (nib.spatialimages.HeaderDataError, ValueError):
-        qform, qform_code, warnings = None, 0, ["the qform cannot be read and was not used"]
-    else:
-        warnings = []
+        qform, qform_code = None, 0
+        warnings.append("the qform cannot be read and was not used")
     if not sform_code and not qform_code:
         warnings.append(
             "the header has neither qform nor sform, so orientation, left against right and "

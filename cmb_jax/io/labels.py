@@ -93,12 +93,12 @@ def instances(values: np.ndarray, spacing_mm: np.ndarray, connectivity: int = 26
         return Instances(labels=ranked, count=len(distinct), by_label=True)
     labels, count = np.zeros(values.shape, np.int32), 0
     for value in range(1, len(distinct) + 1):
-        own, more = components(ranked == value, connectivity)
-        labels += np.where(own > 0, own + count, 0)
+        parts, more = components(ranked == value, connectivity)
+        labels += np.where(parts > 0, parts + count, 0)
         count += more
-    some = ", ".join(f"{value:g}" for value in distinct[:5]) + (", ..." if len(distinct) > 5 else "")
+    examples = ", ".join(f"{value:g}" for value in distinct[:5]) + (", ..." if len(distinct) > 5 else "")
     note = (
-        f"its numbers {some} are classes, not lesions (pieces of one lie more than "
+        f"its numbers {examples} are classes, not lesions (pieces of one lie more than "
         f"{LARGEST_LESION_MM:g} mm apart): each of its {count} connected pieces "
         "counts as a microbleed, whatever its class"
     )
@@ -126,11 +126,11 @@ def _far_apart(labels: np.ndarray, count: int, spacing_mm: np.ndarray) -> bool:
         extent = np.array([part.stop - part.start for part in where]) * spacing_mm
         if np.linalg.norm(extent) <= LARGEST_LESION_MM:
             continue
-        own = labels[where] == value
-        if components(own, 26)[1] == 1:
+        mask = labels[where] == value
+        if components(mask, 26)[1] == 1:
             continue
         # grown by half of the distance, pieces that are nearer touch
-        grown = ndimage.distance_transform_edt(~own, sampling=tuple(spacing_mm)) <= LARGEST_LESION_MM / 2
+        grown = ndimage.distance_transform_edt(~mask, sampling=tuple(spacing_mm)) <= LARGEST_LESION_MM / 2
         if components(grown, 26)[1] > 1:
             return True
     return False

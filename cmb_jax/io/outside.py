@@ -110,12 +110,12 @@ def check_is_file(path: Path, todo: str) -> int:
         UserError: a folder or something else that is no file.
         OSError: there is nothing, or it cannot be looked at.
     """
-    found = os.stat(path)
-    if stat.S_ISDIR(found.st_mode):
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
         raise Unreadable(path, "is a folder", todo)
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise Unreadable(path, "is no plain file", todo)
-    return found.st_size
+    return status.st_size
 
 
 def read_bytes(path: Path, todo: str = _TODO, *, limit: int = MAX_TEXT_BYTES) -> bytes:

@@ -149,8 +149,8 @@ def _file_of(arrays: dict[str, np.ndarray], metadata: Mapping[str, str]) -> byte
     """The same bytes each time: the library writes metadata in any order, so they are put in here."""
     blob = save(arrays)
     end = 8 + int.from_bytes(blob[:8], "little")
-    told = json.dumps({"__metadata__": dict(metadata)}, sort_keys=True).encode()
-    header = told[:-1] + (b"," if arrays else b"") + blob[9:end].rstrip()
+    entry = json.dumps({"__metadata__": dict(metadata)}, sort_keys=True).encode()
+    header = entry[:-1] + (b"," if arrays else b"") + blob[9:end].rstrip()
     header += b" " * (-len(header) % 8)  # arrays begin at a multiple of 8
     return len(header).to_bytes(8, "little") + header + blob[end:]
 

@@ -116,6 +116,7 @@ def _apply(
     relu: bool,
     rounded: bool,
 ) -> jax.Array:
+    # float64 is for tests of gradients, and nothing need be computed for empty arrays: neither has a kernel
     if x.dtype not in (np.float32, jnp.bfloat16) or 0 in x.shape or 0 in kernel.shape:
         return _plain(x, kernel, bias, coarse, strides, relu, rounded)
     return _conv(x, kernel, bias, coarse, tuple(strides), relu, rounded)
@@ -166,6 +167,8 @@ def _conv(
     relu: bool,
     rounded: bool,
 ) -> jax.Array:
+    # The choice is made when the program is lowered, not when it is traced: one traced step can be exported
+    # for any platform, and compiled ahead of time for devices that this machine does not have.
     return lax.platform_dependent(
         x,
         kernel,
@@ -298,6 +301,8 @@ def _backward_on_cpu(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool, 
     edges: Triple = (kernel.shape[0], kernel.shape[1], kernel.shape[2])
     if not library.available():
         return _backward_portable(x, kernel, y, g, strides, coarse, rounded)
+    # The ReLU is not undone first, which would be one more pass over a map: the kernels read the gradient
+    # through the gate, that is where the forward result was positive.
     gate = _nothing(g) if y is None else y
     results = (like(x, kernel.shape), like(x, kernel.shape[4:]))
     call = jax.ffi.ffi_call(library.KERNEL_GRADIENT, results, vmap_method="sequential")

@@ -326,10 +326,12 @@ def combine_coils(
     image: complex (X, Y, Z) of an ideal coil. noise: complex, standard deviation 1 per channel.
     sigma: (X, Y, Z) standard deviation of the noise in the combined image.
     """
+    # One complex noise image serves all of it. The chi-square of the other coils takes the noise of a voxel
+    # far away, which is independent of that of this voxel.
     image = receive.gain * image
     disturbed = sigma * noise
     matched = jnp.abs(image + disturbed)
-    # chi-square of the other coils (Wilson and Hilferty 1931); its normal is noise from far away
+    # chi-square of the other coils from a normal variable (Wilson and Hilferty 1931)
     free = jnp.maximum(2.0 * (scanner.coils - 1.0), 1e-3)
     far = jnp.roll(noise.real, tuple(n // 2 for n in noise.shape), (0, 1, 2))
     others = free * jnp.maximum(1.0 - 2.0 / (9.0 * free) + jnp.sqrt(2.0 / (9.0 * free)) * far, 0.0) ** 3
@@ -357,6 +359,8 @@ def acquire(
     `brain` (X, Y, Z of the result) marks where the mean signal over the mean noise is `snr`. `discarded`
     slices are dropped at either end. motion_mm (): root mean square displacement. phase_sign (): +1 or -1.
     """
+    # The same k-space is transformed twice, with the head still and moving: the difference is the ghost. A
+    # Hann window on the still image takes the ringing off: the difference is what Gibbs ringing adds.
     k_receive, k_noise, k_motion = jax.random.split(key, 3)
     spectrum = cropped_spectrum(echo, matrix)
     window = k_space_window(scanner, matrix)

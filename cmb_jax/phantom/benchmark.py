@@ -92,14 +92,9 @@ def checksums(root: Path) -> dict[str, str]:
 
 
 def write_checksums(path: Path, sums: Mapping[str, str]) -> None:
-    """One line a file: path, tab, sha256."""
+    """One line per file: path, tab, sha256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{name}\t{digest}\n" for name, digest in sums.items()), encoding="utf-8")
-
-
-def _pair(row: list[str]) -> tuple[str, str]:
-    name, digest = row
-    return name, digest
 
 
 def read_checksums(path: Path) -> dict[str, str]:
@@ -110,8 +105,11 @@ def read_checksums(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         raise UserError(f"{path.name}: this version of the benchmark has no checksum list for that split")
+    sums = {}
     with reading(path):
-        return dict(_pair(row) for row in read_rows(path, "\t"))
+        for name, digest in read_rows(path, "\t"):
+            sums[name] = digest
+    return sums
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -108,6 +108,7 @@ def linear_at(values: jax.Array, index: jax.Array) -> jax.Array:
     index = jnp.clip(index, 0.0, shape - 1.0)
     low = jnp.minimum(jnp.floor(index).astype(jnp.int32), shape - 2)
     x, y, z = jnp.split(index - low, 3, axis=1)
+    # One flat index per corner fetches all channels of it at once; `low` is clipped, so all are in bounds.
     rows = values.reshape(-1, values.shape[3])
     stride_y, stride_x = values.shape[2], values.shape[1] * values.shape[2]
     base = low[:, 0] * stride_x + low[:, 1] * stride_y + low[:, 2]

@@ -181,6 +181,7 @@ def sample_pack(anatomy: PackedAnatomy, points_mm: jax.Array) -> tuple[jax.Array
 
     Outside the pack the nearest edge voxel counts.
     """
+    # All channels of a voxel lie in five words: a corner of a cell is one gather, whatever it is wanted for.
     last = jnp.asarray(anatomy.words.shape[:3]) - 1
     index = jnp.clip(voxel_index(anatomy, points_mm), 0.0, last.astype(jnp.float32))
     low = jnp.minimum(jnp.floor(index).astype(jnp.int32), last - 1)
@@ -231,6 +232,9 @@ class Pose:
 
 def integrate_velocity(velocity: jax.Array, lattice: Grid) -> jax.Array:
     """Displacement of the flow at time 1 of a stationary velocity (*lattice.shape, 3) in mm."""
+    # Scaling and squaring: the flow of 1 / 2^n of the time is nearly the velocity; doubled n times by
+    # following the displacement from where it leads, it stays a diffeomorphism, which adding up velocities
+    # would not.
     axes = [jnp.arange(n, dtype=jnp.float32) for n in lattice.shape]
     index = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     spacing = jnp.asarray(lattice.spacing_mm)
@@ -388,7 +392,8 @@ def blur(volume: jax.Array, sigma_voxels: float) -> jax.Array:
 def draw_voxels(key: jax.Array, weight: jax.Array, grid: Grid, count: int) -> jax.Array:
     """`count` points (count, 3) in mm, drawn with probability `weight` (X, Y, Z), uniform within a voxel."""
     k_voxel, k_place = jax.random.split(key)
-    # sums of planes first: one running sum in single precision over a million voxels would drift
+    # First a plane, then a voxel of it: one running sum over a million voxels would drift in single
+    # precision.
     planes = jnp.cumsum(jnp.sum(weight, axis=(1, 2)))
     draw = jax.random.uniform(k_voxel, (2, count))
     x = jnp.searchsorted(planes, draw[0] * planes[-1], side="right")

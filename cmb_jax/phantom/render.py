@@ -14,6 +14,7 @@ from jax import numpy as jnp
 
 from cmb_jax.phantom.geometry import Grid
 from cmb_jax.phantom.lesions import MAX_APPARENT_MM, Bodies
+from cmb_jax.phantom.settings import TIERS
 from cmb_jax.phantom.tissue import BRAIN_SIGNAL, Blood, TissueMaps
 from cmb_jax.phantom.types import MimicKind
 from cmb_jax.phantom.vessels import MAX_RADIUS_MM, MAX_THIN_MM, Vessels
@@ -57,6 +58,8 @@ def draw_balls(
 
     points_mm (N, 3) image frame, radii_mm (N, 3), amplitude (N,) >= 0 (0 draws nothing).
     """
+    # A soft edge changes the volume that is drawn: much for a body smaller than a voxel. The amplitude makes
+    # up for it, so that the dipole moment, and with it the field outside, is that of the body.
     edge = float(np.mean(grid.spacing_mm))
     index, vector = _window(grid, points_mm, half)
     a = jnp.mean(radii_mm, axis=1)
@@ -106,6 +109,7 @@ def draw_labels(
     return _scatter_max(volume, index, value)
 
 
+_WIDEST = max(tier.vein_radius for tier in TIERS.values())  # factor on the vessels' radii
 _CHUNK = 8192  # points of a vessel drawn at a time, so that their stamps stay in the cache
 
 
@@ -124,31 +128,23 @@ def _draw_vessels(
         points, radius, amplitude = part
         return draw_tubes(drawn, grid, points, radius, amplitude, half), None
 
-    radius = jnp.maximum(vessels.radius_mm, 1e-3)
-    parts = (chunked(vessels.points_mm), jnp.maximum(chunked(radius), 1e-3), chunked(amount))
+    radius = jnp.maximum(chunked(vessels.radius_mm), 1e-3)
+    parts = (chunked(vessels.points_mm), radius, chunked(amount))
     return jax.lax.scan(add, volume, parts)[0]
 
 
 def add_vessels(
-    maps: TissueMaps,
-    vessels: tuple[Vessels, Vessels],
-    venous: Blood,
-    widest: float,
-    *,
-    grid: Grid,
+    maps: TissueMaps, vessels: tuple[Vessels, Vessels], venous: Blood, *, grid: Grid
 ) -> TissueMaps:
-    """Tissue with the vessels that lie in it.
-
-    vessels: thin and others; venous: the blood of veins; widest: largest factor on the vessels' radii.
-    """
+    """Tissue with the vessels, thin and others, that lie in it; venous: the blood of veins."""
     empty = jnp.zeros(grid.shape, jnp.float32)
     blood, flowing = maps.sinus * venous.chi_ppm, empty
     for group, radius in zip(vessels, (MAX_THIN_MM, MAX_RADIUS_MM), strict=True):
         amount = jnp.where(group.valid, group.chi_ppm, 0.0)
-        blood = _draw_vessels(blood, grid, group, amount, radius * widest)
+        blood = _draw_vessels(blood, grid, group, amount, radius * _WIDEST)
     arterial = vessels[1]
     present = jnp.where(arterial.valid & (arterial.chi_ppm == 0), 1.0, 0.0)
-    flowing = _draw_vessels(flowing, grid, arterial, present, MAX_RADIUS_MM * widest)
+    flowing = _draw_vessels(flowing, grid, arterial, present, MAX_RADIUS_MM * _WIDEST)
     artery_signal = jnp.max(jnp.where(present > 0, arterial.signal, 0.0))
     filled = jnp.clip(blood / venous.chi_ppm, 0.0, 1.0)
 
@@ -181,13 +177,13 @@ def apparent_radii(bodies: Bodies, apparent_mm: jax.Array) -> jax.Array:
     return bodies.radii_mm * (apparent_mm / 2 / bodies.mean_radius_mm)[:, None]
 
 
-def vessel_labels(mimics: jax.Array, vessels: Vessels, widest: float, *, grid: Grid) -> jax.Array:
-    """Vessels written over the mimics of the tissue, uint8 (X, Y, Z). `widest`: factor on their radii."""
+def vessel_labels(mimics: jax.Array, vessels: Vessels, *, grid: Grid) -> jax.Array:
+    """Vessels written over the mimics of the tissue, uint8 (X, Y, Z)."""
     in_plane = max(grid.spacing_mm[:2]) / 2
     radius = jnp.maximum(vessels.radius_mm, max(MIN_TUBE_LABEL_MM, in_plane))
     # a whole disc in the nearest slice: one that shrank towards the slice's face would cut a vein in two
     radii = jnp.stack([radius, radius, jnp.full_like(radius, 1e3)], axis=1)
-    half = stamp_half_width(MAX_RADIUS_MM * widest, (grid.spacing_mm[0], grid.spacing_mm[1], 1e3))
+    half = stamp_half_width(MAX_RADIUS_MM * _WIDEST, (grid.spacing_mm[0], grid.spacing_mm[1], 1e3))
     label = jnp.where(vessels.valid, vessels.kind, 0)
     return draw_labels(mimics, grid, vessels.points_mm, radii, label, (half[0], half[1], 0))
 

@@ -36,7 +36,7 @@ from cmb_jax.phantom.lesions import (
     join,
 )
 from cmb_jax.phantom.render import add_vessels, artifact_labels, focal_labels, instance_labels, vessel_labels
-from cmb_jax.phantom.settings import TIERS, Protocol, SubjectSettings, Tier, check_settings
+from cmb_jax.phantom.settings import Protocol, SubjectSettings, Tier, check_settings
 from cmb_jax.phantom.tissue import draw_age, draw_blood, draw_tissue, head_volume, label_maps, tissue_maps
 from cmb_jax.phantom.types import LesionTable, MimicKind, PhantomSubject
 from cmb_jax.phantom.vessels import draw_vessels
@@ -44,7 +44,6 @@ from cmb_jax.phantom.visibility import Visibility, is_seen, visibility
 from cmb_jax.scan.swi import susceptibility_weighted
 
 ALONG_SLICES = 1.25  # voxel of the simulation along the slices over its in-plane edge
-WIDEST = max(tier.vein_radius for tier in TIERS.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +214,7 @@ def simulate_sample(key: jax.Array, anatomy: PackedAnatomy, ranges: Ranges, *, p
         join(bleeds, spaces).inclusions(scan.b0_t / 3.0, 0.0), calcifications.inclusions(1.0, 0.75)
     )
     reach_mm = reaches(inclusions, scan.te_ms, scan.b0_t, fine)
-    maps = add_vessels(maps, vessels, blood, WIDEST, grid=fine)
+    maps = add_vessels(maps, vessels, blood, grid=fine)
     chi = add_smooth_balls(maps.chi_ppm, inclusions, reach_mm, grid=fine)
     field = head_field(chi, scan.b0_direction, grid=fine)
     echo = dephased_echo(maps.signal, maps.r2_star, field, scan.te_ms, scan.b0_t)
@@ -252,7 +251,7 @@ def simulate_sample(key: jax.Array, anatomy: PackedAnatomy, ranges: Ranges, *, p
     # Labels: microbleeds that count by number; all else that could be taken for one by kind.
     labels = instance_labels(bleeds, bleed_mm, jnp.where(counts, jnp.arange(len(counts)) + 1, 0), grid=grid)
     for group in vessels:
-        mimics = vessel_labels(mimics, group, WIDEST, grid=grid)
+        mimics = vessel_labels(mimics, group, grid=grid)
     mimics = focal_labels(mimics, focal, focal_mm, grid=grid)
     only_ignored = occupied & (labels == 0) & (mimics == 0)
     mimics = jnp.where(only_ignored, int(MimicKind.IGNORED_MICROBLEED), jnp.where(labels > 0, 0, mimics))

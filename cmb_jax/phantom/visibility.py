@@ -168,6 +168,9 @@ def mimic_candidates(
     def voxels(edge_mm: float) -> tuple[int, ...]:
         return tuple(2 * int(n) + 1 for n in np.floor(edge_mm / 2 / spacing))
 
+    # Means over boxes are running sums: the surroundings are a large box less the small one around the spot,
+    # and both are divided by the brain voxels that they hold, so that what lies outside the brain does not
+    # count.
     brain = (region_of(region_code) > Region.OUTSIDE) & (region_of(region_code) != Region.VENTRICLE)
     image = swi.astype(np.float32)
     smooth = ndimage.gaussian_filter(image, _SMOOTHING_MM / spacing)

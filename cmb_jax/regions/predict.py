@@ -44,6 +44,16 @@ from cmb_jax.regions.grid import (
 from cmb_jax.regions.network import RegionNet
 from cmb_jax.scan.judge import content_bounds
 
+BUNDLED_WEIGHTS = Path(__file__).parent.parent / "weights" / "region.safetensors"
+
+_SMALLEST_VIEW_MM = 60.0  # below this along any axis a volume does not show where in the brain it lies
+# A second pass is worth its time from this shift on. Shifts are whole millimeters along each axis: just under
+# 3 mm, so that the rounding of an affine never decides.
+_RECENTER_MM = 2.99
+
+# (Z, Y, X) image, weights -> region, region without OUTSIDE, side logit
+_Labeller = Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array, jax.Array]]
+
 BRAIN_CM3 = (700.0, 2400.0)  # intracranial volumes of adults, with room to spare
 SMALLEST_ZONE_CM3 = {Zone.LOBAR: 300.0, Zone.DEEP: 40.0, Zone.INFRATENTORIAL: 50.0}
 SIDE_SHARE = (0.4, 0.6)  # of the brain that may lie on the right
@@ -203,17 +213,6 @@ def intensity_mask(image: np.ndarray, view: np.ndarray) -> np.ndarray:
     has_background = mean_below[best] < 0.35 * mean_above[best]
     threshold = edges[best + 1] if has_background else 0.25 * float(np.median(values))
     return ndimage.binary_fill_holes(largest_component((smooth > threshold) & view)) & view
-
-
-BUNDLED_WEIGHTS = Path(__file__).parent.parent / "weights" / "region.safetensors"
-
-_SMALLEST_VIEW_MM = 60.0  # below this along any axis a volume does not show where in the brain it lies
-# A second pass is worth its time from this shift on. Shifts are whole millimeters along each axis: just under
-# 3 mm, so that the rounding of an affine never decides.
-_RECENTER_MM = 2.99
-
-# (Z, Y, X) image, weights -> region, region without OUTSIDE, side logit
-_Labeller = Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array, jax.Array]]
 
 
 def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:

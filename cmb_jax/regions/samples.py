@@ -26,6 +26,13 @@ from cmb_jax.phantom.head import NUCLEI
 from cmb_jax.regions.grid import GRID_MM, GRID_SHAPE, normalize
 
 FIELD_MM = 8.0  # grid of the warps
+SOURCE_MM = (208.0, 248.0, 224.0)  # extent of the source (z, y, x)
+MATERIAL_MM = 1.5  # grid of the tissue fractions
+CODE_MM = 1.0  # grid of the region codes
+
+# Order of the materials: cortex, white matter, ventricular and sulcal CSF, soft tissue dark and bright on T1,
+# the nuclei, vessels, white-matter hyperintensity, T1 texture of the brain. Air has none: it is dark.
+NUM_MATERIALS = 6 + len(NUCLEI) + 3
 
 
 def uniform(key: jax.Array, low: float, high: float, shape: tuple[int, ...] = ()) -> jax.Array:
@@ -221,15 +228,6 @@ def blur(image: jax.Array, sigma: jax.Array) -> jax.Array:
         length = image.shape[axis]
         image = sum(taps[i] * jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(7))  # type: ignore[assignment]
     return image
-
-
-SOURCE_MM = (208.0, 248.0, 224.0)  # extent of the source (z, y, x)
-MATERIAL_MM = 1.5  # grid of the tissue fractions
-CODE_MM = 1.0  # grid of the region codes
-
-# Order of the materials: cortex, white matter, ventricular and sulcal CSF, soft tissue dark and bright on T1,
-# the nuclei, vessels, white-matter hyperintensity, T1 texture of the brain. Air has none: it is dark.
-NUM_MATERIALS = 6 + len(NUCLEI) + 3
 
 
 @jax.tree_util.register_dataclass

@@ -1,4 +1,4 @@
-"""Which part of the detector does what: train a grid of variants and seeds, compare them, write a page."""
+"""What each part of the detector does: train a grid of variants and seeds, compare them, write a page."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ from cmb_jax.progress import Say, stopwatch
 from cmb_jax.report.ablation_html import AblationContent, write_ablation_report
 from cmb_jax.report.embedding_plot import EmbeddingMap
 from cmb_jax.report.evaluation_content import FrocLine
-from cmb_jax.research.detections import SubjectSet, detections_of, subject_set
-from cmb_jax.research.embeddings import embedded_of, maps_of, require_scikit_learn
-from cmb_jax.research.runs import (
-    Cost,
-    Grid,
-    Run,
-    Variant,
-    complete,
-    cost_of,
-    other_settings,
-    runs_of,
+from cmb_jax.research.findings import (
+    SubjectSet,
+    detections_of,
+    embedded_of,
+    maps_of,
+    require_scikit_learn,
+    subject_set,
 )
+from cmb_jax.research.runs import Cost, Grid, Run, complete, cost_of, other_settings, runs_of
 from cmb_jax.research.scores import (
     BAND_RATES,
     RunScores,
     Study,
     compare_variants,
+    csv_text,
+    markdown_text,
     score_run,
+    study_tables,
 )
-from cmb_jax.research.tables import csv_text, markdown_text, study_tables
 from cmb_jax.training.run import OPERATING_FP_RATE
 from cmb_jax.training.run_data import phantom_subjects
 
@@ -50,7 +49,7 @@ def prepared_set(name: str, folder: Path | None, grid: Grid, workdir: Path) -> S
     """The subjects of "validation" or "test": those of a folder, else simulated ones kept in the workdir.
 
     Raises:
-      UserError: the folder holds none, or none has a microbleed.
+        UserError: the folder holds none, or none has a microbleed.
     """
     base = grid.variants[0].config
     subjects = phantom_subjects(base, workdir, name) if folder is None else subjects_in(folder)
@@ -61,15 +60,14 @@ def prepared_set(name: str, folder: Path | None, grid: Grid, workdir: Path) -> S
 
 
 def with_one_cache(grid: Grid, workdir: Path) -> Grid:
-    """The grid with its simulated subjects in one place: every run would else simulate its own."""
-
-    def shared(variant: Variant) -> Variant:
+    """The grid with its simulated subjects in one place, so that not every run simulates its own."""
+    variants = []
+    for variant in grid.variants:
         phantom = variant.config.phantom
-        cache = phantom.cache_dir or str(workdir / "phantoms")
-        phantom = dataclasses.replace(phantom, cache_dir=cache)
-        return dataclasses.replace(variant, config=dataclasses.replace(variant.config, phantom=phantom))
-
-    return dataclasses.replace(grid, variants=tuple(map(shared, grid.variants)))
+        phantom = dataclasses.replace(phantom, cache_dir=phantom.cache_dir or str(workdir / "phantoms"))
+        config = dataclasses.replace(variant.config, phantom=phantom)
+        variants.append(dataclasses.replace(variant, config=config))
+    return dataclasses.replace(grid, variants=tuple(variants))
 
 
 def froc_lines(study: Study) -> tuple[FrocLine, ...]:
@@ -121,7 +119,7 @@ def write_study(
             embedded = embedded_of(run.weights, test, say)
             maps += [] if embedded is None else maps_of(run.name, embedded)
     tables = study_tables(study, costs)
-    done = sentences(study, validation)
+    summary = sentences(study, validation)
     missing = len(grid.variants) * len(grid.seeds) - len(runs)
     warnings = [f"{missing} runs of the grid are not finished and are left out."] * (missing > 0)
     warnings += [
@@ -131,7 +129,7 @@ def write_study(
     ]
     content = AblationContent(
         title=TITLE,
-        sentences=done,
+        sentences=summary,
         curves=froc_lines(study),
         curve_note=(
             f"Mean over the seeds. Band: 95 % interval of {study.samples} resamples of scans and seeds. "
@@ -148,12 +146,12 @@ def write_study(
         inputs=tuple((run.name, run.weights.name, sha256_file(run.weights)) for run in runs),
         version=cmb_jax.__version__,
     )
-    # made by this command alone, and made anew each time
+    # written by this command alone, anew each time
     atomic_write_text(workdir / "table.csv", csv_text(study), overwrite=True)
     notes = [f"Warning: {warning}" for warning in warnings]
     atomic_write_text(
         workdir / "table.md",
-        markdown_text(TITLE, ["Research use only.", *done, *notes], tables),
+        markdown_text(TITLE, ["Research use only.", *summary, *notes], tables),
         overwrite=True,
     )
     write_ablation_report(workdir / "ablation.html", content, overwrite=True)
@@ -166,16 +164,8 @@ def scores_of(
     scores: dict[str, list[RunScores]] = defaultdict(list)
     for run in runs:
         found = [detections_of(run.weights, subjects, say) for subjects in (validation, test)]
-        scores[run.variant.name].append(
-            score_run(
-                run.name,
-                found[0],
-                validation.truths,
-                found[1],
-                test.truths,
-                max_fp_per_scan=OPERATING_FP_RATE,
-            )
-        )
+        scored = score_run(run.name, found[0], validation.truths, found[1], test.truths, OPERATING_FP_RATE)
+        scores[run.variant.name].append(scored)
     return scores
 
 
@@ -188,20 +178,18 @@ def run_study(
     training: bool = True,
     samples: int = SAMPLES,
 ) -> Study:
-    """Train what is not trained yet, look at the subjects, write the tables and the page.
+    """Train the missing runs, search the subjects, write the tables and the page.
 
     Args:
-      grid: variants and seeds.
-      workdir: of all runs, NAME-seedK each.
-      validation: folder of prepared subjects to choose thresholds by; None: simulated by the configuration.
-      test: likewise, to compare on.
-      training: False makes tables of the finished runs alone.
-      samples: bootstrap resamples.
+        workdir: folder of all runs, NAME-seedK each.
+        validation: folder of prepared subjects to choose thresholds by; None: simulated by the configuration.
+        test: likewise, to compare on.
+        training: False: only the finished runs are compared.
 
     Raises:
-      UserError: folders that hold other runs, subjects that cannot be used, or no finished reference.
+        UserError: folders that hold other runs, subjects that cannot be used, or no finished reference.
     """
-    # all that can be wrong is looked at before hours are spent on training
+    # whatever can be wrong is checked before hours are spent on training
     require_scikit_learn()
     if samples < 1:
         raise UserError(f"--samples {samples}: give 1 or more")

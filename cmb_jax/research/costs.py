@@ -1,7 +1,9 @@
 """What one device of a compiled program does in one call, loops counted as often as they run.
 
-The text of the compiled program (HLO) is read into computations, instructions and shapes; floating-point
-operations are counted instruction by instruction, a multiply-add being two.
+XLA's own `cost_analysis()` is not enough here: it counts the body of a loop once however often it runs (a
+step that accumulates is such a loop), counts nothing for our own kernels on CPUs, and gives only sums, which
+show neither the time of each instruction nor the messages between devices. So the text of the
+compiled program (HLO) is read; `tests/research/test_costs.py` holds the counts to XLA's where both count.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ _BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+# ROOT %name = shapes opcode(operands), attributes
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(([^)]*)\)(.*)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,17 +35,19 @@ class Shape:
     @property
     def bytes(self) -> float:
         """Without the padding of a device's layout."""
-        return math.prod(self.sizes) * _bits(self.dtype) / 8
+        digits = re.search(r"\d+", self.dtype)
+        bits = _BITS.get(self.dtype, int(digits[0]) if digits else 0)
+        return math.prod(self.sizes) * bits / 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Instruction:
     """One line of a computation."""
 
-    name: str
     opcode: str
     results: tuple[Shape, ...]  # several where the result is a tuple
     operands: tuple[str, ...]  # names of instructions of the same computation
+    operand_shapes: tuple[Shape, ...]  # of all operands in turn, tuples flattened
     attributes: str  # the rest of the line
     is_root: bool
 
@@ -51,25 +56,17 @@ class Instruction:
         """Of all results."""
         return sum(shape.bytes for shape in self.results)
 
-    def called(self, role: str) -> str | None:
-        """Name of the computation that an attribute such as `body` or `calls` names."""
-        found = re.search(rf"\b{role}=%?([\w.\-]+)", self.attributes)
-        return found[1] if found else None
+    def found(self, pattern: str) -> str:
+        """What the first group of a pattern matches among the attributes; empty if nothing does."""
+        match = re.search(pattern, self.attributes)
+        return match[1] if match else ""
+
+    def called(self, role: str) -> str:
+        """Name of the computation that an attribute such as `body` or `calls` names; empty without one."""
+        return self.found(rf"\b{role}=%?([\w.\-]+)")
 
 
-@dataclasses.dataclass(frozen=True)
-class Computation:
-    """Instructions by name, in order."""
-
-    instructions: dict[str, Instruction]
-
-    def operand_shapes(self, instruction: Instruction) -> list[Shape]:
-        """Shapes of all operands in turn, tuples flattened."""
-        return [shape for name in instruction.operands for shape in self.instructions[name].results]
-
-    def users(self, name: str) -> list[Instruction]:
-        """Instructions that take the result of another."""
-        return [other for other in self.instructions.values() if name in other.operands]
+Computation = dict[str, Instruction]  # by name, in order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,98 +84,68 @@ def parse(text: str) -> Program:
         ValueError: the text has no entry computation.
     """
     computations: dict[str, Computation] = {}
-    entry, name = None, None
-    lines: dict[str, Instruction] = {}
+    entry = None
+    lines: Computation = {}
     for line in text.splitlines():
-        header = _HEADER.match(line)
-        if header:
-            name, lines = header[2], {}
-            entry = name if header[1] else entry
-        elif line.startswith("}") and name is not None:
-            computations[name] = Computation(lines)
-            name = None
-        elif name is not None and (found := _INSTRUCTION.match(line)):
-            lines[found[2]] = _instruction(found[2], found[3], is_root=found[1] is not None)
+        if header := _HEADER.match(line):
+            lines = computations[header[2]] = {}
+            entry = header[2] if header[1] else entry
+        elif found := _INSTRUCTION.match(re.sub(r"/\*.*?\*/", "", line)):
+            root, name, results, opcode, arguments, attributes = found.groups()
+            operands = tuple(_NAME.findall(arguments))  # each stands in a line above
+            lines[name] = Instruction(
+                opcode=opcode,
+                results=tuple(
+                    Shape(dtype, tuple(int(n) for n in sizes.split(",") if n))
+                    for dtype, sizes in _SHAPE.findall(results)
+                ),
+                operands=operands,
+                operand_shapes=tuple(shape for operand in operands for shape in lines[operand].results),
+                attributes=attributes,
+                is_root=root is not None,
+            )
     if entry is None:
         raise ValueError("this is no text of a compiled program: it has no entry computation")
     return Program(computations, entry)
 
 
-def _instruction(name: str, text: str, *, is_root: bool) -> Instruction:
-    text = re.sub(r"/\*.*?\*/", "", text)
-    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
-    kind, call = text[:end], text[end:].lstrip()
-    opening = call.index("(")
-    closing = _closing(call, opening)
-    return Instruction(
-        name=name,
-        opcode=call[:opening],
-        results=tuple(
-            Shape(dtype, tuple(int(n) for n in sizes.split(",") if n))
-            for dtype, sizes in _SHAPE.findall(kind)
-        ),
-        operands=tuple(_NAME.findall(call[opening:closing])),
-        attributes=call[closing + 1 :],
-        is_root=is_root,
-    )
-
-
-def _closing(text: str, opening: int) -> int:
-    """Where the bracket that opens at `opening` is closed."""
-    depth = 0
-    for place in range(opening, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
-        if depth == 0:
-            return place
-    raise ValueError(f"a bracket is not closed in {text[:80]!r}")
-
-
-def _bits(dtype: str) -> int:
-    digits = re.search(r"\d+", dtype)
-    return _BITS[dtype] if dtype in _BITS else int(digits[0]) if digits else 0
-
-
-def operations(instruction: Instruction, computation: Computation, program: Program) -> float:
-    """Of convolutions, matrix products and our own kernels, those inside a fusion included; else 0."""
-    shapes = computation.operand_shapes(instruction)
-    if instruction.opcode == "fusion":
-        inside = program.computations[instruction.called("calls") or ""]
-        return sum(operations(part, inside, program) for part in inside.instructions.values())
-    if instruction.opcode == "convolution":
-        return _convolution(instruction, shapes[0], shapes[1])
-    if instruction.opcode == "dot":
-        contracted = _integers(instruction, "lhs_contracting_dims")
-        return 2 * math.prod(instruction.results[0].sizes) * math.prod(shapes[0].sizes[d] for d in contracted)
-    if instruction.opcode == "custom-call":
-        return _own_kernel(instruction, shapes)
-    return 0.0
-
-
-def _own_kernel(instruction: Instruction, shapes: list[Shape]) -> float:
-    """Operands and results as in `ops.conv`; their kernels take zeros at the border like other values."""
-    found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
-    target = found[1] if found else ""
-    result = instruction.results[0].sizes
+def operations(instruction: Instruction, program: Program) -> float:
+    """Of convolutions, matrix products and our own kernels, also those inside a fusion; else 0."""
+    shapes, opcode = instruction.operand_shapes, instruction.opcode
+    if opcode == "fusion":
+        inside = program.computations[instruction.called("calls")]
+        return sum(operations(part, program) for part in inside.values())
+    if opcode == "convolution":
+        return _convolution(instruction)
+    if opcode == "dot":
+        contracted = instruction.found(r"lhs_contracting_dims={([\d,]*)}").split(",")
+        summed = math.prod(shapes[0].sizes[int(axis)] for axis in contracted if axis)
+        return 2 * math.prod(instruction.results[0].sizes) * summed
+    # operands and results as in `ops.conv`; the kernels multiply the zeros at the border like other values
+    target = instruction.found(r'custom_call_target="([^"]*)"')
     if target == library.CONVOLUTION:
-        return 2 * math.prod(result[:4]) * math.prod(shapes[2].sizes)
+        return 2 * math.prod(instruction.results[0].sizes[:4]) * math.prod(shapes[2].sizes)
     if target == library.KERNEL_GRADIENT:
-        return 2 * math.prod(shapes[1].sizes[:4]) * math.prod(result)
+        return 2 * math.prod(shapes[1].sizes[:4]) * math.prod(instruction.results[0].sizes)
     return 0.0
 
 
-def _convolution(instruction: Instruction, left: Shape, right: Shape) -> float:
-    """Products of values, not of padding or of holes."""
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
-    if labels is None:
-        raise ValueError(f"{instruction.name}: a convolution without dim_labels")
-    lhs, rhs, out = labels[1], labels[2], labels[3]
+def _convolution(instruction: Instruction) -> float:
+    """Products of values, not of padding or of holes.
+
+    Along each axis of space an output and a tap of the kernel meet a value of the input where their place, in
+    the input with holes between its values (lhs_dilate), is inside it and no hole; such pairs are counted.
+    The gradients of a convolution are convolutions with holes or with a kernel as large as an image, for
+    which outputs times kernel size would be far too many.
+    """
+    left, right = instruction.operand_shapes[:2]
+    lhs, rhs, out = re.split("_|->", instruction.found(r"dim_labels=(\w+_\w+->\w+)"))
     result = instruction.results[0].sizes
     space = sorted(label for label in lhs if label.isdigit())
-    size = _window(instruction, "size", len(space), 1)
-    stride = _window(instruction, "stride", len(space), 1)
-    holes_left = _window(instruction, "lhs_dilate", len(space), 1)
-    holes_right = _window(instruction, "rhs_dilate", len(space), 1)
-    before = _window(instruction, "pad", len(space), 0)
+    size, stride, holes_left, holes_right, before = (
+        _window(instruction, field, len(space), default)
+        for field, default in (("size", 1), ("stride", 1), ("lhs_dilate", 1), ("rhs_dilate", 1), ("pad", 0))
+    )
     pairs = 1
     for axis, label in enumerate(space):
         outputs = np.arange(result[out.index(label)])[:, None] * stride[axis]
@@ -186,20 +153,14 @@ def _convolution(instruction: Instruction, left: Shape, right: Shape) -> float:
         last = (left.sizes[lhs.index(label)] - 1) * holes_left[axis]
         pairs *= int(((place >= 0) & (place <= last) & (place % holes_left[axis] == 0)).sum())
     channels = right.sizes[rhs.index("i")] * result[out.index("f")]
-    groups = re.search(r"batch_group_count=(\d+)", instruction.attributes)
-    batch = left.sizes[lhs.index("b")] / (int(groups[1]) if groups else 1)
+    batch = left.sizes[lhs.index("b")] / int(instruction.found(r"batch_group_count=(\d+)") or 1)
     return 2.0 * batch * channels * pairs
 
 
 def _window(instruction: Instruction, field: str, axes: int, default: int) -> list[int]:
     """A field of `window={size=3x3x3 pad=1_1x1_1x1_1}`: the first number of each axis."""
-    found = re.search(rf"window={{[^}}]*\b{field}=([\dx_\-]+)", instruction.attributes)
-    return [int(part.split("_")[0]) for part in found[1].split("x")] if found else [default] * axes
-
-
-def _integers(instruction: Instruction, field: str) -> list[int]:
-    found = re.search(rf"{field}={{([\d,]*)}}", instruction.attributes)
-    return [int(n) for n in found[1].split(",") if n] if found else []
+    text = instruction.found(rf"window={{[^}}]*\b{field}=([\dx_\-]+)")
+    return [int(part.split("_")[0]) for part in text.split("x")] if text else [default] * axes
 
 
 COLLECTIVES = (
@@ -229,7 +190,6 @@ _SLICES = {"dynamic-slice", "slice", "gather"}
 class Operation:
     """An instruction that computes or moves."""
 
-    name: str
     times: int  # how often it runs
     flops: float  # each time
     bytes: float  # read and written, each time
@@ -266,72 +226,56 @@ class Costs:
 
 def costs_of(program: Program, devices: int = 1) -> Costs:
     """Walk through a program of so many devices."""
-    walk = list(_walk(program, program.entry, 1))
+    found: list[Operation] = []
+    messages: list[Collective] = []
+    for instruction, times in _walk(program, program.entry, 1):
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in COLLECTIVES:
+            flops, moved = operations(instruction, program), _bytes(instruction, program)
+            found.append(Operation(times=times, flops=flops, bytes=moved))
+        elif (group := _group(instruction, devices)) > 1:  # a group of one sends nothing
+            held = sum(shape.bytes for shape in instruction.operand_shapes)
+            messages.append(Collective(kind=kind, times=times, bytes=held, devices=group))
     return Costs(
-        operations=tuple(
-            Operation(
-                name=instruction.name,
-                times=times,
-                flops=operations(instruction, computation, program),
-                bytes=_bytes(instruction, computation, program),
-            )
-            for instruction, computation, times in walk
-            if _collective(instruction) is None
-        ),
-        collectives=tuple(
-            Collective(
-                kind=kind,
-                times=times,
-                bytes=sum(shape.bytes for shape in computation.operand_shapes(instruction)),
-                devices=group,
-            )
-            for instruction, computation, times in walk
-            # a group of one sends nothing
-            if (kind := _collective(instruction)) is not None and (group := _group(instruction, devices)) > 1
-        ),
+        operations=tuple(found),
+        collectives=tuple(messages),
         unknown_loops=sum(
-            instruction.opcode == "while" and _trips(instruction) is None
+            instruction.opcode == "while" and not _trips(instruction)
             for computation in program.computations.values()
-            for instruction in computation.instructions.values()
+            for instruction in computation.values()
         ),
     )
 
 
-def _walk(program: Program, name: str, times: int) -> Iterator[tuple[Instruction, Computation, int]]:
+def _walk(program: Program, name: str, times: int) -> Iterator[tuple[Instruction, int]]:
     """Instructions that compute or move something, with how often they run."""
-    computation = program.computations[name]
-    for instruction in computation.instructions.values():
+    for instruction in program.computations[name].values():
         opcode = instruction.opcode
         if opcode in _FREE or opcode.endswith(("-done", "-update")):
             continue
         if opcode == "while":
-            yield from _walk(program, instruction.called("body") or "", times * (_trips(instruction) or 1))
+            trips = int(_trips(instruction) or 1)
+            yield from _walk(program, instruction.called("body"), times * trips)
         elif opcode in ("call", "async-start"):
-            inner = instruction.called("to_apply") or instruction.called("calls") or ""
+            inner = instruction.called("to_apply") or instruction.called("calls")
             yield from _walk(program, inner, times)
         elif opcode == "conditional":
             for branch in _branches(instruction):
                 yield from _walk(program, branch, times)
         else:
-            yield instruction, computation, times
+            yield instruction, times
 
 
-def _trips(loop: Instruction) -> int | None:
-    """How often a loop runs; None if that depends on the data."""
-    known = re.search(r'"known_trip_count":{"n":"(\d+)"', loop.attributes)
-    return int(known[1]) if known else None
+def _trips(loop: Instruction) -> str:
+    """How often a loop runs; empty if that depends on the data."""
+    return loop.found(r'"known_trip_count":{"n":"(\d+)"')
 
 
 def _branches(instruction: Instruction) -> list[str]:
-    found = re.search(r"branch_computations={([^}]*)}", instruction.attributes)
-    if found:
-        return [name.strip().lstrip("%") for name in found[1].split(",")]
+    listed = instruction.found(r"branch_computations={([^}]*)}")
+    if listed:
+        return [name.strip().lstrip("%") for name in listed.split(",")]
     return [name for role in ("true_computation", "false_computation") if (name := instruction.called(role))]
-
-
-def _collective(instruction: Instruction) -> str | None:
-    kind = instruction.opcode.removesuffix("-start")
-    return kind if kind in COLLECTIVES else None
 
 
 def _group(instruction: Instruction, devices: int) -> int:
@@ -349,38 +293,38 @@ def _group(instruction: Instruction, devices: int) -> int:
     return devices
 
 
-def _bytes(instruction: Instruction, computation: Computation, program: Program) -> float:
+def _bytes(instruction: Instruction, program: Program) -> float:
     """Read and written; of an array that is only cut into or written to in part, that part."""
-    shapes = computation.operand_shapes(instruction)
-    opcode = instruction.opcode
+    shapes, opcode = instruction.operand_shapes, instruction.opcode
     if opcode in _SLICES:
         return 2 * instruction.result_bytes
     if opcode in ("dynamic-update-slice", "scatter"):
         return 2 * shapes[-1 if opcode == "scatter" else 1].bytes
     if opcode == "fusion":
-        return _fusion_bytes(instruction, computation, program)
+        return _fusion_bytes(program.computations[instruction.called("calls")])
     return instruction.result_bytes + sum(shape.bytes for shape in shapes)
 
 
-def _fusion_bytes(instruction: Instruction, computation: Computation, program: Program) -> float:
-    inside = program.computations[instruction.called("calls") or ""]
+def _fusion_bytes(inside: Computation) -> float:
+    """Of a fusion's inputs and result alone: what passes between its instructions stays in registers."""
     total = 0.0
-    for part in inside.instructions.values():
+    for name, part in inside.items():
         if part.opcode == "parameter":
-            total += _read(part, inside)
+            total += _read(name, inside)
         elif part.is_root:
             updated = part.opcode == "dynamic-update-slice"
-            total += inside.operand_shapes(part)[1].bytes if updated else part.result_bytes
+            total += part.operand_shapes[1].bytes if updated else part.result_bytes
     return total
 
 
-def _read(parameter: Instruction, inside: Computation) -> float:
+def _read(parameter: str, inside: Computation) -> float:
     """Bytes of a fusion's input that are read."""
-    users = inside.users(parameter.name)
-    if users and all(user.opcode in _SLICES and user.operands[0] == parameter.name for user in users):
-        return sum(user.result_bytes for user in users)
-    if users and all(
-        user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name for user in users
-    ):
-        return 0.0
-    return parameter.result_bytes
+    # A fusion reads what its instructions ask for: of an input that is only sliced, the slices; of one that
+    # is only updated in place, nothing. This is what loops over slices of a large array look like.
+    users = [other for other in inside.values() if parameter in other.operands]
+    if users and all(user.operands[0] == parameter for user in users):
+        if all(user.opcode in _SLICES for user in users):
+            return sum(user.result_bytes for user in users)
+        if all(user.opcode == "dynamic-update-slice" for user in users):
+            return 0.0
+    return inside[parameter].result_bytes

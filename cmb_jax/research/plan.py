@@ -1,13 +1,12 @@
 """A training step on a mesh of devices: what it costs each of them and how long it should take.
 
-The programs of training and inference are lowered and compiled without values. Their time on a device is the
-sum over instructions of what the roofline allows.
+The step is lowered and compiled without values. Its time on a device is the sum over instructions of what the
+roofline allows.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections import Counter
 from typing import Any
@@ -16,14 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from cmb_jax.config import Config
 from cmb_jax.detector.anchors import Truths
 from cmb_jax.detector.network import training_gflop
 from cmb_jax.devices import ACCELERATORS, Hardware, measured_cpu
-from cmb_jax.errors import UserError
 from cmb_jax.research.costs import Collective, Costs, costs_of, parse
 from cmb_jax.training.detector import DeviceBatch, batch_shardings, init_state, make_step
 from cmb_jax.training.sharding import make_mesh, replicated
@@ -32,32 +29,8 @@ from cmb_jax.training.state import TrainState
 PLATFORMS = ("cuda", "tpu")
 
 
-def tpu_mesh(data: int, space: int, topology: str) -> Mesh:
-    """A mesh of TPUs that are not there, to compile for; needs the package libtpu.
-
-    Args:
-        data: devices that share the batch.
-        space: devices that share the depth.
-        topology: such as "v5e:2x4", of data * space devices.
-
-    Raises:
-        UserError: libtpu is not installed or knows no such topology.
-    """
-    # libtpu asks the cloud's server who it is unless it is told
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    try:
-        devices = topologies.get_topology_desc(topology, platform="tpu").devices
-    except (RuntimeError, ImportError, ValueError, jax.errors.JaxRuntimeError) as error:
-        raise UserError(
-            f"no compiler for the TPU slice {topology} ({str(error).splitlines()[0]}): "
-            "pip install 'cmb-jax[tpu-check]'"
-        ) from error
-    return Mesh(np.array(devices).reshape(data, space), ("data", "space"), axis_types=(AxisType.Auto,) * 2)
-
-
 def step_arguments(config: Config, mesh: Mesh) -> tuple[TrainState, DeviceBatch]:
-    """State and batch as shapes, types and places on the mesh; nothing is allocated."""
+    """State and batch as shapes, types and shardings; nothing is allocated."""
     data = config.data
     z, y, x = data.patch_shape
     batch, truths = data.batch_size, data.max_truths
@@ -89,9 +62,9 @@ def export_step(
 
     Args:
         config: the experiment; `data.batch_size` is of the whole mesh.
-        mesh: its shape alone counts, its devices may be simulated.
+        mesh: only its shape counts, its devices may be simulated.
         platforms: "cuda", "tpu".
-        anywhere: let it be called on any platform, such as to compile an accelerator's program here.
+        anywhere: allow calls on any platform, so that an accelerator's program can be compiled here.
     """
     checks = [export.DisabledSafetyCheck.platform()] if anywhere else []
     exporter = export.export(make_step(config, mesh), platforms=platforms, disabled_checks=checks)
@@ -99,27 +72,27 @@ def export_step(
 
 
 def compile_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
-    """The training step for the devices of the mesh: this machine's, or ones of `tpu_mesh`."""
+    """The training step for the devices of the mesh."""
     return make_step(config, mesh).lower(*step_arguments(config, mesh)).compile()
 
 
 def compile_accelerator_step(config: Config, mesh: Mesh, platform: str = "tpu") -> jax.stages.Compiled:
-    """The step that an accelerator is given, partitioned over the mesh and compiled by this machine's XLA.
+    """The step as accelerators get it, partitioned over the mesh and compiled by this machine's XLA.
 
-    Partitioning, and with it the messages, comes before the part of the compiler that knows the device;
-    fusion and layout are those of a processor.
+    Partitioning, and with it the messages, comes before the compiler's device-specific part; fusion and
+    layout are those of a processor.
     """
     exported = export_step(config, mesh, (platform,), anywhere=True)
     call = jax.jit(exported.call, donate_argnums=0)
     return call.lower(*step_arguments(config, mesh)).compile()
 
 
+# What is reached of the stated memory and link bandwidth; assumed.
 BANDWIDTH_SHARE = 0.8
-"""Of the stated memory and link bandwidth."""
+# Of one collective, on top of its bytes; assumed.
 LATENCY_S = 5e-6
-"""Of one collective, besides its bytes; assumed."""
 
-# Share of the whole array that passes each device's link, in a ring of n devices, over what it held before.
+# Bytes over each device's link in a ring of n devices, per byte that the device held before.
 _RING = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: n - 1,
@@ -133,9 +106,9 @@ _RING = {
 class Seconds:
     """Predicted seconds of one call."""
 
-    computing: float  # on instructions that the peak of operations bounds
-    moving: float  # on instructions that the memory bounds
-    messages: float  # none of which is hidden behind the rest
+    computing: float  # of instructions bounded by the peak of operations
+    moving: float  # of instructions bounded by the memory
+    messages: float  # none hidden behind computation
 
     @property
     def total(self) -> float:
@@ -144,13 +117,10 @@ class Seconds:
 
 
 def predict(costs: Costs, hardware: Hardware, precision: str) -> Seconds:
-    """Each instruction takes max(operations / (share of peak), bytes / (share of bandwidth)).
-
-    Args:
-        costs: of one device.
-        hardware: its peaks.
-        precision: of training, see `config.TrainConfig`.
-    """
+    """Each instruction takes max(operations / (share of peak), bytes / (share of bandwidth))."""
+    # A device computes and moves at the same time, so an instruction takes the longer of the two. Summing
+    # over instructions, not over the program, keeps a memory-bound one from hiding behind a compute-bound
+    # one.
     peak = hardware.flops_share * hardware.flops(precision)
     bandwidth = BANDWIDTH_SHARE * hardware.memory_bandwidth
     computing = moving = 0.0
@@ -219,7 +189,7 @@ class StepPlan:
 
 
 def plan_step(config: Config, mesh: tuple[int, int], hardware: str) -> StepPlan:
-    """Compile a step for the mesh and for a single device, and read both programs.
+    """Compile a step for the mesh and for a single device, and read the costs of both programs.
 
     Args:
         config: the experiment; `data.batch_size` counts for each of the devices that share the batch.
@@ -229,11 +199,11 @@ def plan_step(config: Config, mesh: tuple[int, int], hardware: str) -> StepPlan:
     Raises:
         UserError: fewer devices than the mesh needs, or a batch that `train.accumulate` does not divide.
     """
-    whole = dataclasses.replace(config.data, batch_size=config.data.batch_size * mesh[0])
-    config = dataclasses.replace(config, data=whole)
+    data = dataclasses.replace(config.data, batch_size=config.data.batch_size * mesh[0])
+    config = dataclasses.replace(config, data=data)
     device = measured_cpu() if hardware == CPU else ACCELERATORS[hardware]
-    costs, memory = _read(config, mesh, hardware)
-    alone = costs if mesh == (1, 1) else _read(config, (1, 1), hardware)[0]
+    costs, memory = _costs(config, mesh, hardware)
+    single = costs if mesh == (1, 1) else _costs(config, (1, 1), hardware)[0]
     precision = config.train.precision
     params = step_arguments(config, make_mesh())[0].params
     return StepPlan(
@@ -244,11 +214,12 @@ def plan_step(config: Config, mesh: tuple[int, int], hardware: str) -> StepPlan:
         costs=costs,
         memory=memory,
         seconds=predict(costs, device, precision),
-        one_device_seconds=predict(alone, device, precision),
+        one_device_seconds=predict(single, device, precision),
     )
 
 
-def _read(config: Config, shape: tuple[int, int], hardware: str) -> tuple[Costs, Memory]:
+def _costs(config: Config, shape: tuple[int, int], hardware: str) -> tuple[Costs, Memory]:
+    """What one device of a mesh does in a step, and the memory that it needs."""
     mesh = make_mesh(*shape)
     if hardware == CPU:
         compiled = compile_step(config, mesh)

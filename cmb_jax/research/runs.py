@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from cmb_jax.errors import UserError
 from cmb_jax.io.outside import a_number, read_json_object, reading
 from cmb_jax.io.tables import read_rows
 from cmb_jax.io.weights import named_leaves
+from cmb_jax.progress import Say
 from cmb_jax.training.run import incompatible_changes, train_run
 
 _NAME = re.compile(r"[a-z0-9_.]+(-[a-z0-9_.]+)*")
@@ -44,10 +44,6 @@ class Variant:
         config = dataclasses.replace(self.config, loss=dataclasses.replace(self.config.loss, **loss))
         return Variant(name=f"{self.name}-{suffix}", config=config)
 
-    def with_seed(self, seed: int) -> Config:
-        """The configuration of one run."""
-        return dataclasses.replace(self.config, train=dataclasses.replace(self.config.train, seed=seed))
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
@@ -55,19 +51,18 @@ class Grid:
 
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
-    reference: str = "rpn"
-    """Name of the variant that the others are compared with."""
+    reference: str = "rpn"  # name of the variant that the others are compared with
+    # at which false positives are compared; None: the reference's sensitivity at its operating point
     matched_sensitivity: float | None = None
-    """Sensitivity at which false positives are compared; None: the reference's at its operating point."""
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]
         if len(set(names)) < len(names):
-            raise ValueError(f"two variants of one name among {names}")
+            raise ValueError(f"two variants have the same name among {names}")
         if self.reference not in names:
             raise ValueError(f"the reference {self.reference!r} is none of the variants {names}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds must be some, and differ")
+            raise ValueError("give one seed or more, all different")
         if self.matched_sensitivity is not None and not 0 < self.matched_sensitivity <= 1:
             raise ValueError("matched_sensitivity must be above 0 and at most 1")
         if len({variant.config.data.spacing_mm for variant in self.variants}) > 1:
@@ -93,7 +88,7 @@ def grid_from_file(path: Path) -> Grid:
     """What `get_grid()` of a Python file returns.
 
     Raises:
-      UserError: no such file, or it has no `get_grid` that returns a Grid.
+        UserError: no such file, or it has no `get_grid` that returns a Grid.
     """
     return made_by_file(path, "get_grid", Grid)
 
@@ -117,7 +112,8 @@ class Run:
     @property
     def config(self) -> Config:
         """What it is trained with."""
-        return self.variant.with_seed(self.seed)
+        config = self.variant.config
+        return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=self.seed))
 
     @property
     def weights(self) -> Path:
@@ -126,7 +122,7 @@ class Run:
 
 
 def runs_of(grid: Grid, workdir: Path) -> tuple[Run, ...]:
-    """All runs, the variants of one seed after each other: a study that is cut short has all variants."""
+    """All runs, all variants of one seed before the next: a study that is cut short has every variant."""
     return tuple(
         Run(variant=variant, seed=seed, folder=workdir / f"{variant.name}-seed{seed}")
         for seed in grid.seeds
@@ -135,10 +131,10 @@ def runs_of(grid: Grid, workdir: Path) -> tuple[Run, ...]:
 
 
 def stored_config(run: Run) -> Config | None:
-    """What the folder's run was begun with; None where nothing was begun.
+    """The configuration that the folder's run was started with; None if none was.
 
     Raises:
-      UserError: it is no configuration, or that of another variant or seed.
+        UserError: it is not a configuration, or that of another variant or seed.
     """
     path = run.folder / "config.json"
     if not path.exists():
@@ -146,7 +142,7 @@ def stored_config(run: Run) -> Config | None:
     stored = read_config(path, "move the folder away, or use the version that wrote it")
     wanted = run.config
     differs = incompatible_changes(stored, wanted)
-    # a loss of one's own is no object when it is read from a file
+    # a user's own loss is not an object when it is read from a file: its values are compared
     theirs, ours = (config_values(config)["loss"] for config in (stored, wanted))
     differs += ["another loss"] * (theirs != ours)
     differs += ["another seed"] * (stored.train.seed != wanted.train.seed)
@@ -159,17 +155,17 @@ def stored_config(run: Run) -> Config | None:
 
 
 def is_finished(run: Run) -> bool:
-    """Whether the weights are those of the last step that the run itself was begun for.
+    """Whether the weights are those of the last step that the run was started for.
 
     Raises:
-      UserError: see `stored_config`.
+        UserError: see `stored_config`.
     """
     stored, record = stored_config(run), _record(run)
     return stored is not None and record is not None and record.get("steps", 0) >= stored.train.steps
 
 
 def other_settings(run: Run) -> tuple[str, ...]:
-    """Dotted names of what a run was begun with and what the grid says otherwise, beside names of files."""
+    """Dotted names of settings in which a run differs from the grid, names of files left out."""
     stored = stored_config(run)
     if stored is None:
         return ()
@@ -178,18 +174,16 @@ def other_settings(run: Run) -> tuple[str, ...]:
     return tuple(name for name in ours if ours[name] != theirs[name] and not name.startswith(aside))
 
 
-def complete(runs: tuple[Run, ...], say: Callable[[str], None], *, training: bool) -> tuple[Run, ...]:
+def complete(runs: tuple[Run, ...], say: Say, *, training: bool) -> tuple[Run, ...]:
     """Train what is not finished; returns the finished runs.
 
     Args:
-      runs: all of the grid.
-      say: is told what is done with each run.
-      training: False leaves out what is not finished.
+        training: False leaves out what is not finished.
 
     Raises:
-      UserError: a folder holds another run, or a training cannot go on.
+        UserError: a folder holds another run, or a training cannot go on.
     """
-    states = [(run, is_finished(run)) for run in runs]  # all looked at before hours are spent on the first
+    states = [(run, is_finished(run)) for run in runs]  # all checked before hours are spent on the first
     finished = []
     for run, done in states:
         if done:
@@ -209,13 +203,13 @@ def complete(runs: tuple[Run, ...], say: Callable[[str], None], *, training: boo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a run took."""
+    """What a run costs."""
 
     parameters: int
     parameters_at_inference: int
     gflop: float  # convolutions of the forward pass of one training patch, a multiply-add being two
     steps: int
-    seconds_a_step: float  # median of the run's log; NaN without a log
+    seconds_per_step: float  # median of the run's log; NaN without a log
     hours: float  # all steps of the log, validation left out
 
 
@@ -231,13 +225,13 @@ def cost_of(run: Run) -> Cost:
         parameters_at_inference=sum(n for name, n in sizes.items() if not name.startswith(TRAINING_ONLY)),
         gflop=forward_gflop(template.shapes(), config.data.patch_shape),
         steps=int(record.get("steps", 0)),
-        seconds_a_step=seconds,
+        seconds_per_step=seconds,
         hours=hours,
     )
 
 
 def _times(path: Path) -> tuple[float, float]:
-    """Median seconds per step and hours of all steps by a run's log; a run that was stopped repeats some."""
+    """Median seconds per step and hours of all steps by a run's log; a run that was stopped repeats steps."""
     if not path.exists():
         return float("nan"), 0.0
     rates: dict[int, float] = {}

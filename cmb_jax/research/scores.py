@@ -1,4 +1,4 @@
-"""What the runs of each variant found, over seeds and scans, and whether variants differ.
+"""What the runs of each variant found, over seeds and scans, whether variants differ, and the tables of that.
 
 Hit: centers less than 3 mm apart, one to one (Hungarian). Each run's threshold is chosen on the validation
 subjects; everything else is of the test subjects. Intervals: scans and seeds are both drawn with replacement,
@@ -8,34 +8,40 @@ the same scans for every variant.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cmb_jax.evaluation.froc import FROC_RATES, FrocEvents, choose_threshold, collect_events, froc_curve
-from cmb_jax.evaluation.matching import CENTER3, events, match, pairs_of
-from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
+from cmb_jax.evaluation.breakdown import MIMIC_REACH_MM, UNNAMED
+from cmb_jax.evaluation.froc import FROC_RATES, FrocEvents, choose_threshold, froc_curve
+from cmb_jax.evaluation.matching import CENTER3, froc_events, match, pairs_of
+from cmb_jax.evaluation.records import SubjectTruth
 from cmb_jax.evaluation.statistics import (
     METRICS,
     Counts,
     Estimate,
     PairedDifference,
     count_metrics,
+    estimate_text,
     estimates,
     fp_at_sensitivity,
     froc_metrics,
     paired_differences,
     resample_weights,
 )
-from cmb_jax.research.detections import SetDetections
+from cmb_jax.io.tables import table_text
+from cmb_jax.report.evaluation_content import Table
+from cmb_jax.research.findings import SetDetections
+from cmb_jax.research.runs import Cost
 
 BAND_RATES: tuple[float, ...] = tuple(np.geomspace(0.125, 8.0, 49).tolist())
 AVERAGE_PRECISION = "average_precision"
 FP_MATCHED = "fp_per_scan_at_matched_sensitivity"
 AT_RATES: tuple[str, ...] = tuple(f"sensitivity_at_{rate:g}_fp" for rate in FROC_RATES)
+# Metrics in the order of the tables.
 NAMES: tuple[str, ...] = (*METRICS, *AT_RATES, AVERAGE_PRECISION, FP_MATCHED)
-"""Metrics in the order of the tables."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +81,7 @@ class VariantScores:
     band: tuple[Estimate, ...]  # sensitivity at `BAND_RATES`
 
     def false_positives(self, kind: str) -> float:
-        """Of one kind a scan at the operating point, mean over the seeds."""
+        """Of one kind, per scan at the operating point, mean over the seeds."""
         scans = len(self.runs[0].counts.lesions)
         return sum(run.false_positives[kind] for run in self.runs) / len(self.runs) / scans
 
@@ -100,11 +106,12 @@ def score_run(
     test_truths: Sequence[SubjectTruth],
     max_fp_per_scan: float,
 ) -> RunScores:
-    """Threshold by the validation subjects (the highest sensitivity at no more than so many false positives a
-    scan), counts and events of the test subjects."""
-    threshold = choose_threshold(
-        froc_curve(_events(validation.scans, validation_truths)), max_fp_per_scan=max_fp_per_scan
-    )
+    """Threshold by the validation subjects, counts and events of the test subjects.
+
+    The threshold gives the highest sensitivity at no more than `max_fp_per_scan`.
+    """
+    curve = froc_curve(froc_events(CENTER3, validation.scans, validation_truths))
+    threshold = choose_threshold(curve, max_fp_per_scan)
     tp, fp, names = [], [], Counter[str]()
     for found, kinds, truth in zip(test.scans, test.mimics, test_truths, strict=True):
         kept = found.scores >= threshold
@@ -117,17 +124,9 @@ def score_run(
         name=name,
         threshold=threshold,
         counts=Counts(tp=np.array(tp), fp=np.array(fp), lesions=lesions),
-        events=_events(test.scans, test_truths),
+        events=froc_events(CENTER3, test.scans, test_truths),
         false_positives=names,
     )
-
-
-def _events(scans: Sequence[SubjectDetections], truths: Sequence[SubjectTruth]) -> FrocEvents:
-    happened = [
-        events(pairs_of(CENTER3, found, truth), found.scores)
-        for found, truth in zip(scans, truths, strict=True)
-    ]
-    return collect_events(happened, [len(truth.centers_mm) for truth in truths])
 
 
 def compare_variants(
@@ -141,39 +140,33 @@ def compare_variants(
     """Means over seeds, intervals over seeds and scans, differences from the reference.
 
     Args:
-      runs: by variant, all on the same test scans.
-      reference: one of the variants.
-      matched_sensitivity: at which false positives are compared; None: the reference's mean sensitivity at
-        its operating points.
-      samples: resamples.
-      seed: of the resampling.
+        runs: by variant, all on the same test scans.
+        matched_sensitivity: at which false positives are compared; None: the reference's mean sensitivity at
+            its operating points.
     """
     lesions = runs[reference][0].counts.lesions
-    scans = len(lesions)
-    once = np.ones((1, scans), int)
+    once = np.ones((1, len(lesions)), int)
     if matched_sensitivity is None:
         found = [count_metrics(run.counts, once)[0, 0] for run in runs[reference]]
         matched_sensitivity = float(np.mean(found))
-    weights = np.concatenate(list(resample_weights(scans, samples, seed)))
-
-    def values(name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Metrics of each seed (K, N) and of each resample (B, N)."""
-        each = np.stack([run.metrics(once, matched_sensitivity)[0] for run in runs[name]])
-        resampled = np.stack([run.metrics(weights, matched_sensitivity) for run in runs[name]], axis=1)
-        count = len(each)
-        drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
-        # a seed that was not drawn may be undefined
-        counting = np.where(drawn[..., None] > 0, resampled, 0.0)
-        return each, (drawn[..., None] * counting).sum(axis=1) / count
-
-    base, base_resampled = values(reference)
-    found_variants = []
-    for name in (reference, *(other for other in runs if other != reference)):
-        each, resampled = (base, base_resampled) if name == reference else values(name)
+    # The same draws of scans for every variant and seed make the differences paired: a hard scan that was
+    # drawn often is hard for all of them.
+    weights = np.concatenate(list(resample_weights(len(lesions), samples, seed)))
+    # of each seed (K, N) and of each resample (B, N), by variant
+    values = {
+        name: (
+            np.stack([run.metrics(once, matched_sensitivity)[0] for run in runs[name]]),
+            _over_drawn_seeds([run.metrics(weights, matched_sensitivity) for run in runs[name]], seed),
+        )
+        for name in (reference, *(other for other in runs if other != reference))
+    }
+    base, base_resampled = values[reference]
+    variants = []
+    for name, (each, resampled) in values.items():
         means = estimates(each.mean(axis=0), resampled)
         differences = paired_differences(each.mean(axis=0) - base.mean(axis=0), resampled - base_resampled)
         deviation = each.std(axis=0, ddof=1) if len(each) > 1 else np.full(each.shape[1], np.nan)
-        found_variants.append(
+        variants.append(
             VariantScores(
                 name=name,
                 runs=tuple(runs[name]),
@@ -189,10 +182,228 @@ def compare_variants(
             )
         )
     return Study(
-        variants=tuple(found_variants),
+        variants=tuple(variants),
         reference=reference,
         matched_sensitivity=matched_sensitivity,
-        scans=scans,
+        scans=len(lesions),
         lesions=int(lesions.sum()),
         samples=samples,
     )
+
+
+def _over_drawn_seeds(metrics: Sequence[np.ndarray], seed: int) -> np.ndarray:
+    """Means (B, N) over seeds drawn with replacement in each resample, from (B, N) of each of K seeds."""
+    values, count = np.stack(metrics, axis=1), len(metrics)
+    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=len(values))
+    # A seed that was not drawn may be undefined: 0 times NaN would spoil the sum.
+    drawn = np.where(times[..., None] > 0, values, 0.0)
+    return (times[..., None] * drawn).sum(axis=1) / count
+
+
+_COMPARED = (FP_MATCHED, "sensitivity", "fp_per_scan", "sensitivity_at_1_fp", "sensitivity_at_2_fp")
+_TITLES = {
+    "sensitivity": "sensitivity",
+    "fp_per_scan": "FP per scan",
+    "precision": "precision",
+    "f1": "F1",
+    FP_MATCHED: "FP per scan at matched sensitivity",
+    AVERAGE_PRECISION: "average precision",
+    **{name: f"sensitivity at {rate:g} FP" for name, rate in zip(AT_RATES, FROC_RATES, strict=True)},
+}
+
+
+def _metric_text(metric: Metric, digits: int = 3) -> str:
+    """Mean, deviation over seeds and interval, as in `0.812 ± 0.010 [0.750, 0.861]`."""
+    text = estimate_text(metric.mean, digits)
+    if math.isnan(metric.deviation) or math.isnan(metric.mean.value):
+        return text
+    value, space, interval = text.partition(" ")
+    return f"{value} ± {metric.deviation:.{digits}f}{space}{interval}"
+
+
+def _p_text(p_value: float) -> str:
+    return "-" if math.isnan(p_value) else f"{p_value:.3f}"
+
+
+def study_tables(study: Study, costs: Mapping[str, Sequence[Cost]]) -> tuple[Table, ...]:
+    """All tables.
+
+    Args:
+      study: what was found.
+      costs: of each variant's runs.
+    """
+    return (
+        _operating_table(study),
+        _matched_table(study),
+        _froc_table(study),
+        _difference_table(study),
+        _mimic_table(study),
+        _cost_table(study, costs),
+        _run_table(study),
+    )
+
+
+def _spread_note(study: Study) -> str:
+    return (
+        "Mean ± standard deviation over the seeds; in brackets: 95 % interval of "
+        f"{study.samples} resamples of scans and seeds."
+    )
+
+
+def _operating_table(study: Study) -> Table:
+    note = "Each run's threshold was chosen on the validation subjects. " + _spread_note(study)
+    return Table(
+        title="At the operating point",
+        columns=("variant", "seeds", *(_TITLES[name] for name in METRICS)),
+        rows=tuple((each.name, len(each.runs), *_metric_texts(each, METRICS)) for each in study.variants),
+        note=note,
+    )
+
+
+def _metric_texts(variant: VariantScores, names: Sequence[str]) -> list[str]:
+    return [_metric_text(variant.metrics[name], 2 if name == "fp_per_scan" else 3) for name in names]
+
+
+def _matched_table(study: Study) -> Table:
+    def row(variant: VariantScores) -> tuple[str, ...]:
+        metric = variant.metrics[FP_MATCHED]
+        if math.isnan(metric.mean.value):
+            return (variant.name, "not reached by every seed", "-", "-")
+        difference = metric.difference
+        compared = (
+            ("-", "-")
+            if difference is None
+            else (estimate_text(difference.difference, 2), _p_text(difference.p_value))
+        )
+        return (variant.name, _metric_text(metric, 2), *compared)
+
+    return Table(
+        title=f"False positives per scan at sensitivity {study.matched_sensitivity:.3f}",
+        columns=("variant", "FP per scan", f"difference from {study.reference}", "p"),
+        rows=tuple(row(variant) for variant in study.variants),
+        note=(
+            "The fewest false positives at which a run's own curve on the test subjects reaches this "
+            "sensitivity; resamples in which one does not reach it are left out. " + _spread_note(study)
+        ),
+    )
+
+
+def _froc_table(study: Study) -> Table:
+    names = (*AT_RATES, AVERAGE_PRECISION)
+    return Table(
+        title="Sensitivity at false positives per scan (FROC)",
+        columns=("variant", *(f"{rate:g}" for rate in FROC_RATES), "average precision"),
+        rows=tuple((each.name, *_metric_texts(each, names)) for each in study.variants),
+        note="Linear between the curve's points, constant beyond its end. " + _spread_note(study),
+    )
+
+
+def _difference_table(study: Study) -> Table:
+    rows = []
+    for variant in study.variants:
+        for name in (*_COMPARED, AVERAGE_PRECISION):
+            if (difference := variant.metrics[name].difference) is not None:
+                text = estimate_text(difference.difference)
+                rows.append((variant.name, _TITLES[name], text, _p_text(difference.p_value)))
+    return Table(
+        title=f"Differences from {study.reference}",
+        columns=("variant", "metric", "difference", "p"),
+        rows=tuple(rows),
+        note=(
+            f"Paired bootstrap: the same {study.samples} draws of scans for both, seeds drawn as well; p is "
+            "two-sided and not corrected for the number of comparisons."
+        ),
+    )
+
+
+def _mimic_table(study: Study) -> Table:
+    kinds = sorted(
+        {kind for variant in study.variants for run in variant.runs for kind in run.false_positives}
+    )
+    first = study.variants[0]
+    kinds.sort(key=first.false_positives, reverse=True)
+    return Table(
+        title="False positives per scan by mimic",
+        columns=("mimic", *(variant.name for variant in study.variants)),
+        rows=tuple(
+            (kind.replace("_", " "), *(f"{variant.false_positives(kind):.2f}" for variant in study.variants))
+            for kind in kinds
+        ),
+        note=(
+            "At the operating point, mean over the seeds. The mimic whose cell (1 mm) is nearest to the "
+            f"center, within {MIMIC_REACH_MM:g} mm; {UNNAMED}: there is none."
+        ),
+    )
+
+
+def _cost_table(study: Study, costs: Mapping[str, Sequence[Cost]]) -> Table:
+    def row(name: str, runs: Sequence[Cost]) -> tuple[str | float, ...]:
+        seconds = sum(cost.seconds_per_step for cost in runs) / len(runs)
+        hours = sum(cost.hours for cost in runs) / len(runs)
+        of_network = (runs[0].parameters, runs[0].parameters_at_inference, f"{runs[0].gflop:.2f}")
+        return (name, *of_network, runs[0].steps, f"{seconds:.2f}", f"{hours:.2f}")
+
+    return Table(
+        title="Cost",
+        columns=(
+            "variant",
+            "parameters",
+            "of them at inference",
+            "GFLOP per patch",
+            "steps",
+            "seconds per step",
+            "hours",
+        ),
+        rows=tuple(row(variant.name, costs[variant.name]) for variant in study.variants),
+        note=(
+            "GFLOP: convolutions of a forward pass of a training patch. Seconds per step: median of a run's "
+            "log; hours: all its steps, validation left out; both mean over the seeds, on the machine as it "
+            "was, shared or not."
+        ),
+    )
+
+
+def _run_table(study: Study) -> Table:
+    return Table(
+        title="Runs",
+        columns=("run", "threshold", "found", "microbleeds", "false positives", "FP per scan"),
+        rows=tuple(
+            (
+                run.name,
+                f"{run.threshold:.3f}",
+                int(run.counts.tp.sum()),
+                study.lesions,
+                int(run.counts.fp.sum()),
+                f"{run.counts.fp.sum() / study.scans:.2f}",
+            )
+            for variant in study.variants
+            for run in variant.runs
+        ),
+        note="Each at its own threshold.",
+    )
+
+
+def csv_text(study: Study) -> str:
+    """One line per variant and metric; a cell is empty where its number is undefined."""
+    columns = ("variant", "metric", "seeds", "mean", "sd", "low", "high")
+    rows = []
+    for variant in study.variants:
+        for name in NAMES:
+            metric = variant.metrics[name]
+            numbers = [metric.mean.value, metric.deviation, metric.mean.low, metric.mean.high]
+            if metric.difference is not None:
+                estimate = metric.difference.difference
+                numbers += [estimate.value, estimate.low, estimate.high, metric.difference.p_value]
+            cells = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
+            rows.append((variant.name, name, len(variant.runs), *cells, *[""] * (8 - len(cells))))
+    return table_text((*columns, "difference", "difference_low", "difference_high", "p"), rows)
+
+
+def markdown_text(title: str, lines: Sequence[str], tables: Sequence[Table]) -> str:
+    """Title, sentences and tables in Markdown."""
+    parts = [f"# {title}", *lines]
+    for table in tables:
+        head = f"| {' | '.join(table.columns)} |\n|{'---|' * len(table.columns)}"
+        rows = [f"| {' | '.join(map(str, row))} |" for row in table.rows]
+        parts.append("\n".join([f"## {table.title}\n", table.note, "", head, *rows]))
+    return "\n\n".join(parts) + "\n"

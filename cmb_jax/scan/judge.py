@@ -43,10 +43,21 @@ _CENTERED = 0.1  # of the range, the median from its middle: high-passed phase
 _DARKEST = 0.62  # 1st percentile, of the 75th
 _NARROW = 0.1  # 25th to 75th percentile, of the 75th
 _MASKED, _EVEN = 0.1, 0.25  # share of zeros; of neighbors that are equal
+# Differences of neighboring slices over those of the next but one, smoothed, as they are and scaled to one
+# mean. The bundled scan gives 0.52 to 0.57, at a signal to noise of 3 up to 0.82, with its slices shuffled
+# 0.93 to 1.08, pairs of them exchanged 0.96, half of them shuffled 0.89 to 1.0.
+_OUT_OF_ORDER = 0.9
+_APART = 0.05  # of the spread of all: smoothed slices of noise differ by less, of heads by 0.1 and more
+_IN_TURN = 2.5  # the same without scaling: every other slice 30 % darker, which crosstalk does not do
+_MOST_EMPTY = 0.1  # share of slices without content between others ...
+_FILLED = 0.3  # ... that hold so much of what the fullest does
 _ENOUGH_VOXELS = 2**22  # of larger images the slices in the middle tell
 _LEAST_CORRELATION = 0.1  # of neighbors: less is noise; a brain alone at a signal to noise of 5 has 0.3
 _LEAST_COHERENCE = 0.4  # of neighboring phases in tissue
 _BLOCK = 8  # voxels; within them a phase may turn evenly
+# Correlation of the steps in two images of one scan: 0.4 and more however smoothed; mirrored or of another
+# head at most 0.08, other contrasts less than 0.
+_LEAST_IN_COMMON = 0.15
 _SAME = 0.98  # correlation of two images that are one
 
 
@@ -103,8 +114,9 @@ def judge_grid(volume: Volume, *, head: bool = True) -> Judgement:
 
 def judge_intensity(data: np.ndarray) -> Judgement:
     """Whether values (X, Y, Z) can be those of a susceptibility-weighted or magnitude image."""
-    reason = _other_than_intensity(data[_middle(data)])
-    return Judgement(reasons=() if reason is None else (reason,))
+    middle = data[_middle(data)]
+    reason = _other_than_intensity(middle)
+    return _of_slices(data, middle) if reason is None else Judgement(reasons=(reason,))
 
 
 def judge_phase(data: np.ndarray, radians: np.ndarray, intensity: np.ndarray) -> Judgement:
@@ -126,8 +138,25 @@ def judge_phase(data: np.ndarray, radians: np.ndarray, intensity: np.ndarray) ->
         return Judgement(reasons=("it holds labels or a mask, no phase",))
     if tissue.any() and abs(_correlation(data[tissue], intensity[tissue])) > _SAME:
         return Judgement(reasons=("it holds the values of the SWI, no phase",))
+    if fills(data) and not _wraps(data):
+        return Judgement(reasons=("its values never go from one end of their range to the other: no phase",))
     if coherence(radians, tissue) < _LEAST_COHERENCE:
         return Judgement(warnings=("it is noise: neighboring voxels of the tissue have no common phase",))
+    return Judgement()
+
+
+def judge_magnitude(data: np.ndarray, intensity: np.ndarray) -> Judgement:
+    """Whether a magnitude shows what an intensity image on the same grid shows; both (X, Y, Z).
+
+    Detail tells: bias fields, masks and smoothing leave it.
+    """
+    middle = _middle(intensity)
+    data, intensity = data[middle], intensity[middle]
+    tissue = intensity > 0.5 * np.percentile(intensity[intensity > 0], 75)
+    both = tissue[2:] & tissue[:-2]
+    steps = [(image[2:] - image[:-2])[both] for image in (data, intensity)]
+    if both.any() and _correlation(*steps) < _LEAST_IN_COMMON:
+        return Judgement(reasons=("it does not show what the SWI shows: another scan, moved or turned",))
     return Judgement()
 
 
@@ -143,12 +172,12 @@ def coherence(radians: np.ndarray, tissue: np.ndarray) -> float:
 
 def content_bounds(data: np.ndarray) -> np.ndarray:
     """Smallest box of an image (X, Y, Z) beyond which all is zero: (3, 2) half-open; of zeros, all of it."""
-    there = data != 0
+    nonzero = data != 0
     bounds = np.array([[0, size] for size in data.shape])
-    if not there.any():
+    if not nonzero.any():
         return bounds
     for axis in range(3):
-        filled = np.flatnonzero(there.any(axis=tuple(other for other in range(3) if other != axis)))
+        filled = np.flatnonzero(nonzero.any(axis=tuple(other for other in range(3) if other != axis)))
         bounds[axis] = filled[0], filled[-1] + 1
     return bounds
 
@@ -181,6 +210,42 @@ def _other_than_intensity(data: np.ndarray) -> str | None:
     if _neighbor_correlation(data) < _LEAST_CORRELATION:
         return "neighboring voxels have nothing in common: it is noise"
     return None
+
+
+def _of_slices(data: np.ndarray, middle: np.ndarray) -> Judgement:
+    """Whether slices were lost, or lie in another order than they were taken, along any axis."""
+    reasons: list[str] = []
+    warnings: list[str] = []
+    for axis in range(3):
+        filled = np.count_nonzero(data, axis=tuple(other for other in range(3) if other != axis))
+        ends = np.flatnonzero(filled > _FILLED * filled.max())[[0, -1]]
+        empty = int(np.count_nonzero(filled[slice(*ends)] == 0))
+        if empty:
+            said = reasons if empty > _MOST_EMPTY * (ends[1] - ends[0]) else warnings
+            said.append(f"slices without content lie between others ({empty}): what was there is lost")
+        plain, scaled = _unlikeness(np.moveaxis(middle, axis, -1))
+        if min(plain, scaled) > _OUT_OF_ORDER:  # in the air, scaling makes much of little
+            reasons.append("neighboring slices are no more alike than others: they are not in their order")
+        elif plain > _IN_TURN:
+            reasons.append("every other slice has another scale; convert it again from DICOM")
+    return Judgement(reasons=tuple(reasons), warnings=tuple(warnings))
+
+
+def _unlikeness(slices: np.ndarray) -> tuple[float, float]:
+    """How neighbors differ over how every other slice does, (X, Y, Z) along Z; as they are, and scaled."""
+    count = slices.shape[-1]
+    edge = min(2 * _BLOCK, *slices.shape[:2])
+    if count < _BLOCK:
+        return 0.0, 0.0
+    slices = np.clip(slices, *np.percentile(slices, [0.1, 99.9]))
+    smooth = _block_sums(slices, edge).reshape(-1, count) / edge**2
+    if np.abs(smooth[:, 2:] - smooth[:, :-2]).mean() < _APART * slices.std():
+        return 0.0, 0.0  # what is alike throughout has no order
+    ratios = [
+        np.abs(np.diff(each)).mean() / np.abs(each[:, 2:] - each[:, :-2]).mean()
+        for each in (smooth, smooth / np.maximum(smooth.mean(axis=0), np.finfo(np.float32).tiny))
+    ]
+    return float(ratios[0]), float(ratios[1])
 
 
 def _middle(data: np.ndarray) -> tuple[slice, ...]:
@@ -250,10 +315,10 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b) / power if power else 0.0
 
 
-def _block_sums(data: np.ndarray) -> np.ndarray:
-    whole = [size // _BLOCK * _BLOCK for size in data.shape[:2]]
-    cut = data[: whole[0], : whole[1]]
-    return cut.reshape(whole[0] // _BLOCK, _BLOCK, whole[1] // _BLOCK, _BLOCK, -1).sum(axis=(1, 3))
+def _block_sums(data: np.ndarray, edge: int = _BLOCK) -> np.ndarray:
+    x, y = (size // edge for size in data.shape[:2])
+    cut = data[: x * edge, : y * edge]
+    return cut.reshape(x, edge, y, edge, -1).sum(axis=(1, 3))
 
 
 def _shear_deg(affine: np.ndarray) -> float:

@@ -118,19 +118,25 @@ def _sign_of_mask(
     turned = filtered - ndimage.uniform_filter(filtered, _FINE_VOXELS)
     usable = inside & (tissue > 0) & (np.abs(dark) < _LARGEST_DETAIL[0])
     usable &= (np.abs(turned) < _LARGEST_DETAIL[1]) & (np.abs(filtered) < _LARGEST_RAD)
-    slopes, correlations = {}, {}
+    slopes, correlations, of_slice = {}, {}, {}
     for side in (1, -1):
         here = usable & (side * filtered > _LEAST_RAD)
-        x, y = side * turned[here], dark[here]
-        power = float(x @ x)
-        if len(x) < _MIN_VOXELS or not power:
+        x, y = np.where(here, side * turned, 0), np.where(here, dark, 0)
+        products, powers = (x * y).sum(axis=(0, 1)), (x * x).sum(axis=(0, 1))
+        counts, power = np.count_nonzero(here, axis=(0, 1)), float(powers.sum())
+        if counts.sum() < _MIN_VOXELS or not power:
             return None
-        slopes[side] = float(x @ y) / power
-        correlations[side] = float(x @ y) / max((power * float(y @ y)) ** 0.5, 1e-12)
+        slopes[side] = float(products.sum()) / power
+        correlations[side] = float(products.sum()) / max((power * float((y * y).sum())) ** 0.5, 1e-12)
+        of_slice[side] = np.where(counts < _MIN_VOXELS, np.nan, products / np.maximum(powers, 1e-12))
     sign = max(slopes, key=lambda side: slopes[side])
     other = abs(slopes[-sign])
     if slopes[sign] < _MIN_SLOPE or correlations[sign] < _MIN_CORRELATION:
         return None
+    turned_over = (of_slice[-sign] > _MIN_SLOPE) & (of_slice[sign] < _MAX_OTHER_SIDE * of_slice[-sign])
+    if turned_over.any():
+        reason = "the mask of some slices lies on the other side of the phase than that of others"
+        return SignDecision(sign=1, confident=False, reason=reason)
     if other > _MAX_OTHER_SIDE * slopes[sign]:
         return None
     side_name = "positive" if sign > 0 else "negative"

@@ -137,7 +137,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state = self.restore(abstract, mesh, step)
-            # what a damaged file raises depends on the file
+            # what a damaged file raises depends on the file, so that nothing narrower can be caught
             except Exception as error:
                 damaged[step] = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 continue
@@ -164,6 +164,7 @@ class Checkpoints:
                 damaged[step] = "its metrics cannot be read"
         if damaged and len(damaged) == len(steps):
             raise self._nothing_whole(damaged)
+        # no process may move a folder that another one is still reading
         wait_for_all("checkpoints are looked at")
         self._set_aside(damaged)
 

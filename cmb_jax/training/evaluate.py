@@ -55,7 +55,7 @@ from cmb_jax.training.run_data import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationScan:
+class _Scan:
     """One scan with its truth."""
 
     images: ScanImages
@@ -63,26 +63,22 @@ class EvaluationScan:
     truth: SubjectTruth
 
 
-def simulated_scans(config: Config) -> Iterator[EvaluationScan]:
+def _simulated_scans(config: Config) -> Iterator[_Scan]:
     """New simulated subjects with as many lesions as patients have; the phase sign is the protocol's."""
     pack_of = functools.cache(load_pack)
     for index in range(config.phantom.test_subjects):
         seed = config.phantom.test_seed + index
         settings, anatomy = phantom_member(config.phantom, index)
         phantom = simulate_subject(pack_of(anatomy), seed, settings)
-        yield EvaluationScan(
+        yield _Scan(
             images=ScanImages(swi=phantom.swi, phase=phantom.phase, magnitude=phantom.magnitude),
             phase_sign="+1" if phantom.phase_sign > 0 else "-1",
             truth=phantom_truth(phantom, f"seed-{seed}"),
         )
 
 
-def open_test_part(config: Config, workdir: Path) -> OwnData:
-    """The index and its split, after checking that the run has not seen the test part.
-
-    Raises:
-      UserError: a bad index or split, no test cases, or test cases that the run was trained or validated on.
-    """
+def _open_test_part(config: Config, workdir: Path) -> OwnData:
+    """The index and its split; raises UserError if the run has seen some of the test part."""
     own = open_data(config.data)
     for note in own.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -93,7 +89,7 @@ def open_test_part(config: Config, workdir: Path) -> OwnData:
             "see --data.split-file and --data.split-fractions"
         )
     seen = seen_images(workdir)
-    known = [case.case_id for case in cases if seen and _reference_hash(case, own.root) in seen]
+    known = [case.case_id for case in cases if seen and _image_hash(case, own.root) in seen]
     if known:
         raise UserError(
             f"{workdir}: this run was trained or validated on {len(known)} of the {len(cases)} test scans, "
@@ -102,27 +98,22 @@ def open_test_part(config: Config, workdir: Path) -> OwnData:
     return own
 
 
-def _reference_hash(case: Case, root: Path) -> str:
+def _image_hash(case: Case, root: Path) -> str:
     return file_hashes(case, root)[case.images[case.reference]]
 
 
-def own_scans(own: OwnData) -> Iterator[EvaluationScan]:
+def _own_scans(own: OwnData) -> Iterator[_Scan]:
     """The scans of the test part that can be read; the others are named on stderr and left out."""
     for case in own.parts["test"]:
         try:
-            truth, images = case_truth(case, own.root), read_scan(case, own.root)
+            truth, images = _case_truth(case, own.root), read_scan(case, own.root)
         except UserError as error:
             print(f"skipped: {case.case_id}: {str(error).replace(f'{own.root}/', '')}", file=sys.stderr)
             continue
-        yield EvaluationScan(images=images, phase_sign="auto", truth=truth)
+        yield _Scan(images=images, phase_sign="auto", truth=truth)
 
 
-def case_truth(case: Case, root: Path) -> SubjectTruth:
-    """The truth of a case as the evaluation takes it.
-
-    Raises:
-      UserError: see `lesions_of`.
-    """
+def _case_truth(case: Case, root: Path) -> SubjectTruth:
     lesions = lesions_of(case, root)
     volume = None
     if lesions.labels is not None:
@@ -141,7 +132,7 @@ def _status(row: DetectionRow) -> str:
     return CANDIDATE if row.below_operating_point else REJECTED
 
 
-def detections_of(prediction: Prediction, subject: str) -> SubjectDetections:
+def _as_detections(prediction: Prediction, subject: str) -> SubjectDetections:
     """A prediction as the evaluation takes it."""
     rows = prediction.rows
     return SubjectDetections(
@@ -159,33 +150,20 @@ def detections_of(prediction: Prediction, subject: str) -> SubjectDetections:
     )
 
 
-def predict_scan(
-    detector: CmbDetector, scan: EvaluationScan, region_map: RegionMap | None = None
-) -> Prediction:
-    """The whole pipeline on one scan, as a user runs it; `region_map` saves computing it once more.
-
-    Raises:
-      UserError: images that do not belong together.
-    """
+def _predict(detector: CmbDetector, scan: _Scan, region_map: RegionMap | None = None) -> Prediction:
+    """The whole pipeline on one scan, as a user runs it; `region_map` saves computing it once more."""
     images = scan.images
     return detector.predict(
         images.swi, images.phase, images.magnitude, phase_sign=scan.phase_sign, region_map=region_map
     )
 
 
-def evaluate_detector(
-    detector: CmbDetector, scans: Iterable[EvaluationScan], baseline: CmbDetector | None = None
+def _evaluate(
+    detector: CmbDetector, scans: Iterable[_Scan], baseline: CmbDetector | None = None
 ) -> tuple[EvaluationResult, Comparison | None]:
-    """Evaluate on scans, one of which is in memory at a time; a scan that cannot be predicted is left out.
-
-    Args:
-      detector: what is evaluated.
-      scans: with their truth.
-      baseline: another detector to compare with on the same scans.
-
-    Raises:
-      UserError: no scan could be predicted.
-    """
+    """Evaluate on scans, with one in memory at a time; those that cannot be predicted are left out."""
+    # The evaluation pulls detections and truths in turn, so that label volumes are freed scan by scan: a
+    # truth waits until it is asked for, after the detections of the same scan.
     waiting: collections.deque[SubjectTruth] = collections.deque()
     found: list[SubjectDetections] = []
     found_by_baseline: list[SubjectDetections] = []
@@ -194,21 +172,20 @@ def evaluate_detector(
     def detections() -> Iterator[SubjectDetections]:
         for scan in scans:
             try:
-                ours = predict_scan(detector, scan)
-                theirs = None if baseline is None else predict_scan(baseline, scan, ours.region_map)
+                ours = _predict(detector, scan)
+                theirs = None if baseline is None else _predict(baseline, scan, ours.region_map)
             except UserError as error:
                 print(f"skipped: {scan.truth.subject}: {error}", file=sys.stderr)
                 continue
-            found_here = detections_of(ours, scan.truth.subject)
+            found_here = _as_detections(ours, scan.truth.subject)
             if theirs is not None:
                 found.append(found_here)
-                found_by_baseline.append(detections_of(theirs, scan.truth.subject))
+                found_by_baseline.append(_as_detections(theirs, scan.truth.subject))
                 centers.append(dataclasses.replace(scan.truth, volume=None, mimics=None))
             waiting.append(scan.truth)
             yield found_here
 
     def truths() -> Iterator[SubjectTruth]:
-        # asked for after the detections of the same scan
         while waiting:
             yield waiting.popleft()
 
@@ -243,20 +220,20 @@ def evaluate_run(
     detector = CmbDetector.load(ScanOptions(weights=str(weights)))
     other = None if baseline is None else CmbDetector.load(ScanOptions(weights=baseline))
     if config.data.index is None:
-        scans, count = simulated_scans(config), config.phantom.test_subjects
+        scans, count = _simulated_scans(config), config.phantom.test_subjects
         what = "simulated test subjects"
         settings = (
             ("test seeds", f"{config.phantom.test_seed} and following"),
             ("protocols", ", ".join(config.phantom.protocols)),
         )
     else:
-        own = open_test_part(config, workdir)
-        scans, count = own_scans(own), len(own.parts["test"])
+        own = _open_test_part(config, workdir)
+        scans, count = _own_scans(own), len(own.parts["test"])
         what = "own test scans"
         patients = len({case.patient_id for case in own.parts["test"]})
         settings = (("kind of the index", own.index.kind), ("test patients", str(patients)))
     progress = track(scans, "test scans", total=count)
-    result, comparison = evaluate_detector(detector, progress, other)
+    result, comparison = _evaluate(detector, progress, other)
     print(format_table(result))
     if comparison is not None:
         print(comparison_table(comparison))

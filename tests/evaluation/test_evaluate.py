@@ -160,7 +160,7 @@ def test_table_names_everything_that_makes_numbers_comparable(worked):
         "3 scans, 1 of them without microbleeds, 4 microbleeds",
         "warning: look here",
         "score >= 0.5",
-        "scans, those without",
+        "scans, including those",
         "connectivity",
         "bootstrap",
         "pial_vein",

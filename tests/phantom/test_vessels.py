@@ -13,7 +13,7 @@ from cmb_jax.phantom.benchmark import ANATOMIES, PROTOCOL_NAMES
 from cmb_jax.phantom.geometry import Grid
 from cmb_jax.phantom.head import head_maps, pack_anatomy, random_pose
 from cmb_jax.phantom.render import vessel_labels
-from cmb_jax.phantom.simulate import WIDEST, Plan
+from cmb_jax.phantom.simulate import Plan
 from cmb_jax.phantom.types import MimicKind
 from cmb_jax.phantom.vessels import (
     END_ON_RAD,
@@ -158,7 +158,7 @@ def label_pieces(vessels, protocol):
     label = jnp.zeros(grid.shape, jnp.uint8)
     for group in vessels:
         veins = dataclasses.replace(group, valid=group.valid & (group.kind != MimicKind.ARTERY))
-        label = vessel_labels(label, veins, WIDEST, grid=grid)
+        label = vessel_labels(label, veins, grid=grid)
     return pieces(np.asarray(label) > 0, grid.spacing_mm)
 
 

@@ -19,8 +19,8 @@ from cmb_jax.detector.network import Detector
 from cmb_jax.detector.prototype_losses import DistanceCrossEntropy
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import load_bundle
-from cmb_jax.research import ablation, detections, embeddings
-from cmb_jax.research.detections import detections_of, subject_set
+from cmb_jax.research import ablation, findings
+from cmb_jax.research.findings import detections_of, subject_set
 from cmb_jax.research.runs import complete, cost_of, runs_of
 from cmb_jax.training import run_data
 from tests.research.conftest import BASE, finish
@@ -54,8 +54,8 @@ def test_finished_runs_are_adopted_and_tables_made_again_without_inference(
     assert "Research use only" in page.body.text()
     assert str(finished_study) not in first["ablation.html"]
 
-    for module, name in ((detections, "detect"), (embeddings, "loss_function")):
-        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("looked again"))
+    for name in ("detect", "loss_function"):
+        monkeypatch.setattr(findings, name, lambda *_, **__: pytest.fail("looked again"))
     run_study(grid, finished_study, subject_folder)
     assert first == {name: (finished_study / name).read_text() for name in first}
 
@@ -157,7 +157,7 @@ def test_cost_is_of_the_network_and_the_log(grid, finished_study):
     extra = sum(np.size(params["embedding"][name]) for name in ("kernel", "bias")) + params["prototypes"].size
     assert prototypes.parameters - plain.parameters == extra
     assert prototypes.parameters_at_inference == plain.parameters_at_inference == plain.parameters
-    assert plain.seconds_a_step == pytest.approx((0.5 + 0.25) / 2)
+    assert plain.seconds_per_step == pytest.approx((0.5 + 0.25) / 2)
     assert plain.hours == pytest.approx((0.5 + 0.25) / 3600)
     assert plain.gflop == pytest.approx(
         gflop_as_xla_counts(BASE.data.patch_shape, plain_model(grid)), rel=0.25

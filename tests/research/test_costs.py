@@ -108,7 +108,7 @@ ENTRY %main (p: bf16[3,5]) -> (f32[2], bf16[3,5]) {{
 }}
 """
     program = parse(text)
-    root = program.computations["main"].instructions["r"]
+    root = program.computations["main"]["r"]
     assert root.results == (Shape("f32", (2,)), Shape("bf16", (3, 5)))
     (message,) = costs_of(program, 64).collectives
     assert (message.bytes, message.devices) == (30, devices)

@@ -40,7 +40,7 @@ def test_runs_take_the_variants_of_one_seed_after_each_other(tmp_path):
 def test_grids_that_make_no_sense_are_refused():
     plain, other, *_ = four_configurations(Config())
     for arguments, message in (
-        ({"variants": (plain, plain)}, "two variants of one name"),
+        ({"variants": (plain, plain)}, "two variants have the same name"),
         ({"variants": (other,)}, "reference"),
         ({"variants": (plain,), "seeds": (1, 1)}, "differ"),
         ({"variants": (plain,), "matched_sensitivity": 1.5}, "at most 1"),

@@ -8,12 +8,20 @@ import pytest
 from cmb_jax.evaluation.froc import collect_events
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 from cmb_jax.evaluation.statistics import Counts
-from cmb_jax.research.detections import SetDetections
+from cmb_jax.research.findings import SetDetections
 from cmb_jax.research.runs import Cost
-from cmb_jax.research.scores import FP_MATCHED, NAMES, RunScores, compare_variants, score_run
-from cmb_jax.research.tables import csv_text, markdown_text, study_tables
+from cmb_jax.research.scores import (
+    FP_MATCHED,
+    NAMES,
+    RunScores,
+    compare_variants,
+    csv_text,
+    markdown_text,
+    score_run,
+    study_tables,
+)
 
-COST = Cost(parameters=10, parameters_at_inference=8, gflop=1.5, steps=2, seconds_a_step=0.5, hours=0.25)
+COST = Cost(parameters=10, parameters_at_inference=8, gflop=1.5, steps=2, seconds_per_step=0.5, hours=0.25)
 
 
 def scan(name, positions, scores):

@@ -86,6 +86,18 @@ def test_the_mask_of_an_swi_decides_without_any_vein(stored_sign, power):
     assert "mask" in decision.reason
 
 
+def test_slices_in_which_the_sign_is_turned_over_are_noticed(monkeypatch):
+    monkeypatch.setattr("cmb_jax.scan.phase_sign._MIN_VOXELS", 500)  # the slices are small
+    magnitude, phase = head(3, chi=0.0)
+    swi = magnitude * np.clip(1 - np.asarray(homodyne_phase(phase, magnitude, SPACING)) / np.pi, 0, 1) ** 4
+    assert decide_phase_sign(phase, swi, SPACING).confident
+    phase = phase.copy()
+    phase[:, :, 20:24] *= -1
+    decision = decide_phase_sign(phase, swi, SPACING)
+    assert not decision.confident
+    assert "some slices" in decision.reason
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_noise_as_phase_decides_nothing(seed):
     magnitude, phase = head(4, chi=0.2)

@@ -13,7 +13,7 @@ from scipy import ndimage
 import cmb_jax
 from cmb_jax.errors import NotAnalysableError
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.scan.judge import judge_intensity, judge_phase
+from cmb_jax.scan.judge import judge_intensity, judge_magnitude, judge_phase
 from cmb_jax.scan.phase_range import PhaseRange, detect_phase_range, phase_to_radians, range_of
 
 ANAT = Path(cmb_jax.__file__).parent / "demo" / "sub-0001" / "anat"
@@ -22,7 +22,12 @@ SLICES = slice(30, 42)
 
 @functools.cache
 def swi():
-    return read_volume(ANAT / "sub-0001_swi.nii.gz").data[:, :, SLICES]
+    return whole()[:, :, SLICES]
+
+
+@functools.cache
+def whole():
+    return read_volume(ANAT / "sub-0001_swi.nii.gz").data
 
 
 @functools.cache
@@ -134,6 +139,8 @@ GOOD = {
     "turned with cubic splines": lambda: ndimage.rotate(swi(), 11, order=3, reshape=False),
     "brain resampled with splines": lambda: ndimage.zoom(swi() * masks()[1], 1.3, order=3),
     "resampled to 2 mm slices of half": lambda: ndimage.zoom(swi(), (1, 1, 2), order=1),
+    "every other slice a tenth darker": lambda: swi() * np.where(np.arange(12) % 2, 1.0, 0.9),
+    "every other slice moved by 2 voxels": lambda: np.where(np.arange(12) % 2, np.roll(swi(), 2, 0), swi()),
     "nearest neighbors in plane": lambda: swi().repeat(2, 0).repeat(2, 1),
     "slices of 4 mm": lambda: swi().reshape(240, 300, -1, 2).mean(axis=-1),
     "slices of 4 mm, 8 bits": lambda: np.rint(swi().reshape(240, 300, -1, 2).mean(axis=-1) / top() * 255),
@@ -181,6 +188,14 @@ BAD = {
         np.digitize(ndimage.gaussian_filter(swi(), 2), np.percentile(swi(), [40, 60, 80])) * 1.0
     ),
     "smoothed mask": lambda: ndimage.gaussian_filter(masks()[1] * 1.0, 1),
+    "slices shuffled": lambda: whole()[:, :, np.random.default_rng(0).permutation(77)],
+    "half of the slices shuffled": lambda: whole()[
+        :, :, np.r_[np.random.default_rng(0).permutation(38), 38:77]
+    ],
+    "rows shuffled": lambda: whole()[np.random.default_rng(0).permutation(240)],
+    "slices in pairs": lambda: whole()[:, :, np.arange(76).reshape(38, 2)[:, ::-1].ravel()],
+    "every other slice halved": lambda: swi() * np.where(np.arange(12) % 2, 1.0, 0.5),
+    "every fourth slice lost": lambda: np.where(np.arange(12) % 4 == 1, 0, swi()),
     "noise": lambda: np.abs(noise(1.0)),
     "noise, 8 bits": lambda: np.rint(40 * np.abs(noise(1.0))),
 }
@@ -259,3 +274,29 @@ def test_an_image_given_as_its_phase_is_told_whatever_range_is_stated(factor):
         stated = PhaseRange.between(0.0, 1.01 * float(image.max()))
         judged = judge_phase(image, phase_to_radians(image, stated), swi())
         assert "holds the values of the SWI" in judged.reasons[0]
+
+
+def test_a_slice_that_was_lost_is_said():
+    lost = judge_intensity(np.where(np.arange(12) == 5, 0, swi()))
+    assert lost.reasons == ()
+    assert "what was there is lost" in lost.warnings[0]
+
+
+def test_the_cosine_of_a_phase_is_no_phase():
+    data = np.cos(of_a_scanner())
+    radians = phase_to_radians(data, PhaseRange.between(float(data.min()), float(data.max())))
+    assert "no phase" in judge_phase(data, radians, swi()).reasons[0]
+
+
+def test_a_magnitude_shows_what_the_swi_shows():
+    x = np.linspace(-1, 1, 240)[:, None, None]
+    for same in (
+        np.sqrt(swi()),
+        swi() * np.exp(2 * x),
+        ndimage.gaussian_filter(swi(), (3, 3, 1)),
+        swi() * masks()[1],
+        at_snr(5),
+    ):
+        assert judge_magnitude(same, swi()).reasons == ()
+    for other in (swi()[::-1], swi()[:, ::-1], np.roll(swi(), 4, 0), swi().max() - swi()):
+        assert "another scan" in judge_magnitude(other, swi()).reasons[0]

@@ -155,6 +155,8 @@ def test_a_stopped_run_goes_on_where_it_stopped(run, coarse, tmp_path, monkeypat
         with pytest.raises(RunStopped, match="step 1 is saved"):
             regions.train_regions(part)
     assert not part.out.exists()
+    assert int(regions.train_regions(dataclasses.replace(part, steps=1)).step) == 1
+    assert load_weights(part.out)[1]["step"] == "1"
     again = regions.train_regions(part)
     assert int(again.step) == 12
     for got, want in zip(jax.tree.leaves(again.params), jax.tree.leaves(whole.params), strict=True):

@@ -334,9 +334,14 @@ def test_server_gone(open_page, made, served):
     page.keys("j", "m")
     page.until("#save", "download the file before you close this page")
     assert "2 of 40" in page.text("#count")
+    page.keys("f")
+    page.until("#notice", "start cmb-jax view again")
+    assert page.page.is_checked("[name=modality][value=swi]")  # and nothing is taken for the phase
     assert len(json.loads((made.folder / "verdicts" / "EF.json").read_text())["marks"]) == 1
     page.context.set_offline(False)  # it answers again: what was kept is sent
     page.until("#save", "Saved")
+    page.keys("f")
+    page.until("#place", "rad")
     assert len(json.loads((made.folder / "verdicts" / "EF.json").read_text())["marks"]) == 2
 
     def lose_the_answer(route):

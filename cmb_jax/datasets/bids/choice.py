@@ -169,7 +169,7 @@ def choose(scan: Scan, root: Path) -> Choice:
         why += f"; before {rival.reference.file.relative}: {_advantage(best, rival)}"
     notes = [note for image in best.images for note in image.facts.notes]
     if scan.chunk is not None:
-        notes.append(f"chunk {scan.chunk}: it shows a part of the brain, and counts are of that part")
+        notes.append(f"chunk {scan.chunk}: it shows only a part of the brain, and counts are of that part")
     if not best.phases:
         notes += _phases_elsewhere(scan, root, best.reference)
     return Choice(

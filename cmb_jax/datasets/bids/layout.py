@@ -251,7 +251,7 @@ def read_layout(root: Path) -> BidsLayout:
         if _is_folder_of("sub", entry.name):
             labels.append(entry.name.removeprefix("sub-"))
         else:
-            what = "is no name of BIDS (sub-, then letters and digits); rename the folder and its files"
+            what = "is not a BIDS name (sub-, then letters and digits); rename the folder and its files"
             problems.append(Problem(where=ascii(entry.name)[1:-1], what=what))
     if not labels:
         raise UserError(f"{root}: no folder sub-* in it; give the root of a BIDS data set")
@@ -287,7 +287,7 @@ def _participants_table(root: Path) -> tuple[list[str], list[Problem]]:
         if _is_folder_of("sub", name):
             labels[name.removeprefix("sub-")] = None
         else:
-            what = f"participant_id {name!a} is no sub- and a label; the line was not used"
+            what = f"participant_id {name!a} is not sub- with a label; the line was not used"
             problems.append(Problem(where=path.name, what=what, level="note"))
     return list(labels), problems
 
@@ -332,7 +332,7 @@ def read_filter(path: Path) -> BidsFilter:
     form = 'give such as {"swi": {"acquisition": "axial"}}'
     content = read_json_object(path, form)
     if not all(isinstance(query, dict) for query in content.values()):
-        raise UserError(f"{path}: is no filter; {form}")
+        raise UserError(f"{path}: is not a filter; {form}")
     queries = {part: content[part] for part in _FILTERED if part in content}
     if not queries:
         raise UserError(f"{path}: has none of the queries {', '.join(_FILTERED)}; {form}")

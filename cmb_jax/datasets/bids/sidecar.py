@@ -82,13 +82,13 @@ def _applicable(image: Path, name: BidsName, root: Path) -> Iterator[Path]:
         yield from (path for _, path in sorted(fitting))
 
 
-def _facts(content: Mapping[str, Any], where: str, notes: list[str]) -> ImageFacts:
-    echo_time_s, note = _number(content, "EchoTime", _ECHO_TIME_S, "s")
-    field_t, field_note = _number(content, "MagneticFieldStrength", _FIELD_T, "T")
+def _facts(content: Mapping[str, Any], where: str, file_notes: list[str]) -> ImageFacts:
+    echo_time_s, echo_note = _number_or_note(content, "EchoTime", _ECHO_TIME_S, "s")
+    field_t, field_note = _number_or_note(content, "MagneticFieldStrength", _FIELD_T, "T")
+    notes = [note for note in (echo_note, field_note) if note]
     sign = content.get("ParamagneticPhaseSign")
-    sign_note = ""
     if sign is not None and (isinstance(sign, bool) or sign not in (1, -1)):
-        sign_note = f"ParamagneticPhaseSign is {_shown(sign)}, but it must be 1 or -1; not used"
+        notes.append(f"ParamagneticPhaseSign is {_shown(sign)}, but it must be 1 or -1; not used")
         sign = None
     acquired = content.get("AcquisitionDateTime")
     if not isinstance(acquired, str) or _DATE_TIME.fullmatch(acquired) is None:
@@ -103,11 +103,11 @@ def _facts(content: Mapping[str, Any], where: str, notes: list[str]) -> ImageFac
         paramagnetic_sign=None if sign is None else int(sign),
         in_radians=content.get("Units") == "rad",
         acquired=acquired,
-        notes=(*notes, *(f"{where}: {text}" for text in (note, field_note, sign_note) if text)),
+        notes=(*file_notes, *(f"{where}: {note}" for note in notes)),
     )
 
 
-def _number(
+def _number_or_note(
     content: Mapping[str, Any], key: str, limits: tuple[float, float], unit: str
 ) -> tuple[float | None, str]:
     """A number above the lower and up to the upper limit, else None; and a note on what is wrong with it."""

@@ -300,7 +300,7 @@ async function showPlace() {
   byId('slice').setAttribute('aria-valuetext', `slice ${number} of ${count}`);
   showWindow();
   const turn = (placing += 1);
-  const region = await scene.regionHere();
+  const region = await scene.regionHere().catch(() => '');
   if (turn !== placing) return; // the cross-hair has moved on
   const [x, y, z] = scene.positionOf(scene.voxel).map((value) => value.toFixed(1));
   const value = scene.valueHere();
@@ -328,7 +328,10 @@ function setModality(name) {
   if (!scene?.has(name)) return;
   byId('modality').querySelector(`[value="${name}"]`).checked = true;
   byId('slab-box').hidden = name !== 'minip';
-  scene.setModality(name).then(drawOver);
+  scene.setModality(name).then(drawOver, (error) => {
+    notice(error.message);
+    if (name !== 'swi') setModality('swi'); // nothing may be taken for another image
+  });
 }
 
 function setLayout(name) {
@@ -352,7 +355,7 @@ function setRings(on) {
 
 function setOpacity(name, percent) {
   byId(name).value = percent;
-  scene?.setOpacity(name, percent / 100);
+  scene?.setOpacity(name, percent / 100).catch((error) => notice(error.message));
 }
 
 // ---- Readers
@@ -669,7 +672,7 @@ async function openImages() {
     return '';
   } catch (error) {
     scene = null;
-    return `The images cannot be shown: ${error.message}\nLoad the page again, or close other pages with images.`;
+    return `${error.message}\nIf that is no help, load the page again, or close other pages with images.`;
   }
 }
 

@@ -77,6 +77,7 @@ export class Scene {
   /** An image by name; whoever asks while it is unpacked waits for the same one. */
   volume(name) {
     this.volumes[name] ??= imageBytes(name).then(parseNifti);
+    this.volumes[name].catch(() => delete this.volumes[name]); // a server that is back is asked again
     return this.volumes[name];
   }
 
@@ -258,7 +259,10 @@ export class Scene {
   async setOpacity(name, opacity) {
     if (!this.has(name)) return;
     this.opacity[name] = opacity;
-    if (!this.overlays[name] && opacity > 0) this.overlays[name] = this.overlay(name);
+    if (!this.overlays[name] && opacity > 0) {
+      this.overlays[name] = this.overlay(name);
+      this.overlays[name].catch(() => delete this.overlays[name]);
+    }
     if (!this.overlays[name]) return;
     const overlay = await this.overlays[name];
     overlay.opacity = this.opacity[name];

@@ -1,7 +1,19 @@
 // Images as arrays: out of the page or from the local server, unpacked, and the sliding minimum.
 
-/** The bytes of an image: embedded in the page, else from the server that the page came from. */
+/**
+ * The bytes of an image: embedded in the page, else from the server that the page came from.
+ * @throws {Error} with a sentence for people
+ */
 export async function imageBytes(name) {
+  try {
+    return await unpacked(name);
+  } catch {
+    const remedy = location.protocol === 'file:' ? 'cmb-jax view RESULT --swi FILE --phase FILE shows it' : 'start cmb-jax view again';
+    throw new Error(`The image (${name}) is missing or damaged; ${remedy}.`);
+  }
+}
+
+async function unpacked(name) {
   const block = document.getElementById(`image-${name}`);
   let packed;
   if (block) {
@@ -11,11 +23,10 @@ export async function imageBytes(name) {
     for (let index = 0; index < text.length; index += 1) packed[index] = text.charCodeAt(index);
   } else {
     const answer = await fetch(`images/${name}`);
-    if (!answer.ok) throw new Error(`The ${name} image cannot be fetched; start cmb-jax view again.`);
+    if (!answer.ok) throw new Error(answer.statusText);
     packed = await answer.arrayBuffer();
   }
-  const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream('gzip'));
-  return new Response(unpacked).arrayBuffer();
+  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream('gzip'))).arrayBuffer();
 }
 
 /** A NIfTI-1 file of this program: int16 or uint8, x fastest, axes to right, anterior, superior. */
