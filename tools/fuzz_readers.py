@@ -1137,7 +1137,7 @@ KINDS: dict[str, Kind] = {
     ),
     "config_py": Kind(python_config, read_python, ("config_load:made_by_file",), "python"),
     "pack": Kind(make_pack, read_pack, ("anatomy.assets:_read_pack",), "zip", checked=True),
-    "kept": Kind(make_kept, read_kept_arrays, ("research.detections:read_kept",), "zip"),
+    "kept": Kind(make_kept, read_kept_arrays, ("research.findings:read_kept",), "zip"),
     "region_views": Kind(make_views, read_views, ("regions.phantoms:phantom_views",), "zip"),
     "stored_image": Kind(
         make_store("image.npy"), read_store, ("data.subjects:image", "data.subjects:mimics"), share=0.5

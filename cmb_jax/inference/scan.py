@@ -15,7 +15,14 @@ from cmb_jax.io.nifti import check_same_grid
 from cmb_jax.io.volume import ScanImages, Volume
 from cmb_jax.regions.predict import brain_mask_on, predict_regions, region_code_on
 from cmb_jax.scan import PhaseSign
-from cmb_jax.scan.judge import content_bounds, judge_grid, judge_intensity, judge_magnitude, judge_phase
+from cmb_jax.scan.judge import (
+    content_bounds,
+    judge_grid,
+    judge_intensity,
+    judge_magnitude,
+    judge_name,
+    judge_phase,
+)
 from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
 from cmb_jax.scan.phase_sign import decide_phase_sign, field_direction
 
@@ -180,6 +187,7 @@ def _checked(images: ScanImages) -> tuple[Volume, Volume | None, list[str]]:
         if other is not None:
             check_same_grid(swi, other)
             warnings.extend(f"{role}: {line}" for line in other.warnings)
+    warnings += judge_name(swi.source).enforce("SWI")
     warnings += judge_grid(swi).enforce("SWI")
     warnings += judge_intensity(swi.data).enforce("SWI")
     swi = _of_unit_scale(swi)

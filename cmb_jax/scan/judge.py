@@ -7,6 +7,8 @@ check`. Nothing here depends on the scale of the values, on zeros around the hea
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -47,6 +49,7 @@ _MASKED, _EVEN = 0.1, 0.25  # share of zeros; of neighbors that are equal
 # mean. The bundled scan gives 0.52 to 0.57, at a signal to noise of 3 up to 0.82, with its slices shuffled
 # 0.93 to 1.08, pairs of them exchanged 0.96, half of them shuffled 0.89 to 1.0.
 _OUT_OF_ORDER = 0.9
+_FEWEST_BLOCKS = 12  # of a slice, to tell
 _APART = 0.05  # of the spread of all: smoothed slices of noise differ by less, of heads by 0.1 and more
 _IN_TURN = 2.5  # the same without scaling: every other slice 30 % darker, which crosstalk does not do
 _MOST_EMPTY = 0.1  # share of slices without content between others ...
@@ -58,6 +61,12 @@ _BLOCK = 8  # voxels; within them a phase may turn evenly
 # Correlation of the steps in two images of one scan: 0.4 and more however smoothed; mirrored or of another
 # head at most 0.08, other contrasts less than 0.
 _LEAST_IN_COMMON = 0.15
+# Words of names, BIDS suffixes above all; where one of the second kind stands, the first mean something else.
+_OTHER_KINDS = re.compile(
+    r"(?<![a-z0-9])(t1w?|mprage|t2w|pdw|flair|dwi|adc|bold|sbref|fieldmap|phasediff|ct|pet|asl|angio|qsm|chimap"
+    r"|r[12](?:star)?(?:map)?|t[12]s?(?:star)?map)(?![a-z0-9])"
+)
+_WEIGHTED = re.compile(r"swi|swan|t2star|t2s|gre|medic|mag")
 _SAME = 0.98  # correlation of two images that are one
 
 
@@ -110,6 +119,15 @@ def judge_grid(volume: Volume, *, head: bool = True) -> Judgement:
     if shear > _MOST_SHEAR_DEG:
         reasons.append(f"its axes are sheared by {shear:.0f} degrees; resample it to a right-angled grid")
     return Judgement(reasons=tuple(reasons), warnings=tuple(warnings))
+
+
+def judge_name(path: Path | None) -> Judgement:
+    """Whether a file's name says that it is an image of another kind: most contrasts look alike by value."""
+    name = path.name.lower() if path else ""
+    other = _OTHER_KINDS.search(name)
+    if other is None or _WEIGHTED.search(_OTHER_KINDS.sub("", name)):
+        return Judgement()
+    return Judgement(reasons=(f"its name says {other[1]}; rename it if it is susceptibility-weighted",))
 
 
 def judge_intensity(data: np.ndarray) -> Judgement:
@@ -233,17 +251,17 @@ def _of_slices(data: np.ndarray, middle: np.ndarray) -> Judgement:
 
 def _unlikeness(slices: np.ndarray) -> tuple[float, float]:
     """How neighbors differ over how every other slice does, (X, Y, Z) along Z; as they are, and scaled."""
-    count = slices.shape[-1]
-    edge = min(2 * _BLOCK, *slices.shape[:2])
-    if count < _BLOCK:
+    count, edge = slices.shape[-1], min(2 * _BLOCK, *slices.shape[:2])
+    if count < _BLOCK or slices[..., 0].size < _FEWEST_BLOCKS * edge**2:
         return 0.0, 0.0
     slices = np.clip(slices, *np.percentile(slices, [0.1, 99.9]))
     smooth = _block_sums(slices, edge).reshape(-1, count) / edge**2
-    if np.abs(smooth[:, 2:] - smooth[:, :-2]).mean() < _APART * slices.std():
+    if np.abs(smooth[:, 2:] - smooth[:, :-2]).mean() <= _APART * slices.std():
         return 0.0, 0.0  # what is alike throughout has no order
+    least = np.finfo(np.float32).tiny
     ratios = [
-        np.abs(np.diff(each)).mean() / np.abs(each[:, 2:] - each[:, :-2]).mean()
-        for each in (smooth, smooth / np.maximum(smooth.mean(axis=0), np.finfo(np.float32).tiny))
+        np.abs(np.diff(each)).mean() / max(np.abs(each[:, 2:] - each[:, :-2]).mean(), least)
+        for each in (smooth, smooth / np.maximum(smooth.mean(axis=0), least))
     ]
     return float(ratios[0]), float(ratios[1])
 

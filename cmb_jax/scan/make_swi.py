@@ -15,7 +15,7 @@ from cmb_jax.errors import NotAnalysableError, UserError
 from cmb_jax.io.nifti import check_same_grid
 from cmb_jax.io.volume import Volume
 from cmb_jax.scan import PhaseSign
-from cmb_jax.scan.judge import judge_grid, judge_intensity, judge_phase
+from cmb_jax.scan.judge import judge_grid, judge_intensity, judge_name, judge_phase
 from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
 from cmb_jax.scan.phase_sign import SignDecision, decide_phase_sign, field_direction
 from cmb_jax.scan.swi import PHASE_MASK_POWER, combine_echoes, homodyne_phase, phase_mask
@@ -109,6 +109,7 @@ def _check_echoes(
     check_same_grid(magnitudes[0], phases[0])
     judge_grid(magnitudes[0], head=False).enforce("magnitude")
     for volume in magnitudes:
+        judge_name(volume.source).enforce("magnitude")
         judge_intensity(volume.data).enforce("magnitude")
     if te_ms and len(te_ms) != count:
         raise UserError(f"{names}: {count} echoes but {len(te_ms)} echo times; give one an echo with --te-ms")

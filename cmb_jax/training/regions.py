@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from absl import logging as absl_logging
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -323,6 +324,7 @@ def _last_losses(log: Path) -> dict[str, float]:
 def main() -> int:
     """Command line; errors for people end with exit code 2."""
     keep_freed_memory()
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns that nothing is validated
     try:
         with exit_without_barrier():
             train_regions(tyro.cli(RegionTraining))

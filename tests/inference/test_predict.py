@@ -27,6 +27,8 @@ from cmb_jax.inference.outputs import described_inputs, instance_labels, write_p
 from cmb_jax.inference.predict import CmbDetector
 from cmb_jax.inference.scan import read_phase
 from cmb_jax.io.nifti import read_volume
+from cmb_jax.regions.grid import GRID_SHAPE
+from cmb_jax.scan.phase_sign import SignDecision
 from tests.tiny import TINY_MODEL
 
 TINY = Config(
@@ -199,6 +201,14 @@ def test_a_phase_whose_sign_is_open_is_left_out_unless_it_is_told(files):
     assert plus.warning is None
 
 
+def test_a_sign_that_the_images_contradict_is_said(monkeypatch, files):
+    swi, phase = (read_volume(path) for path in files)
+    told = SignDecision(sign=-1, confident=True, reason="told")
+    monkeypatch.setattr("cmb_jax.inference.scan.decide_phase_sign", lambda *args, **more: told)
+    assert "but the images say -1 (told)" in read_phase(phase, swi, "+1").warning
+    assert read_phase(phase, swi, "-1").warning is None
+
+
 def test_without_phase_it_runs_and_says_so(bundle, files, region_map):
     prediction = CmbDetector(bundle).predict(read_volume(files[0]), region_map=region_map)
     assert any("no phase" in line for line in prediction.warnings)
@@ -228,6 +238,22 @@ def test_without_phase_the_levels_of_such_scans_hold(bundle, files, region_map):
         for row in found.rows:
             if row.probability is not None:
                 assert row.probability == pytest.approx(slope * row.score, abs=2e-4)
+
+
+@pytest.mark.parametrize("label", [Region.OUTSIDE, Region.FRONTAL])
+def test_a_region_network_that_tells_nothing_is_said_and_no_place_given(bundle, files, monkeypatch, label):
+    """No brain at all, or nothing but one lobe."""
+    region = np.full(GRID_SHAPE, int(label))
+    found = region, np.full(GRID_SHAPE, int(Region.FRONTAL)), np.ones(GRID_SHAPE, np.float32)
+    monkeypatch.setattr("cmb_jax.regions.predict._labeller", lambda: lambda image, params: found)
+    monkeypatch.setattr("cmb_jax.regions.predict._confidence", lambda: lambda image, params: 0.5)
+    monkeypatch.setattr("cmb_jax.regions.predict._SMALLEST_VIEW_MM", 0.0)
+    prediction = CmbDetector(bundle).predict(read_volume(files[0]))
+    assert not prediction.region_map.trusted
+    assert any("brain" in line.lower() for line in prediction.region_map.messages)
+    assert set(prediction.region_map.messages) <= set(prediction.warnings)
+    assert prediction.rows
+    assert {row.zone for row in prediction.rows} == {row.region for row in prediction.rows} == {"none"}
 
 
 def test_an_untrusted_map_gives_no_places(bundle, files, region_map):

@@ -1,5 +1,7 @@
 """What is not an image of a head, or not the image it is called, is refused by its values and its header."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from scipy import ndimage
 
 from cmb_jax.errors import NotAnalysableError
 from cmb_jax.io.volume import Volume
-from cmb_jax.scan.judge import coherence, judge_grid, judge_intensity, judge_phase
+from cmb_jax.scan.judge import coherence, judge_grid, judge_intensity, judge_name, judge_phase
 from cmb_jax.scan.phase_range import PhaseRange, range_of
 from tests.scan.heads import AFFINE, SHAPE, head
 
@@ -116,6 +118,21 @@ def test_cut_outs_will_do_where_no_head_is_needed():
     part = HEAD.volume(HEAD.swi[20:60, 20:60, 5:15])
     assert judge_grid(part).reasons
     assert judge_grid(part, head=False).reasons == ()
+
+
+@pytest.mark.parametrize("name", ["sub-01_T1w.nii.gz", "FLAIR.nii", "ct_head.nii.gz", "x_Chimap.nii.gz"])
+def test_another_contrast_is_told_by_its_name(name):
+    (reason,) = judge_name(Path("/data/swi") / name).reasons
+    assert "rename it" in reason
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["image.nii.gz", "sub-CT01_swi.nii.gz", "CT-17_SWI.nii", "ses-T1_part-mag_T2starw.nii.gz", "t10.nii"],
+)
+def test_names_of_susceptibility_weighted_images_are_not_mistaken(name):
+    assert judge_name(Path("/t1w/flair") / name).reasons == ()
+    assert judge_name(None).reasons == ()
 
 
 def test_refusal_is_one_line():
