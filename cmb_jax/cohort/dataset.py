@@ -65,80 +65,52 @@ Research use only; not a diagnosis. What stands here was found by a program and 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResultFiles:
-    """Where the files of one scan's result lie."""
+    """Where the files of one scan's result lie; not all of them need be there."""
 
     folder: Path
     stem: str  # sub-01_ses-2_acq-x_run-1
+    labels: Path  # instance labels
+    labels_sidecar: Path  # what the labels are
+    table: Path  # detections
+    table_sidecar: Path  # columns and provenance; written last, so that it marks a finished result
+    report: Path  # the page
+    viewer: Path  # the page on which a reader scrolls and judges, if it was asked for
+    provenance: Path  # what was made from what, in the terms of BIDS-Prov
+    brain: Path  # brain mask, if it was asked for
+    regions: Path  # region map, if it was asked for and is trusted
+    overview: Path  # picture for the page of the cohort
+    made_swi: Path  # SWI, if it was made here
+    made_swi_sidecar: Path  # what it was made from
 
-    @property
-    def labels(self) -> Path:
-        """Instance labels."""
-        return self.folder / f"{self.stem}_desc-cmb_dseg.nii.gz"
-
-    @property
-    def labels_sidecar(self) -> Path:
-        """What the labels are."""
-        return self.folder / f"{self.stem}_desc-cmb_dseg.json"
-
-    @property
-    def table(self) -> Path:
-        """Detections."""
-        return self.folder / f"{self.stem}_desc-cmb_detections.tsv"
-
-    @property
-    def table_sidecar(self) -> Path:
-        """Columns and provenance; written last, so that it marks a finished result."""
-        return self.folder / f"{self.stem}_desc-cmb_detections.json"
-
-    @property
-    def report(self) -> Path:
-        """The page."""
-        return self.folder / f"{self.stem}_desc-cmb_report.html"
-
-    @property
-    def viewer(self) -> Path:
-        """The page on which a reader scrolls and judges, if it was asked for."""
-        return self.folder / f"{self.stem}_desc-cmb_viewer.html"
-
-    @property
-    def provenance(self) -> Path:
-        """What was made from what, in the terms of BIDS-Prov."""
-        return self.folder / f"{self.stem}_desc-cmb_prov.jsonld"
-
-    @property
-    def brain(self) -> Path:
-        """Brain mask, if it was asked for."""
-        return self.folder / f"{self.stem}_desc-brain_mask.nii.gz"
-
-    @property
-    def regions(self) -> Path:
-        """Region map, if it was asked for and is trusted."""
-        return self.folder / f"{self.stem}_desc-regions_dseg.nii.gz"
-
-    @property
-    def overview(self) -> Path:
-        """Picture for the page of the cohort."""
-        return self.folder / f"{self.stem}_desc-cmb_overview.jpg"
-
-    @property
-    def made_swi(self) -> Path:
-        """SWI, if it was made here."""
-        return self.folder / f"{self.stem}_desc-made_swi.nii.gz"
-
-    @property
-    def made_swi_sidecar(self) -> Path:
-        """What it was made from."""
-        return self.folder / f"{self.stem}_desc-made_swi.json"
+    @classmethod
+    def of(cls, folder: Path, stem: str) -> ResultFiles:
+        """The files by what their names begin with."""
+        names = {
+            "labels": "desc-cmb_dseg.nii.gz",
+            "labels_sidecar": "desc-cmb_dseg.json",
+            "table": "desc-cmb_detections.tsv",
+            "table_sidecar": "desc-cmb_detections.json",
+            "report": "desc-cmb_report.html",
+            "viewer": "desc-cmb_viewer.html",
+            "provenance": "desc-cmb_prov.jsonld",
+            "brain": "desc-brain_mask.nii.gz",
+            "regions": "desc-regions_dseg.nii.gz",
+            "overview": "desc-cmb_overview.jpg",
+            "made_swi": "desc-made_swi.nii.gz",
+            "made_swi_sidecar": "desc-made_swi.json",
+        }
+        paths = {name: folder / f"{stem}_{end}" for name, end in names.items()}
+        return cls(folder=folder, stem=stem, **paths)
 
 
 def result_files(out: Path, choice: Choice) -> ResultFiles:
-    """The names of a scan's result: its own entities, and those of its reference that tell acquisitions."""
+    """The files of a scan's result, named by its entities and by the acquisition of its reference image."""
     scan = choice.scan
     named = dict(scan.entities)
     extra = {key: label for key, label in choice.reference.file.name.entities if key in _KEPT_ENTITIES}
     order = ("sub", "ses", *_KEPT_ENTITIES, "run", "chunk")
     entities = tuple((key, (named | extra)[key]) for key in order if key in named | extra)
-    return ResultFiles(folder=anat_folder(out, scan), stem=join_entities(entities))
+    return ResultFiles.of(anat_folder(out, scan), join_entities(entities))
 
 
 def anat_folder(derivatives: Path, scan: Scan) -> Path:
@@ -153,13 +125,12 @@ def finished_results(out: Path, participant: str) -> list[tuple[BidsName, Result
     for path in sorted((out / f"sub-{participant}").glob("**/anat/*_desc-cmb_detections.json")):
         name = parse_name(path.name)
         if name is not None:
-            stem = join_entities(name.without("desc"))
-            found.append((name, ResultFiles(folder=path.parent, stem=stem)))
+            found.append((name, ResultFiles.of(path.parent, join_entities(name.without("desc")))))
     return found
 
 
 def withdraw_result(out: Path, scan: str) -> None:
-    """Take the mark of a finished result from the scan of that name (sub-01_ses-2_run-1)."""
+    """Unmark the result of a scan, such as sub-01_ses-2_run-1, as finished."""
     for name, files in finished_results(out, scan.split("_")[0].removeprefix("sub-")):
         keys = ("sub", "ses", "run", "chunk")
         named = (f"{key}-{name.get(key)}" for key in keys if name.get(key) is not None)
@@ -168,7 +139,7 @@ def withdraw_result(out: Path, scan: str) -> None:
 
 
 def logs_folder(out: Path) -> Path:
-    """Where it stands how the runs went; the results do not depend on it."""
+    """Folder of the logs of all runs; results do not depend on it."""
     return out / "logs"
 
 
@@ -237,16 +208,16 @@ def write_dataset_files(root: Path, out: Path, regions: Path | None = None) -> N
 
 
 def source_link(root: Path, out: Path) -> str | None:
-    """The way from the derivatives to a data set that they are made from.
+    """Relative path from the derivatives to a data set that they are made from.
 
-    None where it would tell more than the set's own name: a path through other folders may hold names of
-    people, and is of no use elsewhere.
+    None where it would name more folders than the data set's own: these may hold names of people, and are of
+    no use elsewhere.
     """
     try:
-        way = Path(os.path.relpath(root.resolve(), out.resolve()))
+        path = Path(os.path.relpath(root.resolve(), out.resolve()))
     except ValueError:  # another drive
         return None
-    return way.as_posix() if sum(part != ".." for part in way.parts) <= 1 else None
+    return path.as_posix() if sum(part != ".." for part in path.parts) <= 1 else None
 
 
 def source_uri(relative: str, data_set: str = RAW) -> str:

@@ -126,7 +126,7 @@ def result_row(name: BidsName, files: ResultFiles) -> dict[str, str]:
     kept = [row for row in detections if row["status"] == "kept"]
     zones, categories = Counter(row["zone"] for row in kept), Counter(row["category"] for row in kept)
     both = Counter((row["zone"], row["category"]) for row in kept)
-    made = read_provenance(files.table_sidecar)
+    provenance = read_provenance(files.table_sidecar)
     return _row(
         {
             **_named(dict(name.entities)),
@@ -140,13 +140,13 @@ def result_row(name: BidsName, files: ResultFiles) -> dict[str, str]:
                 for category in CATEGORIES
             },
             "rejected": len(detections) - len(kept),
-            "images": made.kind,
-            "field_strength_t": made.field_strength_t,
-            "brain_ml": made.brain_ml,
-            "warnings": len(made.warnings),
-            "weights": made.weights_sha256[:12],
-            "threshold": made.threshold,
-            "version": made.version,
+            "images": provenance.kind,
+            "field_strength_t": provenance.field_strength_t,
+            "brain_ml": provenance.brain_ml,
+            "warnings": len(provenance.warnings),
+            "weights": provenance.weights_sha256[:12],
+            "threshold": provenance.threshold,
+            "version": provenance.version,
         }
     )
 
@@ -200,17 +200,17 @@ def cohort_content(out: Path, lines: Sequence[GroupLine], notes: tuple[str, ...]
         for n, line in enumerate(lines)
         if line.files
     ]
-    changes = _comparison_pages(out, {n: made for n, _, made in results})
+    changes = _comparison_pages(out, {n: provenance for n, _, provenance in results})
     most = MOST_PICTURE_BYTES // max(len(results), 1)
     beside: dict[int, dict[str, Any]] = {}
-    for n, files, made in results:
+    for n, files, provenance in results:
         pages = [Link(text="Report", href=_href(files.report, out))] if files.report.is_file() else []
         if files.viewer.is_file():
             pages.append(Link(text="Viewer", href=_href(files.viewer, out)))
         beside[n] = {
-            "warnings": made.warnings,
+            "warnings": provenance.warnings,
             "links": (*pages, *changes.get(n, ())),
-            "picture": _picture(files, made, most),
+            "picture": _picture(files, provenance, most),
         }
     participants = len({line.row["participant_id"] for line in lines})
     many = "" if participants == 1 else "s"
@@ -223,24 +223,24 @@ def cohort_content(out: Path, lines: Sequence[GroupLine], notes: tuple[str, ...]
 
 
 def _page_line(row: dict[str, str], **beside: Any) -> CohortLine:
-    said = {name: cell for name, cell in row.items() if cell != MISSING}
-    counted = "cmb" in said
+    cells = {name: cell for name, cell in row.items() if cell != MISSING}
+    counted = "cmb" in cells
     details = (
-        f"acq-{said['acquisition']}" if "acquisition" in said else "",
-        said.get("images", "").replace("_", " "),
-        f"{float(said['field_strength_t']):g} T" if "field_strength_t" in said else "",
+        f"acq-{cells['acquisition']}" if "acquisition" in cells else "",
+        cells.get("images", "").replace("_", " "),
+        f"{float(cells['field_strength_t']):g} T" if "field_strength_t" in cells else "",
     )
     return CohortLine(
         name=scan_name(row),
         details=", ".join(word for word in details if word),
         status=row["status"],
-        reason=said.get("reason", ""),
+        reason=cells.get("reason", ""),
         counted=_count(row) if counted else None,
         zones=tuple((zone, _count(row, f"{column}_")) for zone, column in ZONE_COLUMNS.items())
         if counted
         else (),
         rejected=int(row["rejected"]) if counted else None,
-        brain_ml=float(said["brain_ml"]) if "brain_ml" in said else None,
+        brain_ml=float(cells["brain_ml"]) if "brain_ml" in cells else None,
         **beside,
     )
 
@@ -250,20 +250,20 @@ def _count(row: dict[str, str], start: str = "") -> Count:
     return Count(definite=definite, possible=possible)
 
 
-def _picture(files: ResultFiles, made: Provenance, most_bytes: int) -> Picture | None:
+def _picture(files: ResultFiles, provenance: Provenance, most_bytes: int) -> Picture | None:
     """The scan's picture with its microbleeds; None where an earlier version wrote none, or it is damaged."""
     try:
         with reading(files.overview):
-            projection = Projection.from_json(read_bytes(files.overview), made.overview or {})
+            projection = Projection.from_json(read_bytes(files.overview), provenance.overview or {})
             kept = [row for row in read_rows(files.table) if row.status == "kept"]
             return marked_picture(shrunk(projection, most_bytes, files.overview), kept, files.stem)
     except UserError:
         return None
 
 
-def _comparison_pages(out: Path, made: dict[int, Provenance]) -> dict[int, tuple[Link, ...]]:
+def _comparison_pages(out: Path, provenances: dict[int, Provenance]) -> dict[int, tuple[Link, ...]]:
     """Pages that `cmb-jax compare` wrote below `out`, for the lines whose images they compare."""
-    line_of = {digest: n for n, each in made.items() for _, digest in each.images}
+    line_of = {digest: n for n, each in provenances.items() for _, digest in each.images}
     found: dict[int, list[Link]] = {}
     for record in sorted(out.glob("sub-*/**/comparison.json")):
         page = record.with_name("report.html")
@@ -278,8 +278,8 @@ def _compared(record: Path, line_of: dict[str, int]) -> Iterator[tuple[int, Link
     with contextlib.suppress(UserError), reading(record):
         content = read_json_object(record)
         found: dict[str, int] = {status: int(content["counts"].get(status, 0)) for status in STATUSES}
-        told = [*STATUSES[:2], *(["uncertain"] if found["uncertain"] else [])]
-        counts = ", ".join(f"{found[status]} {status}" for status in told)
+        shown = [*STATUSES[:2], *(["uncertain"] if found["uncertain"] else [])]
+        counts = ", ".join(f"{found[status]} {status}" for status in shown)
         for scan, words in (("followup", "since before"), ("baseline", "later")):
             digests = {each["sha256"] for each in content[scan]["inputs"]}
             for n in sorted({line_of[digest] for digest in digests if digest in line_of}):
@@ -297,9 +297,9 @@ def write_methods(out: Path) -> None:
         UserError: it cannot be written.
     """
     ways: dict[str, list[tuple[str, Provenance]]] = {}
-    for name, made in _readable_results(out):
-        how = [made.version, made.making, made.weights_bundled, made.calibrated]
-        ways.setdefault(json.dumps(how, sort_keys=True), []).append((name, made))
+    for name, provenance in _readable_results(out):
+        how = [provenance.version, provenance.making, provenance.weights_bundled, provenance.calibrated]
+        ways.setdefault(json.dumps(how, sort_keys=True), []).append((name, provenance))
     if ways:
         largest_first = sorted(ways.values(), key=lambda results: (-len(results), results[0][0]))
         text = methods_text([_methods_facts(results) for results in largest_first])
@@ -319,7 +319,7 @@ def _methods_facts(results: list[tuple[str, Provenance]]) -> MethodsFacts:
     """Of results that were made in one way."""
     first = results[0][1]
     # scans without a phase may have a threshold of their own
-    thresholds = {made.phase: made.threshold for _, made in results}
+    thresholds = {provenance.phase: provenance.threshold for _, provenance in results}
     return MethodsFacts(
         version=first.version,
         weights_name=",".join(Path(name).stem for name in first.weights_name.split(",")),
@@ -338,8 +338,8 @@ def _methods_facts(results: list[tuple[str, Provenance]]) -> MethodsFacts:
             *(f"{name} {value}" for name, value in first.making.items() if name not in _KNOWN_SETTINGS),
         ),
         own_regions=first.making["Regions"] != NETWORK,
-        made_swi=any("swi" not in made.roles for _, made in results),
-        mni=any(made.regions_trusted for _, made in results),
+        made_swi=any("swi" not in provenance.roles for _, provenance in results),
+        mni=any(provenance.regions_trusted for _, provenance in results),
         scans=tuple(name for name, _ in results),
     )
 

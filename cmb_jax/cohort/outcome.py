@@ -25,7 +25,7 @@ class Status(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a scan."""
+    """How one scan came out, and why."""
 
     name: str  # sub-01_ses-2_run-1
     status: Status
@@ -33,17 +33,17 @@ class Outcome:
 
 
 def failure_log(out: Path, name: str) -> Path:
-    """Where it stands why a scan, or a participant whose folder cannot be read, failed."""
+    """The file with the reason why a scan failed, or a participant whose folder cannot be read."""
     return logs_folder(out) / f"{name}.json"
 
 
 def write_failure(out: Path, name: str, reason: str, status: Status = Status.FAILED) -> None:
-    """Leave the reason of a failure."""
+    """Write the reason of a failure."""
     write_json(failure_log(out, name), {"Scan": name, "Status": status.value, "Reason": reason})
 
 
 def read_status(log: Path) -> Status:
-    """Whether a scan failed or is not analysable; logs of earlier versions know the former alone."""
+    """Whether a scan failed or is not analysable; logs of earlier versions know only failures."""
     try:
         return Status(read_json(log).get("Status", Status.FAILED.value))
     except (UserError, ValueError):

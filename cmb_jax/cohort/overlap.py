@@ -65,7 +65,7 @@ class StageTimes:
 def overlapped(
     items: Iterable[Item], lanes: Sequence[Lane[Item, Result]], times: StageTimes
 ) -> Iterator[Result]:
-    """Bring items through the stages; results come as they are done.
+    """Run items through the stages; yields results as they are done.
 
     A lane has at most three items in hand, one for each stage, so that memory is bounded. The next item goes
     to the first lane that is free. Inside a lane items keep their order.
@@ -80,7 +80,7 @@ def overlapped(
     free = deque(number for _ in STAGES for number in range(len(lanes)))
     with ExitStack() as stack:
         pools = [[ThreadPoolExecutor(1, f"{name}-{n}") for name in STAGES] for n in range(len(lanes))]
-        for pool in (pool for own in pools for pool in own):
+        for pool in (pool for lane_pools in pools for pool in lane_pools):
             stack.callback(pool.shutdown, cancel_futures=True)
         for item in items:
             if not free:

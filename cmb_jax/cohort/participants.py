@@ -16,16 +16,16 @@ from cmb_jax.errors import UserError
 
 
 class Progress(Protocol):
-    """Is told how a run goes; `say` from several threads."""
+    """Receives the progress of a run; `say` is called from several threads."""
 
     def start(self, scans: int) -> None:
-        """So many scans there are."""
+        """The number of scans."""
 
     def say(self, text: str) -> None:
         """What is being done, a line at a time."""
 
     def step(self, outcome: Outcome) -> None:
-        """A scan has come to its end."""
+        """A scan is finished."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Selection:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParticipantsRun:
-    """What a run came to."""
+    """The outcomes of a run."""
 
     outcomes: tuple[Outcome, ...]  # in order of participants and scans
     times: StageTimes
@@ -67,7 +67,7 @@ def select_participants(layout: BidsLayout, asked: Sequence[str]) -> tuple[str, 
     """Labels of the participants asked for, with or without sub-; all of them if none is.
 
     Raises:
-        UserError: a label that is none, or that the data set has not.
+        UserError: an invalid label, or one that the data set does not have.
     """
     if not asked:
         return layout.participants
@@ -104,7 +104,7 @@ def run_participants(
         selection: of labels that exist.
         pipeline: the detector on its devices, and its settings.
         overwrite: make finished results again.
-        progress: told how it goes.
+        progress: receives messages and outcomes.
 
     Raises:
         UserError: nothing can be written into `out`.

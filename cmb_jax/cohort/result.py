@@ -26,12 +26,12 @@ from cmb_jax.report.cohort import make_projection
 from cmb_jax.report.html import write_report
 
 PROVENANCE = "CmbJax"
-"""Key of the sidecar under which everything stands that is no column of the table."""
+"""Key of the sidecar for everything that does not describe a column of the table."""
 
 _ALWAYS_THERE = ("Weights", "Threshold", "PhaseSign", "PhaseRange")
 
 _UNSAID: dict[str, Any] = {"Flips": "none", "Precision": "float32", "Regions": NETWORK}
-"""What a result was made with whose sidecar, of an earlier version or the usual case, does not say it."""
+"""Settings that a sidecar may leave out, with the values that they have then."""
 
 
 def write_result(
@@ -48,8 +48,8 @@ def write_result(
 ) -> None:
     """Write all files of a scan's result over older ones; the table's sidecar last, as the mark of the end.
 
-    `viewer`: the page on which a reader scrolls too, which holds the images; `save_regions`: brain mask and
-    region map. What a killed process has left half-written is cleared away.
+    `viewer`: also the page on which a reader scrolls, which holds the images; `save_regions`: also brain mask
+    and region map. Half-written files of a killed process are removed.
 
     Raises:
         UserError: a file cannot be written.
@@ -246,7 +246,7 @@ def read_provenance(sidecar: Path) -> Provenance:
 
 
 def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: dict[str, Any]) -> str | None:
-    """In what a finished result differs from what would be made now; None if in nothing.
+    """What differs between a finished result and the one that would be made now; None if nothing does.
 
     Raises:
         UserError: its sidecar has been damaged.

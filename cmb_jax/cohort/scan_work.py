@@ -116,7 +116,7 @@ class _Opened:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScanWork:
-    """Everything that scans have in common."""
+    """How the scans of one run are worked on."""
 
     root: Path  # of the source data set
     out: Path
@@ -125,7 +125,7 @@ class ScanWork:
     say: Say
 
     def lane(self, detector: DeviceDetector) -> Lane[Scan, Outcome]:
-        """The stages on a detector's device. What is decided early passes through the later ones."""
+        """The stages on a detector's device. An outcome that is known early passes through the later ones."""
 
         def compute(opened: _Opened | Outcome) -> _Opened | Outcome:
             if isinstance(opened, Outcome):
@@ -262,7 +262,7 @@ class ScanWork:
 
 
 def choice_lines(choice: Choice) -> list[str]:
-    """What is taken of a scan and why, and what is left, for people."""
+    """Which files of a scan are used and why, and which are not, as lines to print."""
     files = ", ".join(image.file.relative for image in choice.images)
     return [
         f"{choice.scan.name}: takes {files}",

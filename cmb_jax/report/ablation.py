@@ -86,7 +86,7 @@ class AblationContent:
 
 
 def curve_groups(curves: tuple[FrocLine, ...]) -> list[tuple[FrocLine, ...]]:
-    """Curves dealt out to plots, each with the first one, the reference, for comparison."""
+    """The curves in groups, one a plot; each begins with the first curve, the reference, for comparison."""
     room = _CURVES_PER_PLOT - 1
     reference, others = curves[:1], curves[1:]
     return [(*reference, *others[start : start + room]) for start in range(0, max(1, len(others)), room)]

@@ -42,8 +42,7 @@ _NORMAL_MAD = 0.6745  # median absolute deviation of the standard normal distrib
 
 _PLANES = (AXIAL, SAGITTAL)
 _MM_PER_PX = 0.8
-_RIM_MM = 4.0
-"""Edge of the brain mask that is left out: the skull's partial volume would hide what lies behind it."""
+_RIM_MM = 4.0  # edge of the brain mask that is left out, for the skull's partial volume
 _MARK_PX = 6.0
 _QUALITY = 70
 _SMALLEST_PX = 40
@@ -82,6 +81,7 @@ def make_projection(swi: Volume, brain_mask: np.ndarray) -> Projection:
         brain_mask: (X, Y, Z) bool on its grid.
     """
     window = choose_windows(swi.data, None, brain_mask).swi
+    # the lowest value along each line of sight wins: one dark voxel of the skull would hide all behind it
     box = [2 * round(_RIM_MM / edge) + 1 for edge in swi.spacing_mm]
     inner = ndimage.minimum_filter(brain_mask.view(np.uint8), size=box, mode="constant").astype(bool)
     if not inner.any():
@@ -130,7 +130,7 @@ def marked_picture(projection: Projection, rows: Sequence[DetectionRow], name: s
 
 
 def shrunk(projection: Projection, most_bytes: int, source: Path) -> Projection:
-    """The projection with a picture of at most so many bytes, coarser where need be; places stay the same.
+    """The projection with its JPEG shrunk to at most `most_bytes`; coordinates stay those of the full size.
 
     Raises:
         UserError: what came from the file `source` is no picture.
@@ -194,7 +194,7 @@ class Outlier:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Measure:
-    """Something of which scans can have unusually much or little."""
+    """A number by which a scan can stand out."""
 
     words: str
     of: Callable[[CohortLine], float | None]
@@ -222,6 +222,7 @@ def outliers(lines: Sequence[CohortLine]) -> tuple[Outlier, ...]:
         known = [(n, float(v)) for n, line in enumerate(lines) if (v := measure.of(line)) is not None]
         if len(known) < FEWEST_FOR_OUTLIERS:
             continue
+        # median and its absolute deviation, not mean and SD: one extreme scan would hide itself in the SD
         values = np.array([value for _, value in known])
         shown = np.sqrt(values) if measure.root else values
         middle = np.median(shown)

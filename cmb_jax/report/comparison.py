@@ -178,6 +178,7 @@ def _resampled(volume: Volume, frame: Frame, depth: float, to_volume: np.ndarray
         to_volume: (4, 4) voxel index of the grid -> voxel index of the volume.
         order: 0 nearest, 1 linear.
     """
+    # one resampling straight from the volume: a second one would blur small lesions
     columns, rows = frame.grid_index()
     index = np.empty((3, frame.height_px, frame.width_px))
     index[frame.plane.column_axis] = columns[None, :]
@@ -190,13 +191,8 @@ def _resampled(volume: Volume, frame: Frame, depth: float, to_volume: np.ndarray
     return np.where(inside, values, np.nan).astype(np.float32)
 
 
-def render_comparison(content: ComparisonContent, *, max_drawn: int = MAX_DRAWN) -> str:
-    """The page as one string: images inlined, no script, nothing fetched from anywhere.
-
-    Args:
-        content: of the comparison.
-        max_drawn: changed lesions that get pictures, in the order of the list.
-    """
+def render_comparison(content: ComparisonContent) -> str:
+    """The page as one string: images inlined, no script, nothing fetched from anywhere."""
     pictures = RegisteredPictures(content)
     changed = [change for change in content.changes if change.status != "stable"]
     return (
@@ -206,8 +202,8 @@ def render_comparison(content: ComparisonContent, *, max_drawn: int = MAX_DRAWN)
             content=content,
             scans=(content.baseline, content.followup),
             counts=[(status, content.count(status)) for status in STATUSES],
-            drawn=[(change, pictures.thumbnails(change)) for change in changed[:max_drawn]],
-            undrawn=len(changed[max_drawn:]),
+            drawn=[(change, pictures.thumbnails(change)) for change in changed[:MAX_DRAWN]],
+            undrawn=len(changed[MAX_DRAWN:]),
             check=pictures.check(),
             location=functools.partial(location_text, trusted=True),
             field_of_view_mm=FIELD_OF_VIEW_MM,

@@ -64,7 +64,6 @@ class CountAgreementText:
     """Agreement of the counts per scan, computed elsewhere."""
 
     icc: float
-    icc_name: str = "ICC(2,1)"
     bias: float  # mean of detections - lesions
     limit_low: float  # 95 % limits of agreement
     limit_high: float

@@ -87,13 +87,14 @@ def read_painted(path: Path, result: Result) -> tuple[list[Mark], set[int]]:
     for value, where in enumerate(ndimage.find_objects(labels), start=1):
         if where is None:
             continue
+        # a label may lie in several pieces: those that still overlap the candidate of that number are it
         inside, before = labels[where] == value, result.labels[where]
         pieces, count = ndimage.label(inside, _TOUCHING)
-        own = set(np.unique(pieces[before == value])) - {0} if value not in PAINTED else set()
-        if own:
-            drawn = np.isin(pieces, list(own))
+        kept = set(np.unique(pieces[before == value])) - {0} if value not in PAINTED else set()
+        if kept:
+            drawn = np.isin(pieces, list(kept))
             found.setdefault(value, []).append(_mark(drawn, where, value, value, result, sizes))
-        for piece in set(range(1, count + 1)) - own:
+        for piece in set(range(1, count + 1)) - kept:
             drawn = pieces == piece
             under = before[drawn & (before > 0)]
             over = int(np.bincount(under).argmax()) if len(under) and value in PAINTED else None

@@ -82,7 +82,7 @@ def _holds_verdicts(path: Path) -> bool:
 
 
 def check_readers(readings: Sequence[Reading]) -> None:
-    """Whether each reader is given once.
+    """Check that no reader is given twice.
 
     Raises:
         UserError: two readings with the same initials.
@@ -106,25 +106,25 @@ def settle(path: Path, marks: Sequence[Mark], removed: set[int], result: Result)
         UserError: an unknown candidate or one twice, a position outside the volume, or farther than
             `MAX_MOVE_MM` from the candidate.
     """
-    own = _own_marks(path, marks, result)
+    judged = _marks_by_candidate(path, marks, result)
     added = [mark for mark in marks if mark.candidate is None]
     centers = dict(zip((row.id for row in result.rows), positions_mm(result.rows), strict=True))
     # the detector may put a center a little beyond the edge: only what a reader has moved is to be checked
     moved = [
-        mark for n, mark in own.items() if np.linalg.norm(mark.position_mm - centers[n]) > _SAME_PLACE_MM
+        mark for n, mark in judged.items() if np.linalg.norm(mark.position_mm - centers[n]) > _SAME_PLACE_MM
     ]
     _check_inside(path, [*moved, *added], result)
     for mark in moved:
         _check_move(mark, centers)
-    free = [n for n in centers if n not in own or own[n].verdict is None]
+    free = [n for n in centers if n not in judged or judged[n].verdict is None]
     places = np.array([centers[n] for n in free])
     distance = center_distances(np.array([mark.position_mm for mark in added]), places)
     taken = match(Pairs(allowed=distance < CENTER3.limit, cost=distance, one_to_one=True)).lesion
     for mark, column in zip(added, taken, strict=True):
         if column >= 0:
-            own[free[column]] = dataclasses.replace(mark, candidate=free[column])
+            judged[free[column]] = dataclasses.replace(mark, candidate=free[column])
     return Reading(
-        marks=tuple(own.get(row.id) or _unmarked(row, row.id in removed) for row in result.rows),
+        marks=tuple(judged.get(row.id) or _unmarked(row, row.id in removed) for row in result.rows),
         added=tuple(mark for mark, column in zip(added, taken, strict=True) if column < 0),
     )
 
@@ -145,10 +145,10 @@ def added_groups(readings: Sequence[Reading]) -> list[list[Mark]]:
     return groups
 
 
-def _own_marks(path: Path, marks: Sequence[Mark], result: Result) -> dict[int, Mark]:
+def _marks_by_candidate(path: Path, marks: Sequence[Mark], result: Result) -> dict[int, Mark]:
     """The marks that name their candidate, by its id."""
     known = {row.id for row in result.rows}
-    own: dict[int, Mark] = {}
+    judged: dict[int, Mark] = {}
     for mark in marks:
         if mark.candidate is None:
             continue
@@ -157,12 +157,12 @@ def _own_marks(path: Path, marks: Sequence[Mark], result: Result) -> dict[int, M
                 f"{mark.where}: candidate {mark.candidate} is not in {result.folder}; "
                 "is the file of another scan or another run?"
             )
-        if mark.candidate in own:
+        if mark.candidate in judged:
             raise UserError(
                 f"{mark.where}: candidate {mark.candidate} stands there twice; keep one in {path.name}"
             )
-        own[mark.candidate] = mark
-    return own
+        judged[mark.candidate] = mark
+    return judged
 
 
 def _unmarked(row: DetectionRow, removed: bool) -> Mark:

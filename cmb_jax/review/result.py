@@ -78,7 +78,7 @@ def _named(path: Path) -> ResultPaths:
 
 
 def read_record(paths: ResultPaths) -> dict[str, Any]:
-    """What stands beside the table, in the form of detections.json.
+    """The record beside the table, in the form of detections.json.
 
     Raises:
         UserError: missing, or damaged.
@@ -86,17 +86,17 @@ def read_record(paths: ResultPaths) -> dict[str, Any]:
     with reading(paths.record, MADE_BY, missing=f"no such file; {MADE_BY}"):
         content = read_json_object(paths.record, MADE_BY)
         if "CmbJax" in content:  # see cohort.result
-            made = content["CmbJax"]
-            images, weights = made["Taken"]["Images"], made["Making"]["Weights"]
+            bids = content["CmbJax"]
+            images, weights = bids["Taken"]["Images"], bids["Making"]["Weights"]
             content = {
-                "version": made["Version"],
+                "version": bids["Version"],
                 "weights": {"name": weights["Name"], "sha256": weights["SHA256"]},
                 "inputs": [
                     {"role": each["Role"], "file": Path(each["File"]).name, "sha256": each["SHA256"]}
                     for each in images
                 ],
-                **{name.lower(): made[name] for name in ("Settings", "Steps", "Warnings")},
-                "regions_trusted": made["RegionsTrusted"],
+                **{name.lower(): bids[name] for name in ("Settings", "Steps", "Warnings")},
+                "regions_trusted": bids["RegionsTrusted"],
             }
         if not content["inputs"]:
             raise ValueError("no images")

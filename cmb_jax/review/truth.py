@@ -44,10 +44,10 @@ class TruthRow:
 
 
 def truth_rows(rows: Sequence[DetectionRow], readings: Sequence[Reading]) -> tuple[TruthRow, ...]:
-    """What more than half of the readers say who judged a candidate; `uncertain` where no word has that.
+    """The verdict of more than half of those who judged a candidate; `uncertain` without such a majority.
 
-    Candidates that nobody read are left out. A lesion that not more than half of all readers added is
-    uncertain: the others looked at the scan and did not mark it.
+    Candidates that nobody read are left out. A lesion that at most half of all readers added is uncertain:
+    the others saw the scan and did not mark it.
     """
     lines = []
     for index, row in enumerate(rows):
@@ -98,7 +98,7 @@ def truth_csv(lines: Sequence[TruthRow]) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Truth:
-    """What was written, for those who tell of it."""
+    """What was written, to be reported."""
 
     scan: ScanReview
     lines: tuple[TruthRow, ...]

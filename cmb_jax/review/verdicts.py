@@ -143,7 +143,7 @@ def parse_verdicts(text: str, where: str) -> Verdicts:
         if not isinstance(entries, list):
             raise UserError(f"{where}: its {name} are no list; save it again in the viewer")
         for number, entry in enumerate(entries, start=1):
-            marks.append(_mark(entry, f"{where}: {name} {number}", own=name == "marks"))
+            marks.append(_mark(entry, f"{where}: {name} {number}", judges=name == "marks"))
     ids = [mark.candidate for mark in marks if mark.candidate is not None]
     if len(set(ids)) < len(ids):
         raise UserError(f"{where}: judges a candidate twice; save it again in the viewer")
@@ -157,18 +157,18 @@ def _hash(content: dict[str, Any], name: str, where: str) -> str:
     return value
 
 
-def _mark(entry: object, where: str, own: bool) -> Mark:
-    """One entry; `own`: it judges a candidate, else it is a lesion that the reader added."""
+def _mark(entry: object, where: str, judges: bool) -> Mark:
+    """One entry; `judges`: it is about a candidate, else about a lesion that the reader added."""
     if not isinstance(entry, dict):
         raise UserError(f"{where}: is no entry; save it again in the viewer")
     candidate = entry.get("candidate")
-    if own and (type(candidate) is not int or candidate < 1):
+    if judges and (type(candidate) is not int or candidate < 1):
         raise UserError(f"{where}: its candidate is {shown(candidate)}, but must be a number from 1 on")
     words = [entry.get(name) or "" for name in ("verdict", "mimic", "certainty", "comment")]
     if not all(isinstance(word, str) for word in words):
         raise UserError(f"{where}: verdict, mimic, certainty and comment must be texts")
     verdict, mimic = parse_verdict(words[0], words[1], where)
-    if verdict is None and not own:
+    if verdict is None and not judges:
         raise UserError(f"{where}: a lesion was added without a verdict; give it one, or remove it")
     certainty = words[2]
     if certainty not in ("", *CERTAINTIES) or (certainty and verdict is not Verdict.MICROBLEED):
@@ -182,7 +182,7 @@ def _mark(entry: object, where: str, own: bool) -> Mark:
     if diameter is not None and not (_is_finite(diameter) and diameter > 0):
         raise UserError(f"{where}: its diameter is {shown(diameter)}; it must be above 0 mm, or null")
     return Mark(
-        candidate=candidate if own else None,
+        candidate=candidate if judges else None,
         verdict=verdict,
         mimic=mimic,
         certainty=certainty,
@@ -197,7 +197,7 @@ def _is_finite(value: object) -> bool:
 
 
 def check_belongs(verdicts: Verdicts, where: str, swi_sha256: str, detections_sha256: str) -> None:
-    """Whether verdicts are of this result.
+    """Check that verdicts were given on this result.
 
     Raises:
         UserError: of another scan, or of another run on this scan.

@@ -48,7 +48,7 @@ class Site:
 
 
 class Refused(Exception):
-    """An answer that is no success."""
+    """An answer other than success."""
 
     def __init__(self, status: HTTPStatus, text: str = "") -> None:
         super().__init__(text)
@@ -74,7 +74,7 @@ class VerdictFolder:
         return self._folder / f"{reader}.json"
 
     def listed(self) -> list[dict[str, Any]]:
-        """Readers with what they have done; files that are none of ours are passed over."""
+        """Readers with what they have done; other files are ignored."""
         found = []
         for path in sorted(self._folder.glob("*.json")):
             with contextlib.suppress(UserError), reading(path):
@@ -211,10 +211,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not files:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "Choose at least one reader.")
         try:
-            told = self.site.write_truth(files)
+            summary = self.site.write_truth(files)
         except UserError as error:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
-        self._send(json.dumps(told).encode(), "application/json")
+        self._send(json.dumps(summary).encode(), "application/json")
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
@@ -260,7 +260,7 @@ class ViewerServer(http.server.ThreadingHTTPServer):
         super().__init__((HOST, port), handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that closed its page in the middle of an answer is nothing to tell of."""
+        """A browser that closes its page in the middle of an answer is no error."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
