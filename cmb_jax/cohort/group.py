@@ -101,22 +101,12 @@ COLUMNS: dict[str, dict[str, Any]] = {
 }
 
 
-def participant_row(label: str, status: str, reason: str = "") -> dict[str, str]:
-    """The line of a participant without scans."""
-    return _row({"participant_id": f"sub-{label}", "status": status, "reason": reason})
+def _row_without_result(entities: tuple[tuple[str, str], ...], status: str, reason: str = "") -> dict[str, str]:
+    """The line of a participant without scans, of a scan without result, or of a damaged result."""
+    return _row({**_named(dict(entities)), "status": status, "reason": reason})
 
 
-def scan_row(scan: Scan, status: str, reason: str = "") -> dict[str, str]:
-    """The line of a scan without result."""
-    return _row({**_named(dict(scan.entities)), "status": status, "reason": reason})
-
-
-def damaged_row(name: BidsName, reason: str) -> dict[str, str]:
-    """The line of a result that cannot be read any more."""
-    return _row({**_named(dict(name.entities)), "status": FAILED, "reason": reason})
-
-
-def result_row(name: BidsName, files: ResultFiles) -> dict[str, str]:
+def _result_row(name: BidsName, files: ResultFiles) -> dict[str, str]:
     """The line of a finished result.
 
     Raises:
@@ -368,7 +358,7 @@ def write_group(layout: BidsLayout, out: Path, participants: Sequence[str]) -> G
     """
     lines = [line for label in participants for line in _participant_lines(layout, out, label)]
     if tuple(participants) == layout.participants:
-        lines += [GroupLine(row=participant_row(label, NO_FOLDER)) for label in layout.without_folder]
+        lines += [GroupLine(row=_row_without_result((("sub", label),), NO_FOLDER)) for label in layout.without_folder]
     rows = [line.row for line in lines]
     columns = list(COLUMNS)
     text = table_text(columns, ([row[name] for name in columns] for row in rows), delimiter="\t")
@@ -393,24 +383,25 @@ def _participant_lines(layout: BidsLayout, out: Path, label: str) -> Iterator[Gr
     try:
         scans = layout.scans(label)
     except UserError as error:
-        yield GroupLine(row=participant_row(label, FAILED, str(error)))
+        yield GroupLine(row=_row_without_result((("sub", label),), FAILED, str(error)))
         return
     if not scans and not results:
-        yield GroupLine(row=participant_row(label, NO_IMAGES))
+        yield GroupLine(row=_row_without_result((("sub", label),), NO_IMAGES))
     for name, files in results:
         try:
-            yield GroupLine(row=result_row(name, files), files=files)
+            yield GroupLine(row=_result_row(name, files), files=files)
         except UserError as error:
             reason = str(error).replace(f"{out}/", "")
-            yield GroupLine(row=damaged_row(name, reason))
+            yield GroupLine(row=_row_without_result(name.entities, FAILED, reason))
     finished = {(name.get("ses"), name.get("run"), name.get("chunk")) for name, _ in results}
     for scan in scans:
         log = failure_log(out, scan.name)
         if log.is_file():
-            row = scan_row(scan, read_status(log).value, read_reason(log))
-            yield GroupLine(row=row)
+            yield GroupLine(
+                row=_row_without_result(scan.entities, read_status(log).value, read_reason(log))
+            )
         elif (scan.session, scan.run, scan.chunk) not in finished:
-            yield GroupLine(row=scan_row(scan, NOT_RUN))
+            yield GroupLine(row=_row_without_result(scan.entities, NOT_RUN))
 
 
 def _mixed(done: Iterator[dict[str, str]]) -> tuple[str, ...]:

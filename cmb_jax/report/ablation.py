@@ -47,7 +47,7 @@ def embedding_plot(shown: EmbeddingMap) -> Picture:
 
     shapes = [Shape(f"M1 1H{_MAP_PX - 1}V{_MAP_PX - 1}H1Z", "axis")]
     for kind in np.unique(shown.classes):
-        # one path a class: hundreds of single elements make a page slow
+        # one path per class: hundreds of single elements make a page slow
         spots = (
             glyph(_CLASS_GLYPHS[kind], *place(point), 2.6) for point in shown.points[shown.classes == kind]
         )
@@ -86,7 +86,7 @@ class AblationContent:
 
 
 def curve_groups(curves: tuple[FrocLine, ...]) -> list[tuple[FrocLine, ...]]:
-    """The curves in groups, one a plot; each begins with the first curve, the reference, for comparison."""
+    """The curves in groups, one per plot; each begins with the first curve, the reference, for comparison."""
     room = _CURVES_PER_PLOT - 1
     reference, others = curves[:1], curves[1:]
     return [(*reference, *others[start : start + room]) for start in range(0, max(1, len(others)), room)]

@@ -93,7 +93,7 @@ def fitted_frame(
     mm_per_px: float,
     margin_mm: float = 4.0,
 ) -> Frame:
-    """A picture that holds the voxel box `bounds` ((start, stop) an axis) with a margin."""
+    """A picture that holds the voxel box `bounds` ((start, stop) of each axis) with a margin."""
     axes = (plane.column_axis, plane.row_axis)
     spacing = (spacing_mm[axes[0]], spacing_mm[axes[1]])
     extent = [(bounds[a][1] - bounds[a][0]) * s + 2 * margin_mm for a, s in zip(axes, spacing, strict=True)]
@@ -182,7 +182,7 @@ def choose_windows(swi: np.ndarray, phase: np.ndarray | None, brain_mask: np.nda
 
 
 def mask_bounds(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """Smallest box ((start, stop) an axis) that holds the mask; the whole array when the mask is empty."""
+    """Smallest box ((start, stop) of each axis) that holds the mask; the whole array when the mask is empty."""
     bounds = []
     for axis in range(mask.ndim):
         others = tuple(a for a in range(mask.ndim) if a != axis)

@@ -74,7 +74,7 @@ class BarSeries:
     """Counts of scans that are drawn as bars of one color."""
 
     name: str
-    values: Sequence[int]  # one a scan
+    values: Sequence[int]  # one per scan
 
 
 @dataclasses.dataclass(frozen=True)

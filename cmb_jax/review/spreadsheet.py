@@ -42,7 +42,7 @@ _TO_FILL = PatternFill("solid", fgColor="FFF7D6")
 _SPARE_ROWS = 50  # below the candidates, prepared for lesions that a reader adds
 _HELP = (
     "Research use only; not a diagnosis.",
-    "One row a candidate; kept ones are what the program reports, rejected ones say why they are not.",
+    "One row per candidate; kept ones are what the program reports, rejected ones say why they are not.",
     f"Fill in {VERDICT}: {', '.join(Verdict)}. Empty means not read.",
     f"{MIMIC} may say what a mimic is: {', '.join(MIMIC_KINDS)}.",
     "Correct a center by its three RAS coordinates (mm), by at most 10 mm.",
