@@ -248,6 +248,7 @@ def _of_slices(data: np.ndarray, middle: np.ndarray) -> Judgement:
             said = reasons if empty > _MOST_EMPTY * (ends[1] - ends[0]) else warnings
             said.append(f"slices without content lie between others ({empty}): what was there is lost")
         slices = np.moveaxis(middle, axis, -1)
+        slices = slices[..., slices.any(axis=(0, 1))]  # those that were lost are told above
         in_turn = _alternation(slices)
         unlike, far = _unlikeness(slices)
         if in_turn > _IN_TURN[1]:

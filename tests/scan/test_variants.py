@@ -216,7 +216,7 @@ ODD = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_displaced_slices_are_told(name):
-    """Crosstalk darkens every other slice, and motion between two passes displaces it: no reason to refuse."""
+    """Crosstalk darkens every other slice; motion between two passes displaces it."""
     found = judge_intensity(np.asarray(ODD[name](), np.float32))
     assert found.reasons == ()
     assert "every other slice" in found.warnings[0]
