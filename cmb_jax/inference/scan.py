@@ -193,8 +193,9 @@ def _checked(images: ScanImages) -> tuple[Volume, Volume | None, list[str]]:
     swi = _of_unit_scale(swi)
     if magnitude is not None:
         warnings += judge_intensity(magnitude.data).enforce("magnitude")
-        warnings += judge_magnitude(magnitude.data, swi.data).enforce("magnitude")
-        magnitude = _of_unit_scale(magnitude)
+        doubts = judge_magnitude(magnitude.data, swi.data).reasons
+        warnings += [f"the magnitude was left out: {doubt}" for doubt in doubts]
+        magnitude = None if doubts else _of_unit_scale(magnitude)
     return swi, magnitude, warnings
 
 
