@@ -16,7 +16,7 @@ from cmb_jax.cohort.dataset import GROUP_PAGE, GROUP_TABLE, ResultFiles, finishe
 from cmb_jax.cohort.outcome import failure_log, read_reason, read_status
 from cmb_jax.cohort.result import Provenance, read_provenance
 from cmb_jax.datasets.bids.choice import ChoiceKind
-from cmb_jax.datasets.bids.layout import BidsLayout, BidsName, Scan
+from cmb_jax.datasets.bids.layout import BidsLayout, BidsName
 from cmb_jax.datasets.tables import read_csv
 from cmb_jax.errors import UserError
 from cmb_jax.inference.options import NETWORK
@@ -101,7 +101,9 @@ COLUMNS: dict[str, dict[str, Any]] = {
 }
 
 
-def _row_without_result(entities: tuple[tuple[str, str], ...], status: str, reason: str = "") -> dict[str, str]:
+def _row_without_result(
+    entities: tuple[tuple[str, str], ...], status: str, reason: str = ""
+) -> dict[str, str]:
     """The line of a participant without scans, of a scan without result, or of a damaged result."""
     return _row({**_named(dict(entities)), "status": status, "reason": reason})
 
@@ -358,7 +360,10 @@ def write_group(layout: BidsLayout, out: Path, participants: Sequence[str]) -> G
     """
     lines = [line for label in participants for line in _participant_lines(layout, out, label)]
     if tuple(participants) == layout.participants:
-        lines += [GroupLine(row=_row_without_result((("sub", label),), NO_FOLDER)) for label in layout.without_folder]
+        lines += [
+            GroupLine(row=_row_without_result((("sub", label),), NO_FOLDER))
+            for label in layout.without_folder
+        ]
     rows = [line.row for line in lines]
     columns = list(COLUMNS)
     text = table_text(columns, ([row[name] for name in columns] for row in rows), delimiter="\t")
@@ -397,9 +402,7 @@ def _participant_lines(layout: BidsLayout, out: Path, label: str) -> Iterator[Gr
     for scan in scans:
         log = failure_log(out, scan.name)
         if log.is_file():
-            yield GroupLine(
-                row=_row_without_result(scan.entities, read_status(log).value, read_reason(log))
-            )
+            yield GroupLine(row=_row_without_result(scan.entities, read_status(log).value, read_reason(log)))
         elif (scan.session, scan.run, scan.chunk) not in finished:
             yield GroupLine(row=_row_without_result(scan.entities, NOT_RUN))
 

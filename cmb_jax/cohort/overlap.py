@@ -77,6 +77,7 @@ def overlapped(
     """
     tick = time.perf_counter()
     done: SimpleQueue[tuple[int, Future[Result]]] = SimpleQueue()
+    # each lane is listed once per stage: that many items may be in its hands, and no more
     free = deque(number for _ in STAGES for number in range(len(lanes)))
     with ExitStack() as stack:
         pools = [[ThreadPoolExecutor(1, f"{name}-{n}") for name in STAGES] for n in range(len(lanes))]

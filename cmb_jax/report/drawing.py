@@ -182,7 +182,7 @@ def choose_windows(swi: np.ndarray, phase: np.ndarray | None, brain_mask: np.nda
 
 
 def mask_bounds(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """Smallest box ((start, stop) of each axis) that holds the mask; the whole array when the mask is empty."""
+    """Smallest box ((start, stop) of each axis) around the mask; the whole array when the mask is empty."""
     bounds = []
     for axis in range(mask.ndim):
         others = tuple(a for a in range(mask.ndim) if a != axis)

@@ -38,7 +38,7 @@ _READING = "the marks at the edges point at the stated center; number in its cas
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LesionTile:
-    """One lesion: its planes side by side, and what stands below."""
+    """One lesion: its planes side by side, and the caption below."""
 
     gray: np.ndarray  # (TILE_PX, 3 * TILE_PX) uint8: axial, coronal, sagittal, radiological display
     caption: str

@@ -163,6 +163,7 @@ def reader_agreement(scans: Sequence[ScanReview], first: int, second: int) -> Re
         ]
         for scan in scans
     ]
+    # candidates of one scan are alike, so with several scans whole scans are drawn
     units = [sum(tables, np.zeros((3, 3), int)) for tables in by_scan] if len(scans) > 1 else by_scan[0]
     tables = np.array(units, int).reshape(-1, 3, 3)
     total = tables.sum(axis=0)

@@ -62,6 +62,7 @@ def viewer_images(scan: ScanOnGrid, levels: int = LEVELS[0]) -> ViewerImages:
         window = _around(brain, scan.swi.spacing_mm)
         brain = brain[window]
     affine = scan.swi.affine.copy()
+    # the crop moves the first voxel; world coordinates stay
     affine[:3, 3] += affine[:3, :3] @ [part.start for part in window]
     swi = scan.swi.data[window]
     inside = np.ones(swi.shape, bool) if brain is None or not brain.any() else brain
