@@ -68,7 +68,6 @@ def card_parts(name: str) -> list[dict[str, str]]:
 
 def headline() -> str:
     """What the detectors find on the last data set of the model cards, with and without a phase."""
-
     data = card_results(DEFAULT_WEIGHTS)[0][-1]
     scans = card_results(DEFAULT_WEIGHTS)[1]["scans"][-1]
 
@@ -86,8 +85,8 @@ def headline() -> str:
         for name in (each for each in _names() if each != DEFAULT_WEIGHTS)
     )
     return (
-        f"Measured on {scans} simulated scans that nothing was trained on ({data}), at 0.5 false positives per "
-        f"scan: with a phase the detector finds {found(DEFAULT_WEIGHTS, WITH_PHASE, COUNTED)} of the "
+        f"Measured on {scans} simulated scans that nothing was trained on ({data}), at 0.5 false positives "
+        f"per scan: with a phase the detector finds {found(DEFAULT_WEIGHTS, WITH_PHASE, COUNTED)} of the "
         f"microbleeds of {READERS_SIZE} ({others}). From the magnitude alone it finds "
         f"{found(DEFAULT_WEIGHTS, ALONE, COUNTED)}, because calcifications look the same there; "
         f"{found(DEFAULT_WEIGHTS, ALONE, LEFT_OUT)} if they are not counted as false positives."
