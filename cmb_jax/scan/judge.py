@@ -69,10 +69,10 @@ _BLOCK = 8  # voxels; within them a phase may turn evenly
 _LEAST_IN_COMMON = 0.15
 # Words of names, BIDS suffixes above all; where one of the second kind stands, the first mean something else.
 _OTHER_KINDS = re.compile(
-    r"(?<![a-z0-9])(t1w?|mprage|t2w|pdw|flair|dwi|adc|bold|sbref|fieldmap|phasediff|ct|pet|asl|angio|qsm|chimap"
+    r"(?<![a-z0-9])(t1w|mprage|t2w|pdw|flair|dwi|adc|bold|sbref|fieldmap|phasediff|ct|pet|asl|angio|qsm|chimap"
     r"|r[12](?:star)?(?:map)?|t[12]s?(?:star)?map)(?![a-z0-9])"
 )
-_WEIGHTED = re.compile(r"swi|swan|t2star|t2s|gre|medic|mag")
+_WEIGHTED = re.compile(r"swi|swan|ven|t2star|t2s|gre|medic|mag")
 _SAME = 0.98  # correlation of two images that are one
 
 
