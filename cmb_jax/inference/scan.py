@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from cmb_jax.anatomy.regions import RegionMap
+from cmb_jax.anatomy.regions import Region, RegionMap, region_of
 from cmb_jax.data.prepare import PreparedVolume, prepare
 from cmb_jax.io.nifti import check_same_grid
 from cmb_jax.io.volume import ScanImages, Volume
@@ -17,6 +17,7 @@ from cmb_jax.regions.predict import brain_mask_on, predict_regions, region_code_
 from cmb_jax.scan import PhaseSign
 from cmb_jax.scan.judge import (
     content_bounds,
+    judge_fluid,
     judge_grid,
     judge_intensity,
     judge_magnitude,
@@ -158,6 +159,10 @@ def prepare_scan(
         mask = brain_mask_on(swi, region_map)
         code = region_code_on(swi, region_map)
     warnings.extend(region_map.messages)
+    if region_map.trusted:
+        region = region_of(code)
+        fluid, tissue = region == Region.VENTRICLE, region == Region.DEEP_WHITE_MATTER
+        warnings += judge_fluid(swi, fluid, tissue).enforce("SWI")
 
     say("preparing the images")
     with clock("preparation"):

@@ -10,7 +10,15 @@ from scipy import ndimage
 
 from cmb_jax.errors import NotAnalysableError
 from cmb_jax.io.volume import Volume
-from cmb_jax.scan.judge import coherence, judge_grid, judge_intensity, judge_name, judge_phase
+from cmb_jax.scan.judge import (
+    Judgement,
+    coherence,
+    judge_fluid,
+    judge_grid,
+    judge_intensity,
+    judge_name,
+    judge_phase,
+)
 from cmb_jax.scan.phase_range import PhaseRange, range_of
 from tests.scan.heads import AFFINE, SHAPE, head
 
@@ -133,6 +141,43 @@ def test_another_contrast_is_told_by_its_name(name):
 def test_names_of_susceptibility_weighted_images_are_not_mistaken(name):
     assert judge_name(Path("/t1w/flair") / name).reasons == ()
     assert judge_name(None).reasons == ()
+
+
+def of_two_tissues(fluid, white, rim=0.9):
+    """A volume of 1 mm voxels with ventricles of one signal and white matter of another, and their masks.
+
+    The masks err by a voxel or two, as region maps do: the rim of the ventricles shows other tissue.
+    """
+    x, y, z = np.indices((40, 40, 30)) - np.array([20, 20, 15])[:, None, None, None]
+    distance = np.sqrt(x**2 + y**2 + z**2)
+    data = np.select([distance < 8, distance < 10], [fluid, rim * white], white)
+    noise = np.random.default_rng(0).normal(0, 0.02, data.shape)
+    return Volume.from_array(np.float32(data + noise), np.eye(4)), distance < 10, distance >= 12
+
+
+def spoiled_gradient_echo(density, t1_ms, t2s_ms, tr_ms, flip_deg, te_ms):
+    """Signal of the steady state (Ernst & Anderson 1966) with the decay at the echo."""
+    e1, flip = np.exp(-tr_ms / t1_ms), np.deg2rad(flip_deg)
+    return density * np.sin(flip) * (1 - e1) / (1 - e1 * np.cos(flip)) * np.exp(-te_ms / t2s_ms)
+
+
+@pytest.mark.parametrize("tr_ms", [20, 28, 50, 700])
+@pytest.mark.parametrize("flip_deg", [10, 15, 20, 25])
+@pytest.mark.parametrize("te_ms", [10, 20, 40])
+def test_fluid_of_gradient_echoes_is_not_refused(tr_ms, flip_deg, te_ms):
+    fluid = spoiled_gradient_echo(1.0, 4000, 1000, tr_ms, flip_deg, te_ms)
+    white = spoiled_gradient_echo(0.7, 850, 50, tr_ms, flip_deg, te_ms)
+    assert judge_fluid(*of_two_tissues(fluid / white, 1.0)) == Judgement()
+
+
+@pytest.mark.parametrize(("fluid", "kind"), [(0.1, "reasons"), (0.2, "reasons"), (0.35, "warnings")])
+def test_dark_fluid_is_another_contrast(fluid, kind):
+    """R2* maps and FLAIR, magnetization-prepared T1-weighted images: refused; moderate ones: told."""
+    found = judge_fluid(*of_two_tissues(fluid, 1.0))
+    assert "R2 maps" in getattr(found, kind)[0]
+    image, ventricles, white = of_two_tissues(fluid, 1.0)
+    assert judge_fluid(image, ventricles, np.zeros_like(white)) == Judgement()
+    assert judge_fluid(image, np.zeros_like(ventricles), white) == Judgement()
 
 
 def test_refusal_is_one_line():
