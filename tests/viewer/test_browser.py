@@ -1,11 +1,15 @@
 """The viewer in a real browser: read by keyboard, reload, import the file; and no way out."""
 
 import csv
+import importlib.util
+import itertools
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cmb_jax.evaluation.statistics import cohen_kappa
 from cmb_jax.review.reading import read_readings
@@ -14,6 +18,7 @@ from cmb_jax.review.truth import write_truth
 from cmb_jax.review.verdicts import MIMIC_KINDS
 from tests.viewer.conftest import make
 
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 120_000  # in milliseconds, for slow machines
 
 
@@ -585,3 +590,24 @@ def page_seconds(session):
     """Processor time of the page's main thread: a busy machine does not lengthen it."""
     metrics = session.send("Performance.getMetrics")["metrics"]
     return next(each["value"] for each in metrics if each["name"] == "ThreadTime")
+
+
+def test_the_picture_series_of_the_docs(open_page, made, served, tmp_path, monkeypatch):
+    """The tool that makes docs/images/viewer-*.png, on this result: two readers, a picture per view."""
+    spec = importlib.util.spec_from_file_location("viewer_pictures", ROOT / "tools" / "viewer_pictures.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr(tool, "IMAGES", tmp_path)
+    tool.take(open_page(served.address).page)
+    for reader in tool.READERS:
+        given = json.loads((made.folder / "verdicts" / f"{reader}.json").read_text())["marks"]
+        assert len(given) == 40
+    pictures = {
+        path.stem: np.asarray(Image.open(path).convert("L"), float) for path in tmp_path.glob("*.png")
+    }
+    names = ["viewer-minip", "viewer-phase", "viewer-planes", "viewer-readers", "viewer-regions"]
+    assert sorted(pictures) == names
+    docs = {path.stem for path in (ROOT / "docs" / "images").glob("viewer-*.png")}
+    assert docs - {"viewer-tablet"} == set(names)
+    for first, second in itertools.combinations(names, 2):
+        assert np.abs(pictures[first] - pictures[second]).mean() > 0.5, (first, second)
