@@ -84,9 +84,10 @@ _RIM_MM = 2.0  # of the ventricles, where the region map may err
 # signal; 0.7 to 1.9 in images with the contrast of CT and in inverted ones.
 _AROUND_MM, _BRIGHT_BONE = (2.0, 12.0), 0.6
 _THINNED_MM = 1.5  # fine enough for bone
-# Skewness of what a filter of this width takes away, in the brain: veins are dark, so that simulated scans
-# give -0.2 to -1.8; inverted ones 0.3, those with bright vessels 0.8.
-_FINE_MM, _BRIGHT_DETAIL = 1.5, 0.2
+# Skewness of what a filter of this width takes away, in the brain. Veins are dark, so that simulated scans
+# give -0.2 to -1.8, magnitudes of 7 T at short echo times up to 0.4; inverted scans give 0.3 and more, and
+# their bright tail is long, bright vessels 0.8.
+_FINE_MM, _BRIGHT_DETAIL, _BRIGHT_VESSELS = 1.5, 0.2, 0.5
 _BRIGHT_TAIL = 2.0  # 95th percentile of the brain, of its median
 
 
@@ -238,12 +239,13 @@ def judge_brain(volume: Volume, brain: np.ndarray) -> Judgement:
     detail = detail[ndimage.gaussian_filter(inside, 2 * _FINE_MM / spacing) > 0.99]
     spread = float(detail.std()) if detail.size else 0.0
     detail = np.clip((detail - detail.mean()) / max(spread, 1e-30), -9, 9)  # a few wild voxels
-    if not spread or np.mean(detail**3) < _BRIGHT_DETAIL:
-        return Judgement()
+    skewness = float(np.mean(detail**3)) if spread else 0.0
     said = "small structures are brighter than the tissue around them, where veins should be dark"
-    if bright > _BRIGHT_TAIL * typical:
+    if skewness > _BRIGHT_DETAIL and bright > _BRIGHT_TAIL * typical:
         return Judgement(reasons=(f"{said}: it is an inverted image or a map",))
-    return Judgement(warnings=(f"{said}: an inverted image, or too short an echo time",))
+    if skewness > _BRIGHT_VESSELS:
+        return Judgement(warnings=(f"{said}: an inverted image, or too short an echo time",))
+    return Judgement()
 
 
 def coherence(radians: np.ndarray, tissue: np.ndarray) -> float:
