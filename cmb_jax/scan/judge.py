@@ -290,7 +290,7 @@ def _other_than_intensity(data: np.ndarray) -> str | None:
     if (values >= 0.99 * np.percentile(values, 99.9)).mean() > _PLATEAU:
         return "most values lie at the top of its scale: it is a mask, a probability map or clipped"
     if _wraps(data):
-        return "its values wrap round from one end of their range to the other: it is a phase"
+        return "its values wrap round from one end of their range to the other: it is a phase, or they overflowed"
     masked = values.size < (1 - _MASKED) * data.size or flat.min() > _EVEN
     darkest, lower, upper = np.percentile(values, [1, 25, 75])
     if masked and darkest > _DARKEST * upper and upper - lower < _NARROW * upper:
