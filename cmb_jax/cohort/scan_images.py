@@ -16,7 +16,7 @@ from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.cohort.dataset import RAW, REGIONS, anat_folder, source_uri
 from cmb_jax.datasets.bids.choice import Candidate, Choice, ChoiceKind
 from cmb_jax.datasets.bids.layout import BidsFile, BidsName, Scan, join_entities, parse_name
-from cmb_jax.datasets.listing import check_root, is_nifti, relative, visible
+from cmb_jax.datasets.cases import check_root, is_nifti, relative, visible
 from cmb_jax.errors import UserError
 from cmb_jax.inference.options import ScanOptions
 from cmb_jax.io.atomic import sha256_file

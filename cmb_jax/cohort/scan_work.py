@@ -17,9 +17,8 @@ from cmb_jax.cohort.dataset import (
     withdraw_result,
     write_json,
 )
-from cmb_jax.cohort.outcome import Outcome, Status, failure_log, write_failure
 from cmb_jax.cohort.overlap import Lane
-from cmb_jax.cohort.result import what_changed, write_result
+from cmb_jax.cohort.result import Outcome, Status, failure_log, what_changed, write_failure, write_result
 from cmb_jax.cohort.scan_images import (
     RegionLabels,
     ScanImages,

@@ -18,8 +18,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, PointTruth
-from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, visible
+from cmb_jax.datasets.cases import (
+    Case,
+    Collector,
+    DatasetIndex,
+    PointTruth,
+    check_root,
+    child,
+    is_nifti,
+    relative,
+    visible,
+)
 from cmb_jax.datasets.tables import Row, number, read_sheet
 from cmb_jax.errors import UserError
 from cmb_jax.io.provenance import stem

@@ -10,8 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, PointTruth
-from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, visible
+from cmb_jax.datasets.cases import (
+    Case,
+    Collector,
+    DatasetIndex,
+    PointTruth,
+    check_root,
+    child,
+    is_nifti,
+    relative,
+    visible,
+)
 from cmb_jax.datasets.tables import read_mat
 from cmb_jax.errors import UserError
 from cmb_jax.io.provenance import stem

@@ -15,8 +15,21 @@ import math
 import re
 from pathlib import Path
 
-from cmb_jax.datasets.cases import ROLES, Case, Collector, DatasetIndex, MaskTruth, PointTruth, Problem, Role
-from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, walk
+from cmb_jax.datasets.cases import (
+    ROLES,
+    Case,
+    Collector,
+    DatasetIndex,
+    MaskTruth,
+    PointTruth,
+    Problem,
+    Role,
+    check_root,
+    child,
+    is_nifti,
+    relative,
+    walk,
+)
 from cmb_jax.datasets.tables import read_csv
 from cmb_jax.errors import UserError
 from cmb_jax.io.provenance import stem

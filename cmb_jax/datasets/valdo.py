@@ -10,8 +10,19 @@ import dataclasses
 import re
 from pathlib import Path
 
-from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, MaskTruth, Problem, Role
-from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, visible
+from cmb_jax.datasets.cases import (
+    Case,
+    Collector,
+    DatasetIndex,
+    MaskTruth,
+    Problem,
+    Role,
+    check_root,
+    child,
+    is_nifti,
+    relative,
+    visible,
+)
 from cmb_jax.errors import UserError
 from cmb_jax.io.provenance import stem
 

@@ -365,7 +365,7 @@ def report_content(
     steps: tuple[str, ...] = (),
     timings: tuple[tuple[str, float], ...] = (),
 ) -> EvaluationContent:
-    """The evaluation as the HTML page shows it, see `report.evaluation_html.write_evaluation_report`."""
+    """The evaluation as the HTML page shows it, see `report.evaluation`."""
     main = result.headline_result
     shown = result.by_rule(result.breakdown_rule)
     return EvaluationContent(

@@ -21,7 +21,7 @@ from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.provenance import provenance_jsonld, pseudonym, shown_name
 from cmb_jax.io.tables import table_text
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.html import environment, write_report
+from cmb_jax.report.html import environment, render_report
 from cmb_jax.report.methods import MethodsFacts, methods_text
 from cmb_jax.report.statements import statements
 from cmb_jax.report.summary import ReportContent, describe_pattern
@@ -240,7 +240,7 @@ def write_prediction(
         write_volume(folder / "labels.nii.gz", labels, prediction.swi, dtype=np.uint16)
         beside = VIEWER if viewer and inputs else ""  # verdicts are kept by the hash of what was read
         content = report_content(prediction, bundle, inputs, subject, beside)
-        write_report(content, folder / "report.html")
+        atomic_write_text(folder / "report.html", render_report(content))
         if beside:
             digest = hashlib.sha256(table.encode()).hexdigest()
             page = viewer_page(prediction, inputs, subject, labels, digest)

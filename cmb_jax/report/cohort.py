@@ -15,7 +15,6 @@ from PIL import Image
 from scipy import ndimage
 
 from cmb_jax.core.detection import DetectionRow
-from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.io.outside import reading
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.drawing import (
@@ -280,12 +279,3 @@ def render_cohort(content: CohortContent) -> str:
             script_hash=content_hash(script),
         )
     )
-
-
-def write_cohort_report(path: Path, content: CohortContent) -> None:
-    """Render the page and put it at `path` in one step, over an older one.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    atomic_write_text(path, render_cohort(content), overwrite=True)

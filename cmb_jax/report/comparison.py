@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
 from cmb_jax.core.detection import DetectionRow
-from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.drawing import (
     AXIAL,
@@ -209,12 +207,3 @@ def render_comparison(content: ComparisonContent) -> str:
             field_of_view_mm=FIELD_OF_VIEW_MM,
         )
     )
-
-
-def write_comparison_report(content: ComparisonContent, path: Path, *, overwrite: bool = False) -> None:
-    """Render the page and put it at `path` in one step.
-
-    Raises:
-        UserError: `path` exists and `overwrite` is false, or it cannot be written.
-    """
-    atomic_write_text(path, render_comparison(content), overwrite=overwrite)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from pathlib import Path
 
 import jinja2
 
-from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.report.drawing import choose_windows
 from cmb_jax.report.pictures import (
     DRAWN_REGIONS,
@@ -115,12 +113,3 @@ def render_report(content: ReportContent, *, max_drawn: int = MAX_DRAWN) -> str:
             zone_of=functools.partial(shown_zone, content=content),
         )
     )
-
-
-def write_report(content: ReportContent, path: Path, *, overwrite: bool = False) -> None:
-    """Render the page and put it at `path` in one step: a reader never sees half a file.
-
-    Raises:
-        UserError: `path` exists and `overwrite` is false, or it cannot be written.
-    """
-    atomic_write_text(path, render_report(content), overwrite=overwrite)

@@ -16,7 +16,7 @@ from cmb_jax.errors import UserError
 from cmb_jax.evaluation.matching import CENTER3
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.progress import Say, stopwatch
-from cmb_jax.report.ablation import AblationContent, EmbeddingMap, write_ablation_report
+from cmb_jax.report.evaluation import AblationContent, EmbeddingMap, render_ablation
 from cmb_jax.report.plots import FrocLine
 from cmb_jax.research.findings import (
     SubjectSet,
@@ -153,7 +153,7 @@ def write_study(
         markdown_text(TITLE, ["Research use only.", *summary, *notes], tables),
         overwrite=True,
     )
-    write_ablation_report(workdir / "ablation.html", content, overwrite=True)
+    atomic_write_text(workdir / "ablation.html", render_ablation(content), overwrite=True)
 
 
 def scores_of(

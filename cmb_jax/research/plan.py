@@ -23,7 +23,7 @@ from cmb_jax.detector.network import training_gflop
 from cmb_jax.devices import ACCELERATORS, Hardware, measured_cpu
 from cmb_jax.research.costs import Collective, Costs, costs_of, parse
 from cmb_jax.training.detector import DeviceBatch, batch_shardings, init_state, make_step
-from cmb_jax.training.sharding import make_mesh, replicated
+from cmb_jax.training.distributed import make_mesh, replicated
 from cmb_jax.training.state import TrainState
 
 PLATFORMS = ("cuda", "tpu")

@@ -25,8 +25,7 @@ from cmb_jax.detector.functional import ProposalMaps, Template, params_of
 from cmb_jax.detector.mining import SampleBank, Samples, empty_bank, moved_prototypes, remember
 from cmb_jax.detector.network import Detector, training_gflop
 from cmb_jax.detector.total_loss import LossTerms, detection_loss
-from cmb_jax.training.loop import Evaluate, Stage, Step, train_loop
-from cmb_jax.training.sharding import (
+from cmb_jax.training.distributed import (
     check_fit,
     make_mesh,
     over_batch,
@@ -34,6 +33,7 @@ from cmb_jax.training.sharding import (
     replicated,
     share_of_process,
 )
+from cmb_jax.training.loop import Evaluate, Stage, Step, train_loop
 from cmb_jax.training.state import (
     StepMetrics,
     TrainState,

@@ -42,7 +42,7 @@ from cmb_jax.io.atomic import atomic_directory, atomic_write_text
 from cmb_jax.io.volume import ScanImages
 from cmb_jax.phantom import simulate_subject
 from cmb_jax.progress import track
-from cmb_jax.report.evaluation import write_evaluation_report
+from cmb_jax.report.evaluation import render_evaluation_report
 from cmb_jax.scan import PhaseSign
 from cmb_jax.training.run_data import (
     SPLIT_FILE,
@@ -249,7 +249,7 @@ def evaluate_run(
     )
     with atomic_directory(workdir / "eval", overwrite=overwrite) as folder:
         write_metrics(result, folder / "metrics.json")
-        write_evaluation_report(folder / "report.html", content)
+        atomic_write_text(folder / "report.html", render_evaluation_report(content))
         if comparison is not None:
             text = json.dumps(comparison_values(comparison), indent=2) + "\n"
             atomic_write_text(folder / "comparison.json", text)

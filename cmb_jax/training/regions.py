@@ -49,10 +49,9 @@ from cmb_jax.regions.samples import (
     make_sample,
     make_view_sample,
 )
+from cmb_jax.training.distributed import exit_without_barrier, make_mesh
 from cmb_jax.training.loop import Stage, Step, train_loop
 from cmb_jax.training.monitor import LOG_FILE
-from cmb_jax.training.processes import exit_without_barrier
-from cmb_jax.training.sharding import make_mesh
 from cmb_jax.training.state import StepMetrics, TrainState, apply_gradients, fresh_state, make_optimizer
 
 Material = RegionSource | PhantomViews

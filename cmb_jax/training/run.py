@@ -37,7 +37,7 @@ from cmb_jax.ops.cpu import library
 from cmb_jax.ops.cpu.library import usable_precision
 from cmb_jax.training.checkpoint import QUALITY
 from cmb_jax.training.detector import train_detector
-from cmb_jax.training.processes import (
+from cmb_jax.training.distributed import (
     is_primary,
     primary_first,
     wait_for_all,

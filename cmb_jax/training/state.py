@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from cmb_jax.config import TrainConfig
 from cmb_jax.detector.mining import SampleBank
-from cmb_jax.training.sharding import replicated
+from cmb_jax.training.distributed import replicated
 
 
 @jax.tree_util.register_dataclass
