@@ -62,6 +62,7 @@ GROUPS = {
 """Commands with subcommands of their own."""
 
 HOMES = {
+    "demo": "predict",
     "benchmark-data": "simulate",
     "implant": "simulate",
     "ablate": "research",

@@ -25,9 +25,8 @@ from cmb_jax.report.html import environment, render_report
 from cmb_jax.report.methods import MethodsFacts, methods_text
 from cmb_jax.report.statements import statements
 from cmb_jax.report.summary import ReportContent, describe_pattern
-from cmb_jax.viewer.images import ScanOnGrid, embedded_images
 from cmb_jax.viewer.page import NAME as VIEWER
-from cmb_jax.viewer.page import ViewerCase, render_viewer
+from cmb_jax.viewer.page import ScanOnGrid, ViewerCase, embedded_images, render_viewer
 
 NOTICE = "Research use only; not a diagnosis."
 ANALYZED, NOT_ANALYSABLE = "analyzed", "not analysable"
