@@ -8,8 +8,6 @@ An affine takes the centers of the regions of a scan, left and right apart, to t
 `tools/mni_accuracy.py --landmarks` writes from the anatomy pack.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from pathlib import Path

@@ -4,8 +4,6 @@ Options are checked by `common.check` before a command runs; what else a user ca
 wherever it is found.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 import os

@@ -4,8 +4,6 @@ A command is a function of one frozen dataclass, `options`; this turns it into w
 refuses into a `UserError`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib

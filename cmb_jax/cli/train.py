@@ -3,8 +3,6 @@
 The options are `cmb_jax.config.Config`, so that every field of it can be given.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 from collections.abc import Callable, Sequence

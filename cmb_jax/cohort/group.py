@@ -1,7 +1,5 @@
 """The group level: a table, a page and a methods text over all scans, failed and missing ones included."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """The participant level: every scan by itself, so that one that fails stops no other."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -2,8 +2,6 @@
 all that failed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import hashlib

@@ -5,8 +5,6 @@ discrete segmentations (Derivatives, Imaging data types):
 sub-01/ses-2/anat/sub-01_ses-2_run-1_desc-aparcaseg_dseg.nii.gz.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 While one scan is computed, the next is read and the last written.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 import traceback

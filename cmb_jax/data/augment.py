@@ -4,8 +4,6 @@ Operations on neighborhoods are linear and separable: one matrix product per axi
 (Z, Y, X) float32 as `data.prepare` makes them: SWI over brain tissue, phase over pi.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -4,8 +4,6 @@ The functions at the top look for files and folders by name, whatever the case o
 opened here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping

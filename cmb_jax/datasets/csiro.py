@@ -13,8 +13,6 @@ patient and time point, and for synthetic microbleeds of what was added: all sca
 belong on one side of a split.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

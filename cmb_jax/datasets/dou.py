@@ -4,8 +4,6 @@ nii/01.nii             SWI
 ground_truth/01.mat    MATLAB 5: cen (n, 3), voxels (i, j, k) counted from 1; gt_num, their number
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which reader a folder is for, by its layout."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path

@@ -9,8 +9,6 @@ A table has the columns x_mm, y_mm, z_mm (RAS mm) and, where measured, diameter_
 of kind cmb are lesions and rows of kind mimic are known not to be; other rows are background.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from pathlib import Path

@@ -8,8 +8,6 @@ any heading; counting from 1 is assumed, because their programs are written in M
 table is not taken to be free of microbleeds.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -4,8 +4,6 @@ The loss of cells tells mimics apart: an auxiliary task of training beside the a
 (Jaeger et al. 2020). Simulated subjects have all its labels.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

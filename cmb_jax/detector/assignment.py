@@ -5,8 +5,6 @@ list of anchor boxes is ever made: memory is one float and one index per anchor 
 Two rules choose the positives: overlap (`assign_lattice`) or the nearest anchors (`assign_nearest`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

@@ -5,8 +5,6 @@ samples of the global batch, and are plain functions of arrays, so that a sharde
 gives. All shapes are static.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The detector: space-to-depth stem, U-Net, feature fusion, region proposals, prototypes, semantic head."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable

@@ -5,8 +5,6 @@ go through in blocks, best first: a block is thinned by all that is kept so far,
 result is the loop's for every threshold, and memory is O(N + block * (block + max_output)).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

@@ -1,7 +1,5 @@
 """Two programs on the same scans: what each finds, and whether they differ (paired bootstrap over scans)."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

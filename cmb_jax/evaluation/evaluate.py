@@ -1,7 +1,5 @@
 """Detections against truth: every rule side by side, with intervals and breakdowns."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator

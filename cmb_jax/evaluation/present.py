@@ -1,7 +1,5 @@
 """An evaluation for people: the same tables as text and for the HTML page."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import textwrap

@@ -6,8 +6,6 @@ every metric is a function of weights, so that all resamples are computed at onc
 compared on the same resamples.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Two time points to what changed between them, in plain sentences and in files."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable, Sequence

@@ -6,8 +6,6 @@ resolutions, with SimpleITK. Samples lie on a regular lattice and are summed by 
 images give the same matrix up to rounding.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

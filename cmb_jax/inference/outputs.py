@@ -1,7 +1,5 @@
 """The files that a prediction leaves behind, written whole or not at all."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools

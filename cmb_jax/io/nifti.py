@@ -4,8 +4,6 @@ A volume is written on the grid of the file that it came from, or changed voxels
 that a file stores them in: type, slope, header, range of the phase.
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 from collections.abc import Sequence

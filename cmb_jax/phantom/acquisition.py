@@ -10,8 +10,6 @@ is that of I times sum(S_c), over the noise of L channels: where coils cancel, p
 line ends there. All three need one complex noise image and coil maps on a coarse lattice.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -3,8 +3,6 @@
 All are ellipsoids of a susceptibility of their own, with a true size and an apparent one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -6,8 +6,6 @@ Signal without decay is that of a spoiled gradient echo: proton density, T1 by f
 blood. Columns of tissue are gray, white, CSF, soft, air, then `NUCLEI`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

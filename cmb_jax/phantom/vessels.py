@@ -4,8 +4,6 @@ Small veins are grown as smooth random walks that taper and branch. The large ve
 midline follow courses that are known. All shapes are static: slots that a subject has no use for stay empty.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -6,8 +6,6 @@ it lies, an intensity threshold gives a brain mask and the map is not trusted: z
 reported. Arrays of the grid are (Z, Y, X), x to the right.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path

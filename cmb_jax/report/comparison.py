@@ -1,7 +1,5 @@
 """The self-contained HTML page of two time points, with the same planes of both scans side by side."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Literal

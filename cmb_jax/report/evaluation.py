@@ -1,7 +1,5 @@
 """Self-contained HTML pages of an evaluation and of an ablation, from plain numbers and arrays."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -1,7 +1,5 @@
 """The self-contained HTML page of one subject."""
 
-from __future__ import annotations
-
 import base64
 import functools
 import hashlib

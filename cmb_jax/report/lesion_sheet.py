@@ -1,7 +1,5 @@
 """A contact sheet of true lesions: three planes of each, to see whether the centers lie on dark spots."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 from pathlib import Path

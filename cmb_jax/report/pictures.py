@@ -1,7 +1,5 @@
 """The pictures of a subject's page: the whole brain with all detections, and each detection close up."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """What each part of the detector does: train a grid of variants and seeds, compare them, write a page."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence

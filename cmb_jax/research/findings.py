@@ -4,8 +4,6 @@ A kept file names its inputs: it saves inference until they change, and is then 
 t-SNE of the embeddings are scikit-learn's, which only the ablation needs: pip install -e '.[ablation]'.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

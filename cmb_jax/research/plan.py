@@ -4,8 +4,6 @@ The step is lowered and compiled without values. Its time on a device is the sum
 roofline allows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections import Counter

@@ -5,8 +5,6 @@ subjects; everything else is of the test subjects. Intervals: scans and seeds ar
 the same scans for every variant.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections import Counter

@@ -4,8 +4,6 @@
 RAS; both are millimeters of the patient. ITK-SNAP: a label image, and the file that names its labels.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A reader's marks brought to the candidates of one result, whatever file they came in."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """How readers agree with the detector and with each other, over one scan or many, and the JSON of it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Sequence

@@ -11,8 +11,6 @@ so darkness and phase alone correlate poorly. Ordinary contrast between tissues 
 matter is darker than gray but diamagnetic, and would vote the wrong way.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 The step is pure, jitted once per stage, and the same on one device and on a mesh.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence

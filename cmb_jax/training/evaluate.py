@@ -1,7 +1,5 @@
 """The whole pipeline with a run's weights, on new simulated subjects or on the test part of an index."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools

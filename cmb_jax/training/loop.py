@@ -1,7 +1,5 @@
 """The training loop of any network: evaluate, save, next batch, step."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path

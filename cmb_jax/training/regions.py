@@ -5,8 +5,6 @@ jitted step makes the samples (`cmb_jax.regions.samples`), so that nothing is re
 same command goes on with a run that was stopped. Research use only.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import json

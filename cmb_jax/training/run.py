@@ -1,7 +1,5 @@
 """A training run: simulated or own scans in, weights with their record out; resumed where it stopped."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime

@@ -1,7 +1,5 @@
 """What a training run carries from step to step, and how a gradient changes it, whatever the network."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

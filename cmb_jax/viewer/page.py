@@ -1,7 +1,5 @@
 """viewer.html: one file with the program, the candidates and, where they are small enough, the images."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import gzip
