@@ -99,6 +99,7 @@ def count_metrics(counts: Counts, weights: np.ndarray) -> np.ndarray:
     Args:
         weights: (B, S).
     """
+    # sums over the resampled scans, not means of ratios: a scan without lesions has no sensitivity of its own
     tp, fp, lesions = (weights @ part for part in (counts.tp, counts.fp, counts.lesions))
     with np.errstate(invalid="ignore", divide="ignore"):
         columns = (tp / lesions, fp / weights.sum(axis=1), tp / (tp + fp), 2 * tp / (lesions + tp + fp))

@@ -95,6 +95,8 @@ def clean_labels(
 
 def split_sides(side_logit: np.ndarray, brain: np.ndarray) -> np.ndarray:
     """Side of every brain voxel: the sign of the smoothed logit, islands given to the other side."""
+    # The logit is near 0 along the midline, where single voxels would flicker from side to side. Smoothed
+    # within the brain alone (divided by the smoothed mask), it crosses 0 on one surface.
     weight = ndimage.gaussian_filter(brain.astype(np.float32), 2.0)
     smooth = ndimage.gaussian_filter(np.where(brain, np.clip(side_logit, -8, 8), 0.0).astype(np.float32), 2.0)
     right = brain & (smooth / np.maximum(weight, 1e-6) > 0)
@@ -193,6 +195,8 @@ def intensity_mask(image: np.ndarray, view: np.ndarray) -> np.ndarray:
         return np.zeros_like(view)
     counts, edges = np.histogram(values, 128)
     centers = (edges[:-1] + edges[1:]) / 2
+    # The variance between the two classes, for all thresholds at once: running sums give the size and the
+    # mean of what lies below each edge, and the rest lies above.
     below = np.cumsum(counts)
     total, first = below[-1], np.cumsum(counts * centers)
     above = total - below
@@ -350,6 +354,7 @@ def _labeller() -> _Labeller:
         # The network's last layer labels the eight voxels of a cell independently; smoothing makes them
         # agree.
         regions = _smooth(logits[..., :NUM_REGIONS] + mirrored[..., :NUM_REGIONS])
+        # in the mirror image left is right: the logit of the side changes its sign, those of regions do not
         side = logits[..., NUM_REGIONS] - mirrored[..., NUM_REGIONS]
         inner = jnp.argmax(regions[..., 1:], axis=-1) + 1
         return jnp.argmax(regions, axis=-1), inner, side
