@@ -86,12 +86,7 @@ def _participants(options: BidsOptions) -> None:
 
     from cmb_jax.cohort.dataset import write_dataset_files
     from cmb_jax.cohort.group import write_methods
-    from cmb_jax.cohort.participants import (
-        Selection,
-        process_share,
-        run_participants,
-        select_participants,
-    )
+    from cmb_jax.cohort.participants import Selection, process_share, run_participants, select_participants
     from cmb_jax.cohort.scan_work import detector_pipeline
     from cmb_jax.datasets.bids.layout import label_of, read_filter
     from cmb_jax.devices import use_compilation_cache

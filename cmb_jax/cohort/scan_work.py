@@ -17,21 +17,9 @@ from typing import Any, Generic, TypeVar
 
 import jax
 
-from cmb_jax.cohort.dataset import (
-    ResultFiles,
-    logs_folder,
-    result_files,
-    withdraw_result,
-    write_json,
-)
+from cmb_jax.cohort.dataset import ResultFiles, logs_folder, result_files, withdraw_result, write_json
 from cmb_jax.cohort.result import Outcome, Status, failure_log, what_changed, write_failure, write_result
-from cmb_jax.cohort.scan_images import (
-    RegionLabels,
-    ScanImages,
-    TakenImage,
-    read_scan_images,
-    taken_images,
-)
+from cmb_jax.cohort.scan_images import RegionLabels, ScanImages, TakenImage, read_scan_images, taken_images
 from cmb_jax.datasets.bids.choice import Choice, choose
 from cmb_jax.datasets.bids.layout import Scan
 from cmb_jax.errors import NotAnalysableError, UserError

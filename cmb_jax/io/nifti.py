@@ -14,13 +14,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.orientations import (
-    apply_orientation,
-    axcodes2ornt,
-    inv_ornt_aff,
-    io_orientation,
-    ornt_transform,
-)
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes

@@ -32,13 +32,7 @@ from cmb_jax.training.distributed import (
     share_of_process,
 )
 from cmb_jax.training.loop import Evaluate, Stage, Step, train_loop
-from cmb_jax.training.state import (
-    StepMetrics,
-    TrainState,
-    apply_gradients,
-    fresh_state,
-    make_optimizer,
-)
+from cmb_jax.training.state import StepMetrics, TrainState, apply_gradients, fresh_state, make_optimizer
 
 
 @jax.tree_util.register_dataclass
