@@ -790,7 +790,7 @@ def read_made(path: Path) -> object:
 
 
 def read_failure(path: Path) -> object:
-    from cmb_jax.cohort.outcome import read_reason, read_status
+    from cmb_jax.cohort.result import read_reason, read_status
 
     return repr((read_reason(path), read_status(path)))
 
@@ -1107,7 +1107,7 @@ KINDS: dict[str, Kind] = {
         ("viewer.server:listed", "viewer.server:read", "viewer.server:write"),
         "json",
     ),
-    "markups": Kind(exported("points.mrk.json"), read_reading, ("review.markups:_points",), "json"),
+    "markups": Kind(exported("points.mrk.json"), read_reading, ("review.outside_viewers:_points",), "json"),
     "review_workbook": Kind(
         exported("r.xlsx"), read_reading, ("datasets.tables:read_sheet",), "zip", share=0.5
     ),

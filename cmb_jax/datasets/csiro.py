@@ -13,13 +13,20 @@ patient and time point, and for synthetic microbleeds of what was added: all sca
 belong on one side of a split.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 
-from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, PointTruth
-from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, visible
+from cmb_jax.datasets.cases import (
+    Case,
+    Collector,
+    DatasetIndex,
+    PointTruth,
+    check_root,
+    child,
+    is_nifti,
+    relative,
+    visible,
+)
 from cmb_jax.datasets.tables import Row, number, read_sheet
 from cmb_jax.errors import UserError
 from cmb_jax.io.provenance import stem

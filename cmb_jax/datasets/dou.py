@@ -4,14 +4,21 @@ nii/01.nii             SWI
 ground_truth/01.mat    MATLAB 5: cen (n, 3), voxels (i, j, k) counted from 1; gt_num, their number
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 
-from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, PointTruth
-from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, visible
+from cmb_jax.datasets.cases import (
+    Case,
+    Collector,
+    DatasetIndex,
+    PointTruth,
+    check_root,
+    child,
+    is_nifti,
+    relative,
+    visible,
+)
 from cmb_jax.datasets.tables import read_mat
 from cmb_jax.errors import UserError
 from cmb_jax.io.provenance import stem

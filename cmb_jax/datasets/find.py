@@ -1,15 +1,22 @@
 """Which reader a folder is for, by its layout."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 from cmb_jax.datasets import csiro, dou, folder, valdo, yonsei
 from cmb_jax.datasets.bids import reader as bids
-from cmb_jax.datasets.cases import KINDS, Case, DatasetIndex, Kind, MaskTruth, Problem
-from cmb_jax.datasets.listing import check_root, is_nifti, walk
+from cmb_jax.datasets.cases import (
+    KINDS,
+    Case,
+    DatasetIndex,
+    Kind,
+    MaskTruth,
+    Problem,
+    check_root,
+    is_nifti,
+    walk,
+)
 from cmb_jax.errors import UserError
 
 _READERS: dict[Kind, Callable[[Path], DatasetIndex]] = {

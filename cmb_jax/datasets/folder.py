@@ -9,14 +9,25 @@ A table has the columns x_mm, y_mm, z_mm (RAS mm) and, where measured, diameter_
 of kind cmb are lesions and rows of kind mimic are known not to be; other rows are background.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from pathlib import Path
 
-from cmb_jax.datasets.cases import ROLES, Case, Collector, DatasetIndex, MaskTruth, PointTruth, Problem, Role
-from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, walk
+from cmb_jax.datasets.cases import (
+    ROLES,
+    Case,
+    Collector,
+    DatasetIndex,
+    MaskTruth,
+    PointTruth,
+    Problem,
+    Role,
+    check_root,
+    child,
+    is_nifti,
+    relative,
+    walk,
+)
 from cmb_jax.datasets.tables import read_csv
 from cmb_jax.errors import UserError
 from cmb_jax.io.provenance import stem

@@ -4,14 +4,23 @@ Task2/sub-101/sub-101_space-T2S_CMB.nii.gz               mean of the raters, 0 t
               sub-101_space-T2S_desc-masked_T2S.nii.gz   and _T1, _T2, resampled to its grid
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from pathlib import Path
 
-from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, MaskTruth, Problem, Role
-from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, visible
+from cmb_jax.datasets.cases import (
+    Case,
+    Collector,
+    DatasetIndex,
+    MaskTruth,
+    Problem,
+    Role,
+    check_root,
+    child,
+    is_nifti,
+    relative,
+    visible,
+)
 from cmb_jax.errors import UserError
 from cmb_jax.io.provenance import stem
 

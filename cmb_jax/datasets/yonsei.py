@@ -8,13 +8,20 @@ any heading; counting from 1 is assumed, because their programs are written in M
 table is not taken to be free of microbleeds.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
-from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, PointTruth, Role
-from cmb_jax.datasets.listing import check_root, is_nifti, relative, walk
+from cmb_jax.datasets.cases import (
+    Case,
+    Collector,
+    DatasetIndex,
+    PointTruth,
+    Role,
+    check_root,
+    is_nifti,
+    relative,
+    walk,
+)
 from cmb_jax.datasets.tables import Row, number, read_sheet
 from cmb_jax.errors import UserError
 from cmb_jax.io.provenance import stem

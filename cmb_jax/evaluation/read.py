@@ -1,7 +1,5 @@
 """Predictions and truth: found in folders of any program, read from files, or taken from a simulated scan."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """From the images of one scan to located detections: the whole pipeline as a Python function."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Self

@@ -1,7 +1,5 @@
 """CMB-Phantom: fixed splits of simulated subjects, and the checksums of their files."""
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import hashlib

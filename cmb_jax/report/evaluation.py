@@ -1,12 +1,11 @@
-"""The self-contained HTML page of an evaluation, from plain numbers and arrays."""
-
-from __future__ import annotations
+"""Self-contained HTML pages of an evaluation and of an ablation, from plain numbers and arrays."""
 
 import dataclasses
 import math
-from pathlib import Path
 
-from cmb_jax.io.atomic import atomic_write_text
+import numpy as np
+
+from cmb_jax.report.drawing import Picture, Shape, glyph
 from cmb_jax.report.html import environment
 from cmb_jax.report.plots import (
     CountAgreementText,
@@ -102,10 +101,95 @@ def render_evaluation_report(content: EvaluationContent) -> str:
     )
 
 
-def write_evaluation_report(path: Path, content: EvaluationContent, *, overwrite: bool = False) -> None:
-    """Render the page and put it at `path` in one step.
+_MAP_PX, _MAP_MARGIN_PX = 420, 16
+_CLASS_STYLES = ("s0", "s1")
+_CLASS_NAMES = ("microbleed", "hard negative")
+_CLASS_GLYPHS = ("lobar", "deep")  # a circle and a diamond: `glyph` names its symbols by zones
+_CURVES_PER_PLOT = 3  # more bands hide each other
 
-    Raises:
-        UserError: `path` exists and `overwrite` is false, or it cannot be written.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddingMap:
+    """Samples and prototypes in a plane. S samples, P prototypes; class 0 = CMB, 1 = hard negative."""
+
+    title: str
+    points: np.ndarray  # (S, 2)
+    classes: np.ndarray  # (S,)
+    prototypes: np.ndarray  # (P, 2)
+    prototype_classes: np.ndarray  # (P,)
+
+
+def embedding_plot(shown: EmbeddingMap) -> Picture:
+    """Small spots for the samples (circles and diamonds by class), large outlined ones for the prototypes.
+
+    Both axes have one scale; they carry no numbers because the embedding has no unit.
     """
-    atomic_write_text(path, render_evaluation_report(content), overwrite=overwrite)
+    together = np.concatenate([shown.points, shown.prototypes])
+    low, high = together.min(axis=0), together.max(axis=0)
+    scale = (_MAP_PX - 2 * _MAP_MARGIN_PX) / max(float((high - low).max()), 1e-9)
+    middle = (low + high) / 2
+
+    def place(point: np.ndarray) -> tuple[float, float]:
+        x, y = (point - middle) * scale
+        return _MAP_PX / 2 + float(x), _MAP_PX / 2 - float(y)
+
+    shapes = [Shape(f"M1 1H{_MAP_PX - 1}V{_MAP_PX - 1}H1Z", "axis")]
+    for kind in np.unique(shown.classes):
+        # one path per class: hundreds of single elements make a page slow
+        spots = (
+            glyph(_CLASS_GLYPHS[kind], *place(point), 2.6) for point in shown.points[shown.classes == kind]
+        )
+        shapes.append(Shape("".join(spots), f"sample {_CLASS_STYLES[kind]}", title=_CLASS_NAMES[kind]))
+    for point, kind in zip(shown.prototypes, shown.prototype_classes, strict=True):
+        shapes.append(
+            Shape(
+                glyph(_CLASS_GLYPHS[kind], *place(point), 8.0),
+                f"prototype {_CLASS_STYLES[kind]}",
+                title=f"prototype of the class {_CLASS_NAMES[kind]}",
+            )
+        )
+    return Picture(
+        width=_MAP_PX,
+        height=_MAP_PX,
+        alt=f"{shown.title}: {len(shown.points)} samples and {len(shown.prototypes)} prototypes",
+        shapes=tuple(shapes),
+        caption=shown.title,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AblationContent:
+    """Everything that the page shows."""
+
+    title: str
+    sentences: tuple[str, ...]  # rule, thresholds, subjects, reference
+    curves: tuple[FrocLine, ...]  # of the variants, the reference first
+    curve_note: str
+    tables: tuple[Table, ...]
+    maps: tuple[EmbeddingMap, ...]
+    warnings: tuple[str, ...]
+    settings: tuple[tuple[str, str], ...]
+    inputs: tuple[tuple[str, str, str], ...]  # (run, file name, sha256) of the weights
+    version: str
+
+
+def curve_groups(curves: tuple[FrocLine, ...]) -> list[tuple[FrocLine, ...]]:
+    """The curves in groups, one per plot; each begins with the first curve, the reference, for comparison."""
+    room = _CURVES_PER_PLOT - 1
+    reference, others = curves[:1], curves[1:]
+    return [(*reference, *others[start : start + room]) for start in range(0, max(1, len(others)), room)]
+
+
+def render_ablation(content: AblationContent) -> str:
+    """The page as one string: drawings inlined, no script, nothing fetched from anywhere."""
+    return (
+        environment()
+        .get_template("ablation.html")
+        .render(
+            content=content,
+            froc=[(group, froc_plot(group)) for group in curve_groups(content.curves)],
+            maps=[embedding_plot(shown) for shown in content.maps],
+            tables=[(table, numeric_columns(table)) for table in content.tables],
+            cell_text=cell_text,
+        )
+    )

@@ -1,25 +1,13 @@
 """The self-contained HTML page of one subject."""
 
-from __future__ import annotations
-
 import base64
 import functools
 import hashlib
-from pathlib import Path
 
 import jinja2
 
-from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.report import pictures
 from cmb_jax.report.drawing import choose_windows
-from cmb_jax.report.pictures import (
-    DRAWN_REGIONS,
-    FIELD_OF_VIEW_MM,
-    ThumbnailMaker,
-    glass_brain,
-    quality_mosaic,
-    shown_zone,
-    slabs,
-)
 from cmb_jax.report.statements import bombs_table, statements
 from cmb_jax.report.summary import (
     ZONES,
@@ -78,7 +66,7 @@ def render_report(content: ReportContent, *, max_drawn: int = MAX_DRAWN) -> str:
     )
     kept, rejected = kept_rows(content.rows), rejected_rows(content.rows)
     drawn = sorted(sorted(kept, key=lambda row: (-row.score, row.id))[:max_drawn], key=lambda row: row.id)
-    maker = ThumbnailMaker(content, windows)
+    maker = pictures.ThumbnailMaker(content, windows)
     mars = mars_table(kept)
     return (
         environment()
@@ -103,24 +91,15 @@ def render_report(content: ReportContent, *, max_drawn: int = MAX_DRAWN) -> str:
             detections=[maker.full(row) for row in drawn],
             undrawn=[row for row in kept if row not in drawn],
             rejected_pictures=[maker.brief(row) for row in rejected[:MAX_REJECTED_DRAWN]],
-            glass=glass_brain(content, kept),
-            slabs=slabs(content, kept, windows),
-            quality=quality_mosaic(content, windows),
-            drawn_regions=[region.name.lower() for region in DRAWN_REGIONS],
+            glass=pictures.glass_brain(content, kept),
+            slabs=pictures.slabs(content, kept, windows),
+            quality=pictures.quality_mosaic(content, windows),
+            drawn_regions=[region.name.lower() for region in pictures.DRAWN_REGIONS],
             windows=windows,
-            field_of_view_mm=FIELD_OF_VIEW_MM,
+            field_of_view_mm=pictures.FIELD_OF_VIEW_MM,
             threshold=setting(content, "score_threshold"),
             definite_threshold=setting(content, "definite_threshold"),
             location=functools.partial(location_text, trusted=content.regions_trusted),
-            zone_of=functools.partial(shown_zone, content=content),
+            zone_of=functools.partial(pictures.shown_zone, content=content),
         )
     )
-
-
-def write_report(content: ReportContent, path: Path, *, overwrite: bool = False) -> None:
-    """Render the page and put it at `path` in one step: a reader never sees half a file.
-
-    Raises:
-        UserError: `path` exists and `overwrite` is false, or it cannot be written.
-    """
-    atomic_write_text(path, render_report(content), overwrite=overwrite)

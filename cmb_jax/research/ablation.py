@@ -1,7 +1,5 @@
 """What each part of the detector does: train a grid of variants and seeds, compare them, write a page."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,16 +14,9 @@ from cmb_jax.errors import UserError
 from cmb_jax.evaluation.matching import CENTER3
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.progress import Say, stopwatch
-from cmb_jax.report.ablation import AblationContent, EmbeddingMap, write_ablation_report
+from cmb_jax.report.evaluation import AblationContent, EmbeddingMap, render_ablation
 from cmb_jax.report.plots import FrocLine
-from cmb_jax.research.findings import (
-    SubjectSet,
-    detections_of,
-    embedded_of,
-    maps_of,
-    require_scikit_learn,
-    subject_set,
-)
+from cmb_jax.research import findings
 from cmb_jax.research.runs import Cost, Grid, Run, complete, cost_of, other_settings, runs_of
 from cmb_jax.research.scores import (
     BAND_RATES,
@@ -44,7 +35,7 @@ TITLE = "Ablation: what each part of the detector does"
 SAMPLES = 2000
 
 
-def prepared_set(name: str, folder: Path | None, grid: Grid, workdir: Path) -> SubjectSet:
+def prepared_set(name: str, folder: Path | None, grid: Grid, workdir: Path) -> findings.SubjectSet:
     """The subjects of "validation" or "test": those of a folder, else simulated ones kept in the workdir.
 
     Raises:
@@ -52,7 +43,7 @@ def prepared_set(name: str, folder: Path | None, grid: Grid, workdir: Path) -> S
     """
     base = grid.variants[0].config
     subjects = phantom_subjects(base, workdir, name) if folder is None else subjects_in(folder)
-    prepared = subject_set(name, subjects, base.data.spacing_mm)
+    prepared = findings.subject_set(name, subjects, base.data.spacing_mm)
     if not any(len(truth.centers_mm) for truth in prepared.truths):
         raise UserError(f"no {name} subject has a microbleed, so there is nothing to measure")
     return prepared
@@ -89,7 +80,7 @@ def froc_lines(study: Study) -> tuple[FrocLine, ...]:
     )
 
 
-def sentences(study: Study, validation: SubjectSet) -> tuple[str, ...]:
+def sentences(study: Study, validation: findings.SubjectSet) -> tuple[str, ...]:
     """What was done, in words."""
     return (
         f"{study.scans} prepared test subjects with {study.lesions} microbleeds, without localization. "
@@ -105,8 +96,8 @@ def write_study(
     grid: Grid,
     runs: Sequence[Run],
     study: Study,
-    validation: SubjectSet,
-    test: SubjectSet,
+    validation: findings.SubjectSet,
+    test: findings.SubjectSet,
     say: Say,
 ) -> None:
     """Write table.csv, table.md and ablation.html."""
@@ -115,8 +106,8 @@ def write_study(
     for run in runs:
         costs[run.variant.name].append(cost_of(run))
         if run.seed == min(other.seed for other in runs if other.variant == run.variant):
-            embedded = embedded_of(run.weights, test, say)
-            maps += [] if embedded is None else maps_of(run.name, embedded)
+            embedded = findings.embedded_of(run.weights, test, say)
+            maps += [] if embedded is None else findings.maps_of(run.name, embedded)
     tables = study_tables(study, costs)
     summary = sentences(study, validation)
     missing = len(runs_of(grid, workdir)) - len(runs)
@@ -153,16 +144,16 @@ def write_study(
         markdown_text(TITLE, ["Research use only.", *summary, *notes], tables),
         overwrite=True,
     )
-    write_ablation_report(workdir / "ablation.html", content, overwrite=True)
+    atomic_write_text(workdir / "ablation.html", render_ablation(content), overwrite=True)
 
 
 def scores_of(
-    runs: Sequence[Run], validation: SubjectSet, test: SubjectSet, say: Say
+    runs: Sequence[Run], validation: findings.SubjectSet, test: findings.SubjectSet, say: Say
 ) -> dict[str, list[RunScores]]:
     """Scores of the runs by variant."""
     scores: dict[str, list[RunScores]] = defaultdict(list)
     for run in runs:
-        found = [detections_of(run.weights, subjects, say) for subjects in (validation, test)]
+        found = [findings.detections_of(run.weights, subjects, say) for subjects in (validation, test)]
         scored = score_run(run.name, found[0], validation.truths, found[1], test.truths, OPERATING_FP_RATE)
         scores[run.variant.name].append(scored)
     return scores
@@ -189,7 +180,7 @@ def run_study(
         UserError: folders that hold other runs, subjects that cannot be used, or no finished reference.
     """
     # whatever can be wrong is checked before hours are spent on training
-    require_scikit_learn()
+    findings.require_scikit_learn()
     if samples < 1:
         raise UserError(f"--samples {samples}: give 1 or more")
     say = stopwatch()

@@ -4,8 +4,6 @@ A kept file names its inputs: it saves inference until they change, and is then 
 t-SNE of the embeddings are scikit-learn's, which only the ablation needs: pip install -e '.[ablation]'.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
@@ -31,9 +29,9 @@ from cmb_jax.inference.proposals import ProposalFinder, detect, mimics_of, truth
 from cmb_jax.io.atomic import atomic_write_bytes, sha256_file
 from cmb_jax.io.outside import read_arrays
 from cmb_jax.progress import Say, track
-from cmb_jax.report.ablation import EmbeddingMap
+from cmb_jax.report.evaluation import EmbeddingMap
 from cmb_jax.training.detector import loss_function, put_batch
-from cmb_jax.training.sharding import make_mesh
+from cmb_jax.training.distributed import make_mesh
 
 FORMAT = 1
 PATCHES = 48

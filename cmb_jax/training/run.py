@@ -1,7 +1,5 @@
 """A training run: simulated or own scans in, weights with their record out; resumed where it stopped."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime
@@ -35,13 +33,9 @@ from cmb_jax.io.atomic import atomic_write_text, locked, make_folder, sha256_fil
 from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.ops.cpu import library
 from cmb_jax.ops.cpu.library import usable_precision
+from cmb_jax.training import distributed
 from cmb_jax.training.checkpoint import QUALITY
 from cmb_jax.training.detector import train_detector
-from cmb_jax.training.processes import (
-    is_primary,
-    primary_first,
-    wait_for_all,
-)
 from cmb_jax.training.run_data import TrainingData, training_data
 from cmb_jax.training.state import TrainState
 
@@ -182,7 +176,7 @@ def train_run(config: Config, workdir: Path) -> None:
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
     """Lock the run's folder; of several processes the first one does it for all."""
-    if not is_primary():
+    if not distributed.is_primary():
         yield
         return
     make_folder(workdir)
@@ -193,7 +187,7 @@ def _locked(workdir: Path) -> Iterator[None]:
 def _run(
     config: Config, workdir: Path, start: WeightsBundle | None, prepare: Callable[[], TrainingData]
 ) -> None:
-    data = primary_first(prepare, "training data")
+    data = distributed.primary_first(prepare, "training data")
 
     def evaluate(params: Any) -> Mapping[str, float]:
         return quality_of(validation_curve(config, params, data.validation))
@@ -208,9 +202,9 @@ def _run(
         start_from=None if start is None else start.params,
     )
     hours = (time.perf_counter() - tick) / 3600
-    if is_primary():
+    if distributed.is_primary():
         _write_weights(config, workdir, state, data, start, hours)
-    wait_for_all("weights")
+    distributed.wait_for_all("weights")
 
 
 def _write_weights(

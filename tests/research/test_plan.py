@@ -33,7 +33,7 @@ from cmb_jax.research.plan import (
     plan_step,
     predict,
 )
-from cmb_jax.training.sharding import make_mesh, over_batch, replicated
+from cmb_jax.training.distributed import make_mesh, over_batch, replicated
 from tests.tiny import TINY_MODEL
 
 CONFIG = Config(
