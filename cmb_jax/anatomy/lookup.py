@@ -63,7 +63,7 @@ REACH_OFFSETS_MM = (_ball_lattice(round(REACH_MM / REACH_STEP_MM)) * REACH_STEP_
 
 _SMALLEST_BATCH = 64
 _IS_TISSUE = ZONE_OF_REGION > 0
-_IN_ZONE = ZONE_OF_REGION == np.arange(1, len(Zone))[:, None]  # (zones, NUM_REGIONS)
+_IN_ZONE = np.stack([ZONE_OF_REGION == zone for zone in Zone if zone])  # (zones, NUM_REGIONS)
 _REASON_OF_REGION = np.zeros(NUM_REGIONS, np.int32)
 _REASON_OF_REGION[Region.OUTSIDE] = RejectReason.OUTSIDE_BRAIN
 _REASON_OF_REGION[Region.VENTRICLE] = RejectReason.IN_VENTRICLE
@@ -114,7 +114,8 @@ def anatomical_lookup(
 
     The sphere of each lesion is sampled at 123 points. The zone is the commonest one among them, the region
     the commonest of that zone, the side the commonest one among that region's samples; where no sample is
-    tissue, the commonest of all labels stands instead. OUTSIDE has no side. Ties go to the lower code. A lesion is rejected when less than MIN_INSIDE_FRACTION of its samples are tissue; the reason is the
+    tissue, the commonest of all labels stands instead. OUTSIDE has no side. Ties go to the lower code. A
+    lesion is rejected when less than MIN_INSIDE_FRACTION of its samples are tissue; the reason is the
     commonest of the other labels. Samples off the map's grid, and points that are not finite, count as
     OUTSIDE. To allow for an error of the map, add twice that error to the diameters.
 
