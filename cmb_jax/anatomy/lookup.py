@@ -63,7 +63,7 @@ REACH_OFFSETS_MM = (_ball_lattice(round(REACH_MM / REACH_STEP_MM)) * REACH_STEP_
 
 _SMALLEST_BATCH = 64
 _IS_TISSUE = ZONE_OF_REGION > 0
-_IN_ZONE = np.stack([ZONE_OF_REGION == zone for zone in Zone if zone])  # (zones, NUM_REGIONS)
+_IN_ZONE = np.stack([zone == ZONE_OF_REGION for zone in Zone if zone])  # (zones, NUM_REGIONS)
 _REASON_OF_REGION = np.zeros(NUM_REGIONS, np.int32)
 _REASON_OF_REGION[Region.OUTSIDE] = RejectReason.OUTSIDE_BRAIN
 _REASON_OF_REGION[Region.VENTRICLE] = RejectReason.IN_VENTRICLE
