@@ -28,7 +28,7 @@ from cmb_jax.phantom.visibility import SURROUNDINGS_MM, mimic_candidates
 from cmb_jax.progress import track
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class StoredSubject:
     """One subject of a simulated tree; images are read when asked for."""
 
@@ -81,7 +81,7 @@ def candidates_of(subject: StoredSubject) -> Counter[MimicKind]:
     """Mimic candidates by kind. Only the box around the brain is looked at: nothing beyond it decides."""
     image, regions = subject.image(), np.asarray(subject.labels("regions").dataobj)
     spacing = image.header.get_zooms()[:3]
-    (box,) = ndimage.find_objects(region_of(regions) > 0)
+    (box,) = ndimage.find_objects((region_of(regions) > 0).astype(np.uint8))
     margins = [int(np.ceil(SURROUNDINGS_MM / h)) + 1 for h in spacing]
     box = tuple(slice(max(0, s.start - m), s.stop + m) for s, m in zip(box, margins, strict=True))
     cmb, mimics = (np.asarray(subject.labels(kind).dataobj)[box] for kind in ("cmb", "mimics"))
