@@ -110,7 +110,7 @@ def write_study(
             maps += [] if embedded is None else findings.maps_of(run.name, embedded)
     tables = study_tables(study, costs)
     summary = sentences(study, validation)
-    missing = len(grid.variants) * len(grid.seeds) - len(runs)
+    missing = len(runs_of(grid, workdir)) - len(runs)
     warnings = [f"{missing} runs of the grid are not finished and are left out."] * (missing > 0)
     warnings += [
         f"{run.name} was trained with other settings than the grid's: {', '.join(others)}"

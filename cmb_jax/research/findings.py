@@ -131,7 +131,7 @@ def detections_of(weights: Path, subjects: SubjectSet, say: Say) -> SetDetection
             "mimics": np.array([name for names in mimics for name in names], dtype=np.str_),
         }
 
-    path = weights.parent / f"detections-{subjects.name}.npz"
+    path = weights.parent / f"detections-{subjects.name}-{subjects.sha256[:12]}.npz"
     arrays = _kept(path, f"{sha256} {subjects.sha256}", search)
     ends = np.cumsum(arrays["counts"])[:-1]
     centers, diameters, scores, mimics = (

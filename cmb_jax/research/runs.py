@@ -34,6 +34,7 @@ class Variant:
 
     name: str  # of its runs' folders: NAME-seed0, NAME-seed1, ...
     config: Config
+    seeds: tuple[int, ...] | None = None  # None: those of the grid
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -42,7 +43,7 @@ class Variant:
     def but(self, suffix: str, **loss: Any) -> Variant:
         """This variant with other settings of the loss, named NAME-SUFFIX."""
         config = dataclasses.replace(self.config, loss=dataclasses.replace(self.config.loss, **loss))
-        return Variant(name=f"{self.name}-{suffix}", config=config)
+        return dataclasses.replace(self, name=f"{self.name}-{suffix}", config=config)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,10 +124,13 @@ class Run:
 
 def runs_of(grid: Grid, workdir: Path) -> tuple[Run, ...]:
     """All runs, all variants of one seed before the next: a study that is cut short has every variant."""
+    seeds_of = {variant.name: variant.seeds or grid.seeds for variant in grid.variants}
+    seeds = dict.fromkeys(seed for each in (grid.seeds, *seeds_of.values()) for seed in each)
     return tuple(
         Run(variant=variant, seed=seed, folder=workdir / f"{variant.name}-seed{seed}")
-        for seed in grid.seeds
+        for seed in seeds
         for variant in grid.variants
+        if seed in seeds_of[variant.name]
     )
 
 

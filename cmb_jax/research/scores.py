@@ -49,6 +49,10 @@ class RunScores:
             [statistics.count_metrics(self.counts, weights), at_rates, precision, at_matched, band]
         )
 
+    def reaches(self, sensitivity: float) -> bool:
+        """Whether the whole list of detections has this sensitivity."""
+        return bool(self.events.true.sum() >= sensitivity * self.counts.lesions.sum() - 1e-9)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -57,6 +61,7 @@ class Metric:
     mean: statistics.Estimate  # over the seeds, with the interval over seeds and scans
     deviation: float  # standard deviation over the seeds; NaN for one seed
     difference: statistics.PairedDifference | None  # from the reference; None for the reference itself
+    ratio: statistics.Estimate | None  # to the reference's mean, likewise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,6 +160,8 @@ def compare_variants(
         differences = statistics.paired_differences(
             each.mean(axis=0) - base.mean(axis=0), resampled - base_resampled
         )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = statistics.estimates(each.mean(axis=0) / base.mean(axis=0), resampled / base_resampled)
         deviation = each.std(axis=0, ddof=1) if len(each) > 1 else np.full(each.shape[1], np.nan)
         variants.append(
             VariantScores(
@@ -165,6 +172,7 @@ def compare_variants(
                         mean=means[column],
                         deviation=float(deviation[column]),
                         difference=None if name == reference else differences[column],
+                        ratio=None if name == reference else ratios[column],
                     )
                     for column, metric in enumerate(NAMES)
                 },
@@ -259,23 +267,41 @@ def _metric_texts(variant: VariantScores, names: Sequence[str]) -> list[str]:
 def _matched_table(study: Study) -> Table:
     def row(variant: VariantScores) -> tuple[str, ...]:
         metric = variant.metrics[FP_MATCHED]
-        if math.isnan(metric.mean.value):
-            return (variant.name, "not reached by every seed", "-", "-")
-        difference = metric.difference
+        difference, ratio = metric.difference, metric.ratio
         compared = (
-            ("-", "-")
+            ("-", "-", "-")
             if difference is None
-            else (statistics.estimate_text(difference.difference, 2), _p_text(difference.p_value))
+            else (
+                statistics.estimate_text(difference.difference, 2),
+                _p_text(difference.p_value),
+                statistics.estimate_text(ratio, 2),
+            )
         )
         return (variant.name, _metric_text(metric, 2), *compared)
 
+    short = [
+        run.name
+        for variant in study.variants
+        for run in variant.runs
+        if not run.reaches(study.matched_sensitivity)
+    ]
+    unreached = (
+        f"{', '.join(short)} never reached it: the false positives of the whole list count, the least that "
+        "it would take. "
+    )
     return Table(
         title=f"False positives per scan at sensitivity {study.matched_sensitivity:.3f}",
-        columns=("variant", "FP per scan", f"difference from {study.reference}", "p"),
+        columns=(
+            "variant",
+            "FP per scan",
+            f"difference from {study.reference}",
+            "p",
+            f"ratio to {study.reference}",
+        ),
         rows=tuple(row(variant) for variant in study.variants),
         note=(
             "The fewest false positives at which a run's own curve on the test subjects reaches this "
-            "sensitivity; resamples in which one does not reach it are left out. " + _spread_note(study)
+            f"sensitivity. {unreached if short else ''}{_spread_note(study)}"
         ),
     )
 
@@ -384,11 +410,13 @@ def csv_text(study: Study) -> str:
             metric = variant.metrics[name]
             numbers = [metric.mean.value, metric.deviation, metric.mean.low, metric.mean.high]
             if metric.difference is not None:
-                estimate = metric.difference.difference
+                estimate, ratio = metric.difference.difference, metric.ratio or statistics.Estimate(math.nan)
                 numbers += [estimate.value, estimate.low, estimate.high, metric.difference.p_value]
-            cells = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
-            rows.append((variant.name, name, len(variant.runs), *cells, *[""] * (8 - len(cells))))
-    return table_text((*columns, "difference", "difference_low", "difference_high", "p"), rows)
+                numbers += [ratio.value, ratio.low, ratio.high]
+            cells = [f"{number:.6g}" if math.isfinite(number) else "" for number in numbers]
+            rows.append((variant.name, name, len(variant.runs), *cells, *[""] * (11 - len(cells))))
+    compared = ("difference", "difference_low", "difference_high", "p", "ratio", "ratio_low", "ratio_high")
+    return table_text((*columns, *compared), rows)
 
 
 def markdown_text(title: str, lines: Sequence[str], tables: Sequence[Table]) -> str:

@@ -80,9 +80,20 @@ def test_detections_belong_to_their_weights_and_subjects(grid, subject_folder, t
         for kind, distance in zip(np.array(kinds)[clear], apart[clear], strict=True):
             assert (kind == "pial_vein") == (distance <= 2.0) or abs(distance - 2.0) < 0.1
     detections_of(run.weights, dataclasses.replace(whole, sha256="another"), calls.append)
-    (run.folder / "detections-test.npz").write_bytes(b"damaged")
+    kept = run.folder / f"detections-test-{whole.sha256[:12]}.npz"
+    assert kept.exists()
+    kept.write_bytes(b"damaged")
     detections_of(run.weights, whole, calls.append)
     assert len(calls) == 3
+
+
+def test_a_variant_may_have_seeds_of_its_own(grid, tmp_path):
+    first, second = grid.variants
+    mixed = dataclasses.replace(
+        grid, variants=(first, dataclasses.replace(second, seeds=(0, 2))), seeds=(0, 1)
+    )
+    names = [run.name for run in runs_of(mixed, tmp_path)]
+    assert names == ["rpn-seed0", "rpn_hspl-seed0", "rpn-seed1", "rpn_hspl-seed2"]
 
 
 def test_what_is_begun_goes_on_and_what_is_missing_begins(grid, tmp_path, monkeypatch):

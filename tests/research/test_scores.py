@@ -107,7 +107,7 @@ def test_false_positives_at_matched_sensitivity_by_brute_force(study):
                 tp = (kept & events.true).sum()
                 if tp / run.counts.lesions.sum() >= result.matched_sensitivity - 1e-9:
                     reached.append((kept & ~events.true).sum() / 20)
-            each.append(min(reached, default=math.nan))
+            each.append(min(reached))
         np.testing.assert_allclose(variant.metrics[FP_MATCHED].mean.value, np.mean(each))
 
 
@@ -133,9 +133,20 @@ def test_one_seed_has_no_deviation(study):
 def test_a_sensitivity_that_is_not_reached_is_said(study):
     runs, _ = study
     result = compare_variants(runs, "rpn", matched_sensitivity=1.0, samples=50)
-    assert math.isnan(result.variants[0].metrics[FP_MATCHED].mean.value)
-    tables = study_tables(result, {name: [COST] for name in runs})
-    assert any("not reached by every seed" in row for table in tables for row in table.rows)
+    whole_lists = [(~run.events.true).sum() / 20 for run in runs["rpn"]]
+    assert result.variants[0].metrics[FP_MATCHED].mean.value == pytest.approx(np.mean(whole_lists))
+    table = study_tables(result, {name: [COST] for name in runs})[1]
+    assert "rpn-seed0, rpn-seed1, rpn-seed2" in table.note
+    assert "never reached it" in table.note
+
+
+def test_ratios_are_paired_over_scans(study):
+    _, result = study
+    reference, full, same = (variant.metrics[FP_MATCHED] for variant in result.variants)
+    assert reference.ratio is None
+    assert full.ratio.value == pytest.approx(full.mean.value / reference.mean.value)
+    assert full.ratio.low < full.ratio.value < full.ratio.high < 1
+    assert (same.ratio.low, same.ratio.value, same.ratio.high) == (1.0, 1.0, 1.0)
 
 
 def test_tables_hold_every_metric(study):
