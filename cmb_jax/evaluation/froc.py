@@ -148,7 +148,7 @@ def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None, fal
 
 
 def threshold_at_fp_rate(curve: FrocCurve, fp_per_scan: float, fallback: float = 0.5) -> float:
-    """The lowest threshold with at most so many false positives per scan, whatever is found at it.
+    """The lowest threshold with at most that many false positives per scan, whatever it finds.
 
     For validation scans with too few lesions for `choose_threshold`: false positives are many, and no lesions
     are needed to count them.

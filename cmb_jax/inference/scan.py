@@ -105,7 +105,7 @@ def read_phase(
 
 
 def _left_out(why: str) -> PhaseChoice:
-    """A phase that tells nothing: the detector works on the intensity alone rather than on a guess."""
+    """A phase without information: the detector works on the intensity alone rather than on a guess."""
     warning = f"the phase was left out: {why}; calcifications cannot be told from microbleeds"
     return PhaseChoice(radians=None, sentence="phase left out", warning=warning)
 
