@@ -198,7 +198,7 @@ def prepare(
 
 
 def _overlap(bounds: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """What two boxes (3, 2) share; the second where they share nothing."""
+    """The intersection of two boxes (3, 2); the second box where it is empty."""
     low, high = np.maximum(bounds[:, 0], other[:, 0]), np.minimum(bounds[:, 1], other[:, 1])
     return np.stack([low, high], axis=1) if (low < high).all() else other
 

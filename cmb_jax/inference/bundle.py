@@ -77,7 +77,7 @@ def calibration_of(knots: InferenceConfig) -> CalibrationMap | None:
     """The map from score to probability that settings hold, None if they hold none.
 
     Raises:
-      ValueError: its knots are none of such a map.
+      ValueError: its knots do not make a map.
     """
     if not knots.calibration_scores and not knots.calibration_probabilities:
         return None

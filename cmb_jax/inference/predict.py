@@ -110,7 +110,7 @@ class CmbDetector:
         """Find, locate and judge the microbleeds of one scan.
 
         Args:
-          swi: susceptibility-weighted or T2*-weighted image, RAS axes (see `cmb_jax.io.read_volume`).
+          swi: susceptibility-weighted or T2*-weighted image, RAS axes (see `cmb_jax.read_volume`).
           phase: phase image on the same grid, in any of the storage forms; without it the detector works
             on the intensity alone.
           magnitude: magnitude image on the same grid; used for the brain regions.

@@ -183,7 +183,7 @@ def prepare_scan(
 
 
 def _checked(images: ScanImages) -> tuple[Volume, Volume | None, list[str]]:
-    """SWI and magnitude at unit scale, and warnings; images that are not what they are called are refused."""
+    """SWI and magnitude at unit scale, and warnings; images of another kind than stated are refused."""
     swi, magnitude = images.swi, images.magnitude
     warnings = [f"SWI: {line}" for line in swi.warnings]
     for role, other in (("phase", images.phase), ("magnitude", magnitude)):
