@@ -29,7 +29,7 @@ _NOT_BY_NAME = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScanOptions:
-    """What `cmb-jax predict`, `cmb-jax bids` and `cmb_jax.Detector.load` can be asked for alike.
+    """What `cmb-jax predict`, `cmb-jax bids` and `cmb_jax.load_detector` can be asked for alike.
 
     To add one: a field here, with its help below it, and the place where it acts, such as
     `CmbDetector.conclude`, which finds it in `self.options`. Both commands then offer it, and results record
