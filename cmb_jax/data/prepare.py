@@ -223,43 +223,34 @@ def points_from_edges(centers_zyx: np.ndarray, affine: np.ndarray) -> np.ndarray
 
 
 def boxes_of_lesions(
-    centers_mm: np.ndarray,
-    diameters_mm: np.ndarray,
-    prepared: PreparedVolume,
-    smallest_mm: float = SMALLEST_BOX_MM,
+    centers_mm: np.ndarray, diameters_mm: np.ndarray, prepared: PreparedVolume
 ) -> np.ndarray:
     """Cubic boxes (N, 6) in working voxels round lesions with RAS centers (N, 3) and diameters (N,) in mm.
 
-    No edge is shorter than `smallest_mm`.
+    No edge is shorter than `SMALLEST_BOX_MM`.
     """
     if len(centers_mm) == 0:
         return np.zeros((0, 6), np.float32)
     center = edge_coordinates(centers_mm, prepared.affine)
-    half = np.maximum(diameters_mm, smallest_mm)[:, None] / np.array(prepared.spacing_mm) / 2
+    half = np.maximum(diameters_mm, SMALLEST_BOX_MM)[:, None] / np.array(prepared.spacing_mm) / 2
     return np.concatenate([center - half, center + half], axis=1).astype(np.float32)
 
 
-def boxes_on_working_grid(
-    boxes: np.ndarray,
-    affine: np.ndarray,
-    prepared: PreparedVolume,
-    smallest_mm: float = SMALLEST_BOX_MM,
-) -> np.ndarray:
+def boxes_on_working_grid(boxes: np.ndarray, affine: np.ndarray, prepared: PreparedVolume) -> np.ndarray:
     """Boxes (N, 6) in voxels of a scan's own grid, in voxels of the working grid, float32.
 
-    Both grids have parallel axes, so that corners go to corners. Edges shorter than `smallest_mm` are
-    lengthened about their middle.
+    Both grids have parallel axes, so that corners go to corners. Edges shorter than `SMALLEST_BOX_MM`
+    are lengthened about their middle.
 
     Args:
       boxes: (z0, y0, x0, z1, y1, x1), half-open.
       affine: (4, 4) of the scan's grid, voxel index (x, y, z) -> RAS mm.
       prepared: the prepared scan.
-      smallest_mm: of any edge.
     """
     low, high = (
         edge_coordinates(points_from_edges(corner, affine), prepared.affine)
         for corner in (boxes[:, :3], boxes[:, 3:])
     )
     middle = (low + high) / 2
-    half = np.maximum((high - low) / 2, smallest_mm / np.array(prepared.spacing_mm) / 2)
+    half = np.maximum((high - low) / 2, SMALLEST_BOX_MM / np.array(prepared.spacing_mm) / 2)
     return np.concatenate([middle - half, middle + half], axis=1).astype(np.float32)

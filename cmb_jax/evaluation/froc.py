@@ -149,17 +149,14 @@ def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None, fal
     return _just_below(curve, int(order[0]))
 
 
-def threshold_at_fp_rate(curve: FrocCurve, fp_per_scan: float, fallback: float = 0.5) -> float:
-    """The lowest threshold with at most that many false positives per scan, whatever it finds.
+def threshold_at_fp_rate(curve: FrocCurve, fp_per_scan: float) -> float:
+    """The lowest threshold with at most that many false positives per scan; 0.5 without any detection.
 
     For validation scans with too few lesions for `choose_threshold`: false positives are many, and no lesions
     are needed to count them.
-
-    Args:
-        fallback: returned when there is no detection.
     """
     if not len(curve.thresholds):
-        return fallback
+        return 0.5
     possible = np.flatnonzero(curve.fp_per_scan <= fp_per_scan)
     return _just_below(curve, int(possible[-1])) if len(possible) else _above_all(curve)
 

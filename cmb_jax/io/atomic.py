@@ -238,18 +238,19 @@ def _swap(new: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, todo: str, name: str = LOCK) -> Iterator[None]:
+def locked(folder: Path, todo: str) -> Iterator[None]:
     """Holds a folder for this process; children do not inherit the lock, so that it dies with the process.
+
+    The file that the lock is on is removed at the end; a killed process leaves it.
 
     Args:
         folder: that exists.
         todo: what the message of a second process tells to do.
-        name: of the file that the lock is on; it is removed at the end, and left by a killed process.
 
     Raises:
         UserError: another process holds it, or no file can be made there.
     """
-    path = folder.resolve() / name
+    path = folder.resolve() / LOCK
     taken = f"{folder}: another process is at work in it; {todo}"
     if path in _held:
         raise UserError(taken)
