@@ -223,9 +223,7 @@ class ProposalFinder:
         return whole
 
 
-def _long_enough(
-    listed: Callable[..., Detections], room: int, threshold: float
-) -> tuple[Detections, bool]:
+def _long_enough(listed: Callable[..., Detections], room: int, threshold: float) -> tuple[Detections, bool]:
     """A list with room for all boxes that reach a threshold, and whether they are all in it."""
     longest = LONGEST * room
     while True:
@@ -269,7 +267,7 @@ def window_candidates(
     core_high: jax.Array,  # (3,)
     room: int,
 ) -> Detections:
-    """The best `room` candidates whose cells lie in the window's core, in coordinates of the padded volume."""
+    """The best `room` candidates whose cells lie in the window's core, in voxels of the padded volume."""
     # Memory decides the order of things here. The maps of the finest level would be by far the largest
     # arrays, so they exist for one slab of planes at a time: everything coarser is computed once per network
     # and view (`context_of`), then each slab gives its best candidates as logits, and only those are kept. A
@@ -349,9 +347,7 @@ def _slab_candidates(
 
 def best_of_windows(config: Config, candidates: Detections, room: int) -> Detections:
     """Suppression over the candidates of all windows, to a list of `room`."""
-    kept = nms_3d(
-        candidates.boxes, candidates.scores, config.inference.nms_iou, room, valid=candidates.valid
-    )
+    kept = nms_3d(candidates.boxes, candidates.scores, config.inference.nms_iou, room, valid=candidates.valid)
     return Detections(boxes=kept.boxes, scores=kept.scores, valid=kept.valid)
 
 
