@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation import breakdown, statistics
+from cmb_jax.evaluation import breakdown, records, statistics
 from cmb_jax.evaluation.calibration import Reliability, reliability
 from cmb_jax.evaluation.froc import FrocCurve, collect_events, froc_curve
 from cmb_jax.evaluation.matching import (
@@ -26,7 +26,6 @@ from cmb_jax.evaluation.matching import (
     valdo_case,
 )
 from cmb_jax.evaluation.read import find_predictions, find_truth, listed
-from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth, to_index
 from cmb_jax.evaluation.subsets import SIZES, ScanCells, SubsetResult, of_size, scan_cells, subset_results
 from cmb_jax.io.provenance import is_pseudonym
 
@@ -184,8 +183,8 @@ def evaluate(
 
 
 def evaluate_records(
-    detections: Iterable[SubjectDetections],
-    truths: Iterable[SubjectTruth],
+    detections: Iterable[records.SubjectDetections],
+    truths: Iterable[records.SubjectTruth],
     *,
     rule: str = HEADLINE,
     threshold: float | None = None,
@@ -260,7 +259,10 @@ def _pairing_rule(name: str) -> Rule:
 
 
 def _score(
-    detections: SubjectDetections, truth: SubjectTruth, breakdown_rule: Rule, threshold: float | None
+    detections: records.SubjectDetections,
+    truth: records.SubjectTruth,
+    breakdown_rule: Rule,
+    threshold: float | None,
 ) -> _Scored:
     if detections.subject != truth.subject:
         raise ValueError(f"detections of {detections.subject} are compared with truth of {truth.subject}")
@@ -352,7 +354,7 @@ def _valdo_summary(cases: list[ValdoCase]) -> ValdoSummary:
 
 
 def _doubts(
-    reported: SubjectDetections, truth: SubjectTruth, pieces: int, matches: dict[str, Match]
+    reported: records.SubjectDetections, truth: records.SubjectTruth, pieces: int, matches: dict[str, Match]
 ) -> Iterator[str]:
     """Warnings about figures that may mislead: unclear labels, contradicting rules, odd positions.
 
@@ -381,14 +383,14 @@ def _doubts(
         yield outside
 
 
-def _outside(reported: SubjectDetections, truth: SubjectTruth) -> str:
+def _outside(reported: records.SubjectDetections, truth: records.SubjectTruth) -> str:
     """A warning if detections of a table lie outside the truth's image, maybe because they are in LPS."""
     if truth.volume is None or reported.volume is not None or not len(reported.centers_mm):
         return ""
     shape, affine = np.array(truth.volume.labels.shape), truth.volume.affine
 
     def inside(points_mm: np.ndarray) -> np.ndarray:
-        index = to_index(points_mm, affine)
+        index = records.to_index(points_mm, affine)
         return np.all((index >= -_RIM_VOXELS) & (index <= shape - 1 + _RIM_VOXELS), axis=1)
 
     beyond = int((~inside(reported.centers_mm)).sum())
