@@ -1181,7 +1181,7 @@ KINDS: dict[str, Kind] = {
     "failure": Kind(
         js("sub-1.json", {"Scan": "x", "Reason": "y"}),
         read_failure,
-        ("cohort.outcome:read_reason", "cohort.outcome:read_status"),
+        ("cohort.result:read_reason", "cohort.result:read_status"),
         "json",
     ),
     "bids_filter": Kind(
