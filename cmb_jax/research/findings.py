@@ -78,7 +78,7 @@ class SubjectSet:
     subjects: tuple[StoredSubject, ...]
     truths: tuple[SubjectTruth, ...]
     spacing_mm: tuple[float, float, float]
-    sha256: str  # of names and boxes: tells sets apart
+    sha256: str  # of names and boxes: identifies the set
 
 
 def subject_set(
@@ -148,7 +148,7 @@ def detections_of(weights: Path, subjects: SubjectSet, say: Say) -> SetDetection
 
 @functools.lru_cache(maxsize=1)
 def _finder_of(weights: Path, sha256: str) -> ProposalFinder:
-    """Compiled once for both sets of a run; `sha256` tells weights apart that were written anew."""
+    """Compiled once for both sets of a run; `sha256` tells apart weights that were rewritten."""
     bundle = load_bundle(weights)
     return ProposalFinder(bundle.config, bundle.params)
 

@@ -61,7 +61,7 @@ class Grid:
         if len(set(names)) < len(names):
             raise ValueError(f"two variants have the same name among {names}")
         if self.reference not in names:
-            raise ValueError(f"the reference {self.reference!r} is none of the variants {names}")
+            raise ValueError(f"the reference {self.reference!r} is not one of the variants {names}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("give one seed or more, all different")
         if self.matched_sensitivity is not None and not 0 < self.matched_sensitivity <= 1:

@@ -2,7 +2,7 @@
 
 State, loop and checkpoints are those of the detector's training; the samples and the loss are its own. The
 jitted step makes the samples (`cmb_jax.regions.samples`), so that nothing is read or sent while it runs. The
-same command goes on with a run that was stopped. Research use only.
+same command resumes a run that was stopped. Research use only.
 """
 
 import dataclasses
