@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 from cmb_jax.config import Config, DataConfig, LossConfig, PhantomConfig, TrainConfig
-from cmb_jax.research.runs import Grid, Variant, four_configurations
+from cmb_jax.research.runs import Grid, Variant, Verdict, four_configurations
 
 FOCAL: dict[str, Any] = {"sampled_negatives": 0, "focal_gamma": 2.0}
 
@@ -59,6 +59,9 @@ def get_grid() -> Grid:
         seeds=(0, 1, 2),
         reference="rpn",
         matched_sensitivity=0.93,
+        pairs=(("rpn_ffm_hspl", "rpn_ffm-hard_negatives"),),
+        verdict=Verdict(claimed_below=0.5, absent_above=0.8),
+        longest_rise=0.005,
     )
 
 

@@ -117,7 +117,7 @@ def write_study(
         if run.seed == min(other.seed for other in runs if other.variant == run.variant):
             embedded = embedded_of(run.weights, test, say)
             maps += [] if embedded is None else maps_of(run.name, embedded)
-    tables = study_tables(study, costs)
+    tables = study_tables(study, costs, grid.verdict)
     summary = sentences(study, validation)
     missing = len(runs_of(grid, workdir)) - len(runs)
     warnings = [f"{missing} runs of the grid are not finished and are left out."] * (missing > 0)
@@ -206,7 +206,11 @@ def run_study(
     scores = scores_of(runs, sets["validation"], sets["test"], say)
     say("comparing")
     study = compare_variants(
-        scores, grid.reference, matched_sensitivity=grid.matched_sensitivity, samples=samples
+        scores,
+        grid.reference,
+        matched_sensitivity=grid.matched_sensitivity,
+        pairs=grid.pairs,
+        samples=samples,
     )
     write_study(workdir, grid, runs, study, sets["validation"], sets["test"], say)
     print(f"written: {workdir / 'ablation.html'}, table.md, table.csv")
