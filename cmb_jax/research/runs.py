@@ -70,6 +70,7 @@ class Grid:
     # at which false positives are compared; None: the reference's sensitivity at its operating point
     matched_sensitivity: float | None = None
     pairs: tuple[tuple[str, str], ...] = ()  # further (variant, reference) whose false positives are compared
+    contrast: tuple[str, str] | None = None  # variants whose false positives are shown where they differ
     # what the plan of a study fixes beforehand; None: nothing
     verdict: Verdict | None = None  # on ratios of false positives
     longest_rise: float | None = None  # of validation AP over 1000 steps: a variant that rises more goes on
@@ -80,8 +81,9 @@ class Grid:
             raise ValueError(f"two variants have the same name among {names}")
         if self.reference not in names:
             raise ValueError(f"the reference {self.reference!r} is none of the variants {names}")
-        if not {name for pair in self.pairs for name in pair} <= set(names):
-            raise ValueError(f"the pairs {self.pairs} hold a name that is none of the variants {names}")
+        compared = (*self.pairs, *([self.contrast] if self.contrast else []))
+        if not {name for pair in compared for name in pair} <= set(names):
+            raise ValueError(f"the pairs {compared} hold a name that is none of the variants {names}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("give one seed or more, all different")
         if self.matched_sensitivity is not None and not 0 < self.matched_sensitivity <= 1:
