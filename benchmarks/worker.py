@@ -21,7 +21,7 @@ from benchmarks import memory
 from benchmarks.cases import Prepared
 from cmb_jax.devices import keep_freed_memory
 
-OPTIONAL = ("torch", "monai")
+OPTIONAL = ("torch", "torchvision", "monai", "nnunetv2")
 # A repeat lasts at least this long: the work of short cases is done several times in it.
 REPEAT_S = 0.1
 

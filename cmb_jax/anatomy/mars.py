@@ -4,8 +4,6 @@ Labels come from the JHU-MNI "Eve" atlas (Oishi et al. 2009, here called Mori af
 deep nuclei, from the Melbourne subcortex atlas at 7 T (Tian et al. 2020).
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 

@@ -5,8 +5,6 @@ which the definitions of docs/regions.md then divide. The table of FreeSurfer's 
 shares, comes with the package.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import hashlib

@@ -1,7 +1,5 @@
 """What the commands share: errors for people, progress, checks of arguments; light to import."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

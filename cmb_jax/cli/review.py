@@ -72,8 +72,7 @@ def export(options: ExportOptions) -> None:
     from cmb_jax.io.atomic import atomic_directory, atomic_write_bytes, atomic_write_text
     from cmb_jax.io.header import open_nifti
     from cmb_jax.io.nifti import stored_values, write_stored
-    from cmb_jax.review.itksnap import label_descriptions
-    from cmb_jax.review.markups import markups
+    from cmb_jax.review.outside_viewers import label_descriptions, markups
     from cmb_jax.review.result import load_result
     from cmb_jax.review.spreadsheet import spreadsheet
 

@@ -157,6 +157,8 @@ def _described(comparison: Comparison) -> str:
         counts += f", {len(comparison.different)} different"
     if comparison.missing:
         counts += f", {len(comparison.missing)} missing"
+    if comparison.unlisted:
+        counts += f"; {comparison.unlisted} subjects are not in the list"
     return f"{comparison.subjects} subjects: {counts}"
 
 

@@ -1,7 +1,5 @@
 """The group level: a table, a page and a methods text over all scans, failed and missing ones included."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -13,8 +11,7 @@ from urllib.parse import quote
 
 import cmb_jax
 from cmb_jax.cohort.dataset import GROUP_PAGE, GROUP_TABLE, ResultFiles, finished_results, write_json
-from cmb_jax.cohort.outcome import failure_log, read_reason, read_status
-from cmb_jax.cohort.result import Provenance, read_provenance
+from cmb_jax.cohort.result import Provenance, failure_log, read_provenance, read_reason, read_status
 from cmb_jax.datasets.bids.choice import ChoiceKind
 from cmb_jax.datasets.bids.layout import BidsLayout, BidsName
 from cmb_jax.datasets.tables import read_csv
@@ -29,8 +26,8 @@ from cmb_jax.report.cohort import (
     Link,
     Projection,
     marked_picture,
+    render_cohort,
     shrunk,
-    write_cohort_report,
 )
 from cmb_jax.report.comparison import STATUSES
 from cmb_jax.report.drawing import Picture
@@ -371,7 +368,7 @@ def write_group(layout: BidsLayout, out: Path, participants: Sequence[str]) -> G
     atomic_write_text(path, text, overwrite=True)
     write_json(path.with_suffix(".json"), COLUMNS)
     mixed = _mixed(row for row in rows if row["status"] == DONE)
-    write_cohort_report(out / GROUP_PAGE, cohort_content(out, lines, mixed))
+    atomic_write_text(out / GROUP_PAGE, render_cohort(cohort_content(out, lines, mixed)), overwrite=True)
     write_methods(out)
     return GroupSummary(
         path=path,

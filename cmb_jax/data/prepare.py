@@ -3,8 +3,6 @@
 The only place where axes are reversed: outside arrays are (X, Y, Z), the network's (Z, Y, X, C).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

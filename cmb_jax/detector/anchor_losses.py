@@ -4,8 +4,6 @@ The loss of cells tells mimics apart: an auxiliary task of training beside the a
 (Jaeger et al. 2020). Simulated subjects have all its labels.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +79,8 @@ def lesion_weights(
     Returns:
         (B, S) float32.
     """
+    # How many anchors the lesion of each anchor has: counted per lesion, then handed back to its anchors. As
+    # products with one-hot rows this has no scatter, which accelerators run one write after another.
     own = jax.nn.one_hot(truth, truths, dtype=jnp.float32) * valid[..., None]  # (B, S, M)
     anchors = jnp.einsum("bsm,bm->bs", own, own.sum(axis=1))
     weight = jnp.where(valid, jnp.maximum(anchors, 1.0) ** -balance, 0.0)
@@ -120,6 +120,7 @@ def drawn_negatives(key: jax.Array, negative: jax.Array, count: int) -> jax.Arra
         (B, ...) bool, a subset of `negative`.
     """
     there = negative.sum(axis=tuple(range(1, negative.ndim)), keepdims=True)
+    # a uniform number lies below count / there with just that probability; where it exceeds 1, all are taken
     return negative & (jax.random.uniform(key, negative.shape) * there < count)
 
 
@@ -167,6 +168,7 @@ def semantic_loss(logits: jax.Array, classes: jax.Array) -> jax.Array:
         logits: (..., K).
         classes: (...,) integer; cells of `UNKNOWN` do not count. 0 where none counts.
     """
+    # A mean of means: background cells outnumber those of microbleeds by thousands, and would decide alone.
     own = jax.nn.one_hot(classes, logits.shape[-1], dtype=jnp.float32)  # zeros for the unknown
     count = own.sum(axis=tuple(range(classes.ndim)))
     weight = own / jnp.maximum(count, 1.0) / jnp.maximum((count > 0).sum(), 1)

@@ -4,8 +4,6 @@ The embedding, one linear map per anchor, and the prototypes of the two classes 
 learning.
 """
 
-from __future__ import annotations
-
 import math
 
 import jax

@@ -1,7 +1,5 @@
 """Loss of the whole detector on a batch of patches."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -3,8 +3,6 @@
 Fusion lets the head see fine position and coarse context together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

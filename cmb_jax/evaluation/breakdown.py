@@ -1,8 +1,6 @@
 """Where a program is strong and weak: sensitivity by kind of lesion, false positives by cause, cost of
 rules."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections import Counter

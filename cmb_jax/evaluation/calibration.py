@@ -11,8 +11,6 @@ probabilities of few detections have an error above 0 by chance alone (Bröcker 
 Forecasting): `error_by_chance` gives its size.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

@@ -3,8 +3,6 @@
 The denominator of the false positives is the number of all scans, including those without any microbleed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

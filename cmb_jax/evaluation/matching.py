@@ -206,6 +206,7 @@ def match(pairs: Pairs) -> Match:
     lesion = np.full(k, -1)
     if pairs.one_to_one and k and m:
         rows, columns = linear_sum_assignment(_assignment_cost(pairs))
+        # the assignment pairs all that it can, also where nothing is allowed
         chosen = pairs.allowed[rows, columns]
         lesion[rows[chosen]] = columns[chosen]
     elif m and not pairs.one_to_one:
@@ -315,6 +316,8 @@ def match_nearest(distance: np.ndarray, limit: float, excused: np.ndarray | None
     k, m = distance.shape
     lesion = np.full(k, -1)
     if k and m:
+        # Seen from both sides: a prediction goes to its nearest lesion, and of several predictions that go to
+        # one lesion only the nearest matches. The others are false positives even if another lesion is near.
         nearest = distance.argmin(axis=1)
         shortest = distance[np.arange(k), nearest]
         best = np.full(m, np.inf)

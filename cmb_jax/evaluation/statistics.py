@@ -6,8 +6,6 @@ every metric is a function of weights, so that all resamples are computed at onc
 compared on the same resamples.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -101,6 +99,7 @@ def count_metrics(counts: Counts, weights: np.ndarray) -> np.ndarray:
     Args:
         weights: (B, S).
     """
+    # sums over the resampled scans, not means of ratios: a scan without lesions has no sensitivity of its own
     tp, fp, lesions = (weights @ part for part in (counts.tp, counts.fp, counts.lesions))
     with np.errstate(invalid="ignore", divide="ignore"):
         columns = (tp / lesions, fp / weights.sum(axis=1), tp / (tp + fp), 2 * tp / (lesions + tp + fp))

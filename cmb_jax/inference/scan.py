@@ -1,7 +1,5 @@
 """From the images of one scan to what the network sees: the same for prediction and for training."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence

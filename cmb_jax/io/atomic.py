@@ -4,8 +4,6 @@ What is being written is locked by its process, and so are folders in which only
 system takes such a lock back when the process ends, however it ends.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import glob

@@ -1,7 +1,5 @@
 """What a NIfTI file claims to hold, checked against its size and the memory before any of it is loaded."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

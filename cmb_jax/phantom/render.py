@@ -3,8 +3,6 @@
 Small soft-edged bodies are drawn by scattering, all at once and with static shapes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -10,8 +10,6 @@ Points are arrays (3, ...) of z, y, x in mm; the origin is the middle of the bra
 (Z, Y, X) on the network's grid.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -1,7 +1,5 @@
 """Line and scatter plots as drawings, so that they follow the page's colors and print crisply."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

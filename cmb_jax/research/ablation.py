@@ -1,7 +1,5 @@
 """What each part of the detector does: train a grid of variants and seeds, compare them, write a page."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,37 +15,9 @@ from cmb_jax.errors import UserError
 from cmb_jax.evaluation.matching import CENTER3
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.progress import Say, stopwatch
-from cmb_jax.report.ablation import AblationContent, EmbeddingMap, Example, write_ablation_report
-from cmb_jax.report.evaluation import Table
+from cmb_jax.report.evaluation import AblationContent, EmbeddingMap, Example, Table, render_ablation
 from cmb_jax.report.plots import FrocLine
-from cmb_jax.research.course import (
-    gradient_course,
-    gradient_table,
-    kept_steps,
-    length_table,
-    rises_of,
-)
-from cmb_jax.research.examples import (
-    Reported,
-    a_few,
-    difference_examples,
-    difference_of,
-    difference_table,
-    once_each,
-    prototype_examples,
-    reported,
-    threshold_at,
-)
-from cmb_jax.research.findings import (
-    Embedded,
-    SubjectSet,
-    detections_of,
-    embedded_of,
-    maps_of,
-    require_scikit_learn,
-    separation_table,
-    subject_set,
-)
+from cmb_jax.research import course, examples, findings
 from cmb_jax.research.runs import Cost, Grid, Run, complete, cost_of, other_settings, runs_of
 from cmb_jax.research.scores import (
     BAND_RATES,
@@ -68,7 +38,7 @@ LIBRARY_PATCHES = 144  # of training subjects, whose samples candidates are comp
 FALSE_EXPLAINED, FOUND_EXPLAINED = 4, 2
 
 
-def prepared_set(name: str, folder: Path | None, grid: Grid, workdir: Path) -> SubjectSet:
+def prepared_set(name: str, folder: Path | None, grid: Grid, workdir: Path) -> findings.SubjectSet:
     """The subjects of "validation" or "test": those of a folder, else simulated ones kept in the workdir.
 
     Raises:
@@ -76,13 +46,13 @@ def prepared_set(name: str, folder: Path | None, grid: Grid, workdir: Path) -> S
     """
     base = grid.variants[0].config
     subjects = phantom_subjects(base, workdir, name) if folder is None else subjects_in(folder)
-    prepared = subject_set(name, subjects, base.data.spacing_mm)
+    prepared = findings.subject_set(name, subjects, base.data.spacing_mm)
     if not any(len(truth.centers_mm) for truth in prepared.truths):
         raise UserError(f"no {name} subject has a microbleed, so there is nothing to measure")
     return prepared
 
 
-def training_set(run: Run) -> SubjectSet | None:
+def training_set(run: Run) -> findings.SubjectSet | None:
     """The subjects that a run was trained on; None where simulated ones are not kept any more."""
     config = run.config
     if config.data.index is not None:
@@ -91,7 +61,7 @@ def training_set(run: Run) -> SubjectSet | None:
         subjects = phantom_subjects(config, run.folder, "training")
     else:
         return None
-    return subject_set("training", subjects, config.data.spacing_mm)
+    return findings.subject_set("training", subjects, config.data.spacing_mm)
 
 
 def with_one_cache(grid: Grid, workdir: Path) -> Grid:
@@ -125,7 +95,7 @@ def froc_lines(study: Study) -> tuple[FrocLine, ...]:
     )
 
 
-def sentences(study: Study, validation: SubjectSet) -> tuple[str, ...]:
+def sentences(study: Study, validation: findings.SubjectSet) -> tuple[str, ...]:
     """What was done, in words."""
     return (
         f"{study.scans} prepared test subjects with {study.lesions} microbleeds, without localization. "
@@ -140,43 +110,43 @@ def examples_of(
     grid: Grid,
     runs: Sequence[Run],
     study: Study,
-    test: SubjectSet,
-    embeddings: Mapping[str, Embedded],
+    test: findings.SubjectSet,
+    embeddings: Mapping[str, findings.Embedded],
     say: Say,
 ) -> tuple[tuple[Table, ...], tuple[tuple[str, str, tuple[Example, ...]], ...]]:
     """Where two variants differ and what prototypes see, at the matched sensitivity: table, pictures."""
     events = {run.name: run.events for variant in study.variants for run in variant.runs}
 
-    def at_matched(run: Run) -> tuple[tuple[Reported, ...], tuple[Reported, ...]]:
-        threshold = threshold_at(events[run.name], study.matched_sensitivity)
-        return reported(detections_of(run.weights, test, say), test.truths, threshold)
+    def at_matched(run: Run) -> tuple[tuple[examples.Reported, ...], tuple[examples.Reported, ...]]:
+        threshold = examples.threshold_at(events[run.name], study.matched_sensitivity)
+        return examples.reported(findings.detections_of(run.weights, test, say), test.truths, threshold)
 
     tables: tuple[Table, ...] = ()
     sections: list[tuple[str, str, tuple[Example, ...]]] = []
     names = grid.contrast or ()
     false = {(run.variant.name, run.seed): at_matched(run)[0] for run in runs if run.variant.name in names}
-    if grid.contrast and (found := difference_of(grid.contrast, false)) is not None:
-        tables = (difference_table(found, study.scans, study.matched_sensitivity),)
+    if grid.contrast and (found := examples.difference_of(grid.contrast, false)) is not None:
+        tables = (examples.difference_table(found, study.scans, study.matched_sensitivity),)
         explanation = (
             "False positives at the matched sensitivity, three planes of SWI (above) and phase; by kind, the "
             "most frequent first, of each kind the highest scores. A place is shown once, whatever the seeds."
         )
         sections += [
-            (title, explanation, shown) for title, shown in difference_examples(found, test) if shown
+            (title, explanation, shown) for title, shown in examples.difference_examples(found, test) if shown
         ]
     # of one run: the contrasted variant, else the first with prototypes
     embedded = [run for run in runs if run.name in embeddings]
     embedded.sort(key=lambda run: run.variant.name not in names[1:])
     if embedded and (training := training_set(run := embedded[0])) is not None:
-        library = embedded_of(run, training, say, patches=LIBRARY_PATCHES)
+        library = findings.embedded_of(run, training, say, patches=LIBRARY_PATCHES)
         wrong, right = at_matched(run)
-        places = (*a_few(once_each(wrong), FALSE_EXPLAINED), *right[-FOUND_EXPLAINED:])
+        places = (*examples.a_few(examples.once_each(wrong), FALSE_EXPLAINED), *right[-FOUND_EXPLAINED:])
         if library is not None and places:
             explanation = (
                 f"{run.name}: candidates in the embedding of its prototypes. Distances are Euclidean; "
                 f"training samples are mined anchors of {LIBRARY_PATCHES} patches. Axial SWI and phase."
             )
-            shown = prototype_examples(run, test, places, training, library)
+            shown = examples.prototype_examples(run, test, places, training, library)
             sections.append(("What the prototypes see", explanation, shown))
     return tables, tuple(sections)
 
@@ -187,29 +157,29 @@ def write_study(
     grid: Grid,
     runs: Sequence[Run],
     study: Study,
-    validation: SubjectSet,
-    test: SubjectSet,
+    validation: findings.SubjectSet,
+    test: findings.SubjectSet,
     say: Say,
 ) -> None:
     """Write table.csv, table.md and ablation.html."""
     costs: dict[str, list[Cost]] = defaultdict(list)
     maps: list[EmbeddingMap] = []
-    embeddings: dict[str, Embedded] = {}
+    embeddings: dict[str, findings.Embedded] = {}
     gradients: dict[str, tuple[Config, dict[str, np.ndarray]]] = {}
     for run in runs:
         costs[run.variant.name].append(cost_of(run))
         first = run.seed == min(other.seed for other in runs if other.variant == run.variant)
-        if (embedded := embedded_of(run, test, say)) is not None:
+        if (embedded := findings.embedded_of(run, test, say)) is not None:
             embeddings[run.name] = embedded
-            maps += maps_of(run.name, embedded) if first else []
-        if first and kept_steps(run) and (training := training_set(run)) is not None:
-            gradients[run.name] = (run.config, gradient_course(run, training, say))
+            maps += findings.maps_of(run.name, embedded) if first else []
+        if first and course.kept_steps(run) and (training := training_set(run)) is not None:
+            gradients[run.name] = (run.config, course.gradient_course(run, training, say))
     tables = study_tables(study, costs, grid.verdict)
-    if grid.longest_rise is not None and (rises := rises_of(runs, validation, say)):
-        tables += (length_table(rises, grid.longest_rise),)
-    tables += (separation_table(embeddings),) * bool(embeddings)
-    tables += (gradient_table(gradients),) * bool(gradients)
-    further, examples = examples_of(grid, runs, study, test, embeddings, say)
+    if grid.longest_rise is not None and (rises := course.rises_of(runs, validation, say)):
+        tables += (course.length_table(rises, grid.longest_rise),)
+    tables += (findings.separation_table(embeddings),) * bool(embeddings)
+    tables += (course.gradient_table(gradients),) * bool(gradients)
+    further, pictured = examples_of(grid, runs, study, test, embeddings, say)
     tables += further
     summary = sentences(study, validation)
     missing = len(runs_of(grid, workdir)) - len(runs)
@@ -229,7 +199,7 @@ def write_study(
         ),
         tables=tables,
         maps=tuple(maps),
-        examples=examples,
+        examples=pictured,
         warnings=tuple(warnings),
         settings=(
             ("seeds", ", ".join(map(str, grid.seeds))),
@@ -247,16 +217,16 @@ def write_study(
         markdown_text(TITLE, ["Research use only.", *summary, *notes], tables),
         overwrite=True,
     )
-    write_ablation_report(out / "ablation.html", content, overwrite=True)
+    atomic_write_text(out / "ablation.html", render_ablation(content), overwrite=True)
 
 
 def scores_of(
-    runs: Sequence[Run], validation: SubjectSet, test: SubjectSet, say: Say
+    runs: Sequence[Run], validation: findings.SubjectSet, test: findings.SubjectSet, say: Say
 ) -> dict[str, list[RunScores]]:
     """Scores of the runs by variant."""
     scores: dict[str, list[RunScores]] = defaultdict(list)
     for run in runs:
-        found = [detections_of(run.weights, subjects, say) for subjects in (validation, test)]
+        found = [findings.detections_of(run.weights, subjects, say) for subjects in (validation, test)]
         scored = score_run(run.name, found[0], validation.truths, found[1], test.truths, OPERATING_FP_RATE)
         scores[run.variant.name].append(scored)
     return scores
@@ -286,7 +256,7 @@ def run_study(
         UserError: folders that hold other runs, subjects that cannot be used, or no finished reference.
     """
     # whatever can be wrong is checked before hours are spent on training
-    require_scikit_learn()
+    findings.require_scikit_learn()
     if samples < 1:
         raise UserError(f"--samples {samples}: give 1 or more")
     say = stopwatch()

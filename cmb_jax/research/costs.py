@@ -6,8 +6,6 @@ show neither the time of each instruction nor the messages between devices. So t
 compiled program (HLO) is read; `tests/research/test_costs.py` holds the counts to XLA's where both count.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

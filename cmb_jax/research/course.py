@@ -3,8 +3,6 @@
 Nothing is trained; folders of runs are only read, apart from files with results that are kept there.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +26,7 @@ from cmb_jax.research.findings import SetDetections, SubjectSet, detections_of, 
 from cmb_jax.research.runs import Run
 from cmb_jax.training.checkpoint import Checkpoints
 from cmb_jax.training.detector import DeviceBatch, init_state, loss_function, put_batch, template_of
-from cmb_jax.training.sharding import make_mesh
+from cmb_jax.training.distributed import make_mesh
 from cmb_jax.training.state import TrainState
 
 GRADIENT_BATCHES = 4

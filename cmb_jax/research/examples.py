@@ -1,7 +1,5 @@
 """Examples behind the numbers of an ablation: what one variant alone reports, what prototypes see."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections import Counter, defaultdict
@@ -22,8 +20,7 @@ from cmb_jax.evaluation.froc import FrocEvents, froc_curve
 from cmb_jax.evaluation.matching import CENTER3, center_distances, match, pairs_of
 from cmb_jax.evaluation.records import SubjectTruth
 from cmb_jax.inference.bundle import load_bundle
-from cmb_jax.report.ablation import Example, View, example_picture
-from cmb_jax.report.evaluation import Table
+from cmb_jax.report.evaluation import Example, Table, View, example_picture
 from cmb_jax.research.findings import (
     MICROBLEED,
     Embedded,
@@ -34,7 +31,7 @@ from cmb_jax.research.findings import (
 )
 from cmb_jax.research.runs import Run
 from cmb_jax.training.detector import put_batch, template_of
-from cmb_jax.training.sharding import make_mesh
+from cmb_jax.training.distributed import make_mesh
 
 ON_A_MICROBLEED = "beside a microbleed"
 MOST_SHOWN = 12

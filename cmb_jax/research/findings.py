@@ -4,8 +4,6 @@ A kept file names its inputs: it saves inference until they change, and is then 
 t-SNE of the embeddings are scikit-learn's, which only the ablation needs: pip install -e '.[ablation]'.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
@@ -36,11 +34,10 @@ from cmb_jax.inference.proposals import ProposalFinder, detect, mimics_of, truth
 from cmb_jax.io.atomic import atomic_write_bytes, sha256_file
 from cmb_jax.io.outside import read_arrays
 from cmb_jax.progress import Say, track
-from cmb_jax.report.ablation import EmbeddingMap
-from cmb_jax.report.evaluation import Table
+from cmb_jax.report.evaluation import EmbeddingMap, Table
 from cmb_jax.research.runs import Run
 from cmb_jax.training.detector import DeviceBatch, init_state, put_batch, template_of
-from cmb_jax.training.sharding import make_mesh
+from cmb_jax.training.distributed import make_mesh
 
 FORMAT = 2  # of the kept embeddings
 PATCHES = 48

@@ -8,8 +8,6 @@ ras_s (RAS mm as imported) and, for each reader, "NAME · verify" (1, 0 or empty
 "NAME · final_l", "final_p", "final_s".
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

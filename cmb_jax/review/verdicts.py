@@ -1,7 +1,5 @@
 """What readers say about candidates and about lesions that they add; the JSON files of the viewer."""
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import math

@@ -21,8 +21,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from cmb_jax.errors import UserError
 from cmb_jax.io.outside import a_number, read_json_object, reading
-from cmb_jax.training.processes import is_primary, wait_for_all
-from cmb_jax.training.sharding import replicated
+from cmb_jax.training.distributed import is_primary, replicated, wait_for_all
 from cmb_jax.training.state import TrainState
 
 QUALITY = "quality"  # the metric that decides which checkpoint is best; larger is better

@@ -18,7 +18,7 @@ from tensorboardX import SummaryWriter
 from cmb_jax.devices import peak_flops
 from cmb_jax.io.tables import read_rows
 from cmb_jax.progress import Bar, tell
-from cmb_jax.training.processes import is_primary
+from cmb_jax.training.distributed import is_primary
 
 LOG_FILE = "metrics.csv"
 _SKIPPED = 2  # steps of a start that are not traced: the first compiles, the second warms up

@@ -1,7 +1,5 @@
 """What a run learns from: simulated subjects, own scans by their index, or both; prepared once and kept."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

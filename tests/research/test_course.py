@@ -18,8 +18,8 @@ from cmb_jax.research.ablation import training_set, with_one_cache
 from cmb_jax.research.findings import detections_of, subject_set
 from cmb_jax.research.runs import complete, runs_of
 from cmb_jax.training.detector import init_state, loss_function, put_batch, template_of
+from cmb_jax.training.distributed import make_mesh
 from cmb_jax.training.run_data import phantom_folders
-from cmb_jax.training.sharding import make_mesh
 from tests.research.conftest import BASE
 
 

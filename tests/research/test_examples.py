@@ -10,7 +10,7 @@ from cmb_jax.data.subjects import subjects_in
 from cmb_jax.evaluation.froc import collect_events
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 from cmb_jax.inference.bundle import load_bundle
-from cmb_jax.report.ablation import example_picture
+from cmb_jax.report.evaluation import example_picture
 from cmb_jax.research import examples
 from cmb_jax.research.examples import Reported
 from cmb_jax.research.findings import Embedded, SetDetections, embedded_of, subject_set
