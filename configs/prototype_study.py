@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 from cmb_jax.config import Config, DataConfig, LossConfig, PhantomConfig, TrainConfig
-from cmb_jax.research.runs import Grid, Variant, four_configurations
+from cmb_jax.research.runs import Grid, Variant, Verdict, four_configurations
 
 FOCAL: dict[str, Any] = {"sampled_negatives": 0, "focal_gamma": 2.0}
 
@@ -47,7 +47,7 @@ def get_config() -> Config:
 
 def get_grid() -> Grid:
     arms = four_configurations(get_config())
-    _, fusion, _, full = arms
+    plain, fusion, _, full = arms
     return Grid(
         variants=(
             *arms,
@@ -55,11 +55,23 @@ def get_grid() -> Grid:
             with_seeds(fusion.but("focal", **FOCAL), 0, 1),
             with_seeds(full.but("focal", **FOCAL), 0, 1),
             with_seeds(full.but("mimics_first", miner="mimics_first"), 0),
+            with_seeds(on_second_level(plain), 0),
         ),
         seeds=(0, 1, 2),
         reference="rpn",
         matched_sensitivity=0.93,
+        pairs=(("rpn_ffm_hspl", "rpn_ffm-hard_negatives"),),
+        contrast=("rpn_ffm", "rpn_ffm_hspl"),
+        verdict=Verdict(claimed_below=0.5, absent_above=0.8),
+        longest_rise=0.005,
     )
+
+
+def on_second_level(variant: Variant) -> Variant:
+    """The variant with a head on the decoder level of 2 mm cells."""
+    model = dataclasses.replace(variant.config.model, second_level=True)
+    config = dataclasses.replace(variant.config, model=model)
+    return dataclasses.replace(variant, name=f"{variant.name}-second_level", config=config)
 
 
 def with_seeds(variant: Variant, *seeds: int) -> Variant:

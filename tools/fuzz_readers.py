@@ -458,7 +458,7 @@ def exported(name: str) -> Callable[[Path], Path]:
 
     def make(folder: Path) -> Path:
         from cmb_jax.io.atomic import sha256_file
-        from cmb_jax.review import markups, reading, spreadsheet, statistics, verdicts
+        from cmb_jax.review import outside_viewers, reading, spreadsheet, statistics, verdicts
 
         from_result("detections.csv")(folder)
         result = result_at(folder / "x")
@@ -466,7 +466,7 @@ def exported(name: str) -> Callable[[Path], Path]:
         if name.endswith(".xlsx"):
             path.write_bytes(spreadsheet.spreadsheet(result))
         elif name == "points.mrk.json":
-            path.write_text(markups.markups(result))
+            path.write_text(outside_viewers.markups(result))
         elif name == "painted.nii.gz":
             shutil.copy(result.paths.labels, path)
         elif name == "review.json":

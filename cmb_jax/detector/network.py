@@ -25,7 +25,8 @@ SEMANTIC_CLASSES = 7  # `anchor_losses.py` says which
 class Detector(nnx.Module):
     """Find candidate microbleeds on a dense grid of anchors.
 
-    The four configurations of one code path: with `use_fusion` the head sees P1..P3, else P1 alone; with
+    The four configurations of one code path: with `use_fusion` the head sees P1..P3, else P1 alone, or P2
+    alone with `second_level`, where the finest decoder level and its part of the fusion lie idle; with
     `use_prototypes` there are anchor embeddings and prototypes for the prototype loss. Embeddings, prototypes
     and the semantic head have weights that training alone uses.
 
@@ -49,8 +50,14 @@ class Detector(nnx.Module):
             remat=config.remat,
             rngs=rngs,
         )
-        levels = FUSED_LEVELS if config.use_fusion else 1
-        self.fusion = FeatureFusion(config.widths[:levels], config.fusion_width, config.fusion, rngs=rngs)
+        levels = FUSED_LEVELS if config.use_fusion else 1 + config.second_level
+        self.fusion = FeatureFusion(
+            config.widths[:levels],
+            config.fusion_width,
+            config.fusion,
+            finest=not config.second_level,
+            rngs=rngs,
+        )
         anchors = len(config.anchor_diameters_mm)
         self.head = ProposalHead(
             self.fusion.outputs,
@@ -92,7 +99,7 @@ class Detector(nnx.Module):
                 f"got {image.shape[1:4]}: pad the image at its far ends"
             )
         levels = self.unet(self.cells(image))
-        fused = self.fusion(levels[: FUSED_LEVELS if self.config.use_fusion else 1])
+        fused = self.fusion(levels[: len(self.fusion.reduce)])
         features, objectness = self.head.scores(fused)
         box_input = self.head.box_input(fused, features)
         return ProposalMaps(

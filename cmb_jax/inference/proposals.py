@@ -267,7 +267,7 @@ def window_candidates(
     core_high: jax.Array,  # (3,)
     room: int,
 ) -> Detections:
-    """The best `room` candidates whose cells lie in the window's core, in the padded volume's coordinates."""
+    """The best `room` candidates whose cells lie in the window's core, in voxels of the padded volume."""
     # Memory decides the order of things here. The maps of the finest level would be by far the largest
     # arrays, so they exist for one slab of planes at a time: everything coarser is computed once per network
     # and view (`context_of`), then each slab gives its best candidates as logits, and only those are kept. A

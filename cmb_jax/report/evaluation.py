@@ -2,10 +2,23 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from cmb_jax.report.drawing import Picture, Shape, glyph
+from cmb_jax.report.drawing import (
+    AXIAL,
+    PLANES,
+    Picture,
+    Shape,
+    centered_frame,
+    crosshair,
+    data_uri,
+    glyph,
+    sample_plane,
+    take_plane,
+    to_gray,
+)
 from cmb_jax.report.html import environment
 from cmb_jax.report.plots import (
     CountAgreementText,
@@ -105,6 +118,8 @@ _MAP_PX, _MAP_MARGIN_PX = 420, 16
 _CLASS_STYLES = ("s0", "s1")
 _CLASS_NAMES = ("microbleed", "hard negative")
 _CLASS_GLYPHS = ("lobar", "deep")  # a circle and a diamond: `glyph` names its symbols by zones
+_EXAMPLE_MM, _EXAMPLE_PX = 20.0, 96
+_SWI_WINDOW, _PHASE_WINDOW = (0.0, 1.25), (-0.35, 0.35)  # intensity over that of the brain; radians over pi
 _CURVES_PER_PLOT = 3  # more bands hide each other
 
 
@@ -117,6 +132,66 @@ class EmbeddingMap:
     classes: np.ndarray  # (S,)
     prototypes: np.ndarray  # (P, 2)
     prototype_classes: np.ndarray  # (P,)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class View:
+    """A picture of one place with its caption."""
+
+    picture: Picture
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """Something found in a scan, with pictures of it and of what it is compared with."""
+
+    title: str
+    note: str
+    views: tuple[View, ...]
+
+
+def example_picture(
+    image: np.ndarray,
+    center_mm: Sequence[float] | np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    *,
+    brief: bool = False,
+) -> Picture:
+    """One place in three planes, SWI above phase; brief: the axial plane alone, SWI beside phase.
+
+    Args:
+        image: (Z, Y, X, 2) as prepared for the network.
+        center_mm: z, y, x from the image's first corner.
+        spacing_mm: z, y, x.
+        brief: one plane.
+    """
+    spacing = (spacing_mm[2], spacing_mm[1], spacing_mm[0])
+    center = np.array([center_mm[axis] / spacing_mm[axis] for axis in (2, 1, 0)]) - 0.5
+    planes = (AXIAL,) if brief else PLANES
+    rows: list[list[np.ndarray]] = []
+    for channel, window in enumerate((_SWI_WINDOW, _PHASE_WINDOW)):
+        data = image[..., channel].transpose(2, 1, 0)
+        rows.append([])
+        for plane in planes:
+            frame = centered_frame(plane, spacing, center, _EXAMPLE_MM, _EXAMPLE_PX)
+            seen = sample_plane(take_plane(data, plane, center[plane.through_axis]), frame)
+            rows[-1].append(to_gray(seen, *window))
+    gray = np.hstack([row[0] for row in rows]) if brief else np.vstack([np.hstack(row) for row in rows])
+    height, width = gray.shape
+    marks = "".join(
+        crosshair(x + _EXAMPLE_PX / 2, y + _EXAMPLE_PX / 2, (16, 16), 8)
+        for x in range(0, width, _EXAMPLE_PX)
+        for y in range(0, height, _EXAMPLE_PX)
+    )
+    shown = "axial plane" if brief else "three planes"
+    return Picture(
+        width=width,
+        height=height,
+        alt=f"SWI and phase, {shown}, {_EXAMPLE_MM:g} mm around the place",
+        uri=data_uri(gray),
+        shapes=(Shape(marks, "halo"), Shape(marks, "mark")),
+    )
 
 
 def embedding_plot(shown: EmbeddingMap) -> Picture:
@@ -167,6 +242,7 @@ class AblationContent:
     curve_note: str
     tables: tuple[Table, ...]
     maps: tuple[EmbeddingMap, ...]
+    examples: tuple[tuple[str, str, tuple[Example, ...]], ...]  # title, explanation, examples
     warnings: tuple[str, ...]
     settings: tuple[tuple[str, str], ...]
     inputs: tuple[tuple[str, str, str], ...]  # (run, file name, sha256) of the weights

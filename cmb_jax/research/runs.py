@@ -47,6 +47,20 @@ class Variant:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """In words, what the interval of a ratio of false positives says of a claim that they become fewer."""
+
+    claimed_below: float  # the upper end of the interval is below this: as in the paper
+    absent_above: float  # the lower end is above this: absent
+
+    def of(self, low: float, high: float) -> str:
+        """On the interval from `low` to `high`."""
+        if high < self.claimed_below:
+            return "as in the paper"
+        return "absent" if low > self.absent_above else "undecided"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
     """Variants x seeds, and what they are compared with."""
 
@@ -55,6 +69,11 @@ class Grid:
     reference: str = "rpn"  # name of the variant that the others are compared with
     # at which false positives are compared; None: the reference's sensitivity at its operating point
     matched_sensitivity: float | None = None
+    pairs: tuple[tuple[str, str], ...] = ()  # further (variant, reference) whose false positives are compared
+    contrast: tuple[str, str] | None = None  # variants whose false positives are shown where they differ
+    # what the plan of a study fixes beforehand; None: nothing
+    verdict: Verdict | None = None  # on ratios of false positives
+    longest_rise: float | None = None  # of validation AP over 1000 steps: a variant that rises more goes on
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]
@@ -62,6 +81,9 @@ class Grid:
             raise ValueError(f"two variants have the same name among {names}")
         if self.reference not in names:
             raise ValueError(f"the reference {self.reference!r} is not one of the variants {names}")
+        compared = (*self.pairs, *([self.contrast] if self.contrast else []))
+        if not {name for pair in compared for name in pair} <= set(names):
+            raise ValueError(f"the pairs {compared} name a variant that is not one of {names}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("give one seed or more, all different")
         if self.matched_sensitivity is not None and not 0 < self.matched_sensitivity <= 1:

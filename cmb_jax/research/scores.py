@@ -20,7 +20,7 @@ from cmb_jax.evaluation.records import SubjectTruth
 from cmb_jax.io.tables import table_text
 from cmb_jax.report.evaluation import Table
 from cmb_jax.research.findings import SetDetections
-from cmb_jax.research.runs import Cost
+from cmb_jax.research.runs import Cost, Verdict
 
 BAND_RATES: tuple[float, ...] = tuple(np.geomspace(0.125, 8.0, 49).tolist())
 AVERAGE_PRECISION = "average_precision"
@@ -89,6 +89,9 @@ class Study:
     scans: int
     lesions: int
     samples: int
+    ratios: dict[
+        tuple[str, str], statistics.Estimate
+    ]  # FP at the matched sensitivity of (variant, another reference)
 
 
 def score_run(
@@ -127,6 +130,7 @@ def compare_variants(
     reference: str,
     *,
     matched_sensitivity: float | None = None,
+    pairs: Sequence[tuple[str, str]] = (),
     samples: int = 2000,
     seed: int = 0,
 ) -> Study:
@@ -136,6 +140,7 @@ def compare_variants(
         runs: by variant, all on the same test scans.
         matched_sensitivity: at which false positives are compared; None: the reference's mean sensitivity at
             its operating points.
+        pairs: further (variant, reference) for `Study.ratios`; those without runs are left out.
     """
     lesions = runs[reference][0].counts.lesions
     once = np.ones((1, len(lesions)), int)
@@ -160,8 +165,7 @@ def compare_variants(
         differences = statistics.paired_differences(
             each.mean(axis=0) - base.mean(axis=0), resampled - base_resampled
         )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = statistics.estimates(each.mean(axis=0) / base.mean(axis=0), resampled / base_resampled)
+        ratios = _ratios(values[name], values[reference])
         deviation = each.std(axis=0, ddof=1) if len(each) > 1 else np.full(each.shape[1], np.nan)
         variants.append(
             VariantScores(
@@ -186,7 +190,20 @@ def compare_variants(
         scans=len(lesions),
         lesions=int(lesions.sum()),
         samples=samples,
+        ratios={
+            (name, other): _ratios(values[name], values[other])[NAMES.index(FP_MATCHED)]
+            for name, other in pairs
+            if name in values and other in values
+        },
     )
+
+
+def _ratios(
+    of: tuple[np.ndarray, np.ndarray], to: tuple[np.ndarray, np.ndarray]
+) -> list[statistics.Estimate]:
+    """Ratios of means over seeds, from the values of each seed (K, N) and of each resample (B, N)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return statistics.estimates(of[0].mean(axis=0) / to[0].mean(axis=0), of[1] / to[1])
 
 
 def _over_drawn_seeds(metrics: Sequence[np.ndarray], seed: int) -> np.ndarray:
@@ -223,16 +240,20 @@ def _p_text(p_value: float) -> str:
     return "-" if math.isnan(p_value) else f"{p_value:.3f}"
 
 
-def study_tables(study: Study, costs: Mapping[str, Sequence[Cost]]) -> tuple[Table, ...]:
+def study_tables(
+    study: Study, costs: Mapping[str, Sequence[Cost]], verdict: Verdict | None = None
+) -> tuple[Table, ...]:
     """All tables.
 
     Args:
       study: what was found.
       costs: of each variant's runs.
+      verdict: what the plan of the study says of ratios.
     """
     return (
         _operating_table(study),
         _matched_table(study),
+        *([_ratio_table(study, verdict)] if verdict or study.ratios else []),
         _froc_table(study),
         _difference_table(study),
         _mimic_table(study),
@@ -303,6 +324,35 @@ def _matched_table(study: Study) -> Table:
             "The fewest false positives at which a run's own curve on the test subjects reaches this "
             f"sensitivity. {unreached if short else ''}{_spread_note(study)}"
         ),
+    )
+
+
+def _ratio_table(study: Study, verdict: Verdict | None) -> Table:
+    of_reference = {
+        (variant.name, study.reference): ratio
+        for variant in study.variants
+        if (ratio := variant.metrics[FP_MATCHED].ratio) is not None
+    }
+    rows = [
+        (
+            name,
+            to,
+            statistics.estimate_text(ratio, 2),
+            "-" if verdict is None else verdict.of(ratio.low, ratio.high),
+        )
+        for (name, to), ratio in (of_reference | study.ratios).items()
+    ]
+    rule = ""
+    if verdict is not None:
+        rule = (
+            f" As in the paper: its upper end is below {verdict.claimed_below:g}; absent: its lower end is "
+            f"above {verdict.absent_above:g}. Fixed before the first run."
+        )
+    return Table(
+        title=f"Ratio of false positives at sensitivity {study.matched_sensitivity:.3f}",
+        columns=("variant", "over", "ratio of the means", "reduction"),
+        rows=tuple(rows),
+        note=f"In brackets: 95 % interval of {study.samples} paired resamples of scans and seeds.{rule}",
     )
 
 
@@ -402,21 +452,36 @@ def _run_table(study: Study) -> Table:
 
 
 def csv_text(study: Study) -> str:
-    """One line per variant and metric; a cell is empty where its number is undefined."""
-    columns = ("variant", "metric", "seeds", "mean", "sd", "low", "high")
+    """One line per variant and metric; a cell is empty where its number is undefined.
+
+    A further pair of the grid has a line of its own, with its ratio, and its reference in the last column.
+    """
+    nothing = statistics.Estimate(math.nan)
     rows = []
+
+    def add(variant: VariantScores, name: str, reference: str, ratio: statistics.Estimate | None) -> None:
+        metric = variant.metrics[name]
+        compared = metric.difference if reference == study.reference else None
+        difference = nothing if compared is None else compared.difference
+        ratio = ratio or nothing
+        numbers = (
+            *(metric.mean.value, metric.deviation, metric.mean.low, metric.mean.high),
+            *(difference.value, difference.low, difference.high),
+            math.nan if compared is None else compared.p_value,
+            *(ratio.value, ratio.low, ratio.high),
+        )
+        cells = [f"{number:.6g}" if math.isfinite(number) else "" for number in numbers]
+        rows.append((variant.name, name, len(variant.runs), *cells, reference))
+
     for variant in study.variants:
         for name in NAMES:
-            metric = variant.metrics[name]
-            numbers = [metric.mean.value, metric.deviation, metric.mean.low, metric.mean.high]
-            if metric.difference is not None:
-                estimate, ratio = metric.difference.difference, metric.ratio or statistics.Estimate(math.nan)
-                numbers += [estimate.value, estimate.low, estimate.high, metric.difference.p_value]
-                numbers += [ratio.value, ratio.low, ratio.high]
-            cells = [f"{number:.6g}" if math.isfinite(number) else "" for number in numbers]
-            rows.append((variant.name, name, len(variant.runs), *cells, *[""] * (11 - len(cells))))
+            add(variant, name, study.reference, variant.metrics[name].ratio)
+        for (name, reference), ratio in study.ratios.items():
+            if name == variant.name:
+                add(variant, FP_MATCHED, reference, ratio)
+    columns = ("variant", "metric", "seeds", "mean", "sd", "low", "high")
     compared = ("difference", "difference_low", "difference_high", "p", "ratio", "ratio_low", "ratio_high")
-    return table_text((*columns, *compared), rows)
+    return table_text((*columns, *compared, "reference"), rows)
 
 
 def markdown_text(title: str, lines: Sequence[str], tables: Sequence[Table]) -> str:

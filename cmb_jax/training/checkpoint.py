@@ -50,11 +50,17 @@ def fingerprint(state: TrainState) -> str:
 class Checkpoints:
     """Saves and restores `TrainState`; use as a context manager, so that pending saves finish.
 
-    With several processes all of them make the same calls, and the folder is one that all of them see.
+    With `read_only` nothing in the folder is changed, moved or removed, whoever else writes into it. With
+    several processes all of them make the same calls, and the folder is one that all of them see.
     """
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Path, keep: int = 1, *, read_only: bool = False):
         self._folder = folder.resolve()
+        if read_only:
+            self._manager = ocp.CheckpointManager(
+                self._folder, options=ocp.CheckpointManagerOptions(read_only=True)
+            )
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         self._leave_out_unreadable_records()
         options = ocp.CheckpointManagerOptions(
@@ -83,6 +89,10 @@ class Checkpoints:
     def wait(self) -> None:
         """Return when what is being saved is on disk."""
         self._manager.wait_until_finished()
+
+    def steps(self) -> tuple[int, ...]:
+        """Steps of all checkpoints, rising."""
+        return tuple(sorted(self._manager.all_steps()))
 
     def latest_step(self) -> int | None:
         """Step of the newest whole checkpoint, or None."""

@@ -16,6 +16,7 @@ VARIANTS = {
     "default": {},
     "concatenated": {"fusion": "concat"},
     "without fusion": {"use_fusion": False},
+    "second level": {"use_fusion": False, "second_level": True},
     "boxes apart": {"box_width": 5, "semantic_head": True},
     "deep stem": {"stem_kernel": (3, 3, 3)},
     "convolutions on the finest level": {"encoder_convs": (2, 1, 1), "decoder_convs": (1, 1)},
