@@ -31,7 +31,7 @@ from cmb_jax.report.cohort import (
 )
 from cmb_jax.report.comparison import STATUSES
 from cmb_jax.report.drawing import Picture
-from cmb_jax.report.methods import MethodsFacts, methods_text
+from cmb_jax.report.statements import MethodsFacts, methods_text
 from cmb_jax.report.summary import Count
 from cmb_jax.review.result import read_rows
 

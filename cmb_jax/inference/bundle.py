@@ -12,8 +12,7 @@ from flax import nnx
 
 from cmb_jax.config import Config, Flips, InferenceConfig, ModelConfig, Precision
 from cmb_jax.config_load import config_from_json, config_to_json, without_paths
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.calibration import CalibrationMap
 from cmb_jax.evaluation.present import table_text

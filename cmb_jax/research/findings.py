@@ -22,9 +22,8 @@ from cmb_jax.config import PROPOSAL_STRIDE, Config, DataConfig
 from cmb_jax.data.patches import PatchBatch, drawn_start, padded_patch, patch_at
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.detector.anchors import anchor_sizes
-from cmb_jax.detector.functional import Template
 from cmb_jax.detector.mining import Mined
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template
 from cmb_jax.detector.total_loss import embed_anchors, match_anchors, mine_anchors
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.breakdown import name_by_mimic

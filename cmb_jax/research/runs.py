@@ -16,8 +16,7 @@ from flax import nnx
 
 from cmb_jax.config import Config
 from cmb_jax.config_load import config_values, made_by_file, read_config
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector, forward_gflop
+from cmb_jax.detector.network import Detector, Template, forward_gflop
 from cmb_jax.errors import UserError
 from cmb_jax.io.outside import a_number, read_json_object, reading
 from cmb_jax.io.tables import read_rows
