@@ -182,16 +182,24 @@ def pretrained(
     number = int(budget.facts.get("steps", 0))
     batches = patch_batches(images, config.data, seed=config.train.seed + 1, first_step=number)
     first: float | None = budget.facts.get("first_loss")
-    while budget.left > 0:
+
+    def save(loss: jax.Array) -> None:
+        save_bundle(weights, jax.device_get(params["network"]), config)
+        budget.save(steps=number, first_loss=first, last_loss=float(loss))
+
+    saved = number
+    while budget.left > 0 or number == 0:
         rate = MASKED_RATE * 0.5 * (1 + math.cos(math.pi * budget.share))
         state.hyperparams["learning_rate"] = jnp.asarray(rate)
         key = jax.random.fold_in(jax.random.key(config.train.seed), number)
         params, state, loss = step(params, state, jnp.asarray(next(batches).image), key)
         number += 1
         first = float(loss) if first is None else first
-        if budget.due or budget.left <= 0:
-            save_bundle(weights, jax.device_get(params["network"]), config)
-            budget.save(steps=number, first_loss=first, last_loss=float(loss))
+        if budget.due:
+            save(loss)
+            saved = number
+    if number > saved:
+        save(loss)
     network = load_bundle(weights).params
     facts = {f"pretraining_{name}": value for name, value in budget.facts.items()}
     return network, facts
