@@ -53,7 +53,7 @@ def implant(folder):
 
 
 def review(folder):
-    from cmb_jax.review.markups import markups
+    from cmb_jax.review.outside_viewers import markups
     from cmb_jax.review.result import load_result
     from tests.review.conftest import make_result
 

@@ -30,7 +30,7 @@ from cmb_jax.inference.proposals import ProposalFinder
 from cmb_jax.io.atomic import atomic_write_text, make_folder
 from cmb_jax.ops.cpu.library import usable_precision
 from cmb_jax.training.detector import init_state, make_step, put_batch, template_of, train_detector
-from cmb_jax.training.sharding import make_mesh
+from cmb_jax.training.distributed import make_mesh
 
 TRIAL_STEPS = 12  # that tell what a step costs
 FEWEST_STEPS = 20

@@ -13,7 +13,7 @@ from benchmarks.cases import Prepared
 from benchmarks.sides.on_jax import convolution_note, device_peak_mb
 from cmb_jax.detector.network import training_gflop
 from cmb_jax.training.detector import init_state, make_step, put_batch
-from cmb_jax.training.sharding import make_mesh
+from cmb_jax.training.distributed import make_mesh
 from cmb_jax.training.state import StepMetrics
 
 __all__ = ["device_peak_mb", "prepare"]

@@ -3,8 +3,6 @@
 The only place where axes are reversed: outside arrays are (X, Y, Z), the network's (Z, Y, X, C).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 
@@ -109,6 +107,8 @@ def _high_passed(
     """
     low = low_pass(image, spacing_mm)
     size = jnp.abs(low)
+    # Whether a phase was high-passed before is seen in what a low-pass leaves of it: nearly nothing if it
+    # was, several radians if not. Filtering it once more would weaken lesions too.
     weight = size**2  # of tissue: in noise the mean is small
     background = jnp.sqrt(jnp.sum(weight * jnp.angle(low) ** 2) / jnp.maximum(jnp.sum(weight), 1e-6))
     back = jnp.where(size > 0, jnp.conj(low) / jnp.where(size > 0, size, 1.0), 1.0)
@@ -168,6 +168,8 @@ def prepare(
         _overlap(brain_bounds(brain_mask, native, margin), content)
         for margin in (MARGIN_MM, MARGIN_MM + _FILTER_MARGIN_MM)
     )
+    # The phase is filtered in a wider box than is kept, so that no face of the box shows in the filtered
+    # phase.
     around = tuple(slice(low, high) for low, high in filtered_bounds)
     positions = tuple(
         working_positions(high - low, native[axis], spacing_mm[2 - axis]) + (low - filtered_bounds[axis, 0])
@@ -184,6 +186,8 @@ def prepare(
     if phase_rad is not None:
         phase, was_filtered = _phase_channel(phase_rad[around], scaled, native, positions)
 
+    # From here on axes run (z, y, x, channel). The affine still maps (x, y, z) of the working grid: its first
+    # voxel and its step are read off the positions that were sampled.
     image = np.stack([intensity, phase], axis=-1).transpose(2, 1, 0, 3)
     origin = np.array([index[0] for index in positions]) + filtered_bounds[:, 0]
     step = np.array([index[1] - index[0] if len(index) > 1 else 1.0 for index in positions])
@@ -200,7 +204,7 @@ def prepare(
 
 
 def _overlap(bounds: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """What two boxes (3, 2) share; the second where they share nothing."""
+    """The intersection of two boxes (3, 2); the second box where it is empty."""
     low, high = np.maximum(bounds[:, 0], other[:, 0]), np.minimum(bounds[:, 1], other[:, 1])
     return np.stack([low, high], axis=1) if (low < high).all() else other
 

@@ -5,8 +5,6 @@ list of anchor boxes is ever made: memory is one float and one index per anchor 
 Two rules choose the positives: overlap (`assign_lattice`) or the nearest anchors (`assign_nearest`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 
@@ -73,7 +71,8 @@ def assign_lattice(
     # and anchors are many. Then every truth claims an anchor of its own, since small lesions reach no
     # threshold anywhere. A claim is found among some candidates per truth (`_forced_anchors`), not by a
     # second pass over all anchors, and written last, because it wins over the thresholds and over other
-    # truths. padding may hold anything
+    # truths.
+    # Padding may hold anything, so its boxes are emptied: an empty box overlaps nothing.
     boxes = jnp.where(truths.counted[:, None], truths.boxes.astype(jnp.float32), 0)
     anchor_volume = product_of_axes(sizes)
     overlaps = [  # each (M, A, cells)
@@ -135,8 +134,12 @@ def assign_nearest(
     iou = safe_iou(intersection, product_of_axes(sizes)[:, None], volume(boxes)[:, None, None])  # (M, A, K)
     spread = jnp.std(iou, axis=(1, 2), keepdims=True, ddof=1)
     best = jnp.max(iou, axis=(1, 2), keepdims=True)
+    # A single candidate that fits far better than the others can lie below mean plus deviation; it is
+    # positive all the same, so that no truth is left without one.
     threshold = jnp.minimum(jnp.mean(iou, axis=(1, 2), keepdims=True) + spread, best)
     positive = (iou >= threshold) & (iou > 0) & truths.counted[:, None, None]
+    # Scattered twice over all anchors: the highest IoU that any truth has there, then the lowest number among
+    # the truths that have it. A scatter of maxima, unlike one of values, does not depend on its order.
     flat = cells[:, None] * anchors + jnp.arange(anchors, dtype=cells.dtype)[:, None]
     highest = jnp.zeros((*grid_shape, anchors), jnp.float32).reshape(-1)
     highest = highest.at[flat].max(jnp.where(positive, iou, 0))
@@ -206,6 +209,8 @@ def _nearest_cells(
     (`_rank_triples`): a cell of ranks (i, j, k) has i*j*k - 1 cells that are no farther.
     """
     ranks = _rank_triples(wanted, grid_shape)  # (R, 3)
+    # Squared distances add up over the axes, so that each axis is ranked by itself and the sums are taken for
+    # the few triples of ranks alone. Sorting by (distance, cell) settles ties.
     distance, cell = jnp.float32(0), jnp.int32(0)
     for axis, cells in enumerate(grid_shape):
         away = (axis_centers(cells, stride[axis]) - centers[:, axis, None]) * spacing_mm[axis]

@@ -5,8 +5,6 @@ go through in blocks, best first: a block is thinned by all that is kept so far,
 result is the loop's for every threshold, and memory is O(N + block * (block + max_output)).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 
@@ -76,6 +74,7 @@ def _greedy(
 ) -> tuple[jax.Array, jax.Array]:
     """Indices (K,) int32 of the kept of N boxes, best first, and which of the K rows hold one."""
     count = boxes.shape[0]
+    # Best first. What is not usable comes last and is never alive: it neither comes out nor suppresses.
     order = jnp.argsort(jnp.where(usable, -scores, jnp.inf), stable=True).astype(jnp.int32)
     block = min(BLOCK, count)
     padding = -count % block
@@ -92,10 +91,14 @@ def _greedy(
         start, indices, kept = state
         rows = lax.dynamic_slice_in_dim(order, start, block)
         candidates = boxes[rows]
+        # First against all that earlier blocks kept (rows of `indices` that are not filled yet name box 0 and
+        # must drop nothing), then the survivors among themselves.
         filled = jnp.arange(max_output) < kept
         dropped = jnp.any((pairwise_iou(candidates, boxes[indices]) > iou_threshold) & filled, axis=1)
         candidate = lax.dynamic_slice_in_dim(alive, start, block) & ~dropped
         keep = _fixpoint(pairwise_iou(candidates, candidates) > iou_threshold, candidate)
+        # The kept ones are appended in their order. All others, and those beyond `max_output`, are written to
+        # rows that do not exist, which drops them.
         place = jnp.where(keep, kept + jnp.cumsum(keep) - 1, max_output)
         return start + block, indices.at[place].set(rows, mode="drop"), kept + jnp.sum(keep, dtype=jnp.int32)
 
@@ -112,6 +115,7 @@ def _fixpoint(overlap: jax.Array, alive: jax.Array) -> jax.Array:
     Starting from "all kept", box i is settled for good after at most i + 1 rounds, by induction; typical
     inputs settle after two or three.
     """
+    # Row i may drop column j: only a better box can, so all on and below the diagonal is left out.
     drops = jnp.triu(overlap, k=1) & alive[:, None]
 
     def body(state):

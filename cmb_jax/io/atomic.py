@@ -4,8 +4,6 @@ What is being written is locked by its process, and so are folders in which only
 system takes such a lock back when the process ends, however it ends.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import glob
@@ -96,6 +94,8 @@ def atomic_write_bytes(path: Path, content: bytes, *, overwrite: bool = False) -
         if path.is_dir() or (path.exists() and not overwrite):
             raise UserError(f"{path}: exists already; choose another name or allow overwriting")
         with _made_parents(path):
+            # Written beside its place (a rename must not cross file systems), on disk before it is renamed:
+            # after a power cut there is the old file or the new one, and never an empty one.
             clear_dead(path.parent, path.name)
             part = _part(path)
             try:
@@ -131,6 +131,7 @@ def clear_dead(folder: Path, name: str) -> None:
     pattern = name if "*" in name else glob.escape(name[:200])
     for left in folder.glob(f".{pattern}.*{_PART}"):
         with contextlib.suppress(OSError):
+            # only what nobody holds any more: a file that is being written is locked by its process
             handle = _open_locked(left / LOCK if left.is_dir() else left)
             old, place = left / "old", folder / left.name[1 : -len(_PART)].rpartition(".")[0]
             if old.exists() and not place.exists():  # killed between the two renames of _swap

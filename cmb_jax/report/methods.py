@@ -1,7 +1,5 @@
 """methods.md: what was done, as sentences for a paper, with the works to cite."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 

@@ -5,8 +5,6 @@ against amyloid, Cummings et al. 2023, J Prev Alzheimers Dis 10:362-377 (lecanem
 Cordonnier et al. 2009, Stroke 40:94-99.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

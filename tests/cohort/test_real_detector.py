@@ -11,8 +11,8 @@ from flax import nnx
 
 from cmb_jax.anatomy.own_regions import regions_from_labels
 from cmb_jax.cli.bids import Lines
-from cmb_jax.cohort.outcome import Status
 from cmb_jax.cohort.participants import Selection, run_participants
+from cmb_jax.cohort.result import Status
 from cmb_jax.cohort.scan_images import read_region_labels
 from cmb_jax.cohort.scan_work import detector_pipeline
 from cmb_jax.config import Config, InferenceConfig

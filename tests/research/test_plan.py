@@ -33,7 +33,7 @@ from cmb_jax.research.plan import (
     plan_step,
     predict,
 )
-from cmb_jax.training.sharding import make_mesh, over_batch, replicated
+from cmb_jax.training.distributed import make_mesh, over_batch, replicated
 from tests.tiny import TINY_MODEL
 
 CONFIG = Config(
@@ -152,11 +152,12 @@ def test_inference_is_lowered_for_cuda_and_tpu():
     """From prepared windows to scored boxes: network, decoding, suppression, windows spread over the mesh."""
     mesh, windows = make_mesh(8, 1), 8
     template = Template.of(lambda: Detector(CONFIG.model, rngs=nnx.Rngs(0)))
-    candidates = functools.partial(window_candidates, template, CONFIG)
+    candidates = functools.partial(window_candidates, template, CONFIG, room=64)
 
     def infer(params, images, *corners):
         found = jax.vmap(candidates, in_axes=(None, 0, 0, 0, 0))((params,), images[:, None], *corners)
-        return best_of_windows(CONFIG, jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), found))
+        found = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), found)
+        return best_of_windows(CONFIG, found, room=8)
 
     spread, everywhere = over_batch(mesh), replicated(mesh)
     corner = jax.ShapeDtypeStruct((windows, 3), jnp.int32)

@@ -17,8 +17,7 @@ from cmb_jax.detector.prototype_losses import SupervisedContrastive
 from cmb_jax.errors import UserError
 from cmb_jax.training.checkpoint import QUALITY, Checkpoints
 from cmb_jax.training.detector import init_state, make_step, put_batch, train_detector
-from cmb_jax.training.processes import RunStopped
-from cmb_jax.training.sharding import check_fit, make_mesh
+from cmb_jax.training.distributed import RunStopped, check_fit, make_mesh
 from cmb_jax.training.state import learning_rate
 from tests.training.spheres import CONFIG, store_spheres
 
