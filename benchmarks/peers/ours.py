@@ -18,7 +18,7 @@ from flax import nnx
 
 from benchmarks.peers.contest import Budget, Finder, Found
 from cmb_jax.config import Config
-from cmb_jax.config_load import config_from_file, config_names
+from cmb_jax.config_load import config_from_file
 from cmb_jax.data.patches import patch_batches
 from cmb_jax.data.subjects import StoredSubject, subjects_in
 from cmb_jax.detector.anchors import box_centers
@@ -42,7 +42,7 @@ MASKED_RATE = 1e-3
 
 def named_config(name: str, seed: int) -> Config:
     """A configuration of the checkout with a seed, in the precision of this device."""
-    config = config_from_file(name if name in config_names() else Path(name))
+    config = config_from_file(name)
     precision = usable_precision(config.train.precision, "train.precision")
     return dataclasses.replace(
         config, train=dataclasses.replace(config.train, seed=seed, precision=precision)
