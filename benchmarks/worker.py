@@ -47,9 +47,10 @@ def serve(request: dict[str, Any], commands: Iterable[str]) -> Iterator[dict[str
     try:
         module = importlib.import_module(request["module"])
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in OPTIONAL:
+        missing = (error.name or "").split(".")[0]
+        if missing not in OPTIONAL:
             raise
-        yield {"missing": error.name}
+        yield {"missing": missing}
         return
     imports_mb = memory.resident_mb()
     prepared: Prepared = module.prepare(request["options"], request["device"])

@@ -221,7 +221,7 @@ class Detector(pipeline.CmbDetector):
             the intensity alone.
           magnitude: magnitude image on the same grid; used for the brain regions.
           phase_sign: "auto", "+1" or "-1" (what the stored phase is multiplied with, so that paramagnetic is
-            positive); default: "auto", told from the images.
+            positive); default: "auto", determined from the images.
           phase_range: storage range of the phase; default: found from the data.
           threshold: score from which a detection is kept; default: the weights' operating point.
           region_map: region codes to use instead of the region network's.

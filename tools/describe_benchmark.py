@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
 import sys
 from collections import Counter
 from pathlib import Path
@@ -50,10 +51,12 @@ class StoredSubject:
         """Rows of the truth table."""
         return [row for row in self.lesions if row["kind"] == kind]
 
+    @functools.cache  # noqa: B019 -- the file stays open, so that slices read in order are unpacked once
     def image(self, suffix: str = "") -> nib.Nifti1Image:
         """The SWI, or the magnitude where there is none; another image by its suffix."""
         suffix = suffix or ("swi" if self.has_phase else "T2starw")
-        return nib.load(self.root / self.name / "anat" / f"{self.name}_{suffix}.nii.gz")
+        path = self.root / self.name / "anat" / f"{self.name}_{suffix}.nii.gz"
+        return nib.load(path, keep_file_open=True)
 
     def labels(self, kind: str) -> nib.Nifti1Image:
         """The truth's label image: cmb, mimics or regions."""

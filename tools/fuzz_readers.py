@@ -890,7 +890,7 @@ def make_page(folder: Path) -> Path:
 def read_page(path: Path) -> object:
     from cmb_jax.cli.view import _embedded
 
-    return repr(_embedded(result_at(path), {}))
+    return repr(_embedded(result_at(path)))
 
 
 def read_image(path: Path) -> object:

@@ -179,55 +179,57 @@ PICTURES: dict[str, dict[str, _Finder]] = {
 }
 
 
-def draw_examples(subjects: list[StoredSubject]) -> dict[str, list[Place]]:
-    """Random places by kind: one of each of 12 random subjects, a second one where fewer have the kind.
+def draw_examples(subjects: list[StoredSubject], finders: dict[str, _Finder]) -> dict[str, list[Place]]:
+    """Random places by kind: one of each of 12 random subjects, more of each where fewer have the kind.
 
-    Kinds that are labels alone are looked for in 18 random subjects, as labels are slow to unpack.
+    Kinds that are labels alone are looked for in 12 random subjects, as labels are slow to unpack.
     """
     rng = np.random.default_rng(SEED)
     order = [subjects[n] for n in rng.permutation(len(subjects))]
-    finders = {name: finder for rows in PICTURES.values() for name, finder in rows.items()}
     found: dict[str, list[Place]] = {name: [] for name in finders}
-    later: dict[str, list[Place]] = {name: [] for name in finders}
+    further: dict[str, list[Place]] = {name: [] for name in finders}
     for number, subject in enumerate(track(order, "looking for examples")):
         for name, finder in finders.items():
             labeled = finder.__qualname__.startswith("of_label")
-            if len(found[name]) == EXAMPLES or (labeled and number >= 18):
+            if len(found[name]) == EXAMPLES or (labeled and number >= EXAMPLES):
                 continue
-            for places in (found, later):
-                voxel = finder(subject, rng)
-                if voxel is not None:
-                    places[name].append((subject, voxel))
+            voxels = (finder(subject, rng) for _ in range(EXAMPLES))
+            places = {tuple(voxel): (subject, voxel) for voxel in voxels if voxel is not None}
+            found[name] += list(places.values())[:1]
+            further[name] += list(places.values())[1:]
     for name, places in found.items():
-        known = {(subject.name, tuple(voxel)) for subject, voxel in places}
-        more = [each for each in later[name] if (each[0].name, tuple(each[1])) not in known]
-        places += more[: EXAMPLES - len(places)]
+        more = rng.permutation(len(further[name]))[: EXAMPLES - len(places)]
+        places += [further[name][n] for n in more]
     return found
 
 
 def examples_picture(found: dict[str, list[Place]], path: Path) -> None:
     """A row of SWI and a row of phase for each kind, the example in the middle of its crop."""
-    size = (1.05 * EXAMPLES, 2.3 * len(found))
+    size = (1.05 * EXAMPLES, 2.5 * len(found))
     figure, grid = plt.subplots(2 * len(found), EXAMPLES, figsize=size, facecolor="black")
     for axes in grid.flat:
         axes.axis("off")
+    shown = []
     for row, (name, places) in enumerate(found.items()):
         grid[2 * row, 0].set_title(name, color="white", fontsize=9, loc="left")
-        for (subject, (x, y, z)), top, bottom in zip(places, grid[2 * row], grid[2 * row + 1], strict=False):
-            spacing = subject.image().header.get_zooms()[:3]
-            swi, phase = magnitude_slices(subject, slice(z, z + 1))[:, :, 0], phase_slice(subject, z)
-            half = [round(CROP_MM / 2 / h) for h in spacing[:2]]
+        shown += [(subject, voxel, row, column) for column, (subject, voxel) in enumerate(places)]
+    shown.sort(key=lambda each: (each[0].name, each[1][2]))  # images are packed slice by slice
+    for subject, (x, y, z), row, column in track(shown, "drawing"):
+        spacing = subject.image().header.get_zooms()[:3]
+        swi, phase = magnitude_slices(subject, slice(z, z + 1))[:, :, 0], phase_slice(subject, z)
+        half = [round(CROP_MM / 2 / h) for h in spacing[:2]]
 
-            def crop(image: np.ndarray, center=(x, y), half=half) -> np.ndarray:
-                padded = np.pad(image, [(h, h) for h in half])
-                return padded[tuple(slice(c, c + 2 * h + 1) for c, h in zip(center, half, strict=True))]
+        def crop(image: np.ndarray, center=(x, y), half=half) -> np.ndarray:
+            padded = np.pad(image, [(h, h) for h in half])
+            return padded[tuple(slice(c, c + 2 * h + 1) for c, h in zip(center, half, strict=True))]
 
-            show(top, crop(swi), spacing, window(swi))
-            if phase is None:
-                bottom.text(0.5, 0.5, "no phase", color="0.6", fontsize=6, ha="center", va="center")
-            else:
-                show(bottom, crop(phase), spacing, _PHASE_LIMITS)
-    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.004, top=0.965, wspace=0.03, hspace=0.13)
+        top, bottom = grid[2 * row : 2 * row + 2, column]
+        show(top, crop(swi), spacing, window(swi))
+        if phase is None:
+            bottom.text(0.5, 0.5, "no phase", color="0.6", fontsize=6, ha="center", va="center")
+        else:
+            show(bottom, crop(phase), spacing, _PHASE_LIMITS)
+    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.004, top=0.96, wspace=0.03, hspace=0.25)
     save(figure, path, 95)
 
 
@@ -301,23 +303,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("trees", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    choices = ("histograms", "protocols", *PICTURES)
+    parser.add_argument("--pictures", nargs="+", choices=choices, default=choices)
     arguments = parser.parse_args()
-    out = arguments.out
+    out, pictures = arguments.out, arguments.pictures
     out.mkdir(parents=True, exist_ok=True)
     subjects = [each for root in arguments.trees for each in stored_subjects(root)]
     tiers = {
         tier: [each for each in subjects if each.row["tier"] == tier]
         for tier in dict.fromkeys(each.row["tier"] for each in subjects)
     }
-    measured = {tier: Measured.of(some) for tier, some in tiers.items()}
-    print(json.dumps({tier: each.summary() for tier, each in measured.items()}, indent=1))
-    histograms(measured, out / "realism-histograms.png")
-    found = draw_examples(subjects)
-    for picture, finders in track(list(PICTURES.items()), "pictures"):
-        rows = {name: found[name] for name in finders if found[name]}
-        examples_picture(rows, out / f"realism-{picture}.png")
-    print(json.dumps({name: len(places) for name, places in found.items()}))
-    protocols_picture(tiers.get("hard", subjects), out / "realism-protocols.png")
+    if "histograms" in pictures:
+        measured = {tier: Measured.of(some) for tier, some in tiers.items()}
+        print(json.dumps({tier: each.summary() for tier, each in measured.items()}, indent=1))
+        histograms(measured, out / "realism-histograms.png")
+    if "protocols" in pictures:
+        protocols_picture(tiers.get("hard", subjects), out / "realism-protocols.png")
+    for picture in (name for name in pictures if name in PICTURES):
+        found = draw_examples(subjects, PICTURES[picture])
+        examples_picture(
+            {name: places for name, places in found.items() if places}, out / f"realism-{picture}.png"
+        )
+        print(json.dumps({name: len(places) for name, places in found.items()}))
 
 
 if __name__ == "__main__":

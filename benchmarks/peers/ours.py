@@ -22,8 +22,7 @@ from cmb_jax.config_load import config_from_file, config_names
 from cmb_jax.data.patches import patch_batches
 from cmb_jax.data.subjects import StoredSubject, subjects_in
 from cmb_jax.detector.anchors import box_centers
-from cmb_jax.detector.functional import Template, params_of
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template, params_of
 from cmb_jax.devices import keep_freed_memory, use_compilation_cache
 from cmb_jax.inference.bundle import load_bundle, save_bundle
 from cmb_jax.inference.proposals import ProposalFinder

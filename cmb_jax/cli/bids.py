@@ -178,8 +178,9 @@ def _report(done: ParticipantsRun, data: Path, out: Path) -> None:
 
 def _group(layout: BidsLayout, out: Path, asked: tuple[str, ...]) -> None:
     from cmb_jax.cohort.dataset import write_dataset_files
-    from cmb_jax.cohort.group import NOT_ANALYSABLE, write_group
+    from cmb_jax.cohort.group import write_group
     from cmb_jax.cohort.participants import select_participants
+    from cmb_jax.cohort.result import Status
 
     labels = select_participants(layout, asked)
     if not out.is_dir():
@@ -195,7 +196,7 @@ def _group(layout: BidsLayout, out: Path, asked: tuple[str, ...]) -> None:
     print(f"Open {summary.page} in a browser. Research use only; not a diagnosis.")
     if summary.failures:
         sys.exit(SOME_FAILED_CODE)
-    if summary.statuses[NOT_ANALYSABLE]:
+    if summary.statuses[Status.NOT_ANALYSABLE]:
         sys.exit(NOT_ANALYSABLE_CODE)
 
 

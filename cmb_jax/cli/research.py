@@ -156,7 +156,7 @@ def mesh_shape(text: str) -> tuple[int, int]:
 
 
 def simulate_devices(count: int, *, quick: bool) -> None:
-    """Let this process have so many devices that are its processor; before JAX has begun."""
+    """Give this process that many CPU devices; called before JAX is initialized."""
     import jax
 
     if quick:

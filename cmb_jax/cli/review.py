@@ -101,7 +101,7 @@ def import_(options: ImportOptions) -> None:
         raise UserError("no file of a reader was given; name at least one before --result")
     if labels is not None and not labels.name.endswith(".nii.gz"):
         raise UserError(f"{labels}: labels are a .nii.gz file, such as truth/sub-01.nii.gz; give such a name")
-    check_output(record, overwrite=True)  # what may be replaced, the readings tell
+    check_output(record, overwrite=True)  # which files may be replaced depends on the readings
     read = load_result(options.result, options.subject)
     truth = write_truth(files, read, out, labels, overwrite=options.overwrite)
     if truth.unread:

@@ -48,7 +48,7 @@ def start(
         start_processes(coordinator, processes, process)
         train_run(config, workdir)
 
-    # the error of one of several processes is told before it leaves the others
+    # the error of one of several processes is reported before it leaves the others
     with exit_without_barrier():
         run_cli(command)
 

@@ -75,7 +75,7 @@ def open_server(
 
     read = load_result(result)
     record = read_record(read.paths)
-    images = _given(read, record, swi, phase) if swi is not None else _embedded(read, record)
+    images = _given(read, record, swi, phase) if swi is not None else _embedded(read)
     case = ViewerCase(
         title=read.subject,
         subject=read.subject,
@@ -101,7 +101,7 @@ def open_server(
         ) from error
 
 
-def _embedded(result: Result, record: dict[str, Any]) -> ViewerImages:
+def _embedded(result: Result) -> ViewerImages:
     """The images in the result's viewer.html."""
     from cmb_jax.io.outside import read_bytes, reading
     from cmb_jax.viewer.page import ViewerImages, embedded_in

@@ -48,7 +48,7 @@ class Selection:
         try:
             return self.filter.keeps(part_of(file.name), file.name, file.path.parent.name)
         except UserError:
-            return True  # it is left out for its part, and said
+            return True  # it is left out because of its part, and reported
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

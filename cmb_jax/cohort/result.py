@@ -264,8 +264,8 @@ def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: dict
     return ", ".join(changed) or None
 
 
-class Status(enum.Enum):
-    """How a scan came out."""
+class Status(enum.StrEnum):
+    """How a scan came out, or why the group table has no result of it."""
 
     DONE = "done"
     SKIPPED = "skipped"  # done by an earlier run
@@ -273,6 +273,8 @@ class Status(enum.Enum):
     FAILED = "failed"
     NOT_ANALYSABLE = "not analysable"  # its images can be read, but no count can be given on them
     NO_IMAGES = "no images"
+    NOT_RUN = "not run"  # it has images, but nothing has been made of them yet
+    NO_FOLDER = "no folder"  # participants.tsv alone names the participant
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

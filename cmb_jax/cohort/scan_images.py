@@ -76,8 +76,9 @@ def taken_images(choice: Choice) -> tuple[TakenImage, ...]:
 def read_scan_images(choice: Choice, options: ScanOptions) -> ScanImages:
     """Read what was chosen; SWI is made where there is only magnitude and phase.
 
-    The sign of the phase is the one asked for, else ParamagneticPhaseSign of the sidecar, else told from the
-    images; its range the one asked for, else told from the images, else radians if the sidecar says so.
+    The sign of the phase is the one asked for, else ParamagneticPhaseSign of the sidecar, else determined
+    from the images; its range is the one asked for, else determined from the images, else radians if the
+    sidecar says so.
 
     Raises:
         UserError: an image cannot be read, or the images do not fit together.

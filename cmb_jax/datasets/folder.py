@@ -3,7 +3,7 @@
     sub-01_swi.nii.gz, sub-01_phase.nii.gz, sub-01_mask.nii.gz      flat
     anna/swi.nii.gz, anna/points.csv                                one folder per case
     sub-01/ses-2/swi/sub-01_ses-2_part-mag_T2starw.nii.gz           BIDS
-    patients.csv: case_id, patient_id                               optional, where names do not tell
+    patients.csv: case_id, patient_id                               optional, where names do not say
 
 A table has the columns x_mm, y_mm, z_mm (RAS mm) and, where measured, diameter_mm. With a column kind, rows
 of kind cmb are lesions and rows of kind mimic are known not to be; other rows are background.
@@ -66,7 +66,7 @@ def case_and_word(path: Path, root: Path) -> tuple[str, str | None]:
     if not is_table and not cases.is_nifti(path):
         return "", None
     # The last word says what the file is, the words before it name the case. Entities of BIDS that differ
-    # between the images of one scan are no part of the case's name.
+    # between the images of one scan are not part of the case's name.
     before, _, last = stem(path.name).rpartition("_")
     last = last.casefold()
     word: str | None

@@ -125,7 +125,7 @@ def drawn_negatives(key: jax.Array, negative: jax.Array, count: int) -> jax.Arra
 
 
 def _class_of_code() -> np.ndarray:
-    """(256,) int8: the class of each mimic code. Codes that are no kind, such as a reader's, are unknown."""
+    """(256,) int8: the class of each mimic code. Codes that name no kind, such as a reader's, are unknown."""
     table = np.full(256, UNKNOWN, np.int8)
     table[[int(kind) for kind in MimicKind]] = CLASSES.index("other")
     for name, kinds in _KINDS.items():
@@ -141,7 +141,7 @@ def cell_classes(truths: Truths, mimics: jax.Array, stride: Triple) -> jax.Array
     """Class (B, Z, Y, X) int8 of every cell, an index into `CLASSES`; `UNKNOWN` ones do not count.
 
     A microbleed is the ellipsoid in its box; ignored boxes are unknown. In a patch without a single simulated
-    mimic nobody has labeled veins: what is no microbleed there is unknown.
+    mimic nobody has labeled veins: there everything but microbleeds is unknown.
 
     Args:
         truths: boxes (B, M, 6) in voxels of the working grid.

@@ -19,10 +19,9 @@ from cmb_jax.detector.anchor_losses import (
 )
 from cmb_jax.detector.anchors import Truths, anchor_sizes, axis_centers, boxes_from_centers, encode_boxes
 from cmb_jax.detector.assignment import Assignment, assign_lattice, assign_nearest, near_truths
-from cmb_jax.detector.functional import ProposalMaps
 from cmb_jax.detector.heads import CLASSES
 from cmb_jax.detector.mining import MINERS, Mined, SampleBank, Samples, peaks, spread, with_remembered
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, ProposalMaps
 
 # Positive anchors per patch in the box loss: a lesion has 1 to 50, a large one up to 280. If there are ever
 # more, an even choice of them is taken.

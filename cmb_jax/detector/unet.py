@@ -80,6 +80,8 @@ class UNet(nnx.Module):
         Returns:
             One map a level, finest first: (B, Z / 2^l, Y / 2^l, X / 2^l, widths[l]).
         """
+        # In these parts, so that a whole volume can run the finest level slab by slab (`detector.network`)
+        # with the very same functions.
         skip = self.fine(x)
         below = self.below(max_pool(skip))
         return [self.merge(0, skip, below[0]), *below]
@@ -134,6 +136,9 @@ def dependence_radius(
         stem_kernel: as in `UNet`.
         head_convs: 3x3x3 convolutions after the finest decoder level.
     """
+    # Followed backward from the output: through the head and the decoder down to the coarsest level, where
+    # each step to a coarser grid halves the radius (rounded up), then up through the encoder, where it
+    # doubles.
     radius = head_convs
     for count in decoder_convs:
         radius = (radius + count + 1) // 2

@@ -128,6 +128,7 @@ def isotonic_map(scores: np.ndarray, true: np.ndarray) -> CalibrationMap:
     """
     from scipy.optimize import isotonic_regression
 
+    # Detections of equal score are one point with their weight: isotonic regression needs rising scores.
     x, first, count = np.unique(scores, return_inverse=True, return_counts=True)
     share = np.bincount(first, weights=np.asarray(true, float)) / count
     margin = 1.0 / (len(scores) + 2)

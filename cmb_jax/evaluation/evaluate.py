@@ -132,7 +132,7 @@ class _Scored:
     places: tuple[int, int, int] | None  # see breakdown.place_agreement
     probabilities: np.ndarray | None  # (K,) of the reported detections, NaN where unknown; None: all unknown
     true: np.ndarray  # (K,) bool, whether each matches a lesion
-    rejected: Counter[tuple[str, bool]]  # see rejection.rejected_by_reason
+    rejected: Counter[tuple[str, bool]]  # see breakdown.rejected_by_reason
     warnings: tuple[str, ...]
 
 

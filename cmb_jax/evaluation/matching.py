@@ -74,7 +74,7 @@ class Pairs:
     allowed: np.ndarray  # (K, M) bool
     cost: np.ndarray  # (K, M) float >= 0, finite; the smaller the better the pair
     one_to_one: bool
-    excused: np.ndarray | None = None  # (K,) bool: on an ignored lesion, so no false positive; None: none is
+    excused: np.ndarray | None = None  # (K,) bool: on an ignored lesion, so no false positive; None: none are
 
     @property
     def is_excused(self) -> np.ndarray:
@@ -311,7 +311,7 @@ def match_nearest(distance: np.ndarray, limit: float, excused: np.ndarray | None
     Args:
         distance: (K, M) between the centers of mass of predictions and references.
         limit: matches are strictly closer.
-        excused: (K,) bool, predictions that are no false positives if unmatched; None: none is.
+        excused: (K,) bool, predictions that are no false positives if unmatched; None: none are.
     """
     k, m = distance.shape
     lesion = np.full(k, -1)

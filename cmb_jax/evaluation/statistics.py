@@ -161,13 +161,9 @@ def bootstrap_counts(counts: Counts, *, samples: int = 2000, seed: int = 0) -> d
     return dict(zip(METRICS, found, strict=True))
 
 
-def bootstrap_froc(
-    events: FrocEvents, *, rates: Sequence[float] = FROC_RATES, samples: int = 2000, seed: int = 0
-) -> list[Estimate]:
-    """Sensitivity at the rates and, last, average precision, with 95 % intervals."""
-    return _with_intervals(
-        lambda weights: froc_metrics(events, weights, rates), events.lesions, samples, seed
-    )
+def bootstrap_froc(events: FrocEvents, *, samples: int = 2000, seed: int = 0) -> list[Estimate]:
+    """Sensitivity at `FROC_RATES` and, last, average precision, with 95 % intervals."""
+    return _with_intervals(lambda weights: froc_metrics(events, weights), events.lesions, samples, seed)
 
 
 def _with_intervals(

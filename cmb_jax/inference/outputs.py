@@ -20,8 +20,7 @@ from cmb_jax.io.provenance import provenance_jsonld, pseudonym, shown_name
 from cmb_jax.io.tables import table_text
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.html import environment, render_report
-from cmb_jax.report.methods import MethodsFacts, methods_text
-from cmb_jax.report.statements import statements
+from cmb_jax.report.statements import MethodsFacts, methods_text, statements
 from cmb_jax.report.summary import ReportContent, describe_pattern
 from cmb_jax.viewer.page import NAME as VIEWER
 from cmb_jax.viewer.page import ScanOnGrid, ViewerCase, embedded_images, render_viewer

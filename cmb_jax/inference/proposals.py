@@ -23,8 +23,15 @@ from flax import nnx
 from cmb_jax.config import PROPOSAL_STRIDE, Config, Triple
 from cmb_jax.data.subjects import READERS_MIMIC, StoredSubject
 from cmb_jax.detector.anchors import Detections, anchor_sizes, box_centers, boxes_from_centers, decode_boxes
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector, context_of, map_slabs, receptive_halo, slab_maps, slab_planes
+from cmb_jax.detector.network import (
+    Detector,
+    Template,
+    context_of,
+    map_slabs,
+    receptive_halo,
+    slab_maps,
+    slab_planes,
+)
 from cmb_jax.detector.nms import nms_3d
 from cmb_jax.evaluation.read import MIMIC_NAMES
 from cmb_jax.evaluation.records import MimicMap, SubjectDetections, SubjectTruth

@@ -27,7 +27,7 @@ from cmb_jax.anatomy.regions import (
     encode,
     region_of,
 )
-from cmb_jax.detector.functional import Template
+from cmb_jax.detector.network import Template
 from cmb_jax.io.volume import Volume
 from cmb_jax.io.weights import load_weights
 from cmb_jax.regions import grid

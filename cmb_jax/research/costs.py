@@ -223,7 +223,7 @@ class Costs:
 
 
 def costs_of(program: Program, devices: int = 1) -> Costs:
-    """Walk through a program of so many devices."""
+    """Walk through a program that runs on this many devices."""
     found: list[Operation] = []
     messages: list[Collective] = []
     for instruction, times in _walk(program, program.entry, 1):

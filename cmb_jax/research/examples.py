@@ -13,8 +13,7 @@ import numpy as np
 from cmb_jax.config import Config
 from cmb_jax.data.patches import patch_start
 from cmb_jax.data.subjects import StoredSubject
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template
 from cmb_jax.detector.total_loss import embed_anchors
 from cmb_jax.evaluation.froc import FrocEvents, froc_curve
 from cmb_jax.evaluation.matching import CENTER3, center_distances, match, pairs_of

@@ -22,9 +22,8 @@ from cmb_jax.config import PROPOSAL_STRIDE, Config, DataConfig
 from cmb_jax.data.patches import PatchBatch, drawn_start, padded_patch, patch_at
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.detector.anchors import anchor_sizes
-from cmb_jax.detector.functional import Template
 from cmb_jax.detector.mining import Mined
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template
 from cmb_jax.detector.total_loss import embed_anchors, match_anchors, mine_anchors
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.breakdown import name_by_mimic
@@ -86,7 +85,7 @@ class SubjectSet:
     subjects: tuple[StoredSubject, ...]
     truths: tuple[SubjectTruth, ...]
     spacing_mm: tuple[float, float, float]
-    sha256: str  # of names and boxes: tells sets apart
+    sha256: str  # of names and boxes: identifies the set
 
 
 def subject_set(
@@ -177,7 +176,7 @@ def kept_detections(
 
 @functools.lru_cache(maxsize=1)
 def _finder_of(weights: Path, sha256: str) -> ProposalFinder:
-    """Compiled once for both sets of a run; `sha256` tells weights apart that were written anew."""
+    """Compiled once for both sets of a run; `sha256` tells apart weights that were rewritten."""
     bundle = load_bundle(weights)
     return ProposalFinder(bundle.config, bundle.params)
 

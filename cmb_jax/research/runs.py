@@ -16,8 +16,7 @@ from flax import nnx
 
 from cmb_jax.config import Config
 from cmb_jax.config_load import config_values, made_by_file, read_config
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector, forward_gflop
+from cmb_jax.detector.network import Detector, Template, forward_gflop
 from cmb_jax.errors import UserError
 from cmb_jax.io.outside import a_number, read_json_object, reading
 from cmb_jax.io.tables import read_rows
@@ -80,10 +79,10 @@ class Grid:
         if len(set(names)) < len(names):
             raise ValueError(f"two variants have the same name among {names}")
         if self.reference not in names:
-            raise ValueError(f"the reference {self.reference!r} is none of the variants {names}")
+            raise ValueError(f"the reference {self.reference!r} is not one of the variants {names}")
         compared = (*self.pairs, *([self.contrast] if self.contrast else []))
         if not {name for pair in compared for name in pair} <= set(names):
-            raise ValueError(f"the pairs {compared} hold a name that is none of the variants {names}")
+            raise ValueError(f"the pairs {compared} name a variant that is not one of {names}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("give one seed or more, all different")
         if self.matched_sensitivity is not None and not 0 < self.matched_sensitivity <= 1:

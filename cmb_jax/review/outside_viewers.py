@@ -87,7 +87,7 @@ def read_markups(path: Path, result: Result) -> tuple[list[Mark], set[int]]:
     that was kept but is no longer selected a mimic; a rejected candidate that is not selected was not read.
 
     Raises:
-        UserError: no Slicer markups, another coordinate system or unit, a position that is none, or a
+        UserError: no Slicer markups, another coordinate system or unit, an invalid position, or a
             description that begins with another word.
     """
     marks = []

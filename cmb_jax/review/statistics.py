@@ -40,7 +40,7 @@ class ScanReview:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Share:
-    """A proportion with its 95 % Wilson interval (Wilson 1927, JASA 22:209); NaN of nothing."""
+    """A proportion with its 95 % Wilson interval (Wilson 1927, JASA 22:209); NaN for no trials."""
 
     count: int
     of: int

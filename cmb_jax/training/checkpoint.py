@@ -1,6 +1,6 @@
 """Orbax checkpoints of the train state: asynchronous, atomic, the newest few and the best.
 
-Each carries the SHA-256 of its arrays, so that training never goes on from one that was damaged later.
+Each carries the SHA-256 of its arrays, so that training never resumes from one that was damaged later.
 """
 
 from __future__ import annotations

@@ -19,9 +19,8 @@ from cmb_jax.config import Config, LossConfig
 from cmb_jax.data.patches import PatchBatch, patch_batches
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.detector.anchors import Truths
-from cmb_jax.detector.functional import ProposalMaps, Template, params_of
 from cmb_jax.detector.mining import SampleBank, Samples, empty_bank, moved_prototypes, remember
-from cmb_jax.detector.network import Detector, training_gflop
+from cmb_jax.detector.network import Detector, ProposalMaps, Template, params_of, training_gflop
 from cmb_jax.detector.total_loss import LossTerms, detection_loss
 from cmb_jax.training.distributed import (
     check_fit,

@@ -152,7 +152,7 @@ def peak_gflops(devices: list[Any], precision: str) -> float:
 
 
 def peak_mb() -> float:
-    """The most memory in use so far, in 1e6 bytes: of a device if it tells, else of this process."""
+    """The most memory in use so far, in 1e6 bytes: of a device if it reports it, else of this process."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
     known = [peak for peak in peaks if peak is not None]
     if known:

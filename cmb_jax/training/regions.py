@@ -2,7 +2,7 @@
 
 State, loop and checkpoints are those of the detector's training; the samples and the loss are its own. The
 jitted step makes the samples (`cmb_jax.regions.samples`), so that nothing is read or sent while it runs. The
-same command goes on with a run that was stopped. Research use only.
+same command resumes a run that was stopped. Research use only.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
 from cmb_jax.anatomy.regions import NUM_REGIONS, Region, Side
 from cmb_jax.anatomy.synthetic import synthetic_pack
 from cmb_jax.config import TrainConfig
-from cmb_jax.detector.functional import Template, params_of
+from cmb_jax.detector.network import Template, params_of
 from cmb_jax.devices import keep_freed_memory
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text, locked, make_folder, sha256_file

@@ -97,7 +97,7 @@ def choose_operating_point(
 
 
 def incompatible_changes(before: Config, config: Config) -> list[str]:
-    """Why a run begun with one configuration cannot go on with another, in words."""
+    """Why a run begun with one configuration cannot continue with another, in words."""
     changed = {
         "another network": before.model.network() != config.model.network(),
         "another working grid": before.data.spacing_mm != config.data.spacing_mm,
@@ -109,7 +109,7 @@ def incompatible_changes(before: Config, config: Config) -> list[str]:
 
 
 def _store_config(config: Config, workdir: Path) -> None:
-    """Write the configuration to the run's folder; refuse one that the run there cannot go on with."""
+    """Write the configuration to the run's folder; refuse one that the run there cannot continue with."""
     path = workdir / "config.json"
     if path.exists():
         for what in incompatible_changes(

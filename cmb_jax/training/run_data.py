@@ -243,7 +243,7 @@ def _split_text(own: OwnData, parts: dict[str, PreparedPart]) -> str:
 
 
 def _check_split(own: OwnData, workdir: Path) -> None:
-    """Refuse to go on with another split, which could train on scans meant for the test."""
+    """Refuse to continue with another split, which could train on scans meant for the test."""
     path = workdir / SPLIT_FILE
     if not path.exists():
         return

@@ -32,7 +32,7 @@ MAX_EMBEDDED = 40_000_000
 """Bytes of gzipped images in a page; base64 adds a third, and the page stays below 60 MB."""
 
 _COMPRESSION = 4
-_BRIGHTEST = 99.9  # percentile in the brain that the gray levels reach up to; brighter voxels go on beyond
+_BRIGHTEST = 99.9  # percentile in the brain that the gray levels reach up to; brighter voxels lie beyond
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,7 @@ from cmb_jax.cohort.scan_work import detector_pipeline
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.core.detection import detections_tsv
 from cmb_jax.datasets.bids.layout import read_layout
-from cmb_jax.detector.functional import params_of
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, params_of
 from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.inference.options import ScanOptions
 from cmb_jax.inference.predict import CmbDetector

@@ -14,8 +14,7 @@ from selectolax.lexbor import LexborHTMLParser
 from cmb_jax.cli import main
 from cmb_jax.config_load import config_to_json
 from cmb_jax.data.subjects import subjects_in
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template
 from cmb_jax.detector.prototype_losses import DistanceCrossEntropy
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import load_bundle

@@ -13,7 +13,7 @@ from flax import nnx
 
 from cmb_jax.anatomy.regions import NUM_REGIONS, Side
 from cmb_jax.anatomy.synthetic import synthetic_pack
-from cmb_jax.detector.functional import Template, params_of
+from cmb_jax.detector.network import Template, params_of
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.weights import load_weights, save_weights
