@@ -111,6 +111,7 @@ def examples_of(
     runs: Sequence[Run],
     study: Study,
     test: findings.SubjectSet,
+    training: findings.SubjectSet | None,
     embeddings: Mapping[str, findings.Embedded],
     say: Say,
 ) -> tuple[tuple[Table, ...], tuple[tuple[str, str, tuple[Example, ...]], ...]]:
@@ -137,7 +138,8 @@ def examples_of(
     # of one run: the contrasted variant, else the first with prototypes
     embedded = [run for run in runs if run.name in embeddings]
     embedded.sort(key=lambda run: run.variant.name not in names[1:])
-    if embedded and (training := training_set(run := embedded[0])) is not None:
+    if embedded and training is not None:
+        run = embedded[0]
         library = findings.embedded_of(run, training, say, patches=LIBRARY_PATCHES)
         wrong, right = at_matched(run)
         places = (*examples.a_few(examples.once_each(wrong), FALSE_EXPLAINED), *right[-FOUND_EXPLAINED:])
@@ -166,24 +168,27 @@ def write_study(
     maps: list[EmbeddingMap] = []
     embeddings: dict[str, findings.Embedded] = {}
     gradients: dict[str, tuple[Config, dict[str, np.ndarray]]] = {}
+    training = training_set(runs[0])  # the same for all, so that gradients compare
     for run in runs:
         costs[run.variant.name].append(cost_of(run))
         first = run.seed == min(other.seed for other in runs if other.variant == run.variant)
         if (embedded := findings.embedded_of(run, test, say)) is not None:
             embeddings[run.name] = embedded
             maps += findings.maps_of(run.name, embedded) if first else []
-        if first and course.kept_steps(run) and (training := training_set(run)) is not None:
+        if first and course.kept_steps(run) and training is not None:
             gradients[run.name] = (run.config, course.gradient_course(run, training, say))
     tables = study_tables(study, costs, grid.verdict)
     if grid.longest_rise is not None and (rises := course.rises_of(runs, validation, say)):
         tables += (course.length_table(rises, grid.longest_rise),)
     tables += (findings.separation_table(embeddings),) * bool(embeddings)
     tables += (course.gradient_table(gradients),) * bool(gradients)
-    further, pictured = examples_of(grid, runs, study, test, embeddings, say)
+    further, pictured = examples_of(grid, runs, study, test, training, embeddings, say)
     tables += further
     summary = sentences(study, validation)
     missing = len(runs_of(grid, workdir)) - len(runs)
     warnings = [f"{missing} runs of the grid are not finished and are left out."] * (missing > 0)
+    if training is None:
+        warnings.append("The training subjects are not kept: gradients and nearest samples are left out.")
     warnings += [
         f"{run.name} was trained with other settings than the grid's: {', '.join(others)}"
         for run in runs

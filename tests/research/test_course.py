@@ -1,53 +1,104 @@
-"""Kept checkpoints of a run that is trained for a moment: its length, and the losses in its gradient."""
+"""The recipe of docs/prototype-losses.md as it stands there, and what kept checkpoints say of its runs.
 
+Their length, and the losses in the gradient.
+"""
+
+import csv
 import dataclasses
+import re
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmb_jax.config import PhantomConfig
+from cmb_jax.cli import main
 from cmb_jax.data.patches import patch_batches
 from cmb_jax.data.subjects import subjects_in
-from cmb_jax.detector.prototype_losses import DistanceCrossEntropy
 from cmb_jax.evaluation.statistics import froc_metrics
 from cmb_jax.inference.bundle import load_bundle
 from cmb_jax.research import course
 from cmb_jax.research.ablation import training_set, with_one_cache
 from cmb_jax.research.findings import detections_of, subject_set
-from cmb_jax.research.runs import complete, runs_of
+from cmb_jax.research.runs import grid_from_file, runs_of
 from cmb_jax.training.detector import init_state, loss_function, put_batch, template_of
 from cmb_jax.training.distributed import make_mesh
 from cmb_jax.training.run_data import phantom_folders
-from tests.research.conftest import BASE
-
-
-def placed(config, workdir, subject_folder):
-    """Let prepared subjects lie where simulated ones of the configuration are looked for."""
-    for which in ("training", "validation", "test"):
-        for folder, source in zip(
-            phantom_folders(config, workdir, which), subjects_in(subject_folder), strict=True
-        ):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.symlink_to(source.folder)
 
 
 @pytest.fixture(scope="module")
-def trained(grid, subject_folder, tmp_path_factory):
-    """One run of two steps with its checkpoints, and its subjects."""
-    workdir = tmp_path_factory.mktemp("trained")
-    phantom = PhantomConfig(train_subjects=3, validation_subjects=3, test_subjects=3)
-    loss = dataclasses.replace(BASE.loss, prototype=DistanceCrossEntropy(), sampled_negatives=16)
-    variants = tuple(
-        dataclasses.replace(each, config=dataclasses.replace(each.config, phantom=phantom, loss=loss))
-        for each in grid.variants
-    )
-    small = with_one_cache(dataclasses.replace(grid, variants=variants), workdir)
-    placed(small.variants[0].config, workdir, subject_folder)
-    run = runs_of(small, workdir)[1]
-    complete((run,), print, training=True)
-    return run, subject_set("validation", subjects_in(subject_folder), BASE.data.spacing_mm)
+def recipe(pytestconfig, tmp_path_factory):
+    """The files of the recipe; of two grids the first, tiny one, and the last one, of the study."""
+    page = (pytestconfig.rootpath / "docs" / "prototype-losses.md").read_text()
+    loss, tiny, study = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    folder = tmp_path_factory.mktemp("recipe")
+    for name, text in (("own_loss", loss), ("own_grid", tiny), ("own_study", study)):
+        (folder / f"{name}.py").write_text(text)
+    path = [*sys.path]
+    yield folder
+    sys.modules.pop("own_loss", None)
+    sys.path[:] = path
+
+
+@pytest.fixture(scope="module")
+def tables(recipe, subject_folder):
+    """Of the recipe's command, shorter: two variants of a small network, two steps.
+
+    Its subjects lie where the simulated ones are looked for.
+    """
+    text = (recipe / "own_grid.py").read_text()
+    for a, b in {
+        "steps=20": "steps=2",
+        "warmup_steps=5": "warmup_steps=1",
+        "checkpoint_every=10": "checkpoint_every=1",
+        "(16, 48, 48)": "(16, 32, 32)",
+        "(fusion, full, own)": "(fusion, own)",
+        'name="own"': 'name="own", model=BASE.model, inference=BASE.inference',
+        "from own_loss": "from tests.research.conftest import BASE\nfrom own_loss",
+    }.items():
+        assert a in text
+        text = text.replace(a, b)
+    (recipe / "own_grid.py").write_text(text)
+    workdir, out = recipe / "runs", recipe / "tables"
+    config = with_one_cache(grid_from_file(recipe / "own_grid.py"), workdir).variants[0].config
+    for which in ("training", "validation", "test"):
+        folders = phantom_folders(config, workdir, which)
+        for folder, source in zip(folders, subjects_in(subject_folder), strict=False):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.symlink_to(source.folder)
+    command = f"ablate --config {recipe}/own_grid.py --workdir {workdir} --out {out}"
+    main([*command.split(), "--samples", "5", "--sensitivity", "0.5"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, tables, subject_folder):
+    """The run with the own loss, and subjects for validation."""
+    grid = with_one_cache(grid_from_file(recipe / "own_grid.py"), recipe / "runs")
+    run = runs_of(grid, recipe / "runs")[-1]
+    return run, subject_set("validation", subjects_in(subject_folder), run.config.data.spacing_mm)
+
+
+def test_one_command_and_one_config_give_the_table(recipe, tables):
+    with (tables / "table.csv").open(newline="") as file:
+        names = {row["variant"] for row in csv.DictReader(file)}
+    assert names == {"rpn_ffm", "rpn_ffm_hspl-cosine"}
+    text = (tables / "table.md").read_text()
+    assert "sensitivity 0.500" in text
+    for title in ("Embeddings before and after training", "Each loss in the gradient"):
+        part = text.split(f"## {title}")[1].split("\n## ")[0]
+        assert "rpn_ffm_hspl-cosine-seed0" in part
+    assert "What the prototypes see" in (tables / "ablation.html").read_text()
+    assert not (recipe / "runs" / "table.csv").exists()
+
+
+def test_the_study_takes_another_variant(recipe):
+    grid = grid_from_file(recipe / "own_study.py")
+    own = grid.variants[-1]
+    assert own.name == "rpn_ffm_hspl-cosine"
+    assert type(own.config.loss.prototype).__name__ == "CosineMargin"
+    assert (grid.matched_sensitivity, grid.reference) == (0.93, "rpn")
 
 
 def test_the_kept_checkpoints_lead_to_the_weights(trained):
@@ -113,13 +164,11 @@ def test_gradients_of_the_terms_are_those_of_losses_with_one_term(trained):
 
 def test_the_course_of_the_gradient_is_tabled_and_kept(trained, monkeypatch):
     run, _ = trained
-    subjects = training_set(run)
-    found = course.gradient_course(run, subjects, print)
+    monkeypatch.setattr(course, "term_gradients", lambda *_: pytest.fail("made again"))
+    found = course.gradient_course(run, training_set(run), print)
     assert found["norms"].shape == (2, 3)
     np.testing.assert_allclose(found["cosines"][:, 0], 1.0)
-    monkeypatch.setattr(course, "term_gradients", lambda *_: pytest.fail("made again"))
-    again = course.gradient_course(run, subjects, print)
-    table = course.gradient_table({run.name: (run.config, again)})
+    table = course.gradient_table({run.name: (run.config, found)})
     assert [row[:2] for row in table.rows] == [(run.name, 1), (run.name, 2)]
     shares = [int(cell.split("(")[1].split("%")[0]) for cell in table.rows[0][2:5]]
     assert abs(sum(shares) - 100) <= 2
