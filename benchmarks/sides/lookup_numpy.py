@@ -37,7 +37,9 @@ def look_up(index: np.ndarray, radius: np.ndarray, region_map: np.ndarray) -> tu
     tissue = np.where(ZONE_OF_REGION > 0, of_region, 0)
     inside = tissue.sum(axis=1) / len(SPHERE_OFFSETS)
     other = np.where(ZONE_OF_REGION > 0, 0, of_region).argmax(axis=1)
-    region = np.where(inside > 0, tissue.argmax(axis=1), other)
+    in_zone = np.stack([np.where(zone == ZONE_OF_REGION, tissue, 0) for zone in (1, 2, 3)])
+    of_most = in_zone[in_zone.sum(axis=2).argmax(axis=0), everyone]  # the zone first
+    region = np.where(inside > 0, of_most.argmax(axis=1), other)
     side = np.where(region == Region.OUTSIDE, 0, by_side[everyone, :, region].argmax(axis=1))
     zone = ZONE_OF_REGION[region]
     fluid_mm, border_mm = np.full((2, len(index)), np.inf, np.float32)

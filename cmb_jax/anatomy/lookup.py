@@ -8,8 +8,6 @@ An affine takes the centers of the regions of a scan, left and right apart, to t
 `tools/mni_accuracy.py --landmarks` writes from the anatomy pack.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from pathlib import Path
@@ -63,6 +61,7 @@ REACH_OFFSETS_MM = (_ball_lattice(round(REACH_MM / REACH_STEP_MM)) * REACH_STEP_
 
 _SMALLEST_BATCH = 64
 _IS_TISSUE = ZONE_OF_REGION > 0
+_IN_ZONE = np.stack([zone == ZONE_OF_REGION for zone in Zone if zone])  # (zones, NUM_REGIONS)
 _REASON_OF_REGION = np.zeros(NUM_REGIONS, np.int32)
 _REASON_OF_REGION[Region.OUTSIDE] = RejectReason.OUTSIDE_BRAIN
 _REASON_OF_REGION[Region.VENTRICLE] = RejectReason.IN_VENTRICLE
@@ -111,10 +110,10 @@ def anatomical_lookup(
 ) -> Location:
     """Region, side and zone of lesions, and whether to keep them.
 
-    The sphere of each lesion is sampled at 123 points. The region is the commonest brain-tissue label among
-    them, the side the commonest one among that region's samples, the zone follows from the region; where no
-    sample is tissue, the commonest of all labels stands instead. OUTSIDE has no side. Ties go to the lower
-    code. A lesion is rejected when less than MIN_INSIDE_FRACTION of its samples are tissue; the reason is the
+    The sphere of each lesion is sampled at 123 points. The zone is the commonest one among them, the region
+    the commonest of that zone, the side the commonest one among that region's samples; where no sample is
+    tissue, the commonest of all labels stands instead. OUTSIDE has no side. Ties go to the lower code. A
+    lesion is rejected when less than MIN_INSIDE_FRACTION of its samples are tissue; the reason is the
     commonest of the other labels. Samples off the map's grid, and points that are not finite, count as
     OUTSIDE. To allow for an error of the map, add twice that error to the diameters.
 
@@ -144,11 +143,15 @@ def anatomical_lookup(
     radius_mm = 0.5 * jnp.maximum(jnp.asarray(diameters_mm, jnp.float32), 0)
 
     region_votes, codes = _sphere_votes(region_map, index, radius_mm, _rotate(affine, SPHERE_OFFSETS.T))
+    # The zone first: where two regions of one zone meet beside another zone, they do not split its votes.
     tissue_votes = jnp.where(_IS_TISSUE[:, None], region_votes, 0)
+    zone_votes = jnp.stack([jnp.sum(jnp.where(of[:, None], region_votes, 0), axis=0) for of in _IN_ZONE])
+    zone_of_most = jnp.argmax(zone_votes, axis=0) + 1
+    best_votes = jnp.where(ZONE_OF_REGION[:, None] == zone_of_most, tissue_votes, 0)
     other_votes = jnp.where(_IS_TISSUE[:, None], 0, region_votes)
     inside_fraction = jnp.sum(tissue_votes, axis=0, dtype=jnp.float32) / len(SPHERE_OFFSETS)
     other = jnp.argmax(other_votes, axis=0)
-    region = jnp.where(inside_fraction > 0, jnp.argmax(tissue_votes, axis=0), other).astype(jnp.int32)
+    region = jnp.where(inside_fraction > 0, jnp.argmax(best_votes, axis=0), other).astype(jnp.int32)
     zone = jnp.asarray(ZONE_OF_REGION)[region]
     keep = inside_fraction >= MIN_INSIDE_FRACTION
     csf_mm, border_mm, beside_sinus = _look_around(
@@ -179,6 +182,7 @@ def look_up(points_mm: np.ndarray, diameters_mm: np.ndarray, region_map: RegionM
       region_map: where they are looked up.
     """
     count = len(points_mm)
+    # padded to a power of two: a compiled program for each such size, not for each count
     padding = max(_SMALLEST_BATCH, 1 << (count - 1).bit_length()) - count if count else _SMALLEST_BATCH
     found = anatomical_lookup(
         jnp.asarray(np.pad(np.asarray(points_mm, np.float32).reshape(-1, 3), ((0, padding), (0, 0)))),

@@ -1,7 +1,5 @@
 """From the images of one scan to located detections: the whole pipeline as a Python function."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Self
@@ -112,7 +110,7 @@ class CmbDetector:
         """Find, locate and judge the microbleeds of one scan.
 
         Args:
-          swi: susceptibility-weighted or T2*-weighted image, RAS axes (see `cmb_jax.io.read_volume`).
+          swi: susceptibility-weighted or T2*-weighted image, RAS axes (see `cmb_jax.read_volume`).
           phase: phase image on the same grid, in any of the storage forms; without it the detector works
             on the intensity alone.
           magnitude: magnitude image on the same grid; used for the brain regions.
@@ -232,6 +230,8 @@ class CmbDetector:
         if not trusted:  # it still has a brain mask, but no places
             code = np.where(scan.brain_mask, np.uint8(Region.FRONTAL), np.uint8(0))
             region_map = RegionMap(code=code, affine=swi.affine)
+        # The sphere is widened by the error of the map, so that a lesion at the edge of the cortex still
+        # meets the tissue that it belongs to.
         located = look_up(centers, diameters + 2 * MAP_ERROR_MM, region_map)
         homogeneous = np.c_[centers, np.ones(len(centers))]
         voxels = native_index((np.linalg.inv(swi.affine) @ homogeneous.T).T[:, :3], swi)
@@ -244,6 +244,8 @@ class CmbDetector:
             reason = RejectReason(int(located.reason[n]))  # type: ignore[call-arg]
             if reason is RejectReason.NONE and scores[n] < levels.score_threshold:
                 reason = RejectReason.LOW_SCORE
+            # A place is named only where the map is trusted and holds brain. An untrusted map keeps what lies
+            # in its mask, but says nothing about zone, region or side.
             in_tissue = bool(located.keep[n])
             named = trusted and in_tissue
             somewhere = located.region[n] > 0 or not trusted

@@ -23,10 +23,16 @@ from flax import nnx
 from cmb_jax.config import PROPOSAL_STRIDE, Config, Triple
 from cmb_jax.data.subjects import READERS_MIMIC, StoredSubject
 from cmb_jax.detector.anchors import Detections, anchor_sizes, box_centers, boxes_from_centers, decode_boxes
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector, receptive_halo
+from cmb_jax.detector.network import (
+    Detector,
+    Template,
+    context_of,
+    map_slabs,
+    receptive_halo,
+    slab_maps,
+    slab_planes,
+)
 from cmb_jax.detector.nms import nms_3d
-from cmb_jax.detector.slabs import context_of, map_slabs, slab_maps, slab_planes
 from cmb_jax.evaluation.read import MIMIC_NAMES
 from cmb_jax.evaluation.records import MimicMap, SubjectDetections, SubjectTruth
 from cmb_jax.ops.cpu.library import usable_precision
@@ -268,7 +274,7 @@ def window_candidates(
     core_high: jax.Array,  # (3,)
     room: int,
 ) -> Detections:
-    """The best `room` candidates with cells in the window's core, in coordinates of the padded volume."""
+    """The best `room` candidates whose cells lie in the window's core, in voxels of the padded volume."""
     # Memory decides the order of things here. The maps of the finest level would be by far the largest
     # arrays, so they exist for one slab of planes at a time: everything coarser is computed once per network
     # and view (`context_of`), then each slab gives its best candidates as logits, and only those are kept. A

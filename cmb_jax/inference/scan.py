@@ -1,7 +1,5 @@
 """From the images of one scan to what the network sees: the same for prediction and for training."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -108,7 +106,7 @@ def read_phase(
 
 
 def _left_out(why: str) -> PhaseChoice:
-    """A phase that tells nothing: the detector works on the intensity alone rather than on a guess."""
+    """A phase without information: the detector works on the intensity alone rather than on a guess."""
     warning = f"the phase was left out: {why}; calcifications cannot be told from microbleeds"
     return PhaseChoice(radians=None, sentence="phase left out", warning=warning)
 
@@ -187,7 +185,7 @@ def prepare_scan(
 
 
 def _checked(images: ScanImages) -> tuple[Volume, Volume | None, list[str]]:
-    """SWI and magnitude at unit scale, and warnings; images that are not what they are called are refused."""
+    """SWI and magnitude at unit scale, and warnings; images of another kind than stated are refused."""
     swi, magnitude = images.swi, images.magnitude
     warnings = [f"SWI: {line}" for line in swi.warnings]
     for role, other in (("phase", images.phase), ("magnitude", magnitude)):

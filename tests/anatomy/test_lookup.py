@@ -44,7 +44,11 @@ def slow_lookup(point, diameter, region_map, inverse_affine):
     regions = [code % 16 for code in sphere]
     tissue = [region for region in regions if 1 <= region <= 13]
     other = [region for region in regions if not 1 <= region <= 13]
-    region = commonest(tissue or other)
+    if tissue:
+        most = commonest([int(ZONE_OF_REGION[region]) for region in tissue])
+        region = commonest([region for region in tissue if ZONE_OF_REGION[region] == most])
+    else:
+        region = commonest(other)
     side = commonest([code // 16 for code in sphere if code % 16 == region]) if region else 0
     inside = len(tissue) / len(sphere)
     keep = inside >= 0.05
@@ -170,6 +174,18 @@ def test_rejected_with_its_reason(point, reason, region, side):
     assert not found.keep
     assert found.inside_fraction == 0
     assert (found.reason, found.region, found.side, found.zone) == (reason, region, side, Zone.NONE)
+
+
+def test_two_regions_of_a_zone_do_not_split_its_votes():
+    """Beside the external capsule, where insula and temporal lobe meet."""
+    region = np.full((40, 40, 40), Region.EXTERNAL_CAPSULE)
+    region[20:, :20], region[20:, 20:] = Region.INSULA, Region.TEMPORAL
+    region_map = encode(region, np.full(region.shape, Side.LEFT))
+    found = anatomical_lookup(np.array([[19.6, 19.4, 19.5]]), np.array([12.0]), region_map, np.eye(4))
+    sphere = np.array([19.6, 19.4, 19.5]) + 6 * ball(3) / 3
+    names = [Region(region[tuple(np.rint(p).astype(int))]) for p in sphere]
+    assert commonest(names) == Region.EXTERNAL_CAPSULE  # though most of the sphere is lobar
+    assert (found.zone.item(), found.region.item()) == (Zone.LOBAR, Region.INSULA)
 
 
 def test_a_point_without_size_votes_alone():

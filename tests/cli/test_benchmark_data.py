@@ -52,11 +52,14 @@ def test_generate_and_verify(small, monkeypatch, capsys):
     assert "1 subjects: 10 files as published" in capsys.readouterr().out
 
     image = out / "sub-test0001/anat/sub-test0001_swi.nii.gz"
-    content = bytearray(gzip.decompress(image.read_bytes()))
-    content[-1] ^= 1
-    image.write_bytes(gzip.compress(bytes(content)))
+    labels = out / "derivatives/truth/sub-test0001/anat/sub-test0001_desc-cmb_dseg.nii.gz"
+    for path in (image, labels):  # the last bit of one voxel
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        content[-1 if path is labels else -2] ^= 1  # the lower byte of an int16, the higher of a uint16
+        path.write_bytes(gzip.compress(bytes(content)))
     message = refused(monkeypatch, capsys, "--out", out, "--verify")
-    assert "first: sub-test0001/anat/sub-test0001_swi.nii.gz" in message
+    assert f"first: {labels.relative_to(out)}" in message
+    assert "9 files as published, 1 different" in capsys.readouterr().out
     assert "exists" in refused(monkeypatch, capsys, "--out", out)
 
     description = json.loads((out / "dataset_description.json").read_text())

@@ -14,8 +14,7 @@ from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.config_load import config_from_json, config_to_json
 from cmb_jax.core.detection import DETECTION_COLUMNS, RejectReason
-from cmb_jax.detector.functional import params_of
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, params_of
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.evaluate import evaluate_records
 from cmb_jax.evaluation.metrics import json_text, metrics

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmb_jax.config import Config, InferenceConfig
-from cmb_jax.detector.functional import params_of
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, params_of
 from cmb_jax.inference.proposals import BUCKET_CELLS, ProposalFinder, plan_tiles
 from tests.tiny import TINY_MODEL
 

@@ -18,8 +18,7 @@ from benchmarks.inputs import parameter_shapes
 from cmb_jax.cli.research import PlanOptions, mesh_shape
 from cmb_jax.cli.research import plan as run
 from cmb_jax.config import Config, DataConfig, InferenceConfig, TrainConfig
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template
 from cmb_jax.devices import Hardware, peak_flops
 from cmb_jax.errors import UserError
 from cmb_jax.inference.proposals import best_of_windows, window_candidates
@@ -33,7 +32,7 @@ from cmb_jax.research.plan import (
     plan_step,
     predict,
 )
-from cmb_jax.training.sharding import make_mesh, over_batch, replicated
+from cmb_jax.training.distributed import make_mesh, over_batch, replicated
 from tests.tiny import TINY_MODEL
 
 CONFIG = Config(
