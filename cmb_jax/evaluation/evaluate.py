@@ -393,7 +393,7 @@ def _doubts(
         yield f"{name}: few lesions are found, but most would be with the table's positions {fitting}"
 
 
-def _fitting_frame(reported: SubjectDetections, truth: SubjectTruth) -> str:
+def _fitting_frame(reported: records.SubjectDetections, truth: records.SubjectTruth) -> str:
     """How a table's positions have to be read for most of the truth to lie at one of them; "" if none helps."""
     if reported.volume is not None or not len(reported.centers_mm) or len(truth.centers_mm) < _FEW_LESIONS:
         return ""
