@@ -394,7 +394,7 @@ def _doubts(
 
 
 def _fitting_frame(reported: records.SubjectDetections, truth: records.SubjectTruth) -> str:
-    """How a table's positions have to be read for most of the truth to lie at one of them; "" if none helps."""
+    """How a table's positions must be read for most of the truth to lie at one of them; "" if none helps."""
     if reported.volume is not None or not len(reported.centers_mm) or len(truth.centers_mm) < _FEW_LESIONS:
         return ""
     points = reported.centers_mm

@@ -19,7 +19,7 @@ from cmb_jax.io.outside import reading
 Part = Literal["swi", "mag", "phase"]
 
 _CONTRAST_OF = {contrast.casefold(): contrast for contrast in CONTRASTS} | {layout.OLD_PHASE: "GRE"}
-# Entities of the images as they were acquired; all others (rec, proc, desc, ce, space, mt, ...) name variants.
+# Entities of images as they were acquired; all others (rec, proc, desc, ce, space, mt, ...) name variants.
 _PLAIN = ("sub", "ses", "run", "chunk", "acq", "part", "echo")
 _PHASES = ("phase", "pha", "ph")
 _SAME_GRID_VOXELS = 0.01  # practically the same header: the detector does not resample one onto the other
