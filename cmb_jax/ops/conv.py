@@ -311,11 +311,11 @@ def _backward_on_cpu(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool, 
         # bound by memory: all gradients in one pass over the maps
         results = (like(x, x.shape), *of_kernel, halved if coarse else like(x, (0,)))
         call = jax.ffi.ffi_call(library.POINTWISE_GRADIENT, results, vmap_method="sequential")
-        towards_x, towards_kernel, towards_bias, towards_coarse = call(x, g, gate, kernel)
-        return towards_x, towards_kernel, towards_bias, towards_coarse if coarse else None
+        *towards, half = call(x, g, gate, kernel)
+        return (*towards, half if coarse else None)
     call = jax.ffi.ffi_call(library.KERNEL_GRADIENT, of_kernel, vmap_method="sequential")
     towards_kernel, towards_bias = call(x, g, gate, strides=np.array(strides, np.int64), rounded=rounded)
-    towards_coarse = None
+    towards_coarse: jax.Array | None = None
     if coarse:
         towards_coarse = jax.ffi.ffi_call(library.BLOCK_SUM, halved, vmap_method="sequential")(g, gate)
     if strides != (1, 1, 1):
