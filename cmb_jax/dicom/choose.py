@@ -40,12 +40,15 @@ def _whole_words(words: str) -> re.Pattern[str]:
 
 
 _PROJECTION_TYPES = {"MNIP", "MINIP", "MIP", "MIN IP", "MINIMUM", "MAXIMUM", "PROJECTION IMAGE"}
-_PROJECTION = _whole_words("mips?|minips?|mnips?|min ip")
+_PROJECTION = _whole_words("mips?|minips?|mnips?|min ip|thick min")
 _SWI_TYPES = {"SWI", "SWIP", "SWAN", "M_SWI"}
-_SWI = re.compile(r"swi(?!tch|ng|ft)|(?<![a-z])swan|ven ?bold|suscept")
+_SWI = re.compile(r"swi(?!tch|ng|ft|ss)|(?<![a-z])swan|ven ?bold|suscept")
 _PHASE = re.compile(r"(?<![a-z])pha(?:se)?(?![a-z])(?! ?contrast)")
 _MAGNITUDE = _whole_words(r"mag(?:n|ni|nitude)?")
-_MAP = _whole_words(r"qsm|chi|chimap|r2 ?\*|r2s(?:tar)?|t2\*? ?map|t2smap")
+_MAP = _whole_words(
+    r"qsm[a-z]*|i?swim|suscept[a-z]* map|chi|chimap|r2 ?\*|r2s(?:tar)?|t2\*? ?map|t2smap"
+    r"|masks?|overlay|seg(?:mentation)?|sub(?:traction)?"
+)
 # gre_field_mapping (Siemens), B0map, B0rf and 3db0map (GE), FieldMap, fmap, and variants of these
 _FIELD_MAP = re.compile(
     r"field ?-?map|(?<![a-z])(?:fmap|(?:3d)?b0 ?-?(?:map|gre|field|rf)?)(?![a-z])|phase ?-?diff"
@@ -103,7 +106,7 @@ def _role_and_reason(stack: Stack) -> tuple[Role, str]:
     if types & _PROJECTION_TYPES or _PROJECTION.search(series):
         return Role.PROJECTION, "intensity projection by image type or name"
     if _MAP.search(series):
-        return Role.OTHER, "a computed map, by its name"
+        return Role.OTHER, "a computed map or a mask, by its name"
     if _FIELD_MAP.search(names):
         return Role.OTHER, "field mapping, by the name of series or protocol"
     susceptibility = bool(types & _SWI_TYPES or _SWI.search(names))

@@ -31,6 +31,8 @@ from cmb_jax.io.provenance import is_pseudonym
 
 # When the figures of a scan are doubtful, see `_doubts`.
 _FEW_TIMES = 2  # lesions by one rule over those by another: touching lesions alone do not explain more
+_LARGEST_MM = 50.0  # of a microbleed, with room to spare
+_FEW_LESIONS, _NEAR_MM = 2, 5.0  # so many that lie so near to a position by no chance
 _MOST = 0.8  # share of the lesions
 _RIM_VOXELS = 3.0  # a detector may put a center slightly beyond the edge
 
@@ -379,8 +381,35 @@ def _doubts(
             f"{name}: nothing is found by {zero}, and nearly all by {most}: the labels or the positions of "
             "one side mean something else"
         )
+    for side, sizes in (("truth", truth.diameters_mm), ("prediction", reported.diameters_mm)):
+        if np.max(sizes, initial=0.0) > _LARGEST_MM:
+            yield (
+                f"{name}: {side}: a lesion of {np.max(sizes):.0f} mm; no microbleed is so large (an inverted "
+                "mask, another unit?)"
+            )
     if outside := _outside(reported, truth):
         yield outside
+    if fitting := _fitting_frame(reported, truth):
+        yield f"{name}: few lesions are found, but most would be with the table's positions {fitting}"
+
+
+def _fitting_frame(reported: records.SubjectDetections, truth: records.SubjectTruth) -> str:
+    """How a table's positions must be read for most of the truth to lie at one of them; "" if none helps."""
+    if reported.volume is not None or not len(reported.centers_mm) or len(truth.centers_mm) < _FEW_LESIONS:
+        return ""
+    points = reported.centers_mm
+    frames = {"in LPS": points * [-1.0, -1.0, 1.0], "in centimeters": 10 * points, "in meters": 1000 * points}
+    if truth.volume is not None:
+        affine = truth.volume.affine
+        frames["as voxel indices"] = points @ affine[:3, :3].T + affine[:3, 3]
+
+    def near(positions: np.ndarray) -> float:
+        distance = np.linalg.norm(truth.centers_mm[:, None] - positions[None], axis=-1)
+        return float(np.mean(distance.min(axis=1) < _NEAR_MM))
+
+    if near(points) > 0.25:
+        return ""
+    return next((name for name, moved in frames.items() if near(moved) > 0.5), "")
 
 
 def _outside(reported: records.SubjectDetections, truth: records.SubjectTruth) -> str:

@@ -242,9 +242,9 @@ def judge_brain(volume: Volume, brain: np.ndarray) -> Judgement:
     skewness = float(np.mean(detail**3)) if spread else 0.0
     said = "small structures are brighter than the tissue around them, where veins should be dark"
     if skewness > _BRIGHT_DETAIL and bright > _BRIGHT_TAIL * typical:
-        return Judgement(reasons=(f"{said}: it is an inverted image or a map",))
+        return Judgement(reasons=(f"{said}: an inverted image or a map",))
     if skewness > _BRIGHT_VESSELS:
-        return Judgement(warnings=(f"{said}: an inverted image, or too short an echo time",))
+        return Judgement(warnings=(f"{said}: too short an echo time, or an inverted image",))
     return Judgement()
 
 
@@ -290,7 +290,8 @@ def _other_than_intensity(data: np.ndarray) -> str | None:
     if (values >= 0.99 * np.percentile(values, 99.9)).mean() > _PLATEAU:
         return "most values lie at the top of its scale: it is a mask, a probability map or clipped"
     if _wraps(data):
-        return "its values wrap round from one end of their range to the other: it is a phase"
+        said = "its values wrap round from one end of their range to the other"
+        return f"{said}: it is a phase, or they overflowed"
     masked = values.size < (1 - _MASKED) * data.size or flat.min() > _EVEN
     darkest, lower, upper = np.percentile(values, [1, 25, 75])
     if masked and darkest > _DARKEST * upper and upper - lower < _NARROW * upper:

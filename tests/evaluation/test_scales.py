@@ -130,6 +130,32 @@ def test_contradictions_between_rules_are_named(tmp_path):
     assert any("6 lesions by its labels, but 18 connected pieces" in line for line in found.warnings)
 
 
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda mm: mm * [-1, -1, 1], "in LPS"),
+        (lambda mm: mm / 10, "in centimeters"),
+        (lambda mm: mm / 1000, "in meters"),
+        (lambda mm: mm / [1.0, 1.0, 1.5], "as voxel indices"),
+    ],
+)
+def test_positions_that_mean_something_else_are_named(tmp_path, change, word):
+    points = (np.array(PLACES) + 0.5) * [1.0, 1.0, 1.5]
+    saved(tmp_path / "truth" / "sub-1.nii.gz", blobs([1] * 12) * (np.arange(40) > 14))
+    table(tmp_path / "pred" / "sub-1" / "detections.csv", change(points[6:]))
+    warnings = evaluate(tmp_path / "pred", tmp_path / "truth", bootstrap_samples=0).warnings
+    assert any(line.endswith(f"positions {word}") for line in warnings), warnings
+
+
+def test_lesions_too_large_for_microbleeds_are_named(tmp_path):
+    array = np.ones((60, 60, 60), np.uint8)
+    array[:20, :20, :20] = 0
+    saved(tmp_path / "pred" / "sub-1.nii.gz", array)
+    saved(tmp_path / "truth" / "sub-1.nii.gz", (array == 0).astype(np.uint8))
+    (line,) = evaluate(tmp_path / "pred", tmp_path / "truth", bootstrap_samples=0).warnings
+    assert "prediction: a lesion of 84 mm" in line
+
+
 def test_tables_in_the_other_system_are_named(tmp_path):
     points = (np.array(PLACES) + 0.5) * [1.0, 1.0, 1.5]
     saved(tmp_path / "truth" / "sub-1.nii.gz", blobs([1] * 12))

@@ -19,6 +19,9 @@ from cmb_jax.io.outside import reading
 Part = Literal["swi", "mag", "phase"]
 
 _CONTRAST_OF = {contrast.casefold(): contrast for contrast in CONTRASTS} | {layout.OLD_PHASE: "GRE"}
+# Entities of images as they were acquired; all others (rec, proc, desc, ce, space, mt, ...) name variants.
+_PLAIN = ("sub", "ses", "run", "chunk", "acq", "part", "echo")
+_PHASES = ("phase", "pha", "ph")
 _SAME_GRID_VOXELS = 0.01  # practically the same header: the detector does not resample one onto the other
 _SAME_TE_MS = 0.05
 
@@ -117,7 +120,7 @@ class ImageSet:
             _RANK[self.kind],
             -len(self.magnitudes) if self.kind is ChoiceKind.MAGNITUDE_AND_PHASE else 0,
             self._differing_entities,
-            sum(key in ("rec", "proc", "desc") for key, _ in name.entities),
+            sum(key not in _PLAIN for key, _ in name.entities),
             CONTRASTS.index(self.reference.contrast),
             round(self.reference.grid.voxel_mm3, 4),
             self.reference.file.relative,
@@ -146,8 +149,9 @@ def choose(scan: Scan, root: Path) -> Choice:
 
     SWI with phase goes before magnitude and phase (from which SWI is made), these before SWI alone, and that
     before a T2*-weighted magnitude alone. Among equals, more echoes go before fewer, a SWI with a phase of
-    its own name before others, images without rec- before those with it, MEGRE before GRE before T2starw,
-    finer voxels before coarser, and then the first by name. Projections and maps are never taken.
+    its own name before others, images without rec-, ce- and other variants before those with, MEGRE before
+    GRE before T2starw, finer voxels before coarser, and then the first by name. Projections and maps are
+    never taken.
 
     Args:
         scan: of the layout.
@@ -215,7 +219,9 @@ def part_of(name: BidsName) -> Part:
         UserError: a part that is not read.
     """
     stated = (name.get("part") or "").casefold()
-    if name.suffix.casefold() == layout.OLD_PHASE or stated in ("phase", "pha"):
+    # without part-, converters put what it is elsewhere
+    labels = [stated] if stated else [(name.get(key) or "").casefold() for key in ("acq", "rec")]
+    if name.suffix.casefold() == layout.OLD_PHASE or any(label in _PHASES for label in labels):
         return "phase"
     if stated in ("mag", "magnitude"):
         return "mag"
@@ -332,7 +338,7 @@ def _advantage(best: ImageSet, other: ImageSet) -> str:
         "",  # they are of one kind
         f"{len(best.magnitudes)} echoes against {len(other.magnitudes)}",
         "its name is more like that of the phase",
-        "it is not reconstructed or processed anew (rec-, proc-, desc-)",
+        "its name has fewer entities of variants (rec-, proc-, desc-, ce-, ...)",
         f"{best.reference.contrast} goes before {other.reference.contrast}",
         "finer voxels",
         "the first by name of equals",

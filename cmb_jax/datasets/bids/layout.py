@@ -253,7 +253,8 @@ def read_layout(root: Path) -> BidsLayout:
             what = "is not a BIDS name (sub-, then letters and digits); rename the folder and its files"
             problems.append(Problem(where=ascii(entry.name)[1:-1], what=what))
     if not labels:
-        raise UserError(f"{root}: no folder sub-* in it; give the root of a BIDS data set")
+        odd = "".join(f" ({problem.where} {problem.what})" for problem in problems[:1])
+        raise UserError(f"{root}: no folder sub-* in it{odd}; give the root of a BIDS data set")
     labels.sort(key=natural)
     listed, table_problems = _participants_table(root)
     missing = [label for label in listed if label not in labels]

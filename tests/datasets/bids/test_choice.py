@@ -213,6 +213,26 @@ def test_what_was_reconstructed_anew_comes_after_the_original(chosen):
     assert list(left(choice)) == ["rec-dis2d_swi"]
 
 
+@pytest.mark.parametrize("entity", ["ce-gad", "space-MNI152", "mt-on", "desc-denoised"])
+def test_variants_come_after_the_image_as_it_was_acquired(chosen, entity):
+    choice = chosen("swi", f"{entity}_swi")
+    assert taken(choice) == ["swi"]
+    assert "entities of variants" in left(choice)[f"{entity}_swi"]
+
+
+@pytest.mark.parametrize("entity", ["acq-phase", "rec-Pha", "acq-PH"])
+def test_a_phase_may_be_told_by_another_entity(chosen, entity):
+    choice = chosen(f"{entity}_swi", "swi")
+    assert choice.kind is ChoiceKind.SWI_AND_PHASE
+    assert taken(choice) == ["swi", f"{entity}_swi"]
+
+
+def test_folders_that_are_misnamed_are_named_where_nothing_else_is_there(tmp_path):
+    tree.image(tmp_path, "Sub-01/anat/Sub-01_swi", None, LPS)
+    with pytest.raises(UserError, match="Sub-01 is not a BIDS name"):
+        read_layout(tmp_path)
+
+
 def test_chunks_are_scans_of_their_own_and_say_so(tmp_path):
     for chunk in ("1", "2"):
         tree.image(tmp_path, f"sub-01/anat/sub-01_chunk-{chunk}_swi")
