@@ -36,12 +36,15 @@ class Case:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON, read by both sides
     gpu: bool = True  # whether both sides can use one
     convolves: bool = False  # whether convolutions are counted and held against the peak
+    install: str = "'cmb-jax[bench]'"  # what pip is given where the other side's library is missing
     keep_memory: bool = False  # both sides call `keep_freed_memory` first, as our training commands do
 
 
 TRAIN = ("benchmarks.sides.train_jax", "benchmarks.sides.train_torch")
 NETWORK = ("benchmarks.sides.network_jax", "benchmarks.sides.network_torch")
 VOLUME = ("benchmarks.sides.volume_jax", "benchmarks.sides.volume_monai")
+VOLUME_NNUNET = ("benchmarks.sides.volume_jax", "benchmarks.sides.volume_nnunet")
+VOLUME_RETINANET = ("benchmarks.sides.volume_jax", "benchmarks.sides.volume_retinanet")
 NMS = ("benchmarks.sides.nms_jax", "benchmarks.sides.nms_monai")
 LOOKUP = ("benchmarks.sides.lookup_jax", "benchmarks.sides.lookup_numpy")
 FROC = ("benchmarks.sides.froc_ours", "benchmarks.sides.froc_monai")
@@ -108,6 +111,21 @@ CASES: dict[str, Case] = {
             "PyTorch + MONAI",
             "the same, with the other side too in one pass instead of a sliding window",
             options={"shape": WHOLE_HEAD, "sliding": False},
+        ),
+        *(
+            _case(
+                f"infer-volume-{name}",
+                modules,
+                other_name,
+                f"384 x 448 x 72 voxels to candidates; {other_name} with random weights",
+                options={"shape": WHOLE_HEAD, "precision": "float32"},
+                gpu=False,
+                install="-r benchmarks/peers/requirements-peers.txt",
+            )
+            for name, modules, other_name in (
+                ("nnunet", VOLUME_NNUNET, "nnU-Net v2"),
+                ("retinanet", VOLUME_RETINANET, "MONAI's RetinaNet"),
+            )
         ),
         _case(
             "nms-10k",

@@ -13,8 +13,7 @@ from flax import nnx
 
 from cmb_jax.config import Config, DataConfig, ModelConfig, Precision, Triple
 from cmb_jax.data.patches import PatchBatch
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template
 from cmb_jax.ops.cpu.library import usable_precision
 
 MODELS = {

@@ -168,17 +168,18 @@ class TorchDetector(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image (B, 2, Z, Y, X) -> features (B, C, ...), objectness (B, A, ...), deltas (B, 6 A, ...)."""
-        fused = self._fused(image)
+        fused = self.fused(image)
         features = self.head.block(fused)
         box_features = features if self.head.box_block is None else self.head.box_block(fused)
         return features, self.head.objectness(features), self.head.deltas(box_features)
 
     def training_maps(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Features and objectness alone: training reads box codes at a few anchors only (`box_codes`)."""
-        features = self.head.block(self._fused(image))
+        features = self.head.block(self.fused(image))
         return features, self.head.objectness(features)
 
-    def _fused(self, image: Tensor) -> Tensor:
+    def fused(self, image: Tensor) -> Tensor:
+        """Fused levels (B, C, Z, Y / 2, X / 2) of an image (B, 2, Z, Y, X)."""
         return self.fusion(self.unet(_space_to_depth(image)))
 
     def box_codes(self, features: Tensor, anchor: Tensor) -> Tensor:

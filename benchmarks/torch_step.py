@@ -85,6 +85,10 @@ class TorchTrainer:
             self.config.loss,
         )
 
+    def rate(self) -> float:
+        """Learning rate of the next update."""
+        return learning_rate(self.config.train, self.updates)
+
     def train_step(self, batch: TorchBatch) -> tuple[TorchTerms, Tensor]:
         """Gradient, clipped update, moving average; what is not finite changes only the counters.
 
@@ -114,7 +118,7 @@ class TorchTrainer:
     @torch.no_grad()
     def _update(self) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config.train, self.updates)
+            group["lr"] = self.rate()
         self.optimizer.step()
         decay = min(self.config.train.ema_decay, (1.0 + self.step) / (10.0 + self.step))
         torch._foreach_lerp_(self.ema, self.params, 1.0 - decay)

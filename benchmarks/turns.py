@@ -159,7 +159,7 @@ def measure(case: Case, repeats: int, device: Device = "cpu") -> Measured:
                 stop(side, str(error))
                 continue
             if "missing" in ready[side]:
-                stop(side, f"{ready[side]['missing']} is not installed: pip install 'cmb-jax[bench]'")
+                stop(side, f"{ready[side]['missing']} is not installed: pip install {case.install}")
         for _ in range(repeats):
             for side in tuple(workers):
                 time.sleep(PAUSE_S)

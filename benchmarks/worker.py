@@ -21,7 +21,7 @@ from benchmarks import memory
 from benchmarks.cases import Prepared
 from cmb_jax.devices import keep_freed_memory
 
-OPTIONAL = ("torch", "monai")
+OPTIONAL = ("torch", "torchvision", "monai", "nnunetv2")
 # A repeat lasts at least this long: the work of short cases is done several times in it.
 REPEAT_S = 0.1
 
@@ -47,9 +47,10 @@ def serve(request: dict[str, Any], commands: Iterable[str]) -> Iterator[dict[str
     try:
         module = importlib.import_module(request["module"])
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in OPTIONAL:
+        missing = (error.name or "").split(".")[0]
+        if missing not in OPTIONAL:
             raise
-        yield {"missing": error.name}
+        yield {"missing": missing}
         return
     imports_mb = memory.resident_mb()
     prepared: Prepared = module.prepare(request["options"], request["device"])

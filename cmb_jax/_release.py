@@ -1,7 +1,5 @@
 """The version: of the commit in a checkout, else what was written when the package was built."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import subprocess

@@ -24,7 +24,7 @@ from cmb_jax.inference.outputs import described_inputs, instance_labels, report_
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import NativeGrid, Volume
 from cmb_jax.report.drawing import data_uri, to_gray
-from cmb_jax.report.html import write_report
+from cmb_jax.report.html import render_report
 from cmb_jax.scan.phase_range import PhaseRange
 
 if TYPE_CHECKING:
@@ -140,7 +140,9 @@ class Prediction(pipeline.Prediction):
     def show(self, *, browser: bool = True) -> Path:
         """Write the report into a temporary folder and open it in the browser; the page's path."""
         path = Path(tempfile.mkdtemp(prefix="cmb-jax-")) / "report.html"
-        write_report(report_content(self, self.bundle, self.inputs, "scan"), path)
+        path.write_text(
+            render_report(report_content(self, self.bundle, self.inputs, "scan")), encoding="utf-8"
+        )
         if browser:
             webbrowser.open(path.as_uri())
         return path
@@ -219,7 +221,7 @@ class Detector(pipeline.CmbDetector):
             the intensity alone.
           magnitude: magnitude image on the same grid; used for the brain regions.
           phase_sign: "auto", "+1" or "-1" (what the stored phase is multiplied with, so that paramagnetic is
-            positive); default: "auto", told from the images.
+            positive); default: "auto", determined from the images.
           phase_range: storage range of the phase; default: found from the data.
           threshold: score from which a detection is kept; default: the weights' operating point.
           region_map: region codes to use instead of the region network's.

@@ -162,7 +162,7 @@ def listed_from(found: SubjectDetections, threshold: float, bundle: WeightsBundl
     """The score from which a scan's list holds every candidate; 0 if it holds all that there are.
 
     Args:
-        threshold: of the prediction; only so many candidates below it are listed.
+        threshold: of the prediction; only a limited number of candidates below it is listed.
     """
     below = int(np.sum(found.scores < threshold + _ROUNDING))
     cut = below >= LISTED_BELOW_THRESHOLD or len(found.scores) >= bundle.config.inference.max_detections

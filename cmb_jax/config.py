@@ -24,7 +24,7 @@ Precision = Literal["float32", "mixed", "bfloat16"]
 # Settings of the network that its weights do not depend on.
 HOW_IT_IS_COMPUTED = frozenset({"remat"})
 # Settings of the network that older weights know nothing of: their defaults are the network as it was.
-NEWER_THAN_SOME_WEIGHTS = frozenset({"box_width", "semantic_head"})
+NEWER_THAN_SOME_WEIGHTS = frozenset({"box_width", "semantic_head", "second_level"})
 
 
 def _check_precision(part: str, value: str) -> None:
@@ -46,6 +46,8 @@ class ModelConfig:
     """Kernel (z, y, x) of the first convolution, after space-to-depth (1, 2, 2)."""
     use_fusion: bool = True
     """Feature fusion module: the head sees P1..P3; otherwise P1 alone."""
+    second_level: bool = False
+    """Without fusion: the head sees P2 alone (2 mm cells, repeated to the proposal grid), not P1."""
     fusion: Literal["sum", "concat"] = "sum"
     """How the reduced decoder levels are fused."""
     fusion_width: int = 16
@@ -71,6 +73,8 @@ class ModelConfig:
         levels = len(self.widths)
         if len(self.encoder_convs) != levels or len(self.decoder_convs) != levels - 1:
             raise ValueError("encoder_convs needs one entry per level, decoder_convs one fewer")
+        if self.use_fusion and self.second_level:
+            raise ValueError("model.second_level is for a head without fusion: set model.use_fusion False")
         if not 3 <= levels <= 8:
             raise ValueError("the detector needs at least three levels (P1..P3), and 8 at most")
         numbers = {

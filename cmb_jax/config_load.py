@@ -1,12 +1,11 @@
 """The configuration tree from and to JSON, every field checked, and from Python files with `get_config()`."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import json
 import math
 import re
+import sys
 import types
 import typing
 from pathlib import Path
@@ -51,6 +50,8 @@ def config_from_file(path: str | Path) -> Config:
 def made_by_file(path: str | Path, function: str, kind: type[Made]) -> Made:
     """What a function without arguments of a configuration file returns. The file is code, and is run.
 
+    It may import what lies beside it, such as a loss of one's own.
+
     Raises:
       UserError: no such file, no such function, or it returns no `kind`.
     """
@@ -66,6 +67,8 @@ def made_by_file(path: str | Path, function: str, kind: type[Made]) -> Made:
     if spec is None or spec.loader is None:
         raise UserError(f"{path}: not a Python file; a configuration is a .py file with {function}()")
     module = importlib.util.module_from_spec(spec)
+    if str(path.resolve().parent) not in sys.path:
+        sys.path.append(str(path.resolve().parent))
     try:
         with reading(path, f"this configuration cannot be used: compare it with those in {CONFIGS}"):
             spec.loader.exec_module(module)

@@ -4,8 +4,6 @@ Sources of the figures, read in November 2026: docs.cloud.google.com/tpu/docs/v5
 sheet (SXM, figures without sparsity) and its DGX H100 data sheet (one 400 Gb/s adapter per GPU).
 """
 
-from __future__ import annotations
-
 import ctypes
 import dataclasses
 import os

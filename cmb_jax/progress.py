@@ -114,13 +114,11 @@ class Bar:
             tell(f"{self._what}: {self._done}{total}{self._note and f' ({self._note})'}")
 
 
-def track(
-    items: Iterable[Item], what: str, *, total: int | None = None, shown: bool = True
-) -> Iterator[Item]:
+def track(items: Iterable[Item], what: str, *, total: int | None = None) -> Iterator[Item]:
     """The items, with a bar; `total` where they have no length."""
     sized: Any = items
     count = len(sized) if total is None and hasattr(items, "__len__") else total
-    with Bar(what, count, shown=shown) as bar:
+    with Bar(what, count) as bar:
         for item in items:
             yield item
             bar.update()

@@ -16,8 +16,7 @@ from flax import nnx
 import cmb_jax
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode
 from cmb_jax.config import Config, InferenceConfig
-from cmb_jax.detector.functional import params_of
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, params_of
 from cmb_jax.inference.bundle import save_bundle
 from tests.tiny import TINY_MODEL
 

@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from scipy import ndimage
 
-from cmb_jax.cli.demo import BUNDLED, SUBJECT
+from cmb_jax.cli.predict import BUNDLED, SUBJECT
 from cmb_jax.cohort.dataset import GROUP_PAGE
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"

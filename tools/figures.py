@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import csv
 import io
 import json
 import os
@@ -28,6 +29,8 @@ from cmb_jax.core.detection import columns_table, reasons_list
 from cmb_jax.evaluation.breakdown import ALONE, WITH_PHASE
 from cmb_jax.evaluation.subsets import COUNTED, LEFT_OUT, READERS_SIZE
 from cmb_jax.inference.options import DEFAULT_WEIGHTS
+from cmb_jax.research.runs import Verdict, grid_from_file
+from cmb_jax.research.scores import AVERAGE_PRECISION, FP_MATCHED
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "cmb_jax" / "weights"
@@ -248,7 +251,55 @@ def messages() -> str:
     return "\n\n".join(parts)
 
 
+_STUDY = (("prototype_study", "Easy test subjects"), ("prototype_study_hard", "Hard test subjects"))
+
+
+def prototype_study() -> str:
+    """Outcome of the study of prototypes, from the tables that `cmb-jax ablate` wrote for it."""
+    rule = grid_from_file(ROOT / "configs" / "prototype_study.py").verdict
+    assert rule is not None
+    parts = []
+    for name, title in _STUDY:
+        path = ROOT / "docs" / "ablation" / f"{name}.csv"
+        if path.exists():
+            rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+            parts.append(f"{title} ([all figures](ablation/{path.name})):\n\n{_study_table(rows, rule)}")
+    if not parts:
+        return "The study is not finished: there are no figures yet."
+    return "\n\n".join(parts)
+
+
+def _study_table(rows: list[dict[str, str]], rule: Verdict) -> str:
+    """False positives and ratio of each variant, further pairs last."""
+
+    def estimate(row: dict[str, str], value: str, low: str, high: str) -> str:
+        numbers = [row[name] for name in (value, low, high)]
+        return "{:.2f} [{:.2f}, {:.2f}]".format(*map(float, numbers)) if all(numbers) else "-"
+
+    precision = {row["variant"]: row for row in rows if row["metric"] == AVERAGE_PRECISION}
+    lines = [
+        "| variant | seeds | FP per scan | average precision | over | ratio of FP | reduction |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    compared = [row for row in rows if row["metric"] == FP_MATCHED]
+    compared.sort(key=lambda row: row["reference"] != rows[0]["reference"])
+    for row in compared:
+        whole = row["ratio_low"] and row["ratio_high"]
+        cells = (
+            f"`{row['variant']}`",
+            row["seeds"],
+            estimate(row, "mean", "low", "high"),
+            estimate(precision[row["variant"]], "mean", "low", "high"),
+            f"`{row['reference']}`" if row["ratio"] else "-",
+            estimate(row, "ratio", "ratio_low", "ratio_high"),
+            rule.of(float(row["ratio_low"]), float(row["ratio_high"])) if whole else "-",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "prototype_study": prototype_study,
     "headline": headline,
     "zoo": zoo,
     "bibtex": bibtex,

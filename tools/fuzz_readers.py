@@ -458,7 +458,7 @@ def exported(name: str) -> Callable[[Path], Path]:
 
     def make(folder: Path) -> Path:
         from cmb_jax.io.atomic import sha256_file
-        from cmb_jax.review import markups, reading, spreadsheet, statistics, verdicts
+        from cmb_jax.review import outside_viewers, reading, spreadsheet, statistics, verdicts
 
         from_result("detections.csv")(folder)
         result = result_at(folder / "x")
@@ -466,7 +466,7 @@ def exported(name: str) -> Callable[[Path], Path]:
         if name.endswith(".xlsx"):
             path.write_bytes(spreadsheet.spreadsheet(result))
         elif name == "points.mrk.json":
-            path.write_text(markups.markups(result))
+            path.write_text(outside_viewers.markups(result))
         elif name == "painted.nii.gz":
             shutil.copy(result.paths.labels, path)
         elif name == "review.json":
@@ -790,7 +790,7 @@ def read_made(path: Path) -> object:
 
 
 def read_failure(path: Path) -> object:
-    from cmb_jax.cohort.outcome import read_reason, read_status
+    from cmb_jax.cohort.result import read_reason, read_status
 
     return repr((read_reason(path), read_status(path)))
 
@@ -890,7 +890,7 @@ def make_page(folder: Path) -> Path:
 def read_page(path: Path) -> object:
     from cmb_jax.cli.view import _embedded
 
-    return repr(_embedded(result_at(path), {}))
+    return repr(_embedded(result_at(path)))
 
 
 def read_image(path: Path) -> object:
@@ -1107,7 +1107,7 @@ KINDS: dict[str, Kind] = {
         ("viewer.server:listed", "viewer.server:read", "viewer.server:write"),
         "json",
     ),
-    "markups": Kind(exported("points.mrk.json"), read_reading, ("review.markups:_points",), "json"),
+    "markups": Kind(exported("points.mrk.json"), read_reading, ("review.outside_viewers:_points",), "json"),
     "review_workbook": Kind(
         exported("r.xlsx"), read_reading, ("datasets.tables:read_sheet",), "zip", share=0.5
     ),
@@ -1181,7 +1181,7 @@ KINDS: dict[str, Kind] = {
     "failure": Kind(
         js("sub-1.json", {"Scan": "x", "Reason": "y"}),
         read_failure,
-        ("cohort.outcome:read_reason", "cohort.outcome:read_status"),
+        ("cohort.result:read_reason", "cohort.result:read_status"),
         "json",
     ),
     "bids_filter": Kind(

@@ -23,8 +23,7 @@ from flax import nnx
 from cmb_jax.cli.common import run_cli
 from cmb_jax.config import ModelConfig
 from cmb_jax.config_load import config_from_file
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import load_bundle, save_bundle
 

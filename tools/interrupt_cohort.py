@@ -20,8 +20,7 @@ import numpy as np
 from flax import nnx
 
 from cmb_jax.config import Config, InferenceConfig, ModelConfig
-from cmb_jax.detector.functional import params_of
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, params_of
 from cmb_jax.inference.bundle import save_bundle
 
 CONFIG = Config(

@@ -53,7 +53,7 @@ def implant(folder):
 
 
 def review(folder):
-    from cmb_jax.review.markups import markups
+    from cmb_jax.review.outside_viewers import markups
     from cmb_jax.review.result import load_result
     from tests.review.conftest import make_result
 
@@ -66,8 +66,7 @@ def calibrate(folder):
     from flax import nnx
 
     from cmb_jax.config import Config, InferenceConfig
-    from cmb_jax.detector.functional import params_of
-    from cmb_jax.detector.network import Detector
+    from cmb_jax.detector.network import Detector, params_of
     from cmb_jax.inference.bundle import save_bundle
     from tests.cli.test_calibrate import THRESHOLD, make_tree
     from tests.tiny import TINY_MODEL

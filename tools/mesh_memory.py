@@ -67,7 +67,7 @@ def main():
     os.environ["JAX_PLATFORMS"] = "cpu"
 
     from cmb_jax.config import Config
-    from cmb_jax.training.sharding import make_mesh
+    from cmb_jax.training.distributed import make_mesh
 
     config = Config()
     data = dataclasses.replace(config.data, patch_shape=tuple(chosen.volume), batch_size=chosen.batch)

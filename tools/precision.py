@@ -19,7 +19,7 @@ from cmb_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from cmb_jax.data.patches import patch_batches
 from cmb_jax.data.subjects import StoredSubject, is_stored
 from cmb_jax.training.detector import init_state, make_step, put_batch
-from cmb_jax.training.sharding import make_mesh
+from cmb_jax.training.distributed import make_mesh
 
 WINDOW = 20  # steps of the running mean that is drawn and compared
 

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import patheffects
 
-from cmb_jax.cli.demo import BUNDLED, SUBJECT
+from cmb_jax.cli.predict import BUNDLED, SUBJECT
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.nifti import read_volume
 

@@ -11,8 +11,7 @@ from flax import nnx
 from benchmarks import inputs
 from benchmarks.cases import Prepared
 from benchmarks.sides.on_jax import convolution_note, device_peak_mb
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector, forward_gflop
+from cmb_jax.detector.network import Detector, Template, forward_gflop
 
 __all__ = ["device_peak_mb", "prepare"]
 

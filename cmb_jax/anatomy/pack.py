@@ -103,7 +103,7 @@ class Lattice:
     def jacobian_determinants(self) -> np.ndarray:
         """Determinant of the map's derivative at all eight corners of each cell, (8, X-1, Y-1, Z-1).
 
-        They tell the whole of a trilinear map's folding but for the inside of very skewed cells.
+        They reveal any folding of a trilinear map, except inside very skewed cells.
         """
         steps = [
             np.diff(self.displacement.astype(np.float64), axis=axis) / self.spacing_mm for axis in range(3)

@@ -1,7 +1,5 @@
 """Names, codes and zones of the brain regions (MARS: Gregoire et al. 2009, Neurology 73:1759)."""
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 

@@ -1,7 +1,5 @@
 """A head made of formulas: every tissue, nucleus, region and side of a real pack, and no files needed."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 

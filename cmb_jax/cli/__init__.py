@@ -4,8 +4,6 @@ Options are checked by `common.check` before a command runs; what else a user ca
 wherever it is found.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 import os
@@ -62,6 +60,7 @@ GROUPS = {
 """Commands with subcommands of their own."""
 
 HOMES = {
+    "demo": "predict",
     "benchmark-data": "simulate",
     "implant": "simulate",
     "ablate": "research",

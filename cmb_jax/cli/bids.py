@@ -19,8 +19,8 @@ from cmb_jax.inference.options import ScanOptions
 from cmb_jax.progress import stopwatch
 
 if TYPE_CHECKING:
-    from cmb_jax.cohort.outcome import Outcome
     from cmb_jax.cohort.participants import ParticipantsRun
+    from cmb_jax.cohort.result import Outcome
     from cmb_jax.cohort.scan_images import RegionLabels
     from cmb_jax.datasets.bids.layout import BidsLayout
 
@@ -86,12 +86,7 @@ def _participants(options: BidsOptions) -> None:
 
     from cmb_jax.cohort.dataset import write_dataset_files
     from cmb_jax.cohort.group import write_methods
-    from cmb_jax.cohort.participants import (
-        Selection,
-        process_share,
-        run_participants,
-        select_participants,
-    )
+    from cmb_jax.cohort.participants import Selection, process_share, run_participants, select_participants
     from cmb_jax.cohort.scan_work import detector_pipeline
     from cmb_jax.datasets.bids.layout import label_of, read_filter
     from cmb_jax.devices import use_compilation_cache
@@ -123,7 +118,7 @@ def process_of(options: BidsOptions) -> tuple[int, int]:
     if options.distributed:
         import jax
 
-        from cmb_jax.training.processes import start_processes
+        from cmb_jax.training.distributed import start_processes
 
         start_processes(None, "auto", None, patience_s=_LONGEST_WAIT_S)
         return jax.process_index(), jax.process_count()
@@ -157,7 +152,7 @@ def _regions(options: BidsOptions) -> RegionLabels | None:
 
 
 def _report(done: ParticipantsRun, data: Path, out: Path) -> None:
-    from cmb_jax.cohort.outcome import Status
+    from cmb_jax.cohort.result import Status
 
     outcomes = done.outcomes
     counts = Counter(outcome.status for outcome in outcomes)
@@ -183,8 +178,9 @@ def _report(done: ParticipantsRun, data: Path, out: Path) -> None:
 
 def _group(layout: BidsLayout, out: Path, asked: tuple[str, ...]) -> None:
     from cmb_jax.cohort.dataset import write_dataset_files
-    from cmb_jax.cohort.group import NOT_ANALYSABLE, write_group
+    from cmb_jax.cohort.group import write_group
     from cmb_jax.cohort.participants import select_participants
+    from cmb_jax.cohort.result import Status
 
     labels = select_participants(layout, asked)
     if not out.is_dir():
@@ -200,7 +196,7 @@ def _group(layout: BidsLayout, out: Path, asked: tuple[str, ...]) -> None:
     print(f"Open {summary.page} in a browser. Research use only; not a diagnosis.")
     if summary.failures:
         sys.exit(SOME_FAILED_CODE)
-    if summary.statuses[NOT_ANALYSABLE]:
+    if summary.statuses[Status.NOT_ANALYSABLE]:
         sys.exit(NOT_ANALYSABLE_CODE)
 
 
@@ -250,7 +246,7 @@ class Bar:
     def step(self, outcome: Outcome) -> None:
         """One further."""
         self._bar.update()
-        from cmb_jax.cohort.outcome import Status
+        from cmb_jax.cohort.result import Status
 
         if outcome.status in (Status.FAILED, Status.STALE):
             progress.tell(f"{outcome.name}: {outcome.status.value}: {outcome.reason}")

@@ -1,7 +1,5 @@
 """What the commands share: errors for people, progress, checks of arguments; light to import."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging
@@ -84,7 +82,7 @@ def _run_cli(command: Callable[[], None]) -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is anything said at exit
         sys.exit(CLOSED_OUTPUT_CODE)
-    except OSError as error:  # of files that vanish, disks that fail: nothing that a traceback would tell
+    except OSError as error:  # files that vanish, disks that fail: a traceback would add nothing
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}; check the disk and the folder", file=sys.stderr)
         sys.exit(USER_ERROR_CODE)

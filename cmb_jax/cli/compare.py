@@ -1,7 +1,5 @@
 """cmb-jax compare: two results of one patient in, what changed out."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from pathlib import Path

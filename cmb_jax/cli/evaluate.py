@@ -50,7 +50,7 @@ def run(options: EvaluateOptions) -> None:
     from cmb_jax.evaluation.metrics import write_metrics
     from cmb_jax.evaluation.present import format_table, report_content, scans_text
     from cmb_jax.io.atomic import atomic_write_text
-    from cmb_jax.report.evaluation import write_evaluation_report
+    from cmb_jax.report.evaluation import render_evaluation_report
 
     pred, truth, rule, baseline = options.pred, options.truth, options.rule, options.baseline
     out, report, overwrite = options.out, options.report, options.overwrite
@@ -80,7 +80,7 @@ def run(options: EvaluateOptions) -> None:
         print(f"written: {compared}")
     if report is not None:
         content = report_content(result, title=f"Evaluation on {scans_text(result)}")
-        write_evaluation_report(report, content, overwrite=overwrite)
+        atomic_write_text(report, render_evaluation_report(content), overwrite=overwrite)
         print(f"written: {report} (research use only)")
 
 

@@ -4,8 +4,6 @@ A command is a function of one frozen dataclass, `options`; this turns it into w
 refuses into a `UserError`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib
@@ -194,6 +192,10 @@ def presented(command: Callable[..., None], apply: Callable[[Common], None]) -> 
     return parsed
 
 
+_RENAMED = {"--compute-dtype": "--precision"}
+"""Earlier options and those of today."""
+
+
 def closest(word: str, known: Sequence[str]) -> str:
     """ "; did you mean ...?" for something near, else nothing."""
     by_bare = {
@@ -262,7 +264,10 @@ def _unknown(token: str, known: Sequence[str]) -> str:
         like = f", such as --swi {token}" if "--swi" in known else ""
         return f"{token}: not expected here; images and folders are given by options{like}"
     name = token.split("=")[0]
-    return f"there is no option {name}{closest(name.replace('_', '-'), known)}"
+    dashed = name.replace("_", "-")
+    if (now := _RENAMED.get(dashed)) in known:
+        return f"the option {name} is now {now}"
+    return f"there is no option {name}{closest(dashed, known)}"
 
 
 def option_names(command: Callable[..., Any]) -> list[str]:

@@ -39,6 +39,10 @@ class AblateOptions:
     """folder of prepared subjects (seed-*) to compare on; default: simulated ones."""
     train: bool = True
     """train what is not finished; --no-train: tables of the finished runs alone."""
+    sensitivity: float | None = None
+    """at which false positives are compared; default: as get_grid() says."""
+    out: Path | None = None
+    """folder for tables and page; default: --workdir."""
     samples: int = 2000
     """bootstrap resamples."""
 
@@ -53,13 +57,19 @@ def ablate(options: AblateOptions) -> None:
 
     keep_freed_memory()
     flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
+    grid = grid_from_file(options.config)
+    if options.sensitivity is not None:
+        if not 0 < options.sensitivity <= 1:
+            raise UserError(f"--sensitivity {options.sensitivity:g}: give a number above 0, at most 1")
+        grid = dataclasses.replace(grid, matched_sensitivity=options.sensitivity)
     run_study(
-        grid_from_file(options.config),
+        grid,
         options.workdir,
         validation=options.validation,
         test=options.test,
         training=options.train,
         samples=options.samples,
+        out=options.out,
     )
 
 
@@ -146,7 +156,7 @@ def mesh_shape(text: str) -> tuple[int, int]:
 
 
 def simulate_devices(count: int, *, quick: bool) -> None:
-    """Let this process have so many devices that are its processor; before JAX has begun."""
+    """Give this process that many CPU devices; called before JAX is initialized."""
     import jax
 
     if quick:

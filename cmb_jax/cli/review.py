@@ -72,8 +72,7 @@ def export(options: ExportOptions) -> None:
     from cmb_jax.io.atomic import atomic_directory, atomic_write_bytes, atomic_write_text
     from cmb_jax.io.header import open_nifti
     from cmb_jax.io.nifti import stored_values, write_stored
-    from cmb_jax.review.itksnap import label_descriptions
-    from cmb_jax.review.markups import markups
+    from cmb_jax.review.outside_viewers import label_descriptions, markups
     from cmb_jax.review.result import load_result
     from cmb_jax.review.spreadsheet import spreadsheet
 
@@ -102,7 +101,7 @@ def import_(options: ImportOptions) -> None:
         raise UserError("no file of a reader was given; name at least one before --result")
     if labels is not None and not labels.name.endswith(".nii.gz"):
         raise UserError(f"{labels}: labels are a .nii.gz file, such as truth/sub-01.nii.gz; give such a name")
-    check_output(record, overwrite=True)  # what may be replaced, the readings tell
+    check_output(record, overwrite=True)  # which files may be replaced depends on the readings
     read = load_result(options.result, options.subject)
     truth = write_truth(files, read, out, labels, overwrite=options.overwrite)
     if truth.unread:

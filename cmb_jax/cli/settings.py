@@ -1,7 +1,5 @@
 """How the configuration's fields are typed and shown on the command line of `train` and `eval`."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import importlib

@@ -198,7 +198,7 @@ class ImplantOptions:
     phase_sign: PhaseSign = "auto"
     """+1 where paramagnetic tissue has positive phase as stored, -1 where negative."""
     phase_range: StoredPhase = ("auto",)
-    """how the phase is stored; auto tells it from the values (see `cmb-jax predict --help`)."""
+    """how the phase is stored; auto determines it from the values (see `cmb-jax predict --help`)."""
     seed: int = 0
     """of every draw; the same seed gives the same bytes."""
     overwrite: bool = False

@@ -33,7 +33,7 @@ class SwiOptions:
     phase_sign: PhaseSign = "auto"
     """sign that makes veins positive when the stored phase is multiplied by it."""
     phase_range: StoredPhase = ("auto",)
-    """how the phase is stored; auto tells it from the values (see `cmb-jax predict --help`)."""
+    """how the phase is stored; auto determines it from the values (see `cmb-jax predict --help`)."""
     overwrite: bool = False
     """replace the folder if it exists."""
     keep_identifiers: bool = False

@@ -3,8 +3,6 @@
 The options are `cmb_jax.config.Config`, so that every field of it can be given.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 from collections.abc import Callable, Sequence
@@ -38,7 +36,7 @@ def start(
     from absl import logging as absl_logging
 
     from cmb_jax.devices import keep_freed_memory
-    from cmb_jax.training.processes import exit_without_barrier, start_processes
+    from cmb_jax.training.distributed import exit_without_barrier, start_processes
     from cmb_jax.training.run import train_run
 
     keep_freed_memory()
@@ -50,7 +48,7 @@ def start(
         start_processes(coordinator, processes, process)
         train_run(config, workdir)
 
-    # the error of one of several processes is told before it leaves the others
+    # the error of one of several processes is reported before it leaves the others
     with exit_without_barrier():
         run_cli(command)
 

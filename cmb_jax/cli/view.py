@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cmb_jax.io.volume import Volume
     from cmb_jax.review.result import Result
     from cmb_jax.scan import PhaseSign
-    from cmb_jax.viewer.images import ViewerImages
+    from cmb_jax.viewer.page import ViewerImages
     from cmb_jax.viewer.server import ViewerServer
 
 _READ = re.compile(r"phase read as (.*?), sign ([+-]1)")
@@ -75,7 +75,7 @@ def open_server(
 
     read = load_result(result)
     record = read_record(read.paths)
-    images = _given(read, record, swi, phase) if swi is not None else _embedded(read, record)
+    images = _given(read, record, swi, phase) if swi is not None else _embedded(read)
     case = ViewerCase(
         title=read.subject,
         subject=read.subject,
@@ -101,11 +101,10 @@ def open_server(
         ) from error
 
 
-def _embedded(result: Result, record: dict[str, Any]) -> ViewerImages:
+def _embedded(result: Result) -> ViewerImages:
     """The images in the result's viewer.html."""
     from cmb_jax.io.outside import read_bytes, reading
-    from cmb_jax.viewer.images import ViewerImages
-    from cmb_jax.viewer.page import embedded_in
+    from cmb_jax.viewer.page import ViewerImages, embedded_in
 
     path = result.paths.viewer
     with reading(path, "give the images: --swi FILE --phase FILE"):
@@ -128,7 +127,7 @@ def _given(result: Result, record: dict[str, Any], swi: Path, phase: Path | None
     from cmb_jax.inference.scan import read_phase
     from cmb_jax.io.nifti import check_same_grid
     from cmb_jax.scan.phase_range import asked_range
-    from cmb_jax.viewer.images import ScanOnGrid, viewer_images
+    from cmb_jax.viewer.page import ScanOnGrid, viewer_images
 
     volume = _searched(swi, "swi", result, record)
     if volume.shape != result.grid.shape:

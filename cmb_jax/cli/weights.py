@@ -1,7 +1,5 @@
 """`weights show` says what weights are; `calibrate` makes weights whose scores are probabilities."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Annotated

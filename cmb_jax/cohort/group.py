@@ -1,7 +1,5 @@
 """The group level: a table, a page and a methods text over all scans, failed and missing ones included."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -13,8 +11,7 @@ from urllib.parse import quote
 
 import cmb_jax
 from cmb_jax.cohort.dataset import GROUP_PAGE, GROUP_TABLE, ResultFiles, finished_results, write_json
-from cmb_jax.cohort.outcome import failure_log, read_reason, read_status
-from cmb_jax.cohort.result import Provenance, read_provenance
+from cmb_jax.cohort.result import Provenance, Status, failure_log, read_provenance, read_reason, read_status
 from cmb_jax.datasets.bids.choice import ChoiceKind
 from cmb_jax.datasets.bids.layout import BidsLayout, BidsName
 from cmb_jax.datasets.tables import read_csv
@@ -29,17 +26,15 @@ from cmb_jax.report.cohort import (
     Link,
     Projection,
     marked_picture,
+    render_cohort,
     shrunk,
-    write_cohort_report,
 )
 from cmb_jax.report.comparison import STATUSES
 from cmb_jax.report.drawing import Picture
-from cmb_jax.report.methods import MethodsFacts, methods_text
+from cmb_jax.report.statements import MethodsFacts, methods_text
 from cmb_jax.report.summary import Count
 from cmb_jax.review.result import read_rows
 
-DONE, FAILED, NOT_RUN, NO_IMAGES, NO_FOLDER = "done", "failed", "not run", "no images", "no folder"
-NOT_ANALYSABLE = "not analysable"
 MISSING = "n/a"
 MOST_PICTURE_BYTES = 17_000_000
 """Of all pictures together; in base64 they are a third more, and the page stays below 30 MB."""
@@ -68,12 +63,12 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "status": {
         "Description": "How the scan came out.",
         "Levels": {
-            DONE: "a result is there",
-            FAILED: "it was tried and failed; see reason",
-            NOT_ANALYSABLE: "its images can be read, but no count can be given on them; see reason",
-            NOT_RUN: "it has images, but no result yet",
-            NO_IMAGES: "the participant has no susceptibility images",
-            NO_FOLDER: "participants.tsv has the participant, but there is no folder",
+            Status.DONE: "a result is there",
+            Status.FAILED: "it was tried and failed; see reason",
+            Status.NOT_ANALYSABLE: "its images can be read, but no count can be given on them; see reason",
+            Status.NOT_RUN: "it has images, but no result yet",
+            Status.NO_IMAGES: "the participant has no susceptibility images",
+            Status.NO_FOLDER: "participants.tsv has the participant, but there is no folder",
         },
     },
     "reason": {"Description": "Why it failed or is not analysable."},
@@ -122,7 +117,7 @@ def _result_row(name: BidsName, files: ResultFiles) -> dict[str, str]:
     return _row(
         {
             **_named(dict(name.entities)),
-            "status": DONE,
+            "status": Status.DONE,
             "cmb": len(kept),
             **{category: categories[category] for category in CATEGORIES},
             **{column: zones[zone] for zone, column in ZONE_COLUMNS.items()},
@@ -361,7 +356,7 @@ def write_group(layout: BidsLayout, out: Path, participants: Sequence[str]) -> G
     lines = [line for label in participants for line in _participant_lines(layout, out, label)]
     if tuple(participants) == layout.participants:
         lines += [
-            GroupLine(row=_row_without_result((("sub", label),), NO_FOLDER))
+            GroupLine(row=_row_without_result((("sub", label),), Status.NO_FOLDER))
             for label in layout.without_folder
         ]
     rows = [line.row for line in lines]
@@ -370,14 +365,16 @@ def write_group(layout: BidsLayout, out: Path, participants: Sequence[str]) -> G
     path = out / GROUP_TABLE
     atomic_write_text(path, text, overwrite=True)
     write_json(path.with_suffix(".json"), COLUMNS)
-    mixed = _mixed(row for row in rows if row["status"] == DONE)
-    write_cohort_report(out / GROUP_PAGE, cohort_content(out, lines, mixed))
+    mixed = _mixed(row for row in rows if row["status"] == Status.DONE)
+    atomic_write_text(out / GROUP_PAGE, render_cohort(cohort_content(out, lines, mixed)), overwrite=True)
     write_methods(out)
     return GroupSummary(
         path=path,
         page=out / GROUP_PAGE,
         statuses=Counter(row["status"] for row in rows),
-        failures=tuple(f"{scan_name(row)}: {row['reason']}" for row in rows if row["status"] == FAILED),
+        failures=tuple(
+            f"{scan_name(row)}: {row['reason']}" for row in rows if row["status"] == Status.FAILED
+        ),
         mixed=mixed,
     )
 
@@ -388,23 +385,23 @@ def _participant_lines(layout: BidsLayout, out: Path, label: str) -> Iterator[Gr
     try:
         scans = layout.scans(label)
     except UserError as error:
-        yield GroupLine(row=_row_without_result((("sub", label),), FAILED, str(error)))
+        yield GroupLine(row=_row_without_result((("sub", label),), Status.FAILED, str(error)))
         return
     if not scans and not results:
-        yield GroupLine(row=_row_without_result((("sub", label),), NO_IMAGES))
+        yield GroupLine(row=_row_without_result((("sub", label),), Status.NO_IMAGES))
     for name, files in results:
         try:
             yield GroupLine(row=_result_row(name, files), files=files)
         except UserError as error:
             reason = str(error).replace(f"{out}/", "")
-            yield GroupLine(row=_row_without_result(name.entities, FAILED, reason))
+            yield GroupLine(row=_row_without_result(name.entities, Status.FAILED, reason))
     finished = {(name.get("ses"), name.get("run"), name.get("chunk")) for name, _ in results}
     for scan in scans:
         log = failure_log(out, scan.name)
         if log.is_file():
             yield GroupLine(row=_row_without_result(scan.entities, read_status(log).value, read_reason(log)))
         elif (scan.session, scan.run, scan.chunk) not in finished:
-            yield GroupLine(row=_row_without_result(scan.entities, NOT_RUN))
+            yield GroupLine(row=_row_without_result(scan.entities, Status.NOT_RUN))
 
 
 def _mixed(done: Iterator[dict[str, str]]) -> tuple[str, ...]:

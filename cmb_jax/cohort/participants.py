@@ -1,15 +1,12 @@
 """The participant level: every scan by itself, so that one that fails stops no other."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from cmb_jax.cohort.outcome import Outcome, Status, failure_log, write_failure, write_failure_table
-from cmb_jax.cohort.overlap import StageTimes, overlapped
-from cmb_jax.cohort.scan_work import Pipeline, ScanWork
+from cmb_jax.cohort.result import Outcome, Status, failure_log, write_failure, write_failure_table
+from cmb_jax.cohort.scan_work import Pipeline, ScanWork, StageTimes, overlapped
 from cmb_jax.datasets.bids.choice import part_of
 from cmb_jax.datasets.bids.layout import NO_IMAGES, BidsFile, BidsFilter, BidsLayout, Scan, label_of
 from cmb_jax.errors import UserError
@@ -51,7 +48,7 @@ class Selection:
         try:
             return self.filter.keeps(part_of(file.name), file.name, file.path.parent.name)
         except UserError:
-            return True  # it is left out for its part, and said
+            return True  # it is left out because of its part, and reported
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
-"""The result of one scan as files: labels, table with its dictionary, report; and whether it still holds."""
-
-from __future__ import annotations
+"""What becomes of a scan: its result as files and whether it still holds, or why it failed, and the table of
+all that failed.
+"""
 
 import dataclasses
+import enum
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 
 import cmb_jax
-from cmb_jax.cohort.dataset import REGIONS, ResultFiles, read_json, source_uri, write_json
+from cmb_jax.cohort.dataset import REGIONS, ResultFiles, logs_folder, read_json, source_uri, write_json
 from cmb_jax.cohort.scan_images import ScanImages, TakenImage
 from cmb_jax.core.detection import data_dictionary, detections_tsv
 from cmb_jax.datasets.bids.choice import Choice
+from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import WeightsBundle
 from cmb_jax.inference.options import NETWORK
 from cmb_jax.inference.outputs import NOTICE, instance_labels, region_names_csv, report_content, viewer_page
@@ -22,8 +24,9 @@ from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text, clear_dead
 from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.outside import a_number, a_text, reading
 from cmb_jax.io.provenance import provenance_jsonld
+from cmb_jax.io.tables import table_text
 from cmb_jax.report.cohort import make_projection
-from cmb_jax.report.html import write_report
+from cmb_jax.report.html import render_report
 
 PROVENANCE = "CmbJax"
 """Key of the sidecar for everything that does not describe a column of the table."""
@@ -81,7 +84,7 @@ def write_result(
     inputs = tuple((image.role, image.file, image.sha256) for image in taken)
     beside = files.viewer.name if viewer else ""
     content = report_content(prediction, bundle, inputs, files.stem, beside)
-    write_report(content, files.report, overwrite=True)
+    atomic_write_text(files.report, render_report(content), overwrite=True)
     _write_regions(files, prediction, sources, spatial, save_regions)
     projection = make_projection(prediction.swi, prediction.brain_mask)
     atomic_write_bytes(files.overview, projection.jpeg, overwrite=True)
@@ -259,3 +262,73 @@ def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: dict
     if then.images != {(image.file, image.sha256) for image in taken}:
         changed.append("images")
     return ", ".join(changed) or None
+
+
+class Status(enum.StrEnum):
+    """How a scan came out, or why the group table has no result of it."""
+
+    DONE = "done"
+    SKIPPED = "skipped"  # done by an earlier run
+    STALE = "made otherwise"  # done by an earlier run with other weights, settings or images
+    FAILED = "failed"
+    NOT_ANALYSABLE = "not analysable"  # its images can be read, but no count can be given on them
+    NO_IMAGES = "no images"
+    NOT_RUN = "not run"  # it has images, but nothing has been made of them yet
+    NO_FOLDER = "no folder"  # participants.tsv alone names the participant
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one scan came out, and why."""
+
+    name: str  # sub-01_ses-2_run-1
+    status: Status
+    reason: str = ""
+
+
+def failure_log(out: Path, name: str) -> Path:
+    """The file with the reason why a scan failed, or a participant whose folder cannot be read."""
+    return logs_folder(out) / f"{name}.json"
+
+
+def write_failure(out: Path, name: str, reason: str, status: Status = Status.FAILED) -> None:
+    """Write the reason of a failure."""
+    write_json(failure_log(out, name), {"Scan": name, "Status": status.value, "Reason": reason})
+
+
+def read_status(log: Path) -> Status:
+    """Whether a scan failed or is not analysable; logs of earlier versions know only failures."""
+    try:
+        return Status(read_json(log).get("Status", Status.FAILED.value))
+    except (UserError, ValueError):
+        return Status.FAILED
+
+
+def read_reason(log: Path) -> str:
+    """The reason that a log holds."""
+    try:
+        return str(read_json(log)["Reason"])
+    except (UserError, KeyError):
+        return f"{log.name} is damaged; run the participant again"
+
+
+def write_failure_table(out: Path) -> Path | None:
+    """Write logs/failed.tsv from the logs of all processes; None, and no table, if nothing failed.
+
+    The table is written again until the logs stay as they were read: another process may fail meanwhile.
+    """
+    path = logs_folder(out) / "failed.tsv"
+    written = None
+    while (failures := _failures(out)) != written:
+        if failures:
+            text = table_text(("scan", "reason"), failures, delimiter="\t")
+            atomic_write_text(path, text, overwrite=True)
+        else:
+            path.unlink(missing_ok=True)
+        written = failures
+    return path if written else None
+
+
+def _failures(out: Path) -> list[tuple[str, str]]:
+    logs = sorted(logs_folder(out).glob("sub-*.json"))
+    return [(log.stem, " ".join(read_reason(log).split())) for log in logs]

@@ -5,8 +5,6 @@ discrete segmentations (Derivatives, Imaging data types):
 sub-01/ses-2/anat/sub-01_ses-2_run-1_desc-aparcaseg_dseg.nii.gz.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.cohort.dataset import RAW, REGIONS, anat_folder, source_uri
 from cmb_jax.datasets.bids.choice import Candidate, Choice, ChoiceKind
 from cmb_jax.datasets.bids.layout import BidsFile, BidsName, Scan, join_entities, parse_name
-from cmb_jax.datasets.listing import check_root, is_nifti, relative, visible
+from cmb_jax.datasets.cases import check_root, is_nifti, relative, visible
 from cmb_jax.errors import UserError
 from cmb_jax.inference.options import ScanOptions
 from cmb_jax.io.atomic import sha256_file
@@ -78,8 +76,9 @@ def taken_images(choice: Choice) -> tuple[TakenImage, ...]:
 def read_scan_images(choice: Choice, options: ScanOptions) -> ScanImages:
     """Read what was chosen; SWI is made where there is only magnitude and phase.
 
-    The sign of the phase is the one asked for, else ParamagneticPhaseSign of the sidecar, else told from the
-    images; its range the one asked for, else told from the images, else radians if the sidecar says so.
+    The sign of the phase is the one asked for, else ParamagneticPhaseSign of the sidecar, else determined
+    from the images; its range is the one asked for, else determined from the images, else radians if the
+    sidecar says so.
 
     Raises:
         UserError: an image cannot be read, or the images do not fit together.

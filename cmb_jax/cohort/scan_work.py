@@ -1,32 +1,25 @@
-"""One scan from its images to its files, in three stages that may run on three threads."""
+"""One scan from its images to its files, in three stages that run side by side.
 
-from __future__ import annotations
+While one scan is computed, the next is read and the last written.
+"""
 
 import dataclasses
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
 import jax
 
-from cmb_jax.cohort.dataset import (
-    ResultFiles,
-    logs_folder,
-    result_files,
-    withdraw_result,
-    write_json,
-)
-from cmb_jax.cohort.outcome import Outcome, Status, failure_log, write_failure
-from cmb_jax.cohort.overlap import Lane
-from cmb_jax.cohort.result import what_changed, write_result
-from cmb_jax.cohort.scan_images import (
-    RegionLabels,
-    ScanImages,
-    TakenImage,
-    read_scan_images,
-    taken_images,
-)
+from cmb_jax.cohort.dataset import ResultFiles, logs_folder, result_files, withdraw_result, write_json
+from cmb_jax.cohort.result import Outcome, Status, failure_log, what_changed, write_failure, write_result
+from cmb_jax.cohort.scan_images import RegionLabels, ScanImages, TakenImage, read_scan_images, taken_images
 from cmb_jax.datasets.bids.choice import Choice, choose
 from cmb_jax.datasets.bids.layout import Scan
 from cmb_jax.errors import NotAnalysableError, UserError
@@ -36,8 +29,108 @@ from cmb_jax.inference.predict import CmbDetector, FoundBoxes, Prediction
 from cmb_jax.inference.scan import Clock, PreparedScan, prepare_scan
 from cmb_jax.io import volume
 
-Say = Callable[[str], None]
+STAGES = ("reading", "network", "writing")
+"""Names of the stages, for people."""
+
+Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lane(Generic[Item, Result]):
+    """The stages that the items of one device go through, each on a thread of its own."""
+
+    read: Callable[[Item], Any]
+    compute: Callable[[Any], Any]
+    write: Callable[[Any], Result]
+
+
+class StageTimes:
+    """How long the stages took."""
+
+    def __init__(self) -> None:
+        self.elapsed_s = 0.0
+        self._spent: list[tuple[int, float]] = []  # appended to from all threads
+
+    def timed(self, stage: int, work: Callable[[Any], Any], value: Any) -> Any:
+        """Work of a stage on a value, and its time noted."""
+        tick = time.perf_counter()
+        try:
+            return work(value)
+        finally:
+            self._spent.append((stage, time.perf_counter() - tick))
+
+    @property
+    def seconds(self) -> tuple[float, float, float]:
+        """Seconds in each stage, over all lanes."""
+        read, compute, write = (sum(s for at, s in self._spent if at == stage) for stage in range(3))
+        return read, compute, write
+
+    def summary(self) -> str:
+        """One line: seconds of each stage, and how much of the work went on beside other work.
+
+        On a machine whose cores are all busy, stages that run side by side slow each other down, so that the
+        seconds saved are fewer than those that overlap.
+        """
+        parts = ", ".join(f"{name} {s:.1f} s" for name, s in zip(STAGES, self.seconds, strict=True))
+        work = sum(self.seconds)
+        overlap = max(0.0, work - self.elapsed_s)
+        share = overlap / work if work else 0.0
+        return f"{parts}: {work:.1f} s of work in {self.elapsed_s:.1f} s, {share:.0%} of it beside other work"
+
+
+def overlapped(
+    items: Iterable[Item], lanes: Sequence[Lane[Item, Result]], times: StageTimes
+) -> Iterator[Result]:
+    """Run items through the stages; yields results as they are done.
+
+    A lane has at most three items in hand, one for each stage, so that memory is bounded. The next item goes
+    to the first lane that is free. Inside a lane items keep their order.
+
+    Args:
+        items: taken one by one, in this thread.
+        lanes: one for each device.
+        times: filled meanwhile.
+    """
+    tick = time.perf_counter()
+    done: SimpleQueue[tuple[int, Future[Result]]] = SimpleQueue()
+    # each lane is listed once per stage: that many items may be in its hands, and no more
+    free = deque(number for _ in STAGES for number in range(len(lanes)))
+    with ExitStack() as stack:
+        pools = [[ThreadPoolExecutor(1, f"{name}-{n}") for name in STAGES] for n in range(len(lanes))]
+        for pool in (pool for lane_pools in pools for pool in lane_pools):
+            stack.callback(pool.shutdown, cancel_futures=True)
+        for item in items:
+            if not free:
+                yield _next(done, free)
+            number = free.popleft()
+            written = _submit(lanes[number], pools[number], item, times)
+            written.add_done_callback(partial(_hand_back, done, number))
+        for _ in range(len(STAGES) * len(lanes) - len(free)):
+            yield _next(done, free)
+    times.elapsed_s += time.perf_counter() - tick
+
+
+def _submit(
+    lane: Lane[Item, Result], pools: Sequence[ThreadPoolExecutor], item: Item, times: StageTimes
+) -> Future[Result]:
+    """The chain of one item; each stage waits, on its own thread, for what the one before gives."""
+    read = pools[0].submit(times.timed, 0, lane.read, item)
+    computed = pools[1].submit(lambda: times.timed(1, lane.compute, read.result()))
+    return pools[2].submit(lambda: times.timed(2, lane.write, computed.result()))
+
+
+def _hand_back(done: SimpleQueue[tuple[int, Future[Result]]], number: int, written: Future[Result]) -> None:
+    done.put((number, written))
+
+
+def _next(done: SimpleQueue[tuple[int, Future[Result]]], free: deque[int]) -> Result:
+    number, future = done.get()
+    free.append(number)
+    return future.result()
+
+
+Say = Callable[[str], None]
 
 
 class DeviceDetector:

@@ -4,8 +4,6 @@ Operations on neighborhoods are linear and separable: one matrix product per axi
 (Z, Y, X) float32 as `data.prepare` makes them: SWI over brain tissue, phase over pi.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
@@ -49,6 +47,7 @@ def thickness_matrix(length: int, factor: float, offset: float) -> np.ndarray:
     count = int(np.ceil((length + offset) / factor))
     low = np.arange(count)[:, None] * factor - offset
     voxel = np.arange(length)
+    # how much of each voxel (columns) every slice (rows) holds
     share = np.clip(np.minimum(low + factor, voxel + 1) - np.maximum(low, voxel), 0.0, None)
     means = share / share.sum(axis=1, keepdims=True)
     back = interpolation_matrix((voxel + 0.5 + offset) / factor - 0.5, count)

@@ -56,6 +56,30 @@ def _center_cell(stored: StoredSubject, boxes: np.ndarray, config: DataConfig, r
 
 
 def cut_patch(stored: StoredSubject, config: DataConfig, rng: np.random.Generator):
+    """One patch with its boxes, where training would cut it; see `patch_at`."""
+    return patch_at(stored, config, drawn_start(stored, config, rng))
+
+
+def drawn_start(stored: StoredSubject, config: DataConfig, rng: np.random.Generator) -> np.ndarray:
+    """First voxel (3,) of a patch for training: about a lesion, a mimic or a place in the brain."""
+    center = _center_cell(stored, stored.boxes(), config, rng)
+    jitter = rng.uniform(-0.35, 0.35, 3) * np.array(config.patch_shape)
+    return patch_start(stored, config, center + jitter)
+
+
+def patch_start(stored: StoredSubject, config: DataConfig, middle: np.ndarray) -> np.ndarray:
+    """First voxel (3,) of the patch about a point (3,), on whole cells.
+
+    It stays inside where the volume is large enough; where it is not, there is background around.
+    """
+    shape, stride = np.array(config.patch_shape), np.array(PROPOSAL_STRIDE)
+    room = np.array(stored.image().shape[:3]) - shape
+    start = np.rint((middle - shape / 2) / stride).astype(int) * stride
+    start = np.clip(start, np.minimum(0, room), np.maximum(0, room))
+    return (start // stride) * stride
+
+
+def patch_at(stored: StoredSubject, config: DataConfig, start: np.ndarray):
     """One patch with its boxes: (image, boxes, ignored, mimics), patch coordinates, before augmentation.
 
     The boxes (M, 6) that `ignored` (M,) flags are neither to be found nor background.
@@ -63,19 +87,7 @@ def cut_patch(stored: StoredSubject, config: DataConfig, rng: np.random.Generato
     """
     image, boxes, mimics = stored.image(), stored.boxes(), stored.mimics()
     ignored = stored.ignored_boxes()
-    shape = np.array(config.patch_shape)
-    stride = np.array(PROPOSAL_STRIDE)
-    center = _center_cell(stored, boxes, config, rng)
-    jitter = rng.uniform(-0.35, 0.35, 3) * shape
-    start = np.rint((center + jitter - shape / 2) / stride).astype(int) * stride
-    # stay inside where the volume is large enough; where it is not, pad with background
-    start = np.clip(
-        start,
-        np.minimum(0, np.array(image.shape[:3]) - shape),
-        np.maximum(0, np.array(image.shape[:3]) - shape),
-    )
-    start = (start // stride) * stride
-
+    shape, stride = np.array(config.patch_shape), np.array(PROPOSAL_STRIDE)
     patch = _window(image, start, shape)
     cells = _window(mimics, start // stride, shape // stride)
     ignored_here = np.arange(len(boxes) + len(ignored)) >= len(boxes)

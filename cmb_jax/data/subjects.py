@@ -1,7 +1,5 @@
 """Prepared training subjects, simulated or scanned, on disk as plain arrays that are memory-mapped."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable, Sequence

@@ -13,13 +13,10 @@ patient and time point, and for synthetic microbleeds of what was added: all sca
 belong on one side of a split.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 
-from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, PointTruth
-from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, visible
+from cmb_jax.datasets import cases
 from cmb_jax.datasets.tables import Row, number, read_sheet
 from cmb_jax.errors import UserError
 from cmb_jax.io.provenance import stem
@@ -41,25 +38,25 @@ Table = dict[str, list[Triplet] | UserError]
 def looks_like(root: Path) -> bool:
     """Whether one of the four folders is there."""
     top = top_folder(root)
-    return any(child(top, name) is not None for name in TABLES)
+    return any(cases.child(top, name) is not None for name in TABLES)
 
 
-def find(root: Path) -> DatasetIndex:
+def find(root: Path) -> cases.DatasetIndex:
     """The cases below PublicDataShare_2020, or below a folder that holds it (also in its folder data).
 
     Raises:
         UserError: the folder is missing or empty, or a table is no workbook or lacks its columns.
     """
-    root = check_root(root)
+    root = cases.check_root(root)
     top = top_folder(root)
     tables = {
         folder: read_table(path)
         for folder, file in TABLES.items()
-        if file and (path := child(top, file)) is not None
+        if file and (path := cases.child(top, file)) is not None
     }
-    found = Collector()
+    found = cases.Collector()
     for name in TABLES:
-        folder = child(top, name)
+        folder = cases.child(top, name)
         if folder is not None and folder.is_dir():
             _collect(folder, name, root, tables, found)
         else:
@@ -73,7 +70,7 @@ def top_folder(root: Path) -> Path:
     for parts in (("PublicDataShare_2020",), ("data", "PublicDataShare_2020")):
         folder: Path | None = root
         for part in parts:
-            folder = child(folder, part) if folder is not None and folder.is_dir() else None
+            folder = cases.child(folder, part) if folder is not None and folder.is_dir() else None
         if folder is not None and folder.is_dir():
             return folder
     return root
@@ -123,8 +120,10 @@ def _triplets(row: Row, path: Path, line: int) -> list[Triplet]:
     return triplets
 
 
-def _collect(folder: Path, name: str, root: Path, tables: Mapping[str, Table], found: Collector) -> None:
-    scans = found.one_each((path for path in visible(folder) if is_nifti(path)), root, "images")
+def _collect(
+    folder: Path, name: str, root: Path, tables: Mapping[str, Table], found: cases.Collector
+) -> None:
+    scans = found.one_each((path for path in cases.visible(folder) if cases.is_nifti(path)), root, "images")
     if TABLES[name] and name not in tables:
         found.skip(name, f"{TABLES[name]} is missing, so the truth of its {len(scans)} scans is unknown")
         return
@@ -141,7 +140,7 @@ def _collect(folder: Path, name: str, root: Path, tables: Mapping[str, Table], f
             found.skip(key, str(entry) if isinstance(entry, UserError) else what)
 
 
-def _case(key: str, path: Path, name: str, root: Path, tables: Mapping[str, Table]) -> Case:
+def _case(key: str, path: Path, name: str, root: Path, tables: Mapping[str, Table]) -> cases.Case:
     """One scan; to synthetic microbleeds in a scan with real ones, the real ones are added.
 
     Raises:
@@ -161,12 +160,12 @@ def _case(key: str, path: Path, name: str, root: Path, tables: Mapping[str, Tabl
         notes.append(f"{repeats} repeated triplets were dropped")
     if added:
         notes.append(f"{added} real microbleeds of the scan that it was made from were added to the truth")
-    return Case(
+    return cases.Case(
         case_id=stem(path.name),
         patient_id=key.partition("_")[0],
         cohort=name,
-        images={"swi": relative(path, root)},
-        truth=PointTruth(convention="voxel-1", points=points, source=TABLES[name]),
+        images={"swi": cases.relative(path, root)},
+        truth=cases.PointTruth(convention="voxel-1", points=points, source=TABLES[name]),
         notes=tuple(notes),
     )
 

@@ -4,14 +4,11 @@ nii/01.nii             SWI
 ground_truth/01.mat    MATLAB 5: cen (n, 3), voxels (i, j, k) counted from 1; gt_num, their number
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 
-from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, PointTruth
-from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, visible
+from cmb_jax.datasets import cases
 from cmb_jax.datasets.tables import read_mat
 from cmb_jax.errors import UserError
 from cmb_jax.io.provenance import stem
@@ -19,44 +16,44 @@ from cmb_jax.io.provenance import stem
 
 def looks_like(root: Path) -> bool:
     """Whether the two folders are there."""
-    return child(root, "nii") is not None and child(root, "ground_truth") is not None
+    return cases.child(root, "nii") is not None and cases.child(root, "ground_truth") is not None
 
 
-def find(root: Path) -> DatasetIndex:
+def find(root: Path) -> cases.DatasetIndex:
     """The cases with an image and a list of centers.
 
     Raises:
         UserError: the folder is missing or empty, or has no folder nii or ground_truth.
     """
-    root = check_root(root)
-    images, centers = child(root, "nii"), child(root, "ground_truth")
+    root = cases.check_root(root)
+    images, centers = cases.child(root, "nii"), cases.child(root, "ground_truth")
     if images is None or centers is None or not images.is_dir() or not centers.is_dir():
         raise UserError(f"{root}: has no folders nii and ground_truth; give the folder that holds both")
-    found = Collector()
-    scans = found.one_each((path for path in visible(images) if is_nifti(path)), root, "images")
+    found = cases.Collector()
+    scans = found.one_each((path for path in cases.visible(images) if cases.is_nifti(path)), root, "images")
     tables = found.one_each(
-        (path for path in visible(centers) if path.suffix.lower() == ".mat"), root, "lists of centers"
+        (path for path in cases.visible(centers) if path.suffix.lower() == ".mat"), root, "lists of centers"
     )
     repeated = {problem.where for problem in found.problems}
     for key in sorted(scans.keys() ^ tables.keys()):
         there = scans.get(key) or tables[key]
         missing = "list of centers" if key in scans else "image"
         if stem(there.name) not in repeated:
-            found.skip(relative(there, root), f"has no {missing} of its name")
+            found.skip(cases.relative(there, root), f"has no {missing} of its name")
     for key in sorted(scans.keys() & tables.keys()):
         with found.skipping(stem(scans[key].name)):
             found.cases.append(_case(scans[key], tables[key], root))
     return found.index("dou")
 
 
-def _case(scan: Path, table: Path, root: Path) -> Case:
+def _case(scan: Path, table: Path, root: Path) -> cases.Case:
     points, notes = read_centers(table)
-    return Case(
+    return cases.Case(
         case_id=stem(scan.name),
         patient_id=stem(scan.name),  # one scan per patient
         cohort="SWI-CMB",
-        images={"swi": relative(scan, root)},
-        truth=PointTruth(convention="voxel-1", points=points, source=relative(table, root)),
+        images={"swi": cases.relative(scan, root)},
+        truth=cases.PointTruth(convention="voxel-1", points=points, source=cases.relative(table, root)),
         notes=notes,
     )
 

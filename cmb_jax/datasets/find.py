@@ -1,18 +1,14 @@
 """Which reader a folder is for, by its layout."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from cmb_jax.datasets import csiro, dou, folder, valdo, yonsei
+from cmb_jax.datasets import cases, csiro, dou, folder, valdo, yonsei
 from cmb_jax.datasets.bids import reader as bids
-from cmb_jax.datasets.cases import KINDS, Case, DatasetIndex, Kind, MaskTruth, Problem
-from cmb_jax.datasets.listing import check_root, is_nifti, walk
 from cmb_jax.errors import UserError
 
-_READERS: dict[Kind, Callable[[Path], DatasetIndex]] = {
+_READERS: dict[cases.Kind, Callable[[Path], cases.DatasetIndex]] = {
     "valdo": valdo.find,
     "csiro": csiro.find,
     "dou": dou.find,
@@ -20,7 +16,7 @@ _READERS: dict[Kind, Callable[[Path], DatasetIndex]] = {
     "bids": bids.find,
     "folder": folder.find,
 }
-_SIGNS: dict[Kind, Callable[[Path], bool]] = {
+_SIGNS: dict[cases.Kind, Callable[[Path], bool]] = {
     "valdo": valdo.looks_like,
     "csiro": csiro.looks_like,
     "dou": dou.looks_like,
@@ -28,7 +24,7 @@ _SIGNS: dict[Kind, Callable[[Path], bool]] = {
 }
 
 
-def find(root: Path, kind: Kind | None = None) -> DatasetIndex:
+def find(root: Path, kind: cases.Kind | None = None) -> cases.DatasetIndex:
     """What a data set holds, by names and tables; images are not opened.
 
     Args:
@@ -39,7 +35,7 @@ def find(root: Path, kind: Kind | None = None) -> DatasetIndex:
         UserError: the folder is missing or empty, of no known or of two layouts, a table that the whole set
             depends on is bad, or no case can be used: then the first reason is given.
     """
-    root = check_root(root)
+    root = cases.check_root(root)
     try:
         index = _printable(_READERS[kind or guess_kind(root)](root))
     except OSError as error:
@@ -49,7 +45,7 @@ def find(root: Path, kind: Kind | None = None) -> DatasetIndex:
     return index
 
 
-def _printable(index: DatasetIndex) -> DatasetIndex:
+def _printable(index: cases.DatasetIndex) -> cases.DatasetIndex:
     """The index without cases whose names cannot be written down: undecodable bytes, line ends."""
     kept, problems = [], list(index.problems)
     for case in index.cases:
@@ -58,16 +54,22 @@ def _printable(index: DatasetIndex) -> DatasetIndex:
             kept.append(case)
             continue
         what = f"rename its files, the names cannot be written: {names!a}"
-        problems.append(Problem(ascii(case.case_id), what))
+        problems.append(cases.Problem(ascii(case.case_id), what))
     return dataclasses.replace(index, cases=tuple(kept), problems=tuple(problems))
 
 
-def _names(case: Case) -> str:
-    truth = case.truth.path if isinstance(case.truth, MaskTruth) else case.truth.source if case.truth else ""
+def _names(case: cases.Case) -> str:
+    truth = (
+        case.truth.path
+        if isinstance(case.truth, cases.MaskTruth)
+        else case.truth.source
+        if case.truth
+        else ""
+    )
     return " ".join([case.case_id, case.patient_id, *case.images.values(), truth])
 
 
-def nothing_usable(root: Path, index: DatasetIndex) -> str:
+def nothing_usable(root: Path, index: cases.DatasetIndex) -> str:
     """The message about a folder without a single usable case."""
     skipped = [problem for problem in index.problems if problem.level == "skipped"]
     if not skipped:
@@ -78,14 +80,14 @@ def nothing_usable(root: Path, index: DatasetIndex) -> str:
     return f"{root}: no case can be used: {skipped[0].where}: {skipped[0].what}{more}"
 
 
-def guess_kind(root: Path) -> Kind:
+def guess_kind(root: Path) -> cases.Kind:
     """The kind whose layout a folder has.
 
     Raises:
         UserError: it has none, or more than one.
     """
     # Each public set has a sign of its own; a folder without any is an own one, if it holds images.
-    fitting: list[Kind] = [kind for kind, looks_like in _SIGNS.items() if looks_like(root)]
+    fitting: list[cases.Kind] = [kind for kind, looks_like in _SIGNS.items() if looks_like(root)]
     if "csiro" in fitting and "yonsei" in fitting:
         fitting.remove("yonsei")  # CSIRO has workbooks beside SWI too
     if len(fitting) > 1:
@@ -95,8 +97,8 @@ def guess_kind(root: Path) -> Kind:
     # after the others: dataset_description.json beside VALDO's folders does not make them BIDS
     if (root / "dataset_description.json").is_file() and any(root.glob("sub-*/")):
         return "bids"
-    if any(is_nifti(path) for path in walk(root)):
+    if any(cases.is_nifti(path) for path in cases.walk(root)):
         return "folder"
     raise UserError(
-        f"{root}: no NIfTI images below it; convert DICOM first, or give --kind ({', '.join(KINDS)})"
+        f"{root}: no NIfTI images below it; convert DICOM first, or give --kind ({', '.join(cases.KINDS)})"
     )

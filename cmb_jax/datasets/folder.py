@@ -3,25 +3,22 @@
     sub-01_swi.nii.gz, sub-01_phase.nii.gz, sub-01_mask.nii.gz      flat
     anna/swi.nii.gz, anna/points.csv                                one folder per case
     sub-01/ses-2/swi/sub-01_ses-2_part-mag_T2starw.nii.gz           BIDS
-    patients.csv: case_id, patient_id                               optional, where names do not tell
+    patients.csv: case_id, patient_id                               optional, where names do not say
 
 A table has the columns x_mm, y_mm, z_mm (RAS mm) and, where measured, diameter_mm. With a column kind, rows
 of kind cmb are lesions and rows of kind mimic are known not to be; other rows are background.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from pathlib import Path
 
-from cmb_jax.datasets.cases import ROLES, Case, Collector, DatasetIndex, MaskTruth, PointTruth, Problem, Role
-from cmb_jax.datasets.listing import check_root, child, is_nifti, relative, walk
+from cmb_jax.datasets import cases
 from cmb_jax.datasets.tables import read_csv
 from cmb_jax.errors import UserError
 from cmb_jax.io.provenance import stem
 
-_ROLE_WORDS: dict[str, Role] = {
+_ROLE_WORDS: dict[str, cases.Role] = {
     **dict.fromkeys(("swi",), "swi"),
     **dict.fromkeys(("t2s", "t2star", "t2starw", "gre"), "t2s"),
     **dict.fromkeys(("mag", "magnitude"), "magnitude"),
@@ -38,25 +35,25 @@ LESION_KIND, MIMIC_KIND = "cmb", "mimic"
 _SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)", re.IGNORECASE)
 
 
-def find(root: Path) -> DatasetIndex:
+def find(root: Path) -> cases.DatasetIndex:
     """The scans of a folder; those without truth are kept, because predictions can be made on them.
 
     Raises:
         UserError: the folder is missing or empty, or patients.csv cannot be read.
     """
-    root = check_root(root)
+    root = cases.check_root(root)
     patients = _patients(root)
     groups: dict[str, dict[str, list[Path]]] = {}
-    found = Collector()
-    for path in walk(root):
+    found = cases.Collector()
+    for path in cases.walk(root):
         if path.name.casefold() == _PATIENTS:
             continue
         case_id, word = case_and_word(path, root)
         if word is not None:
             groups.setdefault(case_id, {}).setdefault(word, []).append(path)
-        elif is_nifti(path) and "mimics" not in path.name.casefold():
+        elif cases.is_nifti(path) and "mimics" not in path.name.casefold():
             what = "its name ends in no known word (swi, phase, mask, ...); see the documentation"
-            found.problems.append(Problem(relative(path, root), what, "left out"))
+            found.problems.append(cases.Problem(cases.relative(path, root), what, "left out"))
     for case_id, files in groups.items():
         with found.skipping(case_id):
             found.cases.append(_case(case_id, files, root, patients))
@@ -66,10 +63,10 @@ def find(root: Path) -> DatasetIndex:
 def case_and_word(path: Path, root: Path) -> tuple[str, str | None]:
     """Case ID of a file, and its role, `mask` or `points`; None if its name has none of the known words."""
     is_table = path.suffix.lower() == ".csv"
-    if not is_table and not is_nifti(path):
+    if not is_table and not cases.is_nifti(path):
         return "", None
     # The last word says what the file is, the words before it name the case. Entities of BIDS that differ
-    # between the images of one scan are no part of the case's name.
+    # between the images of one scan are not part of the case's name.
     before, _, last = stem(path.name).rpartition("_")
     last = last.casefold()
     word: str | None
@@ -88,7 +85,7 @@ def case_and_word(path: Path, root: Path) -> tuple[str, str | None]:
 
 
 def _patients(root: Path) -> dict[str, str]:
-    path = child(root, _PATIENTS)
+    path = cases.child(root, _PATIENTS)
     if path is None:
         return {}
     rows = read_csv(path, ("case_id", "patient_id"))
@@ -106,24 +103,26 @@ def _patient(case_id: str, image: str, patients: dict[str, str]) -> str:
     return image.split("/")[0] if "/" in image else case_id
 
 
-def _case(case_id: str, files: dict[str, list[Path]], root: Path, patients: dict[str, str]) -> Case:
+def _case(case_id: str, files: dict[str, list[Path]], root: Path, patients: dict[str, str]) -> cases.Case:
     for word, paths in files.items():
         if len(paths) > 1:
-            names = ", ".join(relative(path, root) for path in paths)
+            names = ", ".join(cases.relative(path, root) for path in paths)
             raise UserError(f"two files for its {word} ({names}); keep one, or give the cases two names")
     single = {word: paths[0] for word, paths in files.items()}
-    images: dict[Role, str] = {role: relative(single[role], root) for role in ROLES if role in single}
+    images: dict[cases.Role, str] = {
+        role: cases.relative(single[role], root) for role in cases.ROLES if role in single
+    }
     if not images:
-        names = ", ".join(relative(path, root) for path in single.values())
+        names = ", ".join(cases.relative(path, root) for path in single.values())
         raise UserError(f"has a truth ({names}), but no image")
     if "mask" in single and "points" in single:
         raise UserError("has a mask and a table of points; keep the one that is the truth")
-    truth: MaskTruth | PointTruth | None = None
+    truth: cases.MaskTruth | cases.PointTruth | None = None
     if "mask" in single:
-        truth = MaskTruth(path=relative(single["mask"], root))
+        truth = cases.MaskTruth(path=cases.relative(single["mask"], root))
     elif "points" in single:
-        truth = _read_points(single["points"], relative(single["points"], root))
-    return Case(
+        truth = _read_points(single["points"], cases.relative(single["points"], root))
+    return cases.Case(
         case_id=case_id,
         patient_id=_patient(case_id, next(iter(images.values())), patients),
         cohort="own",
@@ -133,7 +132,7 @@ def _case(case_id: str, files: dict[str, list[Path]], root: Path, patients: dict
     )
 
 
-def _read_points(path: Path, source: str) -> PointTruth:
+def _read_points(path: Path, source: str) -> cases.PointTruth:
     """Centers in RAS mm from a CSV table with x_mm, y_mm, z_mm and perhaps diameter_mm and kind.
 
     Raises:
@@ -151,7 +150,7 @@ def _read_points(path: Path, source: str) -> PointTruth:
         if kind in values:
             values[kind].append(tuple(_number(row, name, path, line) for name in columns))
     lesions = values[LESION_KIND]
-    return PointTruth(
+    return cases.PointTruth(
         convention="ras-mm",
         points=tuple((x, y, z) for x, y, z, *_ in lesions),
         diameters_mm=tuple(row[3] for row in lesions) if measured else None,

@@ -4,8 +4,6 @@ Paths are relative to the data root, and the root to the file, so that both can 
 patient's scans, synthetic or repeated, are ever on two sides of a split.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """Looks into the files of an index: which cases hold what they claim, and how many lesions they have."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence

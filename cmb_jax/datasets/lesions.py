@@ -1,7 +1,5 @@
 """Truth of any kind as lesions: the one place where voxel conventions, masks and millimeters meet."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -5,8 +5,6 @@ make it end the whole process. Their layout is the one published as "MAT-File Fo
 128 bytes, then elements of a tag and data.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 import zipfile

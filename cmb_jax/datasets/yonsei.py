@@ -8,18 +8,15 @@ any heading; counting from 1 is assumed, because their programs are written in M
 table is not taken to be free of microbleeds.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
-from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, PointTruth, Role
-from cmb_jax.datasets.listing import check_root, is_nifti, relative, walk
+from cmb_jax.datasets import cases
 from cmb_jax.datasets.tables import Row, number, read_sheet
 from cmb_jax.errors import UserError
 from cmb_jax.io.provenance import stem
 
-_WORDS: dict[str, Role] = {
+_WORDS: dict[str, cases.Role] = {
     "swi": "swi",
     "phase": "phase",
     "pha": "phase",
@@ -37,29 +34,29 @@ _HEADINGS = {
 
 def looks_like(root: Path) -> bool:
     """Whether there are an image named SWI and a workbook."""
-    files = list(walk(root))
-    swi = any(is_nifti(path) and subject_and_role(path, root)[1] == "swi" for path in files)
+    files = list(cases.walk(root))
+    swi = any(cases.is_nifti(path) and subject_and_role(path, root)[1] == "swi" for path in files)
     return swi and any(path.suffix.lower() == ".xlsx" for path in files)
 
 
-def find(root: Path) -> DatasetIndex:
+def find(root: Path) -> cases.DatasetIndex:
     """The subjects with an SWI and a table.
 
     Raises:
         UserError: the folder is missing or empty.
     """
-    root = check_root(root)
-    images: dict[tuple[str, str], dict[Role, list[Path]]] = {}
+    root = cases.check_root(root)
+    images: dict[tuple[str, str], dict[cases.Role, list[Path]]] = {}
     tables: dict[tuple[str, str], list[Path]] = {}
-    for path in walk(root):
-        if is_nifti(path):
+    for path in cases.walk(root):
+        if cases.is_nifti(path):
             subject, role = subject_and_role(path, root)
             if role is not None:
                 images.setdefault((_cohort(path, root), subject), {}).setdefault(role, []).append(path)
         elif path.suffix.lower() in (".xlsx", ".xls") and not path.name.startswith("~"):
             subject = _subject_folder(path, root) or stem(path.name).casefold()
             tables.setdefault((_cohort(path, root), subject), []).append(path)
-    found = Collector()
+    found = cases.Collector()
     for key in sorted(images):
         with found.skipping(key[1]):
             case = _case(key, images[key], tables.get(key, []), root)
@@ -68,7 +65,7 @@ def find(root: Path) -> DatasetIndex:
                 found.note(key[1], f"no {' and no '.join(missing)} image")
             found.cases.append(case)
     for key in sorted(tables.keys() - images.keys()):
-        found.skip(relative(tables[key][0], root), "is a table without images of its name")
+        found.skip(cases.relative(tables[key][0], root), "is a table without images of its name")
     return found.index("yonsei")
 
 
@@ -85,7 +82,7 @@ def _subject_folder(path: Path, root: Path) -> str | None:
     return None
 
 
-def subject_and_role(path: Path, root: Path) -> tuple[str, Role | None]:
+def subject_and_role(path: Path, root: Path) -> tuple[str, cases.Role | None]:
     """Subject (in lower case) and role of an image, by its name or else by the names of its folders."""
     # Copies of the set differ: a role may be the file's name, a part of it, or a folder's name, and the
     # subject is then what is left of the name, or the nearest folder that is no role.
@@ -100,7 +97,9 @@ def subject_and_role(path: Path, root: Path) -> tuple[str, Role | None]:
     return name.casefold(), None
 
 
-def _case(key: tuple[str, str], images: dict[Role, list[Path]], tables: list[Path], root: Path) -> Case:
+def _case(
+    key: tuple[str, str], images: dict[cases.Role, list[Path]], tables: list[Path], root: Path
+) -> cases.Case:
     """The case of a subject.
 
     Raises:
@@ -109,7 +108,7 @@ def _case(key: tuple[str, str], images: dict[Role, list[Path]], tables: list[Pat
     cohort, subject = key
     for role, paths in images.items():
         if len(paths) > 1:
-            names = ", ".join(relative(path, root) for path in paths)
+            names = ", ".join(cases.relative(path, root) for path in paths)
             raise UserError(f"two {role} images for one ID ({names}); keep one")
     if "swi" not in images:
         raise UserError("has no SWI image, on which the centers are given")
@@ -120,12 +119,14 @@ def _case(key: tuple[str, str], images: dict[Role, list[Path]], tables: list[Pat
     rows = read_table(tables[0])
     points = tuple(dict.fromkeys(rows))
     repeats = len(rows) - len(points)
-    return Case(
+    return cases.Case(
         case_id=f"{cohort}-{subject}" if cohort != "unknown" else subject,
         patient_id=subject,
         cohort=cohort,
-        images={role: relative(paths[0], root) for role, paths in sorted(images.items())},
-        truth=PointTruth(convention="slice-column-row-1", points=points, source=relative(tables[0], root)),
+        images={role: cases.relative(paths[0], root) for role, paths in sorted(images.items())},
+        truth=cases.PointTruth(
+            convention="slice-column-row-1", points=points, source=cases.relative(tables[0], root)
+        ),
         notes=(f"{repeats} repeated rows were dropped",) if repeats else (),
     )
 

@@ -4,7 +4,7 @@ The loss of cells tells mimics apart: an auxiliary task of training beside the a
 (Jaeger et al. 2020). Simulated subjects have all its labels.
 """
 
-from __future__ import annotations
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +43,30 @@ def focal_loss(
         (...,) float32, 0 or more.
     """
     positive = targets.astype(bool)
-    margin = jnp.where(positive, logits, -logits)  # log-odds of the right answer
+    margin = jnp.where(positive, logits, -logits)
+    return jnp.where(valid, jnp.where(positive, alpha, 1.0 - alpha) * _focal(margin, gamma), 0.0)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _focal(margin: jax.Array, gamma: float) -> jax.Array:
+    """Focal loss (...,) of the log-odds (...,) of the right answer."""
+    return _focal_and_slope(margin, gamma)[0]
+
+
+def _focal_and_slope(margin: jax.Array, gamma: float) -> tuple[jax.Array, jax.Array]:
     cross_entropy = jax.nn.softplus(-margin)
     # log(1 - p(right)) = -(margin + cross_entropy): no power of a number that may round to 0.
-    focus = jnp.exp(-gamma * (margin + cross_entropy))
-    return jnp.where(valid, jnp.where(positive, alpha, 1.0 - alpha) * focus * cross_entropy, 0.0)
+    wrong = margin + cross_entropy
+    focus = jnp.exp(-gamma * wrong)
+    slope = -focus * (gamma * jnp.exp(-cross_entropy) * cross_entropy + jnp.exp(-wrong))
+    return focus * cross_entropy, slope
+
+
+@_focal.defjvp
+def _focal_jvp(gamma: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]):
+    # Of hundreds of thousands of anchors one map is kept for the backward pass instead of four.
+    loss, slope = _focal_and_slope(primals[0], gamma)
+    return loss, slope * tangents[0]
 
 
 def smooth_l1(prediction: jax.Array, target: jax.Array, beta: float = 1 / 9) -> jax.Array:
@@ -81,6 +100,8 @@ def lesion_weights(
     Returns:
         (B, S) float32.
     """
+    # How many anchors the lesion of each anchor has: counted per lesion, then handed back to its anchors. As
+    # products with one-hot rows this has no scatter, which accelerators run one write after another.
     own = jax.nn.one_hot(truth, truths, dtype=jnp.float32) * valid[..., None]  # (B, S, M)
     anchors = jnp.einsum("bsm,bm->bs", own, own.sum(axis=1))
     weight = jnp.where(valid, jnp.maximum(anchors, 1.0) ** -balance, 0.0)
@@ -120,11 +141,12 @@ def drawn_negatives(key: jax.Array, negative: jax.Array, count: int) -> jax.Arra
         (B, ...) bool, a subset of `negative`.
     """
     there = negative.sum(axis=tuple(range(1, negative.ndim)), keepdims=True)
+    # a uniform number lies below count / there with just that probability; where it exceeds 1, all are taken
     return negative & (jax.random.uniform(key, negative.shape) * there < count)
 
 
 def _class_of_code() -> np.ndarray:
-    """(256,) int8: the class of each mimic code. Codes that are no kind, such as a reader's, are unknown."""
+    """(256,) int8: the class of each mimic code. Codes that name no kind, such as a reader's, are unknown."""
     table = np.full(256, UNKNOWN, np.int8)
     table[[int(kind) for kind in MimicKind]] = CLASSES.index("other")
     for name, kinds in _KINDS.items():
@@ -140,7 +162,7 @@ def cell_classes(truths: Truths, mimics: jax.Array, stride: Triple) -> jax.Array
     """Class (B, Z, Y, X) int8 of every cell, an index into `CLASSES`; `UNKNOWN` ones do not count.
 
     A microbleed is the ellipsoid in its box; ignored boxes are unknown. In a patch without a single simulated
-    mimic nobody has labeled veins: what is no microbleed there is unknown.
+    mimic nobody has labeled veins: there everything but microbleeds is unknown.
 
     Args:
         truths: boxes (B, M, 6) in voxels of the working grid.
@@ -167,6 +189,7 @@ def semantic_loss(logits: jax.Array, classes: jax.Array) -> jax.Array:
         logits: (..., K).
         classes: (...,) integer; cells of `UNKNOWN` do not count. 0 where none counts.
     """
+    # A mean of means: background cells outnumber those of microbleeds by thousands, and would decide alone.
     own = jax.nn.one_hot(classes, logits.shape[-1], dtype=jnp.float32)  # zeros for the unknown
     count = own.sum(axis=tuple(range(classes.ndim)))
     weight = own / jnp.maximum(count, 1.0) / jnp.maximum((count > 0).sum(), 1)

@@ -6,8 +6,6 @@ proposal grid. The box code is that of R-CNN (Girshick et al. 2014, arXiv:1311.2
 axis: center offset over anchor size, logarithm of the size ratio. B batch, N candidates, M truths, K kept.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

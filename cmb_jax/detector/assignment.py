@@ -5,8 +5,6 @@ list of anchor boxes is ever made: memory is one float and one index per anchor 
 Two rules choose the positives: overlap (`assign_lattice`) or the nearest anchors (`assign_nearest`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 
@@ -25,6 +23,8 @@ from cmb_jax.detector.anchors import (
     safe_iou,
     volume,
 )
+
+_TOGETHER = 4  # truths that one pass over all anchors looks at
 
 
 @jax.tree_util.register_dataclass
@@ -73,7 +73,8 @@ def assign_lattice(
     # and anchors are many. Then every truth claims an anchor of its own, since small lesions reach no
     # threshold anywhere. A claim is found among some candidates per truth (`_forced_anchors`), not by a
     # second pass over all anchors, and written last, because it wins over the thresholds and over other
-    # truths. padding may hold anything
+    # truths.
+    # Padding may hold anything, so its boxes are emptied: an empty box overlaps nothing.
     boxes = jnp.where(truths.counted[:, None], truths.boxes.astype(jnp.float32), 0)
     anchor_volume = product_of_axes(sizes)
     overlaps = [  # each (M, A, cells)
@@ -135,8 +136,12 @@ def assign_nearest(
     iou = safe_iou(intersection, product_of_axes(sizes)[:, None], volume(boxes)[:, None, None])  # (M, A, K)
     spread = jnp.std(iou, axis=(1, 2), keepdims=True, ddof=1)
     best = jnp.max(iou, axis=(1, 2), keepdims=True)
+    # A single candidate that fits far better than the others can lie below mean plus deviation; it is
+    # positive all the same, so that no truth is left without one.
     threshold = jnp.minimum(jnp.mean(iou, axis=(1, 2), keepdims=True) + spread, best)
     positive = (iou >= threshold) & (iou > 0) & truths.counted[:, None, None]
+    # Scattered twice over all anchors: the highest IoU that any truth has there, then the lowest number among
+    # the truths that have it. A scatter of maxima, unlike one of values, does not depend on its order.
     flat = cells[:, None] * anchors + jnp.arange(anchors, dtype=cells.dtype)[:, None]
     highest = jnp.zeros((*grid_shape, anchors), jnp.float32).reshape(-1)
     highest = highest.at[flat].max(jnp.where(positive, iou, 0))
@@ -206,6 +211,8 @@ def _nearest_cells(
     (`_rank_triples`): a cell of ranks (i, j, k) has i*j*k - 1 cells that are no farther.
     """
     ranks = _rank_triples(wanted, grid_shape)  # (R, 3)
+    # Squared distances add up over the axes, so that each axis is ranked by itself and the sums are taken for
+    # the few triples of ranks alone. Sorting by (distance, cell) settles ties.
     distance, cell = jnp.float32(0), jnp.int32(0)
     for axis, cells in enumerate(grid_shape):
         away = (axis_centers(cells, stride[axis]) - centers[:, axis, None]) * spacing_mm[axis]
@@ -225,6 +232,10 @@ def _axis_overlap(near: jax.Array, far: jax.Array, sizes: jax.Array, cells: int,
     )
 
 
+def _pad_rows(array: jax.Array, count: int) -> jax.Array:
+    return jnp.pad(array, [(0, count), *[(0, 0)] * (array.ndim - 1)])
+
+
 def _best_truth(
     overlaps: list[jax.Array], truth_volume: jax.Array, anchor_volume: jax.Array, count: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -232,17 +243,23 @@ def _best_truth(
     z, y, x = (overlap.shape[-1] for overlap in overlaps)
     anchors = anchor_volume.shape[0]
 
-    def step(number, carry):
+    # some truths at a time, so that the maps are read and written less often
+    padded = [_pad_rows(array, -len(truth_volume) % _TOGETHER) for array in (*overlaps, truth_volume)]
+
+    def step(turn, carry):
         best, index = carry
-        oz, oy, ox = (lax.dynamic_index_in_dim(overlap, number, keepdims=False) for overlap in overlaps)
-        # Anchors lead and x is innermost here, so that the processor's vector units run along x.
-        inter = oz[:, :, None, None] * oy[:, None, :, None] * ox[:, None, None, :]
-        iou = safe_iou(inter, anchor_volume[:, None, None, None], truth_volume[number])
-        better = iou > best
-        return (jnp.where(better, iou, best), jnp.where(better, number, index))
+        for part in range(_TOGETHER):
+            number = turn * _TOGETHER + part
+            oz, oy, ox, size = (lax.dynamic_index_in_dim(rows, number, keepdims=False) for rows in padded)
+            # Anchors lead and x is innermost here, so that the processor's vector units run along x.
+            inter = oz[:, :, None, None] * oy[:, None, :, None] * ox[:, None, None, :]
+            iou = safe_iou(inter, anchor_volume[:, None, None, None], size)
+            better = (iou > best) & (number < count)
+            best, index = jnp.where(better, iou, best), jnp.where(better, number, index)
+        return best, index
 
     start = (jnp.zeros((anchors, z, y, x), jnp.float32), jnp.zeros((anchors, z, y, x), jnp.int32))
-    best, index = lax.fori_loop(0, count, step, start)
+    best, index = lax.fori_loop(0, (count + _TOGETHER - 1) // _TOGETHER, step, start)
     return jnp.moveaxis(best, 0, -1), jnp.moveaxis(index, 0, -1)
 
 

@@ -4,8 +4,6 @@ The embedding, one linear map per anchor, and the prototypes of the two classes 
 learning.
 """
 
-from __future__ import annotations
-
 import math
 
 import jax
@@ -95,6 +93,7 @@ def _neighborhoods(x: jax.Array, cells: jax.Array) -> jax.Array:
     """What a 3x3x3 kernel sees, 0 beyond the rim: (B, S, 27 C) of (B, Z, Y, X, C) at flat cells (B, S)."""
     batch, *shape, channels = x.shape
     offsets = jnp.stack(jnp.meshgrid(*[jnp.arange(-1, 2)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    # Gathered cell by cell: anchors of a few cells are looked at, and a convolution would compute them all.
     center = jnp.stack(jnp.unravel_index(cells, tuple(shape)), axis=-1)
     place = center[:, :, None] + offsets  # (B, S, 27, 3)
     inside = jnp.all((place >= 0) & (place < jnp.array(shape)), axis=-1)
@@ -135,6 +134,8 @@ class AnchorEmbedding(nnx.Module):
         Returns:
             (..., E) float32.
         """
+        # all anchors of the cell, then the one that is asked for: a gather of kernels would take far more
+        # memory
         all_anchors = (
             jnp.einsum("...c,ace->...ae", at_least_float32(features), self.kernel[...]) + self.bias[...]
         )

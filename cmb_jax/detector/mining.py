@@ -5,8 +5,6 @@ samples of the global batch, and are plain functions of arrays, so that a sharde
 gives. All shapes are static.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 
@@ -71,6 +69,7 @@ def semi_hard(
     positive = label == 1
     count = positive.sum()
     limit = jnp.where(count > 0, jnp.where(positive, score, 0.0).sum() / jnp.maximum(count, 1), 1.0)
+    # Two bands of rank: 1 to 2 below the limit, rising with the score, and 0 to 1 above it, falling.
     rank = jnp.where(score < limit, 1.0 + score, 1.0 - score)
     return _choose(rank, label, max_positives, max_negatives)
 
@@ -112,6 +111,7 @@ def peaks(negative: jax.Array, objectness: jax.Array) -> jax.Array:
         (B, Z, Y, X, A) bool, a subset of `negative`; several where they tie.
     """
     score = jnp.where(negative, lax.stop_gradient(objectness), -jnp.inf)
+    # the maximum over a cube of 27 cells is that over three lines of 3, one axis after the other
     around = score.max(axis=-1, keepdims=True)
     for axis in (1, 2, 3):
         window = tuple(3 if other == axis else 1 for other in range(5))
@@ -130,6 +130,9 @@ def spread(flags: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
         indices: (slots,) int32, 0 where not valid.
         valid: (slots,) bool.
     """
+    # The n-th set flag is looked for in two stages: by the running count of set flags per row of the padded
+    # array, then within the row that it falls into. A running count over all anchors, half a million of
+    # them, would be one long chain of additions for each patch.
     padded = jnp.pad(flags, (0, -flags.shape[0] % _ROW)).reshape(-1, _ROW)
     counts = padded.sum(axis=1, dtype=jnp.int32)
     ends = jnp.cumsum(counts)
@@ -194,6 +197,8 @@ def remember(bank: SampleBank | None, samples: Samples) -> SampleBank | None:
         return None
     size = bank.samples.valid.shape[0]
     count = samples.valid.sum(dtype=jnp.int32)
+    # Ranks number the valid samples alone. Where these are more than the ring holds, only the last `size` of
+    # them go in: two writes to one place have no order on an accelerator.
     rank = jnp.cumsum(samples.valid, dtype=jnp.int32) - 1
     goes_in = samples.valid & (rank >= count - size)
     place = jnp.where(goes_in, (bank.next + rank) % size, size)  # beyond the end: dropped

@@ -5,8 +5,6 @@ go through in blocks, best first: a block is thinned by all that is kept so far,
 result is the loop's for every threshold, and memory is O(N + block * (block + max_output)).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 
@@ -76,8 +74,10 @@ def _greedy(
 ) -> tuple[jax.Array, jax.Array]:
     """Indices (K,) int32 of the kept of N boxes, best first, and which of the K rows hold one."""
     count = boxes.shape[0]
+    # Best first. What is not usable comes last and is never alive: it neither comes out nor suppresses.
     order = jnp.argsort(jnp.where(usable, -scores, jnp.inf), stable=True).astype(jnp.int32)
     block = min(BLOCK, count)
+    room = block * max(1, -(-max_output // block))
     padding = -count % block
     alive = jnp.pad(usable[order], (0, padding))
     order = jnp.pad(order, (0, padding))
@@ -92,18 +92,27 @@ def _greedy(
         start, indices, kept = state
         rows = lax.dynamic_slice_in_dim(order, start, block)
         candidates = boxes[rows]
-        filled = jnp.arange(max_output) < kept
-        dropped = jnp.any((pairwise_iou(candidates, boxes[indices]) > iou_threshold) & filled, axis=1)
-        candidate = lax.dynamic_slice_in_dim(alive, start, block) & ~dropped
+        # First against all that earlier blocks kept (rows of `indices` that are not filled yet name box 0 and
+        # must drop nothing), then the survivors among themselves.
+
+        def thin(turn, left):  # by some of the kept at a time: there may be far fewer than room for them
+            earlier = boxes[lax.dynamic_slice_in_dim(indices, turn * block, block)]
+            filled = turn * block + jnp.arange(block) < kept
+            return left & ~jnp.any((pairwise_iou(candidates, earlier) > iou_threshold) & filled, axis=1)
+
+        candidate = lax.dynamic_slice_in_dim(alive, start, block)
+        candidate = lax.fori_loop(0, (kept + block - 1) // block, thin, candidate)
         keep = _fixpoint(pairwise_iou(candidates, candidates) > iou_threshold, candidate)
-        place = jnp.where(keep, kept + jnp.cumsum(keep) - 1, max_output)
+        # The kept ones are appended in their order. All others, and those beyond the room, are written to
+        # rows that do not exist, which drops them.
+        place = jnp.where(keep, kept + jnp.cumsum(keep) - 1, room)
         return start + block, indices.at[place].set(rows, mode="drop"), kept + jnp.sum(keep, dtype=jnp.int32)
 
     # Derived from the data, so that the loop also runs inside a shard_map.
     zero = 0 * end.astype(jnp.int32)
-    state = (zero, jnp.zeros((max_output,), jnp.int32) + zero, zero)
+    state = (zero, jnp.zeros((room,), jnp.int32) + zero, zero)
     _, indices, kept = lax.while_loop(unfinished, step, state)
-    return indices, jnp.arange(max_output) < kept
+    return indices[:max_output], jnp.arange(max_output) < kept
 
 
 def _fixpoint(overlap: jax.Array, alive: jax.Array) -> jax.Array:
@@ -112,6 +121,7 @@ def _fixpoint(overlap: jax.Array, alive: jax.Array) -> jax.Array:
     Starting from "all kept", box i is settled for good after at most i + 1 rounds, by induction; typical
     inputs settle after two or three.
     """
+    # Row i may drop column j: only a better box can, so all on and below the diagonal is left out.
     drops = jnp.triu(overlap, k=1) & alive[:, None]
 
     def body(state):

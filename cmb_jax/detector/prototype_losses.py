@@ -39,6 +39,7 @@ class _Later:
 if TYPE_CHECKING:
     import jax
     import jax.numpy as jnp
+    from jax import Array
 else:
     jax, jnp = _Later("jax"), _Later("jax.numpy")
 
@@ -53,20 +54,13 @@ class _PrototypeLoss:
     """Samples and labels that are not valid are 0 for the loss of a subclass, and so is the loss there."""
 
     def __call__(
-        self,
-        embeddings: jax.Array,
-        labels: jax.Array,
-        valid: jax.Array,
-        prototypes: jax.Array,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
+        self, embeddings: Array, labels: Array, valid: Array, prototypes: Array, key: Array | None = None
+    ) -> Array:
         """Loss (S,) of each sample; arguments as above."""
         samples = jnp.where(valid[:, None], embeddings, 0.0)
         return jnp.where(valid, self._of(samples, jnp.where(valid, labels, 0), valid, prototypes), 0.0)
 
-    def _of(
-        self, samples: jax.Array, labels: jax.Array, valid: jax.Array, prototypes: jax.Array
-    ) -> jax.Array:
+    def _of(self, samples: Array, labels: Array, valid: Array, prototypes: Array) -> Array:
         raise NotImplementedError
 
 
@@ -85,9 +79,7 @@ class Concentration(_PrototypeLoss):
     def __post_init__(self) -> None:
         _check_positive(gamma=self.gamma)
 
-    def _of(
-        self, samples: jax.Array, labels: jax.Array, valid: jax.Array, prototypes: jax.Array
-    ) -> jax.Array:
+    def _of(self, samples: Array, labels: Array, valid: Array, prototypes: Array) -> Array:
         distances = squared_distances(samples, prototypes)
         by_class = jax.nn.logsumexp(-self.gamma * distances, axis=-1)
         return _cross_entropy(by_class, labels) + self.pull * _own(distances.min(axis=-1), labels)
@@ -103,9 +95,7 @@ class DistanceCrossEntropy(_PrototypeLoss):
     def __post_init__(self) -> None:
         _check_positive(gamma=self.gamma)
 
-    def _of(
-        self, samples: jax.Array, labels: jax.Array, valid: jax.Array, prototypes: jax.Array
-    ) -> jax.Array:
+    def _of(self, samples: Array, labels: Array, valid: Array, prototypes: Array) -> Array:
         return Concentration(gamma=self.gamma, pull=0.0)._of(samples, labels, valid, prototypes)
 
 
@@ -129,9 +119,7 @@ class NearestPrototype(_PrototypeLoss):
     def __post_init__(self) -> None:
         _check_positive(gamma=self.gamma)
 
-    def _of(
-        self, samples: jax.Array, labels: jax.Array, valid: jax.Array, prototypes: jax.Array
-    ) -> jax.Array:
+    def _of(self, samples: Array, labels: Array, valid: Array, prototypes: Array) -> Array:
         nearest = squared_distances(samples, prototypes).min(axis=-1)
         return _cross_entropy(-self.gamma * nearest, labels) + self.pull * _own(nearest, labels)
 
@@ -144,9 +132,7 @@ class Center(_PrototypeLoss):
     same embedding does that, but our objectness is read from the features, not from the embedding.
     """
 
-    def _of(
-        self, samples: jax.Array, labels: jax.Array, valid: jax.Array, prototypes: jax.Array
-    ) -> jax.Array:
+    def _of(self, samples: Array, labels: Array, valid: Array, prototypes: Array) -> Array:
         return 0.5 * _own(squared_distances(samples, prototypes).min(axis=-1), labels)
 
 
@@ -170,9 +156,7 @@ class ProxyAnchor(_PrototypeLoss):
     def __post_init__(self) -> None:
         _check_positive(scale=self.scale)
 
-    def _of(
-        self, samples: jax.Array, labels: jax.Array, valid: jax.Array, prototypes: jax.Array
-    ) -> jax.Array:
+    def _of(self, samples: Array, labels: Array, valid: Array, prototypes: Array) -> Array:
         similarity = jnp.einsum("se,cke->sck", unit_length(samples), unit_length(prototypes)).max(axis=-1)
         own = (jnp.arange(prototypes.shape[0]) == labels[:, None]) & valid[:, None]
         other = ~own & valid[:, None]
@@ -198,9 +182,7 @@ class SupervisedContrastive(_PrototypeLoss):
     def __post_init__(self) -> None:
         _check_positive(temperature=self.temperature)
 
-    def _of(
-        self, samples: jax.Array, labels: jax.Array, valid: jax.Array, prototypes: jax.Array
-    ) -> jax.Array:
+    def _of(self, samples: Array, labels: Array, valid: Array, prototypes: Array) -> Array:
         samples = unit_length(samples)
         others, same = _pairs(labels, valid)
         # a finite floor: the gradient of a sum over nothing but -inf is not a number
@@ -223,9 +205,7 @@ class HardestTriplet(_PrototypeLoss):
     margin: float = 0.3
     """Margin between distances, in the embedding's unit."""
 
-    def _of(
-        self, samples: jax.Array, labels: jax.Array, valid: jax.Array, prototypes: jax.Array
-    ) -> jax.Array:
+    def _of(self, samples: Array, labels: Array, valid: Array, prototypes: Array) -> Array:
         others, same = _pairs(labels, valid)
         different = others & ~same
         length = jnp.square(samples).sum(axis=1)
@@ -240,33 +220,33 @@ class HardestTriplet(_PrototypeLoss):
         return jnp.where(complete, jnp.maximum(self.margin + gap, 0.0), 0.0)
 
 
-def squared_distances(samples: jax.Array, prototypes: jax.Array) -> jax.Array:
+def squared_distances(samples: Array, prototypes: Array) -> Array:
     """(S, classes, K) squared distances of samples (S, E) to prototypes."""
     return jnp.square(samples[:, None, None, :] - prototypes[None]).sum(axis=-1)
 
 
-def unit_length(vectors: jax.Array) -> jax.Array:
+def unit_length(vectors: Array) -> Array:
     """Vectors (..., E) at length 1; those shorter than 1e-6 keep their direction and stay shorter."""
     return vectors * jax.lax.rsqrt(jnp.maximum(jnp.square(vectors).sum(axis=-1, keepdims=True), 1e-12))
 
 
-def _own(values: jax.Array, labels: jax.Array) -> jax.Array:
+def _own(values: Array, labels: Array) -> Array:
     """The entry (S,) of each sample's own class in (S, classes)."""
     return jnp.take_along_axis(values, labels[:, None], axis=1)[:, 0]
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def _cross_entropy(logits: Array, labels: Array) -> Array:
     return jax.nn.logsumexp(logits, axis=-1) - _own(logits, labels)
 
 
-def _log_one_plus_sum(exponents: jax.Array, counts: jax.Array) -> jax.Array:
+def _log_one_plus_sum(exponents: Array, counts: Array) -> Array:
     """log(1 + sum of exp) (classes,) over the counting samples of (S, classes); 0 where none counts."""
     # a finite floor: the gradient of a sum over nothing but -inf is not a number
     masked = jnp.where(counts, exponents, -1e30)
     return jax.nn.logsumexp(jnp.concatenate([jnp.zeros_like(masked[:1]), masked]), axis=0)
 
 
-def _pairs(labels: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _pairs(labels: Array, valid: Array) -> tuple[Array, Array]:
     """Pairs (S, S) of two different valid samples, and those of them that are of one class."""
     others = valid[:, None] & valid[None] & ~jnp.eye(labels.shape[0], dtype=bool)
     return others, others & (labels[:, None] == labels[None])

@@ -1,7 +1,5 @@
 """Loss of the whole detector on a batch of patches."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax
@@ -21,10 +19,9 @@ from cmb_jax.detector.anchor_losses import (
 )
 from cmb_jax.detector.anchors import Truths, anchor_sizes, axis_centers, boxes_from_centers, encode_boxes
 from cmb_jax.detector.assignment import Assignment, assign_lattice, assign_nearest, near_truths
-from cmb_jax.detector.functional import ProposalMaps
 from cmb_jax.detector.heads import CLASSES
-from cmb_jax.detector.mining import MINERS, SampleBank, Samples, peaks, spread, with_remembered
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.mining import MINERS, Mined, SampleBank, Samples, peaks, spread, with_remembered
+from cmb_jax.detector.network import Detector, ProposalMaps
 
 # Positive anchors per patch in the box loss: a lesion has 1 to 50, a large one up to 280. If there are ever
 # more, an even choice of them is taken.
@@ -270,21 +267,9 @@ def _mined_samples(
     detector: Detector, maps: ProposalMaps, targets: Targets, mimics: jax.Array, config: LossConfig
 ) -> Samples:
     """Positives and hard negatives of each patch, embedded; a positive weighs 1 / (those of its lesion)."""
-    batch, *_, anchors = maps.objectness.shape
-    label = targets.label
-    if config.mine_peaks:
-        negative = label == 0
-        label = jnp.where(negative & ~peaks(negative, maps.objectness), jnp.int8(-1), label)
-    # Embeddings are made at the mined anchors alone, a static number per patch, so that prototype learning
-    # costs next to nothing. The choice itself carries no gradient; the embeddings that are read there do.
-    miner = MINERS[config.miner]
-    on_mimic = jnp.broadcast_to((mimics != 0)[..., None], maps.objectness.shape)
-    mined = jax.vmap(lambda o, c, m: miner(o, c, m, config.max_positives, config.max_hard_negatives))(
-        maps.objectness.reshape(batch, -1), label.reshape(batch, -1), on_mimic.reshape(batch, -1)
-    )
-    rows = maps.features.reshape(batch, -1, maps.features.shape[-1])
-    cells = jnp.take_along_axis(rows, (mined.indices // anchors)[..., None], axis=1)
-    embeddings = detector.embed(cells, mined.indices % anchors)
+    batch = maps.objectness.shape[0]
+    mined = mine_anchors(maps, targets, mimics, config)
+    embeddings = embed_anchors(detector, maps, mined.indices)
     truth = jnp.take_along_axis(targets.matched.reshape(batch, -1), mined.indices, axis=1)
     found = mined.valid & (mined.classes == 0)
     of_lesion = lesion_weights(truth, found, targets.boxes.shape[1], 1.0, mean_one=False)
@@ -294,6 +279,30 @@ def _mined_samples(
         valid=mined.valid.reshape(-1),
         weights=jnp.where(found, of_lesion, 1.0).reshape(-1),
     )
+
+
+def mine_anchors(maps: ProposalMaps, targets: Targets, mimics: jax.Array, config: LossConfig) -> Mined:
+    """The anchors (B, S) that the configuration's miner takes from each patch."""
+    batch = maps.objectness.shape[0]
+    label = targets.label
+    if config.mine_peaks:
+        negative = label == 0
+        label = jnp.where(negative & ~peaks(negative, maps.objectness), jnp.int8(-1), label)
+    # Embeddings are made at the mined anchors alone, a static number per patch, so that prototype learning
+    # costs next to nothing. The choice itself carries no gradient; the embeddings that are read there do.
+    miner = MINERS[config.miner]
+    on_mimic = jnp.broadcast_to((mimics != 0)[..., None], maps.objectness.shape)
+    return jax.vmap(lambda o, c, m: miner(o, c, m, config.max_positives, config.max_hard_negatives))(
+        maps.objectness.reshape(batch, -1), label.reshape(batch, -1), on_mimic.reshape(batch, -1)
+    )
+
+
+def embed_anchors(detector: Detector, maps: ProposalMaps, indices: jax.Array) -> jax.Array:
+    """Embeddings (B, S, E) of flat anchors (B, S)."""
+    batch, *_, anchors = maps.objectness.shape
+    rows = maps.features.reshape(batch, -1, maps.features.shape[-1])
+    cells = jnp.take_along_axis(rows, (indices // anchors)[..., None], axis=1)
+    return detector.embed(cells, indices % anchors)
 
 
 def _semantic_term(

@@ -3,8 +3,6 @@
 Fusion lets the head see fine position and coarse context together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 
@@ -82,6 +80,8 @@ class UNet(nnx.Module):
         Returns:
             One map a level, finest first: (B, Z / 2^l, Y / 2^l, X / 2^l, widths[l]).
         """
+        # In these parts, so that a whole volume can run the finest level slab by slab (`detector.network`)
+        # with the very same functions.
         skip = self.fine(x)
         below = self.below(max_pool(skip))
         return [self.merge(0, skip, below[0]), *below]
@@ -136,6 +136,9 @@ def dependence_radius(
         stem_kernel: as in `UNet`.
         head_convs: 3x3x3 convolutions after the finest decoder level.
     """
+    # Followed backward from the output: through the head and the decoder down to the coarsest level, where
+    # each step to a coarser grid halves the radius (rounded up), then up through the encoder, where it
+    # doubles.
     radius = head_convs
     for count in decoder_convs:
         radius = (radius + count + 1) // 2
@@ -152,15 +155,23 @@ class FeatureFusion(nnx.Module):
         widths: channels of the levels, finest first; level l has 2^l times coarser cells than the first.
         width: channels that each level is reduced to.
         mode: "sum" gives `width` channels, "concat" gives `len(widths) * width`.
+        finest: False leaves out the finest level: the others are repeated to its grid.
         rngs: source of the initial parameters.
     """
 
     def __init__(
-        self, widths: Sequence[int], width: int, mode: Literal["sum", "concat"], *, rngs: nnx.Rngs
+        self,
+        widths: Sequence[int],
+        width: int,
+        mode: Literal["sum", "concat"],
+        *,
+        finest: bool = True,
+        rngs: nnx.Rngs,
     ) -> None:
         self.reduce = nnx.List([Conv(channels, width, rngs=rngs) for channels in widths])
         self.mode = mode
-        self.outputs = width if mode == "sum" else width * len(widths)
+        self.finest = finest
+        self.outputs = width if mode == "sum" else width * (len(widths) - (not finest))
 
     def __call__(self, levels: Sequence[jax.Array]) -> jax.Array:
         """Map one (B, Z / 2^l, Y / 2^l, X / 2^l, widths[l]) a level to (B, Z, Y, X, outputs)."""
@@ -175,6 +186,8 @@ class FeatureFusion(nnx.Module):
 
     def fine(self, level: jax.Array, below: jax.Array | None) -> jax.Array:
         """The fused map from the finest level and from what `below` gave."""
+        if not self.finest and below is not None:
+            return upsample_nearest(below)
         return self._join(self.reduce[0], level, below)
 
     def _join(self, reduce: Conv, level: jax.Array, coarse: jax.Array | None) -> jax.Array:

@@ -13,7 +13,10 @@ from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
 GE_CREATOR = Tag(0x0043, 0x0010)
-GE_IMAGE_TYPE = Tag(0x0043, 0x102F)  # private: 0 magnitude, 1 phase, 2 real, 3 imaginary
+# "Image Type (real, imaginary, phase, magnitude)" of GEMS_PARM_01 in pydicom's private dictionary: 0
+# magnitude, 1 phase, 2 real, 3 imaginary. The next element, (0043,1030), is the "Vas collapse flag", which
+# tells the directions of diffusion apart.
+GE_IMAGE_TYPE = Tag(0x0043, 0x102F)
 _GE_COMPONENTS = ("MAGNITUDE", "PHASE", "REAL", "IMAGINARY")
 
 _KEYWORDS = (

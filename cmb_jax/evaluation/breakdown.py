@@ -1,8 +1,6 @@
 """Where a program is strong and weak: sensitivity by kind of lesion, false positives by cause, cost of
 rules."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections import Counter
@@ -263,7 +261,7 @@ def rejected_by_reason(
 def rejection_rules(
     scans: Iterable[Counter[tuple[str, bool]]], lesions: int, count: int
 ) -> tuple[RejectionRule, ...]:
-    """Pool `rejected_by_reason` over `count` scans with so many lesions; the rule that removes most first."""
+    """Pool `rejected_by_reason` over `count` scans that have `lesions`; the rule that removes most first."""
     total = sum(scans, Counter[tuple[str, bool]]())
     reasons = sorted({reason for reason, _ in total}, key=lambda reason: (-total[reason, False], reason))
     return tuple(

@@ -11,8 +11,6 @@ probabilities of few detections have an error above 0 by chance alone (Bröcker 
 Forecasting): `error_by_chance` gives its size.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math
@@ -130,6 +128,7 @@ def isotonic_map(scores: np.ndarray, true: np.ndarray) -> CalibrationMap:
     """
     from scipy.optimize import isotonic_regression
 
+    # Detections of equal score are one point with their weight: isotonic regression needs rising scores.
     x, first, count = np.unique(scores, return_inverse=True, return_counts=True)
     share = np.bincount(first, weights=np.asarray(true, float)) / count
     margin = 1.0 / (len(scores) + 2)

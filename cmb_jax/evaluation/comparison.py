@@ -1,7 +1,5 @@
 """Two programs on the same scans: what each finds, and whether they differ (paired bootstrap over scans)."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -9,22 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from cmb_jax.evaluation import statistics
 from cmb_jax.evaluation.froc import FROC_RATES
 from cmb_jax.evaluation.matching import HEADLINE, RULES, Rule, froc_events, match, pairs_of
 from cmb_jax.evaluation.metrics import json_values
 from cmb_jax.evaluation.present import aligned
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
-from cmb_jax.evaluation.statistics import (
-    METRICS,
-    Counts,
-    Estimate,
-    PairedDifference,
-    bootstrap_counts,
-    bootstrap_froc,
-    estimate_text,
-    paired_bootstrap,
-    paired_bootstrap_froc,
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,9 +20,9 @@ class ComparedMetric:
     """One metric of both programs, and the first minus the second."""
 
     name: str
-    first: Estimate
-    second: Estimate
-    paired: PairedDifference
+    first: statistics.Estimate
+    second: statistics.Estimate
+    paired: statistics.PairedDifference
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,11 +56,11 @@ def compare(
     matching = RULES[rule]
     counts = [_counts(matching, found, truths) for found in (first, second)]
     curves = [froc_events(matching, found, truths) for found in (first, second)]
-    points = [bootstrap_counts(each, samples=samples, seed=seed).values() for each in counts]
-    rates = [bootstrap_froc(each, samples=samples, seed=seed) for each in curves]
+    points = [statistics.bootstrap_counts(each, samples=samples, seed=seed).values() for each in counts]
+    rates = [statistics.bootstrap_froc(each, samples=samples, seed=seed) for each in curves]
     differences = [
-        *paired_bootstrap(*counts, samples=samples, seed=seed).values(),
-        *paired_bootstrap_froc(*curves, samples=samples, seed=seed),
+        *statistics.paired_bootstrap(*counts, samples=samples, seed=seed).values(),
+        *statistics.paired_bootstrap_froc(*curves, samples=samples, seed=seed),
     ]
     at_rates = [f"sensitivity at {rate:g} FP per scan" for rate in FROC_RATES]
     return Comparison(
@@ -83,7 +71,7 @@ def compare(
         metrics=tuple(
             ComparedMetric(name=name, first=a, second=b, paired=paired)
             for name, a, b, paired in zip(
-                (*METRICS, *at_rates, "average precision"),
+                (*statistics.METRICS, *at_rates, "average precision"),
                 (*points[0], *rates[0]),
                 (*points[1], *rates[1]),
                 differences,
@@ -95,10 +83,12 @@ def compare(
     )
 
 
-def _counts(rule: Rule, found: Sequence[SubjectDetections], truths: Sequence[SubjectTruth]) -> Counts:
+def _counts(
+    rule: Rule, found: Sequence[SubjectDetections], truths: Sequence[SubjectTruth]
+) -> statistics.Counts:
     """At the program's own operating point."""
     matches = [match(pairs_of(rule, scan.at(None), truth)) for scan, truth in zip(found, truths, strict=True)]
-    return Counts(
+    return statistics.Counts(
         tp=np.array([each.tp for each in matches]),
         fp=np.array([each.fp for each in matches]),
         lesions=np.array([len(truth.centers_mm) for truth in truths]),
@@ -113,7 +103,7 @@ def comparison_table(result: Comparison) -> str:
         cells.append(
             (
                 metric.name,
-                *(estimate_text(each) for each in (metric.first, metric.second, difference)),
+                *(statistics.estimate_text(each) for each in (metric.first, metric.second, difference)),
                 "-" if math.isnan(p_value) else f"{p_value:.3f}",
             )
         )

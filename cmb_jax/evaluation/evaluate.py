@@ -1,7 +1,5 @@
 """Detections against truth: every rule side by side, with intervals and breakdowns."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,20 +9,7 @@ from typing import Any
 import numpy as np
 
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.breakdown import (
-    Breakdown,
-    FalsePositiveGroup,
-    PlaceAgreement,
-    RejectionRule,
-    false_positive_groups,
-    join_places,
-    lesion_groups,
-    name_by_mimic,
-    place_agreement,
-    rejected_by_reason,
-    rejection_rules,
-    sensitivity_breakdowns,
-)
+from cmb_jax.evaluation import breakdown, records, statistics
 from cmb_jax.evaluation.calibration import Reliability, reliability
 from cmb_jax.evaluation.froc import FrocCurve, collect_events, froc_curve
 from cmb_jax.evaluation.matching import (
@@ -41,15 +26,6 @@ from cmb_jax.evaluation.matching import (
     valdo_case,
 )
 from cmb_jax.evaluation.read import find_predictions, find_truth, listed
-from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth, to_index
-from cmb_jax.evaluation.statistics import (
-    CountAgreement,
-    Counts,
-    Estimate,
-    bootstrap_counts,
-    bootstrap_froc,
-    count_agreement,
-)
 from cmb_jax.evaluation.subsets import SIZES, ScanCells, SubsetResult, of_size, scan_cells, subset_results
 from cmb_jax.io.provenance import is_pseudonym
 
@@ -67,12 +43,12 @@ class RuleResult:
     tp: int
     fp: int
     fn: int
-    sensitivity: Estimate
-    fp_per_scan: Estimate
-    precision: Estimate
-    f1: Estimate
-    average_precision: Estimate | None = None
-    froc: tuple[Estimate, ...] = ()  # sensitivity at FROC_RATES
+    sensitivity: statistics.Estimate
+    fp_per_scan: statistics.Estimate
+    precision: statistics.Estimate
+    f1: statistics.Estimate
+    average_precision: statistics.Estimate | None = None
+    froc: tuple[statistics.Estimate, ...] = ()  # sensitivity at FROC_RATES
     curve: FrocCurve | None = None
 
 
@@ -115,14 +91,14 @@ class EvaluationResult:
     lesions_ignored: int  # that a reader might not see: neither missed nor false
     rules: tuple[RuleResult, ...]
     valdo: ValdoSummary
-    breakdowns: tuple[Breakdown, ...]
+    breakdowns: tuple[breakdown.Breakdown, ...]
     subsets: tuple[SubsetResult, ...]  # by phase, size, protocol, tier; with and without calcifications
-    false_positives_by_mimic: tuple[FalsePositiveGroup, ...]
-    false_positives_by_zone: tuple[FalsePositiveGroup, ...]
-    counts: CountAgreement
-    places: PlaceAgreement | None  # None: one side names no places
+    false_positives_by_mimic: tuple[breakdown.FalsePositiveGroup, ...]
+    false_positives_by_zone: tuple[breakdown.FalsePositiveGroup, ...]
+    counts: statistics.CountAgreement
+    places: breakdown.PlaceAgreement | None  # None: one side names no places
     calibration: Reliability | None  # of the reported detections; None: they have no probabilities
-    rejection: tuple[RejectionRule, ...]  # empty where the prediction rejects nothing
+    rejection: tuple[breakdown.RejectionRule, ...]  # empty where the prediction rejects nothing
     subjects: tuple[SubjectRow, ...]
     bootstrap_samples: int
     seed: int
@@ -156,7 +132,7 @@ class _Scored:
     places: tuple[int, int, int] | None  # see breakdown.place_agreement
     probabilities: np.ndarray | None  # (K,) of the reported detections, NaN where unknown; None: all unknown
     true: np.ndarray  # (K,) bool, whether each matches a lesion
-    rejected: Counter[tuple[str, bool]]  # see rejection.rejected_by_reason
+    rejected: Counter[tuple[str, bool]]  # see breakdown.rejected_by_reason
     warnings: tuple[str, ...]
 
 
@@ -207,8 +183,8 @@ def evaluate(
 
 
 def evaluate_records(
-    detections: Iterable[SubjectDetections],
-    truths: Iterable[SubjectTruth],
+    detections: Iterable[records.SubjectDetections],
+    truths: Iterable[records.SubjectTruth],
     *,
     rule: str = HEADLINE,
     threshold: float | None = None,
@@ -251,20 +227,20 @@ def evaluate_records(
         lesions_ignored=sum(scan.lesions_ignored for scan in scored),
         rules=tuple(_rule_result(r, scored, bootstrap_samples, seed) for r in RULES.values()),
         valdo=_valdo_summary([scan.valdo for scan in scored]),
-        breakdowns=sensitivity_breakdowns((scan.groups, scan.found) for scan in scored),
+        breakdowns=breakdown.sensitivity_breakdowns((scan.groups, scan.found) for scan in scored),
         subsets=subset_results([scan.cells for scan in scored], samples=bootstrap_samples, seed=seed),
-        false_positives_by_mimic=false_positive_groups(
+        false_positives_by_mimic=breakdown.false_positive_groups(
             [scan.mimics or () for scan in scored], samples=bootstrap_samples, seed=seed
         ),
-        false_positives_by_zone=false_positive_groups(
+        false_positives_by_zone=breakdown.false_positive_groups(
             [scan.zones or () for scan in scored], samples=bootstrap_samples, seed=seed
         ),
-        counts=count_agreement(
+        counts=statistics.count_agreement(
             np.array([row.detections - row.ignored for row in rows]), np.array([row.lesions for row in rows])
         ),
-        places=join_places([scan.places for scan in scored]),
+        places=breakdown.join_places([scan.places for scan in scored]),
         calibration=_calibration(scored, bootstrap_samples, seed),
-        rejection=rejection_rules(
+        rejection=breakdown.rejection_rules(
             (scan.rejected for scan in scored), sum(row.lesions for row in rows), scans
         ),
         subjects=rows,
@@ -283,7 +259,10 @@ def _pairing_rule(name: str) -> Rule:
 
 
 def _score(
-    detections: SubjectDetections, truth: SubjectTruth, breakdown_rule: Rule, threshold: float | None
+    detections: records.SubjectDetections,
+    truth: records.SubjectTruth,
+    breakdown_rule: Rule,
+    threshold: float | None,
 ) -> _Scored:
     if detections.subject != truth.subject:
         raise ValueError(f"detections of {detections.subject} are compared with truth of {truth.subject}")
@@ -317,14 +296,14 @@ def _score(
         cells=scan_cells(candidates, reported, truth, breakdown_rule),
         sizes={size: int(of_size(truth.seen_diameters_mm, size).sum()) for size in SIZES},
         lesions_ignored=len(truth.ignored_centers_mm),
-        groups=lesion_groups(truth),
+        groups=breakdown.lesion_groups(truth),
         found=shown.found,
-        mimics=None if truth.mimics is None else name_by_mimic(false.centers_mm, truth.mimics),
+        mimics=None if truth.mimics is None else breakdown.name_by_mimic(false.centers_mm, truth.mimics),
         zones=None if false.zones is None else list(false.zones),
-        places=place_agreement(reported, truth, shown.lesion),
+        places=breakdown.place_agreement(reported, truth, shown.lesion),
         probabilities=None if reported.probabilities is None else reported.probabilities[shown.counted],
         true=shown.lesion[shown.counted] >= 0,
-        rejected=rejected_by_reason(detections, truth, shown.found, breakdown_rule, threshold),
+        rejected=breakdown.rejected_by_reason(detections, truth, shown.found, breakdown_rule, threshold),
         warnings=tuple(_doubts(reported, truth, len(valdo.match.found), matches)),
     )
 
@@ -332,14 +311,16 @@ def _score(
 def _rule_result(rule: Rule, scored: list[_Scored], samples: int, seed: int) -> RuleResult:
     tp, fp, lesions = np.array([scan.counts[rule.name] for scan in scored]).T
     figures: dict[str, Any] = {
-        **bootstrap_counts(Counts(tp=tp, fp=fp, lesions=lesions), samples=samples, seed=seed)
+        **statistics.bootstrap_counts(
+            statistics.Counts(tp=tp, fp=fp, lesions=lesions), samples=samples, seed=seed
+        )
     }
     missed = lesions - tp
     result = RuleResult(rule=rule, tp=int(tp.sum()), fp=int(fp.sum()), fn=int(missed.sum()), **figures)
     if rule is VALDO:
         return result
     joined = collect_events([scan.events[rule.name] for scan in scored], lesions)
-    *froc, precision = bootstrap_froc(joined, samples=samples, seed=seed)
+    *froc, precision = statistics.bootstrap_froc(joined, samples=samples, seed=seed)
     return dataclasses.replace(
         result, average_precision=precision, froc=tuple(froc), curve=froc_curve(joined)
     )
@@ -373,7 +354,7 @@ def _valdo_summary(cases: list[ValdoCase]) -> ValdoSummary:
 
 
 def _doubts(
-    reported: SubjectDetections, truth: SubjectTruth, pieces: int, matches: dict[str, Match]
+    reported: records.SubjectDetections, truth: records.SubjectTruth, pieces: int, matches: dict[str, Match]
 ) -> Iterator[str]:
     """Warnings about figures that may mislead: unclear labels, contradicting rules, odd positions.
 
@@ -402,14 +383,14 @@ def _doubts(
         yield outside
 
 
-def _outside(reported: SubjectDetections, truth: SubjectTruth) -> str:
+def _outside(reported: records.SubjectDetections, truth: records.SubjectTruth) -> str:
     """A warning if detections of a table lie outside the truth's image, maybe because they are in LPS."""
     if truth.volume is None or reported.volume is not None or not len(reported.centers_mm):
         return ""
     shape, affine = np.array(truth.volume.labels.shape), truth.volume.affine
 
     def inside(points_mm: np.ndarray) -> np.ndarray:
-        index = to_index(points_mm, affine)
+        index = records.to_index(points_mm, affine)
         return np.all((index >= -_RIM_VOXELS) & (index <= shape - 1 + _RIM_VOXELS), axis=1)
 
     beyond = int((~inside(reported.centers_mm)).sum())

@@ -3,8 +3,6 @@
 The denominator of the false positives is the number of all scans, including those without any microbleed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 
@@ -61,6 +59,8 @@ def collect_events(
     """
     if len(events) != len(lesions) or not len(lesions):
         raise ValueError("one pair of events for every scan, and at least one scan")
+    # One list of all events with the scan of each, best first: every curve, threshold and resample of scans
+    # is a running sum over it.
     scores = np.concatenate([part for pair in events for part in pair])
     true = np.concatenate([np.full(len(part), i == 0) for pair in events for i, part in enumerate(pair)])
     subject = np.concatenate([np.full(len(part), s) for s, pair in enumerate(events) for part in pair])
@@ -149,17 +149,14 @@ def choose_threshold(curve: FrocCurve, max_fp_per_scan: float | None = None, fal
     return _just_below(curve, int(order[0]))
 
 
-def threshold_at_fp_rate(curve: FrocCurve, fp_per_scan: float, fallback: float = 0.5) -> float:
-    """The lowest threshold with at most so many false positives per scan, whatever is found at it.
+def threshold_at_fp_rate(curve: FrocCurve, fp_per_scan: float) -> float:
+    """The lowest threshold with at most that many false positives per scan; 0.5 without any detection.
 
     For validation scans with too few lesions for `choose_threshold`: false positives are many, and no lesions
     are needed to count them.
-
-    Args:
-        fallback: returned when there is no detection.
     """
     if not len(curve.thresholds):
-        return fallback
+        return 0.5
     possible = np.flatnonzero(curve.fp_per_scan <= fp_per_scan)
     return _just_below(curve, int(possible[-1])) if len(possible) else _above_all(curve)
 

@@ -74,7 +74,7 @@ class Pairs:
     allowed: np.ndarray  # (K, M) bool
     cost: np.ndarray  # (K, M) float >= 0, finite; the smaller the better the pair
     one_to_one: bool
-    excused: np.ndarray | None = None  # (K,) bool: on an ignored lesion, so no false positive; None: none is
+    excused: np.ndarray | None = None  # (K,) bool: on an ignored lesion, so no false positive; None: none are
 
     @property
     def is_excused(self) -> np.ndarray:
@@ -206,6 +206,7 @@ def match(pairs: Pairs) -> Match:
     lesion = np.full(k, -1)
     if pairs.one_to_one and k and m:
         rows, columns = linear_sum_assignment(_assignment_cost(pairs))
+        # the assignment pairs all that it can, also where nothing is allowed
         chosen = pairs.allowed[rows, columns]
         lesion[rows[chosen]] = columns[chosen]
     elif m and not pairs.one_to_one:
@@ -310,11 +311,13 @@ def match_nearest(distance: np.ndarray, limit: float, excused: np.ndarray | None
     Args:
         distance: (K, M) between the centers of mass of predictions and references.
         limit: matches are strictly closer.
-        excused: (K,) bool, predictions that are no false positives if unmatched; None: none is.
+        excused: (K,) bool, predictions that are no false positives if unmatched; None: none are.
     """
     k, m = distance.shape
     lesion = np.full(k, -1)
     if k and m:
+        # Seen from both sides: a prediction goes to its nearest lesion, and of several predictions that go to
+        # one lesion only the nearest matches. The others are false positives even if another lesion is near.
         nearest = distance.argmin(axis=1)
         shortest = distance[np.arange(k), nearest]
         best = np.full(m, np.inf)

@@ -1,7 +1,5 @@
 """Evaluation results as machine-readable JSON."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """An evaluation for people: the same tables as text and for the HTML page."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import textwrap
@@ -365,7 +363,7 @@ def report_content(
     steps: tuple[str, ...] = (),
     timings: tuple[tuple[str, float], ...] = (),
 ) -> EvaluationContent:
-    """The evaluation as the HTML page shows it, see `report.evaluation_html.write_evaluation_report`."""
+    """The evaluation as the HTML page shows it, see `report.evaluation`."""
     main = result.headline_result
     shown = result.by_rule(result.breakdown_rule)
     return EvaluationContent(

@@ -1,7 +1,5 @@
 """Predictions and truth: found in folders of any program, read from files, or taken from a simulated scan."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -14,19 +12,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from cmb_jax.anatomy.regions import Region, Zone
 from cmb_jax.core.detection import RejectReason
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.records import (
-    CANDIDATE,
-    KEPT,
-    REJECTED,
-    LabeledVolume,
-    MimicMap,
-    SubjectDetections,
-    SubjectTruth,
-    best_values,
-    centers_mm,
-    diameters_mm,
-    label_volume,
-)
+from cmb_jax.evaluation import records
 from cmb_jax.io.header import decoded, open_nifti, world_affine
 from cmb_jax.io.labels import is_whole
 from cmb_jax.io.outside import reading
@@ -58,7 +44,7 @@ class TruthSource:
     """One scan's truth on disk; nothing is read before `read` is called."""
 
     subject: str
-    read: Callable[[], SubjectTruth]
+    read: Callable[[], records.SubjectTruth]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,14 +54,14 @@ class PredictionSource:
     subject: str
     path: Path | None
 
-    def read(self, threshold: float | None = None) -> SubjectDetections:
+    def read(self, threshold: float | None = None) -> records.SubjectDetections:
         """The detections.
 
         Args:
             threshold: where probability maps are cut; None is 0.5. Tables are not cut here.
         """
         if self.path is None:
-            return SubjectDetections(
+            return records.SubjectDetections(
                 subject=self.subject,
                 centers_mm=np.zeros((0, 3)),
                 scores=np.zeros(0),
@@ -117,7 +103,7 @@ def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return canonical, affine @ inv_ornt_aff(orientation, array.shape)
 
 
-def read_detections_volume(path: Path, subject: str, threshold: float = 0.5) -> SubjectDetections:
+def read_detections_volume(path: Path, subject: str, threshold: float = 0.5) -> records.SubjectDetections:
     """Detections from instance labels, a mask or a probability map.
 
     The score of a detection is the highest probability in it, 1 for labels and masks.
@@ -126,17 +112,17 @@ def read_detections_volume(path: Path, subject: str, threshold: float = 0.5) -> 
         UserError: see `read_labels`.
     """
     with reading(path, "give labels, a mask or probabilities"):
-        volume = label_volume(*read_labels(path), threshold=threshold, connectivity=_CONNECTIVITY)
-    return SubjectDetections(
+        volume = records.label_volume(*read_labels(path), threshold=threshold, connectivity=_CONNECTIVITY)
+    return records.SubjectDetections(
         subject=subject,
-        centers_mm=centers_mm(volume),
-        scores=best_values(volume),
-        diameters_mm=diameters_mm(volume),
+        centers_mm=records.centers_mm(volume),
+        scores=records.best_values(volume),
+        diameters_mm=records.diameters_mm(volume),
         volume=volume,
     )
 
 
-def read_detections_csv(path: Path, subject: str) -> SubjectDetections:
+def read_detections_csv(path: Path, subject: str) -> records.SubjectDetections:
     """Detections from a table with the columns of detections.csv; .tsv has tabs instead of commas.
 
     Needed: x_mm, y_mm, z_mm (RAS), diameter_mm, score, status. Used if present: zone, region, reason, and
@@ -151,16 +137,16 @@ def read_detections_csv(path: Path, subject: str) -> SubjectDetections:
     for line, (value, reason) in enumerate(zip(table.text("status"), reasons, strict=True), start=2):
         if value == "not analysable":
             raise UserError(f"{path}: is not analysable ({reason}); leave the scan out")
-        if value not in (KEPT, REJECTED):
+        if value not in (records.KEPT, records.REJECTED):
             raise UserError(f"{path}: line {line}: status is {value!r}; write kept or rejected")
         # one below the operating point still counts in the FROC curve
-        low = value == REJECTED and RejectReason.of(reason) is RejectReason.LOW_SCORE
-        status.append(CANDIDATE if low else value)
+        low = value == records.REJECTED and RejectReason.of(reason) is RejectReason.LOW_SCORE
+        status.append(records.CANDIDATE if low else value)
     probabilities = table.optional_numbers("probability", minimum=0.0)
     if np.any(probabilities > 1.0):
         line = int(np.argmax(probabilities > 1.0)) + 2
         raise UserError(f"{path}: line {line}: probability is above 1; write a number from 0 to 1")
-    return SubjectDetections(
+    return records.SubjectDetections(
         subject=subject,
         centers_mm=np.stack([table.numbers(name) for name in ("x_mm", "y_mm", "z_mm")], axis=-1),
         scores=table.numbers("score"),
@@ -173,16 +159,19 @@ def read_detections_csv(path: Path, subject: str) -> SubjectDetections:
     )
 
 
-def read_truth_volume(path: Path, subject: str) -> SubjectTruth:
+def read_truth_volume(path: Path, subject: str) -> records.SubjectTruth:
     """Truth from instance labels, a mask or a rater mean (cut at 0.5, >=).
 
     Raises:
         UserError: see `read_labels`.
     """
     with reading(path, "give labels, a mask or a rater mean"):
-        volume = label_volume(*read_labels(path), connectivity=_CONNECTIVITY)
-    return SubjectTruth(
-        subject=subject, centers_mm=centers_mm(volume), diameters_mm=diameters_mm(volume), volume=volume
+        volume = records.label_volume(*read_labels(path), connectivity=_CONNECTIVITY)
+    return records.SubjectTruth(
+        subject=subject,
+        centers_mm=records.centers_mm(volume),
+        diameters_mm=records.diameters_mm(volume),
+        volume=volume,
     )
 
 
@@ -197,7 +186,7 @@ def read_simulated_truth(
     tier: str | None = None,
     *,
     has_phase: bool | None = None,
-) -> SubjectTruth:
+) -> records.SubjectTruth:
     """Truth of one simulated subject.
 
     Args:
@@ -220,7 +209,7 @@ def read_simulated_truth(
     return dataclasses.replace(truth, protocol=protocol, tier=tier, has_phase=has_phase)
 
 
-def _lesion_truth(subject: str, path: Path, labels_path: Path, mimics_path: Path) -> SubjectTruth:
+def _lesion_truth(subject: str, path: Path, labels_path: Path, mimics_path: Path) -> records.SubjectTruth:
     """Truth from the phantom's lesion table and its two label images."""
     table = _read_table(
         path,
@@ -238,7 +227,7 @@ def _lesion_truth(subject: str, path: Path, labels_path: Path, mimics_path: Path
     zones = tuple(table.text("zone")[row] for row in rows)
     has_places = "unknown" not in zones  # implanted where the brain's regions could not be found
     centers = np.stack([table.numbers(name) for name in ("x_mm", "y_mm", "z_mm")], axis=-1)
-    return SubjectTruth(
+    return records.SubjectTruth(
         subject=subject,
         centers_mm=centers[rows],
         diameters_mm=table.numbers("diameter_mm")[rows],
@@ -246,19 +235,19 @@ def _lesion_truth(subject: str, path: Path, labels_path: Path, mimics_path: Path
         regions=tuple(table.text("region")[row] for row in rows) if has_places else None,
         zones=zones if has_places else None,
         cnr=table.numbers("cnr")[rows],
-        volume=LabeledVolume(labels=_rows_of_ids(values, ids), affine=affine),
-        mimics=MimicMap(codes=codes.astype(np.uint8), affine=mimics_affine, names=MIMIC_NAMES),
+        volume=records.LabeledVolume(labels=_rows_of_ids(values, ids), affine=affine),
+        mimics=records.MimicMap(codes=codes.astype(np.uint8), affine=mimics_affine, names=MIMIC_NAMES),
         ignored_centers_mm=centers[ignored],
         ignored_diameters_mm=table.numbers("apparent_diameter_mm")[ignored],
     )
 
 
-def phantom_truth(phantom: PhantomSubject, subject: str) -> SubjectTruth:
+def phantom_truth(phantom: PhantomSubject, subject: str) -> records.SubjectTruth:
     """What `read_simulated_truth` reads, without writing files first."""
     lesions = phantom.lesions
     rows = np.flatnonzero(lesions.is_cmb)
     ignored = lesions.is_ignored
-    return SubjectTruth(
+    return records.SubjectTruth(
         subject=subject,
         centers_mm=lesions.center_mm[rows],
         diameters_mm=lesions.diameter_mm[rows],
@@ -269,10 +258,10 @@ def phantom_truth(phantom: PhantomSubject, subject: str) -> SubjectTruth:
         protocol=phantom.protocol,
         tier=phantom.tier,
         has_phase=phantom.phase is not None,
-        volume=LabeledVolume(
+        volume=records.LabeledVolume(
             labels=_rows_of_ids(phantom.cmb_labels, lesions.id[rows]), affine=phantom.swi.affine
         ),
-        mimics=MimicMap(codes=phantom.mimic_labels, affine=phantom.swi.affine, names=MIMIC_NAMES),
+        mimics=records.MimicMap(codes=phantom.mimic_labels, affine=phantom.swi.affine, names=MIMIC_NAMES),
         ignored_centers_mm=lesions.center_mm[ignored],
         ignored_diameters_mm=lesions.apparent_diameter_mm[ignored],
     )

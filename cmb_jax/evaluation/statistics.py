@@ -6,8 +6,6 @@ every metric is a function of weights, so that all resamples are computed at onc
 compared on the same resamples.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -101,6 +99,7 @@ def count_metrics(counts: Counts, weights: np.ndarray) -> np.ndarray:
     Args:
         weights: (B, S).
     """
+    # sums over the resampled scans, not means of ratios: a scan without lesions has no sensitivity of its own
     tp, fp, lesions = (weights @ part for part in (counts.tp, counts.fp, counts.lesions))
     with np.errstate(invalid="ignore", divide="ignore"):
         columns = (tp / lesions, fp / weights.sum(axis=1), tp / (tp + fp), 2 * tp / (lesions + tp + fp))
@@ -124,8 +123,8 @@ def froc_metrics(events: FrocEvents, weights: np.ndarray, rates: Sequence[float]
 def fp_at_sensitivity(events: FrocEvents, weights: np.ndarray, sensitivity: float) -> np.ndarray:
     """The fewest false positives per scan (B,) at which weighted scans reach a sensitivity.
 
-    NaN where no threshold reaches it. The curve is a staircase: the first threshold that reaches the
-    sensitivity counts, nothing is interpolated.
+    Where no threshold reaches it, those of the whole list: the least that it would take. The curve is a
+    staircase: the first threshold that reaches the sensitivity counts, nothing is interpolated.
 
     Args:
         weights: (B, S).
@@ -135,8 +134,7 @@ def fp_at_sensitivity(events: FrocEvents, weights: np.ndarray, sensitivity: floa
     for row, tp, fp, lesions, scans in _weighted_curves(events, weights):
         # a share of lesions is compared as a count, with room for rounding
         first = int(np.searchsorted(tp, sensitivity * lesions - 1e-9))
-        if first < len(tp):
-            result[row] = fp[first] / scans
+        result[row] = fp[min(first, len(fp) - 1)] / scans if len(fp) else 0.0
     return result
 
 
@@ -163,13 +161,9 @@ def bootstrap_counts(counts: Counts, *, samples: int = 2000, seed: int = 0) -> d
     return dict(zip(METRICS, found, strict=True))
 
 
-def bootstrap_froc(
-    events: FrocEvents, *, rates: Sequence[float] = FROC_RATES, samples: int = 2000, seed: int = 0
-) -> list[Estimate]:
-    """Sensitivity at the rates and, last, average precision, with 95 % intervals."""
-    return _with_intervals(
-        lambda weights: froc_metrics(events, weights, rates), events.lesions, samples, seed
-    )
+def bootstrap_froc(events: FrocEvents, *, samples: int = 2000, seed: int = 0) -> list[Estimate]:
+    """Sensitivity at `FROC_RATES` and, last, average precision, with 95 % intervals."""
+    return _with_intervals(lambda weights: froc_metrics(events, weights), events.lesions, samples, seed)
 
 
 def _with_intervals(

@@ -5,8 +5,6 @@
   phase are also given with detections on calcifications left out of the count, unless they hit a microbleed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

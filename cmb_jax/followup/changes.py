@@ -3,8 +3,6 @@
 A lesion that only one scan shows is new or gone only if the other scan could have shown it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

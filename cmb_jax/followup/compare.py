@@ -1,7 +1,5 @@
 """Two time points to what changed between them, in plain sentences and in files."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -19,7 +17,7 @@ from cmb_jax.followup.time_point import TimePoint, protocol_warnings, provenance
 from cmb_jax.inference.outputs import NOTICE
 from cmb_jax.io.atomic import atomic_directory
 from cmb_jax.io.tables import table_text
-from cmb_jax.report.comparison import STATUSES, Change, ComparisonContent, write_comparison_report
+from cmb_jax.report.comparison import STATUSES, Change, ComparisonContent, render_comparison
 
 ARIA_SOURCE = (
     "ARIA-H classes by new microhemorrhages: mild 1 to 4, moderate 5 to 9, severe 10 or more (radiographic "
@@ -170,7 +168,7 @@ def write_comparison(comparison: Comparison, out: Path, *, overwrite: bool = Fal
     with atomic_directory(out, overwrite=overwrite) as folder:
         (folder / "comparison.csv").write_text(table, encoding="utf-8")
         (folder / "comparison.json").write_text(record + "\n", encoding="utf-8")
-        write_comparison_report(comparison.content, folder / "report.html")
+        (folder / "report.html").write_text(render_comparison(comparison.content), encoding="utf-8")
 
 
 def _line(change: Change, matrix: np.ndarray, back: np.ndarray) -> dict[str, Any]:

@@ -6,8 +6,6 @@ resolutions, with SimpleITK. Samples lie on a regular lattice and are summed by 
 images give the same matrix up to rounding.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
@@ -119,6 +117,7 @@ def register(
         numberOfIterations=_MOST_STEPS,
         gradientMagnitudeTolerance=1e-8,
     )
+    # a radian moves the skull by centimeters: a step is measured by how far it moves the image
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(start, inPlace=True)
     try:
@@ -135,6 +134,7 @@ def register(
 
 def _lattice(volume: Volume, brain: np.ndarray) -> _Lattice:
     """The brain and a margin around it; smoothed first along axes that are finer than the new grid."""
+    # The new axes are RAS and those of the volume may be oblique: all eight corners of the brain's box count.
     inside = np.argwhere(brain)
     box = np.array([inside.min(axis=0), inside.max(axis=0)])
     corners = apply_affine(volume.affine, box[np.indices((2, 2, 2)).reshape(3, -1).T, np.arange(3)])
@@ -142,6 +142,7 @@ def _lattice(volume: Volume, brain: np.ndarray) -> _Lattice:
     shape = np.ceil((corners.max(axis=0) + _MARGIN_MM - low) / _GRID_MM).astype(int) + 1
     affine = np.diag([_GRID_MM] * 3 + [1.0])
     affine[:3, 3] = low
+    # half of (factor - 1) voxels is the usual blur before shrinking by a factor; coarser axes are not blurred
     sigma = [max(0.0, 0.5 * (_GRID_MM / edge - 1.0)) for edge in volume.spacing_mm]
     smooth = ndimage.gaussian_filter(volume.data, sigma)
     to_voxel = np.linalg.inv(volume.affine) @ affine

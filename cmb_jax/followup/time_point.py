@@ -1,7 +1,5 @@
 """One time point: what `cmb-jax predict` wrote, the image that it searched, its brain; and how two differ."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from pathlib import Path

@@ -15,8 +15,6 @@ The mean is over the voxel's box. Cropping k-space as the phantom does would rin
 the wrong wavelength where a scanner has interpolated what it acquired.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

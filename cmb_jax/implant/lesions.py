@@ -72,7 +72,7 @@ class Lesions:
 
 
 def joined(parts: list[Lesions]) -> Lesions:
-    """One after the other, microbleeds moved to the front."""
+    """All of them as one, microbleeds first."""
     columns = {
         f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(Lesions)
     }

@@ -1,7 +1,5 @@
 """The scan that lesions are put into, and the brain in it."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Lesions in a scan: what they do to its signal, and their truth as labels and table."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 import numpy as np
 from nibabel.affines import apply_affine

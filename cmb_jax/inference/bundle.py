@@ -12,8 +12,7 @@ from flax import nnx
 
 from cmb_jax.config import Config, Flips, InferenceConfig, ModelConfig, Precision
 from cmb_jax.config_load import config_from_json, config_to_json, without_paths
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.calibration import CalibrationMap
 from cmb_jax.evaluation.present import table_text
@@ -77,7 +76,7 @@ def calibration_of(knots: InferenceConfig) -> CalibrationMap | None:
     """The map from score to probability that settings hold, None if they hold none.
 
     Raises:
-      ValueError: its knots are none of such a map.
+      ValueError: its knots do not make a map.
     """
     if not knots.calibration_scores and not knots.calibration_probabilities:
         return None
@@ -174,7 +173,7 @@ def _load_one(weights: str) -> WeightsBundle:
     with reading(path, "its configuration is of another version: train anew or use the one that wrote it"):
         config = config_from_json(metadata[CONFIG_KEY])
         for phase in (True, False):
-            calibration_of(config.inference.for_scan(phase=phase))  # refuses knots that are no map
+            calibration_of(config.inference.for_scan(phase=phase))  # refuses invalid knots
     params, _ = load_weights(path, shapes_of(config.model))
     return WeightsBundle(
         path=path, sha256=sha256_file(path), config=config, params=params, input_version=version

@@ -22,14 +22,14 @@ DEFAULT_WEIGHTS = "base"
 _NOT_BY_NAME = {
     # recorded as what they come to: see `ScanOptions.record`
     *("weights", "flips", "threshold", "precision", "phase_sign", "phase_range", "regions", "region_labels"),
-    # they change no number
+    # they do not change any number
     *("viewer", "save_regions"),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScanOptions:
-    """What `cmb-jax predict`, `cmb-jax bids` and `cmb_jax.Detector.load` can be asked for alike.
+    """What `cmb-jax predict`, `cmb-jax bids` and `cmb_jax.load_detector` can be asked for alike.
 
     To add one: a field here, with its help below it, and the place where it acts, such as
     `CmbDetector.conclude`, which finds it in `self.options`. Both commands then offer it, and results record
@@ -51,7 +51,7 @@ class ScanOptions:
     """sign that makes veins positive when the stored phase is multiplied by it."""
     phase_range: StoredPhase = ("auto",)
     """how the phase is stored: radians, pm4096 (+-4096), 0-4095, milliradians, 0-2pi, or the two numbers that
-    stand for one turn, such as 0 255; auto tells it from the values."""
+    stand for one turn, such as 0 255; auto determines it from the values."""
     regions: Path | None = None
     """label volume in the scan's space that takes the place of the region network: SynthSeg with --parc,
     FreeSurfer's aparc+aseg, or own labels (docs/regions.md)."""
@@ -63,7 +63,7 @@ class ScanOptions:
     """write the brain mask (brain.nii.gz) and the region map (regions.nii.gz, regions.csv)."""
 
     def stated_range(self) -> PhaseRange | None:
-        """How the phase is stored; None: told from the values.
+        """How the phase is stored; None: determined from the values.
 
         Raises:
           UserError: `phase_range` names no range.

@@ -1,7 +1,5 @@
 """The files that a prediction leaves behind, written whole or not at all."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools
@@ -21,13 +19,11 @@ from cmb_jax.io.nifti import write_volume
 from cmb_jax.io.provenance import provenance_jsonld, pseudonym, shown_name
 from cmb_jax.io.tables import table_text
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.html import environment, write_report
-from cmb_jax.report.methods import MethodsFacts, methods_text
-from cmb_jax.report.statements import statements
+from cmb_jax.report.html import environment, render_report
+from cmb_jax.report.statements import MethodsFacts, methods_text, statements
 from cmb_jax.report.summary import ReportContent, describe_pattern
-from cmb_jax.viewer.images import ScanOnGrid, embedded_images
 from cmb_jax.viewer.page import NAME as VIEWER
-from cmb_jax.viewer.page import ViewerCase, render_viewer
+from cmb_jax.viewer.page import ScanOnGrid, ViewerCase, embedded_images, render_viewer
 
 NOTICE = "Research use only; not a diagnosis."
 ANALYZED, NOT_ANALYSABLE = "analyzed", "not analysable"
@@ -240,7 +236,7 @@ def write_prediction(
         write_volume(folder / "labels.nii.gz", labels, prediction.swi, dtype=np.uint16)
         beside = VIEWER if viewer and inputs else ""  # verdicts are kept by the hash of what was read
         content = report_content(prediction, bundle, inputs, subject, beside)
-        write_report(content, folder / "report.html")
+        atomic_write_text(folder / "report.html", render_report(content))
         if beside:
             digest = hashlib.sha256(table.encode()).hexdigest()
             page = viewer_page(prediction, inputs, subject, labels, digest)

@@ -1,7 +1,5 @@
 """From the images of one scan to located detections: the whole pipeline as a Python function."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Self
@@ -59,6 +57,7 @@ class FoundBoxes:
     """What the network found in a prepared scan, in NumPy arrays."""
 
     detections: Detections
+    complete: bool  # all that reach the threshold are in it
     timings: tuple[tuple[str, float], ...]
 
 
@@ -111,7 +110,7 @@ class CmbDetector:
         """Find, locate and judge the microbleeds of one scan.
 
         Args:
-          swi: susceptibility-weighted or T2*-weighted image, RAS axes (see `cmb_jax.io.read_volume`).
+          swi: susceptibility-weighted or T2*-weighted image, RAS axes (see `cmb_jax.read_volume`).
           phase: phase image on the same grid, in any of the storage forms; without it the detector works
             on the intensity alone.
           magnitude: magnitude image on the same grid; used for the brain regions.
@@ -138,16 +137,31 @@ class CmbDetector:
             progress=say,
         )
         say("searching for microbleeds")
-        found = self.search(scan, lambda done, of: say(f"searched tile {done} of {of}"))
+        found = self.search(scan, threshold, lambda done, of: say(f"searched tile {done} of {of}"))
         say("naming the places")
         return self.conclude(swi, scan, found, threshold)
 
-    def search(self, scan: PreparedScan, progress: Callable[[int, int], None] | None = None) -> FoundBoxes:
+    def search(
+        self,
+        scan: PreparedScan,
+        threshold: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> FoundBoxes:
         """The network on a prepared scan; `progress` is called with (windows done, windows in all)."""
-        clock = Clock()
+        clock, least = Clock(), self._levels(scan, threshold).score_threshold
         with clock("detection"):
-            found = jax.device_get(self._finder.find(scan.prepared.image, progress))
-        return FoundBoxes(detections=found, timings=tuple(clock.timings))
+            found, complete = self._finder.find_all(scan.prepared.image, least, progress)
+            found = jax.device_get(found)
+        return FoundBoxes(detections=found, complete=complete, timings=tuple(clock.timings))
+
+    def _levels(self, scan: PreparedScan, threshold: float | None) -> InferenceConfig:
+        """The thresholds for one scan."""
+        levels = self.config.inference.for_scan(phase=scan.phase_rad is not None)
+        asked = self.options.threshold if threshold is None else threshold
+        if asked is None:
+            return levels
+        # nothing below it is listed, so that 0 asks for all that there are
+        return dataclasses.replace(levels, score_threshold=max(asked, levels.candidate_threshold))
 
     def conclude(
         self, swi: Volume, scan: PreparedScan, found: FoundBoxes, threshold: float | None = None
@@ -157,17 +171,14 @@ class CmbDetector:
         Args:
           swi: the image that `scan` was prepared from.
           scan: the prepared scan.
-          found: in it.
+          found: in it, with the same threshold.
           threshold: as for `predict`.
         """
-        levels = self.config.inference.for_scan(phase=scan.phase_rad is not None)
-        threshold = self.options.threshold if threshold is None else threshold
-        if threshold is not None:
-            levels = dataclasses.replace(levels, score_threshold=threshold)
+        levels = self._levels(scan, threshold)
         clock = Clock((*scan.timings, *found.timings))
         with clock("localization"):
             rows, boxes_mm, unlisted = self._locate(found.detections, scan, swi, levels)
-            full = _full_list(found.detections, levels.score_threshold)
+            full = () if found.complete else (_full_list(found.detections),)
             rows, mni = _with_mni(rows, scan.region_map)
         steps = (
             *scan.steps,
@@ -219,6 +230,8 @@ class CmbDetector:
         if not trusted:  # it still has a brain mask, but no places
             code = np.where(scan.brain_mask, np.uint8(Region.FRONTAL), np.uint8(0))
             region_map = RegionMap(code=code, affine=swi.affine)
+        # The sphere is widened by the error of the map, so that a lesion at the edge of the cortex still
+        # meets the tissue that it belongs to.
         located = look_up(centers, diameters + 2 * MAP_ERROR_MM, region_map)
         homogeneous = np.c_[centers, np.ones(len(centers))]
         voxels = native_index((np.linalg.inv(swi.affine) @ homogeneous.T).T[:, :3], swi)
@@ -231,6 +244,8 @@ class CmbDetector:
             reason = RejectReason(int(located.reason[n]))  # type: ignore[call-arg]
             if reason is RejectReason.NONE and scores[n] < levels.score_threshold:
                 reason = RejectReason.LOW_SCORE
+            # A place is named only where the map is trusted and holds brain. An untrusted map keeps what lies
+            # in its mask, but says nothing about zone, region or side.
             in_tissue = bool(located.keep[n])
             named = trusted and in_tissue
             somewhere = located.region[n] > 0 or not trusted
@@ -268,11 +283,8 @@ class CmbDetector:
         return rows, edges_mm[listed], int(valid.sum()) - len(listed)
 
 
-def _full_list(found: Detections, threshold: float) -> tuple[str, ...]:
-    """A warning if the list of boxes ends above the threshold: a count must not be a cap in silence."""
-    if not bool(np.all(found.valid)) or float(np.min(found.scores)) < threshold:
-        return ()
-    return (f"the list of candidates is full with {len(found.scores)}: the count may be too low",)
+def _full_list(found: Detections) -> str:
+    return f"the list of candidates is full with {np.sum(found.valid)}: the count may be too low"
 
 
 def _with_mni(

@@ -23,10 +23,16 @@ from flax import nnx
 from cmb_jax.config import PROPOSAL_STRIDE, Config, Triple
 from cmb_jax.data.subjects import READERS_MIMIC, StoredSubject
 from cmb_jax.detector.anchors import Detections, anchor_sizes, box_centers, boxes_from_centers, decode_boxes
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector, receptive_halo
+from cmb_jax.detector.network import (
+    Detector,
+    Template,
+    context_of,
+    map_slabs,
+    receptive_halo,
+    slab_maps,
+    slab_planes,
+)
 from cmb_jax.detector.nms import nms_3d
-from cmb_jax.detector.slabs import context_of, map_slabs, slab_maps, slab_planes
 from cmb_jax.evaluation.read import MIMIC_NAMES
 from cmb_jax.evaluation.records import MimicMap, SubjectDetections, SubjectTruth
 from cmb_jax.ops.cpu.library import usable_precision
@@ -34,6 +40,9 @@ from cmb_jax.ops.top import top_k
 
 BUCKET_CELLS = 4
 """Cells of the coarsest level from one bucket to the next: 32 mm for a total stride of 8 mm."""
+
+LONGEST = 16
+"""How many times as long as the configuration says a list of candidates may become."""
 
 # Axes (z, y, x) along which each pass sees the window mirrored; the first pass sees it as it is. Windows are
 # whole numbers of cells of every level, so that a mirror image maps cells onto cells exactly.
@@ -151,7 +160,9 @@ class ProposalFinder:
         self._template = Template.of(
             lambda: Detector(config.model, precision=config.inference.precision, rngs=nnx.Rngs(0))
         )
-        self._candidates = jax.jit(functools.partial(window_candidates, self._template, config))
+        self._candidates = jax.jit(
+            functools.partial(window_candidates, self._template, config), static_argnames="room"
+        )
         self._select = jax.jit(functools.partial(best_of_windows, config), static_argnames="room")
         self._whole = jax.jit(functools.partial(_window_objectness, self._template, config))
 
@@ -167,44 +178,40 @@ class ProposalFinder:
           image: (Z, Y, X, 2) prepared image.
           progress: called with (windows done, windows in all).
         """
-        plan = self.plan(image.shape[:3])
+        return self.find_all(image, self.config.inference.score_threshold, progress)[0]
+
+    def find_all(
+        self, image: np.ndarray, threshold: float, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[Detections, bool]:
+        """As `find`, with every box whose score reaches a threshold, and whether that is so.
+
+        The lists are as long as the configuration says, and those that end above the threshold are made
+        again, each time four times as long. Without a threshold (0) they stay as they are.
+        """
+        plan, settings = self.plan(image.shape[:3]), self.config.inference
         padded = pad_to(np.asarray(image, np.float32), plan.padded_shape)
-        found = []
+        found, complete = [], True
         ends = np.array(image.shape[:3])
         for number, window in enumerate(plan.windows):
-            found.append(
-                self._candidates(
-                    self.members,
-                    _cut(padded, window, plan)[None],
-                    jnp.array(window.start),
-                    jnp.array(window.core_low),
-                    jnp.array(np.minimum(window.core_high, ends)),
-                )
+            candidates = functools.partial(
+                self._candidates,
+                self.members,
+                _cut(padded, window, plan)[None],
+                jnp.array(window.start),
+                jnp.array(window.core_low),
+                jnp.array(np.minimum(window.core_high, ends)),
             )
+            part, all_in = _long_enough(candidates, settings.max_candidates, threshold)
+            found.append(part)
+            complete &= all_in
             if progress is not None:
-                jax.block_until_ready(found[-1])
                 progress(number + 1, len(plan.windows))
         boxes = jnp.concatenate([part.boxes for part in found])
         scores = jnp.concatenate([part.scores for part in found])
         valid = jnp.concatenate([part.valid for part in found])
-        return self._all_that_count(Detections(boxes=boxes, scores=scores, valid=valid))
-
-    def _all_that_count(self, candidates: Detections) -> Detections:
-        """Suppression over all windows, in a list that is made longer until no microbleed is left out.
-
-        Without an operating point (0) nothing counts, and the list is as long as the configuration says.
-        """
-        inference = self.config.inference
-        room = inference.max_detections
-        found: Detections = self._select(candidates, room=room)
-        while (
-            0 < inference.score_threshold <= float(found.scores.min())
-            and bool(found.valid.all())
-            and room < inference.max_candidates
-        ):
-            room = min(4 * room, inference.max_candidates)
-            found = self._select(candidates, room=room)
-        return found
+        select = functools.partial(self._select, Detections(boxes=boxes, scores=scores, valid=valid))
+        kept, all_in = _long_enough(select, settings.max_detections, threshold)
+        return kept, complete and all_in
 
     def objectness(self, image: np.ndarray) -> np.ndarray:
         """Objectness logits (Z, Y // 2, X // 2, A) of the padded volume, joined from the windows' cores."""
@@ -221,6 +228,17 @@ class ProposalFinder:
                 source.append(slice((low - start) // step, (high - start) // step))
             whole[tuple(target)] = part[tuple(source)]
         return whole
+
+
+def _long_enough(listed: Callable[..., Detections], room: int, threshold: float) -> tuple[Detections, bool]:
+    """A list with room for all boxes that reach a threshold, and whether they are all in it."""
+    longest = LONGEST * room
+    while True:
+        found = listed(room=room)
+        ends_above = bool(found.valid.all()) and float(found.scores.min()) >= threshold > 0
+        if not ends_above or len(found.scores) < room or room == longest:
+            return found, not ends_above or len(found.scores) < room
+        room *= 4
 
 
 def _cut(padded: np.ndarray, window: Window, plan: TilePlan) -> np.ndarray:
@@ -254,8 +272,9 @@ def window_candidates(
     start: jax.Array,  # (3,) int32 working voxels
     core_low: jax.Array,  # (3,)
     core_high: jax.Array,  # (3,)
+    room: int,
 ) -> Detections:
-    """The best candidates whose cells lie in the window's core, in coordinates of the padded volume."""
+    """The best `room` candidates whose cells lie in the window's core, in voxels of the padded volume."""
     # Memory decides the order of things here. The maps of the finest level would be by far the largest
     # arrays, so they exist for one slab of planes at a time: everything coarser is computed once per network
     # and view (`context_of`), then each slab gives its best candidates as logits, and only those are kept. A
@@ -281,13 +300,13 @@ def window_candidates(
                 box_inputs.append((box_input, at - plane))
         mean = sum(logits[1:], logits[0]) / len(logits)
         return _slab_candidates(
-            config, detectors, box_inputs, mean, start.at[0].add(first), core_low, core_high
+            config, detectors, box_inputs, mean, start.at[0].add(first), core_low, core_high, room
         )
 
     slabs = map_slabs(of_slab, depth)
     # Slabs follow each other as their anchors do: ties go to the lower anchor, as in one list of all.
     found: Detections = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), slabs)
-    count = min(config.inference.max_candidates, found.scores.shape[0])
+    count = min(room, found.scores.shape[0])
     logits, index = jax.lax.top_k(found.scores, count)
     scores = jax.nn.sigmoid(logits)
     valid = jnp.isfinite(logits) & (scores >= config.inference.candidate_threshold)
@@ -302,6 +321,7 @@ def _slab_candidates(
     start: jax.Array,  # (3,) working voxels of the first cell
     core_low: jax.Array,
     core_high: jax.Array,
+    room: int,
 ) -> Detections:
     """The best anchors of one slab inside the core; their scores are logits still."""
     depth, height, width, anchors = logits.shape
@@ -311,7 +331,7 @@ def _slab_candidates(
         counts = (first >= core_low[axis]) & (first < core_high[axis])
         inside = inside & counts.reshape([-1 if other == axis else 1 for other in range(3)])
     masked = jnp.where(inside[..., None], logits, -jnp.inf).reshape(-1)
-    count = min(config.inference.max_candidates, masked.shape[0])
+    count = min(room, masked.shape[0])
     best, index = top_k(masked, count)
 
     anchor = index % anchors
@@ -332,20 +352,9 @@ def _slab_candidates(
     )
 
 
-def best_of_windows(config: Config, candidates: Detections, room: int | None = None) -> Detections:
-    """Suppression over the candidates of all windows, to a list for `room` (default: `max_detections`)."""
-    settings = config.inference
-    count = min(settings.max_candidates, candidates.scores.shape[0])
-    # a stable choice of the best, so that the order of the windows decides no tie between scores
-    ranked = jnp.where(candidates.valid, candidates.scores, -1.0)
-    scores, index = jax.lax.top_k(ranked, count)
-    kept = nms_3d(
-        candidates.boxes[index],
-        scores,
-        settings.nms_iou,
-        room or settings.max_detections,
-        valid=candidates.valid[index],
-    )
+def best_of_windows(config: Config, candidates: Detections, room: int) -> Detections:
+    """Suppression over the candidates of all windows, to a list of `room`."""
+    kept = nms_3d(candidates.boxes, candidates.scores, config.inference.nms_iou, room, valid=candidates.valid)
     return Detections(boxes=kept.boxes, scores=kept.scores, valid=kept.valid)
 
 

@@ -1,7 +1,5 @@
 """From the images of one scan to what the network sees: the same for prediction and for training."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +15,7 @@ from cmb_jax.regions.predict import brain_mask_on, predict_regions, region_code_
 from cmb_jax.scan import PhaseSign
 from cmb_jax.scan.judge import (
     content_bounds,
+    judge_brain,
     judge_fluid,
     judge_grid,
     judge_intensity,
@@ -107,7 +106,7 @@ def read_phase(
 
 
 def _left_out(why: str) -> PhaseChoice:
-    """A phase that tells nothing: the detector works on the intensity alone rather than on a guess."""
+    """A phase without information: the detector works on the intensity alone rather than on a guess."""
     warning = f"the phase was left out: {why}; calcifications cannot be told from microbleeds"
     return PhaseChoice(radians=None, sentence="phase left out", warning=warning)
 
@@ -163,6 +162,7 @@ def prepare_scan(
         region = region_of(code)
         fluid, tissue = region == Region.VENTRICLE, region == Region.DEEP_WHITE_MATTER
         warnings += judge_fluid(swi, fluid, tissue).enforce("SWI")
+        warnings += judge_brain(swi, mask).enforce("SWI")
 
     say("preparing the images")
     with clock("preparation"):
@@ -185,7 +185,7 @@ def prepare_scan(
 
 
 def _checked(images: ScanImages) -> tuple[Volume, Volume | None, list[str]]:
-    """SWI and magnitude at unit scale, and warnings; images that are not what they are called are refused."""
+    """SWI and magnitude at unit scale, and warnings; images of another kind than stated are refused."""
     swi, magnitude = images.swi, images.magnitude
     warnings = [f"SWI: {line}" for line in swi.warnings]
     for role, other in (("phase", images.phase), ("magnitude", magnitude)):

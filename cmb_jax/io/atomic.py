@@ -4,8 +4,6 @@ What is being written is locked by its process, and so are folders in which only
 system takes such a lock back when the process ends, however it ends.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import glob
@@ -96,6 +94,8 @@ def atomic_write_bytes(path: Path, content: bytes, *, overwrite: bool = False) -
         if path.is_dir() or (path.exists() and not overwrite):
             raise UserError(f"{path}: exists already; choose another name or allow overwriting")
         with _made_parents(path):
+            # Written beside its place (a rename must not cross file systems), on disk before it is renamed:
+            # after a power cut there is the old file or the new one, and never an empty one.
             clear_dead(path.parent, path.name)
             part = _part(path)
             try:
@@ -131,6 +131,7 @@ def clear_dead(folder: Path, name: str) -> None:
     pattern = name if "*" in name else glob.escape(name[:200])
     for left in folder.glob(f".{pattern}.*{_PART}"):
         with contextlib.suppress(OSError):
+            # only what nobody holds any more: a file that is being written is locked by its process
             handle = _open_locked(left / LOCK if left.is_dir() else left)
             old, place = left / "old", folder / left.name[1 : -len(_PART)].rpartition(".")[0]
             if old.exists() and not place.exists():  # killed between the two renames of _swap
@@ -237,18 +238,19 @@ def _swap(new: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, todo: str, name: str = LOCK) -> Iterator[None]:
+def locked(folder: Path, todo: str) -> Iterator[None]:
     """Holds a folder for this process; children do not inherit the lock, so that it dies with the process.
+
+    The file that the lock is on is removed at the end; a killed process leaves it.
 
     Args:
         folder: that exists.
         todo: what the message of a second process tells to do.
-        name: of the file that the lock is on; it is removed at the end, and left by a killed process.
 
     Raises:
         UserError: another process holds it, or no file can be made there.
     """
-    path = folder.resolve() / name
+    path = folder.resolve() / LOCK
     taken = f"{folder}: another process is at work in it; {todo}"
     if path in _held:
         raise UserError(taken)

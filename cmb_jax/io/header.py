@@ -1,7 +1,5 @@
 """What a NIfTI file claims to hold, checked against its size and the memory before any of it is loaded."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib
@@ -81,6 +79,8 @@ def _inflate(path: Path, packed: bytes, limit: int) -> bytes:
     Raises:
         UserError: a damaged or truncated member, or more content than `limit`.
     """
+    # A gzip file may have several members, one after another. Each is unpacked to its end, where its checksum
+    # stands, but never further than one byte beyond the limit.
     parts: list[bytes] = []
     left = limit + 1
     rest = memoryview(packed)
@@ -141,6 +141,7 @@ def _claim(path: Path, start: bytes, size: int, packed: bool) -> _Claim:
             f"{MAX_VOXELS // 10**6} million that are read; crop it, or repair a wrong header"
         )
     needed = max(offset, 0) + voxels * item_bytes
+    # No memory is asked for yet: what a header claims is first held against what the file could hold at most.
     if needed > (size * _MAX_INFLATION if packed else size):
         raise _damaged(path, f"is truncated: its {size} bytes cannot hold the {needed} that it claims")
     return _Claim(image_class=image_class, needed=needed, size=size, packed=packed)

@@ -1,7 +1,5 @@
 """What the numbers of a label image mean: one a lesion, one a class, a mask, or none of these."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -4,8 +4,6 @@ A volume is written on the grid of the file that it came from, or changed voxels
 that a file stores them in: type, slope, header, range of the phase.
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 from collections.abc import Sequence
@@ -16,13 +14,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.orientations import (
-    apply_orientation,
-    axcodes2ornt,
-    inv_ornt_aff,
-    io_orientation,
-    ornt_transform,
-)
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes

@@ -197,7 +197,7 @@ def parse_rows(text: str, delimiter: str) -> list[list[str]]:
     return rows
 
 
-def read_arrays(path: Path, todo: str = _TODO, *, limit: int = MAX_ARRAYS_BYTES) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, *, limit: int = MAX_ARRAYS_BYTES) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name; no Python object is ever made of one.
 
     Raises:
@@ -205,11 +205,11 @@ def read_arrays(path: Path, todo: str = _TODO, *, limit: int = MAX_ARRAYS_BYTES)
     """
     import numpy as np
 
-    with reading(path, todo):
-        check_is_file(Path(path), todo)
+    with reading(path):
+        check_is_file(Path(path), _TODO)
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > limit:
-                raise Unreadable(path, f"unpacks to more than {limit / 1e9:.0f} GB", todo)
+                raise Unreadable(path, f"unpacks to more than {limit / 1e9:.0f} GB", _TODO)
             for entry in archive.infolist():
                 with archive.open(entry) as member:
                     _check_claim(member, entry.file_size)

@@ -3,8 +3,6 @@
 People name files after their patients, so a name is shown only if it is a pseudonym by its form.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import re

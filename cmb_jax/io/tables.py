@@ -1,7 +1,5 @@
 """CSV and TSV: read with errors that name file, line and column, and written."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io

@@ -4,8 +4,6 @@ A pure dict is what `flax.nnx.to_pure_dict` gives: nested dicts with string or i
 leaves. In the file every array has its path as its name, joined by dots (`encoder.0.kernel`).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path

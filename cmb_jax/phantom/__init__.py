@@ -7,13 +7,7 @@ microbleeds, field, complex signal, k-space, coil and noise, SWI, truth. All of 
 from cmb_jax.phantom.settings import PROTOCOLS, TIERS, Protocol, SubjectSettings, Tier
 from cmb_jax.phantom.simulate import Sample, simulate_batch, simulate_sample, simulate_subject
 from cmb_jax.phantom.tree import simulate_tree, write_subject
-from cmb_jax.phantom.types import (
-    CMB_KIND,
-    LesionRow,
-    LesionTable,
-    MimicKind,
-    PhantomSubject,
-)
+from cmb_jax.phantom.types import CMB_KIND, LesionRow, LesionTable, MimicKind, PhantomSubject
 
 __all__ = [
     "CMB_KIND",

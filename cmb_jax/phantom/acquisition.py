@@ -10,8 +10,6 @@ is that of I times sum(S_c), over the noise of L channels: where coils cancel, p
 line ends there. All three need one complex noise image and coil maps on a coarse lattice.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -147,6 +145,7 @@ def axis_window(length: int, share: jax.Array, partial: jax.Array, smoothing: ja
     share (): measured over stored bandwidth. partial (): lines measured of those, from the positive end;
     the rest are zeros. smoothing (): see `ScannerRanges`; the middle of k-space always has weight 1.
     """
+    # Partial Fourier starts late: the first (most negative) lines are missing, up to 1 - 2 * partial.
     frequency = jnp.fft.fftfreq(length) * 2 / share  # -1..1 over what a full scan measures
     inside = (jnp.abs(frequency) < 1.0001) & (frequency > 0.9999 - 2.0 * partial)  # rounding moves no edge
     hann = jnp.cos(0.5 * jnp.pi * frequency) ** 2
@@ -220,6 +219,8 @@ def draw_receive(key: jax.Array, scanner: Scanner, grid: Grid) -> Receive:
     g_factor = 1.0 + 0.25 * (scanner.acceleration - 1.0) ** 2 * bump
     log_gain = (1.0 - scanner.correction) * jnp.log(total)
     log_noise = jnp.log(g_factor) - scanner.correction * jnp.log(total)
+    # Between the points of the coarse lattice logarithms are interpolated, so that gain and noise stay
+    # positive, and the phase as a complex number, since an angle has a seam.
     channels = jnp.stack([log_gain, log_noise, phase.real, phase.imag], axis=-1).reshape(*COIL_LATTICE, 4)
     wx, wy, wz = (
         cubic_weights(jnp.arange(n) * ((m - 1) / n), m) for n, m in zip(grid.shape, COIL_LATTICE, strict=True)
@@ -386,6 +387,7 @@ def acquire(
 def windowed_noise(key: jax.Array, window: jax.Array) -> jax.Array:
     """Complex noise (X, Y, Z) of a k-space measured under `window`; standard deviation 1 per channel."""
     drawn = jax.random.normal(key, (2, *window.shape))
+    # scaled by the root mean square of the window, so that the image's noise is 1 whatever is left out
     size = window * (window.size / jnp.sqrt(jnp.sum(window**2)))
     return jnp.fft.ifftn(jax.lax.complex(drawn[0], drawn[1]) * size)
 

@@ -5,8 +5,6 @@ images are not: sums in another order change their last bit here and there (docs
 sketch, mean, standard deviation and some voxels, which is compared with a tolerance.
 """
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import gzip
@@ -15,10 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import nibabel as nib
 import numpy as np
 
 from cmb_jax.errors import UserError
+from cmb_jax.io.header import open_nifti
+from cmb_jax.io.nifti import stored_values
 from cmb_jax.io.outside import check_is_file, reading
 from cmb_jax.io.tables import read_rows
 from cmb_jax.phantom.settings import SubjectSettings
@@ -100,9 +99,7 @@ def content_sha256(path: Path) -> str:
 
 def image_sketch(path: Path) -> str:
     """Mean and standard deviation of the stored values, and `_SAMPLES` of them spread over the image."""
-    with reading(path, "make the split again"):
-        check_is_file(path, "make the split again")
-        stored = np.asarray(nib.load(path).dataobj.get_unscaled()).ravel()  # type: ignore[attr-defined]
+    stored = stored_values(open_nifti(path)).ravel()
     # multiples of the golden ratio: no two axes of an image are in step with them
     at = (np.arange(1, _SAMPLES + 1) * 0.6180339887498949 % 1 * stored.size).astype(np.int64)
     samples = base64.b64encode(stored[at].astype("<i2").tobytes()).decode()

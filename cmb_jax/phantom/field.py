@@ -18,8 +18,6 @@ dipole's outside, zero within a uniform ball. Ellipsoids have the field of the b
 Veins and air are on the grid as they are. There the phase within a voxel is taken as linear.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

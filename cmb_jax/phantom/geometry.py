@@ -59,12 +59,12 @@ def simulation_grid(
     return Grid.over(extent_mm, (x, y, smooth_size(extent_mm[2] / (spacing_mm * along_slices))))
 
 
-def lattice_for(extent_mm: tuple[float, float, float], spacing_mm: float = LATTICE_SPACING_MM) -> Grid:
+def lattice_for(extent_mm: tuple[float, float, float]) -> Grid:
     """A coarse lattice for smooth quantities: the field of view and a cell around it."""
-    cells = [int(np.ceil(e / spacing_mm)) + 2 for e in extent_mm]
+    cells = [int(np.ceil(e / LATTICE_SPACING_MM)) + 2 for e in extent_mm]
     x, y, z = (c + 1 for c in cells)
-    ox, oy, oz = (-c * spacing_mm / 2 for c in cells)
-    return Grid((x, y, z), (spacing_mm,) * 3, (ox, oy, oz))
+    ox, oy, oz = (-c * LATTICE_SPACING_MM / 2 for c in cells)
+    return Grid((x, y, z), (LATTICE_SPACING_MM,) * 3, (ox, oy, oz))
 
 
 def grid_points(grid: Grid) -> jax.Array:

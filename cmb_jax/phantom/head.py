@@ -5,8 +5,6 @@ MNI152NLin2009cAsym. A pose maps image points to pack points: q = center + L p +
 displacement of a stationary velocity field (Arsigny et al. 2006), hence a diffeomorphism.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 from collections.abc import Callable

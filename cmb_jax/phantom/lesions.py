@@ -3,8 +3,6 @@
 All are ellipsoids of a susceptibility of their own, with a true size and an apparent one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -203,6 +201,7 @@ def _make_visible(
     Susceptibility first, up to 2.5 ppm; then the radius.
     """
     floor, most = bloomed_mm(floor_mm) / 2, bloomed_mm(MAX_APPARENT_MM) / 2
+    # Blooming depends on chi times volume: what a radius lacks, susceptibility can make up, within limits.
     needed = (floor / radius) ** 3 * 3 * PHI0_RAD / phase_per_ppm(te_ms, b0_t)
     chi = jnp.where(radius < floor, jnp.clip(needed, chi, jnp.maximum(chi, MAX_CHI_PPM)), chi)
     radius = jnp.maximum(radius, floor / blooming(te_ms, b0_t, chi))
@@ -257,6 +256,7 @@ def draw_microbleeds(
     """
     keys = jax.random.split(key, 11)
     wanted = draw_count(keys[0], draw.mean_cmbs, draw.patient_like)
+    # the parameters of a Dirichlet draw are its mean proportions times how little it varies (4 in all)
     share = jax.random.dirichlet(keys[1], jnp.array([2.4, 0.8, 0.8]))
     weights = _zone_weights(head)
     there = jnp.sum(weights, axis=(1, 2, 3)) > 0

@@ -3,8 +3,6 @@
 Small soft-edged bodies are drawn by scattering, all at once and with static shapes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax
@@ -104,6 +102,7 @@ def draw_labels(
     """
     index, vector = _window(grid, points_mm, half)
     inside = _normalized_distance(vector, radii_mm) <= 1.0
+    # a body between voxel centers would have no voxel, and a truth without voxels cannot be found
     nearest = jnp.asarray(np.all(_offsets(half) == 0, axis=1))
     value = jnp.where(inside | nearest, label[:, None], 0).astype(volume.dtype)
     return _scatter_max(volume, index, value)
@@ -138,6 +137,8 @@ def add_vessels(
 ) -> TissueMaps:
     """Tissue with the vessels, thin and others, that lie in it; venous: the blood of veins."""
     empty = jnp.zeros(grid.shape, jnp.float32)
+    # Vessels displace tissue. How much of a voxel they fill follows from the susceptibility of their blood,
+    # which is drawn first; arteries have none of it, so their share is drawn by itself.
     blood, flowing = maps.sinus * venous.chi_ppm, empty
     for group, radius in zip(vessels, (MAX_THIN_MM, MAX_RADIUS_MM), strict=True):
         amount = jnp.where(group.valid, group.chi_ppm, 0.0)

@@ -1,7 +1,5 @@
 """What is simulated: acquisition protocols, tiers of difficulty, and which settings are possible."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

@@ -244,6 +244,7 @@ def simulate_sample(key: jax.Array, anatomy: PackedAnatomy, ranges: Ranges, *, p
         visibility(swi, free, acquired.sigma, bodies.center_mm, size, grid=grid)
         for bodies, size in ((bleeds, bleed_mm), (focal, focal_mm))
     )
+    # the brain's typical brightness, from every fourth row and column: a median sorts
     typical = jnp.nanmedian(jnp.where(free, swi, jnp.nan)[::4, ::4])
     counts = bleeds.valid & _on_grid(bleeds.center_mm, grid) & is_seen(seen, typical)
     ignored = bleeds.valid & _on_grid(bleeds.center_mm, grid, bleed_mm / 2) & ~counts
@@ -253,6 +254,7 @@ def simulate_sample(key: jax.Array, anatomy: PackedAnatomy, ranges: Ranges, *, p
     for group in vessels:
         mimics = vessel_labels(mimics, group, grid=grid)
     mimics = focal_labels(mimics, focal, focal_mm, grid=grid)
+    # a microbleed that does not count gives way to what else lies there, and is marked where nothing does
     only_ignored = occupied & (labels == 0) & (mimics == 0)
     mimics = jnp.where(only_ignored, int(MimicKind.IGNORED_MICROBLEED), jnp.where(labels > 0, 0, mimics))
     mimics = artifact_labels(mimics, solid, ~occupied, acquired.ghost, acquired.ringing)

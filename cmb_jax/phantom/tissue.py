@@ -6,8 +6,6 @@ Signal without decay is that of a spoiled gradient echo: proton density, T1 by f
 blood. Columns of tissue are gray, white, CSF, soft, air, then `NUCLEI`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 
@@ -17,18 +15,9 @@ import numpy as np
 
 from cmb_jax.anatomy.pack import Channel
 from cmb_jax.anatomy.regions import Region, region_of
+from cmb_jax.phantom import head
 from cmb_jax.phantom.field import CHI_AIR
 from cmb_jax.phantom.geometry import Grid, cubic_weights, linear_at, smooth_noise
-from cmb_jax.phantom.head import (
-    NUCLEI,
-    Extra,
-    PackedAnatomy,
-    Pose,
-    for_each_plane,
-    shrink_cortex,
-    unpack,
-    voxel_index,
-)
 from cmb_jax.phantom.settings import Tier
 from cmb_jax.phantom.types import MimicKind
 
@@ -127,7 +116,7 @@ def draw_blood(key: jax.Array, b0_t: jax.Array, signal: jax.Array) -> Blood:
     return Blood(blood_susceptibility(cells, oxygen), blood_r2_star(cells, oxygen, b0_t), signal)
 
 
-IRON_RICH = tuple(n for n in NUCLEI if n not in (Channel.CAUDATE, Channel.THALAMUS))
+IRON_RICH = tuple(n for n in head.NUCLEI if n not in (Channel.CAUDATE, Channel.THALAMUS))
 ARTERIAL_CORE = 0.7  # of the vessel prior
 TEXTURE_VOXELS = 3.0  # pack voxels from one point of the texture's lattice to the next
 
@@ -181,7 +170,7 @@ class HeadVolume:
     mimic: jax.Array  # (X, Y, Z) uint8 MimicKind of what tissue makes
 
 
-def texture_shape(anatomy: PackedAnatomy) -> tuple[int, int, int]:
+def texture_shape(anatomy: head.PackedAnatomy) -> tuple[int, int, int]:
     """Points of the texture's lattice."""
     x, y, z = (int(np.ceil((n - 1) / TEXTURE_VOXELS)) + 1 for n in anatomy.words.shape[:3])
     return (x, y, z)
@@ -206,7 +195,7 @@ def iron_mg(age: jax.Array) -> jax.Array:
 
 def draw_tissue(
     key: jax.Array,
-    anatomy: PackedAnatomy,
+    anatomy: head.PackedAnatomy,
     b0_t: jax.Array,
     tr_ms: jax.Array,
     flip_deg: jax.Array,
@@ -241,7 +230,7 @@ def draw_tissue(
     )
 
 
-def _draw_siderosis(key: jax.Array, anatomy: PackedAnatomy, tier: Tier) -> dict[str, jax.Array]:
+def _draw_siderosis(key: jax.Array, anatomy: head.PackedAnatomy, tier: Tier) -> dict[str, jax.Array]:
     """The two fields of `TissueValues`: a focus of superficial siderosis over the convexity."""
     k_present, k_place, k_radius, k_chi = jax.random.split(key, 4)
     direction = jax.random.normal(k_place, (3,)) * jnp.array([1.0, 1.0, 0.5]) + jnp.array([0.0, 0.0, 0.7])
@@ -260,10 +249,10 @@ def mix_tissue(
 
     texture (P, 3); siderotic (P,): how far the cortex' surface is stained there, 0..1.
     """
-    nuclei = channels[:, jnp.array(NUCLEI)]
+    nuclei = channels[:, jnp.array(head.NUCLEI)]
     covered = jnp.minimum(jnp.sum(nuclei, axis=1, keepdims=True), 1.0)
     nuclei = nuclei / jnp.maximum(jnp.sum(nuclei, axis=1, keepdims=True), 1.0)
-    base = shrink_cortex(channels, values.atrophy)
+    base = head.shrink_cortex(channels, values.atrophy)
     fractions = jnp.concatenate([base * (1.0 - covered), nuclei], axis=1)
 
     t1 = channels[:, Channel.T1]
@@ -285,12 +274,12 @@ def mix_tissue(
         1.0 + brain * (texture[:, 1] + 0.3 * short * deviation) + (0.12 - 0.34 * short) * hyper
     )
 
-    stain = siderotic * channels[:, Extra.PIAL] * brain
+    stain = siderotic * channels[:, head.Extra.PIAL] * brain
     chi = chi + values.siderosis_ppm * stain
     r2_star = r2_star + 60.0 * stain
 
     # The vessel prior holds the dural sinuses behind and above, the circle of Willis below and in front.
-    prior, venous = channels[:, Channel.VESSEL_PRIOR], channels[:, Extra.VENOUS]
+    prior, venous = channels[:, Channel.VESSEL_PRIOR], channels[:, head.Extra.VENOUS]
     sinus = jnp.clip((prior - 0.3) / 0.4, 0.0, 1.0) * venous
     # The prior is a mean over many people: only its core is as narrow as an artery.
     artery = jnp.clip((prior - ARTERIAL_CORE) / 0.2, 0.0, 1.0) * (1.0 - venous)
@@ -303,23 +292,23 @@ def _labels(
 ) -> tuple[jax.Array, jax.Array]:
     """Region code after atrophy, and the mimic that tissue makes: uint8 (P,) each."""
     region = region_of(code)
-    base = shrink_cortex(channels, atrophy)
+    base = head.shrink_cortex(channels, atrophy)
     cortex = (region >= Region.FRONTAL) & (region <= Region.INSULA) | (region == Region.CEREBELLUM)
     now_csf = cortex & (base[:, Channel.CSF] > 0.5)
     code = jnp.where(now_csf, code - region + Region.SULCAL_CSF, code).astype(jnp.uint8)
 
     brain = region != Region.OUTSIDE
-    prior, venous = channels[:, Channel.VESSEL_PRIOR], channels[:, Extra.VENOUS] > 0.5
+    prior, venous = channels[:, Channel.VESSEL_PRIOR], channels[:, head.Extra.VENOUS] > 0.5
     iron = jnp.sum(channels[:, jnp.array(IRON_RICH)], axis=1) > 0.5
-    mimic = jnp.where(brain & (channels[:, Extra.AIR_NEAR] > 0.02), int(MimicKind.AIR_TISSUE_BORDER), 0)
+    mimic = jnp.where(brain & (channels[:, head.Extra.AIR_NEAR] > 0.02), int(MimicKind.AIR_TISSUE_BORDER), 0)
     mimic = jnp.where(iron, int(MimicKind.IRON_NUCLEUS), mimic)
     mimic = jnp.where((prior > 0.5) & venous, int(MimicKind.SINUS), mimic)
     mimic = jnp.where((prior > ARTERIAL_CORE) & ~venous, int(MimicKind.ARTERY), mimic)
-    stained = brain & (siderotic * channels[:, Extra.PIAL] > 0.4)
+    stained = brain & (siderotic * channels[:, head.Extra.PIAL] > 0.4)
     return code, jnp.where(stained, int(MimicKind.SUPERFICIAL_SIDEROSIS), mimic).astype(jnp.uint8)
 
 
-def head_volume(anatomy: PackedAnatomy, values: TissueValues) -> HeadVolume:
+def head_volume(anatomy: head.PackedAnatomy, values: TissueValues) -> HeadVolume:
     """A subject's tissues on the pack's grid, plane by plane to stay in the cache."""
     # Mixed once per subject on the pack's grid: four numbers per voxel are then interpolated to the image
     # instead of fifteen fractions, which is what most of a simulation's time went to.
@@ -335,12 +324,12 @@ def head_volume(anatomy: PackedAnatomy, values: TissueValues) -> HeadVolume:
 
     def plane(part: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         words, weights, x = part
-        data = unpack(words.reshape(-1, words.shape[-1]))
+        data = head.unpack(words.reshape(-1, words.shape[-1]))
         channels = data.astype(jnp.float32) / 255.0
         grain = jnp.tensordot(weights, texture, axes=1).reshape(-1, 3)
         distance = jnp.sqrt(away.reshape(-1) + (x - focus[0]) ** 2)
         siderotic = jnp.clip((reach - distance) / 4.0, 0.0, 1.0)
-        code, mimic = _labels(channels, data[:, Extra.CODE], siderotic, values.atrophy)
+        code, mimic = _labels(channels, data[:, head.Extra.CODE], siderotic, values.atrophy)
         return mix_tissue(channels, grain, siderotic, values), code, mimic
 
     parts = (anatomy.words, wx, jnp.arange(shape[0], dtype=jnp.float32))
@@ -359,18 +348,18 @@ class TissueMaps:
     sinus: jax.Array  # fraction of the venous blood of sinuses
 
 
-def tissue_maps(anatomy: PackedAnatomy, volume: HeadVolume, pose: Pose, grid: Grid) -> TissueMaps:
+def tissue_maps(anatomy: head.PackedAnatomy, volume: HeadVolume, pose: head.Pose, grid: Grid) -> TissueMaps:
     """The subject's tissue on the simulation grid, linear between the pack's voxels."""
 
     def sample(points: jax.Array) -> jax.Array:
-        return linear_at(volume.values, voxel_index(anatomy, points))
+        return linear_at(volume.values, head.voxel_index(anatomy, points))
 
-    values = for_each_plane(pose, grid, sample).reshape(*grid.shape, 4)
+    values = head.for_each_plane(pose, grid, sample).reshape(*grid.shape, 4)
     return TissueMaps(*(values[..., c] for c in range(4)))
 
 
 def label_maps(
-    anatomy: PackedAnatomy, volume: HeadVolume, pose: Pose, grid: Grid
+    anatomy: head.PackedAnatomy, volume: HeadVolume, pose: head.Pose, grid: Grid
 ) -> tuple[jax.Array, jax.Array]:
     """Region codes and the mimics that tissue makes on the acquired grid, uint8 (X, Y, Z) each; nearest."""
     nx, ny, nz = volume.code.shape
@@ -378,9 +367,9 @@ def label_maps(
     rows = both.reshape(-1)
 
     def sample(points: jax.Array) -> jax.Array:
-        index = jnp.round(voxel_index(anatomy, points)).astype(jnp.int32)
+        index = jnp.round(head.voxel_index(anatomy, points)).astype(jnp.int32)
         index = jnp.clip(index, 0, jnp.array([nx - 1, ny - 1, nz - 1]))
         return rows[(index[:, 0] * ny + index[:, 1]) * nz + index[:, 2]]
 
-    labels = for_each_plane(pose, grid, sample).reshape(grid.shape)
+    labels = head.for_each_plane(pose, grid, sample).reshape(grid.shape)
     return (labels & 0xFF).astype(jnp.uint8), (labels >> 8).astype(jnp.uint8)

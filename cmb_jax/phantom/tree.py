@@ -1,7 +1,5 @@
 """Simulated subjects on disk: a BIDS-like tree with the truth among its derivatives."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import gzip

@@ -1,7 +1,5 @@
 """What goes into a simulated subject and what comes out of it."""
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 from collections.abc import Iterable

@@ -4,8 +4,6 @@ Small veins are grown as smooth random walks that taper and branch. The large ve
 midline follow courses that are known. All shapes are static: slots that a subject has no use for stay empty.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax
@@ -106,6 +104,7 @@ def grow(
     def step(state: tuple[jax.Array, ...], k: jax.Array):
         point, heading, drift, alive, here = state
         drift = 0.85 * drift + wander * jax.random.normal(k, point.shape)
+        # the ground takes away what the heading has across a sulcus (`Terrain.across`) and adds its pull
         held = jnp.einsum("wab,wb->wa", here[:, 3 + SYMMETRIC], heading)
         heading = unit(heading + here[:, :3] - held + drift)
         point = point + STEP_MM * heading
@@ -237,6 +236,8 @@ def _medullary(key: jax.Array, head: HeadMaps, chi_blood: jax.Array, tier: Tier)
     white = head.channels[..., Channel.WHITE_MATTER]
     below = in_regions(head.region, Region.BRAINSTEM, Region.CEREBELLUM)
     upper = (head.mni_mm[..., 2] > 0) & ~below
+    # near (1 - near) is largest where half of the surroundings is ventricle: at its wall. The wider blur,
+    # which is smooth far into the white matter, says which way is out.
     weight = (near * (1 - near)) ** 2 * white * upper
     outward = unit(gradient(-jnp.log(far + 1e-5)))
     start = draw_voxels(keys[0], weight, head.grid, MEDULLARY_ROOTS)
@@ -328,6 +329,7 @@ def _crossing(key: jax.Array, head: HeadMaps, chi_blood: jax.Array, tier: Tier) 
     flat = jnp.sqrt(1 - z**2)
     heading = jnp.stack([flat * jnp.cos(turn), flat * jnp.sin(turn), z], axis=1)
     depth = gradient(blur(solid, 2.0))
+    # whichever of the two ways along its line leads into the tissue
     inward = jnp.sum(interpolate(depth, head.grid, start) * heading, axis=1, keepdims=True)
     heading = jnp.where(inward < 0, -heading, heading)
     shape = head.grid.shape
@@ -401,6 +403,7 @@ def _along_courses(
     k_bend, k_radius = jax.random.split(key)
     count = len(lines)
     steps = there.sum(axis=1, keepdims=True) - 1
+    # Sines that are 0 at both ends bend each course between them; short courses bend less.
     t = np.minimum(np.arange(_LONGEST_COURSE) / steps, 1.0)  # (C, S) of the course's own length
     waves = np.stack([np.sin(np.pi * n * t) for n in (1, 2, 3, 5)]) * np.minimum(steps * STEP_MM / 40.0, 1.0)
     bend = jax.random.normal(k_bend, (count, 3, 4)) * jnp.array([1.2, 0.8, 0.6, 0.3])

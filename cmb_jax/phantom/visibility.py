@@ -18,8 +18,6 @@ At the end of the file: spots of a finished scan that look like microbleeds and 
 a subject is.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -6,8 +6,6 @@ resampling is separable. Its center is the middle of the foreground's bounding b
 inference then centers it once more, on the brain that the first pass found.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """Network that labels brain regions and sides on a 2 mm grid."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

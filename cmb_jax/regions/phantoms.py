@@ -5,8 +5,6 @@ noise of their protocols. All have the voxels of one protocol and a field comput
 region grid shows nothing finer, and one compiled program simulates them all.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import io

@@ -6,8 +6,6 @@ it lies, an intensity threshold gives a brain mask and the map is not trusted: z
 reported. Arrays of the grid are (Z, Y, X), x to the right.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,18 +27,10 @@ from cmb_jax.anatomy.regions import (
     encode,
     region_of,
 )
-from cmb_jax.detector.functional import Template
+from cmb_jax.detector.network import Template
 from cmb_jax.io.volume import Volume
 from cmb_jax.io.weights import load_weights
-from cmb_jax.regions.grid import (
-    GRID_MM,
-    GRID_SHAPE,
-    field_of_view,
-    foreground_center,
-    grid_affine,
-    normalize,
-    to_grid,
-)
+from cmb_jax.regions import grid
 from cmb_jax.regions.network import RegionNet
 from cmb_jax.scan.judge import content_bounds
 
@@ -65,8 +55,8 @@ TURNS: dict[str, tuple[int, ...]] = {"upside down": (0,), "back to front": (1,),
 # none.
 LEAST_MARGIN = 0.006
 
-_VOXEL_CM3 = GRID_MM**3 / 1000
-_FACE_CM2 = GRID_MM**2 / 100
+_VOXEL_CM3 = grid.GRID_MM**3 / 1000
+_FACE_CM2 = grid.GRID_MM**2 / 100
 _FACES = (("bottom", "top"), ("back", "front"), ("left", "right"))
 
 
@@ -105,6 +95,8 @@ def clean_labels(
 
 def split_sides(side_logit: np.ndarray, brain: np.ndarray) -> np.ndarray:
     """Side of every brain voxel: the sign of the smoothed logit, islands given to the other side."""
+    # The logit is near 0 along the midline, where single voxels would flicker from side to side. Smoothed
+    # within the brain alone (divided by the smoothed mask), it crosses 0 on one surface.
     weight = ndimage.gaussian_filter(brain.astype(np.float32), 2.0)
     smooth = ndimage.gaussian_filter(np.where(brain, np.clip(side_logit, -8, 8), 0.0).astype(np.float32), 2.0)
     right = brain & (smooth / np.maximum(weight, 1e-6) > 0)
@@ -203,6 +195,8 @@ def intensity_mask(image: np.ndarray, view: np.ndarray) -> np.ndarray:
         return np.zeros_like(view)
     counts, edges = np.histogram(values, 128)
     centers = (edges[:-1] + edges[1:]) / 2
+    # The variance between the two classes, for all thresholds at once: running sums give the size and the
+    # mean of what lies below each edge, and the rest lies above.
     below = np.cumsum(counts)
     total, first = below[-1], np.cumsum(counts * centers)
     above = total - below
@@ -237,7 +231,7 @@ def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
     """
     given, bounds = volume, content_bounds(volume.data)
     volume = volume.cut(bounds)  # zeros around the head decide nothing
-    center = foreground_center(volume.data, volume.affine)
+    center = grid.foreground_center(volume.data, volume.affine)
     extent = np.array(volume.shape) * volume.spacing_mm
     if extent.min() < _SMALLEST_VIEW_MM:
         size = " x ".join(f"{edge:.0f}" for edge in extent)
@@ -251,20 +245,20 @@ def predict_regions(volume: Volume, weights: Path | None = None) -> RegionMap:
     found = np.argwhere(region != Region.OUTSIDE)
     if len(found):
         middle = (found.min(axis=0) + found.max(axis=0)) / 2
-        shift = (middle - (np.array(GRID_SHAPE) - 1) / 2)[::-1]  # (x, y, z) in grid voxels
-        to_volume = np.linalg.inv(volume.affine) @ grid_affine(volume.affine, center)
+        shift = (middle - (np.array(grid.GRID_SHAPE) - 1) / 2)[::-1]  # (x, y, z) in grid voxels
+        to_volume = np.linalg.inv(volume.affine) @ grid.grid_affine(volume.affine, center)
         shift_voxels = to_volume[:3, :3] @ shift
         if np.linalg.norm(shift_voxels * volume.spacing_mm) > _RECENTER_MM:
             center = center + shift_voxels
             region, side, _ = _label(volume, center, params)
     # the zeros count as field of view here: a brain that ends where they begin was stripped, not cut
-    view = field_of_view(given.shape, given.affine, center + bounds[:, 0])
+    view = grid.field_of_view(given.shape, given.affine, center + bounds[:, 0])
     messages = (*trust_messages(region, side, view), *_doubts(volume, center, params))
     if not (region != Region.OUTSIDE).any():
         return _by_intensity(volume, center, "No brain was recognized.")
     return RegionMap(
         code=np.ascontiguousarray(encode(region, side).transpose(2, 1, 0)),
-        affine=grid_affine(volume.affine, center),
+        affine=grid.grid_affine(volume.affine, center),
         trusted=not messages,
         messages=messages,
     )
@@ -299,13 +293,13 @@ def _nearest(position: np.ndarray, length: int) -> np.ndarray:
 
 def _by_intensity(volume: Volume, center: np.ndarray, message: str) -> RegionMap:
     """An untrusted map whose mask is by intensity; its label is a placeholder."""
-    view = field_of_view(volume.shape, volume.affine, center)
-    mask = intensity_mask(to_grid(volume.data, volume.affine, center), view)
+    view = grid.field_of_view(volume.shape, volume.affine, center)
+    mask = intensity_mask(grid.to_grid(volume.data, volume.affine, center), view)
     region = np.where(mask, Region.DEEP_WHITE_MATTER, Region.OUTSIDE)
     messages = (message, "The brain mask is by intensity alone.")
     return RegionMap(
         code=np.ascontiguousarray(encode(region, np.full_like(region, Side.NONE)).transpose(2, 1, 0)),
-        affine=grid_affine(volume.affine, center),
+        affine=grid.grid_affine(volume.affine, center),
         trusted=False,
         messages=messages if mask.any() else (*messages, "The volume shows no tissue."),
     )
@@ -313,8 +307,8 @@ def _by_intensity(volume: Volume, center: np.ndarray, message: str) -> RegionMap
 
 def _label(volume: Volume, center: np.ndarray, params: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cleaned region and side and the field of view, (Z, Y, X) on the grid around `center`."""
-    view = field_of_view(volume.shape, volume.affine, center)
-    image = to_grid(volume.data, volume.affine, center)
+    view = grid.field_of_view(volume.shape, volume.affine, center)
+    image = grid.to_grid(volume.data, volume.affine, center)
     region, inner, side_logit = (np.asarray(a) for a in _labeller()(image, params))
     region, side = clean_labels(region, inner, side_logit, view)
     return region, side, view
@@ -322,7 +316,7 @@ def _label(volume: Volume, center: np.ndarray, params: Any) -> tuple[np.ndarray,
 
 def _doubts(volume: Volume, center: np.ndarray, params: Any) -> tuple[str, ...]:
     """Reasons to doubt the image or its header by the network's confidence."""
-    image = to_grid(volume.data, volume.affine, center)
+    image = grid.to_grid(volume.data, volume.affine, center)
     turned = {name: float(_confidence()(np.flip(image, axes), params)) for name, axes in TURNS.items()}
     return doubt_messages(float(_confidence()(image, params)), turned)
 
@@ -334,7 +328,7 @@ def _confidence() -> Callable[[np.ndarray, Any], jax.Array]:
 
     @jax.jit
     def confidence(image: jax.Array, params: Any) -> jax.Array:
-        logits = template.bind(params)(normalize(image)[None, ..., None])[0, ..., :NUM_REGIONS]
+        logits = template.bind(params)(grid.normalize(image)[None, ..., None])[0, ..., :NUM_REGIONS]
         brain = jnp.argmax(logits, axis=-1) != Region.OUTSIDE
         highest = jnp.max(jax.nn.softmax(logits), axis=-1)
         return jnp.sum(highest * brain) / jnp.maximum(jnp.sum(brain), 1)
@@ -354,12 +348,13 @@ def _labeller() -> _Labeller:
     @jax.jit
     def label(image: jax.Array, params: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         model = template.bind(params)
-        image = normalize(image)[None, ..., None]
+        image = grid.normalize(image)[None, ..., None]
         logits = model(image)[0]
         mirrored = model(image[:, :, :, ::-1])[0, :, :, ::-1]
         # The network's last layer labels the eight voxels of a cell independently; smoothing makes them
         # agree.
         regions = _smooth(logits[..., :NUM_REGIONS] + mirrored[..., :NUM_REGIONS])
+        # in the mirror image left is right: the logit of the side changes its sign, those of regions do not
         side = logits[..., NUM_REGIONS] - mirrored[..., NUM_REGIONS]
         inner = jnp.argmax(regions[..., 1:], axis=-1) + 1
         return jnp.argmax(regions, axis=-1), inner, side

@@ -15,21 +15,9 @@ from PIL import Image
 from scipy import ndimage
 
 from cmb_jax.core.detection import DetectionRow
-from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.io.outside import reading
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.drawing import (
-    AXIAL,
-    SAGITTAL,
-    Picture,
-    Shape,
-    choose_windows,
-    fitted_frame,
-    glyph,
-    mask_bounds,
-    sample_plane,
-    to_gray,
-)
+from cmb_jax.report import drawing
 from cmb_jax.report.html import content_hash, environment
 from cmb_jax.report.plots import BarSeries, count_histogram, scan_plot
 from cmb_jax.report.summary import ZONES, Count
@@ -40,7 +28,7 @@ OUTLIER_SCORE = 3.5
 FEWEST_FOR_OUTLIERS = 8
 _NORMAL_MAD = 0.6745  # median absolute deviation of the standard normal distribution
 
-_PLANES = (AXIAL, SAGITTAL)
+_PLANES = (drawing.AXIAL, drawing.SAGITTAL)
 _MM_PER_PX = 0.8
 _RIM_MM = 4.0  # edge of the brain mask that is left out, for the skull's partial volume
 _MARK_PX = 6.0
@@ -80,22 +68,24 @@ def make_projection(swi: Volume, brain_mask: np.ndarray) -> Projection:
         swi: (X, Y, Z) with axes to Right, Anterior, Superior.
         brain_mask: (X, Y, Z) bool on its grid.
     """
-    window = choose_windows(swi.data, None, brain_mask).swi
+    window = drawing.choose_windows(swi.data, None, brain_mask).swi
     # the lowest value along each line of sight wins: one dark voxel of the skull would hide all behind it
     box = [2 * round(_RIM_MM / edge) + 1 for edge in swi.spacing_mm]
     inner = ndimage.minimum_filter(brain_mask.view(np.uint8), size=box, mode="constant").astype(bool)
     if not inner.any():
         inner = brain_mask if brain_mask.any() else np.ones_like(brain_mask)
-    bounds = mask_bounds(brain_mask)
+    bounds = drawing.mask_bounds(brain_mask)
     inverse = np.linalg.inv(swi.affine)
     parts: list[np.ndarray] = []
     matrices: list[np.ndarray] = []
     left = 0
     for plane in _PLANES:
-        frame = fitted_frame(plane, swi.spacing_mm, bounds, _MM_PER_PX)
+        frame = drawing.fitted_frame(plane, swi.spacing_mm, bounds, _MM_PER_PX)
         lowest = np.min(swi.data, axis=plane.through_axis, initial=np.inf, where=inner)
         lowest = np.where(np.isfinite(lowest), lowest, window[0])
-        parts.append(to_gray(np.nan_to_num(sample_plane(lowest, frame), nan=window[0]), *window))
+        parts.append(
+            drawing.to_gray(np.nan_to_num(drawing.sample_plane(lowest, frame), nan=window[0]), *window)
+        )
         origin, column, row = (np.array(frame.to_px(*at)) for at in ((0, 0), (1, 0), (0, 1)))
         matrix = np.outer(column - origin, inverse[plane.column_axis])
         matrix += np.outer(row - origin, inverse[plane.row_axis])
@@ -109,18 +99,18 @@ def make_projection(swi: Volume, brain_mask: np.ndarray) -> Projection:
     )
 
 
-def marked_picture(projection: Projection, rows: Sequence[DetectionRow], name: str) -> Picture:
+def marked_picture(projection: Projection, rows: Sequence[DetectionRow], name: str) -> drawing.Picture:
     """The projection with the symbols of reported microbleeds, one path for all of a zone and category."""
     drawn: dict[tuple[str, str], str] = {}
     for row in rows:
         for matrix in projection.to_pixel:
             x, y = matrix @ (row.x_mm, row.y_mm, row.z_mm, 1.0)
             key = (row.zone, row.category)
-            drawn[key] = drawn.get(key, "") + glyph(row.zone, float(x), float(y), _MARK_PX)
+            drawn[key] = drawn.get(key, "") + drawing.glyph(row.zone, float(x), float(y), _MARK_PX)
     shapes = []
     for (zone, category), path in sorted(drawn.items()):
-        shapes += [Shape(path, "halo"), Shape(path, f"ring z-{zone} {category}")]
-    return Picture(
+        shapes += [drawing.Shape(path, "halo"), drawing.Shape(path, f"ring z-{zone} {category}")]
+    return drawing.Picture(
         width=projection.width,
         height=projection.height,
         uri="data:image/jpeg;base64," + base64.b64encode(projection.jpeg).decode("ascii"),
@@ -171,7 +161,7 @@ class CohortLine:
     brain_ml: float | None = None
     warnings: tuple[str, ...] = ()
     links: tuple[Link, ...] = ()
-    picture: Picture | None = None
+    picture: drawing.Picture | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,12 +270,3 @@ def render_cohort(content: CohortContent) -> str:
             script_hash=content_hash(script),
         )
     )
-
-
-def write_cohort_report(path: Path, content: CohortContent) -> None:
-    """Render the page and put it at `path` in one step, over an older one.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    atomic_write_text(path, render_cohort(content), overwrite=True)

@@ -1,36 +1,15 @@
 """The self-contained HTML page of two time points, with the same planes of both scans side by side."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
 from cmb_jax.core.detection import DetectionRow
-from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.drawing import (
-    AXIAL,
-    PLANES,
-    Frame,
-    Picture,
-    Plane,
-    Shape,
-    centered_frame,
-    choose_windows,
-    crosshair,
-    data_uri,
-    edge_labels,
-    fitted_frame,
-    mask_bounds,
-    outline,
-    scale_bar,
-    to_gray,
-)
+from cmb_jax.report import drawing
 from cmb_jax.report.html import environment
 from cmb_jax.report.pictures import FIELD_OF_VIEW_MM, THUMBNAIL_PX
 from cmb_jax.report.summary import location_text
@@ -104,71 +83,80 @@ class RegisteredPictures:
     def __init__(self, content: ComparisonContent) -> None:
         self._content = content
         self._scans = (content.baseline, content.followup)
-        self._windows = tuple(choose_windows(s.image.data, None, s.brain).swi for s in self._scans)
+        self._windows = tuple(drawing.choose_windows(s.image.data, None, s.brain).swi for s in self._scans)
         to_baseline = np.linalg.inv(content.matrix)
         affine = content.followup.image.affine
         self._to_scan = (np.linalg.inv(content.baseline.image.affine) @ to_baseline @ affine, np.eye(4))
 
-    def thumbnails(self, change: Change) -> tuple[tuple[str, tuple[Picture, ...]], ...]:
+    def thumbnails(self, change: Change) -> tuple[tuple[str, tuple[drawing.Picture, ...]], ...]:
         """(scan's name, its axial, coronal and sagittal picture) of one lesion, baseline first."""
         image = self._content.followup.image
         inverse = np.linalg.inv(image.affine)
         center = inverse[:3, :3] @ change.followup_mm + inverse[:3, 3]
         return tuple(
-            (scan.name.capitalize(), tuple(self._thumbnail(n, plane, center, change) for plane in PLANES))
+            (
+                scan.name.capitalize(),
+                tuple(self._thumbnail(n, plane, center, change) for plane in drawing.PLANES),
+            )
             for n, scan in enumerate(self._scans)
         )
 
-    def _thumbnail(self, n: int, plane: Plane, center: np.ndarray, change: Change) -> Picture:
+    def _thumbnail(self, n: int, plane: drawing.Plane, center: np.ndarray, change: Change) -> drawing.Picture:
         spacing = self._content.followup.image.spacing_mm
-        frame = centered_frame(plane, spacing, center, FIELD_OF_VIEW_MM, THUMBNAIL_PX)
+        frame = drawing.centered_frame(plane, spacing, center, FIELD_OF_VIEW_MM, THUMBNAIL_PX)
         picture = _resampled(
             self._scans[n].image, frame, float(center[plane.through_axis]), self._to_scan[n], 1
         )
         gap = (max(change.row.diameter_mm / 2, 1.0) + 1.5) / frame.mm_per_px
         middle = THUMBNAIL_PX / 2
-        mark = crosshair(middle, middle, (gap, gap), arm=_ARM_MM / frame.mm_per_px)
-        bar, text = scale_bar(frame, 5.0)
-        return Picture(
+        mark = drawing.crosshair(middle, middle, (gap, gap), arm=_ARM_MM / frame.mm_per_px)
+        bar, text = drawing.scale_bar(frame, 5.0)
+        return drawing.Picture(
             width=frame.width_px,
             height=frame.height_px,
-            uri=data_uri(to_gray(picture, *self._windows[n])),
+            uri=drawing.data_uri(drawing.to_gray(picture, *self._windows[n])),
             alt=f"{self._scans[n].name}, {plane.name} plane around lesion {change.id}",
-            shapes=(Shape(mark, "halo"), Shape(mark, "mark"), bar),
-            labels=(*edge_labels(frame), text),
+            shapes=(drawing.Shape(mark, "halo"), drawing.Shape(mark, "mark"), bar),
+            labels=(*drawing.edge_labels(frame), text),
         )
 
-    def check(self) -> tuple[tuple[Picture, Picture], ...]:
+    def check(self) -> tuple[tuple[drawing.Picture, drawing.Picture], ...]:
         """(baseline, follow-up) of axial slices, each with the outline of the baseline's brain."""
         followup = self._content.followup
-        bounds = mask_bounds(followup.brain)
-        frame = fitted_frame(AXIAL, followup.image.spacing_mm, bounds, CHECK_MM_PER_PX, margin_mm=6.0)
+        bounds = drawing.mask_bounds(followup.brain)
+        frame = drawing.fitted_frame(
+            drawing.AXIAL, followup.image.spacing_mm, bounds, CHECK_MM_PER_PX, margin_mm=6.0
+        )
         start, stop = bounds[2]
         places = start + (np.arange(CHECK_SLICES) + 0.5) * (stop - start) / CHECK_SLICES
         return tuple(self._check_pair(frame, float(np.floor(z))) for z in places[::-1])
 
-    def _check_pair(self, frame: Frame, z: float) -> tuple[Picture, Picture]:
+    def _check_pair(self, frame: drawing.Frame, z: float) -> tuple[drawing.Picture, drawing.Picture]:
         baseline = self._scans[0]
         brain = Volume.from_array(baseline.brain.astype(np.uint8), baseline.image.affine)
         mask = _resampled(brain, frame, z, self._to_scan[0], 0)
-        border = Shape(outline(np.nan_to_num(mask) > 0.5), "brain-outline")
+        border = drawing.Shape(drawing.outline(np.nan_to_num(mask) > 0.5), "brain-outline")
         first, second = (self._check_picture(n, scan, frame, z, border) for n, scan in enumerate(self._scans))
         return first, second
 
-    def _check_picture(self, n: int, scan: ScanContent, frame: Frame, z: float, border: Shape) -> Picture:
+    def _check_picture(
+        self, n: int, scan: ScanContent, frame: drawing.Frame, z: float, border: drawing.Shape
+    ) -> drawing.Picture:
         picture = _resampled(scan.image, frame, z, self._to_scan[n], 1)
-        return Picture(
+        return drawing.Picture(
             width=frame.width_px,
             height=frame.height_px,
-            uri=data_uri(to_gray(picture, *self._windows[n]), quality=82),
+            uri=drawing.data_uri(drawing.to_gray(picture, *self._windows[n]), quality=82),
             alt=f"Axial slice of the {scan.name} with the outline of the baseline's brain",
             shapes=(border,),
-            labels=edge_labels(frame),
+            labels=drawing.edge_labels(frame),
             caption=scan.name.capitalize(),
         )
 
 
-def _resampled(volume: Volume, frame: Frame, depth: float, to_volume: np.ndarray, order: int) -> np.ndarray:
+def _resampled(
+    volume: Volume, frame: drawing.Frame, depth: float, to_volume: np.ndarray, order: int
+) -> np.ndarray:
     """A plane of one grid as another volume shows it, (height, width) float32; NaN beyond the volume.
 
     Args:
@@ -209,12 +197,3 @@ def render_comparison(content: ComparisonContent) -> str:
             field_of_view_mm=FIELD_OF_VIEW_MM,
         )
     )
-
-
-def write_comparison_report(content: ComparisonContent, path: Path, *, overwrite: bool = False) -> None:
-    """Render the page and put it at `path` in one step.
-
-    Raises:
-        UserError: `path` exists and `overwrite` is false, or it cannot be written.
-    """
-    atomic_write_text(path, render_comparison(content), overwrite=overwrite)

@@ -5,8 +5,6 @@ because array axes run to the Right, Anterior and Superior. So the patient's rig
 coronal pictures, sagittal pictures have the face on the left, and the top is anterior (axial) or superior.
 """
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import io

@@ -1,12 +1,24 @@
-"""The self-contained HTML page of an evaluation, from plain numbers and arrays."""
-
-from __future__ import annotations
+"""Self-contained HTML pages of an evaluation and of an ablation, from plain numbers and arrays."""
 
 import dataclasses
 import math
-from pathlib import Path
+from collections.abc import Sequence
 
-from cmb_jax.io.atomic import atomic_write_text
+import numpy as np
+
+from cmb_jax.report.drawing import (
+    AXIAL,
+    PLANES,
+    Picture,
+    Shape,
+    centered_frame,
+    crosshair,
+    data_uri,
+    glyph,
+    sample_plane,
+    take_plane,
+    to_gray,
+)
 from cmb_jax.report.html import environment
 from cmb_jax.report.plots import (
     CountAgreementText,
@@ -102,10 +114,158 @@ def render_evaluation_report(content: EvaluationContent) -> str:
     )
 
 
-def write_evaluation_report(path: Path, content: EvaluationContent, *, overwrite: bool = False) -> None:
-    """Render the page and put it at `path` in one step.
+_MAP_PX, _MAP_MARGIN_PX = 420, 16
+_CLASS_STYLES = ("s0", "s1")
+_CLASS_NAMES = ("microbleed", "hard negative")
+_CLASS_GLYPHS = ("lobar", "deep")  # a circle and a diamond: `glyph` names its symbols by zones
+_EXAMPLE_MM, _EXAMPLE_PX = 20.0, 96
+_SWI_WINDOW, _PHASE_WINDOW = (0.0, 1.25), (-0.35, 0.35)  # intensity over that of the brain; radians over pi
+_CURVES_PER_PLOT = 3  # more bands hide each other
 
-    Raises:
-        UserError: `path` exists and `overwrite` is false, or it cannot be written.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddingMap:
+    """Samples and prototypes in a plane. S samples, P prototypes; class 0 = CMB, 1 = hard negative."""
+
+    title: str
+    points: np.ndarray  # (S, 2)
+    classes: np.ndarray  # (S,)
+    prototypes: np.ndarray  # (P, 2)
+    prototype_classes: np.ndarray  # (P,)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class View:
+    """A picture of one place with its caption."""
+
+    picture: Picture
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """Something found in a scan, with pictures of it and of what it is compared with."""
+
+    title: str
+    note: str
+    views: tuple[View, ...]
+
+
+def example_picture(
+    image: np.ndarray,
+    center_mm: Sequence[float] | np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    *,
+    brief: bool = False,
+) -> Picture:
+    """One place in three planes, SWI above phase; brief: the axial plane alone, SWI beside phase.
+
+    Args:
+        image: (Z, Y, X, 2) as prepared for the network.
+        center_mm: z, y, x from the image's first corner.
+        spacing_mm: z, y, x.
+        brief: one plane.
     """
-    atomic_write_text(path, render_evaluation_report(content), overwrite=overwrite)
+    spacing = (spacing_mm[2], spacing_mm[1], spacing_mm[0])
+    center = np.array([center_mm[axis] / spacing_mm[axis] for axis in (2, 1, 0)]) - 0.5
+    planes = (AXIAL,) if brief else PLANES
+    rows: list[list[np.ndarray]] = []
+    for channel, window in enumerate((_SWI_WINDOW, _PHASE_WINDOW)):
+        data = image[..., channel].transpose(2, 1, 0)
+        rows.append([])
+        for plane in planes:
+            frame = centered_frame(plane, spacing, center, _EXAMPLE_MM, _EXAMPLE_PX)
+            seen = sample_plane(take_plane(data, plane, center[plane.through_axis]), frame)
+            rows[-1].append(to_gray(seen, *window))
+    gray = np.hstack([row[0] for row in rows]) if brief else np.vstack([np.hstack(row) for row in rows])
+    height, width = gray.shape
+    marks = "".join(
+        crosshair(x + _EXAMPLE_PX / 2, y + _EXAMPLE_PX / 2, (16, 16), 8)
+        for x in range(0, width, _EXAMPLE_PX)
+        for y in range(0, height, _EXAMPLE_PX)
+    )
+    shown = "axial plane" if brief else "three planes"
+    return Picture(
+        width=width,
+        height=height,
+        alt=f"SWI and phase, {shown}, {_EXAMPLE_MM:g} mm around the place",
+        uri=data_uri(gray),
+        shapes=(Shape(marks, "halo"), Shape(marks, "mark")),
+    )
+
+
+def embedding_plot(shown: EmbeddingMap) -> Picture:
+    """Small spots for the samples (circles and diamonds by class), large outlined ones for the prototypes.
+
+    Both axes have one scale; they carry no numbers because the embedding has no unit.
+    """
+    together = np.concatenate([shown.points, shown.prototypes])
+    low, high = together.min(axis=0), together.max(axis=0)
+    scale = (_MAP_PX - 2 * _MAP_MARGIN_PX) / max(float((high - low).max()), 1e-9)
+    middle = (low + high) / 2
+
+    def place(point: np.ndarray) -> tuple[float, float]:
+        x, y = (point - middle) * scale
+        return _MAP_PX / 2 + float(x), _MAP_PX / 2 - float(y)
+
+    shapes = [Shape(f"M1 1H{_MAP_PX - 1}V{_MAP_PX - 1}H1Z", "axis")]
+    for kind in np.unique(shown.classes):
+        # one path per class: hundreds of single elements make a page slow
+        spots = (
+            glyph(_CLASS_GLYPHS[kind], *place(point), 2.6) for point in shown.points[shown.classes == kind]
+        )
+        shapes.append(Shape("".join(spots), f"sample {_CLASS_STYLES[kind]}", title=_CLASS_NAMES[kind]))
+    for point, kind in zip(shown.prototypes, shown.prototype_classes, strict=True):
+        shapes.append(
+            Shape(
+                glyph(_CLASS_GLYPHS[kind], *place(point), 8.0),
+                f"prototype {_CLASS_STYLES[kind]}",
+                title=f"prototype of the class {_CLASS_NAMES[kind]}",
+            )
+        )
+    return Picture(
+        width=_MAP_PX,
+        height=_MAP_PX,
+        alt=f"{shown.title}: {len(shown.points)} samples and {len(shown.prototypes)} prototypes",
+        shapes=tuple(shapes),
+        caption=shown.title,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AblationContent:
+    """Everything that the page shows."""
+
+    title: str
+    sentences: tuple[str, ...]  # rule, thresholds, subjects, reference
+    curves: tuple[FrocLine, ...]  # of the variants, the reference first
+    curve_note: str
+    tables: tuple[Table, ...]
+    maps: tuple[EmbeddingMap, ...]
+    examples: tuple[tuple[str, str, tuple[Example, ...]], ...]  # title, explanation, examples
+    warnings: tuple[str, ...]
+    settings: tuple[tuple[str, str], ...]
+    inputs: tuple[tuple[str, str, str], ...]  # (run, file name, sha256) of the weights
+    version: str
+
+
+def curve_groups(curves: tuple[FrocLine, ...]) -> list[tuple[FrocLine, ...]]:
+    """The curves in groups, one per plot; each begins with the first curve, the reference, for comparison."""
+    room = _CURVES_PER_PLOT - 1
+    reference, others = curves[:1], curves[1:]
+    return [(*reference, *others[start : start + room]) for start in range(0, max(1, len(others)), room)]
+
+
+def render_ablation(content: AblationContent) -> str:
+    """The page as one string: drawings inlined, no script, nothing fetched from anywhere."""
+    return (
+        environment()
+        .get_template("ablation.html")
+        .render(
+            content=content,
+            froc=[(group, froc_plot(group)) for group in curve_groups(content.curves)],
+            maps=[embedding_plot(shown) for shown in content.maps],
+            tables=[(table, numeric_columns(table)) for table in content.tables],
+            cell_text=cell_text,
+        )
+    )

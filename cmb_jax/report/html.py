@@ -1,43 +1,14 @@
 """The self-contained HTML page of one subject."""
 
-from __future__ import annotations
-
 import base64
 import functools
 import hashlib
-from pathlib import Path
 
 import jinja2
 
-from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.report import pictures, summary
 from cmb_jax.report.drawing import choose_windows
-from cmb_jax.report.pictures import (
-    DRAWN_REGIONS,
-    FIELD_OF_VIEW_MM,
-    ThumbnailMaker,
-    glass_brain,
-    quality_mosaic,
-    shown_zone,
-    slabs,
-)
 from cmb_jax.report.statements import bombs_table, statements
-from cmb_jax.report.summary import (
-    ZONES,
-    ReportContent,
-    all_warnings,
-    count,
-    describe_pattern,
-    empty_explanation,
-    kept_rows,
-    location_text,
-    mars_table,
-    probability_text,
-    reason_counts,
-    reason_text,
-    region_title,
-    rejected_rows,
-    setting,
-)
 
 MAX_DRAWN = 100
 """Kept detections with pictures; further ones are listed without."""
@@ -55,9 +26,9 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters["region_title"] = region_title
-    env.filters["reason_text"] = reason_text
-    env.filters["probability_text"] = probability_text
+    env.filters["region_title"] = summary.region_title
+    env.filters["reason_text"] = summary.reason_text
+    env.filters["probability_text"] = summary.probability_text
     return env
 
 
@@ -66,7 +37,7 @@ def content_hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
-def render_report(content: ReportContent, *, max_drawn: int = MAX_DRAWN) -> str:
+def render_report(content: summary.ReportContent, *, max_drawn: int = MAX_DRAWN) -> str:
     """The page as one string: images inlined, no script, nothing fetched from anywhere.
 
     Args:
@@ -76,10 +47,10 @@ def render_report(content: ReportContent, *, max_drawn: int = MAX_DRAWN) -> str:
     windows = choose_windows(
         content.swi.data, None if content.phase is None else content.phase.data, content.brain_mask
     )
-    kept, rejected = kept_rows(content.rows), rejected_rows(content.rows)
+    kept, rejected = summary.kept_rows(content.rows), summary.rejected_rows(content.rows)
     drawn = sorted(sorted(kept, key=lambda row: (-row.score, row.id))[:max_drawn], key=lambda row: row.id)
-    maker = ThumbnailMaker(content, windows)
-    mars = mars_table(kept)
+    maker = pictures.ThumbnailMaker(content, windows)
+    mars = summary.mars_table(kept)
     return (
         environment()
         .get_template("subject.html")
@@ -89,12 +60,14 @@ def render_report(content: ReportContent, *, max_drawn: int = MAX_DRAWN) -> str:
             calibrated=any(row.probability is not None for row in content.rows),
             kept=kept,
             rejected=rejected,
-            counted=count(kept),
-            zone_counts=[(zone, count(row for row in kept if row.zone == zone)) for zone in ZONES],
-            pattern=describe_pattern(kept) if kept else "",
-            warnings=all_warnings(content),
-            empty=empty_explanation(content),
-            reasons=reason_counts(content.rows),
+            counted=summary.count(kept),
+            zone_counts=[
+                (zone, summary.count(row for row in kept if row.zone == zone)) for zone in summary.ZONES
+            ],
+            pattern=summary.describe_pattern(kept) if kept else "",
+            warnings=summary.all_warnings(content),
+            empty=summary.empty_explanation(content),
+            reasons=summary.reason_counts(content.rows),
             low=sum(row.below_operating_point for row in rejected),
             mars=mars,
             bombs=bombs_table(kept),
@@ -103,24 +76,15 @@ def render_report(content: ReportContent, *, max_drawn: int = MAX_DRAWN) -> str:
             detections=[maker.full(row) for row in drawn],
             undrawn=[row for row in kept if row not in drawn],
             rejected_pictures=[maker.brief(row) for row in rejected[:MAX_REJECTED_DRAWN]],
-            glass=glass_brain(content, kept),
-            slabs=slabs(content, kept, windows),
-            quality=quality_mosaic(content, windows),
-            drawn_regions=[region.name.lower() for region in DRAWN_REGIONS],
+            glass=pictures.glass_brain(content, kept),
+            slabs=pictures.slabs(content, kept, windows),
+            quality=pictures.quality_mosaic(content, windows),
+            drawn_regions=[region.name.lower() for region in pictures.DRAWN_REGIONS],
             windows=windows,
-            field_of_view_mm=FIELD_OF_VIEW_MM,
-            threshold=setting(content, "score_threshold"),
-            definite_threshold=setting(content, "definite_threshold"),
-            location=functools.partial(location_text, trusted=content.regions_trusted),
-            zone_of=functools.partial(shown_zone, content=content),
+            field_of_view_mm=pictures.FIELD_OF_VIEW_MM,
+            threshold=summary.setting(content, "score_threshold"),
+            definite_threshold=summary.setting(content, "definite_threshold"),
+            location=functools.partial(summary.location_text, trusted=content.regions_trusted),
+            zone_of=functools.partial(pictures.shown_zone, content=content),
         )
     )
-
-
-def write_report(content: ReportContent, path: Path, *, overwrite: bool = False) -> None:
-    """Render the page and put it at `path` in one step: a reader never sees half a file.
-
-    Raises:
-        UserError: `path` exists and `overwrite` is false, or it cannot be written.
-    """
-    atomic_write_text(path, render_report(content), overwrite=overwrite)

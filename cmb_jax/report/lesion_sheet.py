@@ -1,7 +1,5 @@
 """A contact sheet of true lesions: three planes of each, to see whether the centers lie on dark spots."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 from pathlib import Path
@@ -12,16 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_bytes, atomic_write_text
 from cmb_jax.io.volume import Volume
-from cmb_jax.report.drawing import (
-    PLANES,
-    Plane,
-    centered_frame,
-    choose_windows,
-    data_uri,
-    sample_plane,
-    take_plane,
-    to_gray,
-)
+from cmb_jax.report import drawing
 from cmb_jax.report.html import environment
 
 FIELD_OF_VIEW_MM = 24.0
@@ -46,7 +35,7 @@ class LesionTile:
     @property
     def uri(self) -> str:
         """The picture as a data URI."""
-        return data_uri(self.gray)
+        return drawing.data_uri(self.gray)
 
 
 class LesionSheet:
@@ -71,11 +60,11 @@ class LesionSheet:
         room = min(count, MAX_PER_CASE, MAX_LESIONS - len(self.tiles))
         if room <= 0:
             return
-        low, high = choose_windows(volume.data, None, volume.data > 0).swi
+        low, high = drawing.choose_windows(volume.data, None, volume.data > 0).swi
         inverse = np.linalg.inv(volume.affine)
         for row in np.unique(np.linspace(0, count - 1, room).round().astype(int)):
             center = inverse[:3, :3] @ centers_mm[row] + inverse[:3, 3]
-            planes = [marked_plane(volume, plane, center, low, high) for plane in PLANES]
+            planes = [marked_plane(volume, plane, center, low, high) for plane in drawing.PLANES]
             x, y, z = centers_mm[row]
             caption = f"{name} {row + 1}/{count}: {diameters_mm[row]:.1f} mm at {x:.0f}, {y:.0f}, {z:.0f}"
             self.tiles.append(LesionTile(gray=np.concatenate(planes, axis=1), caption=caption))
@@ -139,12 +128,12 @@ def check_suffix(path: Path) -> None:
 
 
 def marked_plane(
-    volume: Volume, plane: Plane, center: np.ndarray, low: float, high: float, px: int = TILE_PX
+    volume: Volume, plane: drawing.Plane, center: np.ndarray, low: float, high: float, px: int = TILE_PX
 ) -> np.ndarray:
     """One plane through a voxel index (x, y, z) of a volume, (px, px) uint8, with marks at its edges."""
-    frame = centered_frame(plane, volume.spacing_mm, center, FIELD_OF_VIEW_MM, px)
-    picture = sample_plane(take_plane(volume.data, plane, center[plane.through_axis]), frame)
-    gray = to_gray(picture, low, high)
+    frame = drawing.centered_frame(plane, volume.spacing_mm, center, FIELD_OF_VIEW_MM, px)
+    picture = drawing.sample_plane(drawing.take_plane(volume.data, plane, center[plane.through_axis]), frame)
+    gray = drawing.to_gray(picture, low, high)
     middle, arm = px // 2, px // 6
     for line in (gray[middle], gray[:, middle]):  # the center itself stays free
         line[:arm] = line[-arm:] = _MARK

@@ -1,7 +1,5 @@
 """The pictures of a subject's page: the whole brain with all detections, and each detection close up."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 
@@ -10,28 +8,7 @@ from scipy import ndimage
 
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, Zone, region_of
 from cmb_jax.core.detection import DetectionRow
-from cmb_jax.report.drawing import (
-    AXIAL,
-    PLANES,
-    Frame,
-    Label,
-    Picture,
-    Plane,
-    Shape,
-    Windows,
-    centered_frame,
-    crosshair,
-    data_uri,
-    edge_labels,
-    fitted_frame,
-    glyph,
-    mask_bounds,
-    outline,
-    sample_plane,
-    scale_bar,
-    take_plane,
-    to_gray,
-)
+from cmb_jax.report import drawing
 from cmb_jax.report.summary import ReportContent, location_text, region_title
 
 FIELD_OF_VIEW_MM = 20.0
@@ -57,13 +34,13 @@ def voxel_indices(content: ReportContent, rows: Sequence[DetectionRow]) -> np.nd
     return (points @ np.linalg.inv(content.swi.affine).T)[:, :3]
 
 
-def glass_brain(content: ReportContent, rows: Sequence[DetectionRow]) -> tuple[Picture, ...]:
+def glass_brain(content: ReportContent, rows: Sequence[DetectionRow]) -> tuple[drawing.Picture, ...]:
     """The brain's outline seen along three axes, with every given row as its zone's symbol. Pure drawing."""
     step = tuple(max(1, round(1.5 / s)) for s in content.swi.spacing_mm)
     coarse = tuple(slice(None, None, n) for n in step)
     mask = content.brain_mask[coarse]
     sx, sy, sz = (s * n for s, n in zip(content.swi.spacing_mm, step, strict=True))
-    bounds = mask_bounds(mask)
+    bounds = drawing.mask_bounds(mask)
     layers = [("glass-brain", mask)]
     if content.region_code is not None and content.regions_trusted:
         region = region_of(content.region_code[coarse])
@@ -75,19 +52,19 @@ def glass_brain(content: ReportContent, rows: Sequence[DetectionRow]) -> tuple[P
         ]
     indices = voxel_indices(content, rows) / np.array(step)
     pictures = []
-    for plane in PLANES:
-        frame = fitted_frame(plane, (sx, sy, sz), bounds, GLASS_MM_PER_PX)
+    for plane in drawing.PLANES:
+        frame = drawing.fitted_frame(plane, (sx, sy, sz), bounds, GLASS_MM_PER_PX)
         shapes = []
         for style, layer in layers:
             seen = _inside(np.any(layer, axis=plane.through_axis), frame)
-            shapes.append(Shape(outline(seen, smooth_px=2.5, tolerance_px=2.5), style))
-        labels = list(edge_labels(frame, vertical=True))
+            shapes.append(drawing.Shape(drawing.outline(seen, smooth_px=2.5, tolerance_px=2.5), style))
+        labels = list(drawing.edge_labels(frame, vertical=True))
         for row, index in zip(rows, indices, strict=True):
             x, y = frame.to_px(index[plane.column_axis], index[plane.row_axis])
             shapes.append(_dot(row, content, x, y, r=5.0, style="dot"))
             labels.append(_number(row.id, x, y - 6, 5.0, frame, "dot-text"))
         pictures.append(
-            Picture(
+            drawing.Picture(
                 width=frame.width_px,
                 height=frame.height_px,
                 alt=f"Brain outline, {plane.name} projection, with {len(rows)} reported microbleeds",
@@ -99,25 +76,29 @@ def glass_brain(content: ReportContent, rows: Sequence[DetectionRow]) -> tuple[P
     return tuple(pictures)
 
 
-def _dot(row: DetectionRow, content: ReportContent, x: float, y: float, r: float, style: str) -> Shape:
+def _dot(
+    row: DetectionRow, content: ReportContent, x: float, y: float, r: float, style: str
+) -> drawing.Shape:
     zone = shown_zone(row, content)
     place = location_text(row, content.regions_trusted)
-    return Shape(
-        glyph(zone, x, y, r),
+    return drawing.Shape(
+        drawing.glyph(zone, x, y, r),
         f"{style} z-{zone} {row.category}",
         title=f"{row.id}: {row.category}, {place}, score {row.score:.2f}",
         href=f"#candidate-{row.id}",
     )
 
 
-def slabs(content: ReportContent, rows: Sequence[DetectionRow], windows: Windows) -> tuple[Picture, ...]:
+def slabs(
+    content: ReportContent, rows: Sequence[DetectionRow], windows: drawing.Windows
+) -> tuple[drawing.Picture, ...]:
     """Minimum intensity projections of axial slabs that cover the brain, from the vertex down.
 
     Voxels outside the brain mask do not take part, or skull and air would hide everything.
     """
     mask, data = content.brain_mask, content.swi.data
-    bounds = mask_bounds(mask)
-    frame = fitted_frame(AXIAL, content.swi.spacing_mm, bounds, MOSAIC_MM_PER_PX)
+    bounds = drawing.mask_bounds(mask)
+    frame = drawing.fitted_frame(drawing.AXIAL, content.swi.spacing_mm, bounds, MOSAIC_MM_PER_PX)
     start, stop = bounds[2]
     edges = np.linspace(start, stop, min(SLABS, stop - start) + 1).round().astype(int)
     indices = voxel_indices(content, rows)
@@ -130,21 +111,23 @@ def slabs(content: ReportContent, rows: Sequence[DetectionRow], windows: Windows
         lowest = np.min(data[:, :, z], axis=2, initial=np.inf, where=inside)
         lowest = np.where(inside.any(axis=2), lowest, windows.swi[0])
         mine = [i for i in range(len(rows)) if slab_of_row[i] == n]
-        shapes, labels = [], list(edge_labels(frame))
+        shapes, labels = [], list(drawing.edge_labels(frame))
         for i in mine:
             x, y = frame.to_px(indices[i, 0], indices[i, 1])
             r = (rows[i].diameter_mm / 2 + 3.0) / frame.mm_per_px
             ring = _dot(rows[i], content, x, y, r, style="ring")
-            shapes += [Shape(ring.d, "halo"), ring]
+            shapes += [drawing.Shape(ring.d, "halo"), ring]
             labels.append(_number(rows[i].id, x, y - r + 3, r, frame, "ring-text"))
         bottom_mm, top_mm = (_z_mm(content, edge - 0.5) for edge in edges[n : n + 2])
         height = f"z {bottom_mm:.0f} to {top_mm:.0f} mm"
         thickness = (edges[n + 1] - edges[n]) * content.swi.spacing_mm[2]
         pictures.append(
-            Picture(
+            drawing.Picture(
                 width=frame.width_px,
                 height=frame.height_px,
-                uri=data_uri(to_gray(sample_plane(lowest, frame), *windows.swi), quality=82),
+                uri=drawing.data_uri(
+                    drawing.to_gray(drawing.sample_plane(lowest, frame), *windows.swi), quality=82
+                ),
                 alt=f"Minimum intensity projection, {height}, {len(mine)} reported",
                 shapes=tuple(shapes),
                 labels=tuple(labels),
@@ -160,42 +143,45 @@ def _z_mm(content: ReportContent, z: float) -> float:
     return float((content.swi.affine @ np.array([x, y, z, 1.0]))[2])
 
 
-def quality_mosaic(content: ReportContent, windows: Windows) -> tuple[Picture, ...]:
+def quality_mosaic(content: ReportContent, windows: drawing.Windows) -> tuple[drawing.Picture, ...]:
     """Axial slices through the brain with the outline of its mask and of the regions."""
-    bounds = mask_bounds(content.brain_mask)
+    bounds = drawing.mask_bounds(content.brain_mask)
     start, stop = bounds[2]
     count = min(MOSAIC_SLICES, stop - start)
-    frame = fitted_frame(AXIAL, content.swi.spacing_mm, bounds, MOSAIC_MM_PER_PX)
+    frame = drawing.fitted_frame(drawing.AXIAL, content.swi.spacing_mm, bounds, MOSAIC_MM_PER_PX)
     # Slice centers of equal slabs: neither the first nor the last slice, which show next to nothing.
     places = (start + (np.arange(count) + 0.5) * (stop - start) / count).astype(int)
     pictures = []
     for z in places[::-1]:
-        gray = to_gray(sample_plane(content.swi.data[:, :, z], frame), *windows.swi)
+        gray = drawing.to_gray(drawing.sample_plane(content.swi.data[:, :, z], frame), *windows.swi)
         brain = _inside(content.brain_mask[:, :, z], frame)
         pictures.append(
-            Picture(
+            drawing.Picture(
                 width=frame.width_px,
                 height=frame.height_px,
-                uri=data_uri(gray, quality=82),
+                uri=drawing.data_uri(gray, quality=82),
                 alt=f"Axial SWI at z {_z_mm(content, z):.0f} mm with outlines of brain mask and regions",
-                shapes=(*_region_shapes(content, z, frame), Shape(outline(brain), "brain-outline")),
-                labels=edge_labels(frame),
+                shapes=(
+                    *_region_shapes(content, z, frame),
+                    drawing.Shape(drawing.outline(brain), "brain-outline"),
+                ),
+                labels=drawing.edge_labels(frame),
                 caption=f"z {_z_mm(content, z):.0f} mm",
             )
         )
     return tuple(pictures)
 
 
-def _inside(mask_slice: np.ndarray, frame: Frame) -> np.ndarray:
+def _inside(mask_slice: np.ndarray, frame: drawing.Frame) -> np.ndarray:
     """A slice of a mask as a picture, bool."""
-    return np.nan_to_num(sample_plane(mask_slice, frame)) > 0.5
+    return np.nan_to_num(drawing.sample_plane(mask_slice, frame)) > 0.5
 
 
-def _number(number: int, x: float, y: float, r: float, frame: Frame, style: str) -> Label:
+def _number(number: int, x: float, y: float, r: float, frame: drawing.Frame, style: str) -> drawing.Label:
     """A candidate's number at height y beside its mark at x, on the side where there is room."""
     if x + r + 16 < frame.width_px:
-        return Label(x + r + 2, y, str(number), style)
-    return Label(x - r - 2, y, str(number), f"{style} end")
+        return drawing.Label(x + r + 2, y, str(number), style)
+    return drawing.Label(x - r - 2, y, str(number), f"{style} end")
 
 
 def _without_sulci(region: np.ndarray) -> np.ndarray:
@@ -208,7 +194,7 @@ def _without_sulci(region: np.ndarray) -> np.ndarray:
     return np.where(sulcal, region[tuple(nearest)], region)
 
 
-def _region_shapes(content: ReportContent, z: int, frame: Frame) -> list[Shape]:
+def _region_shapes(content: ReportContent, z: int, frame: drawing.Frame) -> list[drawing.Shape]:
     if content.region_code is None:
         return []
     region = _without_sulci(region_of(content.region_code[:, :, z]))
@@ -217,8 +203,8 @@ def _region_shapes(content: ReportContent, z: int, frame: Frame) -> list[Shape]:
         here = region == label
         if here.any():
             name = label.name.lower()
-            border = outline(_inside(here, frame), tolerance_px=1.6)
-            shapes.append(Shape(border, f"region r-{name}", title=region_title(name)))
+            border = drawing.outline(_inside(here, frame), tolerance_px=1.6)
+            shapes.append(drawing.Shape(border, f"region r-{name}", title=region_title(name)))
     return [shape for shape in shapes if shape.d]
 
 
@@ -227,20 +213,20 @@ class DetectionPictures:
     """The pictures of one detection."""
 
     row: DetectionRow
-    context: Picture | None  # the whole axial slice with a frame around the thumbnail's field of view
-    swi: tuple[Picture, ...]  # axial, coronal, sagittal; a rejected candidate has the axial one alone
-    phase: tuple[Picture, ...]  # the same planes; empty without a phase image
+    context: drawing.Picture | None  # the whole axial slice with a frame around the thumbnail's field of view
+    swi: tuple[drawing.Picture, ...]  # axial, coronal, sagittal; a rejected candidate has the axial one alone
+    phase: tuple[drawing.Picture, ...]  # the same planes; empty without a phase image
 
 
 class ThumbnailMaker:
     """Draws detections of one subject; holds what all of them share."""
 
-    def __init__(self, content: ReportContent, windows: Windows) -> None:
+    def __init__(self, content: ReportContent, windows: drawing.Windows) -> None:
         self._content = content
         self._windows = windows
         self._spacing = content.swi.spacing_mm
         self._to_index = np.linalg.inv(content.swi.affine)
-        self._bounds = mask_bounds(content.brain_mask)
+        self._bounds = drawing.mask_bounds(content.brain_mask)
 
     def center_index(self, row: DetectionRow) -> np.ndarray:
         """Continuous voxel index (x, y, z) of a row on swi's RAS grid, from its RAS millimeters."""
@@ -251,36 +237,40 @@ class ThumbnailMaker:
         return DetectionPictures(
             row=row,
             context=self._context(row),
-            swi=tuple(self._tile(row, "SWI", plane) for plane in PLANES),
+            swi=tuple(self._tile(row, "SWI", plane) for plane in drawing.PLANES),
             phase=()
             if self._content.phase is None
-            else tuple(self._tile(row, "Phase", plane) for plane in PLANES),
+            else tuple(self._tile(row, "Phase", plane) for plane in drawing.PLANES),
         )
 
     def brief(self, row: DetectionRow) -> DetectionPictures:
         """The axial SWI thumbnail of a rejected candidate."""
-        return DetectionPictures(row=row, context=None, swi=(self._tile(row, "SWI", AXIAL),), phase=())
+        return DetectionPictures(
+            row=row, context=None, swi=(self._tile(row, "SWI", drawing.AXIAL),), phase=()
+        )
 
-    def _tile(self, row: DetectionRow, modality: str, plane: Plane) -> Picture:
+    def _tile(self, row: DetectionRow, modality: str, plane: drawing.Plane) -> drawing.Picture:
         center = self.center_index(row)
-        frame = centered_frame(plane, self._spacing, center, FIELD_OF_VIEW_MM, THUMBNAIL_PX)
+        frame = drawing.centered_frame(plane, self._spacing, center, FIELD_OF_VIEW_MM, THUMBNAIL_PX)
         if modality == "SWI":
             data, window, order = self._content.swi.data, self._windows.swi, 3
         else:
             assert self._content.phase is not None
             data, window, order = self._content.phase.data, self._windows.phase, 1
-        picture = sample_plane(take_plane(data, plane, center[plane.through_axis]), frame, order)
+        picture = drawing.sample_plane(
+            drawing.take_plane(data, plane, center[plane.through_axis]), frame, order
+        )
         x, y = frame.to_px(center[plane.column_axis], center[plane.row_axis])
         gap_x, gap_y = (self._gap_mm(row, spacing) / frame.mm_per_px for spacing in frame.spacing_mm)
-        marker = crosshair(x, y, (gap_x, gap_y), arm=3.0 / frame.mm_per_px)
-        bar, bar_text = scale_bar(frame, 5.0)
-        return Picture(
+        marker = drawing.crosshair(x, y, (gap_x, gap_y), arm=3.0 / frame.mm_per_px)
+        bar, bar_text = drawing.scale_bar(frame, 5.0)
+        return drawing.Picture(
             width=frame.width_px,
             height=frame.height_px,
-            uri=data_uri(to_gray(picture, *window)),
+            uri=drawing.data_uri(drawing.to_gray(picture, *window)),
             alt=f"{modality}, {plane.name} plane, {FIELD_OF_VIEW_MM:g} mm around candidate {row.id}",
-            shapes=(Shape(marker, "halo"), Shape(marker, f"mark {row.category}"), bar),
-            labels=(*edge_labels(frame), bar_text),
+            shapes=(drawing.Shape(marker, "halo"), drawing.Shape(marker, f"mark {row.category}"), bar),
+            labels=(*drawing.edge_labels(frame), bar_text),
         )
 
     @staticmethod
@@ -288,18 +278,22 @@ class ThumbnailMaker:
         """Half the marker's gap: clear of the lesion, which thick slices stretch, yet in the picture."""
         return min(max(row.diameter_mm / 2, 1.0) + 0.7 + spacing_mm, 0.42 * FIELD_OF_VIEW_MM)
 
-    def _context(self, row: DetectionRow) -> Picture:
+    def _context(self, row: DetectionRow) -> drawing.Picture:
         center = self.center_index(row)
-        frame = fitted_frame(AXIAL, self._spacing, self._bounds, CONTEXT_MM_PER_PX, margin_mm=6.0)
-        picture = sample_plane(take_plane(self._content.swi.data, AXIAL, center[2]), frame)
+        frame = drawing.fitted_frame(
+            drawing.AXIAL, self._spacing, self._bounds, CONTEXT_MM_PER_PX, margin_mm=6.0
+        )
+        picture = drawing.sample_plane(
+            drawing.take_plane(self._content.swi.data, drawing.AXIAL, center[2]), frame
+        )
         x, y = frame.to_px(center[0], center[1])
         half = FIELD_OF_VIEW_MM / 2 / frame.mm_per_px
-        box = glyph("none", x, y, half / 0.9)
-        return Picture(
+        box = drawing.glyph("none", x, y, half / 0.9)
+        return drawing.Picture(
             width=frame.width_px,
             height=frame.height_px,
-            uri=data_uri(to_gray(picture, *self._windows.swi)),
+            uri=drawing.data_uri(drawing.to_gray(picture, *self._windows.swi)),
             alt=f"Axial SWI slice through candidate {row.id}; the square is the thumbnails' field of view",
-            shapes=(Shape(box, "halo"), Shape(box, "mark")),
-            labels=edge_labels(frame),
+            shapes=(drawing.Shape(box, "halo"), drawing.Shape(box, "mark")),
+            labels=drawing.edge_labels(frame),
         )

@@ -1,7 +1,5 @@
 """Line and scatter plots as drawings, so that they follow the page's colors and print crisply."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math
@@ -183,7 +181,7 @@ def _clip_to(
     """The part of a curve within the limits of x.
 
     Points left of the axis collapse onto its start. With `step` the curve is a staircase, as an FROC is (each
-    point needs its false positives in full), and goes on flat to the axis's end.
+    point needs its false positives in full), and continues flat to the end of the axis.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     known = np.isfinite(x) & np.isfinite(y)

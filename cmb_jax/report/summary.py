@@ -1,7 +1,5 @@
 """What a report on one subject is made from; its counts, MARS table and plain statements."""
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 from collections import Counter

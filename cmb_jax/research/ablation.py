@@ -1,31 +1,23 @@
 """What each part of the detector does: train a grid of variants and seeds, compare them, write a page."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 import cmb_jax
-from cmb_jax.data.subjects import subjects_in
+from cmb_jax.config import Config
+from cmb_jax.data.subjects import is_stored, subjects_in
 from cmb_jax.devices import use_compilation_cache
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.matching import CENTER3
 from cmb_jax.io.atomic import atomic_write_text, sha256_file
 from cmb_jax.progress import Say, stopwatch
-from cmb_jax.report.ablation import AblationContent, EmbeddingMap, write_ablation_report
+from cmb_jax.report.evaluation import AblationContent, EmbeddingMap, Example, Table, render_ablation
 from cmb_jax.report.plots import FrocLine
-from cmb_jax.research.findings import (
-    SubjectSet,
-    detections_of,
-    embedded_of,
-    maps_of,
-    require_scikit_learn,
-    subject_set,
-)
+from cmb_jax.research import course, examples, findings
 from cmb_jax.research.runs import Cost, Grid, Run, complete, cost_of, other_settings, runs_of
 from cmb_jax.research.scores import (
     BAND_RATES,
@@ -38,13 +30,15 @@ from cmb_jax.research.scores import (
     study_tables,
 )
 from cmb_jax.training.run import OPERATING_FP_RATE
-from cmb_jax.training.run_data import phantom_subjects
+from cmb_jax.training.run_data import phantom_folders, phantom_subjects, training_data
 
 TITLE = "Ablation: what each part of the detector does"
 SAMPLES = 2000
+LIBRARY_PATCHES = 144  # of training subjects, whose samples candidates are compared with
+FALSE_EXPLAINED, FOUND_EXPLAINED = 4, 2
 
 
-def prepared_set(name: str, folder: Path | None, grid: Grid, workdir: Path) -> SubjectSet:
+def prepared_set(name: str, folder: Path | None, grid: Grid, workdir: Path) -> findings.SubjectSet:
     """The subjects of "validation" or "test": those of a folder, else simulated ones kept in the workdir.
 
     Raises:
@@ -52,10 +46,22 @@ def prepared_set(name: str, folder: Path | None, grid: Grid, workdir: Path) -> S
     """
     base = grid.variants[0].config
     subjects = phantom_subjects(base, workdir, name) if folder is None else subjects_in(folder)
-    prepared = subject_set(name, subjects, base.data.spacing_mm)
+    prepared = findings.subject_set(name, subjects, base.data.spacing_mm)
     if not any(len(truth.centers_mm) for truth in prepared.truths):
         raise UserError(f"no {name} subject has a microbleed, so there is nothing to measure")
     return prepared
+
+
+def training_set(run: Run) -> findings.SubjectSet | None:
+    """The subjects that a run was trained on; None where simulated ones are not kept any more."""
+    config = run.config
+    if config.data.index is not None:
+        subjects = training_data(config, run.folder).training
+    elif all(map(is_stored, phantom_folders(config, run.folder, "training"))):
+        subjects = phantom_subjects(config, run.folder, "training")
+    else:
+        return None
+    return findings.subject_set("training", subjects, config.data.spacing_mm)
 
 
 def with_one_cache(grid: Grid, workdir: Path) -> Grid:
@@ -89,7 +95,7 @@ def froc_lines(study: Study) -> tuple[FrocLine, ...]:
     )
 
 
-def sentences(study: Study, validation: SubjectSet) -> tuple[str, ...]:
+def sentences(study: Study, validation: findings.SubjectSet) -> tuple[str, ...]:
     """What was done, in words."""
     return (
         f"{study.scans} prepared test subjects with {study.lesions} microbleeds, without localization. "
@@ -100,27 +106,89 @@ def sentences(study: Study, validation: SubjectSet) -> tuple[str, ...]:
     )
 
 
-def write_study(
-    workdir: Path,
+def examples_of(
     grid: Grid,
     runs: Sequence[Run],
     study: Study,
-    validation: SubjectSet,
-    test: SubjectSet,
+    test: findings.SubjectSet,
+    training: findings.SubjectSet | None,
+    embeddings: Mapping[str, findings.Embedded],
+    say: Say,
+) -> tuple[tuple[Table, ...], tuple[tuple[str, str, tuple[Example, ...]], ...]]:
+    """Where two variants differ and what prototypes see, at the matched sensitivity: table, pictures."""
+    events = {run.name: run.events for variant in study.variants for run in variant.runs}
+
+    def at_matched(run: Run) -> tuple[tuple[examples.Reported, ...], tuple[examples.Reported, ...]]:
+        threshold = examples.threshold_at(events[run.name], study.matched_sensitivity)
+        return examples.reported(findings.detections_of(run.weights, test, say), test.truths, threshold)
+
+    tables: tuple[Table, ...] = ()
+    sections: list[tuple[str, str, tuple[Example, ...]]] = []
+    names = grid.contrast or ()
+    false = {(run.variant.name, run.seed): at_matched(run)[0] for run in runs if run.variant.name in names}
+    if grid.contrast and (found := examples.difference_of(grid.contrast, false)) is not None:
+        tables = (examples.difference_table(found, study.scans, study.matched_sensitivity),)
+        explanation = (
+            "False positives at the matched sensitivity, three planes of SWI (above) and phase; by kind, the "
+            "most frequent first, of each kind the highest scores. A place is shown once, whatever the seeds."
+        )
+        sections += [
+            (title, explanation, shown) for title, shown in examples.difference_examples(found, test) if shown
+        ]
+    # of one run: the contrasted variant, else the first with prototypes
+    embedded = [run for run in runs if run.name in embeddings]
+    embedded.sort(key=lambda run: run.variant.name not in names[1:])
+    if embedded and training is not None:
+        run = embedded[0]
+        library = findings.embedded_of(run, training, say, patches=LIBRARY_PATCHES)
+        wrong, right = at_matched(run)
+        places = (*examples.a_few(examples.once_each(wrong), FALSE_EXPLAINED), *right[-FOUND_EXPLAINED:])
+        if library is not None and places:
+            explanation = (
+                f"{run.name}: candidates in the embedding of its prototypes. Distances are Euclidean; "
+                f"training samples are mined anchors of {LIBRARY_PATCHES} patches. Axial SWI and phase."
+            )
+            shown = examples.prototype_examples(run, test, places, training, library)
+            sections.append(("What the prototypes see", explanation, shown))
+    return tables, tuple(sections)
+
+
+def write_study(
+    workdir: Path,
+    out: Path,
+    grid: Grid,
+    runs: Sequence[Run],
+    study: Study,
+    validation: findings.SubjectSet,
+    test: findings.SubjectSet,
     say: Say,
 ) -> None:
     """Write table.csv, table.md and ablation.html."""
     costs: dict[str, list[Cost]] = defaultdict(list)
     maps: list[EmbeddingMap] = []
+    embeddings: dict[str, findings.Embedded] = {}
+    gradients: dict[str, tuple[Config, dict[str, np.ndarray]]] = {}
+    training = training_set(runs[0])  # the same for all, so that gradients compare
     for run in runs:
         costs[run.variant.name].append(cost_of(run))
-        if run.seed == min(other.seed for other in runs if other.variant == run.variant):
-            embedded = embedded_of(run.weights, test, say)
-            maps += [] if embedded is None else maps_of(run.name, embedded)
-    tables = study_tables(study, costs)
+        first = run.seed == min(other.seed for other in runs if other.variant == run.variant)
+        if (embedded := findings.embedded_of(run, test, say)) is not None:
+            embeddings[run.name] = embedded
+            maps += findings.maps_of(run.name, embedded) if first else []
+        if first and course.kept_steps(run) and training is not None:
+            gradients[run.name] = (run.config, course.gradient_course(run, training, say))
+    tables = study_tables(study, costs, grid.verdict)
+    if grid.longest_rise is not None and (rises := course.rises_of(runs, validation, say)):
+        tables += (course.length_table(rises, grid.longest_rise),)
+    tables += (findings.separation_table(embeddings),) * bool(embeddings)
+    tables += (course.gradient_table(gradients),) * bool(gradients)
+    further, pictured = examples_of(grid, runs, study, test, training, embeddings, say)
+    tables += further
     summary = sentences(study, validation)
-    missing = len(grid.variants) * len(grid.seeds) - len(runs)
+    missing = len(runs_of(grid, workdir)) - len(runs)
     warnings = [f"{missing} runs of the grid are not finished and are left out."] * (missing > 0)
+    if training is None:
+        warnings.append("The training subjects are not kept: gradients and nearest samples are left out.")
     warnings += [
         f"{run.name} was trained with other settings than the grid's: {', '.join(others)}"
         for run in runs
@@ -136,6 +204,7 @@ def write_study(
         ),
         tables=tables,
         maps=tuple(maps),
+        examples=pictured,
         warnings=tuple(warnings),
         settings=(
             ("seeds", ", ".join(map(str, grid.seeds))),
@@ -146,23 +215,23 @@ def write_study(
         version=cmb_jax.__version__,
     )
     # written by this command alone, anew each time
-    atomic_write_text(workdir / "table.csv", csv_text(study), overwrite=True)
+    atomic_write_text(out / "table.csv", csv_text(study), overwrite=True)
     notes = [f"Warning: {warning}" for warning in warnings]
     atomic_write_text(
-        workdir / "table.md",
+        out / "table.md",
         markdown_text(TITLE, ["Research use only.", *summary, *notes], tables),
         overwrite=True,
     )
-    write_ablation_report(workdir / "ablation.html", content, overwrite=True)
+    atomic_write_text(out / "ablation.html", render_ablation(content), overwrite=True)
 
 
 def scores_of(
-    runs: Sequence[Run], validation: SubjectSet, test: SubjectSet, say: Say
+    runs: Sequence[Run], validation: findings.SubjectSet, test: findings.SubjectSet, say: Say
 ) -> dict[str, list[RunScores]]:
     """Scores of the runs by variant."""
     scores: dict[str, list[RunScores]] = defaultdict(list)
     for run in runs:
-        found = [detections_of(run.weights, subjects, say) for subjects in (validation, test)]
+        found = [findings.detections_of(run.weights, subjects, say) for subjects in (validation, test)]
         scored = score_run(run.name, found[0], validation.truths, found[1], test.truths, OPERATING_FP_RATE)
         scores[run.variant.name].append(scored)
     return scores
@@ -176,6 +245,7 @@ def run_study(
     test: Path | None = None,
     training: bool = True,
     samples: int = SAMPLES,
+    out: Path | None = None,
 ) -> Study:
     """Train the missing runs, search the subjects, write the tables and the page.
 
@@ -184,12 +254,14 @@ def run_study(
         validation: folder of prepared subjects to choose thresholds by; None: simulated by the configuration.
         test: likewise, to compare on.
         training: False: only the finished runs are compared.
+        samples: bootstrap resamples.
+        out: folder for tables and page; None: the workdir.
 
     Raises:
         UserError: folders that hold other runs, subjects that cannot be used, or no finished reference.
     """
     # whatever can be wrong is checked before hours are spent on training
-    require_scikit_learn()
+    findings.require_scikit_learn()
     if samples < 1:
         raise UserError(f"--samples {samples}: give 1 or more")
     say = stopwatch()
@@ -206,8 +278,14 @@ def run_study(
     scores = scores_of(runs, sets["validation"], sets["test"], say)
     say("comparing")
     study = compare_variants(
-        scores, grid.reference, matched_sensitivity=grid.matched_sensitivity, samples=samples
+        scores,
+        grid.reference,
+        matched_sensitivity=grid.matched_sensitivity,
+        pairs=grid.pairs,
+        samples=samples,
     )
-    write_study(workdir, grid, runs, study, sets["validation"], sets["test"], say)
-    print(f"written: {workdir / 'ablation.html'}, table.md, table.csv")
+    out = workdir if out is None else out
+    out.mkdir(parents=True, exist_ok=True)
+    write_study(workdir, out, grid, runs, study, sets["validation"], sets["test"], say)
+    print(f"written: {out / 'ablation.html'}, table.md, table.csv")
     return study

@@ -6,8 +6,6 @@ show neither the time of each instruction nor the messages between devices. So t
 compiled program (HLO) is read; `tests/research/test_costs.py` holds the counts to XLA's where both count.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re
@@ -225,7 +223,7 @@ class Costs:
 
 
 def costs_of(program: Program, devices: int = 1) -> Costs:
-    """Walk through a program of so many devices."""
+    """Walk through a program that runs on this many devices."""
     found: list[Operation] = []
     messages: list[Collective] = []
     for instruction, times in _walk(program, program.entry, 1):

@@ -4,25 +4,27 @@ A kept file names its inputs: it saves inference until they change, and is then 
 t-SNE of the embeddings are scikit-learn's, which only the ablation needs: pip install -e '.[ablation]'.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
 import importlib.util
 import io
+import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
-from cmb_jax.data.patches import PatchBatch, cut_patch, padded_patch
+from cmb_jax.config import PROPOSAL_STRIDE, Config, DataConfig
+from cmb_jax.data.patches import PatchBatch, drawn_start, padded_patch, patch_at
 from cmb_jax.data.subjects import StoredSubject
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector
-from cmb_jax.detector.prototype_losses import Center
+from cmb_jax.detector.anchors import anchor_sizes
+from cmb_jax.detector.mining import Mined
+from cmb_jax.detector.network import Detector, Template
+from cmb_jax.detector.total_loss import embed_anchors, match_anchors, mine_anchors
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.breakdown import name_by_mimic
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
@@ -31,14 +33,17 @@ from cmb_jax.inference.proposals import ProposalFinder, detect, mimics_of, truth
 from cmb_jax.io.atomic import atomic_write_bytes, sha256_file
 from cmb_jax.io.outside import read_arrays
 from cmb_jax.progress import Say, track
-from cmb_jax.report.ablation import EmbeddingMap
-from cmb_jax.training.detector import loss_function, put_batch
-from cmb_jax.training.sharding import make_mesh
+from cmb_jax.report.evaluation import EmbeddingMap, Table
+from cmb_jax.research.runs import Run
+from cmb_jax.training.detector import DeviceBatch, init_state, put_batch, template_of
+from cmb_jax.training.distributed import make_mesh
 
-FORMAT = 1
+FORMAT = 2  # of the kept embeddings
 PATCHES = 48
 SHOWN_PER_CLASS = 300
 PERPLEXITY = 30.0
+CARRIED = 0.95
+MICROBLEED = "microbleed"
 _INPUTS = "made_of"
 
 
@@ -63,7 +68,7 @@ def read_kept(path: Path, inputs: str) -> dict[str, np.ndarray] | None:
     return arrays if str(arrays.pop(_INPUTS, "")) == inputs else None
 
 
-def _kept(path: Path, inputs: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def kept(path: Path, inputs: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays of a kept file, made and written first if necessary."""
     arrays = read_kept(path, inputs)
     if arrays is None:
@@ -80,7 +85,7 @@ class SubjectSet:
     subjects: tuple[StoredSubject, ...]
     truths: tuple[SubjectTruth, ...]
     spacing_mm: tuple[float, float, float]
-    sha256: str  # of names and boxes: tells sets apart
+    sha256: str  # of names and boxes: identifies the set
 
 
 def subject_set(
@@ -88,7 +93,7 @@ def subject_set(
 ) -> SubjectSet:
     """A set with its truth read."""
     truths = tuple(truth_of(stored, spacing_mm) for stored in subjects)
-    digest = hashlib.sha256(repr((FORMAT, spacing_mm)).encode())
+    digest = hashlib.sha256(repr((1, spacing_mm)).encode())
     for truth in truths:
         digest.update(truth.subject.encode() + truth.centers_mm.tobytes() + truth.diameters_mm.tobytes())
     return SubjectSet(
@@ -115,12 +120,33 @@ def detections_of(weights: Path, subjects: SubjectSet, say: Say) -> SetDetection
         UserError: weights that cannot be read, or a file that cannot be written.
     """
     sha256 = sha256_file(weights)
+    return kept_detections(weights.parent, sha256, lambda: _finder_of(weights, sha256), subjects, say)
+
+
+def kept_detections(
+    folder: Path,
+    made_by: str,
+    make_finder: Callable[[], ProposalFinder],
+    subjects: SubjectSet,
+    say: Say,
+    suffix: str = "",
+) -> SetDetections:
+    """What a run finds in a set, kept in a file of its folder.
+
+    Args:
+        folder: of the run.
+        made_by: tells its parameters apart from others.
+        make_finder: makes what searches with them.
+        subjects: to search in.
+        say: progress.
+        suffix: of the file's name.
+    """
 
     def search() -> dict[str, np.ndarray]:
-        say(f"{weights.parent.name}: looking at {len(subjects.subjects)} {subjects.name} subjects")
-        finder = _finder_of(weights, sha256)
+        say(f"{folder.name}{suffix}: looking at {len(subjects.subjects)} {subjects.name} subjects")
+        finder = make_finder()
         stored = subjects.subjects
-        scans = [detect(finder, each) for each in track(stored, weights.parent.name)]
+        scans = [detect(finder, each) for each in track(stored, folder.name)]
         mimics = [
             name_by_mimic(found.centers_mm, mimics_of(each, subjects.spacing_mm))
             for found, each in zip(scans, stored, strict=True)
@@ -133,8 +159,8 @@ def detections_of(weights: Path, subjects: SubjectSet, say: Say) -> SetDetection
             "mimics": np.array([name for names in mimics for name in names], dtype=np.str_),
         }
 
-    path = weights.parent / f"detections-{subjects.name}.npz"
-    arrays = _kept(path, f"{sha256} {subjects.sha256}", search)
+    path = folder / f"detections-{subjects.name}-{subjects.sha256[:12]}{suffix}.npz"
+    arrays = kept(path, f"{made_by} {subjects.sha256}", search)
     ends = np.cumsum(arrays["counts"])[:-1]
     centers, diameters, scores, mimics = (
         np.split(arrays[name], ends) for name in ("centers_mm", "diameters_mm", "scores", "mimics")
@@ -150,19 +176,83 @@ def detections_of(weights: Path, subjects: SubjectSet, say: Say) -> SetDetection
 
 @functools.lru_cache(maxsize=1)
 def _finder_of(weights: Path, sha256: str) -> ProposalFinder:
-    """Compiled once for both sets of a run; `sha256` tells weights apart that were written anew."""
+    """Compiled once for both sets of a run; `sha256` tells apart weights that were rewritten."""
     bundle = load_bundle(weights)
     return ProposalFinder(bundle.config, bundle.params)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """Samples of a run and its prototypes. S samples, E numbers, P prototypes."""
+    """Mined anchors of a set and the prototypes of a run. S samples, E numbers, P prototypes."""
 
     embeddings: np.ndarray  # (S, E)
+    initial: np.ndarray  # (S, E) of the same anchors, by the parameters that the run began with
     classes: np.ndarray  # (S,) 0 = CMB, 1 = hard negative
+    subjects: np.ndarray  # (S,) number of the subject in its set
+    centers_mm: np.ndarray  # (S, 3) z, y, x from the first corner of the subject's working grid
+    kinds: np.ndarray  # (S,) "microbleed", or the kind of the mimic there, or "none"
     prototypes: np.ndarray  # (P, E)
     prototype_classes: np.ndarray  # (P,)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Separation:
+    """How far apart the classes of an embedding are, and whether it has collapsed; Euclidean distances."""
+
+    silhouette: float  # mean over the samples (Rousseeuw 1987), -1 to 1
+    gap: float  # distance between the class means over the root mean square distance to the own mean
+    dimensions: int  # fewest principal axes that carry `CARRIED` of the variance
+    share: float  # of all dimensions
+
+
+def separation(embeddings: np.ndarray, classes: np.ndarray) -> Separation:
+    """Of samples (S, E) with classes (S,); NaN where there is one class or no spread."""
+    from sklearn.metrics import silhouette_score
+
+    points = np.asarray(embeddings, np.float64)
+    variances = np.linalg.svd(points - points.mean(axis=0), compute_uv=False) ** 2
+    carried = np.cumsum(variances) / max(variances.sum(), 1e-300)
+    dimensions = int(np.searchsorted(carried, CARRIED) + 1) if variances.sum() > 0 else 0
+    kinds = np.unique(classes)
+    silhouette = gap = math.nan
+    if len(kinds) == 2 < len(points) and dimensions:
+        means = np.stack([points[classes == kind].mean(axis=0) for kind in kinds])
+        within = points - means[np.searchsorted(kinds, classes)]
+        spread = math.sqrt((within**2).sum(axis=1).mean())
+        silhouette = float(silhouette_score(points, classes))
+        gap = float(np.linalg.norm(means[1] - means[0])) / spread if spread else math.inf
+    return Separation(
+        silhouette=silhouette, gap=gap, dimensions=dimensions, share=dimensions / points.shape[1]
+    )
+
+
+def separation_table(embedded: Mapping[str, Embedded]) -> Table:
+    """Before and after training, one row per run."""
+    rows = []
+    for name, each in embedded.items():
+        before, after = (separation(points, each.classes) for points in (each.initial, each.embeddings))
+        rows.append(
+            (
+                name,
+                *(f"{a:.2f} → {b:.2f}" for a, b in _columns(before, after)),
+                f"{before.dimensions} → {after.dimensions} of {each.embeddings.shape[1]}",
+            )
+        )
+    return Table(
+        title="Embeddings before and after training",
+        columns=("run", "silhouette", "distance of class means over spread", "dimensions"),
+        rows=tuple(rows),
+        note=(
+            "Mined anchors of test patches (microbleeds and hard negatives), the same for both: embedded by "
+            "the parameters that the run began with → by those that it ended with. Silhouette: mean over the "
+            "anchors. Spread: root mean square distance to the mean of the class. Dimensions: principal axes "
+            f"that carry {CARRIED:.0%} of the variance; few mean collapse."
+        ),
+    )
+
+
+def _columns(before: Separation, after: Separation) -> tuple[tuple[float, float], ...]:
+    return (before.silhouette, after.silhouette), (before.gap, after.gap)
 
 
 def require_scikit_learn() -> None:
@@ -175,11 +265,14 @@ def require_scikit_learn() -> None:
         raise UserError("the ablation draws embeddings with scikit-learn: pip install -e '.[ablation]'")
 
 
-def embedded_of(weights: Path, subjects: SubjectSet, say: Say) -> Embedded | None:
+def embedded_of(run: Run, subjects: SubjectSet, say: Say, patches: int = PATCHES) -> Embedded | None:
     """Embeddings of the anchors that the run's own miner takes from patches of a set, kept in a file.
 
     Args:
+        run: finished.
         subjects: to cut patches from, in turn, as training does but without augmentation.
+        say: progress.
+        patches: how many.
 
     Returns:
         None for a run without prototype loss.
@@ -187,43 +280,88 @@ def embedded_of(weights: Path, subjects: SubjectSet, say: Say) -> Embedded | Non
     Raises:
         UserError: weights that cannot be read, or a file that cannot be written.
     """
-    bundle = load_bundle(weights)
+    bundle = load_bundle(run.weights)
     if not bundle.config.model.use_prototypes or bundle.config.loss.prototype is None:
         return None
 
     def embed() -> dict[str, np.ndarray]:
-        say(f"{weights.parent.name}: embedding anchors of {subjects.name} subjects")
-        return _embed(bundle, subjects)
+        say(f"{run.name}: embedding anchors of {subjects.name} subjects")
+        return _embed(bundle, initial_params(run, bundle.config), subjects, patches)
 
-    path = weights.parent / f"embeddings-{subjects.name}.npz"
-    return Embedded(**_kept(path, f"{bundle.sha256} {subjects.sha256} {PATCHES}", embed))
+    path = run.folder / f"embeddings-{subjects.name}.npz"
+    return Embedded(**kept(path, f"{FORMAT} {bundle.sha256} {subjects.sha256} {patches}", embed))
 
 
-def _embed(bundle: WeightsBundle, subjects: SubjectSet) -> dict[str, np.ndarray]:
+def initial_params(run: Run, config: Config) -> Any:
+    """The parameters that a run began with: drawn from its seed, or those of its starting weights."""
+    if run.config.train.init_from is not None:
+        return load_bundle(run.config.train.init_from).params
+    return init_state(config, make_mesh()).params
+
+
+def _embed(bundle: WeightsBundle, initial: Any, subjects: SubjectSet, patches: int) -> dict[str, np.ndarray]:
     rng, mesh = np.random.default_rng(0), make_mesh()
-    # Any prototype loss mines the same samples, and a user's own loss does not come with the weights.
-    config = dataclasses.replace(
-        bundle.config, loss=dataclasses.replace(bundle.config.loss, prototype=Center())
-    )
-    template = Template.of(lambda: Detector(config.model, precision=config.train.precision, rngs=nnx.Rngs(0)))
-    samples_of = jax.jit(lambda params, batch: loss_function(params, batch, template, config)[1][1])
-    embeddings, classes = [], []
-    for number in range(PATCHES):
-        stored = subjects.subjects[number % len(subjects.subjects)]
-        image, boxes, ignored, mimics = cut_patch(stored, config.data, rng)
-        patch = padded_patch(image, boxes, ignored, mimics, config.data)
-        batch = PatchBatch(**{name: array[None] for name, array in patch.items()})
-        samples = jax.device_get(samples_of(bundle.params, put_batch(batch, mesh)))
-        embeddings.append(samples.embeddings[samples.valid])
-        classes.append(samples.classes[samples.valid])
+    config = bundle.config
+    samples_of = jax.jit(functools.partial(_samples, template_of(config), config))
+    spacing = np.array(config.data.spacing_mm)
+    found: dict[str, list[np.ndarray]] = defaultdict(list)
+    for number in range(patches):
+        index = number % len(subjects.subjects)
+        stored = subjects.subjects[index]
+        start = drawn_start(stored, config.data, rng)
+        batch = put_batch(one_patch(stored, config.data, start), mesh)
+        mined, embeddings, before = jax.device_get(samples_of(bundle.params, initial, batch))
+        valid = mined.valid[0]
+        centers = start * spacing + cell_centers_mm(mined.indices[0][valid], config)
+        classes = mined.classes[0][valid]
+        kinds = np.array(name_by_mimic(centers, mimics_of(stored, subjects.spacing_mm)), dtype=object)
+        for name, values in {
+            "embeddings": embeddings[0][valid],
+            "initial": before[0][valid],
+            "classes": classes,
+            "subjects": np.full(len(classes), index),
+            "centers_mm": centers,
+            "kinds": np.where(classes == 0, MICROBLEED, kinds).astype(np.str_),
+        }.items():
+            found[name].append(values)
     prototypes = np.asarray(bundle.params["prototypes"])
     count, per_class, _ = prototypes.shape
-    return {
-        "embeddings": np.concatenate(embeddings),
-        "classes": np.concatenate(classes),
+    return {name: np.concatenate(parts) for name, parts in found.items()} | {
         "prototypes": prototypes.reshape(count * per_class, -1),
         "prototype_classes": np.repeat(np.arange(count), per_class),
     }
+
+
+def one_patch(stored: StoredSubject, config: DataConfig, start: np.ndarray) -> PatchBatch:
+    """The patch at a first voxel (3,) as a batch of one, without augmentation."""
+    image, boxes, ignored, mimics = patch_at(stored, config, start)
+    patch = padded_patch(image, boxes, ignored, mimics, config)
+    return PatchBatch(**{name: array[None] for name, array in patch.items()})
+
+
+def cell_centers_mm(indices: np.ndarray, config: Config) -> np.ndarray:
+    """Centers (N, 3) z, y, x in mm from a patch's first corner of flat anchors (N,)."""
+    anchors = len(config.model.anchor_diameters_mm)
+    cells = [size // step for size, step in zip(config.data.patch_shape, PROPOSAL_STRIDE, strict=True)]
+    cell = np.stack(np.unravel_index(indices // anchors, cells), axis=-1)
+    return (cell + 0.5) * PROPOSAL_STRIDE * np.array(config.data.spacing_mm)
+
+
+def _samples(
+    template: Template[Detector], config: Config, params: Any, initial: Any, batch: DeviceBatch
+) -> tuple[Mined, jax.Array, jax.Array]:
+    """Anchors that the miner takes, and their embeddings (B, S, E) by both sets of parameters."""
+    detector = template.bind(params)
+    maps = detector(batch.image)
+    sizes = anchor_sizes(config.model.anchor_diameters_mm, config.data.spacing_mm)
+    targets = match_anchors(maps, batch.truths, sizes, config.data.spacing_mm, config.loss, None)
+    mined = mine_anchors(maps, targets, batch.mimics, config.loss)
+    first = template.bind(initial)
+    return (
+        mined,
+        embed_anchors(detector, maps, mined.indices),
+        embed_anchors(first, first(batch.image), mined.indices),
+    )
 
 
 def maps_of(name: str, embedded: Embedded) -> tuple[EmbeddingMap, ...]:

@@ -4,8 +4,6 @@ The step is lowered and compiled without values. Its time on a device is the sum
 roofline allows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections import Counter
@@ -23,7 +21,7 @@ from cmb_jax.detector.network import training_gflop
 from cmb_jax.devices import ACCELERATORS, Hardware, measured_cpu
 from cmb_jax.research.costs import Collective, Costs, costs_of, parse
 from cmb_jax.training.detector import DeviceBatch, batch_shardings, init_state, make_step
-from cmb_jax.training.sharding import make_mesh, replicated
+from cmb_jax.training.distributed import make_mesh, replicated
 from cmb_jax.training.state import TrainState
 
 PLATFORMS = ("cuda", "tpu")

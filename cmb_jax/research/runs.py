@@ -16,8 +16,7 @@ from flax import nnx
 
 from cmb_jax.config import Config
 from cmb_jax.config_load import config_values, made_by_file, read_config
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector, forward_gflop
+from cmb_jax.detector.network import Detector, Template, forward_gflop
 from cmb_jax.errors import UserError
 from cmb_jax.io.outside import a_number, read_json_object, reading
 from cmb_jax.io.tables import read_rows
@@ -34,6 +33,7 @@ class Variant:
 
     name: str  # of its runs' folders: NAME-seed0, NAME-seed1, ...
     config: Config
+    seeds: tuple[int, ...] | None = None  # None: those of the grid
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -42,7 +42,21 @@ class Variant:
     def but(self, suffix: str, **loss: Any) -> Variant:
         """This variant with other settings of the loss, named NAME-SUFFIX."""
         config = dataclasses.replace(self.config, loss=dataclasses.replace(self.config.loss, **loss))
-        return Variant(name=f"{self.name}-{suffix}", config=config)
+        return dataclasses.replace(self, name=f"{self.name}-{suffix}", config=config)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """In words, what the interval of a ratio of false positives says of a claim that they become fewer."""
+
+    claimed_below: float  # the upper end of the interval is below this: as in the paper
+    absent_above: float  # the lower end is above this: absent
+
+    def of(self, low: float, high: float) -> str:
+        """On the interval from `low` to `high`."""
+        if high < self.claimed_below:
+            return "as in the paper"
+        return "absent" if low > self.absent_above else "undecided"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,13 +68,21 @@ class Grid:
     reference: str = "rpn"  # name of the variant that the others are compared with
     # at which false positives are compared; None: the reference's sensitivity at its operating point
     matched_sensitivity: float | None = None
+    pairs: tuple[tuple[str, str], ...] = ()  # further (variant, reference) whose false positives are compared
+    contrast: tuple[str, str] | None = None  # variants whose false positives are shown where they differ
+    # what the plan of a study fixes beforehand; None: nothing
+    verdict: Verdict | None = None  # on ratios of false positives
+    longest_rise: float | None = None  # of validation AP over 1000 steps: a variant that rises more goes on
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]
         if len(set(names)) < len(names):
             raise ValueError(f"two variants have the same name among {names}")
         if self.reference not in names:
-            raise ValueError(f"the reference {self.reference!r} is none of the variants {names}")
+            raise ValueError(f"the reference {self.reference!r} is not one of the variants {names}")
+        compared = (*self.pairs, *([self.contrast] if self.contrast else []))
+        if not {name for pair in compared for name in pair} <= set(names):
+            raise ValueError(f"the pairs {compared} name a variant that is not one of {names}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("give one seed or more, all different")
         if self.matched_sensitivity is not None and not 0 < self.matched_sensitivity <= 1:
@@ -123,10 +145,13 @@ class Run:
 
 def runs_of(grid: Grid, workdir: Path) -> tuple[Run, ...]:
     """All runs, all variants of one seed before the next: a study that is cut short has every variant."""
+    seeds_of = {variant.name: variant.seeds or grid.seeds for variant in grid.variants}
+    seeds = dict.fromkeys(seed for each in (grid.seeds, *seeds_of.values()) for seed in each)
     return tuple(
         Run(variant=variant, seed=seed, folder=workdir / f"{variant.name}-seed{seed}")
-        for seed in grid.seeds
+        for seed in seeds
         for variant in grid.variants
+        if seed in seeds_of[variant.name]
     )
 
 

@@ -5,8 +5,6 @@ subjects; everything else is of the test subjects. Intervals: scans and seeds ar
 the same scans for every variant.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections import Counter
@@ -14,34 +12,22 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cmb_jax.evaluation import statistics
 from cmb_jax.evaluation.breakdown import MIMIC_REACH_MM, UNNAMED
 from cmb_jax.evaluation.froc import FROC_RATES, FrocEvents, choose_threshold, froc_curve
 from cmb_jax.evaluation.matching import CENTER3, froc_events, match, pairs_of
 from cmb_jax.evaluation.records import SubjectTruth
-from cmb_jax.evaluation.statistics import (
-    METRICS,
-    Counts,
-    Estimate,
-    PairedDifference,
-    count_metrics,
-    estimate_text,
-    estimates,
-    fp_at_sensitivity,
-    froc_metrics,
-    paired_differences,
-    resample_weights,
-)
 from cmb_jax.io.tables import table_text
 from cmb_jax.report.evaluation import Table
 from cmb_jax.research.findings import SetDetections
-from cmb_jax.research.runs import Cost
+from cmb_jax.research.runs import Cost, Verdict
 
 BAND_RATES: tuple[float, ...] = tuple(np.geomspace(0.125, 8.0, 49).tolist())
 AVERAGE_PRECISION = "average_precision"
 FP_MATCHED = "fp_per_scan_at_matched_sensitivity"
 AT_RATES: tuple[str, ...] = tuple(f"sensitivity_at_{rate:g}_fp" for rate in FROC_RATES)
 # Metrics in the order of the tables.
-NAMES: tuple[str, ...] = (*METRICS, *AT_RATES, AVERAGE_PRECISION, FP_MATCHED)
+NAMES: tuple[str, ...] = (*statistics.METRICS, *AT_RATES, AVERAGE_PRECISION, FP_MATCHED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,25 +36,32 @@ class RunScores:
 
     name: str
     threshold: float  # chosen on validation subjects
-    counts: Counts  # at the threshold
+    counts: statistics.Counts  # at the threshold
     events: FrocEvents
     false_positives: Counter[str]  # at the threshold, by the kind of the mimic there
 
     def metrics(self, weights: np.ndarray, matched: float) -> np.ndarray:
         """`NAMES`, then the sensitivity at `BAND_RATES`: (B, N) of weighted scans (B, S)."""
-        curve = froc_metrics(self.events, weights, (*FROC_RATES, *BAND_RATES))
+        curve = statistics.froc_metrics(self.events, weights, (*FROC_RATES, *BAND_RATES))
         at_rates, band, precision = np.split(curve, [len(FROC_RATES), -1], axis=1)
-        at_matched = fp_at_sensitivity(self.events, weights, matched)[:, None]
-        return np.hstack([count_metrics(self.counts, weights), at_rates, precision, at_matched, band])
+        at_matched = statistics.fp_at_sensitivity(self.events, weights, matched)[:, None]
+        return np.hstack(
+            [statistics.count_metrics(self.counts, weights), at_rates, precision, at_matched, band]
+        )
+
+    def reaches(self, sensitivity: float) -> bool:
+        """Whether the whole list of detections has this sensitivity."""
+        return bool(self.events.true.sum() >= sensitivity * self.counts.lesions.sum() - 1e-9)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
     """One metric of a variant."""
 
-    mean: Estimate  # over the seeds, with the interval over seeds and scans
+    mean: statistics.Estimate  # over the seeds, with the interval over seeds and scans
     deviation: float  # standard deviation over the seeds; NaN for one seed
-    difference: PairedDifference | None  # from the reference; None for the reference itself
+    difference: statistics.PairedDifference | None  # from the reference; None for the reference itself
+    ratio: statistics.Estimate | None  # to the reference's mean, likewise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +71,7 @@ class VariantScores:
     name: str
     runs: tuple[RunScores, ...]
     metrics: dict[str, Metric]  # by `NAMES`
-    band: tuple[Estimate, ...]  # sensitivity at `BAND_RATES`
+    band: tuple[statistics.Estimate, ...]  # sensitivity at `BAND_RATES`
 
     def false_positives(self, kind: str) -> float:
         """Of one kind, per scan at the operating point, mean over the seeds."""
@@ -96,6 +89,9 @@ class Study:
     scans: int
     lesions: int
     samples: int
+    ratios: dict[
+        tuple[str, str], statistics.Estimate
+    ]  # FP at the matched sensitivity of (variant, another reference)
 
 
 def score_run(
@@ -123,7 +119,7 @@ def score_run(
     return RunScores(
         name=name,
         threshold=threshold,
-        counts=Counts(tp=np.array(tp), fp=np.array(fp), lesions=lesions),
+        counts=statistics.Counts(tp=np.array(tp), fp=np.array(fp), lesions=lesions),
         events=froc_events(CENTER3, test.scans, test_truths),
         false_positives=names,
     )
@@ -134,6 +130,7 @@ def compare_variants(
     reference: str,
     *,
     matched_sensitivity: float | None = None,
+    pairs: Sequence[tuple[str, str]] = (),
     samples: int = 2000,
     seed: int = 0,
 ) -> Study:
@@ -143,15 +140,16 @@ def compare_variants(
         runs: by variant, all on the same test scans.
         matched_sensitivity: at which false positives are compared; None: the reference's mean sensitivity at
             its operating points.
+        pairs: further (variant, reference) for `Study.ratios`; those without runs are left out.
     """
     lesions = runs[reference][0].counts.lesions
     once = np.ones((1, len(lesions)), int)
     if matched_sensitivity is None:
-        found = [count_metrics(run.counts, once)[0, 0] for run in runs[reference]]
+        found = [statistics.count_metrics(run.counts, once)[0, 0] for run in runs[reference]]
         matched_sensitivity = float(np.mean(found))
     # The same draws of scans for every variant and seed make the differences paired: a hard scan that was
     # drawn often is hard for all of them.
-    weights = np.concatenate(list(resample_weights(len(lesions), samples, seed)))
+    weights = np.concatenate(list(statistics.resample_weights(len(lesions), samples, seed)))
     # of each seed (K, N) and of each resample (B, N), by variant
     values = {
         name: (
@@ -163,8 +161,11 @@ def compare_variants(
     base, base_resampled = values[reference]
     variants = []
     for name, (each, resampled) in values.items():
-        means = estimates(each.mean(axis=0), resampled)
-        differences = paired_differences(each.mean(axis=0) - base.mean(axis=0), resampled - base_resampled)
+        means = statistics.estimates(each.mean(axis=0), resampled)
+        differences = statistics.paired_differences(
+            each.mean(axis=0) - base.mean(axis=0), resampled - base_resampled
+        )
+        ratios = _ratios(values[name], values[reference])
         deviation = each.std(axis=0, ddof=1) if len(each) > 1 else np.full(each.shape[1], np.nan)
         variants.append(
             VariantScores(
@@ -175,6 +176,7 @@ def compare_variants(
                         mean=means[column],
                         deviation=float(deviation[column]),
                         difference=None if name == reference else differences[column],
+                        ratio=None if name == reference else ratios[column],
                     )
                     for column, metric in enumerate(NAMES)
                 },
@@ -188,7 +190,20 @@ def compare_variants(
         scans=len(lesions),
         lesions=int(lesions.sum()),
         samples=samples,
+        ratios={
+            (name, other): _ratios(values[name], values[other])[NAMES.index(FP_MATCHED)]
+            for name, other in pairs
+            if name in values and other in values
+        },
     )
+
+
+def _ratios(
+    of: tuple[np.ndarray, np.ndarray], to: tuple[np.ndarray, np.ndarray]
+) -> list[statistics.Estimate]:
+    """Ratios of means over seeds, from the values of each seed (K, N) and of each resample (B, N)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return statistics.estimates(of[0].mean(axis=0) / to[0].mean(axis=0), of[1] / to[1])
 
 
 def _over_drawn_seeds(metrics: Sequence[np.ndarray], seed: int) -> np.ndarray:
@@ -214,7 +229,7 @@ _TITLES = {
 
 def _metric_text(metric: Metric, digits: int = 3) -> str:
     """Mean, deviation over seeds and interval, as in `0.812 ± 0.010 [0.750, 0.861]`."""
-    text = estimate_text(metric.mean, digits)
+    text = statistics.estimate_text(metric.mean, digits)
     if math.isnan(metric.deviation) or math.isnan(metric.mean.value):
         return text
     value, space, interval = text.partition(" ")
@@ -225,16 +240,20 @@ def _p_text(p_value: float) -> str:
     return "-" if math.isnan(p_value) else f"{p_value:.3f}"
 
 
-def study_tables(study: Study, costs: Mapping[str, Sequence[Cost]]) -> tuple[Table, ...]:
+def study_tables(
+    study: Study, costs: Mapping[str, Sequence[Cost]], verdict: Verdict | None = None
+) -> tuple[Table, ...]:
     """All tables.
 
     Args:
       study: what was found.
       costs: of each variant's runs.
+      verdict: what the plan of the study says of ratios.
     """
     return (
         _operating_table(study),
         _matched_table(study),
+        *([_ratio_table(study, verdict)] if verdict or study.ratios else []),
         _froc_table(study),
         _difference_table(study),
         _mimic_table(study),
@@ -254,8 +273,10 @@ def _operating_table(study: Study) -> Table:
     note = "Each run's threshold was chosen on the validation subjects. " + _spread_note(study)
     return Table(
         title="At the operating point",
-        columns=("variant", "seeds", *(_TITLES[name] for name in METRICS)),
-        rows=tuple((each.name, len(each.runs), *_metric_texts(each, METRICS)) for each in study.variants),
+        columns=("variant", "seeds", *(_TITLES[name] for name in statistics.METRICS)),
+        rows=tuple(
+            (each.name, len(each.runs), *_metric_texts(each, statistics.METRICS)) for each in study.variants
+        ),
         note=note,
     )
 
@@ -267,24 +288,71 @@ def _metric_texts(variant: VariantScores, names: Sequence[str]) -> list[str]:
 def _matched_table(study: Study) -> Table:
     def row(variant: VariantScores) -> tuple[str, ...]:
         metric = variant.metrics[FP_MATCHED]
-        if math.isnan(metric.mean.value):
-            return (variant.name, "not reached by every seed", "-", "-")
-        difference = metric.difference
+        difference, ratio = metric.difference, metric.ratio
         compared = (
-            ("-", "-")
+            ("-", "-", "-")
             if difference is None
-            else (estimate_text(difference.difference, 2), _p_text(difference.p_value))
+            else (
+                statistics.estimate_text(difference.difference, 2),
+                _p_text(difference.p_value),
+                statistics.estimate_text(ratio, 2),
+            )
         )
         return (variant.name, _metric_text(metric, 2), *compared)
 
+    short = [
+        run.name
+        for variant in study.variants
+        for run in variant.runs
+        if not run.reaches(study.matched_sensitivity)
+    ]
+    unreached = (
+        f"{', '.join(short)} never reached it: the false positives of the whole list count, the least that "
+        "it would take. "
+    )
     return Table(
         title=f"False positives per scan at sensitivity {study.matched_sensitivity:.3f}",
-        columns=("variant", "FP per scan", f"difference from {study.reference}", "p"),
+        columns=(
+            "variant",
+            "FP per scan",
+            f"difference from {study.reference}",
+            "p",
+            f"ratio to {study.reference}",
+        ),
         rows=tuple(row(variant) for variant in study.variants),
         note=(
             "The fewest false positives at which a run's own curve on the test subjects reaches this "
-            "sensitivity; resamples in which one does not reach it are left out. " + _spread_note(study)
+            f"sensitivity. {unreached if short else ''}{_spread_note(study)}"
         ),
+    )
+
+
+def _ratio_table(study: Study, verdict: Verdict | None) -> Table:
+    of_reference = {
+        (variant.name, study.reference): ratio
+        for variant in study.variants
+        if (ratio := variant.metrics[FP_MATCHED].ratio) is not None
+    }
+    rows = [
+        (
+            name,
+            to,
+            statistics.estimate_text(ratio, 2),
+            "-" if verdict is None else verdict.of(ratio.low, ratio.high),
+        )
+        for (name, to), ratio in (of_reference | study.ratios).items()
+    ]
+    rule = ""
+    if verdict is not None:
+        rule = (
+            f" As in the paper: its upper end is below {verdict.claimed_below:g}; absent: its lower end is "
+            f"above {verdict.absent_above:g}. Fixed before the first run."
+        )
+    return Table(
+        title=f"Ratio of false positives at sensitivity {study.matched_sensitivity:.3f}",
+        columns=("variant", "over", "ratio of the means", "reduction"),
+        rows=tuple(rows),
+        note=f"In brackets: 95 % interval of {study.samples} paired resamples of scans and seeds.{rule}",
     )
 
 
@@ -303,7 +371,7 @@ def _difference_table(study: Study) -> Table:
     for variant in study.variants:
         for name in (*_COMPARED, AVERAGE_PRECISION):
             if (difference := variant.metrics[name].difference) is not None:
-                text = estimate_text(difference.difference)
+                text = statistics.estimate_text(difference.difference)
                 rows.append((variant.name, _TITLES[name], text, _p_text(difference.p_value)))
     return Table(
         title=f"Differences from {study.reference}",
@@ -384,19 +452,36 @@ def _run_table(study: Study) -> Table:
 
 
 def csv_text(study: Study) -> str:
-    """One line per variant and metric; a cell is empty where its number is undefined."""
-    columns = ("variant", "metric", "seeds", "mean", "sd", "low", "high")
+    """One line per variant and metric; a cell is empty where its number is undefined.
+
+    A further pair of the grid has a line of its own, with its ratio, and its reference in the last column.
+    """
+    nothing = statistics.Estimate(math.nan)
     rows = []
+
+    def add(variant: VariantScores, name: str, reference: str, ratio: statistics.Estimate | None) -> None:
+        metric = variant.metrics[name]
+        compared = metric.difference if reference == study.reference else None
+        difference = nothing if compared is None else compared.difference
+        ratio = ratio or nothing
+        numbers = (
+            *(metric.mean.value, metric.deviation, metric.mean.low, metric.mean.high),
+            *(difference.value, difference.low, difference.high),
+            math.nan if compared is None else compared.p_value,
+            *(ratio.value, ratio.low, ratio.high),
+        )
+        cells = [f"{number:.6g}" if math.isfinite(number) else "" for number in numbers]
+        rows.append((variant.name, name, len(variant.runs), *cells, reference))
+
     for variant in study.variants:
         for name in NAMES:
-            metric = variant.metrics[name]
-            numbers = [metric.mean.value, metric.deviation, metric.mean.low, metric.mean.high]
-            if metric.difference is not None:
-                estimate = metric.difference.difference
-                numbers += [estimate.value, estimate.low, estimate.high, metric.difference.p_value]
-            cells = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
-            rows.append((variant.name, name, len(variant.runs), *cells, *[""] * (8 - len(cells))))
-    return table_text((*columns, "difference", "difference_low", "difference_high", "p"), rows)
+            add(variant, name, study.reference, variant.metrics[name].ratio)
+        for (name, reference), ratio in study.ratios.items():
+            if name == variant.name:
+                add(variant, FP_MATCHED, reference, ratio)
+    columns = ("variant", "metric", "seeds", "mean", "sd", "low", "high")
+    compared = ("difference", "difference_low", "difference_high", "p", "ratio", "ratio_low", "ratio_high")
+    return table_text((*columns, *compared, "reference"), rows)
 
 
 def markdown_text(title: str, lines: Sequence[str], tables: Sequence[Table]) -> str:

@@ -1,7 +1,5 @@
 """A reader's marks brought to the candidates of one result, whatever file they came in."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,8 +11,7 @@ from cmb_jax.core.detection import DetectionRow
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.matching import CENTER3, Pairs, center_distances, match
 from cmb_jax.io.outside import check_is_file, read_json, reading
-from cmb_jax.review.itksnap import read_painted
-from cmb_jax.review.markups import read_markups
+from cmb_jax.review.outside_viewers import read_markups, read_painted
 from cmb_jax.review.result import Result, positions_mm
 from cmb_jax.review.spreadsheet import is_spreadsheet_of_ours, read_spreadsheet, read_viewer_export
 from cmb_jax.review.verdicts import Mark, Verdict, is_verdicts, read_verdicts

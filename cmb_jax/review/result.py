@@ -1,7 +1,5 @@
 """A result as `cmb-jax predict` or `cmb-jax bids` left it: where its files lie, and what they hold."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence

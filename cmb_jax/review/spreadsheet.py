@@ -8,8 +8,6 @@ ras_s (RAS mm as imported) and, for each reader, "NAME · verify" (1, 0 or empty
 "NAME · final_l", "final_p", "final_s".
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 
@@ -197,7 +195,7 @@ def read_viewer_export(path: Path, result: Result) -> list[list[Mark]]:
 
     Raises:
         UserError: see `read_sheet`; not such a workbook, no row of the subject, no reader, a finding at no
-            candidate's place, a verdict that is none.
+            candidate's place, an invalid verdict.
     """
     header, *rows = read_sheet(path) or [()]
     names = [text_of(name) for name in header]

@@ -1,7 +1,5 @@
 """How readers agree with the detector and with each other, over one scan or many, and the JSON of it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -13,15 +11,8 @@ from scipy.stats import binomtest
 
 import cmb_jax
 from cmb_jax.core.detection import DetectionRow
+from cmb_jax.evaluation import statistics
 from cmb_jax.evaluation.metrics import json_values
-from cmb_jax.evaluation.statistics import (
-    CountAgreement,
-    Estimate,
-    cohen_kappa,
-    count_agreement,
-    estimates,
-    resample_weights,
-)
 from cmb_jax.io.outside import a_number, a_text, read_json_object, reading
 from cmb_jax.report.summary import ZONES
 from cmb_jax.review.reading import Reading, added_groups
@@ -49,7 +40,7 @@ class ScanReview:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Share:
-    """A proportion with its 95 % Wilson interval (Wilson 1927, JASA 22:209); NaN of nothing."""
+    """A proportion with its 95 % Wilson interval (Wilson 1927, JASA 22:209); NaN for no trials."""
 
     count: int
     of: int
@@ -81,7 +72,7 @@ class DetectorAgreement:
     rejected_microbleeds: int  # rejected candidates that the reader calls microbleeds
     added_microbleeds: int  # microbleeds that were no candidate
     found: Share  # kept ones among the reader's microbleeds
-    counts: CountAgreement  # kept candidates and the reader's microbleeds per scan
+    counts: statistics.CountAgreement  # kept candidates and the reader's microbleeds per scan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,12 +81,12 @@ class ReaderAgreement:
 
     confusion: tuple[tuple[int, ...], ...]  # first reader by second: microbleed, mimic, uncertain
     agreement: Share  # same verdict
-    kappa: Estimate  # Cohen's, unweighted, over the three verdicts
+    kappa: statistics.Estimate  # Cohen's, unweighted, over the three verdicts
     resampled: str  # what the bootstrap of kappa draws
     added_both: int  # lesions that both added, less than 3 mm apart
     added_first: int
     added_second: int
-    counts: CountAgreement  # microbleeds per scan of the two
+    counts: statistics.CountAgreement  # microbleeds per scan of the two
 
 
 def share(count: int, of: int) -> Share:
@@ -129,7 +120,7 @@ def detector_agreement(scans: Sequence[ScanReview], reader: int) -> DetectorAgre
         rejected_microbleeds=rejected,
         added_microbleeds=new,
         found=share(everything.microbleed, everything.microbleed + rejected + new),
-        counts=count_agreement(
+        counts=statistics.count_agreement(
             np.array([sum(row.status == "kept" for row in scan.rows) for scan in scans]),
             _microbleeds(scans, reader),
         ),
@@ -177,7 +168,7 @@ def reader_agreement(scans: Sequence[ScanReview], first: int, second: int) -> Re
         added_both=both,
         added_first=sum(len(scan.readings[first].added) for scan in scans) - both,
         added_second=sum(len(scan.readings[second].added) for scan in scans) - both,
-        counts=count_agreement(_microbleeds(scans, first), _microbleeds(scans, second)),
+        counts=statistics.count_agreement(_microbleeds(scans, first), _microbleeds(scans, second)),
     )
 
 
@@ -189,16 +180,16 @@ def _confusion(a: Mark, b: Mark) -> np.ndarray:
     return table
 
 
-def _kappa(tables: np.ndarray) -> Estimate:
+def _kappa(tables: np.ndarray) -> statistics.Estimate:
     """Cohen's kappa of the summed tables (U, 3, 3) with a percentile interval over the U."""
-    value = cohen_kappa(tables.sum(axis=0))
+    value = statistics.cohen_kappa(tables.sum(axis=0))
     if len(tables) < 2:
-        return Estimate(float(value))
+        return statistics.Estimate(float(value))
     drawn = [
-        cohen_kappa(np.tensordot(weights, tables, axes=1))
-        for weights in resample_weights(len(tables), _SAMPLES, _SEED)
+        statistics.cohen_kappa(np.tensordot(weights, tables, axes=1))
+        for weights in statistics.resample_weights(len(tables), _SAMPLES, _SEED)
     ]
-    return estimates(np.array([value]), np.concatenate(drawn)[:, None])[0]
+    return statistics.estimates(np.array([value]), np.concatenate(drawn)[:, None])[0]
 
 
 def agreement(scans: Sequence[ScanReview]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Truth of one scan: what readers agree on, as files for training, evaluation and calibration."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections import Counter

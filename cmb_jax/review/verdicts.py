@@ -1,7 +1,5 @@
 """What readers say about candidates and about lesions that they add; the JSON files of the viewer."""
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import math
@@ -118,7 +116,7 @@ def parse_verdicts(text: str, where: str) -> Verdicts:
         where: file, for messages.
 
     Raises:
-        UserError: damaged, of another version, or with values that are none; says which.
+        UserError: damaged, of another version, or with invalid values; says which.
     """
     try:
         content = parse_json(text)

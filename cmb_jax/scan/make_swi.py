@@ -1,7 +1,5 @@
 """A susceptibility-weighted image from the magnitude and phase of one or more echoes (Haacke et al. 2004)."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

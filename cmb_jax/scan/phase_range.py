@@ -186,6 +186,7 @@ def phase_to_radians(data: np.ndarray, phase_range: PhaseRange) -> np.ndarray:
     data = np.asarray(data, np.float64)
     if phase_range not in (PhaseRange.RADIANS, PhaseRange.ZERO_2PI):
         data = (data - (phase_range.low + phase_range.high) / 2) * (2 * math.pi / phase_range.width)
+    # ceil and not floor: pi stays pi, and what lies within one turn already is not touched by rounding
     wrapped = data - 2 * math.pi * np.ceil((data - math.pi) / (2 * math.pi))
     bound = np.float32(np.nextafter(np.float32(math.pi), np.float32(0)))  # float32(pi) lies above pi
     return np.clip(wrapped.astype(np.float32), -bound, bound)

@@ -11,8 +11,6 @@ so darkness and phase alone correlate poorly. Ordinary contrast between tissues 
 matter is darker than gray but diamagnetic, and would vote the wrong way.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -165,6 +163,8 @@ def _inside_of_brain(magnitude: np.ndarray, spacing_mm: Sequence[float]) -> np.n
     every = tuple(slice(None, None, stride) for stride in strides)
     smooth = np.asarray(low_pass(jnp.asarray(magnitude), spacing_mm, 3.0))[every]
     tissue = smooth > 0.4 * np.median(smooth[smooth >= smooth.mean()])
+    # Tissue eroded by the rim falls apart where only skin and bone bridged brain and scalp. The largest piece
+    # is grown back by as much, filled slice by slice, and its rim is left out: skull and scalp are outside.
     pieces, count = ndimage.label(ndimage.distance_transform_edt(tissue, coarse) > _RIM_MM)
     if not count or tissue.all():
         return np.full(magnitude.shape, bool(count))
@@ -183,6 +183,7 @@ def _darkness(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How dark the darkest thin structures are, and the ordinary contrast between tissues, both (X, Y, Z)."""
     odd = [max(1, int(_CLOSING_MM / spacing) // 2 * 2 + 1) for spacing in spacing_mm]
+    # A closing fills what is dark and thinner than its box: by how much, is how dark it was.
     closed = ndimage.grey_closing(magnitude, (odd[0], odd[1], min(odd[2], 3)))
     dark = np.where(inside, (closed - magnitude) / np.maximum(closed, np.finfo(np.float32).tiny), 0.0)
     threshold = max(_DARKNESS, float(np.percentile(dark[inside], _DARK_SHARE)))
@@ -211,6 +212,8 @@ def _block_correlations(
     measured: np.ndarray, expected: np.ndarray, nuisance: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
     """Weighted partial correlation, the nuisance held fixed, in each block that is at least half full."""
+    # Blocks cut the box about the brain, not the field of view, so that every head has about as many votes.
+    # In each, what the nuisance explains of both sides is taken away before they are compared.
     spans = [np.arange(axis.min(), axis.max() + 1) for axis in np.nonzero(weights)]
     cuts = [np.array_split(span, count) for span, count in zip(spans, _BLOCKS, strict=True)]
     votes = []

@@ -9,8 +9,6 @@ distance of `width_mm / 2`, so `width_mm` is the kernel's full width at half max
 64 x 64 window of a 512 x 512 matrix with 0.5 mm voxels.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Sequence

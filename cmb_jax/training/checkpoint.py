@@ -1,6 +1,6 @@
 """Orbax checkpoints of the train state: asynchronous, atomic, the newest few and the best.
 
-Each carries the SHA-256 of its arrays, so that training never goes on from one that was damaged later.
+Each carries the SHA-256 of its arrays, so that training never resumes from one that was damaged later.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from cmb_jax.errors import UserError
 from cmb_jax.io.outside import a_number, read_json_object, reading
-from cmb_jax.training.processes import is_primary, wait_for_all
-from cmb_jax.training.sharding import replicated
+from cmb_jax.training.distributed import is_primary, replicated, wait_for_all
 from cmb_jax.training.state import TrainState
 
 QUALITY = "quality"  # the metric that decides which checkpoint is best; larger is better
@@ -51,11 +50,17 @@ def fingerprint(state: TrainState) -> str:
 class Checkpoints:
     """Saves and restores `TrainState`; use as a context manager, so that pending saves finish.
 
-    With several processes all of them make the same calls, and the folder is one that all of them see.
+    With `read_only` nothing in the folder is changed, moved or removed, whoever else writes into it. With
+    several processes all of them make the same calls, and the folder is one that all of them see.
     """
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Path, keep: int = 1, *, read_only: bool = False):
         self._folder = folder.resolve()
+        if read_only:
+            self._manager = ocp.CheckpointManager(
+                self._folder, options=ocp.CheckpointManagerOptions(read_only=True)
+            )
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         self._leave_out_unreadable_records()
         options = ocp.CheckpointManagerOptions(
@@ -84,6 +89,10 @@ class Checkpoints:
     def wait(self) -> None:
         """Return when what is being saved is on disk."""
         self._manager.wait_until_finished()
+
+    def steps(self) -> tuple[int, ...]:
+        """Steps of all checkpoints, rising."""
+        return tuple(sorted(self._manager.all_steps()))
 
     def latest_step(self) -> int | None:
         """Step of the newest whole checkpoint, or None."""

@@ -3,8 +3,6 @@
 The step is pure, jitted once per stage, and the same on one device and on a mesh.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +19,10 @@ from cmb_jax.config import Config, LossConfig
 from cmb_jax.data.patches import PatchBatch, patch_batches
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.detector.anchors import Truths
-from cmb_jax.detector.functional import ProposalMaps, Template, params_of
 from cmb_jax.detector.mining import SampleBank, Samples, empty_bank, moved_prototypes, remember
-from cmb_jax.detector.network import Detector, training_gflop
+from cmb_jax.detector.network import Detector, ProposalMaps, Template, params_of, training_gflop
 from cmb_jax.detector.total_loss import LossTerms, detection_loss
-from cmb_jax.training.loop import Evaluate, Stage, Step, train_loop
-from cmb_jax.training.sharding import (
+from cmb_jax.training.distributed import (
     check_fit,
     make_mesh,
     over_batch,
@@ -34,13 +30,8 @@ from cmb_jax.training.sharding import (
     replicated,
     share_of_process,
 )
-from cmb_jax.training.state import (
-    StepMetrics,
-    TrainState,
-    apply_gradients,
-    fresh_state,
-    make_optimizer,
-)
+from cmb_jax.training.loop import Evaluate, Stage, Step, train_loop
+from cmb_jax.training.state import StepMetrics, TrainState, apply_gradients, fresh_state, make_optimizer
 
 
 @jax.tree_util.register_dataclass

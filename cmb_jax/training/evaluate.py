@@ -1,7 +1,5 @@
 """The whole pipeline with a run's weights, on new simulated subjects or on the test part of an index."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools
@@ -42,16 +40,9 @@ from cmb_jax.io.atomic import atomic_directory, atomic_write_text
 from cmb_jax.io.volume import ScanImages
 from cmb_jax.phantom import simulate_subject
 from cmb_jax.progress import track
-from cmb_jax.report.evaluation import write_evaluation_report
+from cmb_jax.report.evaluation import render_evaluation_report
 from cmb_jax.scan import PhaseSign
-from cmb_jax.training.run_data import (
-    SPLIT_FILE,
-    OwnData,
-    file_hashes,
-    open_data,
-    phantom_member,
-    seen_images,
-)
+from cmb_jax.training import run_data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +59,7 @@ def _simulated_scans(config: Config) -> Iterator[_Scan]:
     pack_of = functools.cache(load_pack)
     for index in range(config.phantom.test_subjects):
         seed = config.phantom.test_seed + index
-        settings, anatomy = phantom_member(config.phantom, index)
+        settings, anatomy = run_data.phantom_member(config.phantom, index)
         phantom = simulate_subject(pack_of(anatomy), seed, settings)
         yield _Scan(
             images=ScanImages(swi=phantom.swi, phase=phantom.phase, magnitude=phantom.magnitude),
@@ -77,9 +68,9 @@ def _simulated_scans(config: Config) -> Iterator[_Scan]:
         )
 
 
-def _open_test_part(config: Config, workdir: Path) -> OwnData:
+def _open_test_part(config: Config, workdir: Path) -> run_data.OwnData:
     """The index and its split; raises UserError if the run has seen some of the test part."""
-    own = open_data(config.data)
+    own = run_data.open_data(config.data)
     for note in own.notes:
         print(f"note: {note}", file=sys.stderr)
     cases = own.parts["test"]
@@ -88,21 +79,22 @@ def _open_test_part(config: Config, workdir: Path) -> OwnData:
             f"{config.data.index}: no case is in the test part; "
             "see --data.split-file and --data.split-fractions"
         )
-    seen = seen_images(workdir)
+    seen = run_data.seen_images(workdir)
     known = [case.case_id for case in cases if seen and _image_hash(case, own.root) in seen]
     if known:
         raise UserError(
             f"{workdir}: this run was trained or validated on {len(known)} of the {len(cases)} test scans, "
-            f"such as {known[0]}; give --data.split-file {workdir / SPLIT_FILE}, the split that it used"
+            f"such as {known[0]}; give --data.split-file {workdir / run_data.SPLIT_FILE}, the split that it "
+            "used"
         )
     return own
 
 
 def _image_hash(case: Case, root: Path) -> str:
-    return file_hashes(case, root)[case.images[case.reference]]
+    return run_data.file_hashes(case, root)[case.images[case.reference]]
 
 
-def _own_scans(own: OwnData) -> Iterator[_Scan]:
+def _own_scans(own: run_data.OwnData) -> Iterator[_Scan]:
     """The scans of the test part that can be read; the others are named on stderr and left out."""
     for case in own.parts["test"]:
         try:
@@ -249,7 +241,7 @@ def evaluate_run(
     )
     with atomic_directory(workdir / "eval", overwrite=overwrite) as folder:
         write_metrics(result, folder / "metrics.json")
-        write_evaluation_report(folder / "report.html", content)
+        atomic_write_text(folder / "report.html", render_evaluation_report(content))
         if comparison is not None:
             text = json.dumps(comparison_values(comparison), indent=2) + "\n"
             atomic_write_text(folder / "comparison.json", text)

@@ -1,7 +1,5 @@
 """The training loop of any network: evaluate, save, next batch, step."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +11,8 @@ from jax.sharding import Mesh
 from cmb_jax.config import TrainConfig
 from cmb_jax.errors import UserError
 from cmb_jax.training.checkpoint import QUALITY, Checkpoints
+from cmb_jax.training.distributed import RunStopped, StopRequest, broadcast_from_primary
 from cmb_jax.training.monitor import Pace, StepProfile, Stopwatch, TrainLog, peak_gflops, peak_mb
-from cmb_jax.training.processes import RunStopped, StopRequest, broadcast_from_primary
 from cmb_jax.training.state import StepMetrics, TrainState, learning_rate
 
 MAX_SKIPPED_IN_A_ROW = 10

@@ -18,7 +18,7 @@ from tensorboardX import SummaryWriter
 from cmb_jax.devices import peak_flops
 from cmb_jax.io.tables import read_rows
 from cmb_jax.progress import Bar, tell
-from cmb_jax.training.processes import is_primary
+from cmb_jax.training.distributed import is_primary
 
 LOG_FILE = "metrics.csv"
 _SKIPPED = 2  # steps of a start that are not traced: the first compiles, the second warms up
@@ -152,7 +152,7 @@ def peak_gflops(devices: list[Any], precision: str) -> float:
 
 
 def peak_mb() -> float:
-    """The most memory in use so far, in 1e6 bytes: of a device if it tells, else of this process."""
+    """The most memory in use so far, in 1e6 bytes: of a device if it reports it, else of this process."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
     known = [peak for peak in peaks if peak is not None]
     if known:

@@ -2,10 +2,8 @@
 
 State, loop and checkpoints are those of the detector's training; the samples and the loss are its own. The
 jitted step makes the samples (`cmb_jax.regions.samples`), so that nothing is read or sent while it runs. The
-same command goes on with a run that was stopped. Research use only.
+same command resumes a run that was stopped. Research use only.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import datetime
@@ -30,32 +28,23 @@ from cmb_jax.anatomy.assets import PACK_NAMES, load_pack
 from cmb_jax.anatomy.regions import NUM_REGIONS, Region, Side
 from cmb_jax.anatomy.synthetic import synthetic_pack
 from cmb_jax.config import TrainConfig
-from cmb_jax.detector.functional import Template, params_of
+from cmb_jax.detector.network import Template, params_of
 from cmb_jax.devices import keep_freed_memory
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import atomic_write_text, locked, make_folder, sha256_file
 from cmb_jax.io.outside import reading
 from cmb_jax.io.tables import read_rows
 from cmb_jax.io.weights import load_weights, save_weights
+from cmb_jax.regions import samples
 from cmb_jax.regions.grid import GRID_SHAPE
 from cmb_jax.regions.network import RegionNet
 from cmb_jax.regions.phantoms import phantom_views
-from cmb_jax.regions.samples import (
-    ContrastVariety,
-    PhantomViews,
-    RegionSample,
-    RegionSource,
-    build_source,
-    make_sample,
-    make_view_sample,
-)
+from cmb_jax.training.distributed import exit_without_barrier, make_mesh
 from cmb_jax.training.loop import Stage, Step, train_loop
 from cmb_jax.training.monitor import LOG_FILE
-from cmb_jax.training.processes import exit_without_barrier
-from cmb_jax.training.sharding import make_mesh
 from cmb_jax.training.state import StepMetrics, TrainState, apply_gradients, fresh_state, make_optimizer
 
-Material = RegionSource | PhantomViews
+Material = samples.RegionSource | samples.PhantomViews
 """What a step draws its samples from: an anatomy pack, or simulated subjects."""
 
 
@@ -140,7 +129,7 @@ class RegionLoss:
 
 def region_loss(
     logits: jax.Array,
-    batch: RegionSample,
+    batch: samples.RegionSample,
     dice_weight: float,
     side_weight: float,
     outside_weight: float = 1.0,
@@ -180,12 +169,12 @@ def make_region_step(config: RegionTraining) -> Step:
     """Jitted `(state, material) -> (state, metrics)`: draws a batch, one optimizer step, one average."""
     template = Template.of(lambda: RegionNet(nnx.Rngs(0)))
     optimizer = make_optimizer(config.schedule)
-    variety = ContrastVariety(arbitrary=config.arbitrary_contrast, bright_csf=config.bright_csf)
+    variety = samples.ContrastVariety(arbitrary=config.arbitrary_contrast, bright_csf=config.bright_csf)
 
-    def draw(material: Material, key: jax.Array) -> RegionSample:
-        if isinstance(material, PhantomViews):
-            return make_view_sample(material, key)
-        return make_sample(material, key, variety)
+    def draw(material: Material, key: jax.Array) -> samples.RegionSample:
+        if isinstance(material, samples.PhantomViews):
+            return samples.make_view_sample(material, key)
+        return samples.make_sample(material, key, variety)
 
     def step(state: TrainState, material: Material) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -226,10 +215,12 @@ def init_region_state(config: RegionTraining, mesh: Mesh) -> TrainState:
     return fresh_state(config.schedule, mesh, make, start)
 
 
-def load_materials(config: RegionTraining) -> tuple[tuple[RegionSource, ...], PhantomViews | None]:
+def load_materials(
+    config: RegionTraining,
+) -> tuple[tuple[samples.RegionSource, ...], samples.PhantomViews | None]:
     """The anatomy packs, and the simulated subjects where they are asked for."""
     packs = [synthetic_pack() if name == "synthetic" else load_pack(name) for name in config.packs]
-    sources = tuple(build_source(pack) for pack in packs)
+    sources = tuple(samples.build_source(pack) for pack in packs)
     if not config.phantoms:
         return sources, None
     if config.phantom_folder is None:

@@ -1,7 +1,5 @@
 """A training run: simulated or own scans in, weights with their record out; resumed where it stopped."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime
@@ -20,14 +18,7 @@ from cmb_jax.config_load import config_to_json, read_config
 from cmb_jax.data.subjects import StoredSubject
 from cmb_jax.devices import use_compilation_cache
 from cmb_jax.errors import UserError
-from cmb_jax.evaluation.froc import (
-    FrocCurve,
-    choose_threshold,
-    collect_events,
-    froc_curve,
-    sensitivity_at,
-    threshold_at_fp_rate,
-)
+from cmb_jax.evaluation import froc
 from cmb_jax.evaluation.matching import CENTER3, events, pairs_of
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle, save_bundle
 from cmb_jax.inference.proposals import ProposalFinder, detect, truth_of
@@ -35,13 +26,9 @@ from cmb_jax.io.atomic import atomic_write_text, locked, make_folder, sha256_fil
 from cmb_jax.io.weights import INPUT_VERSION
 from cmb_jax.ops.cpu import library
 from cmb_jax.ops.cpu.library import usable_precision
+from cmb_jax.training import distributed
 from cmb_jax.training.checkpoint import QUALITY
 from cmb_jax.training.detector import train_detector
-from cmb_jax.training.processes import (
-    is_primary,
-    primary_first,
-    wait_for_all,
-)
 from cmb_jax.training.run_data import TrainingData, training_data
 from cmb_jax.training.state import TrainState
 
@@ -51,7 +38,7 @@ OPERATING_FP_RATE = 2.0
 FEWEST_LESIONS = 20
 
 
-def validation_curve(config: Config, params: Any, subjects: Sequence[StoredSubject]) -> FrocCurve:
+def validation_curve(config: Config, params: Any, subjects: Sequence[StoredSubject]) -> froc.FrocCurve:
     """FROC (3 mm rule) on prepared subjects, in mm of each one's own working grid, without localization."""
     finder = ProposalFinder(config, params)
     events_per_scan, lesions = [], []
@@ -59,12 +46,12 @@ def validation_curve(config: Config, params: Any, subjects: Sequence[StoredSubje
         found, truth = detect(finder, stored), truth_of(stored, config.data.spacing_mm)
         events_per_scan.append(events(pairs_of(CENTER3, found, truth), found.scores))
         lesions.append(len(truth.centers_mm))
-    return froc_curve(collect_events(events_per_scan, lesions))
+    return froc.froc_curve(froc.collect_events(events_per_scan, lesions))
 
 
-def quality_of(curve: FrocCurve) -> dict[str, float]:
+def quality_of(curve: froc.FrocCurve) -> dict[str, float]:
     """Sensitivity at some false positives per scan (3 mm rule) and their mean."""
-    at = sensitivity_at(curve.fp_per_scan, curve.sensitivity, FP_RATES)
+    at = froc.sensitivity_at(curve.fp_per_scan, curve.sensitivity, FP_RATES)
     values = {f"sensitivity@{rate:g}": float(value) for rate, value in zip(FP_RATES, at, strict=True)}
     return values | {QUALITY: float(np.mean(list(values.values())))}
 
@@ -81,7 +68,7 @@ def with_threshold(config: Config, threshold: float) -> Config:
 
 
 def choose_operating_point(
-    config: Config, curve: FrocCurve | None, lesions: int, start: WeightsBundle | None
+    config: Config, curve: froc.FrocCurve | None, lesions: int, start: WeightsBundle | None
 ) -> tuple[Config, str]:
     """The configuration with its operating point, and where that comes from.
 
@@ -92,11 +79,11 @@ def choose_operating_point(
     """
     rate = f"{OPERATING_FP_RATE:g} false positives per validation scan"
     if curve is not None and lesions >= FEWEST_LESIONS:
-        threshold = choose_threshold(curve, OPERATING_FP_RATE)
+        threshold = froc.choose_threshold(curve, OPERATING_FP_RATE)
         return with_threshold(config, threshold), f"the highest sensitivity at no more than {rate}"
     if curve is not None:
         how = f"{rate}; {lesions} lesions there are too few to look at what is found as well"
-        return with_threshold(config, threshold_at_fp_rate(curve, OPERATING_FP_RATE)), how
+        return with_threshold(config, froc.threshold_at_fp_rate(curve, OPERATING_FP_RATE)), how
     if start is None:
         return config, "that of the configuration: there are no validation subjects to choose one by"
     theirs = start.config.inference
@@ -110,7 +97,7 @@ def choose_operating_point(
 
 
 def incompatible_changes(before: Config, config: Config) -> list[str]:
-    """Why a run begun with one configuration cannot go on with another, in words."""
+    """Why a run begun with one configuration cannot continue with another, in words."""
     changed = {
         "another network": before.model.network() != config.model.network(),
         "another working grid": before.data.spacing_mm != config.data.spacing_mm,
@@ -122,7 +109,7 @@ def incompatible_changes(before: Config, config: Config) -> list[str]:
 
 
 def _store_config(config: Config, workdir: Path) -> None:
-    """Write the configuration to the run's folder; refuse one that the run there cannot go on with."""
+    """Write the configuration to the run's folder; refuse one that the run there cannot continue with."""
     path = workdir / "config.json"
     if path.exists():
         for what in incompatible_changes(
@@ -182,7 +169,7 @@ def train_run(config: Config, workdir: Path) -> None:
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
     """Lock the run's folder; of several processes the first one does it for all."""
-    if not is_primary():
+    if not distributed.is_primary():
         yield
         return
     make_folder(workdir)
@@ -193,7 +180,7 @@ def _locked(workdir: Path) -> Iterator[None]:
 def _run(
     config: Config, workdir: Path, start: WeightsBundle | None, prepare: Callable[[], TrainingData]
 ) -> None:
-    data = primary_first(prepare, "training data")
+    data = distributed.primary_first(prepare, "training data")
 
     def evaluate(params: Any) -> Mapping[str, float]:
         return quality_of(validation_curve(config, params, data.validation))
@@ -208,9 +195,9 @@ def _run(
         start_from=None if start is None else start.params,
     )
     hours = (time.perf_counter() - tick) / 3600
-    if is_primary():
+    if distributed.is_primary():
         _write_weights(config, workdir, state, data, start, hours)
-    wait_for_all("weights")
+    distributed.wait_for_all("weights")
 
 
 def _write_weights(

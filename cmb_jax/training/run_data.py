@@ -1,7 +1,5 @@
 """What a run learns from: simulated subjects, own scans by their index, or both; prepared once and kept."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
@@ -103,26 +101,37 @@ def phantom_member(
 
 def phantom_subjects(config: Config, workdir: Path, which: str) -> tuple[StoredSubject, ...]:
     """The subjects of a configuration for "training", "validation" or "test", simulated where not cached."""
-    phantom = config.phantom
-    count, first, mean = {
-        "training": (phantom.train_subjects, phantom.train_seed, phantom.mean_cmbs),
-        "validation": (phantom.validation_subjects, phantom.validation_seed, None),
-        "test": (phantom.test_subjects, phantom.test_seed, None),
-    }[which]
-    variety = phantom.variety if which == "training" else 0.0
-    members = [phantom_member(phantom, index, mean, variety) for index in range(count)]
-    root = Path(phantom.cache_dir) if phantom.cache_dir else workdir / "phantoms"
+    first, members = _members(config.phantom, which)
     pack_of = functools.cache(load_pack)
 
     def simulate(index: int, seed: int):
         settings, anatomy = members[index]
         return simulate_subject(pack_of(anatomy), seed, settings)
 
-    folders = [
+    folders, seeds = phantom_folders(config, workdir, which), range(first, first + len(members))
+    return stored_subjects(folders, seeds, simulate, config.data.spacing_mm, which)
+
+
+def phantom_folders(config: Config, workdir: Path, which: str) -> list[Path]:
+    """Where `phantom_subjects` keeps the subjects, whether they are simulated yet or not."""
+    phantom = config.phantom
+    first, members = _members(phantom, which)
+    root = Path(phantom.cache_dir) if phantom.cache_dir else workdir / "phantoms"
+    return [
         root / which / f"seed-{first + index}-{_digest(config.data.spacing_mm, settings, anatomy)}"
         for index, (settings, anatomy) in enumerate(members)
     ]
-    return stored_subjects(folders, range(first, first + count), simulate, config.data.spacing_mm, which)
+
+
+def _members(phantom: PhantomConfig, which: str) -> tuple[int, list[tuple[SubjectSettings, str]]]:
+    """First seed, settings and anatomies of a part."""
+    count, first, mean = {
+        "training": (phantom.train_subjects, phantom.train_seed, phantom.mean_cmbs),
+        "validation": (phantom.validation_subjects, phantom.validation_seed, None),
+        "test": (phantom.test_subjects, phantom.test_seed, None),
+    }[which]
+    variety = phantom.variety if which == "training" else 0.0
+    return first, [phantom_member(phantom, index, mean, variety) for index in range(count)]
 
 
 def _digest(spacing_mm: tuple[float, float, float], settings: SubjectSettings, anatomy: str) -> str:
@@ -234,7 +243,7 @@ def _split_text(own: OwnData, parts: dict[str, PreparedPart]) -> str:
 
 
 def _check_split(own: OwnData, workdir: Path) -> None:
-    """Refuse to go on with another split, which could train on scans meant for the test."""
+    """Refuse to continue with another split, which could train on scans meant for the test."""
     path = workdir / SPLIT_FILE
     if not path.exists():
         return

@@ -1,7 +1,5 @@
 """What a training run carries from step to step, and how a gradient changes it, whatever the network."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +12,7 @@ from jax.sharding import Mesh
 
 from cmb_jax.config import TrainConfig
 from cmb_jax.detector.mining import SampleBank
-from cmb_jax.training.sharding import replicated
+from cmb_jax.training.distributed import replicated
 
 
 @jax.tree_util.register_dataclass

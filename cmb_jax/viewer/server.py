@@ -6,8 +6,6 @@ what is listed here is ever answered; the only files written are RESULT/verdicts
 for, the truth in RESULT/truth.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -20,8 +20,7 @@ from cmb_jax.data.patches import PatchBatch
 from cmb_jax.detector import mining
 from cmb_jax.detector.anchors import Truths
 from cmb_jax.detector.assignment import assign_lattice
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template
 from cmb_jax.training import state as jax_state
 from cmb_jax.training.detector import DeviceBatch, loss_function, train_step
 

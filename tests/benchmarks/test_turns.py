@@ -1,6 +1,7 @@
 """Two workers: whose turn it is, what is made of times and memory, what becomes of a side that fails."""
 
 import ctypes
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -137,6 +138,26 @@ def test_each_side_of_every_case_is_a_file():
     from benchmarks.cases import CASES
 
     root = Path(__file__).resolve().parents[2]
-    modules = {module for case in CASES.values() for module in (case.ours, case.other)}
-    assert len(modules) == 2 * len({case.ours for case in CASES.values()})
+    pairs = {(case.ours, case.other) for case in CASES.values()}
+    # a side of ours may have several peers, a peer's side has one of ours
+    assert len({other for _, other in pairs}) == len(pairs)
+    ours = {module for module, _ in pairs}
+    assert ours.isdisjoint(other for _, other in pairs)
+    modules = ours | {other for _, other in pairs}
     assert all((root / f"{module.replace('.', '/')}.py").is_file() for module in modules)
+
+
+@pytest.mark.parametrize(
+    ("case", "library", "install"),
+    [
+        ("infer-volume-nnunet", "nnunetv2", "-r benchmarks/peers/requirements-peers.txt"),
+        ("infer-volume-retinanet", "torchvision", "-r benchmarks/peers/requirements-peers.txt"),
+    ],
+)
+def test_a_missing_peer_is_one_line_with_what_to_install(fakes, case, library, install):
+    from benchmarks.cases import CASES
+
+    real = CASES[case]
+    other = fakes.module("peer", f"import sys\nsys.modules[{library!r}] = None\nimport {real.other}\n")
+    measured = measure(dataclasses.replace(real, ours=fakes.side("ours"), other=other), repeats=1)
+    assert measured.other.note == f"{library} is not installed: pip install {install}"

@@ -11,8 +11,7 @@ from flax import nnx
 from cmb_jax import cli
 from cmb_jax.config import Config, ModelConfig
 from cmb_jax.config_load import config_to_json
-from cmb_jax.detector.functional import params_of
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, params_of
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import CONFIG_KEY, load_bundle, save_bundle, with_config
 from cmb_jax.io import weights as weights_file

@@ -12,8 +12,7 @@ from scipy.special import expit, logit
 
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.core.detection import DetectionRow, RejectReason, detections_csv, detections_tsv
-from cmb_jax.detector.functional import params_of
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, params_of
 from cmb_jax.inference.bundle import calibration_of, load_bundle, save_bundle
 from cmb_jax.inference.predict import LISTED_BELOW_THRESHOLD
 from tests.command_line import run_cli

@@ -14,8 +14,7 @@ from flax import nnx
 from pydicom import dcmread
 
 from cmb_jax.config import Config, InferenceConfig
-from cmb_jax.detector.functional import params_of
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, params_of
 from cmb_jax.inference.bundle import save_bundle
 from tests.command_line import run_cli as run
 from tests.dicom.phantoms import (

@@ -9,8 +9,7 @@ import pytest
 from flax import nnx
 
 from cmb_jax.config import Config
-from cmb_jax.detector.functional import params_of
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, params_of
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.read import read_detections_csv
 from cmb_jax.inference.bundle import save_bundle

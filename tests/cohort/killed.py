@@ -5,8 +5,8 @@ from pathlib import Path
 
 from cmb_jax.cli.bids import Lines
 from cmb_jax.cohort.dataset import write_dataset_files
-from cmb_jax.cohort.outcome import Status
 from cmb_jax.cohort.participants import Selection, run_participants
+from cmb_jax.cohort.result import Status
 from cmb_jax.datasets.bids.layout import read_layout
 from tests.cohort import app
 

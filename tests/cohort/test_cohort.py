@@ -160,6 +160,18 @@ def test_the_earlier_command_names_the_one_of_today(study, tmp_path, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
+def test_an_earlier_option_names_the_one_of_today(monkeypatch, capsys):
+    refused(run_cli(monkeypatch, capsys, "plan", "--compute-dtype", "bfloat16"), "is now --precision")
+
+
+def test_the_earlier_module_of_the_study_names_the_command():
+    module = "cmb_jax.experiments.ablation"
+    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "now the command: cmb-jax ablate" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_killed_in_the_middle_and_started_again(tmp_path):
     study = make_study(tmp_path / "study", MANY)
     command = [sys.executable, "-m", "tests.cohort.killed", study]

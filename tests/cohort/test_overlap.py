@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cmb_jax.cohort.overlap import Lane, StageTimes, overlapped
+from cmb_jax.cohort.scan_work import Lane, StageTimes, overlapped
 
 WAIT_S = 30  # for another thread: long, so that a busy machine fails no test
 

@@ -11,15 +11,14 @@ from flax import nnx
 
 from cmb_jax.anatomy.own_regions import regions_from_labels
 from cmb_jax.cli.bids import Lines
-from cmb_jax.cohort.outcome import Status
 from cmb_jax.cohort.participants import Selection, run_participants
+from cmb_jax.cohort.result import Status
 from cmb_jax.cohort.scan_images import read_region_labels
 from cmb_jax.cohort.scan_work import detector_pipeline
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.core.detection import detections_tsv
 from cmb_jax.datasets.bids.layout import read_layout
-from cmb_jax.detector.functional import params_of
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, params_of
 from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.inference.options import ScanOptions
 from cmb_jax.inference.predict import CmbDetector

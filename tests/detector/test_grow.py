@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cmb_jax.detector.functional import Template, params_of
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template, params_of
 from tests.tiny import TINY_MODEL
 from tools.grow_detector import deepen, widen
 

@@ -71,6 +71,22 @@ def test_concatenation_feeds_all_levels_to_the_head():
     assert shapes(config, (1, 4, 8, 8, 2)).objectness.shape == (1, 4, 4, 4, 3)
 
 
+def test_the_second_level_alone_is_repeated_to_the_proposal_grid(rng):
+    """Every 2 mm cell gives eight equal ones, and nothing of the finest decoder level arrives."""
+    config = dataclasses.replace(TINY, use_fusion=False, second_level=True, box_width=4)
+    detector = Detector(config, rngs=nnx.Rngs(0))
+    image = jnp.asarray(rng.normal(size=(1, 8, 16, 16, 2)), jnp.float32)
+    maps = detector(image)
+    seen = np.asarray(maps.box_input)  # what the head sees, where boxes have a block of their own
+    assert seen.shape == (1, 8, 8, 8, config.fusion_width)
+    blocks = seen.reshape(1, 4, 2, 4, 2, 4, 2, -1)
+    np.testing.assert_array_equal(blocks, np.broadcast_to(blocks[:, :, :1, :, :1, :, :1], blocks.shape))
+    detector.unet.laterals[0].kernel[...] += 1.0
+    np.testing.assert_array_equal(detector(image).objectness, maps.objectness)
+    with pytest.raises(ValueError, match="without fusion"):
+        dataclasses.replace(TINY, second_level=True)
+
+
 def test_untrained_scores_are_near_the_prior(rng):
     image = jnp.asarray(rng.normal(size=(1, 8, 16, 16, 2)), jnp.float32)
     scores = jax.nn.sigmoid(runner(TINY)(image).objectness)

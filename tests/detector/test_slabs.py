@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cmb_jax.detector import slabs
+from cmb_jax.detector import network
 from cmb_jax.detector.network import Detector
 from tests.tiny import TINY_MODEL
 
@@ -16,6 +16,7 @@ VARIANTS = {
     "default": {},
     "concatenated": {"fusion": "concat"},
     "without fusion": {"use_fusion": False},
+    "second level": {"use_fusion": False, "second_level": True},
     "boxes apart": {"box_width": 5, "semantic_head": True},
     "deep stem": {"stem_kernel": (3, 3, 3)},
     "convolutions on the finest level": {"encoder_convs": (2, 1, 1), "decoder_convs": (1, 1)},
@@ -25,14 +26,14 @@ VARIANTS = {
 @pytest.mark.parametrize("depth", [4, 8, 12, 20])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_slab_equals_the_whole(rng, monkeypatch, variant, depth):
-    monkeypatch.setattr(slabs, "MOST_PLANES", 4)
+    monkeypatch.setattr(network, "MOST_PLANES", 4)
     detector = Detector(dataclasses.replace(TINY_MODEL, **VARIANTS[variant]), rngs=nnx.Rngs(3))
     image = jnp.asarray(rng.normal(size=(2, depth, 16, 8, 2)), jnp.float32)
     whole = detector(image)
-    context = slabs.context_of(detector, image)
-    assert slabs.slab_planes(depth) == 4
+    context = network.context_of(detector, image)
+    assert network.slab_planes(depth) == 4
     for first in range(0, depth, 4):
-        start, box_input, objectness = slabs.slab_maps(detector, image, context, jnp.int32(first))
+        start, box_input, objectness = network.slab_maps(detector, image, context, jnp.int32(first))
         own = slice(first - int(start), first - int(start) + 4)
         there = slice(first, first + 4)
         np.testing.assert_allclose(box_input[:, own], whole.box_input[:, there], rtol=1e-5, atol=1e-5)
@@ -44,8 +45,8 @@ def test_every_slab_equals_the_whole(rng, monkeypatch, variant, depth):
 
 def test_slabs_cover_the_depth_once():
     for depth in range(2, 200, 2):
-        planes = slabs.slab_planes(depth)
-        firsts = np.asarray(slabs.map_slabs(lambda first: first, depth))
+        planes = network.slab_planes(depth)
+        firsts = np.asarray(network.map_slabs(lambda first: first, depth))
         covered = (firsts[:, None] + np.arange(planes)).reshape(-1)
         np.testing.assert_array_equal(covered, np.arange(depth))
 
@@ -54,9 +55,9 @@ def test_a_deep_volume_takes_less_than_half_the_memory_of_the_whole():
     detector = Detector(TINY_MODEL, rngs=nnx.Rngs(3))
 
     def most_likely(image):
-        context = slabs.context_of(detector, image)
-        return slabs.map_slabs(
-            lambda f: slabs.slab_maps(detector, image, context, f)[2].max(), image.shape[1]
+        context = network.context_of(detector, image)
+        return network.map_slabs(
+            lambda f: network.slab_maps(detector, image, context, f)[2].max(), image.shape[1]
         )
 
     def temporary(run, depth):

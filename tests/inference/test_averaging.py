@@ -9,8 +9,7 @@ from flax import nnx
 
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.detector.anchors import anchor_sizes
-from cmb_jax.detector.functional import Template, params_of
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template, params_of
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import load_bundle, save_bundle
 from cmb_jax.inference.options import ScanOptions

@@ -14,8 +14,7 @@ from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.config_load import config_from_json, config_to_json
 from cmb_jax.core.detection import DETECTION_COLUMNS, RejectReason
-from cmb_jax.detector.functional import params_of
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, params_of
 from cmb_jax.errors import UserError
 from cmb_jax.evaluation.evaluate import evaluate_records
 from cmb_jax.evaluation.metrics import json_text, metrics
@@ -164,23 +163,27 @@ def test_the_same_list_however_the_scan_is_stored(prediction, bundle, files, reg
 
 
 def test_a_count_is_no_cap(bundle, files, region_map):
-    """The list grows until all that reach the operating point are in it; if it cannot, this is said."""
+    """The lists grow until all that reach the threshold are in them; if they cannot, this is said."""
     swi, phase = (read_volume(path) for path in files)
 
-    def kept(threshold=None, **changes):
-        inference = dataclasses.replace(TINY.inference, max_candidates=4096, **changes)
+    def kept(threshold=None, phase=phase, score_threshold=0.59, **changes):
+        inference = dataclasses.replace(TINY.inference, score_threshold=score_threshold, **changes)
         config = dataclasses.replace(bundle.config, inference=inference)
         detector = CmbDetector(dataclasses.replace(bundle, config=config))
         found = detector.predict(swi, phase, phase_sign="+1", region_map=region_map, threshold=threshold)
-        return [(row.i, row.j, row.k, row.score) for row in found.rows if row.score >= 0.5], found.warnings
+        return [(row.i, row.j, row.k, row.score) for row in found.rows if row.score >= 0.59], found.warnings
 
-    long, said = kept(max_detections=1024)
-    short, _ = kept(max_detections=4)
-    assert 4 < len(long) < 1024
-    assert short == long
+    long, said = kept(max_candidates=65536, max_detections=1024)
+    assert 32 < len(long) < 1024
     assert not any("list of candidates is full" in line for line in said)
-    _, said = kept(max_detections=4, score_threshold=0.0, threshold=0.5)
-    assert any("list of candidates is full with 4" in line for line in said)
+    short = {"max_candidates": 4096, "max_detections": 32, "score_threshold": 0.9}
+    assert kept(threshold=0.59, **short)[0] == long
+    alone, said = kept(phase=None, magnitude_score_threshold=0.59, **short)
+    assert len(alone) > 32
+    assert not any("list of candidates is full" in line for line in said)
+    few, said = kept(max_candidates=4096, max_detections=1)
+    assert few == long[:16]
+    assert any("list of candidates is full with 16" in line for line in said)
 
 
 def test_a_threshold_moves_rows_from_kept_to_rejected(bundle, files, region_map):

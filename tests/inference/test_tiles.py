@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmb_jax.config import Config, InferenceConfig
-from cmb_jax.detector.functional import params_of
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, params_of
 from cmb_jax.inference.proposals import BUCKET_CELLS, ProposalFinder, plan_tiles
 from tests.tiny import TINY_MODEL
 
@@ -135,3 +134,26 @@ def test_nothing_is_looked_for_in_the_padding(params):
     found = ProposalFinder(config, params).find(image)
     cells = 10 * 10 * 11
     assert int(found.valid.sum()) == cells * len(TINY_MODEL.anchor_diameters_mm)
+
+
+def test_lists_are_as_long_as_the_threshold_asks_for(params, rng):
+    image = rng.normal(size=(16, 32, 32, 2)).astype(np.float16)
+
+    def found(threshold, **lengths):
+        inference = InferenceConfig(candidate_threshold=0.0, nms_iou=1.0, **lengths)
+        boxes, complete = ProposalFinder(Config(model=TINY_MODEL, inference=inference), params).find_all(
+            image, threshold
+        )
+        return np.asarray(boxes.scores)[np.asarray(boxes.valid)], complete
+
+    every, complete = found(0.0, max_candidates=65536, max_detections=65536)
+    assert complete
+    threshold = float(every[499])
+    scores, complete = found(threshold, max_candidates=64, max_detections=64)
+    assert complete
+    assert len(scores) >= 500
+    np.testing.assert_allclose(scores[:500], every[:500], atol=1e-6)
+    for lengths in ({"max_candidates": 8, "max_detections": 64}, {"max_candidates": 64, "max_detections": 8}):
+        scores, complete = found(threshold, **lengths)
+        assert not complete
+        np.testing.assert_allclose(scores, every[:128], atol=1e-6)

@@ -39,6 +39,15 @@ def test_max_pool_gradient_goes_to_one_largest_voxel(rng, factors):
     np.testing.assert_array_equal(shares.sum(axis=-1), g)
 
 
+def test_of_equal_voxels_the_first_gets_the_gradient():
+    factors = (2, 3, 2)
+    _, back = jax.vjp(lambda x: max_pool(x, factors), jnp.zeros((1, 4, 6, 4, 1)))
+    (gradient,) = back(jnp.ones((1, 2, 2, 2, 1)))
+    first = np.zeros((4, 6, 4))
+    first[::2, ::3, ::2] = 1
+    np.testing.assert_array_equal(gradient[0, ..., 0], first)
+
+
 def test_upsample_repeats_and_its_gradient_sums(rng):
     x = rng.normal(size=(2, 2, 3, 2, 3)).astype(np.float32)
     factors = (2, 1, 3)

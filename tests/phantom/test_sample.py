@@ -10,7 +10,7 @@ import pytest
 
 from cmb_jax.phantom import PROTOCOLS
 from cmb_jax.phantom.simulate import Plan, simulate_batch, simulate_sample
-from cmb_jax.training.sharding import make_mesh
+from cmb_jax.training.distributed import make_mesh
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ from flax import nnx
 
 from cmb_jax import cli
 from cmb_jax.config import Config, InferenceConfig
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template
 from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.viewer.page import embedded_in
 from tests.privacy.planted import BIRTH, FOLDER, IDENTIFIERS, NAME, PATIENT, TEXT, image, leaks, plant_nifti

@@ -12,7 +12,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cmb_jax.anatomy.regions import ZONE_OF_REGION, Region, RegionMap, Side, region_of, side_of
-from cmb_jax.detector.functional import params_of
+from cmb_jax.detector.network import params_of
 from cmb_jax.errors import UserError
 from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import Volume

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from cmb_jax.errors import UserError
+from cmb_jax.io.atomic import atomic_write_text
 from cmb_jax.report.evaluation import (
     EvaluationContent,
     Headline,
     Table,
     cell_text,
     render_evaluation_report,
-    write_evaluation_report,
 )
 from cmb_jax.report.plots import (
     CountAgreementText,
@@ -142,10 +142,10 @@ def test_page(evaluation):
 
 def test_an_empty_evaluation_is_a_page(tmp_path):
     path = tmp_path / "e.html"
-    write_evaluation_report(path, EvaluationContent(title="nothing"))
+    atomic_write_text(path, render_evaluation_report(EvaluationContent(title="nothing")))
     assert path.read_text(encoding="utf-8").endswith("</html>")
     with pytest.raises(UserError):
-        write_evaluation_report(path, EvaluationContent(title="nothing"))
+        atomic_write_text(path, render_evaluation_report(EvaluationContent(title="nothing")))
 
 
 def test_ragged_tables_are_refused():

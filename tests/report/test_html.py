@@ -11,7 +11,8 @@ import pytest
 
 from cmb_jax.core.detection import RejectReason
 from cmb_jax.errors import UserError
-from cmb_jax.report.html import MAX_REJECTED_DRAWN, render_report, write_report
+from cmb_jax.io.atomic import atomic_write_text
+from cmb_jax.report.html import MAX_REJECTED_DRAWN, render_report
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -226,11 +227,11 @@ def test_rows_without_region_map_or_outside_the_scan_are_drawn(content, make_row
 
 def test_writing_is_whole_or_not_at_all(content, tmp_path):
     path = tmp_path / "report.html"
-    write_report(kept_only(content, 1), path)
+    atomic_write_text(path, render_report(kept_only(content, 1)))
     assert path.read_text(encoding="utf-8").endswith("</html>")
     with pytest.raises(UserError, match=r"report\.html"):
-        write_report(content, path)
-    write_report(content, path, overwrite=True)
+        atomic_write_text(path, render_report(content))
+    atomic_write_text(path, render_report(content), overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 

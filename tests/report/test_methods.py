@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from cmb_jax.report.methods import MethodsFacts, methods_text
+from cmb_jax.report.statements import MethodsFacts, methods_text
 
 FACTS = {
     "version": "9.9",

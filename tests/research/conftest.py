@@ -11,8 +11,7 @@ from flax import nnx
 from cmb_jax.config import Config, DataConfig, InferenceConfig, LossConfig, TrainConfig
 from cmb_jax.config_load import config_to_json
 from cmb_jax.data.subjects import STORE_FILE, STORE_VERSION
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template
 from cmb_jax.inference.bundle import save_bundle
 from cmb_jax.phantom import MimicKind
 from cmb_jax.phantom.tree import VERSION

@@ -14,13 +14,12 @@ from selectolax.lexbor import LexborHTMLParser
 from cmb_jax.cli import main
 from cmb_jax.config_load import config_to_json
 from cmb_jax.data.subjects import subjects_in
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template
 from cmb_jax.detector.prototype_losses import DistanceCrossEntropy
 from cmb_jax.errors import UserError
 from cmb_jax.inference.bundle import load_bundle
 from cmb_jax.research import ablation, findings
-from cmb_jax.research.findings import detections_of, subject_set
+from cmb_jax.research.findings import detections_of, separation, subject_set
 from cmb_jax.research.runs import complete, cost_of, runs_of
 from cmb_jax.training import run_data
 from tests.research.conftest import BASE, finish
@@ -54,7 +53,7 @@ def test_finished_runs_are_adopted_and_tables_made_again_without_inference(
     assert "Research use only" in page.body.text()
     assert str(finished_study) not in first["ablation.html"]
 
-    for name in ("detect", "loss_function"):
+    for name in ("detect", "_samples"):
         monkeypatch.setattr(findings, name, lambda *_, **__: pytest.fail("looked again"))
     run_study(grid, finished_study, subject_folder)
     assert first == {name: (finished_study / name).read_text() for name in first}
@@ -80,9 +79,20 @@ def test_detections_belong_to_their_weights_and_subjects(grid, subject_folder, t
         for kind, distance in zip(np.array(kinds)[clear], apart[clear], strict=True):
             assert (kind == "pial_vein") == (distance <= 2.0) or abs(distance - 2.0) < 0.1
     detections_of(run.weights, dataclasses.replace(whole, sha256="another"), calls.append)
-    (run.folder / "detections-test.npz").write_bytes(b"damaged")
+    kept = run.folder / f"detections-test-{whole.sha256[:12]}.npz"
+    assert kept.exists()
+    kept.write_bytes(b"damaged")
     detections_of(run.weights, whole, calls.append)
     assert len(calls) == 3
+
+
+def test_a_variant_may_have_seeds_of_its_own(grid, tmp_path):
+    first, second = grid.variants
+    mixed = dataclasses.replace(
+        grid, variants=(first, dataclasses.replace(second, seeds=(0, 2))), seeds=(0, 1)
+    )
+    names = [run.name for run in runs_of(mixed, tmp_path)]
+    assert names == ["rpn-seed0", "rpn_hspl-seed0", "rpn-seed1", "rpn_hspl-seed2"]
 
 
 def test_what_is_begun_goes_on_and_what_is_missing_begins(grid, tmp_path, monkeypatch):
@@ -200,3 +210,45 @@ def test_without_folders_the_configuration_says_which_subjects_are_simulated(gri
         ("test", phantom.test_seed, phantom.test_subjects),
     ):
         assert asked[name] == [(tmp_path / "phantoms" / name, first + n) for n in range(count)]
+
+
+def test_separation_by_hand(rng):
+    """Two flat clouds: pair distances in a loop; the variance lies in as many axes as were filled."""
+    classes = np.repeat([0, 1], [12, 20])
+    points = np.zeros((32, 6))
+    points[:, :2] = rng.normal(size=(32, 2))
+    points[classes == 1, 0] += 4
+    found = separation(points, classes)
+    each = []
+    for n, point in enumerate(points):
+        apart = np.linalg.norm(points - point, axis=1)
+        own = apart[(classes == classes[n]) & (np.arange(32) != n)].mean()
+        other = apart[classes != classes[n]].mean()
+        each.append((other - own) / max(own, other))
+    assert found.silhouette == pytest.approx(np.mean(each))
+    means = [points[classes == kind].mean(axis=0) for kind in (0, 1)]
+    within = np.mean(
+        [((point - means[kind]) ** 2).sum() for point, kind in zip(points, classes, strict=True)]
+    )
+    assert found.gap == pytest.approx(np.linalg.norm(means[0] - means[1]) / np.sqrt(within))
+    assert (found.dimensions, found.share) == (2, pytest.approx(2 / 6))
+    collapsed = separation(np.ones((8, 6)), np.repeat([0, 1], 4))
+    assert collapsed.dimensions == 0
+    assert np.isnan(collapsed.silhouette)
+
+
+def test_embeddings_before_training_are_of_the_same_anchors(grid, finished_study, subject_folder):
+    """Against the miner's samples of the loss; a network that was not trained is as it was."""
+    run = runs_of(grid, finished_study)[1]
+    test = subject_set("test", subjects_in(subject_folder), BASE.data.spacing_mm)
+    found = findings.embedded_of(run, test, print)
+    again = findings._embed(load_bundle(run.weights), load_bundle(run.weights).params, test, 6)
+    np.testing.assert_allclose(again["embeddings"], again["initial"], rtol=1e-6)
+    np.testing.assert_allclose(again["embeddings"], found.embeddings[: len(again["embeddings"])], rtol=1e-5)
+    assert np.abs(found.embeddings - found.initial).max() > 0.1
+    assert set(found.kinds[found.classes == 0]) == {"microbleed"}
+    # microbleeds lie about true ones, and subject 1 has none
+    own = found.classes == 0
+    for subject, center in zip(found.subjects[own], found.centers_mm[own], strict=True):
+        apart = np.linalg.norm(test.truths[subject].centers_mm - center, axis=1)
+        assert apart.min() < 4.0

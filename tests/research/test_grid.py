@@ -64,7 +64,7 @@ def test_a_file_without_a_grid_is_refused_in_one_line(tmp_path):
         grid_from_file(path)
 
 
-@pytest.mark.parametrize("name", ["ablation", "ablation_losses"])
+@pytest.mark.parametrize("name", ["ablation", "ablation_losses", "prototype_study"])
 def test_the_grids_that_come_along_build(name, pytestconfig):
     grid = grid_from_file(pytestconfig.rootpath / "configs" / f"{name}.py")
     assert len(grid.variants) >= 4

@@ -18,8 +18,7 @@ from benchmarks.inputs import parameter_shapes
 from cmb_jax.cli.research import PlanOptions, mesh_shape
 from cmb_jax.cli.research import plan as run
 from cmb_jax.config import Config, DataConfig, InferenceConfig, TrainConfig
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template
 from cmb_jax.devices import Hardware, peak_flops
 from cmb_jax.errors import UserError
 from cmb_jax.inference.proposals import best_of_windows, window_candidates
@@ -33,7 +32,7 @@ from cmb_jax.research.plan import (
     plan_step,
     predict,
 )
-from cmb_jax.training.sharding import make_mesh, over_batch, replicated
+from cmb_jax.training.distributed import make_mesh, over_batch, replicated
 from tests.tiny import TINY_MODEL
 
 CONFIG = Config(
@@ -152,11 +151,12 @@ def test_inference_is_lowered_for_cuda_and_tpu():
     """From prepared windows to scored boxes: network, decoding, suppression, windows spread over the mesh."""
     mesh, windows = make_mesh(8, 1), 8
     template = Template.of(lambda: Detector(CONFIG.model, rngs=nnx.Rngs(0)))
-    candidates = functools.partial(window_candidates, template, CONFIG)
+    candidates = functools.partial(window_candidates, template, CONFIG, room=64)
 
     def infer(params, images, *corners):
         found = jax.vmap(candidates, in_axes=(None, 0, 0, 0, 0))((params,), images[:, None], *corners)
-        return best_of_windows(CONFIG, jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), found))
+        found = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), found)
+        return best_of_windows(CONFIG, found, room=8)
 
     spread, everywhere = over_batch(mesh), replicated(mesh)
     corner = jax.ShapeDtypeStruct((windows, 3), jnp.int32)

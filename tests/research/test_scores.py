@@ -1,5 +1,6 @@
 """Scores against counting by hand and loops."""
 
+import csv
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from cmb_jax.evaluation.froc import collect_events
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 from cmb_jax.evaluation.statistics import Counts
 from cmb_jax.research.findings import SetDetections
-from cmb_jax.research.runs import Cost
+from cmb_jax.research.runs import Cost, Verdict
 from cmb_jax.research.scores import (
     FP_MATCHED,
     NAMES,
@@ -107,7 +108,7 @@ def test_false_positives_at_matched_sensitivity_by_brute_force(study):
                 tp = (kept & events.true).sum()
                 if tp / run.counts.lesions.sum() >= result.matched_sensitivity - 1e-9:
                     reached.append((kept & ~events.true).sum() / 20)
-            each.append(min(reached, default=math.nan))
+            each.append(min(reached))
         np.testing.assert_allclose(variant.metrics[FP_MATCHED].mean.value, np.mean(each))
 
 
@@ -133,9 +134,44 @@ def test_one_seed_has_no_deviation(study):
 def test_a_sensitivity_that_is_not_reached_is_said(study):
     runs, _ = study
     result = compare_variants(runs, "rpn", matched_sensitivity=1.0, samples=50)
-    assert math.isnan(result.variants[0].metrics[FP_MATCHED].mean.value)
-    tables = study_tables(result, {name: [COST] for name in runs})
-    assert any("not reached by every seed" in row for table in tables for row in table.rows)
+    whole_lists = [(~run.events.true).sum() / 20 for run in runs["rpn"]]
+    assert result.variants[0].metrics[FP_MATCHED].mean.value == pytest.approx(np.mean(whole_lists))
+    table = study_tables(result, {name: [COST] for name in runs})[1]
+    assert "rpn-seed0, rpn-seed1, rpn-seed2" in table.note
+    assert "never reached it" in table.note
+
+
+def test_ratios_are_paired_over_scans(study):
+    _, result = study
+    reference, full, same = (variant.metrics[FP_MATCHED] for variant in result.variants)
+    assert reference.ratio is None
+    assert full.ratio.value == pytest.approx(full.mean.value / reference.mean.value)
+    assert full.ratio.low < full.ratio.value < full.ratio.high < 1
+    assert (same.ratio.low, same.ratio.value, same.ratio.high) == (1.0, 1.0, 1.0)
+
+
+def test_another_pair_has_the_ratio_that_it_has_as_reference(study):
+    runs, _ = study
+    options = {"matched_sensitivity": 0.5, "samples": 300}
+    paired = compare_variants(runs, "rpn", pairs=(("same", "full"), ("full", "missing")), **options)
+    turned = compare_variants({name: runs[name] for name in ("full", "same")}, "full", **options)
+    assert paired.ratios == {("same", "full"): turned.variants[1].metrics[FP_MATCHED].ratio}
+    rows = list(csv.DictReader(csv_text(paired).splitlines()))
+    (row,) = (row for row in rows if row["reference"] == "full")
+    assert (row["variant"], row["metric"], row["p"]) == ("same", FP_MATCHED, "")
+    assert float(row["ratio"]) == pytest.approx(paired.ratios["same", "full"].value, rel=1e-5)
+
+
+def test_the_verdict_is_by_the_ends_of_the_interval(study):
+    runs, result = study
+    rule = Verdict(claimed_below=0.5, absent_above=0.8)
+    assert [rule.of(*ends) for ends in ((0.1, 0.49), (0.81, 2), (0.4, 0.5), (0.8, 0.9), (0.1, 3))] == [
+        "as in the paper",
+        "absent",
+        *["undecided"] * 3,
+    ]
+    table = study_tables(result, {name: [COST] for name in runs}, rule)[2]
+    assert table.rows[1] == ("same", "rpn", "1.00 [1.00, 1.00]", "absent")
 
 
 def test_tables_hold_every_metric(study):

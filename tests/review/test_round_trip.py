@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cmb_jax.core.detection import detections_csv
 from cmb_jax.datasets.folder import find
 from cmb_jax.datasets.lesions import lesions_of
-from cmb_jax.review.markups import markups
+from cmb_jax.review.outside_viewers import markups
 from cmb_jax.review.reading import read_readings
 from cmb_jax.review.result import load_result
 from cmb_jax.review.spreadsheet import spreadsheet

@@ -9,7 +9,7 @@ import pytest
 
 from cmb_jax.errors import UserError
 from cmb_jax.training.checkpoint import Checkpoints, fingerprint
-from cmb_jax.training.sharding import make_mesh, replicated
+from cmb_jax.training.distributed import make_mesh, replicated
 from cmb_jax.training.state import TrainState
 
 

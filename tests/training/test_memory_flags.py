@@ -11,11 +11,10 @@ from flax import nnx
 
 from benchmarks.inputs import parameters, patches
 from cmb_jax.config import Config, DataConfig, TrainConfig
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template
 from cmb_jax.errors import UserError
 from cmb_jax.training.detector import in_micro_batches, loss_function, make_step, put_batch
-from cmb_jax.training.sharding import make_mesh
+from cmb_jax.training.distributed import make_mesh
 from tests.tiny import TINY_MODEL
 
 CONFIG = Config(

@@ -11,11 +11,10 @@ from flax import nnx
 
 from cmb_jax.config import Config, DataConfig, LossConfig, TrainConfig
 from cmb_jax.data.patches import PatchBatch
-from cmb_jax.detector.functional import Template
-from cmb_jax.detector.network import Detector
+from cmb_jax.detector.network import Detector, Template
 from cmb_jax.ops.cpu import library
 from cmb_jax.training.detector import init_state, loss_function, put_batch, train_step
-from cmb_jax.training.sharding import make_mesh
+from cmb_jax.training.distributed import make_mesh
 from cmb_jax.training.state import make_optimizer
 from tests.tiny import TINY_MODEL
 from tools.mesh_memory import collectives, compiled_step, peak_bytes

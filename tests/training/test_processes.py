@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from cmb_jax.errors import UserError
-from cmb_jax.training import processes
-from cmb_jax.training.processes import LOST_PROCESS_CODE, STOPPED_CODE, start_processes
+from cmb_jax.training import distributed
+from cmb_jax.training.distributed import LOST_PROCESS_CODE, STOPPED_CODE, start_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 1200  # seconds that anything may take on a busy machine
@@ -49,7 +49,7 @@ def test_settings_that_do_not_fit_are_refused(coordinator, count, number, messag
 )
 def test_launchers_are_told_by_the_environment(monkeypatch, environment, expected):
     begun = []
-    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **how: begun.append(how))
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda **how: begun.append(how))
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():

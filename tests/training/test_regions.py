@@ -13,16 +13,15 @@ from flax import nnx
 
 from cmb_jax.anatomy.regions import NUM_REGIONS, Side
 from cmb_jax.anatomy.synthetic import synthetic_pack
-from cmb_jax.detector.functional import Template, params_of
+from cmb_jax.detector.network import Template, params_of
 from cmb_jax.errors import UserError
 from cmb_jax.io.atomic import sha256_file
 from cmb_jax.io.weights import load_weights, save_weights
 from cmb_jax.regions.network import RegionNet
 from cmb_jax.regions.samples import RegionSample, build_source, make_sample
 from cmb_jax.training import regions
-from cmb_jax.training.processes import RunStopped
+from cmb_jax.training.distributed import RunStopped, make_mesh
 from cmb_jax.training.regions import RegionTraining, region_loss, train_regions
-from cmb_jax.training.sharding import make_mesh
 from tests.regions.grids import patch_grids
 
 

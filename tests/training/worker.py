@@ -41,7 +41,7 @@ def main(given: Sequence[str] | None = None) -> None:
     from cmb_jax.data.subjects import StoredSubject
     from cmb_jax.training.checkpoint import fingerprint
     from cmb_jax.training.detector import train_detector
-    from cmb_jax.training.processes import (
+    from cmb_jax.training.distributed import (
         exit_without_barrier,
         is_primary,
         primary_first,

@@ -13,8 +13,7 @@ from cmb_jax.cli.view import open_server
 from cmb_jax.core.detection import DetectionRow
 from cmb_jax.io.volume import Volume
 from cmb_jax.review.result import load_result
-from cmb_jax.viewer.images import ScanOnGrid, embedded_images
-from cmb_jax.viewer.page import ViewerCase, render_viewer
+from cmb_jax.viewer.page import ScanOnGrid, ViewerCase, embedded_images, render_viewer
 from tests.review.conftest import draw_labels, make_result
 
 SHAPE = (64, 72, 40)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmb_jax.report.cohort import CohortContent, CohortLine, Link, write_cohort_report
+from cmb_jax.report.cohort import CohortContent, CohortLine, Link, render_cohort
 from cmb_jax.report.drawing import Picture, Shape, glyph
 from cmb_jax.report.summary import Count
 from tests.viewer.test_browser import page_seconds
@@ -50,7 +50,9 @@ def cohort(tmp_path_factory):
     ]
     lines[7] = CohortLine(name="sub-0007", status="failed", reason=f"cannot be read {HOSTILE}")
     path = tmp_path_factory.mktemp("cohort") / "page.html"
-    write_cohort_report(path, CohortContent(title="300 results", lines=tuple(lines), version="1"))
+    path.write_text(
+        render_cohort(CohortContent(title="300 results", lines=tuple(lines), version="1")), encoding="utf-8"
+    )
     return path, counts
 
 

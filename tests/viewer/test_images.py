@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cmb_jax.io.volume import Volume
-from cmb_jax.viewer import images as module
-from cmb_jax.viewer.images import ScanOnGrid, embedded_images, viewer_images
+from cmb_jax.viewer import page as module
+from cmb_jax.viewer.page import ScanOnGrid, embedded_images, viewer_images
 from tests.review.conftest import AFFINES
 
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cmb_jax.datasets.cases import Problem
-from cmb_jax.datasets.listing import check_root, is_nifti, relative, visible
+from cmb_jax.datasets.cases import Problem, check_root, is_nifti, relative, visible
 from cmb_jax.datasets.tables import read_csv
 from cmb_jax.errors import UserError
 from cmb_jax.io.outside import read_json_object

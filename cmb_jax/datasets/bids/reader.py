@@ -12,8 +12,17 @@ from pathlib import Path
 
 from cmb_jax.datasets.bids.choice import Choice, ChoiceKind, choose
 from cmb_jax.datasets.bids.layout import NO_IMAGES, BidsName, Scan, parse_name, read_layout
-from cmb_jax.datasets.cases import Case, Collector, DatasetIndex, MaskTruth, Role
-from cmb_jax.datasets.listing import is_nifti, relative, visible, walk
+from cmb_jax.datasets.cases import (
+    Case,
+    Collector,
+    DatasetIndex,
+    MaskTruth,
+    Role,
+    is_nifti,
+    relative,
+    visible,
+    walk,
+)
 from cmb_jax.errors import UserError
 from cmb_jax.io.outside import read_json_object, reading
 

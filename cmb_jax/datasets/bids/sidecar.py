@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmb_jax.datasets.bids.layout import BidsName, parse_name
-from cmb_jax.datasets.listing import relative
+from cmb_jax.datasets.cases import relative
 from cmb_jax.io.outside import Unreadable, read_json_object
 from cmb_jax.io.provenance import stem
 
