@@ -79,7 +79,10 @@ def phase_slice(subject: StoredSubject, z: int) -> np.ndarray | None:
 
 def protocols_picture(subjects: list[StoredSubject], path: Path) -> None:
     """The first subject of each protocol: SWI or magnitude, projection, phase."""
-    chosen = list({each.row["protocol"]: each for each in reversed(subjects)}.values())[::-1]
+    first: dict[str, StoredSubject] = {}
+    for subject in subjects:
+        first.setdefault(subject.row["protocol"], subject)
+    chosen = list(first.values())
     figure, grid = plt.subplots(len(chosen), 3, figsize=(9, 3.6 * len(chosen)), facecolor="black")
     for row, subject in zip(grid, track(chosen, "protocols"), strict=True):
         spacing = subject.image().header.get_zooms()[:3]

@@ -42,6 +42,8 @@ def train(subjects: Sequence[StoredSubject], folder: Path, budget: Budget, seed:
     trainer = make_trainer(folder)
     trainer.initialize()
     trainer.set_deep_supervision_enabled(True)
+    # augmentation in this process, whose time is counted; the planner would refuse the 0
+    os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112  its name
     batches, _ = trainer.get_dataloaders()
     budget = Budget(folder, budget.seconds)  # from here on
 
@@ -97,11 +99,10 @@ def make_predictor(trainer: Any) -> Any:
 
 
 def use_folders(folder: Path) -> None:
-    """Tell nnU-Net where its data lie, and to augment in this process, whose time is counted."""
+    """Tell nnU-Net where its data lie."""
     for name, part in _FOLDERS.items():
         (folder / part).mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(folder / part)
-    os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112  its name
 
 
 def make_trainer(folder: Path) -> Any:

@@ -18,7 +18,7 @@ from flax import nnx
 
 from benchmarks.peers.contest import Budget, Finder, Found
 from cmb_jax.config import Config
-from cmb_jax.config_load import config_from_file, config_names
+from cmb_jax.config_load import config_from_file
 from cmb_jax.data.patches import patch_batches
 from cmb_jax.data.subjects import StoredSubject, subjects_in
 from cmb_jax.detector.anchors import box_centers
@@ -41,7 +41,7 @@ MASKED_RATE = 1e-3
 
 def named_config(name: str, seed: int) -> Config:
     """A configuration of the checkout with a seed, in the precision of this device."""
-    config = config_from_file(name if name in config_names() else Path(name))
+    config = config_from_file(name)
     precision = usable_precision(config.train.precision, "train.precision")
     return dataclasses.replace(
         config, train=dataclasses.replace(config.train, seed=seed, precision=precision)
@@ -181,16 +181,24 @@ def pretrained(
     number = int(budget.facts.get("steps", 0))
     batches = patch_batches(images, config.data, seed=config.train.seed + 1, first_step=number)
     first: float | None = budget.facts.get("first_loss")
-    while budget.left > 0:
+
+    def save(loss: jax.Array) -> None:
+        save_bundle(weights, jax.device_get(params["network"]), config)
+        budget.save(steps=number, first_loss=first, last_loss=float(loss))
+
+    saved = number
+    while budget.left > 0 or number == 0:
         rate = MASKED_RATE * 0.5 * (1 + math.cos(math.pi * budget.share))
         state.hyperparams["learning_rate"] = jnp.asarray(rate)
         key = jax.random.fold_in(jax.random.key(config.train.seed), number)
         params, state, loss = step(params, state, jnp.asarray(next(batches).image), key)
         number += 1
         first = float(loss) if first is None else first
-        if budget.due or budget.left <= 0:
-            save_bundle(weights, jax.device_get(params["network"]), config)
-            budget.save(steps=number, first_loss=first, last_loss=float(loss))
+        if budget.due:
+            save(loss)
+            saved = number
+    if number > saved:
+        save(loss)
     network = load_bundle(weights).params
     facts = {f"pretraining_{name}": value for name, value in budget.facts.items()}
     return network, facts

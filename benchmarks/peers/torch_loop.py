@@ -26,7 +26,7 @@ def start(seed: int) -> None:
 
 
 def train_loop(folder: Path, budget: Budget, parts: Parts, take_step: Callable[[float], float]) -> int:
-    """Take steps until the budget is spent.
+    """Take steps until the budget is spent, one at least.
 
     Args:
         folder: state.pt lies there.
@@ -39,14 +39,22 @@ def train_loop(folder: Path, budget: Budget, parts: Parts, take_step: Callable[[
     """
     path = folder / "state.pt"
     step = restore(path, parts)
-    while budget.left > 0:
+
+    def save(loss: float) -> None:
+        states = {name: part.state_dict() for name, part in parts.items()}
+        torch.save({"step": step, **states}, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+        budget.save(steps=step, last_loss=round(loss, 4))
+
+    saved = step
+    while budget.left > 0 or step == 0:
         loss = take_step(budget.share)
         step += 1
-        if budget.due or budget.left <= 0:
-            states = {name: part.state_dict() for name, part in parts.items()}
-            torch.save({"step": step, **states}, path.with_suffix(".part"))
-            path.with_suffix(".part").replace(path)
-            budget.save(steps=step, last_loss=round(loss, 4))
+        if budget.due:
+            save(loss)
+            saved = step
+    if step > saved:
+        save(loss)
     return step
 
 

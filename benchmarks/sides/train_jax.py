@@ -13,7 +13,7 @@ from benchmarks.cases import Prepared
 from benchmarks.sides.on_jax import convolution_note, device_peak_mb
 from cmb_jax.detector.network import training_gflop
 from cmb_jax.training.detector import init_state, make_step, put_batch
-from cmb_jax.training.distributed import make_mesh
+from cmb_jax.training.distributed import make_mesh, replicated
 from cmb_jax.training.state import StepMetrics
 
 __all__ = ["device_peak_mb", "prepare"]
@@ -24,7 +24,8 @@ def prepare(options: dict[str, Any], device: str) -> Prepared:
     config = inputs.train_config(options)
     mesh = make_mesh()
     state = init_state(config, mesh)
-    params = jax.tree.map(jnp.asarray, inputs.parameters(config.model))
+    # as the step leaves them, so that it is compiled once
+    params = jax.device_put(inputs.parameters(config.model), replicated(mesh))
     state = dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))
     batch = put_batch(inputs.patches(config), mesh)
     step = make_step(config, mesh)

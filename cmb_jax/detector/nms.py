@@ -77,6 +77,7 @@ def _greedy(
     # Best first. What is not usable comes last and is never alive: it neither comes out nor suppresses.
     order = jnp.argsort(jnp.where(usable, -scores, jnp.inf), stable=True).astype(jnp.int32)
     block = min(BLOCK, count)
+    room = block * max(1, -(-max_output // block))
     padding = -count % block
     alive = jnp.pad(usable[order], (0, padding))
     order = jnp.pad(order, (0, padding))
@@ -93,20 +94,25 @@ def _greedy(
         candidates = boxes[rows]
         # First against all that earlier blocks kept (rows of `indices` that are not filled yet name box 0 and
         # must drop nothing), then the survivors among themselves.
-        filled = jnp.arange(max_output) < kept
-        dropped = jnp.any((pairwise_iou(candidates, boxes[indices]) > iou_threshold) & filled, axis=1)
-        candidate = lax.dynamic_slice_in_dim(alive, start, block) & ~dropped
+
+        def thin(turn, left):  # by some of the kept at a time: there may be far fewer than room for them
+            earlier = boxes[lax.dynamic_slice_in_dim(indices, turn * block, block)]
+            filled = turn * block + jnp.arange(block) < kept
+            return left & ~jnp.any((pairwise_iou(candidates, earlier) > iou_threshold) & filled, axis=1)
+
+        candidate = lax.dynamic_slice_in_dim(alive, start, block)
+        candidate = lax.fori_loop(0, (kept + block - 1) // block, thin, candidate)
         keep = _fixpoint(pairwise_iou(candidates, candidates) > iou_threshold, candidate)
-        # The kept ones are appended in their order. All others, and those beyond `max_output`, are written to
+        # The kept ones are appended in their order. All others, and those beyond the room, are written to
         # rows that do not exist, which drops them.
-        place = jnp.where(keep, kept + jnp.cumsum(keep) - 1, max_output)
+        place = jnp.where(keep, kept + jnp.cumsum(keep) - 1, room)
         return start + block, indices.at[place].set(rows, mode="drop"), kept + jnp.sum(keep, dtype=jnp.int32)
 
     # Derived from the data, so that the loop also runs inside a shard_map.
     zero = 0 * end.astype(jnp.int32)
-    state = (zero, jnp.zeros((max_output,), jnp.int32) + zero, zero)
+    state = (zero, jnp.zeros((room,), jnp.int32) + zero, zero)
     _, indices, kept = lax.while_loop(unfinished, step, state)
-    return indices, jnp.arange(max_output) < kept
+    return indices[:max_output], jnp.arange(max_output) < kept
 
 
 def _fixpoint(overlap: jax.Array, alive: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from cmb_jax.regions.predict import brain_mask_on, predict_regions, region_code_
 from cmb_jax.scan import PhaseSign
 from cmb_jax.scan.judge import (
     content_bounds,
+    judge_brain,
     judge_fluid,
     judge_grid,
     judge_intensity,
@@ -161,6 +162,7 @@ def prepare_scan(
         region = region_of(code)
         fluid, tissue = region == Region.VENTRICLE, region == Region.DEEP_WHITE_MATTER
         warnings += judge_fluid(swi, fluid, tissue).enforce("SWI")
+        warnings += judge_brain(swi, mask).enforce("SWI")
 
     say("preparing the images")
     with clock("preparation"):

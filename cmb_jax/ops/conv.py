@@ -304,13 +304,19 @@ def _backward_on_cpu(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool, 
     # The ReLU is not undone first, which would be one more pass over a map: the kernels read the gradient
     # through the gate, that is where the forward result was positive.
     gate = _nothing(g) if y is None else y
-    results = (like(x, kernel.shape), like(x, kernel.shape[4:]))
-    call = jax.ffi.ffi_call(library.KERNEL_GRADIENT, results, vmap_method="sequential")
+    of_kernel = (like(x, kernel.shape), like(x, kernel.shape[4:]))
+    batch, *grid, outputs = g.shape
+    halved = like(x, (batch, *(size // 2 for size in grid), outputs))
+    if rounded and edges == strides == (1, 1, 1) and library.multiplies_bfloat16():
+        # bound by memory: all gradients in one pass over the maps
+        results = (like(x, x.shape), *of_kernel, halved if coarse else like(x, (0,)))
+        call = jax.ffi.ffi_call(library.POINTWISE_GRADIENT, results, vmap_method="sequential")
+        *towards, half = call(x, g, gate, kernel)
+        return (*towards, half if coarse else None)
+    call = jax.ffi.ffi_call(library.KERNEL_GRADIENT, of_kernel, vmap_method="sequential")
     towards_kernel, towards_bias = call(x, g, gate, strides=np.array(strides, np.int64), rounded=rounded)
-    towards_coarse = None
+    towards_coarse: jax.Array | None = None
     if coarse:
-        batch, *grid, outputs = g.shape
-        halved = like(x, (batch, *(size // 2 for size in grid), outputs))
         towards_coarse = jax.ffi.ffi_call(library.BLOCK_SUM, halved, vmap_method="sequential")(g, gate)
     if strides != (1, 1, 1):
         g = _spread(g if y is None else jnp.where(y > 0, g, 0), x.shape, edges, strides)

@@ -80,6 +80,15 @@ _SAME = 0.98  # correlation of two images that are one
 _DARK_FLUID = (0.25, 0.4)
 _FEWEST_VOXELS = 200
 _RIM_MM = 2.0  # of the ventricles, where the region map may err
+# Bone has no signal in any MR image: the darkest quarter of what surrounds the brain has 0.05 to 0.25 of its
+# signal; 0.7 to 1.9 in images with the contrast of CT and in inverted ones.
+_AROUND_MM, _BRIGHT_BONE = (2.0, 12.0), 0.6
+_THINNED_MM = 1.5  # fine enough for bone
+# Skewness of what a filter of this width takes away, in the brain. Veins are dark, so that simulated scans
+# give -0.2 to -1.8, magnitudes of 7 T at short echo times up to 0.4; inverted scans give 0.3 and more, and
+# their bright tail is long, bright vessels 0.8.
+_FINE_MM, _BRIGHT_DETAIL, _BRIGHT_VESSELS = 1.5, 0.2, 0.5
+_BRIGHT_TAIL = 2.0  # 95th percentile of the brain, of its median
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,6 +218,34 @@ def judge_fluid(volume: Volume, fluid: np.ndarray, tissue: np.ndarray) -> Judgem
     if ratio < _DARK_FLUID[0]:
         return Judgement(reasons=(said,))
     return Judgement(warnings=(said,) if ratio < _DARK_FLUID[1] else ())
+
+
+def judge_brain(volume: Volume, brain: np.ndarray) -> Judgement:
+    """Whether the brain and what surrounds it look as on a T2*-weighted image; `brain` is bool (X, Y, Z)."""
+    spacing = np.array(volume.spacing_mm)
+    steps = np.maximum((_THINNED_MM / spacing).astype(int), 1)
+    thin = tuple(slice(None, None, step) for step in steps)
+    data, inside = volume.data[thin], brain[thin]
+    away = ndimage.distance_transform_edt(~inside, sampling=spacing * steps)
+    around = data[(away > _AROUND_MM[0]) & (away < _AROUND_MM[1])]
+    if min(around.size, np.count_nonzero(inside)) < _FEWEST_VOXELS:
+        return Judgement()
+    typical, bright = np.percentile(data[inside], [50, 95])
+    if np.percentile(around, 25) > _BRIGHT_BONE * typical:
+        return Judgement(reasons=("the bone around the brain is bright: it is CT or an inverted image",))
+    middle = _middle(volume.data)
+    data, inside = volume.data[middle], brain[middle].astype(np.float32)
+    detail = data - ndimage.gaussian_filter(data, _FINE_MM / spacing)
+    detail = detail[ndimage.gaussian_filter(inside, 2 * _FINE_MM / spacing) > 0.99]
+    spread = float(detail.std()) if detail.size else 0.0
+    detail = np.clip((detail - detail.mean()) / max(spread, 1e-30), -9, 9)  # a few wild voxels
+    skewness = float(np.mean(detail**3)) if spread else 0.0
+    said = "small structures are brighter than the tissue around them, where veins should be dark"
+    if skewness > _BRIGHT_DETAIL and bright > _BRIGHT_TAIL * typical:
+        return Judgement(reasons=(f"{said}: it is an inverted image or a map",))
+    if skewness > _BRIGHT_VESSELS:
+        return Judgement(warnings=(f"{said}: an inverted image, or too short an echo time",))
+    return Judgement()
 
 
 def coherence(radians: np.ndarray, tissue: np.ndarray) -> float:

@@ -167,8 +167,11 @@ for products in ("float32", "bfloat16"):
             jnp.asarray(rng.normal(size=s), jnp.float32)
             for s in (shape, (3, 3, 3, shape[-1], outputs), (*shape[:-1], outputs))
         )
-        y, pull = jax.vjp(lambda *a: conv3d(*a, relu=True, products=products), x, kernel, jnp.ones(outputs))
-        for array in (y, *pull(g)):
+        run = lambda *a: conv3d(*a, relu=True, products=products)
+        y, pull = jax.vjp(run, x, kernel, jnp.ones(outputs))
+        pointwise = jnp.asarray(rng.normal(size=(1, 1, 1, shape[-1], outputs)), jnp.float32)
+        z, pull_pointwise = jax.vjp(run, x, pointwise, jnp.ones(outputs))
+        for array in (y, *pull(g), z, *pull_pointwise(g)):
             bits.update(np.asarray(array).tobytes())
 print(bits.hexdigest())
 """
@@ -184,6 +187,32 @@ def test_the_same_bits_on_any_number_of_threads():
     if len(os.sched_getaffinity(0)) == 1:
         pytest.skip("one processor")
     assert bits(1) == bits(2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"g": (1, 2, 2, 4, 5)},
+        {"gate": (1, 2, 2, 4, 1)},
+        {"kernel": (1, 1, 3, 3, 6)},
+        {"coarse": (1, 1, 1, 1, 6)},
+        {"x": (0, 2, 2, 4, 3), "g": (0, 2, 2, 4, 6)},
+    ],
+)
+def test_the_pointwise_gradient_refuses_what_does_not_fit(wrong):
+    if not library.multiplies_bfloat16():
+        pytest.skip("no instructions for bfloat16")
+    shapes = {"x": (1, 2, 2, 4, 3), "g": (1, 2, 2, 4, 6), "gate": (0,), "kernel": (1, 1, 1, 3, 6)}
+    coarse = (1, 1, 1, 2, 6)
+
+    def call(coarse, x, g, gate, kernel):
+        results = [jax.ShapeDtypeStruct(s, jnp.float32) for s in (x, kernel, (6,), coarse)]
+        arrays = [jnp.ones(shape) for shape in (x, g, gate, kernel)]
+        return jax.block_until_ready(jax.ffi.ffi_call(library.POINTWISE_GRADIENT, results)(*arrays))
+
+    call(coarse, **shapes)
+    with pytest.raises(Exception, match="cmb_jax"):
+        call(**{"coarse": coarse, **shapes, **wrong})
 
 
 def test_unknown_products_are_refused():

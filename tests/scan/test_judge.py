@@ -13,6 +13,7 @@ from cmb_jax.io.volume import Volume
 from cmb_jax.scan.judge import (
     Judgement,
     coherence,
+    judge_brain,
     judge_fluid,
     judge_grid,
     judge_intensity,
@@ -178,6 +179,53 @@ def test_dark_fluid_is_another_contrast(fluid, kind):
     image, ventricles, white = of_two_tissues(fluid, 1.0)
     assert judge_fluid(image, ventricles, np.zeros_like(white)) == Judgement()
     assert judge_fluid(image, np.zeros_like(ventricles), white) == Judgement()
+
+
+BRAIN = ndimage.binary_fill_holes(ndimage.gaussian_filter(HEAD.magnitude, 1) > 0.5)
+AWAY = ndimage.distance_transform_edt(~BRAIN, sampling=(1.6, 1.6, 3.0))
+
+
+def with_skull(bone, fat):
+    """Bone and fat of some signal around the brain, in layers of 6 mm, and noise."""
+    noise = np.random.default_rng(0).normal(0, 0.03, SHAPE)
+    around = np.select([AWAY < 6, AWAY < 12], [bone, fat], HEAD.magnitude)
+    return np.where(BRAIN, HEAD.swi, np.abs(around + noise))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        HEAD.swi,
+        HEAD.magnitude,
+        HEAD.swi * BRAIN,
+        with_skull(0.1, 3.0),  # as T1-weighting shows fat
+        with_skull(0.2, 0.5),
+        HEAD.magnitude * np.exp(np.linspace(-1, 1, SHAPE[0]))[:, None, None],
+        ndimage.gaussian_filter(HEAD.swi, 1),
+    ],
+)
+def test_brains_of_scans_pass(image):
+    assert judge_brain(HEAD.volume(image), BRAIN) == Judgement()
+
+
+@pytest.mark.parametrize(
+    ("image", "word"),
+    [
+        (with_skull(2.5, 0.9), "CT"),
+        (with_skull(1.0, 1.0), "CT"),
+        (HEAD.swi.max() - HEAD.swi, "inverted"),
+        (np.where(BRAIN, np.maximum(1.0 - HEAD.swi, 0.01), 0), "inverted"),
+    ],
+)
+def test_ct_and_inverted_images_are_refused(image, word):
+    assert word in judge_brain(HEAD.volume(image), BRAIN).reasons[0]
+
+
+def test_bright_vessels_are_told():
+    image = np.where(BRAIN, np.maximum(2 * ndimage.gaussian_filter(HEAD.swi, 3) - HEAD.swi, 0), 0)
+    found = judge_brain(HEAD.volume(image), BRAIN)
+    assert found.reasons == ()
+    assert "veins should be dark" in found.warnings[0]
 
 
 def test_refusal_is_one_line():

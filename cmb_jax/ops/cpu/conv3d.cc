@@ -189,6 +189,38 @@ ffi::Error GradientCall(ffi::ThreadPool pool, Buffer x, Buffer g, Buffer gate, R
   return ffi::Error::Success();
 }
 
+ffi::Error PointwiseGradientCall(ffi::ThreadPool pool, Buffer x, Buffer g, Buffer gate, Buffer kernel, Result x_out,
+                                 Result kernel_out, Result bias_out, Result coarse_out) {
+#if defined(__x86_64__) && defined(CMB_WITH_BFLOAT16)
+  if (Chosen() != InstructionSet::kAmx && Chosen() != InstructionSet::kAvx512Bf16) {
+    return Refuse("cmb_jax pointwise gradient: this processor has no instructions for it");
+  }
+  Problem p;
+  p.rounded = true;
+  static constexpr int64_t kOnes[3] = {1, 1, 1};
+  ffi::Error fits = Check(Select(true), x.dimensions(), kernel.dimensions(), g.dimensions(), {kOnes, 3}, false, &p);
+  if (fits.failure()) return fits;
+  const bool even = p.z.output % 2 == 0 && p.y.output % 2 == 0 && p.x.output % 2 == 0;
+  if (p.Taps() * p.x.kernel != 1 || p.inputs > 64 * 3 * 16 || !Fits(gate, static_cast<int64_t>(g.element_count())) ||
+      x_out->element_count() != x.element_count() || kernel_out->element_count() != kernel.element_count() ||
+      static_cast<int64_t>(bias_out->element_count()) != p.outputs ||
+      (coarse_out->element_count() != 0 && (!even || coarse_out->element_count() * 8 != g.element_count())) ||
+      p.KernelSize() == 0 || Empty(p)) {
+    return Refuse("cmb_jax pointwise gradient: the shapes do not fit each other");
+  }
+  float* coarse = coarse_out->element_count() == 0 ? nullptr : coarse_out->typed_data();
+  try {
+    avx512bf16::PointwiseGradient(pool, p, x.typed_data(), g.typed_data(), Optional(gate), kernel.typed_data(),
+                                  x_out->typed_data(), kernel_out->typed_data(), bias_out->typed_data(), coarse);
+  } catch (const std::exception& error) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, error.what());
+  }
+  return ffi::Error::Success();
+#else
+  return Refuse("cmb_jax pointwise gradient: not built for this processor");
+#endif
+}
+
 }  // namespace
 }  // namespace cmb_jax
 
@@ -218,6 +250,18 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cmb_jax_conv3d_kernel_gradient, cmb_jax::GradientC
                                   .Ret<ffi::Buffer<ffi::F32>>()  // towards the bias
                                   .Attr<ffi::Span<const int64_t>>("strides")
                                   .Attr<bool>("rounded"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cmb_jax_pointwise_gradient, cmb_jax::PointwiseGradientCall,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // image
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // gradient towards the output
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // where it counts: empty, or of its shape
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // kernel, 1 x 1 x 1
+                                  .Ret<ffi::Buffer<ffi::F32>>()  // towards the image
+                                  .Ret<ffi::Buffer<ffi::F32>>()  // towards the kernel
+                                  .Ret<ffi::Buffer<ffi::F32>>()  // towards the bias
+                                  .Ret<ffi::Buffer<ffi::F32>>());  // towards the coarse image, or empty
 
 // The instruction set in use, "none" where there is no kernel for the processor.
 extern "C" const char* cmb_jax_instruction_set() { return cmb_jax::Name(cmb_jax::Chosen()); }

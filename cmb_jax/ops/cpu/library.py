@@ -20,10 +20,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 CONVOLUTION = "cmb_jax_conv3d"
 KERNEL_GRADIENT = "cmb_jax_conv3d_kernel_gradient"
+POINTWISE_GRADIENT = "cmb_jax_pointwise_gradient"  # with instructions for bfloat16 alone
 BLOCK_SUM = "cmb_jax_block_sum"
 CHANNEL_NORM = "cmb_jax_channel_norm"
 CHANNEL_NORM_GRADIENT = "cmb_jax_channel_norm_gradient"
-TARGETS = (CONVOLUTION, KERNEL_GRADIENT, BLOCK_SUM, CHANNEL_NORM, CHANNEL_NORM_GRADIENT)
+TARGETS = (
+    CONVOLUTION,
+    KERNEL_GRADIENT,
+    POINTWISE_GRADIENT,
+    BLOCK_SUM,
+    CHANNEL_NORM,
+    CHANNEL_NORM_GRADIENT,
+)
 
 Precision = Literal["float32", "mixed", "bfloat16"]
 
