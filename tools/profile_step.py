@@ -68,6 +68,9 @@ def describe(name, lines, shapes):
     elif what == "conv3d_kernel_gradient":
         gflop = 2e-9 * math.prod(inputs[1][:4]) * math.prod(results[0])
         what = f"conv3d towards kernel {results[0]} at {inputs[1][:4]}"
+    elif what == "pointwise_gradient":
+        gflop = 4e-9 * math.prod(inputs[1][:4]) * math.prod(inputs[3])
+        what = f"conv3d all gradients {inputs[3]} at {inputs[1][:4]}"
     else:
         what = f"{what} at {inputs[0]}"
     return what, gflop

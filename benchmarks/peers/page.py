@@ -60,13 +60,11 @@ def write_page(work: Path, truth_folder: Path, runs: Sequence[Run], page: Path) 
     """Evaluate what has not been evaluated, and write the page.
 
     Raises:
-        UserError: no test scans, or no page with a part to fill in.
+        UserError: no page with a part to fill in.
     """
     if not page.is_file():
         raise UserError(f"{page}: no such page")
-    if not truth_folder.is_dir():
-        raise UserError(f"{truth_folder}: no test scans yet; run the command run first, or give --test")
-    sources = find_truth(truth_folder)
+    sources = find_truth(truth_folder) if truth_folder.is_dir() else []
     # centers alone: the rule of the page needs no voxels
     truths = [dataclasses.replace(each.read(), volume=None, mimics=None) for each in track(sources, "truth")]
     outcomes = [outcome(run, work, truth_folder, truths) for run in track(runs, "runs")]
@@ -75,8 +73,11 @@ def write_page(work: Path, truth_folder: Path, runs: Sequence[Run], page: Path) 
     main = [run for run in runs if run.subjects == ALL or len({r.subjects for r in runs}) == 1]
     for budget, seed in dict.fromkeys((run.budget, run.seed) for run in main):
         part = [run for run in main if (run.budget, run.seed) == (budget, seed)]
-        parts.append(f"## {budget} of one core, seed {seed}")
-        parts.extend(budget_tables(part, done, truths))
+        parts.append(f"## {budget} of CPU time, seed {seed}")
+        if done.keys().isdisjoint(part):
+            parts.append(f"All {NOT_RUN}: {', '.join(f'`{run.contestant}`' for run in part)}.")
+        else:
+            parts.extend(budget_tables(part, done, truths))
     parts.append(few_subjects(runs, done))
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -106,6 +107,8 @@ def outcome(run: Run, work: Path, truth_folder: Path, truths: Sequence[SubjectTr
 
 def state(runs: Sequence[Run], done: dict[Run, Outcome], truths: Sequence[SubjectTruth]) -> str:
     """How much there is."""
+    if not truths:
+        return f"**None of {len(runs)} runs is done**, and the test scans are not made yet."
     lesions = sum(len(truth.centers_mm) for truth in truths)
     phase = sum(bool(truth.has_phase) for truth in truths)
     line = (

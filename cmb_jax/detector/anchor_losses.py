@@ -4,8 +4,6 @@ The loss of cells tells mimics apart: an auxiliary task of training beside the a
 (Jaeger et al. 2020). Simulated subjects have all its labels.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,30 +41,11 @@ def focal_loss(
         (...,) float32, 0 or more.
     """
     positive = targets.astype(bool)
-    margin = jnp.where(positive, logits, -logits)
-    return jnp.where(valid, jnp.where(positive, alpha, 1.0 - alpha) * _focal(margin, gamma), 0.0)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _focal(margin: jax.Array, gamma: float) -> jax.Array:
-    """Focal loss (...,) of the log-odds (...,) of the right answer."""
-    return _focal_and_slope(margin, gamma)[0]
-
-
-def _focal_and_slope(margin: jax.Array, gamma: float) -> tuple[jax.Array, jax.Array]:
+    margin = jnp.where(positive, logits, -logits)  # log-odds of the right answer
     cross_entropy = jax.nn.softplus(-margin)
     # log(1 - p(right)) = -(margin + cross_entropy): no power of a number that may round to 0.
-    wrong = margin + cross_entropy
-    focus = jnp.exp(-gamma * wrong)
-    slope = -focus * (gamma * jnp.exp(-cross_entropy) * cross_entropy + jnp.exp(-wrong))
-    return focus * cross_entropy, slope
-
-
-@_focal.defjvp
-def _focal_jvp(gamma: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]):
-    # Of hundreds of thousands of anchors one map is kept for the backward pass instead of four.
-    loss, slope = _focal_and_slope(primals[0], gamma)
-    return loss, slope * tangents[0]
+    focus = jnp.exp(-gamma * (margin + cross_entropy))
+    return jnp.where(valid, jnp.where(positive, alpha, 1.0 - alpha) * focus * cross_entropy, 0.0)
 
 
 def smooth_l1(prediction: jax.Array, target: jax.Array, beta: float = 1 / 9) -> jax.Array:

@@ -24,8 +24,6 @@ from cmb_jax.detector.anchors import (
     volume,
 )
 
-_TOGETHER = 4  # truths that one pass over all anchors looks at
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,10 +230,6 @@ def _axis_overlap(near: jax.Array, far: jax.Array, sizes: jax.Array, cells: int,
     )
 
 
-def _pad_rows(array: jax.Array, count: int) -> jax.Array:
-    return jnp.pad(array, [(0, count), *[(0, 0)] * (array.ndim - 1)])
-
-
 def _best_truth(
     overlaps: list[jax.Array], truth_volume: jax.Array, anchor_volume: jax.Array, count: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -243,23 +237,17 @@ def _best_truth(
     z, y, x = (overlap.shape[-1] for overlap in overlaps)
     anchors = anchor_volume.shape[0]
 
-    # some truths at a time, so that the maps are read and written less often
-    padded = [_pad_rows(array, -len(truth_volume) % _TOGETHER) for array in (*overlaps, truth_volume)]
-
-    def step(turn, carry):
+    def step(number, carry):
         best, index = carry
-        for part in range(_TOGETHER):
-            number = turn * _TOGETHER + part
-            oz, oy, ox, size = (lax.dynamic_index_in_dim(rows, number, keepdims=False) for rows in padded)
-            # Anchors lead and x is innermost here, so that the processor's vector units run along x.
-            inter = oz[:, :, None, None] * oy[:, None, :, None] * ox[:, None, None, :]
-            iou = safe_iou(inter, anchor_volume[:, None, None, None], size)
-            better = (iou > best) & (number < count)
-            best, index = jnp.where(better, iou, best), jnp.where(better, number, index)
-        return best, index
+        oz, oy, ox = (lax.dynamic_index_in_dim(overlap, number, keepdims=False) for overlap in overlaps)
+        # Anchors lead and x is innermost here, so that the processor's vector units run along x.
+        inter = oz[:, :, None, None] * oy[:, None, :, None] * ox[:, None, None, :]
+        iou = safe_iou(inter, anchor_volume[:, None, None, None], truth_volume[number])
+        better = iou > best
+        return (jnp.where(better, iou, best), jnp.where(better, number, index))
 
     start = (jnp.zeros((anchors, z, y, x), jnp.float32), jnp.zeros((anchors, z, y, x), jnp.int32))
-    best, index = lax.fori_loop(0, (count + _TOGETHER - 1) // _TOGETHER, step, start)
+    best, index = lax.fori_loop(0, count, step, start)
     return jnp.moveaxis(best, 0, -1), jnp.moveaxis(index, 0, -1)
 
 

@@ -57,9 +57,9 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 1, *, read_only: bool = False):
         self._folder = folder.resolve()
         if read_only:
-            self._manager = ocp.CheckpointManager(
-                self._folder, options=ocp.CheckpointManagerOptions(read_only=True)
-            )
+            # Orbax's own `read_only` says so three times for every folder; without a save nothing is written
+            options = ocp.CheckpointManagerOptions(create=False, cleanup_tmp_directories=False)
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         self._leave_out_unreadable_records()

@@ -283,6 +283,10 @@ def test_the_page_says_what_was_found_and_what_was_not_run(tmp_path, toy):
     assert all(NOT_RUN in line for line in text.splitlines() if line.startswith("| `nnunet`"))
     few = next(line for line in text.splitlines() if line.startswith("| `base`, 1h"))
     assert few == f"| `base`, 1h | {NOT_RUN} | - | - | - | 1.000 [1.000, 1.000] |"
+    write_page(tmp_path / "nothing", tmp_path / "no_scans", runs, page)
+    text = page.read_text()
+    assert "None of 4 runs is done" in text
+    assert f"All {NOT_RUN}: `base`, `nnunet`." in text
     page.write_text("# no place for results\n")
     with pytest.raises(UserError, match="has no part"):
         write_page(tmp_path, truth, runs, page)

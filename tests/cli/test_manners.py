@@ -98,7 +98,7 @@ def test_help_says_every_option(monkeypatch, capsys, name):
         assert option in out or option in ("--tyro-print-completion", "--tyro-write-completion")
     # the first word of every field's help is there
     command = cli.function_of(*name.split())
-    owner = command.__globals__[command.__annotations__["options"]]
+    owner = inspect.signature(command, eval_str=True).parameters["options"].annotation
     told = {}
     for each in filter(dataclasses.is_dataclass, owner.__mro__):
         body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0].body

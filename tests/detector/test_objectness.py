@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from cmb_jax.config import LossConfig
-from cmb_jax.detector.anchor_losses import drawn_negatives, focal_loss, hardest, lesion_weights
+from cmb_jax.detector.anchor_losses import drawn_negatives, hardest, lesion_weights
 from cmb_jax.detector.anchors import Truths
 from cmb_jax.detector.assignment import assign_lattice
 from cmb_jax.detector.total_loss import detection_loss
@@ -156,18 +156,3 @@ def test_sampling_needs_a_key():
 def test_impossible_settings(wrong):
     with pytest.raises(ValueError, match="loss\\."):
         LossConfig(**wrong)
-
-
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_slope_of_the_focal_loss_against_differences(gamma):
-    """Central differences of the loss written out in float64."""
-
-    def loss(x, positive):
-        right = 1 / (1 + np.exp(np.where(positive, -x, x)))
-        return np.where(positive, 0.25, 0.75) * (1 - right) ** gamma * -np.log(right)
-
-    x = np.linspace(-8, 8, 33)
-    positive, step = np.arange(33) % 2 == 0, 1e-5
-    want = (loss(x + step, positive) - loss(x - step, positive)) / (2 * step)
-    sums = jax.grad(lambda logits: focal_loss(logits, positive, np.ones(33, bool), 0.25, gamma).sum())
-    np.testing.assert_allclose(sums(jnp.asarray(x, jnp.float32)), want, rtol=2e-4, atol=1e-7)

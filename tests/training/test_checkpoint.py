@@ -42,6 +42,21 @@ def restored_step(folder):
         return step
 
 
+def test_reading_changes_nothing(saved, tmp_path):
+    """Not even what another program is writing."""
+    folder = shutil.copytree(saved, tmp_path / "checkpoints")
+    (folder / "30.orbax-checkpoint-tmp").mkdir()
+
+    def contents():
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    before = contents()
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        assert checkpoints.steps() == (10, 20)
+        assert int(checkpoints.restore(state_of(0), make_mesh(), 10).step) == 10
+    assert contents() == before
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
