@@ -83,6 +83,7 @@ _RIM_MM = 2.0  # of the ventricles, where the region map may err
 # Bone has no signal in any MR image: the darkest quarter of what surrounds the brain has 0.05 to 0.25 of its
 # signal; 0.7 to 1.9 in images with the contrast of CT and in inverted ones.
 _AROUND_MM, _BRIGHT_BONE = (2.0, 12.0), 0.6
+_LEAST_BRAIN_CM3 = 700.0  # own labels may hold a part of the brain, which brain surrounds
 _THINNED_MM = 1.5  # fine enough for bone
 # Skewness of what a filter of this width takes away, in the brain. Veins are dark, so that simulated scans
 # give -0.2 to -1.8, magnitudes of 7 T at short echo times up to 0.4; inverted scans give 0.3 and more, and
@@ -228,7 +229,8 @@ def judge_brain(volume: Volume, brain: np.ndarray) -> Judgement:
     data, inside = volume.data[thin], brain[thin]
     away = ndimage.distance_transform_edt(~inside, sampling=spacing * steps)
     around = data[(away > _AROUND_MM[0]) & (away < _AROUND_MM[1])]
-    if min(around.size, np.count_nonzero(inside)) < _FEWEST_VOXELS:
+    brain_cm3 = np.count_nonzero(inside) * float(np.prod(spacing * steps)) / 1000
+    if around.size < _FEWEST_VOXELS or brain_cm3 < _LEAST_BRAIN_CM3:
         return Judgement()
     typical, bright = np.percentile(data[inside], [50, 95])
     if np.percentile(around, 25) > _BRIGHT_BONE * typical:

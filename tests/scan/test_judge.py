@@ -221,6 +221,11 @@ def test_ct_and_inverted_images_are_refused(image, word):
     assert word in judge_brain(HEAD.volume(image), BRAIN).reasons[0]
 
 
+def test_labels_of_a_part_of_the_brain_refuse_nothing():
+    part = BRAIN & (np.arange(SHAPE[0]) < 40)[:, None, None]
+    assert judge_brain(HEAD.volume(HEAD.swi), part) == Judgement()
+
+
 def test_bright_vessels_are_told():
     image = np.where(BRAIN, np.maximum(2 * ndimage.gaussian_filter(HEAD.swi, 3) - HEAD.swi, 0), 0)
     found = judge_brain(HEAD.volume(image), BRAIN)
