@@ -81,8 +81,9 @@ _DARK_FLUID = (0.25, 0.4)
 _FEWEST_VOXELS = 200
 _RIM_MM = 2.0  # of the ventricles, where the region map may err
 # Bone has no signal in any MR image: the darkest quarter of what surrounds the brain has 0.05 to 0.25 of its
-# signal; 0.7 to 1.9 in images with the contrast of CT and in inverted ones.
-_AROUND_MM, _BRIGHT_BONE = (2.0, 12.0), 0.6
+# signal; 0.7 to 1.9 in images with the contrast of CT and in inverted ones. A mask that is 10 mm too small is
+# surrounded by brain, 0.2 to 0.8, but by nothing that is brighter than brain (95th percentiles).
+_AROUND_MM, _BRIGHT_BONE, _BRIGHTER_THAN_BRAIN = (2.0, 12.0), 0.6, 1.2
 _LEAST_BRAIN_CM3 = 700.0  # own labels may hold a part of the brain, which brain surrounds
 _THINNED_MM = 1.5  # fine enough for bone
 # Skewness of what a filter of this width takes away, in the brain. Veins are dark, so that simulated scans
@@ -233,7 +234,9 @@ def judge_brain(volume: Volume, brain: np.ndarray) -> Judgement:
     if around.size < _FEWEST_VOXELS or brain_cm3 < _LEAST_BRAIN_CM3:
         return Judgement()
     typical, bright = np.percentile(data[inside], [50, 95])
-    if np.percentile(around, 25) > _BRIGHT_BONE * typical:
+    dark_quarter, brightest = np.percentile(around, [25, 95])
+    bright_bone = dark_quarter > _BRIGHT_BONE * typical and brightest > _BRIGHTER_THAN_BRAIN * bright
+    if bright_bone or dark_quarter > typical:
         return Judgement(reasons=("the bone around the brain is bright: it is CT or an inverted image",))
     middle = _middle(volume.data)
     data, inside = volume.data[middle], brain[middle].astype(np.float32)

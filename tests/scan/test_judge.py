@@ -226,6 +226,12 @@ def test_labels_of_a_part_of_the_brain_refuse_nothing():
     assert judge_brain(HEAD.volume(HEAD.swi), part) == Judgement()
 
 
+def test_a_mask_that_is_too_small_is_no_ct(monkeypatch):
+    monkeypatch.setattr("cmb_jax.scan.judge._LEAST_BRAIN_CM3", 0.0)  # this head is a small one
+    shrunk = ndimage.distance_transform_edt(BRAIN, sampling=(1.6, 1.6, 3.0)) > 10.0
+    assert judge_brain(HEAD.volume(with_skull(0.1, 1.2)), shrunk).reasons == ()
+
+
 def test_bright_vessels_are_told():
     image = np.where(BRAIN, np.maximum(2 * ndimage.gaussian_filter(HEAD.swi, 3) - HEAD.swi, 0), 0)
     found = judge_brain(HEAD.volume(image), BRAIN)
