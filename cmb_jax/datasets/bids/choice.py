@@ -196,6 +196,8 @@ def _read_candidates(scan: Scan, root: Path) -> tuple[list[Candidate], list[NotT
         contrast = _CONTRAST_OF.get(file.name.suffix.casefold(), "")
         try:
             why_not = layout.why_not_read(file.name)
+            if file.misplaced:
+                why_not = "its name has another participant or session than its folder; rename it or move it"
             if why_not is not None:
                 raise UserError(why_not)
             part = part_of(file.name)

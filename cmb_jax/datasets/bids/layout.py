@@ -131,6 +131,7 @@ class BidsFile:
     path: Path
     relative: str  # to the root, with forward slashes
     name: BidsName
+    misplaced: bool = False  # its name has another participant or session than its folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,7 +225,7 @@ def _is_folder_of(key: str, name: str) -> bool:
 
 
 def _files(folder: Path, root: Path, participant: str, session: str | None) -> Iterator[BidsFile]:
-    """Susceptibility images in the folders of a participant or session whose names agree with the folders."""
+    """Susceptibility images in the folders of a participant or session."""
     for datatype in DATATYPES:
         if not (folder / datatype).is_dir():
             continue
@@ -232,8 +233,8 @@ def _files(folder: Path, root: Path, participant: str, session: str | None) -> I
             name = parse_name(path.name) if is_nifti(path) else None
             if name is None or name.suffix.casefold() not in _SUFFIXES:
                 continue
-            if name.get("sub") == participant and name.get("ses") == session:
-                yield BidsFile(path=path, relative=relative(path, root), name=name)
+            misplaced = (name.get("sub"), name.get("ses")) != (participant, session)
+            yield BidsFile(path=path, relative=relative(path, root), name=name, misplaced=misplaced)
 
 
 def read_layout(root: Path) -> BidsLayout:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cmb_jax.datasets.bids.choice import choose
 from cmb_jax.datasets.bids.layout import read_layout
 from cmb_jax.errors import UserError
 from tests.datasets.bids import tree
@@ -55,7 +56,15 @@ def test_files_of_another_participant_or_session_are_not_taken(tmp_path):
     tree.image(tmp_path, "sub-01/ses-1/anat/sub-01_ses-2_swi")
     tree.image(tmp_path, "sub-01/ses-1/anat/sub-01_swi")
     tree.image(tmp_path, "sub-01/ses-1/anat/._sub-01_ses-1_swi")
-    assert read_layout(tmp_path).scans("01") == ()
+    (scan,) = read_layout(tmp_path).scans("01")
+    with pytest.raises(UserError, match="no image can be used") as error:
+        choose(scan, tmp_path)
+    assert str(error.value).count("another participant or session than its folder") == 3
+    tree.image(tmp_path, "sub-01/ses-1/anat/sub-01_ses-1_swi")
+    (scan,) = read_layout(tmp_path).scans("01")
+    choice = choose(scan, tmp_path)
+    assert choice.swi.file.path.name == "sub-01_ses-1_swi.nii.gz"
+    assert len(choice.left) == 3
 
 
 def test_participants_table_and_folders_that_disagree(tmp_path):
