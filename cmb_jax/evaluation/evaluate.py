@@ -135,6 +135,7 @@ class _Scored:
     probabilities: np.ndarray | None  # (K,) of the reported detections, NaN where unknown; None: all unknown
     true: np.ndarray  # (K,) bool, whether each matches a lesion
     rejected: Counter[tuple[str, bool]]  # see breakdown.rejected_by_reason
+    scores: tuple[float, float]  # the lowest and the highest of the candidates; 0 and 1 lie between
     warnings: tuple[str, ...]
 
 
@@ -248,7 +249,7 @@ def evaluate_records(
         subjects=rows,
         bootstrap_samples=bootstrap_samples,
         seed=seed,
-        warnings=(*warnings, *(line for scan in scored for line in scan.warnings)),
+        warnings=(*warnings, *_odd_scores(scored), *(line for scan in scored for line in scan.warnings)),
     )
 
 
@@ -306,6 +307,7 @@ def _score(
         probabilities=None if reported.probabilities is None else reported.probabilities[shown.counted],
         true=shown.lesion[shown.counted] >= 0,
         rejected=breakdown.rejected_by_reason(detections, truth, shown.found, breakdown_rule, threshold),
+        scores=(np.min(candidates.scores, initial=0.0), np.max(candidates.scores, initial=1.0)),
         warnings=tuple(_doubts(reported, truth, len(valdo.match.found), matches)),
     )
 
@@ -353,6 +355,14 @@ def _valdo_summary(cases: list[ValdoCase]) -> ValdoSummary:
         defined = values[~np.isnan(values)]
         medians[f"median_{name}"] = float(np.median(defined)) if len(defined) else float("nan")
     return ValdoSummary(**medians)
+
+
+def _odd_scores(scored: list[_Scored]) -> tuple[str, ...]:
+    """A warning if scores are no numbers from 0 to 1; order decides all figures but those at a threshold."""
+    low, high = min(scan.scores[0] for scan in scored), max(scan.scores[1] for scan in scored)
+    if low >= 0.0 and high <= 1.0:
+        return ()
+    return (f"the scores lie between {low:.4g} and {high:.4g}, not 0 and 1: a threshold has another meaning",)
 
 
 def _doubts(

@@ -15,6 +15,13 @@ MAX_DRAWN = 100
 MAX_REJECTED_DRAWN = 24
 """Rejected candidates with a thumbnail, the highest scores first."""
 
+_TURNS = {mark: f"\\u{mark:04x}" for mark in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+
+def without_turns(text: str) -> str:
+    """The text with its marks that turn the direction of text as codes: a name is shown as it is stored."""
+    return text if text.isascii() else text.translate(_TURNS)
+
 
 @functools.cache
 def environment() -> jinja2.Environment:
@@ -22,6 +29,7 @@ def environment() -> jinja2.Environment:
     env = jinja2.Environment(
         loader=jinja2.PackageLoader("cmb_jax.report"),
         autoescape=True,
+        finalize=lambda value: without_turns(value) if isinstance(value, str) else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -24,6 +24,8 @@ NARROWEST_MM = (100.0, 100.0, 40.0)
 """Least extents of a head, the longest first: slabs of few slices are common."""
 SPACING_MM = (0.1, 6.0)
 """Voxel edges that are believed: scanners interpolate to below 0.2 mm."""
+WIDEST_TISSUE_MM = (260.0, 300.0)
+"""Largest extent of bright tissue from left to right and from back to front; one head has 140 to 230."""
 COARSEST_MM = 3.0
 """Second longest voxel edge up to which microbleeds are counted; longest, up to which without a warning."""
 _MOST_SHEAR_DEG = 2.0
@@ -59,6 +61,10 @@ _IN_TURN = (
     0.4,
 )  # by how much every other slice is darker: told from, and refused, as no crosstalk does it
 _FEWEST_BLOCKS = 12  # of a slice, to tell
+# A stack that was rolled round has one step that is 3.8 to 11 times those beside it, and its ends differ by
+# at most 0.65 of that step; simulated scans and slabs of them have no step above 1.5 times those beside it,
+# and their ends differ by 1.1 of it and more.
+_JUMP, _ENDS_FIT = 2.5, 0.7
 _MOST_EMPTY = 0.1  # share of slices without content between others ...
 _FILLED = 0.3  # ... that hold so much of what the fullest does
 _ENOUGH_VOXELS = 2**22  # of larger images the slices in the middle tell
@@ -138,6 +144,10 @@ def judge_grid(volume: Volume, *, head: bool = True) -> Judgement:
             f"by its header it is {size} cm large, which no image of a head is; repair the header "
             "(a placeholder, another unit of length?)"
         )
+    widths = _tissue_widths(volume.data) * spacing[:2]
+    if head and np.any(widths > WIDEST_TISSUE_MM):
+        wide = _by_x(widths / 10, "{:.0f}")
+        reasons.append(f"its tissue is {wide} cm wide, which no head is: are several heads in one image?")
     shear = _shear_deg(volume.affine)
     if shear > _MOST_SHEAR_DEG:
         reasons.append(f"its axes are sheared by {shear:.0f} degrees; resample it to a right-angled grid")
@@ -330,7 +340,43 @@ def _of_slices(data: np.ndarray, middle: np.ndarray) -> Judgement:
                 "every other slice is brighter or displaced: slices were exchanged, or the patient moved "
                 "between the passes of an interleaved scan"
             )
+    if _is_rolled(data):
+        reasons.append(
+            "its slices go on from the last to the first, and the head is cut in two: it was rolled round; "
+            "convert it again"
+        )
     return Judgement(reasons=tuple(reasons), warnings=tuple(warnings))
+
+
+def _is_rolled(data: np.ndarray) -> bool:
+    """Whether a head (X, Y, Z) leaves the stack at one end of Z and comes in at the other.
+
+    Converters that forget to shift the middle of k-space leave it so. Two ends in tissue that fit together
+    are no proof alone, as in slabs of few slices: there must be one slice, too, where the head breaks off.
+    """
+    data = data[tuple(slice(*pair) for pair in content_bounds(data))]
+    edge = min(2 * _BLOCK, *data.shape[:2])
+    smooth = _block_sums(data, edge).reshape(-1, data.shape[2])
+    smooth = np.clip(smooth, *np.percentile(smooth, [0.1, 99.9]))[:, smooth.any(axis=0)]
+    if smooth.shape[1] < _BLOCK:
+        return False
+    means, steps = smooth.mean(axis=0), np.abs(np.diff(smooth, axis=1)).mean(axis=0)
+    jumps = np.flatnonzero(steps > _JUMP * ndimage.median_filter(steps, 7))
+    if len(jumps) != 1 or jumps[0] in (0, len(steps) - 1) or min(means[0], means[-1]) < _FILLED * means.max():
+        return False
+    return bool(np.abs(smooth[:, 0] - smooth[:, -1]).mean() < _ENDS_FIT * steps[jumps[0]])
+
+
+def _tissue_widths(data: np.ndarray) -> np.ndarray:
+    """(2,) voxels along X and Y from the first to the last block as bright as half of the tissue."""
+    x, y, z = (slice(*pair) for pair in content_bounds(data))
+    edge = min(_BLOCK, x.stop - x.start, y.stop - y.start)
+    smooth = _block_sums(np.maximum(data[x, y, z], 0), edge)
+    if not smooth.max() > 0:
+        return np.zeros(2)
+    bright = smooth > 0.5 * np.median(smooth[smooth > 0.5 * smooth.max()])
+    ends = [np.flatnonzero(bright.any(axis=(1 - axis, 2)))[[0, -1]] for axis in (0, 1)]
+    return np.array([edge * (last - first + 1) for first, last in ends])
 
 
 def _alternation(slices: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from cmb_jax.core.detection import DetectionRow
 from cmb_jax.io.outside import parse_json
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.drawing import choose_windows, mask_bounds
-from cmb_jax.report.html import content_hash
+from cmb_jax.report.html import content_hash, without_turns
 from cmb_jax.report.summary import location_text, reason_text, region_title
 from cmb_jax.review.verdicts import CERTAINTIES, FORMAT, MIMIC_KINDS, READER_RULE, VERSION, Verdict
 
@@ -173,14 +173,15 @@ def render_viewer(case: ViewerCase, images: ViewerImages | None, *, embed: bool 
         images: None: the page says how to give them.
         embed: put the images into the page, as it must be to open from disk.
     """
+    title = without_turns(case.title)
     facts = {
-        "title": case.title,
+        "title": title,
         "subject": case.subject,
         "version": cmb_jax.__version__,
         "swi_sha256": case.swi_sha256,
         "detections_sha256": case.detections_sha256,
         "regions_trusted": case.regions_trusted,
-        "warnings": list(case.warnings),
+        "warnings": [without_turns(warning) for warning in case.warnings],
         "candidates": [_candidate(row, case.regions_trusted) for row in case.rows],
         "images": [] if images is None else sorted(images.files),
         "windows": {} if images is None else dict(images.windows),
@@ -203,7 +204,7 @@ def render_viewer(case: ViewerCase, images: ViewerImages | None, *, embed: bool 
     page = _read("page.html")
     parts = {
         "POLICY": html.escape(policy(), quote=True),
-        "TITLE": html.escape(f"{case.title}: microbleeds"),
+        "TITLE": html.escape(f"{title}: microbleeds"),
         "STYLE": style,
         "DATA": "\n".join(blocks),
         # its license asks to go along with every copy

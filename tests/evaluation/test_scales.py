@@ -114,10 +114,26 @@ def test_large_labels_stay_apart(tmp_path):
         read_labels(saved(tmp_path / "l.nii.gz", blobs([2**40], np.float64)))
 
 
-def table(path, points):
+def table(path, points, score=0.9):
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{x},{y},{z},2,0.9,kept" for x, y, z in points]
+    lines = [f"{x},{y},{z},2,{score},kept" for x, y, z in points]
     path.write_text("\n".join(["x_mm,y_mm,z_mm,diameter_mm,score,status", *lines]))
+
+
+@pytest.mark.parametrize(("scale", "says"), [(100.0, "between 0 and 90,"), (-1.0, "between -0.9 and 1,")])
+def test_scores_that_are_no_numbers_from_0_to_1_are_said_once(tmp_path, scale, says):
+    """The order of candidates, and with it the FROC curve, is what it was."""
+    points = (np.array(PLACES) + 0.5) * [1.0, 1.0, 1.5]
+    for subject in ("sub-1", "sub-2"):
+        saved(tmp_path / "truth" / f"{subject}.nii.gz", blobs([1] * 12))
+        table(tmp_path / "pred" / subject / "detections.csv", points, score=0.9 * scale)
+        table(tmp_path / "usual" / subject / "detections.csv", points)
+    found = evaluate(tmp_path / "pred", tmp_path / "truth", bootstrap_samples=0)
+    usual = evaluate(tmp_path / "usual", tmp_path / "truth", bootstrap_samples=0)
+    (line,) = found.warnings
+    assert says in line
+    assert usual.warnings == ()
+    assert found.headline_result.froc == usual.headline_result.froc
 
 
 def test_contradictions_between_rules_are_named(tmp_path):

@@ -14,9 +14,11 @@ from cmb_jax.evaluation.evaluate import evaluate_records
 from cmb_jax.evaluation.present import report_content
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 from cmb_jax.io.volume import Volume
+from cmb_jax.report.cohort import CohortContent, CohortLine, render_cohort
 from cmb_jax.report.evaluation import render_evaluation_report
 from cmb_jax.report.html import render_report
 from cmb_jax.report.summary import ReportContent
+from cmb_jax.viewer.page import ViewerCase, embedded_in, render_viewer
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -85,6 +87,24 @@ def test_the_report_of_an_evaluation(text):
     result = evaluate_records([found], [truth], bootstrap_samples=0, warnings=(text,))
     page = report_content(result, title=text, settings=((text, text),), weights_sha256=text, timings=())
     check(render_evaluation_report(page), text)
+
+
+@pytest.mark.parametrize("mark", "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+def test_marks_that_turn_text_are_shown_as_their_codes(mark):
+    """`scan<mark>gpj.exe` would be read as scanexe.jpg; Hebrew and Arabic letters stay as they are."""
+    text, shown = f"scan{mark}gpj.\u05d0 exe", f"scan\\u{ord(mark):04x}gpj.\u05d0 exe"
+    line = CohortLine(name=text, status="failed", reason=text, warnings=(text,))
+    case = ViewerCase(
+        title=text, subject="sub-01", swi_sha256="0" * 64, detections_sha256="1" * 64,
+        rows=(), regions_trusted=True, warnings=[text])  # fmt: skip
+    viewer = render_viewer(case, None)
+    facts = embedded_in(viewer.encode())[1]
+    assert (facts["title"], facts["warnings"]) == (shown, [shown])
+    assert LexborHTMLParser(viewer).css_first("title").text().startswith(shown)
+    cohort = render_cohort(CohortContent(title=text, lines=(line,), notes=(text,), version="1"))
+    for page in (render_report(content(text)), cohort):
+        assert mark not in page
+        assert LexborHTMLParser(page).text().count(shown) >= 3
 
 
 @pytest.mark.parametrize("text", [text for text in HOSTILE if "/" not in text])

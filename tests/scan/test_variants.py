@@ -13,7 +13,8 @@ from scipy import ndimage
 import cmb_jax
 from cmb_jax.errors import NotAnalysableError
 from cmb_jax.io.nifti import read_volume
-from cmb_jax.scan.judge import judge_intensity, judge_magnitude, judge_phase
+from cmb_jax.io.volume import Volume
+from cmb_jax.scan.judge import judge_grid, judge_intensity, judge_magnitude, judge_phase
 from cmb_jax.scan.phase_range import PhaseRange, detect_phase_range, phase_to_radians, range_of
 
 ANAT = Path(cmb_jax.__file__).parent / "demo" / "sub-0001" / "anat"
@@ -145,6 +146,12 @@ GOOD = {
     "slices of 4 mm": lambda: swi().reshape(240, 300, -1, 2).mean(axis=-1),
     "slices of 4 mm, 8 bits": lambda: np.rint(swi().reshape(240, 300, -1, 2).mean(axis=-1) / top() * 255),
     "part of the field of view": lambda: swi()[60:-60, 75:-75],
+    "slab": lambda: whole()[:, :, 15:60],
+    "slab whose ends are darker": lambda: whole()[:, :, 15:60] * np.hanning(47)[1:-1],
+    "thin slab with a dark slice": lambda: whole()[:, :, 30:50] * np.where(np.arange(20) == 9, 0.5, 1.0),
+    "slab in two halves of unlike brightness": lambda: (
+        whole()[:, :, 15:60] * np.where(np.arange(45) < 22, 0.7, 1.0)
+    ),
     "signal to noise 10": lambda: at_snr(10),
     "signal to noise 5": lambda: at_snr(5),
     "signal to noise 5, brain alone": lambda: at_snr(5) * masks()[1],
@@ -192,6 +199,8 @@ BAD = {
     "rows shuffled": lambda: whole()[np.random.default_rng(0).permutation(240)],
     "every other slice halved": lambda: swi() * np.where(np.arange(12) % 2, 1.0, 0.5),
     "every fourth slice lost": lambda: np.where(np.arange(12) % 4 == 1, 0, swi()),
+    "rolled by half": lambda: np.roll(whole(), 38, 2),
+    "rolled by a quarter the other way": lambda: np.roll(whole(), -19, 2),
     "noise": lambda: np.abs(noise(1.0)),
     "noise, 8 bits": lambda: np.rint(40 * np.abs(noise(1.0))),
 }
@@ -200,6 +209,23 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_no_scan_is_refused(name):
     assert judge_intensity(np.asarray(BAD[name](), np.float32)).reasons != ()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_two_heads_in_one_image_are_refused(axis):
+    affine = np.diag([0.8, 0.8, 2.0, 1.0])
+    pairs = {
+        "as they are": whole(),
+        "cut to the head": whole()[20:-20, 30:-30],
+        "in noise": np.abs(whole() + np.random.default_rng(0).normal(0, 0.2 * top(), whole().shape)),
+    }
+    for one in pairs.values():
+        assert judge_grid(Volume.from_array(one, affine)).reasons == ()
+        both = np.concatenate([one, one[::-1]], axis)
+        assert any(
+            "wide" in reason or "large" in reason
+            for reason in judge_grid(Volume.from_array(both, affine)).reasons
+        )
 
 
 ODD = {
