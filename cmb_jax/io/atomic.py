@@ -97,10 +97,10 @@ def atomic_write_bytes(path: Path, content: bytes, *, overwrite: bool = False) -
             # Written beside its place (a rename must not cross file systems), on disk before it is renamed:
             # after a power cut there is the old file or the new one, and never an empty one.
             clear_dead(path.parent, path.name)
-            part = _part(path)
+            part, handle = _new_part(path)
             try:
                 # locked until it is in its place, or another process would take it for a dead one's
-                with os.fdopen(_open_locked(part), "wb") as stream:
+                with os.fdopen(handle, "wb") as stream:
                     stream.write(content)
                     stream.flush()
                     os.fsync(stream.fileno())
@@ -109,6 +109,8 @@ def atomic_write_bytes(path: Path, content: bytes, *, overwrite: bool = False) -
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
+            finally:
+                _held.discard(part)
 
 
 def atomic_write_text(path: Path, content: str, *, overwrite: bool = False) -> None:
@@ -116,9 +118,23 @@ def atomic_write_text(path: Path, content: str, *, overwrite: bool = False) -> N
     atomic_write_bytes(path, content.encode("utf-8"), overwrite=overwrite)
 
 
-def _part(path: Path) -> Path:
-    """A new name beside `path` for what is being written."""
-    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}{_PART}")
+def _new_part(path: Path, *, folder: bool = False) -> tuple[Path, int]:
+    """A new file or folder beside `path` for what is being written, and the handle of its lock.
+
+    Until it is locked, a process that clears up may take it for a dead one's; then there is another.
+    """
+    for tries_left in reversed(range(9)):
+        part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}{_PART}")
+        _held.add(part)
+        try:
+            if folder:
+                os.mkdir(part, 0o700)
+            return part, _open_locked(part / LOCK if folder else part)
+        except BaseException as error:
+            _held.discard(part)
+            if not (tries_left and isinstance(error, (BlockingIOError, FileNotFoundError))):
+                raise
+    raise AssertionError("the last try raises")
 
 
 def clear_dead(folder: Path, name: str) -> None:
@@ -130,6 +146,8 @@ def clear_dead(folder: Path, name: str) -> None:
     """
     pattern = name if "*" in name else glob.escape(name[:200])
     for left in folder.glob(f".{pattern}.*{_PART}"):
+        if left in _held:  # by another thread
+            continue
         with contextlib.suppress(OSError):
             # only what nobody holds any more: a file that is being written is locked by its process
             handle = _open_locked(left / LOCK if left.is_dir() else left)
@@ -213,15 +231,14 @@ def replace_directory(path: Path, fill: Callable[[Path], None]) -> None:
 def _staging(path: Path) -> Iterator[Path]:
     """A folder to write into, beside `path`; taken away at the end, or by the run after a killed one."""
     clear_dead(path.parent, path.name)
-    staging = _part(path)
-    os.mkdir(staging, 0o700)
-    handle = _open_locked(staging / LOCK)
+    staging, handle = _new_part(path, folder=True)
     try:
         os.mkdir(staging / "new")
         yield staging / "new"
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         os.close(handle)
+        _held.discard(staging)
 
 
 def _swap(new: Path, path: Path) -> None:

@@ -27,7 +27,8 @@ SCHEMA = (
     "markups-schema-v1.0.3.json#"
 )
 _KNOWN_SCHEMA = re.compile(r".*markups-schema-v1\.[0-9]+\.[0-9]+\.json#*$", re.IGNORECASE)
-_LABEL = re.compile(r"cmb-([0-9]{1,9})", re.ASCII)
+# more digits than any id has are no other name, but an unknown id
+_LABEL = re.compile(r"cmb-([0-9]{1,18})[0-9]*(?:\.\.\.)?", re.ASCII)
 _TO_RAS = {"LPS": np.array([-1.0, -1.0, 1.0]), "RAS": np.ones(3)}
 _STATUS = ("kept", "rejected")
 

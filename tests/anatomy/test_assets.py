@@ -1,7 +1,9 @@
+import concurrent.futures
 import dataclasses
 import hashlib
 import io
 import tarfile
+import threading
 import zipfile
 
 import numpy as np
@@ -163,6 +165,21 @@ def test_cached_pack_round_trip_builds_once(tmp_path, tiny_pack):
     assert stored.to_mni is None
     assert stored.from_mni is None
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["pack.npz", "pack.sha256"]
+
+
+def test_two_first_runs_that_build_one_cache_both_get_the_whole(tmp_path, tiny_pack):
+    meet = threading.Barrier(2, timeout=60)
+
+    def build():
+        meet.wait()
+        return tiny_pack
+
+    path = tmp_path / "pack.npz"
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        both = list(threads.map(lambda _: cached_pack(path, build), range(2)))
+    for pack in (*both, cached_pack(path, lambda: pytest.fail("the kept one was not used"))):
+        np.testing.assert_array_equal(pack.fractions, tiny_pack.fractions)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["pack.npz", "pack.sha256"]
 
 
 def test_lattices_are_stored_with_the_pack(tmp_path, tiny_pack, rng):

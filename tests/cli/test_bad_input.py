@@ -110,6 +110,14 @@ def test_swi_and_phase_must_share_a_grid(monkeypatch, capsys, tmp_path, good, we
     refused(monkeypatch, capsys, tmp_path, *arguments, match="other.nii.gz")
 
 
+def test_a_link_as_output_is_refused_before_anything_is_read(monkeypatch, capsys, tmp_path, good):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setattr("cmb_jax.io.nifti.open_nifti", lambda *_: pytest.fail("the image was read"))
+    arguments = ("predict", "--swi", good, "--out", tmp_path / "out", "--overwrite")
+    refused(monkeypatch, capsys, tmp_path, *arguments, match="is a link")
+
+
 def test_an_output_folder_that_exists_is_left_alone(monkeypatch, capsys, tmp_path, good):
     out = tmp_path / "out"
     out.mkdir()

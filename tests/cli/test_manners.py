@@ -133,10 +133,12 @@ def test_common_options_act_before_the_command(monkeypatch):
         seen["quiet"] = progress._quiet
 
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
     arguments = ["--quiet", "--device", "gpu", "--value", "3", "--shared"]
     present.run(present.presented(command, cli.apply), "prog", arguments)
     assert seen == {"options": Own(value=3, shared=True), "quiet": True}
     assert cli.os.environ.pop("JAX_PLATFORMS") == "cuda"
+    assert cli.os.environ.pop("TF_CPP_MIN_LOG_LEVEL") == "3"  # XLA keeps its alarms about slow compilation
     progress.set_quiet(False)
 
 

@@ -152,6 +152,16 @@ def test_echoes_are_paired_by_time(tmp_path, phantom):
     assert [stack.first.echo_ms for stack in choice.phase] == [7.5, 20.0]
 
 
+def test_echoes_on_different_grids_are_not_combined(tmp_path, phantom):
+    moved = Grid(spacing=AXIAL.spacing, origin=(-20.0, -30.0, 10.6))
+    for echo, grid in ((20.0, AXIAL), (7.5, moved)):
+        for series in (SIEMENS_MAGNITUDE, SIEMENS_PHASE):
+            one = dataclasses.replace(series, echo_ms=echo, acquisition=int(echo))
+            write_series(tmp_path, one, phantom[0], grid)
+    with pytest.raises(UserError, match="its echoes lie on different grids"):
+        choose(found_in(tmp_path))
+
+
 def test_the_imaginary_part_is_found_for_the_real_one(tmp_path, phantom):
     for number, component in ((31, 2), (32, 3)):
         write_series(

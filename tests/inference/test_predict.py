@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cmb_jax.anatomy.lookup import look_up
 from cmb_jax.anatomy.regions import Region, RegionMap, Side, encode
 from cmb_jax.config import Config, InferenceConfig
 from cmb_jax.config_load import config_from_json, config_to_json
@@ -116,6 +117,19 @@ def test_rows_agree_with_the_region_map(prediction, region_map):
         if row.status == "rejected":
             assert row.reason
             assert row.reason != RejectReason.LOW_SCORE.sentence or row.score < TINY.inference.score_threshold
+
+
+def test_what_lies_in_no_region_is_at_most_possible(bundle, files, region_map, monkeypatch):
+    def nowhere(*given):
+        found = look_up(*given)
+        zeros, ones = np.zeros_like(found.region), np.ones_like(found.keep)
+        return dataclasses.replace(found, region=zeros, keep=ones, reason=np.zeros_like(found.reason))
+
+    monkeypatch.setattr("cmb_jax.inference.predict.look_up", nowhere)
+    swi, phase = (read_volume(path) for path in files)
+    rows = CmbDetector(bundle).predict(swi, phase, phase_sign="+1", region_map=region_map).rows
+    assert any(row.score >= TINY.inference.definite_threshold for row in rows)
+    assert {(row.region, row.category) for row in rows} == {("outside", "possible")}
 
 
 def test_native_indices_and_millimeters_are_the_same_place(prediction, files):

@@ -43,6 +43,7 @@ def same(found, reference, tolerance=2e-3, turned=0.0):
     np.testing.assert_allclose(found.prepared.affine, reference.prepared.affine, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("factor", [1e-20, 1e-9, 0.037, 3.0, 4096.0, 1e12])
 def test_any_positive_factor(tmp_path, reference, factor):
     same(prepared(tmp_path, (factor * HEAD.swi).astype(np.float32), HEAD.phase, AFFINE), reference)

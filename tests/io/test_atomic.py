@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import stat
 
 import pytest
@@ -90,6 +91,18 @@ def test_no_permission_leaves_nothing(tmp_path, monkeypatch):
 def test_full_disk_is_one_line(tmp_path):
     with pytest.raises(UserError, match="No space left"), atomic_directory(tmp_path / "out"):
         raise OSError(28, "No space left on device")
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_is_deleted_while_it_is_written_is_one_line(tmp_path):
+    def writes_on():
+        with atomic_directory(tmp_path / "out") as folder:
+            shutil.rmtree(folder)
+            (folder / "x").write_text("1")
+
+    with pytest.raises(UserError, match="out") as caught:
+        writes_on()
+    assert "\n" not in str(caught.value)
     assert names(tmp_path) == []
 
 

@@ -167,6 +167,27 @@ def test_qform_against_sform(tmp_path, rng):
     assert volume.native.affine[0, 0] == -1
 
 
+def test_voxel_sizes_that_contradict_the_transform_are_said(tmp_path, rng):
+    path = save(tmp_path / "a.nii", rng.normal(size=(9, 9, 9)).astype(np.float32), np.diag([0.5, 0.5, 2, 1]))
+    content = bytearray(path.read_bytes())
+    content[80:92] = np.array([1.0, 1.0, 3.0], "<f4").tobytes()  # pixdim[1:4], NIfTI-1
+    path.write_bytes(content)
+    volume = read_volume(path)
+    assert any("voxels of 1 x 1 x 3 mm by pixdim, 0.5 x 0.5 x 2 mm" in line for line in volume.warnings)
+    np.testing.assert_allclose(volume.spacing_mm, (0.5, 0.5, 2.0))
+
+
+def test_a_placeholder_instead_of_geometry_is_said(tmp_path, rng):
+    data = rng.normal(size=(9, 9, 9)).astype(np.float32)
+    assert any(
+        "no voxel size but 1 mm" in line
+        for line in read_volume(save(tmp_path / "a.nii", data, np.eye(4))).warnings
+    )
+    moved = np.eye(4)
+    moved[:3, 3] = -4.0
+    assert read_volume(save(tmp_path / "b.nii", data, moved)).warnings == ()
+
+
 def test_agreeing_forms_give_no_warning(tmp_path, rng):
     data = rng.normal(size=(200, 4, 4)).astype(np.float32)
     assert read_volume(save(tmp_path / "a.nii", data, affine_of((0, 1, 2), (1, 1, 1), 0.3))).warnings == ()

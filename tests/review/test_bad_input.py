@@ -111,6 +111,15 @@ MARKUPS = {
     "an unknown candidate": (lambda m, _: m["controlPoints"][0].update(label="cmb-77"), "candidate 77"),
     "a position of two": (lambda m, _: m["controlPoints"][0].update(position=[1, 2]), "three numbers"),
     "a position of text": (lambda m, _: m["controlPoints"][0].update(position=["1", 2, 3]), "three numbers"),
+    "a huge position": (
+        lambda m, _: m["controlPoints"][0].update(position=[10**400, 2, 3]),
+        "three numbers",
+    ),
+    "a label of 5000 digits": (
+        lambda m, _: m["controlPoints"][0].update(label="cmb-" + "7" * 5000),
+        "candidate 777",
+    ),
+    "a list where a word belongs": (lambda m, _: m["controlPoints"][1].update(description=[]), "descr"),
     "no list": (lambda m, _: m.update(controlPoints={"a": 1}), "no list of points"),
     "outside": (
         lambda m, _: m["controlPoints"].append({"label": "new-1", "position": [999, 0, 0]}),
