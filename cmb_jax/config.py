@@ -105,8 +105,8 @@ class ModelConfig:
 class PrototypeLoss(Protocol):
     """A loss on mined samples: a callable frozen dataclass of its settings.
 
-    Pure, with static shapes, and 0 in value and gradient where a sample is not valid. The package's losses are
-    in `cmb_jax/detector/prototype_losses.py`; `module:Class` names one of your own.
+    Pure, with static shapes, and 0 in value and gradient where a sample is not valid. The package's are in
+    `cmb_jax/detector/prototype_losses.py`; `module:Class` names one of your own.
     """
 
     def __call__(

@@ -189,7 +189,7 @@ def choose(scan: Scan, root: Path) -> Choice:
 
 
 def _read_candidates(scan: Scan, root: Path) -> tuple[list[Candidate], list[NotTaken]]:
-    """Images that could be taken, by headers and sidecars, and those that could not, each in order of names."""
+    """Images that could be taken, by headers and sidecars, and those that could not; in order of names."""
     taken: dict[tuple[object, ...], Candidate] = {}
     left = [NotTaken(file=file, why="not among the images asked for") for file in scan.excluded]
     for file in scan.files:
