@@ -194,7 +194,7 @@ def _sidecar(
 class Provenance:
     """What a finished result was made from and with: the part of its sidecar that is read back."""
 
-    making: dict[str, Any]  # settings, see `ScanOptions.record`; those left out have their values
+    making: dict[str, Any]  # settings, see `ScanOptions.record`; those it leaves out are filled in
     weights_name: str
     weights_sha256: str
     weights_bundled: bool

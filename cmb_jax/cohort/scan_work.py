@@ -1,4 +1,4 @@
-"""Processes scans in three stages that overlap: while one scan is computed, the next is read and the last written."""
+"""Processes scans in three overlapping stages: while one is computed, the next is read, the last written."""
 
 import dataclasses
 import time
