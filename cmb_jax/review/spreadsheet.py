@@ -155,6 +155,8 @@ def _mark(row: dict[str, Cell], path: Path, line: int, subject: str) -> Mark:
             "give the file of this scan (or the --subject that it was exported with)"
         )
     verdict, mimic = parse_verdict(text_of(row[VERDICT]), text_of(row.get(MIMIC)), where)
+    # VERIFY is what Microbleed-review-viewer writes: it counts if our own column is empty, and must not
+    # contradict it
     verified = text_of(row.get(VERIFY))
     if verified not in ("", "0", "1"):
         raise UserError(f"{where}: {VERIFY} is {verified!r}; allowed: 1, 0, or empty")

@@ -33,6 +33,7 @@ TARGETS = (
     CHANNEL_NORM_GRADIENT,
 )
 
+# as in config.py, which this folder does not import
 Precision = Literal["float32", "mixed", "bfloat16"]
 
 _log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def usable_precision(wish: Precision, setting: str, device: jax.Device | None = 
     `conv3d` rounds without them too, but gains nothing by it.
 
     Args:
-        wish: one of the three of `config.Precision`.
+        wish: one of `config.Precision`.
         setting: name of the setting, for the line in the log.
         device: the one that computes; default: JAX's first.
     """
