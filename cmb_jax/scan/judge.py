@@ -216,10 +216,10 @@ def judge_fluid(volume: Volume, fluid: np.ndarray, tissue: np.ndarray) -> Judgem
         return Judgement()
     ratio = float(np.median(inside)) / max(float(np.median(volume.data[tissue])), 1e-30)
     contrast = "as on T1-weighted and FLAIR images and R2 maps"
-    finding = f"ventricles have {ratio:.0%} of white matter's signal, {contrast}"
+    text = f"ventricles have {ratio:.0%} of white matter's signal, {contrast}"
     if ratio < _DARK_FLUID[0]:
-        return Judgement(reasons=(finding,))
-    return Judgement(warnings=(finding,) if ratio < _DARK_FLUID[1] else ())
+        return Judgement(reasons=(text,))
+    return Judgement(warnings=(text,) if ratio < _DARK_FLUID[1] else ())
 
 
 def judge_brain(volume: Volume, brain: np.ndarray) -> Judgement:
@@ -248,11 +248,11 @@ def judge_brain(volume: Volume, brain: np.ndarray) -> Judgement:
     spread = float(detail.std()) if detail.size else 0.0
     detail = np.clip((detail - detail.mean()) / max(spread, 1e-30), -9, 9)  # outliers
     skewness = float(np.mean(detail**3)) if spread else 0.0
-    finding = "small structures are brighter than the tissue around them, where veins should be dark"
+    text = "small structures are brighter than the tissue around them, where veins should be dark"
     if skewness > _BRIGHT_DETAIL and bright > _BRIGHT_TAIL * typical:
-        return Judgement(reasons=(f"{finding}: an inverted image or a map",))
+        return Judgement(reasons=(f"{text}: an inverted image or a map",))
     if skewness > _BRIGHT_VESSELS:
-        return Judgement(warnings=(f"{finding}: too short an echo time, or an inverted image",))
+        return Judgement(warnings=(f"{text}: too short an echo time, or an inverted image",))
     return Judgement()
 
 
@@ -300,8 +300,8 @@ def _other_than_intensity(data: np.ndarray) -> str | None:
     if (values >= 0.99 * np.percentile(values, 99.9)).mean() > _PLATEAU:
         return "most values lie at the top of its scale: it is a mask, a probability map or clipped"
     if _wraps(data):
-        finding = "its values wrap round from one end of their range to the other"
-        return f"{finding}: it is a phase, or they overflowed"
+        text = "its values wrap round from one end of their range to the other"
+        return f"{text}: it is a phase, or they overflowed"
     masked = values.size < (1 - _MASKED) * data.size or flat.min() > _EVEN
     darkest, lower, upper = np.percentile(values, [1, 25, 75])
     if masked and darkest > _DARKEST * upper and upper - lower < _NARROW * upper:
