@@ -26,7 +26,7 @@ from cmb_jax.report.summary import location_text
 from cmb_jax.review.result import Result, positions_mm
 from cmb_jax.review.verdicts import MIMIC_KINDS, Mark, Verdict, parse_verdict
 
-SHEET = "MCH-microhemorrage"  # spelt so by the viewer
+SHEET = "MCH-microhemorrage"  # spelled so by the viewer
 ID, SUBJECT, VERDICT, MIMIC, DIAMETER = "id", "subjectid", "verdict", "mimic", "diameter_mm"
 POSITION = ("RAS L-R L", "RAS P-A A", "RAS I-S S")
 VERIFY = "verify (yes=1)"
