@@ -17,13 +17,11 @@ PROPOSAL_STRIDE: Triple = (1, 2, 2)
 """Working-grid voxels (z, y, x) per cell of the proposal grid: slices are thick, so z is left alone."""
 MinerName = Literal["mimics_first", "top_objectness", "semi_hard"]
 Flips = Literal["none", "x", "xyz"]
-
-
 Precision = Literal["float32", "mixed", "bfloat16"]
 
-# Settings of the network that its weights do not depend on.
-HOW_IT_IS_COMPUTED = frozenset({"remat"})
-# Settings of the network that older weights know nothing of: their defaults are the network as it was.
+# Settings of the network that change how it is computed, not what its weights are.
+EXECUTION_FIELDS = frozenset({"remat"})
+# Settings that the configuration stored with older weights lacks; their defaults give the network as it was.
 NEWER_THAN_SOME_WEIGHTS = frozenset({"box_width", "semantic_head", "second_level"})
 
 
@@ -70,6 +68,8 @@ class ModelConfig:
     """Compute the inside of each block again in the backward pass: less memory, the same values."""
 
     def __post_init__(self) -> None:
+        # weights come from anywhere: the upper limits keep a damaged configuration from asking for absurd
+        # arrays
         levels = len(self.widths)
         if len(self.encoder_convs) != levels or len(self.decoder_convs) != levels - 1:
             raise ValueError("encoder_convs needs one entry per level, decoder_convs one fewer")
@@ -92,8 +92,8 @@ class ModelConfig:
             raise ValueError("model.anchor_diameters_mm must be 1 to 64 lengths above 0")
 
     def network(self) -> ModelConfig:
-        """What the weights belong to: the same for every way of computing it."""
-        return dataclasses.replace(self, remat=False)  # HOW_IT_IS_COMPUTED
+        """The part of the configuration that weights belong to, however the network is computed."""
+        return dataclasses.replace(self, remat=False)  # EXECUTION_FIELDS
 
     @property
     def total_stride(self) -> Triple:
@@ -103,7 +103,7 @@ class ModelConfig:
 
 
 class PrototypeLoss(Protocol):
-    """A loss of mined samples: a frozen dataclass of its settings that can be called.
+    """A loss on mined samples: a callable frozen dataclass of its settings.
 
     Pure, with static shapes, and 0 in value and gradient where a sample is not valid. The package's are in
     `cmb_jax/detector/prototype_losses.py`; `module:Class` names one of your own.
@@ -123,7 +123,7 @@ class PrototypeLoss(Protocol):
 
 def prototype_losses() -> dict[str, type[PrototypeLoss]]:
     """The package's prototype losses by their short names."""
-    # Found by name, as a loss of one's own is: losses know the configuration, which knows none of them.
+    # imported by name and only when asked for: the losses import this module
     losses: dict[str, type[PrototypeLoss]] = importlib.import_module(
         "cmb_jax.detector.prototype_losses"
     ).PROTOTYPE_LOSSES
@@ -180,7 +180,7 @@ class LossConfig:
     max_positives: int = 64
     """Positive anchors per patch that enter the prototype loss."""
     max_hard_negatives: int = 64
-    """Hard negatives mined a patch."""
+    """Hard negatives mined per patch."""
     memory_bank: int = 0
     """Samples of earlier steps that join those of a step in the prototype loss; 0: none."""
 
@@ -206,7 +206,7 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PhantomConfig:
-    """The simulated subjects that training makes for itself."""
+    """The subjects that are simulated for training, validation and `cmb-jax eval`."""
 
     train_subjects: int = 72
     """Subjects simulated for training."""

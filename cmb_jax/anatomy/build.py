@@ -74,7 +74,7 @@ def intracranial_mask(brain_t1: np.ndarray, head_t1: np.ndarray, axes: Axes) -> 
 def sharpen_tissues(priors: np.ndarray, t1: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Gray, white and CSF fractions that explain the T1 intensity with the least change of the prior.
 
-    In each voxel f minimises sum_c (f_c - p_c)^2 / p_c subject to sum f = 1 and sum_c f_c m_c = t1, with m_c
+    In each voxel f minimizes sum_c (f_c - p_c)^2 / p_c subject to sum f = 1 and sum_c f_c m_c = t1, with m_c
     the tissue's mean intensity in the neighborhood: tissues absent from the prior stay absent, and a voxel
     with a mixture takes the mixture that its intensity shows. A power > 1 then sharpens.
 
@@ -101,6 +101,7 @@ def sharpen_tissues(priors: np.ndarray, t1: np.ndarray, inside: np.ndarray) -> n
 
 def _local_mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Gaussian-weighted mean of `values` over `where`; their global mean far from any of them."""
+    # normalized convolution; far from any voxel of `where` a small trust in the global mean takes over
     weight = ndimage.gaussian_filter(where.astype(np.float32), _LOCAL_MM, truncate=3.0)
     total = ndimage.gaussian_filter(np.where(where, values, 0.0).astype(np.float32), _LOCAL_MM, truncate=3.0)
     trust = 1e-3
@@ -277,6 +278,7 @@ def even_out(t1: np.ndarray, tissues: np.ndarray, cranium: np.ndarray) -> np.nda
         tissues: (3, X, Y, Z) prior of gray matter, white matter, CSF.
         cranium: (X, Y, Z) fraction inside the skull.
     """
+    # in the logarithm shading is added, not multiplied, and dark and bright places count alike
     coarse = (slice(None, None, _FIELD_STEP),) * 3
     log_t1 = np.log(np.maximum(t1[coarse], 1e-3 * t1.max()))
     sure = [(tissues[(tissue, *coarse)] > _SURE) & (cranium[coarse] > _SURE) for tissue in (0, 1)]
@@ -376,6 +378,7 @@ def _assemble(
     step("nuclei")
     _paint_nuclei(channels, maps, mni_mm)
     step("priors")
+    # gray and white matter: there hyperintensities lie, and there T1 is scaled, since fat is brighter
     inside = tissues[: Channel.WHITE_MATTER + 1].sum(axis=0)
     channels[Channel.VESSEL_PRIOR] = maps.vessels
     channels[Channel.LESION_PRIOR] = maps.lesions * inside
@@ -396,6 +399,8 @@ def _paint_nuclei(channels: np.ndarray, maps: AtlasMaps, mni_mm: Axes) -> None:
     shares[Channel.RED_NUCLEUS] = maps.red_nucleus.copy()
     shares[Channel.SUBSTANTIA_NIGRA] = maps.substantia_nigra.copy()
     right: Axes = (np.abs(mni_mm[0]), mni_mm[1], mni_mm[2])
+    # the greater of two signed distances is that of the intersection: inside the outer body, outside the
+    # hilum
     shell = np.maximum(_DENTATE_OUTER.distance(right), -_DENTATE_HILUM.distance(right))
     shares[Channel.DENTATE] = soften(shell, 1.0)
     for channel, share in shares.items():

@@ -146,6 +146,7 @@ def _translate(data: np.ndarray, table: LabelTable, name: str) -> tuple[np.ndarr
     labels = np.rint(data).astype(np.int64)
     if np.abs(data - labels).max() > 1e-3 or labels.min() < 0:
         raise UserError(f"{name}: holds values that are no labels; give whole numbers from 0 on")
+    # translated once per label, not per voxel
     values, inverse = np.unique(labels, return_inverse=True)
     unknown = values[~np.isin(values, table.labels)]
     if len(unknown):
@@ -202,6 +203,7 @@ def _divide(kind: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndar
 def _fill_sulci(region: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
     """Unlabeled voxels that a closing by a ball of _SULCI_MM adds to the brain become sulcal fluid."""
     brain = region != Region.OUTSIDE
+    # a closing by a ball, as two distance transforms: their cost does not depend on the ball's size
     grown = ndimage.distance_transform_edt(~brain, spacing_mm) <= _SULCI_MM
     # beyond the box's faces lies air
     padded = np.pad(grown, 1)

@@ -89,6 +89,8 @@ class Lattice:
 
     def map_grid(self, shape: tuple[int, int, int], affine: np.ndarray) -> Axes:
         """Where the voxels of a grid with a diagonal affine go: x, y, z in RAS mm, each (X, Y, Z) float32."""
+        # both affines are diagonal, so that voxels of the grid are found on the lattice by scale and offset
+        # alone
         scale = np.diag(affine)[:3] / self.spacing_mm
         offset = (affine[:3, 3] - self.origin_mm) / self.spacing_mm
         coordinates = []
@@ -109,6 +111,8 @@ class Lattice:
             np.diff(self.displacement.astype(np.float64), axis=axis) / self.spacing_mm for axis in range(3)
         ]
         lengths = [length - 1 for length in self.displacement.shape[:3]]
+        # within a cell the derivative along an axis is the difference along that edge of it which passes the
+        # corner
         result = []
         for corner in itertools.product((0, 1), repeat=3):
             columns = []
@@ -129,6 +133,7 @@ class Lattice:
         """
         if self.jacobian_determinants().min() <= 0.0:
             raise ValueError("the map folds: it cannot be inverted")
+        # start from the points themselves: displacements are small compared with a brain
         points = np.indices(shape).reshape(3, -1).T * spacing_mm + np.asarray(origin_mm)
         back = points.copy()
         for _ in range(_INVERSION_STEPS):  # Newton's method, on all points at once
@@ -203,6 +208,7 @@ class Ellipsoid:
     def distance(self, axes: Axes) -> np.ndarray:
         """Signed distance to the surface in mm, negative inside: exact to first order near the surface."""
         unit = [(axis - c) / r for axis, c, r in zip(axes, self.center, self.radii, strict=True)]
+        # (rho - 1) over the gradient of rho, which is slope / rho
         rho = np.sqrt(unit[0] ** 2 + unit[1] ** 2 + unit[2] ** 2)
         slope = np.sqrt(sum((u / r) ** 2 for u, r in zip(unit, self.radii, strict=True)))
         return rho * (rho - 1.0) / np.maximum(slope, 1e-6)

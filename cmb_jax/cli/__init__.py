@@ -1,7 +1,7 @@
-"""The command line `cmb-jax`: one command per task; only the one that runs is imported with its work.
+"""The command line `cmb-jax`: one command per task; only the command that runs is imported.
 
-Options are checked by `common.check` before a command runs; what else a user can put right raises `UserError`
-wherever it is found.
+Options are checked by `common.check` before a command runs; other mistakes that a user can correct raise
+`UserError` where they are found.
 """
 
 import importlib
@@ -48,7 +48,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "benchmark": "time against PyTorch, MONAI and NumPy",
     },
 }
-"""Command -> what it does; `cmb_jax.cli.COMMAND` holds its options, their help and its work, as `run`."""
+"""Section -> command -> what it does; `cmb_jax.cli.COMMAND` has its options with their help, and `run`."""
 
 COMMANDS = {name: text for section in SECTIONS.values() for name, text in section.items()}
 
@@ -69,7 +69,7 @@ HOMES = {
     "calibrate": "weights",
     "eval": "train",
 }
-"""Commands that share the module of another; there the function has the command's name."""
+"""Commands that live in the module of another, in a function of the command's name."""
 
 OWN_PARSERS = ("train", "eval")
 """Commands that read a configuration with dotted overrides."""
@@ -124,7 +124,7 @@ def _overview_of(group: str) -> str:
 
 
 def apply(common: Any) -> None:
-    """Set what the options of every command say, before JAX is imported."""
+    """Apply the options that all commands share; JAX reads its platform when it is imported."""
     set_quiet(common.quiet)
     if common.device != "auto":
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(common.device, common.device)
@@ -137,6 +137,7 @@ def apply(common: Any) -> None:
 
 def function_of(name: str, subcommand: str | None = None) -> Callable[..., None]:
     """The function that is a command, or a subcommand of a group."""
+    # `import` is a keyword and `eval` a built-in function: their names end with an underscore
     module = importlib.import_module(f"cmb_jax.cli.{HOMES.get(name, name)}")
     word = (subcommand or (name if name in HOMES else "run")).replace("-", "_")
     function: Callable[..., None] = getattr(module, f"{word}_" if word in ("import", "eval") else word)
@@ -163,6 +164,7 @@ def all_commands() -> dict[str, Callable[..., None]]:
 
 def dispatch(arguments: Sequence[str]) -> None:
     """Run what is typed after `cmb-jax`."""
+    # help and the version come before any import of tyro, which takes longer than printing them
     if not arguments or arguments[0] in ("-h", "--help") or list(arguments) == ["help"]:
         print(overview())
         return
@@ -204,6 +206,7 @@ def _completion(shell: Sequence[str]) -> None:
         raise UserError(f"cmb-jax completion: name the shell, one of {', '.join(SHELLS)}")
     import tyro
 
+    # one level of commands: subcommands of groups are not completed
     flat = {name: command for name, command in all_commands().items() if " " not in name}
     tyro.extras.subcommand_cli_from_dict(
         flat,

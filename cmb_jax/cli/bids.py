@@ -1,4 +1,4 @@
-"""cmb-jax bids: the BIDS App. Participant level: scans to derivatives; group level: one table over all."""
+"""cmb-jax bids, the BIDS App: derivatives of every scan (participant), or one table over all (group)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SOME_FAILED_CODE = 1
 """Exit code if some scans failed; 2: nothing was done; 3: none failed, but some are not analysable."""
 
 _LONGEST_WAIT_S = 7 * 24 * 3600
-"""For the other processes at the end: shares of a cohort do not finish together."""
+"""How long a finished process waits for the others, whose shares of a cohort may take longer."""
 
 MOST_LISTED = 20
 """Failures that are printed at the end; the table has all."""
@@ -73,7 +73,7 @@ class BidsOptions(ScanOptions):
 
 
 def run(options: BidsOptions) -> None:
-    """Run one level of analysis; progress on stderr, the end's summary on stdout."""
+    """Run one level of analysis; progress goes to stderr, the final summary to stdout."""
     if options.level == "group":
         _group(_layout(options.data, options.out), options.out, options.participant_label)
     else:
@@ -112,7 +112,7 @@ def _participants(options: BidsOptions) -> None:
 
 
 def process_of(options: BidsOptions) -> tuple[int, int]:
-    """Number of this process, from 0, and count of processes."""
+    """The index of this process, from 0, and the number of processes."""
     if options.process is not None and options.distributed:
         raise UserError("--process and --distributed both name this process's share; give one of them")
     if options.distributed:
@@ -154,6 +154,8 @@ def _regions(options: BidsOptions) -> RegionLabels | None:
 def _report(done: ParticipantsRun, data: Path, out: Path) -> None:
     from cmb_jax.cohort.result import Status
 
+    # A run that brought nothing at all is an error with its first reason; a run with some failures ends
+    # normally, lists them, and says so by its exit code.
     outcomes = done.outcomes
     counts = Counter(outcome.status for outcome in outcomes)
     failed = [outcome for outcome in outcomes if outcome.status in (Status.FAILED, Status.STALE)]
@@ -206,24 +208,24 @@ def shown_progress() -> contextlib.AbstractContextManager[Bar | Lines]:
 
 
 class Lines:
-    """A line for everything that is done."""
+    """Prints a line for every step."""
 
     def __init__(self) -> None:
         self.say = stopwatch()
         self._scans = self._ended = 0
 
     def start(self, scans: int) -> None:
-        """Remember how many there are."""
+        """Remember the number of scans."""
         self._scans = scans
 
     def step(self, outcome: Outcome) -> None:
-        """Count."""
+        """Print how many scans are finished."""
         self._ended += 1
         self.say(f"{self._ended} of {self._scans} scans: {outcome.name}: {outcome.status.value}")
 
 
 class Bar:
-    """A bar; scans that do not end well get a line above it. A context, so that the bar is closed."""
+    """A progress bar with a line above it for every scan that fails; used in a `with` statement."""
 
     def __init__(self) -> None:
         self._bar = progress.Bar("scans", shown=False)
@@ -239,12 +241,12 @@ class Bar:
         self._bar = progress.Bar("scans", scans).__enter__()
 
     def say(self, text: str) -> None:
-        """Only what comes between scans is shown: those under way would crowd out the bar."""
+        """Show lines that belong to no scan; those of scans, which are indented, would crowd out the bar."""
         if not text.startswith(" "):
             progress.tell(text)
 
     def step(self, outcome: Outcome) -> None:
-        """One further."""
+        """Advance the bar, and say why a scan failed."""
         self._bar.update()
         from cmb_jax.cohort.result import Status
 

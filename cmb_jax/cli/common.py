@@ -1,4 +1,4 @@
-"""What the commands share: errors for people, progress, checks of arguments; light to import."""
+"""What the commands share: error messages, output streams, checks of arguments; quick to import."""
 
 import contextlib
 import functools
@@ -15,10 +15,10 @@ from cmb_jax.io.atomic import refuse_existing
 
 USER_ERROR_CODE = 2
 NOT_ANALYSABLE_CODE = 3
-CLOSED_OUTPUT_CODE = 128 + 13  # as of a program that SIGPIPE ends
+CLOSED_OUTPUT_CODE = 128 + 13  # as of a program that SIGPIPE (13) ended
 
 _EXTRAS = {"pydicom": "dicom", "highdicom": "dicom", "dcm2niix": "dicom", "SimpleITK": "compare"}
-"""Modules that not every installation has, by the extra that brings them."""
+"""Modules that not every installation has -> the extra that installs them."""
 
 _FILES = {
     "swi": "SWI",
@@ -80,7 +80,8 @@ def _run_cli(command: Callable[[], None]) -> None:
     except BrokenPipeError:
         if not _output_is_closed():  # another pipe broke, such as one to a worker
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is anything said at exit
+        # Python flushes stdout at exit, and would report the broken pipe once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED_OUTPUT_CODE)
     except OSError as error:  # files that vanish, disks that fail: a traceback would add nothing
         where = f"{error.filename}: " if error.filename else ""
@@ -89,7 +90,7 @@ def _run_cli(command: Callable[[], None]) -> None:
 
 
 class _MayFail:
-    """A stream to which writing may fail, as on a full disk: results must not depend on what is printed.
+    """A stream that ignores failures to write, as on a full disk: printing must not stop the work.
 
     A closed pipe (`BrokenPipeError`) is left to `run_cli`.
     """
@@ -115,7 +116,7 @@ class _MayFail:
             raise
         except OSError as error:
             self.lost = error
-            # what is still in buffers goes nowhere, and nothing fails at the program's exit
+            # buffered text is dropped, so that flushing it at exit does not fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
@@ -145,10 +146,10 @@ def _output_is_closed() -> bool:
 
 
 def existing_file(path: Path, role: str) -> None:
-    """Refuse a path where there is nothing, or a folder.
+    """Refuse a path that is no file.
 
     Raises:
-      UserError: it is so; `role` says in the message what the file should be.
+      UserError: nothing is there, or a folder; `role` says in the message what the file should be.
     """
     if path.is_dir():
         raise UserError(f"{path}: this is a folder; give the {role} file itself")
@@ -157,7 +158,7 @@ def existing_file(path: Path, role: str) -> None:
 
 
 def check_output(out: Path, overwrite: bool) -> None:
-    """Refuse early what would fail after minutes of work.
+    """Refuse early an output that would fail after minutes of work.
 
     Raises:
       UserError: `out` exists, holds readers' verdicts, or nothing can be written there.
@@ -166,7 +167,7 @@ def check_output(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: is a link; give the place itself as --out")
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists already; choose another --out or add --overwrite")
-    # of a prediction, or of a folder of predictions such as the demo's
+    # verdicts cannot be made again: not even --overwrite deletes them, here or in a folder of predictions
     if read := [*out.glob("verdicts/*.json"), *out.glob("*/verdicts/*.json")]:
         raise UserError(
             f"{read[0]}: verdicts of a reader would be lost with the folder; move them away, or choose "
@@ -174,6 +175,7 @@ def check_output(out: Path, overwrite: bool) -> None:
         )
     if out.is_dir():
         refuse_existing(out, overwrite)
+    # folders that are missing will be made: permission counts in the first one that exists
     parent = out.resolve().parent
     while not parent.exists():
         parent = parent.parent
@@ -182,7 +184,7 @@ def check_output(out: Path, overwrite: bool) -> None:
 
 
 def check(given: Mapping[str, Any]) -> None:
-    """Refuse what cannot be right, by the names that options have in all commands.
+    """Refuse values that cannot be right; an option means the same in every command that has it.
 
     Raises:
       UserError: no such file, folder or weights; output that exists; a threshold that no score has.
@@ -225,10 +227,10 @@ def check_weights(weights: str) -> None:
 
 
 def check_run(workdir: Path, overwrite: bool) -> None:
-    """Refuse to evaluate what is not trained or is evaluated already.
+    """Refuse to evaluate a run that is not trained yet, or was evaluated before.
 
     Raises:
-      UserError: it is so.
+      UserError: there are no weights, or there is an evaluation that may not be replaced.
     """
     weights = workdir / "weights.safetensors"
     if not weights.exists():

@@ -1,4 +1,4 @@
-"""cmb-jax compare: two results of one patient in, what changed out."""
+"""cmb-jax compare: what changed between two results of one patient."""
 
 import dataclasses
 import sys
@@ -48,7 +48,7 @@ def run(options: CompareOptions) -> None:
     comparison = compare(first, second, match_mm=options.match_mm, progress=say)
     say("writing the report")
     write_comparison(comparison, options.out, overwrite=options.overwrite)
-    # what is wrong in a JSON file is quoted from it, so it goes to the screen alone
+    # notes on JSON files quote them and may name the patient: they are printed, never written
     for line in (*first.facts.notes, *second.facts.notes, *comparison.content.warnings):
         print(f"warning: {line}", file=sys.stderr)
     print(" ".join(comparison.content.statement))

@@ -1,4 +1,4 @@
-"""`cmb-jax data`: what a data set holds, and its index."""
+"""`cmb-jax data`: check what a data set holds, and write its index."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def check(options: CheckOptions) -> None:
         check_suffix(out)
     index = find(path, options.kind)
     sheet = LesionSheet(f"{index.kind}: {len(index.cases)} cases")
-    # public data sets are handed out under pseudonyms
+    # public data sets use pseudonyms; names in a folder of one's own may be those of patients
     named = options.keep_identifiers or index.kind != "folder"
     shown = {
         case.case_id: case.case_id if named or is_pseudonym(case.case_id) else f"case {number}"
@@ -124,7 +124,7 @@ def _refuse_if_empty(inspection: Inspection, path: Path) -> None:
 
 
 def summary(inspection: Inspection) -> str:
-    """What was found, for people: counts by cohort, lesions with how they were counted, problems."""
+    """What was found, as text: counts by cohort, lesions and how they were counted, problems."""
     from cmb_jax.datasets.inspection import median
     from cmb_jax.datasets.lesions import DEFAULT_DIAMETER_MM
 

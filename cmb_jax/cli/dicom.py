@@ -1,4 +1,4 @@
-"""cmb-jax dicom: which series a folder holds, what each is and why, and which would be used."""
+"""cmb-jax dicom: list the series in a folder, what each is and why, and which would be used."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def run(options: EvaluateOptions) -> None:
 
 
 def compare_folders(pred: Path, baseline: Path, truth: Path, rule: str) -> Comparison:
-    """Two folders of predictions on the same scans, those of any programs; differences are paired by scan.
+    """Compare two folders of predictions on the same scans, of any programs; differences are paired by scan.
 
     A scan without a prediction counts as empty, as in `evaluate`.
     """
@@ -99,6 +99,7 @@ def compare_folders(pred: Path, baseline: Path, truth: Path, rule: str) -> Compa
         [source.read(None) for source in find_predictions(folder, subjects)] for folder in (pred, baseline)
     )
     needs_volumes = rule == TOUCH.name
+    # only this rule looks at label volumes, and those of a whole study need not stay in memory
     lesions = [source.read() for source in truths]
     if not needs_volumes:
         lesions = [dataclasses.replace(each, volume=None, mimics=None) for each in lesions]

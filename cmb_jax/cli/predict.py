@@ -1,6 +1,6 @@
-"""cmb-jax predict: images of one scan in, as NIfTI or DICOM; a folder of results out.
+"""cmb-jax predict: from the images of one scan, NIfTI or DICOM, to a folder of results.
 
-cmb-jax demo: the same on the bundled phantom, scored against its truth, without any network.
+cmb-jax demo: the same on the bundled phantom, scored against its truth; works offline.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ FurtherFiles = Callable[[Path, "Prediction", "WeightsBundle"], None]
 
 
 def own_regions(options: ScanOptions) -> OwnRegions | None:
-    """The label volume that is given, with its table: FreeSurfer's and SynthSeg's if there is no own one."""
+    """The user's label volume and its table, which by default is that of FreeSurfer and SynthSeg."""
     from cmb_jax.anatomy.own_regions import label_table
     from cmb_jax.io.nifti import read_volume
 
@@ -114,7 +114,7 @@ def run(options: PredictOptions) -> None:
         existing_file(options.regions, "regions")
     elif options.region_labels is not None:
         raise UserError("--region-labels goes with --regions VOLUME")
-    options.stated_range()  # said now, not after JAX is imported
+    options.stated_range()  # checked now, not after JAX is imported
     if options.dicom is not None:
         if options.swi is not None or options.phase is not None or options.magnitude is not None:
             raise UserError("--dicom: the folder takes the place of --swi, --phase and --magnitude; give one")
@@ -140,7 +140,7 @@ def predict(options: PredictOptions) -> Prediction:
     say = stopwatch()
     swi, phase, magnitude, out = options.swi, options.phase, options.magnitude, options.out
     assert swi is not None
-    # what even the header rules out: nothing is known of the image but its bytes
+    # images that their header already rules out are refused before they are read: only their hash is known
     files = {"the SWI": swi, "the phase": phase, "the magnitude": magnitude}
     with refusal_recorded(out, (("swi", "swi", sha256_file(swi)),), "scan", options.overwrite, files):
         check_fits(swi, phase)
@@ -170,7 +170,7 @@ def predict(options: PredictOptions) -> Prediction:
 def _predict_dicom(options: PredictOptions, dicom: Path) -> Prediction:
     """Sort, choose, convert, predict, write.
 
-    Beside the usual results the folder holds swi.nii.gz, the image that labels.nii.gz lies on, and with
+    Beside the usual results, the folder gets swi.nii.gz, on whose grid labels.nii.gz lies, and with
     `dicom_out` segmentation.dcm, report.dcm and key_images.
     """
     from cmb_jax.cli.dicom import problem_lines, read_candidates
@@ -188,6 +188,7 @@ def _predict_dicom(options: PredictOptions, dicom: Path) -> Prediction:
     with refusal_recorded(options.out, (), "DICOM series", options.overwrite):
         images = load(choice, phase_range=options.stated_range(), phase_sign=options.phase_sign, progress=say)
     keep = options.keep_identifiers
+    # before the prediction: headers that no DICOM result can refer to should not cost minutes
     results = prepare_results(images.reference, keep_identifiers=keep) if options.dicom_out else None
 
     def further(folder: Path, prediction: Prediction, bundle: WeightsBundle) -> None:
@@ -241,9 +242,9 @@ def refusal_recorded(
     overwrite: bool,
     files: Mapping[str, Path | None] | None = None,
 ) -> Iterator[None]:
-    """Writes results that say why if the body of the `with` finds images not analysable, and raises on.
+    """If the body of the `with` finds images not analysable, write results that say why, and raise again.
 
-    `files` are written by their roles, the keys: names of files may identify a person.
+    In the reason, paths of `files` are replaced by their roles, the keys: file names may identify a person.
     """
     from cmb_jax.inference.outputs import write_not_analysable
 
@@ -274,6 +275,7 @@ def predict_scan(
     from cmb_jax.inference.outputs import write_prediction
     from cmb_jax.inference.predict import CmbDetector
 
+    # what can be wrong with the user's files is found before the weights are loaded and compiled
     region_map = None if regions is None else regions_from_labels(*regions, scan.swi)
     use_compilation_cache()
     detector = CmbDetector.load(options)
@@ -326,7 +328,7 @@ class DemoOptions:
 
 
 def demo(options: DemoOptions) -> None:
-    """Predict on the bundled phantom, evaluate against its truth, say how it did and where the report is."""
+    """Predict on the bundled phantom, score it against its truth, print the score and where the report is."""
     from cmb_jax.evaluation.evaluate import evaluate
     from cmb_jax.evaluation.metrics import write_metrics
     from cmb_jax.evaluation.present import format_table
@@ -356,7 +358,7 @@ def demo(options: DemoOptions) -> None:
 
 
 def score(result: EvaluationResult) -> str:
-    """How the detections do against the truth, in a line."""
+    """One line: how the detections compare with the truth."""
     scan = result.subjects[0]
     ignored = f", {scan.ignored} on a lesion too faint to count" if scan.ignored else ""
     return (

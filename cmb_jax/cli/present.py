@@ -1,7 +1,7 @@
 """How commands look on the command line: options in groups, aliases, plain metavars, errors of one line.
 
-A command is a function of one frozen dataclass, `options`; this turns it into what tyro parses, and what tyro
-refuses into a `UserError`.
+A command is a function of one frozen dataclass, `options`. `presented` turns it into a function that tyro can
+parse; `one_line_errors` turns tyro's errors into a `UserError`.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ BOXES = {
         *("overwrite", "keep_identifiers"),
     ),
 }
-"""Which box of --help an option stands in; the others stand in that of the command."""
+"""Box of --help -> its options; all other options stand in the command's own box."""
 
 ALIASES = {"out": ("-o",), "swi": ("-i",), "pred": ("-i",)}
 
@@ -58,7 +58,7 @@ _WANTED = {"INT": "a whole number", "FLOAT": "a number"}
 
 
 def _metavar(annotation: Any) -> str | None:
-    """A plain word for a value that may be left out, where tyro would write {None}|..."""
+    """A plain metavar for an option that may be None, where tyro would write {None}|..."""
     parts = [part for part in typing.get_args(annotation) if part is not types.NoneType]
     if types.NoneType not in typing.get_args(annotation):
         return None
@@ -90,6 +90,7 @@ class _Option:
     @property
     def shown(self) -> Any:
         """The annotation with help, alias and a plain metavar."""
+        # A flag that is on by default is shown as --no-FLAG, so that its help must say the opposite.
         annotation = self.annotation
         bare = annotation.__origin__ if typing.get_origin(annotation) is Annotated else annotation
         extras: dict[str, Any] = {}
@@ -113,12 +114,12 @@ class _Option:
 def options_class(command: Callable[..., None]) -> type:
     """The dataclass that a command takes."""
     annotation = inspect.signature(command).parameters["options"].annotation
-    # only this name is looked up: others in the signature may be of modules that --help does not import
+    # not get_type_hints: the signature may name types of modules that --help must not import
     return command.__globals__[annotation] if isinstance(annotation, str) else annotation
 
 
 def _options(owner: type) -> list[_Option]:
-    """The fields of a dataclass, its own before those that it shares with other commands."""
+    """The fields of a dataclass, its own before those of the classes that it shares with other commands."""
     hints = typing.get_type_hints(owner, include_extras=True)
     texts: dict[str, str | None] = {}
     names: dict[str, None] = {}
@@ -135,14 +136,14 @@ def _options(owner: type) -> list[_Option]:
 
 
 def presented(command: Callable[..., None], apply: Callable[[Common], None]) -> Callable[..., None]:
-    """What tyro parses in place of a command.
+    """The function that tyro parses in place of a command.
 
     Args:
-        command: a function of `options`, a dataclass whose fields become options; help is its docstring's.
-        apply: is given the options that every command takes, before the command runs.
+        command: a function of `options`, a dataclass whose fields become options; help is its docstring.
+        apply: called with the options that every command takes, before the command runs.
     """
-    # tyro shows one box per dataclass. The options of a command lie in one dataclass, its bases and all, so
-    # its fields are dealt out to a dataclass per box, and `parsed` puts what was given together again.
+    # tyro shows one box per dataclass, but a command has one dataclass for all options. So a dataclass is
+    # made for each box, and `parsed` puts their values together again.
     owner = options_class(command)
     box_of = {name: box for box, names in BOXES.items() for name in names}
     boxed: dict[str, list[_Option]] = {}
@@ -167,6 +168,8 @@ def presented(command: Callable[..., None], apply: Callable[[Common], None]) -> 
             given["verbose"] = common.verbose
         command(owner(**given))
 
+    # tyro reads signature, annotations and docstring of what it parses: `parsed` is given those of the
+    # command
     kind, must = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.empty
     shown = [
         *(
@@ -193,14 +196,13 @@ def presented(command: Callable[..., None], apply: Callable[[Common], None]) -> 
 
 
 _RENAMED = {"--compute-dtype": "--precision"}
-"""Earlier options and those of today."""
+"""Earlier options -> their names today."""
 
 
 def closest(word: str, known: Sequence[str]) -> str:
-    """ "; did you mean ...?" for something near, else nothing."""
-    by_bare = {
-        name.lstrip("-"): name for name in known
-    }  # the dashes, which all options share, make none alike
+    """ "; did you mean ...?" if a known word is similar, otherwise nothing."""
+    # without the dashes, which would make all options similar
+    by_bare = {name.lstrip("-"): name for name in known}
     near = difflib.get_close_matches(word.lstrip("-"), by_bare, n=1, cutoff=0.6)
     return f"; did you mean {by_bare[near[0]]}?" if near else ""
 
@@ -218,7 +220,8 @@ def run(command: Callable[..., None], prog: str, arguments: Sequence[str]) -> No
 
 @contextlib.contextmanager
 def one_line_errors(command: Callable[..., Any], prog: str, arguments: Sequence[str]) -> Iterator[None]:
-    """tyro's boxes of errors as one line; its own words for errors that are not known here."""
+    """Turn tyro's boxes of errors into one line; errors that are not known here keep tyro's words."""
+    # a private module of tyro: if another version lacks it, tyro's own boxes are printed
     try:
         from tyro import _errors
     except ImportError:
@@ -228,6 +231,7 @@ def one_line_errors(command: Callable[..., Any], prog: str, arguments: Sequence[
     def refuse(event: Any) -> None:
         help_line = f"{prog} --help lists what it takes"
         known = option_names(command)
+        # a misspelled option often makes tyro complain about another one, so it is looked for first
         unknown = [
             word
             for word in arguments
@@ -247,6 +251,7 @@ def one_line_errors(command: Callable[..., Any], prog: str, arguments: Sequence[
         if isinstance(event, _errors.BadValue):
             raise UserError(f"{shown}: a value is missing, or one too many is there; {help_line}")
         if isinstance(event, _errors.InstantiationFailure):
+            # the event holds the value only in its text
             value = re.search(r"(?:from \[|arguments: \[|: )'(.*?)'\]?(?:\n|\.|$)", event.message)
             metavar = getattr(name, "metavar", None) or ""
             wanted = next((words for word, words in _WANTED.items() if word in metavar), metavar)

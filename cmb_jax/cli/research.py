@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CHECKOUT = Path(cmb_jax.__file__).resolve().parent.parent
 
-# Programs that are only read need no good machine code, which takes minutes to make.
+# A program that is compiled only to be inspected needs no fast machine code, which takes minutes to make.
 _QUICK_COMPILATION = "--xla_backend_optimization_level=0"
 
 
@@ -108,6 +108,7 @@ def plan(options: PlanOptions) -> None:
         raise UserError(f"{out}: exists already; choose another name or give --overwrite")
     if options.accumulate < 1 or (options.batch_size is not None and options.batch_size < 1):
         raise UserError("--accumulate and --batch-size must be 1 or more")
+    # everything above fails before JAX is imported, which below must find its devices set
     start = Config() if options.config is None else config_from_file(options.config)
     from cmb_jax.devices import keep_freed_memory
     from cmb_jax.io.atomic import atomic_write_text
@@ -169,7 +170,7 @@ def simulate_devices(count: int, *, quick: bool) -> None:
 
 
 def record(plan: StepPlan, measured: float | None) -> dict[str, Any]:
-    """The plan as it is written."""
+    """The plan as JSON values."""
     from cmb_jax.research.plan import BANDWIDTH_SHARE, LATENCY_S
 
     return {
@@ -224,10 +225,9 @@ class BenchmarkOptions:
 
 
 def benchmark(options: BenchmarkOptions) -> None:
-    """Run the comparison in a process of its own; its exit code becomes ours.
+    """Run the comparison in a process of its own and exit with its code.
 
-    With `self_test` the CPU kernels are compared with sums in float64 instead; the exit code is 1 if they
-    differ.
+    With `self_test`, compare the CPU kernels with sums in float64 instead; the exit code is 1 if they differ.
     """
     if options.self_test:
         from cmb_jax.ops import self_test as kernels_self_test

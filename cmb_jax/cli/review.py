@@ -1,4 +1,4 @@
-"""`cmb-jax review`: candidates to the viewers that readers use, and their verdicts back."""
+"""`cmb-jax review`: export candidates to readers' viewers, import their verdicts, measure agreement."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def import_(options: ImportOptions) -> None:
 
 
 def unread_text(unread: int, kept: int) -> str:
-    """What is wrong with truth from a reading that is not finished."""
+    """The warning about truth from an unfinished reading."""
     return (
         f"{unread} of {kept} kept candidates were read by nobody and are not in the table; do not train on "
         "this scan before they are"
@@ -143,7 +143,7 @@ def agreement(options: AgreementOptions) -> None:
 
 
 def summary(scans: list[ScanReview]) -> str:
-    """Agreement for people, a line each."""
+    """Agreement as text: lines for each reader, then for each pair of readers."""
     from cmb_jax.evaluation.statistics import estimate_text
     from cmb_jax.review.statistics import detector_agreement, reader_agreement
 

@@ -1,4 +1,4 @@
-"""How the configuration's fields are typed and shown on the command line of `train` and `eval`."""
+"""How fields of the configuration are entered and shown on the command line of `train` and `eval`."""
 
 import contextlib
 import dataclasses
@@ -19,12 +19,12 @@ from cmb_jax.errors import UserError
 from cmb_jax.io.outside import shortened
 
 SETTINGS = ConstructorRegistry()
-"""How settings are shown and read that tyro has no short form for."""
+"""Rules for settings that tyro has no short form for."""
 
 
 @SETTINGS.primitive_rule
 def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """What may be left out is shown as its type, where tyro would put {None}| before it."""
+    """Show a setting that may be None as its type, where tyro would put {None}| before it."""
     parts = [part for part in typing.get_args(info.type) if part is not types.NoneType]
     if types.NoneType not in typing.get_args(info.type) or len(parts) != 1:
         return None
@@ -42,7 +42,7 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 
 @SETTINGS.primitive_rule
 def _prototype(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """A prototype loss is one option: its name and what differs from its defaults."""
+    """Make a prototype loss one option: its name and the settings that differ from their defaults."""
     if PrototypeLoss not in typing.get_args(info.type):
         return None
     return PrimitiveConstructorSpec(
@@ -92,7 +92,7 @@ def _words_of_loss(loss: Any) -> list[str]:
 
 
 def _own_loss(name: str) -> type[PrototypeLoss]:
-    """The class that module:Class names; the module is code, and is run."""
+    """The class that module:Class names; importing runs the module's code."""
     module, _, inside = name.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # an installed command does not look where it is started

@@ -1,4 +1,4 @@
-"""Simulated lesions: `simulate` makes subjects, `benchmark-data` a split of them, `implant` alters scans."""
+"""`simulate` makes subjects, `benchmark-data` a split of CMB-Phantom; `implant` puts lesions into a scan."""
 
 from __future__ import annotations
 
@@ -140,10 +140,10 @@ def benchmark_data(options: BenchmarkDataOptions) -> None:
 
 
 def use_one_instruction_set() -> None:
-    """Have XLA compile for the instruction set that nearly all x86-64 processors share.
+    """Make XLA compile for an instruction set that nearly all x86-64 processors have.
 
-    Sums in another order would change last bits, and some of the stored integers with them. It must be called
-    before JAX's first computation.
+    With another one, sums have another order and other last bits, which change some of the stored integers.
+    Must be called before JAX's first computation.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_max_isa" not in flags:
@@ -163,7 +163,7 @@ def _described(comparison: Comparison) -> str:
 
 
 def _first_difference(comparison: Comparison) -> str:
-    """A file to look at."""
+    """The first file that differs or is missing."""
     return next(iter((*comparison.different, *comparison.missing)), "no subject was found")
 
 
@@ -208,7 +208,7 @@ class ImplantOptions:
 
 
 def implant(options: ImplantOptions) -> None:
-    """Read, implant, write. Nothing is written where something is wrong."""
+    """Read, implant, write; nothing is written if anything fails."""
     magnitude, phase, out = options.magnitude, options.phase, options.out
     lesions, brain_mask = options.lesions, options.brain_mask
     wanted = _wanted(options)
@@ -232,6 +232,8 @@ def implant(options: ImplantOptions) -> None:
     bodies = lesions_for(scan, brain, wanted, options.mimics, options.diameters_mm, lesions, options.seed)
     gain, shift, labels, kinds, rows = put_in(scan, brain, bodies)
     warnings = [*scan.like.warnings, *outside_brain(scan, brain, bodies, brain_mask is not None)]
+    # Truth must not hold lesions that nobody can see: those below the noise are taken out, and the rest is
+    # put in anew, as the fields of neighbors overlap.
     seen = np.flatnonzero(changes(scan, brain, bodies) >= 1.0)
     if faint := len(bodies) - len(seen):
         warning = (
@@ -267,6 +269,7 @@ def implant(options: ImplantOptions) -> None:
         "implanted": {"cmb": int(np.sum(bodies.kind == CMB_KIND)), "all": len(bodies)},
         "warnings": warnings,
     }
+    # in the form of the inputs (type, scaling, grid): voxels that no lesion reaches keep their stored numbers
     files = open_nifti(magnitude), open_nifti(phase)
     with atomic_directory(out, overwrite=options.overwrite) as folder:
         changed = {
@@ -288,7 +291,7 @@ def implant(options: ImplantOptions) -> None:
 
 
 def _wanted(options: ImplantOptions) -> int:
-    """Number of microbleeds to draw, with the arguments checked."""
+    """Check the arguments; return the number of microbleeds to draw."""
     from cmb_jax.implant.lesions import MIN_DIAMETER_MM
 
     count, mimics, seed, table = options.count, options.mimics, options.seed, options.lesions is not None

@@ -1,4 +1,4 @@
-"""`cmb-jax swi`: a susceptibility-weighted image from magnitude and phase, files in and files out."""
+"""`cmb-jax swi`: make a susceptibility-weighted image from files of magnitude and phase."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ def run(options: SwiOptions) -> None:
 
     out, keep_identifiers, echo = options.out, options.keep_identifiers, options.echo
     stated = asked_range(options.phase_range)
+    # inside the `with`, so that a failure leaves neither a folder nor a half-made one
     with atomic_directory(out, overwrite=options.overwrite) as folder:
         magnitude_echoes, phase_echoes = read_echoes(options.magnitude), read_echoes(options.phase)
         like = magnitude_echoes[0]

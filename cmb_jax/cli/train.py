@@ -31,7 +31,7 @@ def run(arguments: Sequence[str], apply: Apply) -> None:
 def start(
     config: Config, workdir: Path, coordinator: str | None, processes: str | None, process: int | None
 ) -> None:
-    """Train in this process, with others if they are named (docs/scaling.md)."""
+    """Train in this process, together with others if there are several (docs/scaling.md)."""
     from absl import flags
     from absl import logging as absl_logging
 
@@ -72,7 +72,7 @@ def eval_(arguments: Sequence[str], apply: Apply) -> None:
 
 
 def run_parser(prog: str, text: str) -> argparse.ArgumentParser:
-    """What both commands take besides the configuration's fields."""
+    """The options of both commands besides the fields of the configuration."""
     parser = argparse.ArgumentParser(prog=prog, description=text, add_help=False, exit_on_error=False)
     parser.add_argument(
         "--config",
@@ -91,7 +91,8 @@ def run_parser(prog: str, text: str) -> argparse.ArgumentParser:
 def parse_run(
     parser: argparse.ArgumentParser, arguments: Sequence[str], apply: Apply
 ) -> tuple[Config, argparse.Namespace]:
-    """What the parser knows, then dotted overrides of the configuration; --help ends the program."""
+    """Parse the command's own options, then dotted overrides; --help prints and exits."""
+    # two parsers: argparse takes what it knows, and the rest are fields of the configuration, for tyro
     try:
         known, rest = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:

@@ -1,4 +1,4 @@
-"""cmb-jax view: the viewer of one result behind a local server, where verdicts are saved."""
+"""cmb-jax view: serve the viewer of one result on this machine, and save the verdicts given there."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def run(options: ViewOptions) -> None:
 def open_server(
     result: Path, swi: Path | None = None, phase: Path | None = None, port: int = 0
 ) -> ViewerServer:
-    """The server of one result, listening; see `run`."""
+    """A server of one result that listens already."""
     if phase is not None and swi is None:
         raise UserError("--phase goes with --swi IMAGE")
     from cmb_jax.io.atomic import sha256_file
@@ -134,6 +134,7 @@ def _given(result: Result, record: dict[str, Any], swi: Path, phase: Path | None
         raise UserError(
             f"{swi}: its shape is not that of {result.paths.labels}; give the image that was searched"
         )
+    # the phase is read as the prediction read it: range and sign stand in the record's steps
     radians = None
     if phase is not None:
         stored = _searched(phase, "phase", result, record)
@@ -165,7 +166,7 @@ def _searched(path: Path, role: str, result: Result, record: dict[str, Any]) -> 
 
 
 def _truth(files: Sequence[Path], result: Result) -> dict[str, Any]:
-    """Truth in the folder `truth` of the result, as `cmb-jax review import` writes it."""
+    """Write truth into the folder `truth` of the result, as `cmb-jax review import` does."""
     from cmb_jax.datasets.folder import case_and_word
     from cmb_jax.io.provenance import is_bids_name
     from cmb_jax.review.truth import write_truth

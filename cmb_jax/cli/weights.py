@@ -1,4 +1,4 @@
-"""`weights show` says what weights are; `calibrate` makes weights whose scores are probabilities."""
+"""`weights show` describes weights; `calibrate` writes weights that give probabilities."""
 
 import dataclasses
 from pathlib import Path
@@ -22,7 +22,7 @@ class ShowOptions:
 
 
 def show(options: ShowOptions) -> None:
-    """Print their record, or as much as there is of it."""
+    """Print the record of the weights, as far as there is one."""
     from cmb_jax.config_load import config_to_json
     from cmb_jax.inference.bundle import describe, key_statement, load_bundle
     from cmb_jax.io.outside import read_text
@@ -60,7 +60,7 @@ class CalibrateOptions:
 
 
 def calibrate(options: CalibrateOptions) -> None:
-    """Calibrate; print what the weights are now."""
+    """Calibrate; describe the new weights."""
     pred, truth, out = options.pred, options.truth, options.out
     if not pred or len(pred) != len(truth):
         raise UserError(
@@ -90,7 +90,7 @@ def calibrate(options: CalibrateOptions) -> None:
 
 
 def _left_by_a_killed_run(record: Path) -> bool:
-    """Whether a record without weights is one of ours: it is written first."""
+    """Whether a record without weights is of a calibration that was killed: records are written first."""
     from cmb_jax.inference.bundle import read_weights_record
 
     try:

@@ -1,4 +1,4 @@
-"""The data set of derivatives: its own files, the names in it, and what makes a result a finished one."""
+"""The data set of derivatives: its own files, the names of results, and what marks a result as finished."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GROUP_PAGE = "group_desc-cmb_report.html"
 _DESCRIPTION = "dataset_description.json"
 _KEPT_ENTITIES = ("acq", "ce", "rec")  # of the reference image, beside those that name the scan
 
-# suffixes that BIDS does not have (yet); everything else is checked by the validator
+# suffixes that BIDS lacks; everything else is checked by the validator
 _IGNORED = """*_desc-cmb_detections.tsv
 *_desc-cmb_detections.json
 *_desc-cmb_report.html
@@ -65,12 +65,12 @@ Research use only; not a diagnosis. What stands here was found by a program and 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResultFiles:
-    """Where the files of one scan's result lie; not all of them need be there."""
+    """Paths of one scan's result; not all of the files need exist."""
 
     folder: Path
     stem: str  # sub-01_ses-2_acq-x_run-1
     labels: Path  # instance labels
-    labels_sidecar: Path  # what the labels are
+    labels_sidecar: Path  # what the labels mean
     table: Path  # detections
     table_sidecar: Path  # columns and provenance; written last, so that it marks a finished result
     report: Path  # the page
@@ -84,7 +84,7 @@ class ResultFiles:
 
     @classmethod
     def of(cls, folder: Path, stem: str) -> ResultFiles:
-        """The files by what their names begin with."""
+        """The paths of a result whose files begin with `stem`."""
         names = {
             "labels": "desc-cmb_dseg.nii.gz",
             "labels_sidecar": "desc-cmb_dseg.json",
@@ -114,13 +114,14 @@ def result_files(out: Path, choice: Choice) -> ResultFiles:
 
 
 def anat_folder(derivatives: Path, scan: Scan) -> Path:
-    """Where a data set of derivatives has what belongs to a scan."""
+    """The folder of a scan in a data set of derivatives."""
     session = () if scan.session is None else (f"ses-{scan.session}",)
     return derivatives.joinpath(f"sub-{scan.participant}", *session, "anat")
 
 
 def finished_results(out: Path, participant: str) -> list[tuple[BidsName, ResultFiles]]:
     """The finished results of a participant, in order of their names."""
+    # the sidecar is written last: where it stands, all other files are whole
     found = []
     for path in sorted((out / f"sub-{participant}").glob("**/anat/*_desc-cmb_detections.json")):
         name = parse_name(path.name)
@@ -159,7 +160,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def check_out(root: Path, out: Path) -> None:
-    """Refuse an output folder that holds anything else than results of this program.
+    """Refuse an output folder that holds anything but results of this program.
 
     Raises:
         UserError: `out` is a file, the data set itself or above it, or has other content.
@@ -180,7 +181,7 @@ def check_out(root: Path, out: Path) -> None:
 
 
 def write_dataset_files(root: Path, out: Path, regions: Path | None = None) -> None:
-    """Write dataset_description.json, README.md and .bidsignore where there are none: people add to them.
+    """Write dataset_description.json, README.md and .bidsignore unless they exist: users edit them.
 
     Args:
         root: the source data set.
@@ -210,8 +211,8 @@ def write_dataset_files(root: Path, out: Path, regions: Path | None = None) -> N
 def source_link(root: Path, out: Path) -> str | None:
     """Relative path from the derivatives to a data set that they are made from.
 
-    None where it would name more folders than the data set's own: these may hold names of people, and are of
-    no use elsewhere.
+    None where it would name other folders than the data set's own: their names may identify people, and are
+    useless on another machine.
     """
     try:
         path = Path(os.path.relpath(root.resolve(), out.resolve()))

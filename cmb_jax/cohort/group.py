@@ -39,7 +39,7 @@ MISSING = "n/a"
 MOST_PICTURE_BYTES = 17_000_000
 """Of all pictures together; in base64 they are a third more, and the page stays below 30 MB."""
 _ALIKE = {"images": "images", "weights": "weights", "threshold": "thresholds", "version": "versions"}
-"""Columns in which results must agree if their counts are to be compared, and their words."""
+"""Columns in which results must agree for their counts to be comparable -> their names in messages."""
 METHODS = "methods.md"
 _USUAL_SETTINGS = {
     "PhaseSign": ("auto", "phase sign"),
@@ -47,7 +47,7 @@ _USUAL_SETTINGS = {
     "Flips": ("none", "flips"),
     "Precision": ("float32", "precision"),
 }
-"""Settings that the text names only where they are not the usual ones."""
+"""Settings that methods.md names only where they are not at the usual value: (value, name in the text)."""
 _KNOWN_SETTINGS = {*_USUAL_SETTINGS, "Weights", "Threshold", "Regions"}
 
 CATEGORIES = ("definite", "possible")
@@ -99,7 +99,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
 def _row_without_result(
     entities: tuple[tuple[str, str], ...], status: str, reason: str = ""
 ) -> dict[str, str]:
-    """The line of a participant without scans, of a scan without result, or of a damaged result."""
+    """The line of a participant without scans, a scan without a result, or a damaged result."""
     return _row({**_named(dict(entities)), "status": status, "reason": reason})
 
 
@@ -168,7 +168,7 @@ def _row(values: dict[str, Any]) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupLine:
-    """A line of the group table, with the result that it is of."""
+    """A line of the group table, with the files of its result."""
 
     row: dict[str, str]
     files: ResultFiles | None = None  # None: there is none, or it is damaged
@@ -180,13 +180,14 @@ def cohort_content(out: Path, lines: Sequence[GroupLine], notes: tuple[str, ...]
     Args:
         out: the data set of derivatives, in which the page will lie.
         lines: of the group table.
-        notes: in what results differ.
+        notes: why counts should not be compared as they stand.
     """
     results = [
         (n, line.files, read_provenance(line.files.table_sidecar))
         for n, line in enumerate(lines)
         if line.files
     ]
+    # all pictures share one budget, so that the page of a large cohort can still be opened and mailed
     changes = _comparison_pages(out, {n: provenance for n, _, provenance in results})
     most = MOST_PICTURE_BYTES // max(len(results), 1)
     beside: dict[int, dict[str, Any]] = {}
@@ -249,7 +250,8 @@ def _picture(files: ResultFiles, provenance: Provenance, most_bytes: int) -> Pic
 
 
 def _comparison_pages(out: Path, provenances: dict[int, Provenance]) -> dict[int, tuple[Link, ...]]:
-    """Pages that `cmb-jax compare` wrote below `out`, for the lines whose images they compare."""
+    """Links to the pages that `cmb-jax compare` wrote below `out`, by the lines whose images they compare."""
+    # matched by the images' hashes: names of folders and scans may have been changed since
     line_of = {digest: n for n, each in provenances.items() for _, digest in each.images}
     found: dict[int, list[Link]] = {}
     for record in sorted(out.glob("sub-*/**/comparison.json")):
@@ -261,7 +263,7 @@ def _comparison_pages(out: Path, provenances: dict[int, Provenance]) -> dict[int
 
 
 def _compared(record: Path, line_of: dict[str, int]) -> Iterator[tuple[int, Link]]:
-    # none of ours, or damaged: the scans are listed without it
+    # another program's file, or a damaged one: the scans are listed without the link
     with contextlib.suppress(UserError), reading(record):
         content = read_json_object(record)
         found: dict[str, int] = {status: int(content["counts"].get(status, 0)) for status in STATUSES}
@@ -283,6 +285,7 @@ def write_methods(out: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
+    # results made with the same settings share a paragraph; a cohort made in one way needs no names of scans
     ways: dict[str, list[tuple[str, Provenance]]] = {}
     for name, provenance in _readable_results(out):
         how = [provenance.version, provenance.making, provenance.weights_bundled, provenance.calibrated]
@@ -303,7 +306,7 @@ def _readable_results(out: Path) -> Iterator[tuple[str, Provenance]]:
 
 
 def _methods_facts(results: list[tuple[str, Provenance]]) -> MethodsFacts:
-    """Of results that were made in one way."""
+    """Facts for the paragraph on results that were all made with the same settings."""
     first = results[0][1]
     # scans without a phase may have a threshold of their own
     thresholds = {provenance.phase: provenance.threshold for _, provenance in results}
@@ -333,13 +336,13 @@ def _methods_facts(results: list[tuple[str, Provenance]]) -> MethodsFacts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupSummary:
-    """What a group table holds."""
+    """Where the group's files are, and what the table holds."""
 
     path: Path
     page: Path
     statuses: Counter[str]  # lines by status
     failures: tuple[str, ...]  # scan and reason
-    mixed: tuple[str, ...]  # in what the results differ, so that counts should not be compared
+    mixed: tuple[str, ...]  # differences because of which counts should not be compared
 
 
 def write_group(layout: BidsLayout, out: Path, participants: Sequence[str]) -> GroupSummary:
@@ -348,7 +351,7 @@ def write_group(layout: BidsLayout, out: Path, participants: Sequence[str]) -> G
     Args:
         layout: of the source data set.
         out: with the results of the participant level.
-        participants: labels to list; those that only participants.tsv has come behind, if all are listed.
+        participants: labels to list; if these are all, participants without a folder follow.
 
     Raises:
         UserError: a file cannot be written.
@@ -380,7 +383,7 @@ def write_group(layout: BidsLayout, out: Path, participants: Sequence[str]) -> G
 
 
 def _participant_lines(layout: BidsLayout, out: Path, label: str) -> Iterator[GroupLine]:
-    """Lines of all scans and of all results; a result whose scan has gone since is listed too."""
+    """Lines of all scans and results, including results whose scan no longer exists."""
     results = finished_results(out, label)
     try:
         scans = layout.scans(label)

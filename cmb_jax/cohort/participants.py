@@ -1,4 +1,4 @@
-"""The participant level: every scan by itself, so that one that fails stops no other."""
+"""The participant level: every scan is processed by itself, so that a failure stops no other scan."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -16,18 +16,18 @@ class Progress(Protocol):
     """Receives the progress of a run; `say` is called from several threads."""
 
     def start(self, scans: int) -> None:
-        """The number of scans."""
+        """Receive the number of scans."""
 
     def say(self, text: str) -> None:
-        """What is being done, a line at a time."""
+        """Receive a line about what is being done."""
 
     def step(self, outcome: Outcome) -> None:
-        """A scan is finished."""
+        """Receive the outcome of a scan that is finished."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which scans are worked on; empty: all."""
+    """Which scans are processed; empty: all."""
 
     participants: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
@@ -35,10 +35,10 @@ class Selection:
     filter: BidsFilter | None = None
 
     def of(self, scans: tuple[Scan, ...]) -> tuple[Scan, ...]:
-        """The scans of a participant that are selected, with the images that are."""
-        fitting = [scan for scan in scans if not self.sessions or scan.session in self.sessions]
-        named = [scan.only(self._wants) for scan in fitting]
-        return tuple(scan for scan in named if scan.files)
+        """The selected scans of a participant, with only their selected images."""
+        in_sessions = [scan for scan in scans if not self.sessions or scan.session in self.sessions]
+        selected = [scan.only(self._wants) for scan in in_sessions]
+        return tuple(scan for scan in selected if scan.files)
 
     def _wants(self, file: BidsFile) -> bool:
         if self.acquisition is not None and file.name.get("acq") != self.acquisition:
@@ -48,7 +48,7 @@ class Selection:
         try:
             return self.filter.keeps(part_of(file.name), file.name, file.path.parent.name)
         except UserError:
-            return True  # it is left out because of its part, and reported
+            return True  # a part that is not read: `choose` leaves it out and says so
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,8 @@ def select_participants(layout: BidsLayout, asked: Sequence[str]) -> tuple[str, 
     labels = tuple(dict.fromkeys(label_of(text, "sub") for text in asked))
     missing = [label for label in labels if label not in layout.participants]
     if missing:
-        there = ", ".join(layout.participants[:10]) + (", ..." if len(layout.participants) > 10 else "")
-        raise UserError(f"{layout.root}: has no participant {', '.join(missing)}; there are {there}")
+        known = ", ".join(layout.participants[:10]) + (", ..." if len(layout.participants) > 10 else "")
+        raise UserError(f"{layout.root}: has no participant {', '.join(missing)}; there are {known}")
     return labels
 
 
@@ -98,9 +98,9 @@ def run_participants(
     Args:
         layout: of the source data set.
         out: the data set of derivatives, checked and with its own files.
-        selection: of labels that exist.
+        selection: which scans; its labels exist.
         pipeline: the detector on its devices, and its settings.
-        overwrite: make finished results again.
+        overwrite: process finished scans again.
         progress: receives messages and outcomes.
 
     Raises:

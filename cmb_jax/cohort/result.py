@@ -1,6 +1,4 @@
-"""What becomes of a scan: its result as files and whether it still holds, or why it failed, and the table of
-all that failed.
-"""
+"""The outcome of a scan: the files of its result and whether they are up to date, or why it failed."""
 
 import dataclasses
 import enum
@@ -34,7 +32,7 @@ PROVENANCE = "CmbJax"
 _ALWAYS_THERE = ("Weights", "Threshold", "PhaseSign", "PhaseRange")
 
 _UNSAID: dict[str, Any] = {"Flips": "none", "Precision": "float32", "Regions": NETWORK}
-"""Settings that a sidecar may leave out, with the values that they have then."""
+"""Settings that a sidecar may leave out, and the values that this means."""
 
 
 def write_result(
@@ -49,7 +47,7 @@ def write_result(
     viewer: bool = False,
     save_regions: bool = False,
 ) -> None:
-    """Write all files of a scan's result over older ones; the table's sidecar last, as the mark of the end.
+    """Write all files of a scan's result over older ones; the table's sidecar last, as it marks the end.
 
     `viewer`: also the page on which a reader scrolls, which holds the images; `save_regions`: also brain mask
     and region map. Half-written files of a killed process are removed.
@@ -57,6 +55,8 @@ def write_result(
     Raises:
         UserError: a file cannot be written.
     """
+    # Without its sidecar a result counts as unfinished: until the new one stands, an interruption leaves no
+    # mixture of old and new files that could pass for a result.
     files.table_sidecar.unlink(missing_ok=True)
     clear_dead(files.folder, f"{files.stem}_desc-*")
     sources = [image.uri for image in taken]
@@ -86,6 +86,7 @@ def write_result(
     content = report_content(prediction, bundle, inputs, files.stem, beside)
     atomic_write_text(files.report, render_report(content), overwrite=True)
     _write_regions(files, prediction, sources, spatial, save_regions)
+    # the group's page draws on this picture, so that it need not read the images again
     projection = make_projection(prediction.swi, prediction.brain_mask)
     atomic_write_bytes(files.overview, projection.jpeg, overwrite=True)
     table = detections_tsv(prediction.rows)
@@ -122,7 +123,7 @@ def write_result(
 def _write_regions(
     files: ResultFiles, prediction: Prediction, sources: list[str], spatial: str, wanted: bool
 ) -> None:
-    """Brain mask and region map with their sidecars; those of an earlier run go where they are not wanted."""
+    """Write brain mask and region map with their sidecars; remove those of an earlier run if not wanted."""
     regions = wanted and prediction.region_map.trusted
     for path, there, array, words in (
         (files.brain, wanted, prediction.brain_mask, "The space inside the skull, CSF included."),
@@ -191,9 +192,9 @@ def _sidecar(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a finished result was made from and with, as far as it is read again."""
+    """What a finished result was made from and with: the part of its sidecar that is read back."""
 
-    making: dict[str, Any]  # see `ScanOptions.record`; with what it leaves out
+    making: dict[str, Any]  # settings, see `ScanOptions.record`; those it leaves out are filled in
     weights_name: str
     weights_sha256: str
     weights_bundled: bool
@@ -207,12 +208,12 @@ class Provenance:
     version: str
     threshold: float  # of this scan
     phase: bool  # whether one was used
-    brain_ml: float | None  # None, as the next: results of earlier versions do not say it
+    brain_ml: float | None  # this and the next are None in results of earlier versions
     overview: dict[str, Any] | None  # see `Projection.to_json`
 
 
 def read_provenance(sidecar: Path) -> Provenance:
-    """Read it from the sidecar of a table.
+    """Read the provenance of a result from its table's sidecar.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -226,7 +227,7 @@ def read_provenance(sidecar: Path) -> Provenance:
             made.get("BrainVolumeMl"),
             made.get("Overview"),
         )
-        # results of earlier versions have one threshold for all scans, and do not say what became of a phase
+        # earlier versions had one threshold for all scans, and did not record whether a phase was used
         settings = {"score_threshold": made["Making"]["Threshold"]} | made.get("Settings", {})
         return Provenance(
             making=_UNSAID | making,
@@ -249,14 +250,14 @@ def read_provenance(sidecar: Path) -> Provenance:
 
 
 def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: dict[str, Any]) -> str | None:
-    """What differs between a finished result and the one that would be made now; None if nothing does.
+    """How a finished result differs from the one that would be made now; None if it does not.
 
     Raises:
         UserError: its sidecar has been damaged.
     """
     then = read_provenance(files.table_sidecar)
     now = _UNSAID | making
-    # a name that only one of them has is an option that the other left at its default
+    # only options that are not at their default are recorded, so either side may lack a name
     names = dict.fromkeys((*now, *then.making))
     changed = [name.lower() for name in names if now.get(name) != then.making.get(name)]
     if then.images != {(image.file, image.sha256) for image in taken}:
@@ -265,7 +266,7 @@ def what_changed(files: ResultFiles, taken: tuple[TakenImage, ...], making: dict
 
 
 class Status(enum.StrEnum):
-    """How a scan came out, or why the group table has no result of it."""
+    """The outcome of a scan, or why the group table has no result of it."""
 
     DONE = "done"
     SKIPPED = "skipped"  # done by an earlier run
@@ -279,7 +280,7 @@ class Status(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How one scan came out, and why."""
+    """The outcome of one scan, and why."""
 
     name: str  # sub-01_ses-2_run-1
     status: Status
@@ -315,7 +316,7 @@ def read_reason(log: Path) -> str:
 def write_failure_table(out: Path) -> Path | None:
     """Write logs/failed.tsv from the logs of all processes; None, and no table, if nothing failed.
 
-    The table is written again until the logs stay as they were read: another process may fail meanwhile.
+    The table is written again until the logs no longer change, because other processes may add failures.
     """
     path = logs_folder(out) / "failed.tsv"
     written = None

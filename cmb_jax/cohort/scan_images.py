@@ -1,4 +1,4 @@
-"""The images of a scan and its regions, read from the files that were chosen.
+"""Reads the chosen images of a scan, and the label volume of its regions if there is one.
 
 Label volumes can take the place of the region network. They are named as the BIDS specification names
 discrete segmentations (Derivatives, Imaging data types):
@@ -46,7 +46,7 @@ class TakenImage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScanImages:
-    """What the detector is given of one scan."""
+    """The input of the detector for one scan."""
 
     swi: Volume
     phase: Volume | None
@@ -74,11 +74,11 @@ def taken_images(choice: Choice) -> tuple[TakenImage, ...]:
 
 
 def read_scan_images(choice: Choice, options: ScanOptions) -> ScanImages:
-    """Read what was chosen; SWI is made where there is only magnitude and phase.
+    """Read the chosen images; SWI is made where there is only magnitude and phase.
 
-    The sign of the phase is the one asked for, else ParamagneticPhaseSign of the sidecar, else determined
-    from the images; its range is the one asked for, else determined from the images, else radians if the
-    sidecar says so.
+    The sign of the phase is the one that the user gives, else ParamagneticPhaseSign of the sidecar, else
+    determined from the images. Its range is the one that the user gives, else determined from the images,
+    else radians if the sidecar says so.
 
     Raises:
         UserError: an image cannot be read, or the images do not fit together.
@@ -161,7 +161,7 @@ def _magnitude_alone(magnitude: Volume, why: str, options: ScanOptions, steps: t
 
 
 def _sign(choice: Choice, options: ScanOptions) -> tuple[PhaseSign, tuple[str, ...]]:
-    """The sign to ask for, and what is to be said about it."""
+    """The sign to use, and steps to report about it."""
     if options.phase_sign != "auto" or not choice.phases:
         return options.phase_sign, ()
     stated = choice.phases[-1].facts.paramagnetic_sign
@@ -174,9 +174,9 @@ def _sign(choice: Choice, options: ScanOptions) -> tuple[PhaseSign, tuple[str, .
 def _range(
     choice: Choice, options: ScanOptions, phases: Sequence[Volume]
 ) -> tuple[PhaseRange | None, tuple[str, ...]]:
-    """The range to ask for, and what is to be said about it.
+    """The range to use, and steps to report about it.
 
-    Values that fill their range say more than a sidecar; a masked high-passed phase fills none.
+    Values that fill their range are more reliable than a sidecar; a masked high-passed phase fills no range.
     """
     asked = options.stated_range()
     stated = bool(phases) and all(phase.facts.in_radians for phase in choice.phases)
@@ -210,7 +210,7 @@ class ScanLabels:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegionLabels:
-    """A derivative data set with label volumes, and what their labels are."""
+    """A derivative data set with label volumes, and what their labels mean."""
 
     root: Path
     table: LabelTable
@@ -218,8 +218,8 @@ class RegionLabels:
     def of_scan(self, choice: Choice) -> ScanLabels:
         """The label volume of the scan's participant and session.
 
-        Of several, those that differ from the scan's images in an entity are left out, and the one that
-        shares most entities with them is taken.
+        Among several, those with an entity that contradicts the scan's images are left out, and the one that
+        shares the most entities with them is taken.
 
         Raises:
             UserError: there is none, or several that the names do not tell apart.
@@ -279,6 +279,6 @@ def read_region_labels(root: Path, table: Path | None) -> RegionLabels:
 
 
 def _differing(name: BidsName, named: set[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """The entities that a scan's images have too, but with other labels."""
+    """The entities for which the scan's images have other labels."""
     keys = {key for key, _ in named}
     return tuple(pair for pair in name.entities if pair[0] in keys and pair not in named)

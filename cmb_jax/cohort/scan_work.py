@@ -1,7 +1,4 @@
-"""One scan from its images to its files, in three stages that run side by side.
-
-While one scan is computed, the next is read and the last written.
-"""
+"""Processes scans in three overlapping stages: while one is computed, the next is read, the last written."""
 
 import dataclasses
 import time
@@ -38,7 +35,7 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lane(Generic[Item, Result]):
-    """The stages that the items of one device go through, each on a thread of its own."""
+    """The three stages of one device; each runs on a thread of its own."""
 
     read: Callable[[Item], Any]
     compute: Callable[[Any], Any]
@@ -53,7 +50,7 @@ class StageTimes:
         self._spent: list[tuple[int, float]] = []  # appended to from all threads
 
     def timed(self, stage: int, work: Callable[[Any], Any], value: Any) -> Any:
-        """Work of a stage on a value, and its time noted."""
+        """Call the work of a stage on a value, and add up its time."""
         tick = time.perf_counter()
         try:
             return work(value)
@@ -69,8 +66,8 @@ class StageTimes:
     def summary(self) -> str:
         """One line: seconds of each stage, and how much of the work went on beside other work.
 
-        On a machine whose cores are all busy, stages that run side by side slow each other down, so that the
-        seconds saved are fewer than those that overlap.
+        Where all cores are busy, overlapping stages slow each other down, so that fewer seconds are saved
+        than overlap.
         """
         parts = ", ".join(f"{name} {s:.1f} s" for name, s in zip(STAGES, self.seconds, strict=True))
         work = sum(self.seconds)
@@ -100,6 +97,7 @@ def overlapped(
         pools = [[ThreadPoolExecutor(1, f"{name}-{n}") for name in STAGES] for n in range(len(lanes))]
         for pool in (pool for lane_pools in pools for pool in lane_pools):
             stack.callback(pool.shutdown, cancel_futures=True)
+        # results are taken when a place is needed, so that the caller's loop sets the pace of reading
         for item in items:
             if not free:
                 yield _next(done, free)
@@ -162,7 +160,7 @@ class DeviceDetector:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """How scans are worked on."""
+    """The detector on every device, and the settings that all scans are processed with."""
 
     bundle: WeightsBundle
     detectors: tuple[DeviceDetector, ...]  # one for each device
@@ -195,7 +193,7 @@ def detector_pipeline(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Opened:
-    """A scan that is to be searched."""
+    """A scan on its way through the stages."""
 
     scan: Scan
     choice: Choice
@@ -209,7 +207,7 @@ class _Opened:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScanWork:
-    """How the scans of one run are worked on."""
+    """Processes the scans of one run: opens, searches and writes them."""
 
     root: Path  # of the source data set
     out: Path
@@ -218,7 +216,7 @@ class ScanWork:
     say: Say
 
     def lane(self, detector: DeviceDetector) -> Lane[Scan, Outcome]:
-        """The stages on a detector's device. An outcome that is known early passes through the later ones."""
+        """The stages on a detector's device; an outcome that is known early passes through the later ones."""
 
         def compute(opened: _Opened | Outcome) -> _Opened | Outcome:
             if isinstance(opened, Outcome):
@@ -241,7 +239,9 @@ class ScanWork:
         )
 
     def _guarded(self, scan: Scan, detector: DeviceDetector, work: Callable[[], Result]) -> Result | Outcome:
-        """The work's result; whatever is wrong with a scan becomes its outcome."""
+        """The result of the work; whatever goes wrong with a scan becomes its outcome."""
+        # every exception is caught here: one in a stage's thread would surface only when its result is taken,
+        # and would end the run for all other scans
         try:
             with jax.default_device(detector.device):
                 return work()
@@ -260,7 +260,7 @@ class ScanWork:
         return Outcome(name=scan.name, status=Status.FAILED, reason=self._without_paths(reason))
 
     def _open(self, scan: Scan, detector: DeviceDetector) -> _Opened | Outcome:
-        """Images read and prepared, unless there is a result already.
+        """Read and prepare the images, unless the scan is finished already.
 
         Raises:
             UserError: images that cannot be used, a result that has been damaged.
@@ -303,7 +303,7 @@ class ScanWork:
         return dataclasses.replace(opened, found=detector.search(opened.prepared))
 
     def _write(self, opened: _Opened, detector: DeviceDetector) -> Outcome:
-        """The files of the result.
+        """Write the files of the result.
 
         Raises:
             UserError: files that cannot be written.
@@ -336,7 +336,7 @@ class ScanWork:
         return Outcome(name=name, status=Status.DONE)
 
     def _settle(self, outcome: Outcome) -> None:
-        """Keep or clear the reason of a failure."""
+        """Write the reason of a failure, or remove an earlier one."""
         if outcome.status in (Status.FAILED, Status.NOT_ANALYSABLE):
             self.say(f"  {outcome.name}: {outcome.status.value}: {outcome.reason}")
             write_failure(self.out, outcome.name, outcome.reason, outcome.status)
@@ -346,7 +346,7 @@ class ScanWork:
             failure_log(self.out, outcome.name).unlink(missing_ok=True)
 
     def _without_paths(self, text: str) -> str:
-        """A message without the folders of this machine: reasons are kept, and may be passed on."""
+        """A message without paths of this machine: it stays in the logs and the table, which are shared."""
         regions = self.pipeline.regions
         for folder in (self.out, None if regions is None else regions.root, self.root):
             if folder not in (None, Path(".")):
@@ -355,7 +355,7 @@ class ScanWork:
 
 
 def choice_lines(choice: Choice) -> list[str]:
-    """Which files of a scan are used and why, and which are not, as lines to print."""
+    """Lines to print: which files of a scan are used and why, and which are not."""
     files = ", ".join(image.file.relative for image in choice.images)
     return [
         f"{choice.scan.name}: takes {files}",

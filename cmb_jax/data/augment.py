@@ -104,6 +104,7 @@ def draw_changes(
     rng: np.random.Generator,
 ) -> Changes:
     """Random changes of a patch (z, y, x)."""
+    # blur and thicker slices are both matrices along axes, so that their product is applied at once
     blur: list[np.ndarray | None] = [None] * 3
     if rng.random() < config.blur:
         blur = [

@@ -41,7 +41,7 @@ class Share:
 
 
 def _center_cell(stored: StoredSubject, boxes: np.ndarray, config: DataConfig, rng: np.random.Generator):
-    """Working-grid voxel (z, y, x) that the patch should hold, and how far it may lie from its middle."""
+    """Working-grid voxel (z, y, x) to cut a patch around: on a lesion, a mimic or anywhere in the brain."""
     draw = rng.random()
     stride = np.array(PROPOSAL_STRIDE)
     if draw < config.lesion_patch_fraction and len(boxes):
@@ -63,6 +63,7 @@ def cut_patch(stored: StoredSubject, config: DataConfig, rng: np.random.Generato
 def drawn_start(stored: StoredSubject, config: DataConfig, rng: np.random.Generator) -> np.ndarray:
     """First voxel (3,) of a patch for training: about a lesion, a mimic or a place in the brain."""
     center = _center_cell(stored, stored.boxes(), config, rng)
+    # the point lies anywhere in the middle 70 % of the patch, so that its place gives nothing away
     jitter = rng.uniform(-0.35, 0.35, 3) * np.array(config.patch_shape)
     return patch_start(stored, config, center + jitter)
 

@@ -246,5 +246,5 @@ def subjects_in(folder: Path) -> tuple[StoredSubject, ...]:
         raise UserError(f"{folder}: holds no prepared subject (a folder seed-NUMBER with image.npy in it)")
     for path in found:
         _check_versions(path)
-    found.sort(key=lambda path: (len(path.name), path.name))
+    found.sort(key=lambda path: (len(path.name), path.name))  # seed-9 before seed-10
     return tuple(StoredSubject(folder=path) for path in found)

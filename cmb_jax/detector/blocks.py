@@ -44,6 +44,7 @@ class Conv(nnx.Module):
     ) -> None:
         self.kernel = nnx.Param(_HE_UNIFORM(rngs.params(), (*kernel, inputs, outputs), jnp.float32))
         if bias is None:
+            # 1 / sqrt(fan-in): about as large as what the kernel adds up
             bound = (kernel[0] * kernel[1] * kernel[2] * inputs) ** -0.5
             start = jax.random.uniform(rngs.params(), (outputs,), jnp.float32, -bound, bound)
         else:

@@ -221,7 +221,7 @@ def with_remembered(samples: Samples, bank: SampleBank | None) -> Samples:
 
 
 def moved_prototypes(prototypes: jax.Array, samples: Samples, decay: float) -> jax.Array:
-    """Prototypes (classes, K, E) moved towards the mean of the own samples that are nearest to each.
+    """Prototypes (classes, K, E) moved toward the mean of the samples of their class nearest to each.
 
     A step of online k-means with a constant rate: m <- decay * m + (1 - decay) * mean. A prototype that no
     sample is nearest to stays where it is.

@@ -52,6 +52,7 @@ class Template(Generic[Module]):
 
     def bind(self, params: Any) -> Module:
         """The module with the weights of a pure dict (arrays or tracers)."""
+        # a copy, because it is filled in place
         state = jax.tree.map(lambda leaf: leaf, self.abstract)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self.graph, state)
@@ -88,6 +89,7 @@ class Detector(nnx.Module):
     def __init__(self, config: ModelConfig, *, precision: Precision = "float32", rngs: nnx.Rngs) -> None:
         self.config = config
         self.precision = precision
+        # no norm on the finest level: it costs most there, and without one absolute intensities get through
         inputs = IMAGE_CHANNELS * PROPOSAL_STRIDE[0] * PROPOSAL_STRIDE[1] * PROPOSAL_STRIDE[2]
         self.unet = UNet(
             inputs,
@@ -123,6 +125,7 @@ class Detector(nnx.Module):
             )
         if config.semantic_head:
             self.semantic = Conv(self.fusion.outputs, SEMANTIC_CLASSES, rngs=rngs)
+        # last, when all convolutions exist: this reaches every one of them
         if precision != "float32":
             self.set_attributes(Conv, products="bfloat16")
 
@@ -210,7 +213,7 @@ def forward_gflop(shapes: Any, image_shape: Triple, batch: int = 1) -> float:
 
 
 def training_gflop(shapes: Any, image_shape: Triple, batch: int) -> float:
-    """1e9 operations of loss and gradient: forward, towards the input, towards the kernel.
+    """1e9 operations of loss and gradient: forward, gradient of the input, gradient of the kernel.
 
     The image needs no gradient, and box codes are computed at a few anchors only.
     """

@@ -74,7 +74,7 @@ class Concentration(_PrototypeLoss):
     gamma: float = 1.0
     """Temperature on squared distances, more than 0."""
     pull: float = 0.05
-    """Weight of the pull towards the nearest own prototype."""
+    """Weight of the pull toward the nearest own prototype."""
 
     def __post_init__(self) -> None:
         _check_positive(gamma=self.gamma)
@@ -114,7 +114,7 @@ class NearestPrototype(_PrototypeLoss):
     gamma: float = 1.0
     """Temperature on squared distances, more than 0."""
     pull: float = 0.05
-    """Weight of the pull towards the nearest own prototype."""
+    """Weight of the pull toward the nearest own prototype."""
 
     def __post_init__(self) -> None:
         _check_positive(gamma=self.gamma)

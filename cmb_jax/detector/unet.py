@@ -61,6 +61,7 @@ class UNet(nnx.Module):
         )
         finer, coarser = widths[:-1], widths[1:]
         self.laterals = nnx.List([Conv(width, width, rngs=rngs) for width in finer])
+        # without a bias: the lateral that the result is added to has one
         self.rises = nnx.List(
             [Conv(i, o, use_bias=False, rngs=rngs) for i, o in zip(coarser, finer, strict=True)]
         )
@@ -78,7 +79,7 @@ class UNet(nnx.Module):
             x: (B, Z, Y, X, inputs), sizes multiples of 2^(levels - 1).
 
         Returns:
-            One map a level, finest first: (B, Z / 2^l, Y / 2^l, X / 2^l, widths[l]).
+            One map per level, finest first: (B, Z / 2^l, Y / 2^l, X / 2^l, widths[l]).
         """
         # In these parts, so that a whole volume can run the finest level slab by slab (`detector.network`)
         # with the very same functions.
@@ -94,10 +95,10 @@ class UNet(nnx.Module):
         return x
 
     def below(self, x: jax.Array) -> list[jax.Array]:
-        """Maps of all levels but the finest, from what the finest hands down, pooled."""
+        """Maps of all levels but the finest, from the pooled map of the finest encoder level."""
         skips = []
         for level, blocks in enumerate(self.encoder[1:]):
-            x = max_pool(x) if level else x
+            x = max_pool(x) if level else x  # the first of these levels comes pooled
             for block in blocks:
                 x = block(x)
             skips.append(x)
@@ -174,7 +175,7 @@ class FeatureFusion(nnx.Module):
         self.outputs = width if mode == "sum" else width * (len(widths) - (not finest))
 
     def __call__(self, levels: Sequence[jax.Array]) -> jax.Array:
-        """Map one (B, Z / 2^l, Y / 2^l, X / 2^l, widths[l]) a level to (B, Z, Y, X, outputs)."""
+        """Maps (B, Z / 2^l, Y / 2^l, X / 2^l, widths[l]), one per level, to (B, Z, Y, X, outputs)."""
         return self.fine(levels[0], self.below(levels[1:]))
 
     def below(self, levels: Sequence[jax.Array]) -> jax.Array | None:

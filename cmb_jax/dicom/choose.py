@@ -1,12 +1,12 @@
-"""What kind of image each stack of a folder is, and which of them make one scan.
+"""Recognizes what kind of image each stack of a folder is, and chooses those that make one scan.
 
 The evidence for a kind, strongest first: the attribute Complex Image Component (PS3.3 C.8.13.3.1.1) and GE's
 private image type, values of Image Type that vendors use, then words in the names of series, protocol and
 sequence.
 
-BIDS data sets have a chooser of their own (datasets/bids/choice.py), which ranks all images and always takes
-the best. Here two candidates of a kind are an error that lists them, because headers say too little to prefer
-one; and a SWI without phase goes before magnitude with phase, because the scanner's own image is at hand.
+BIDS data sets have their own chooser (datasets/bids/choice.py), which ranks all images and always takes the
+best. Here two candidates of one kind are an error that lists them, because headers say too little to prefer
+one; and a SWI without phase goes before magnitude with phase, because it is the scanner's own image.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Candidate:
 class Choice:
     """The stacks of one scan. Tuples hold one stack per echo, in the order of echo times."""
 
-    swi: Stack | None  # None: it is made from magnitude (or real and imaginary) and phase
+    swi: Stack | None  # None: it is made from magnitude and phase, or from real and imaginary parts
     magnitude: tuple[Stack, ...] = ()
     phase: tuple[Stack, ...] = ()
     real: tuple[Stack, ...] = ()
@@ -92,9 +92,10 @@ def candidates(stacks: Sequence[Stack]) -> tuple[Candidate, ...]:
 
 
 def _role_and_reason(stack: Stack) -> tuple[Role, str]:
-    """The role of a stack, and why. Never guesses: without a sign of susceptibility weighting it is OTHER."""
-    # Exclusions come first: maps, projections and field maps carry the words of what they are made from. A
-    # component that the header states outranks any word, and a name that says magnitude the image type SWI.
+    """The role of a stack, and why; OTHER if nothing shows susceptibility weighting."""
+    # Exclusions come first: the names of maps, projections and field maps contain the words of what they are
+    # made from. Then a component stated in the header outranks any word, and a series name that says
+    # magnitude outranks the image type SWI.
     instance, frame = stack.instance, stack.first
     types = set(frame.image_type)
     series = _lower(instance.description)
@@ -151,10 +152,11 @@ def described(candidate: Candidate, name: str) -> str:
 
 
 def choose(found: Sequence[Candidate], wanted: Sequence[str] = ()) -> Choice:
-    """The stacks of the one scan in `found`, or of the series that the user wants.
+    """The stacks of the one scan in `found`, or of the series that the user asks for.
 
-    A susceptibility-weighted stack comes first; without one it is made from magnitude and phase; a magnitude
-    alone is taken as it is. Phase and magnitude that are not named are looked for among the other series.
+    A susceptibility-weighted stack comes first; without one, SWI is made from magnitude and phase; a
+    magnitude alone is taken as it is. When the user names a SWI, its phase and magnitude are found among the
+    other series.
 
     Args:
         found: all stacks of a folder.
@@ -174,6 +176,7 @@ def choose(found: Sequence[Candidate], wanted: Sequence[str] = ()) -> Choice:
     broken = _with_role(found, Role.SWI)
     if broken:
         raise UserError(f"series {broken[0].stack.key}: {broken[0].stack.fault}; export the series again")
+    # a series that the headers do not show to be susceptibility-weighted is believed if the user names it
     as_asked = _with_role(usable, Role.OTHER) if wanted else []
     if len(as_asked) == 1:
         choice = _around(as_asked[0].stack, usable)
@@ -212,7 +215,7 @@ def _names(stack: Stack) -> tuple[str, str, str]:
 
 
 def _with_partners(chosen: list[Candidate], found: Sequence[Candidate]) -> list[Candidate]:
-    """The chosen candidates, and those of the roles that go with them and were not chosen."""
+    """The chosen candidates, and all candidates of the roles that complete them."""
     roles = {candidate.role for candidate in chosen}
     missing: set[Role] = set()
     if roles & {Role.SWI, Role.MAGNITUDE, Role.OTHER} and Role.PHASE not in roles:
@@ -317,7 +320,7 @@ def _echo_pairs(usable: Sequence[Candidate], whole: Role, part: Role) -> list[tu
 
 
 def _is_difference(pairs: Sequence[tuple[Candidate, Candidate]], usable: Sequence[Candidate]) -> bool:
-    """Whether the one phase of a magnitude with several echoes is their difference, as of field maps."""
+    """Whether the only phase beside several echoes of magnitude is their phase difference (field mapping)."""
     if len(pairs) > 1:
         return False
     series_uid = pairs[0][0].stack.instance.series_uid

@@ -1,7 +1,7 @@
-"""One stack of DICOM frames to one volume, by dcm2niix, and checked against the headers.
+"""Converts one stack of DICOM frames to one volume by dcm2niix, and checks it against the headers.
 
-Converters take the slice distance from two slices and one slope for a series. Headers give a position and a
-slope for every frame, so place and values of the volume are those of the headers.
+Converters take the slice distance from two slices, and one slope for a whole series. Headers give a position
+and a slope for every frame, so the volume's place and values are taken from them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from cmb_jax.io.outside import Unreadable, read_json_object, reading
 from cmb_jax.io.volume import Volume
 
 _SUFFIXES = {"_ph": "PHASE", "_real": "REAL", "_imaginary": "IMAGINARY"}  # of dcm2niix's file names
-# Defaults file ignored; display scaling, which is what the standard's slope and intercept say; nothing about
-# the patient in the sidecar.
+# -g i: ignore the defaults file; -p n: the standard's slope and intercept instead of Philips's own;
+# -ba y: nothing about the patient in the sidecar.
 _OPTIONS = ("-g", "i", "-p", "n", "-z", "n", "-b", "y", "-ba", "y", "-f", "volume")
 
 # dcm2niix takes the slice distance from the first two slices, whose positions may be rounded to 0.1 mm.
@@ -44,8 +44,7 @@ _TOLERANCE = 1e-4  # of a frame's largest value; float32 rounds
 def convert(stack: Stack) -> Volume:
     """The volume of a stack, with the place and the values that the headers give.
 
-    `source` and `sha256` of the volume stand for the stack: a neutral name, and the hash over the hashes of
-    its files in their order.
+    Its `source` is a neutral name of the stack, its `sha256` the hash of the hashes of all files in order.
 
     Raises:
         UserError: dcm2niix fails, gives no or several volumes, or a volume that lies elsewhere.
@@ -55,7 +54,7 @@ def convert(stack: Stack) -> Volume:
         inputs.mkdir()
         outputs.mkdir()
         for number, instance in enumerate(stack.instances):
-            # numbered, so that names with identifiers go nowhere
+            # numbered, so that names with identifiers are passed to no other program
             _hand_over(instance.path, inputs / f"{number:06d}.dcm")
         # classic objects were chosen one by one; of a multi-frame object the volumes must stay apart
         merge = "n" if stack.instance.multi_frame else "y"
@@ -76,7 +75,7 @@ def convert(stack: Stack) -> Volume:
 
 
 def stack_name(stack: Stack) -> str:
-    """A name without identifiers: number of the series, and of images."""
+    """A name without identifiers: the series number and the number of images."""
     return f"series {stack.key} ({len(stack.frames)} images)"
 
 
@@ -94,7 +93,7 @@ def _is_of(path: Path, stack: Stack) -> bool:
 
 
 def _hand_over(source: Path, target: Path) -> None:
-    """The file under another name, with the preamble and the mark that dcm2niix looks for."""
+    """Put the file under another name, with the preamble and the mark that dcm2niix looks for."""
     if not has_mark(source):
         with reading(source), open_whole(source) as whole:
             dcmread(whole, force=True).save_as(target, enforce_file_format=True)
@@ -107,7 +106,7 @@ def _hand_over(source: Path, target: Path) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameMapping:
-    """How the axes of a volume (X, Y, Z) lie in its stack (columns, rows, slices)."""
+    """Which axis of a stack (columns, rows, slices) each axis of its volume (X, Y, Z) is, and its sign."""
 
     orientation: np.ndarray  # (3, 2) nibabel's: for each axis of the volume, the stack's axis and its sign
     matrix: np.ndarray  # (4, 4) exact: (x, y, z) index -> (column, row, slice) index
@@ -145,9 +144,11 @@ def frame_mapping(volume: Volume, stack: Stack) -> FrameMapping:
     matrix = np.zeros((4, 4))
     matrix[3, 3] = 1.0
     matrix[axes, range(3)] = signs
+    # a flipped axis starts at the stack's last index
     last = np.array(stack.shape) - 1
     flipped = axes[signs < 0]
     matrix[flipped, 3] = last[flipped]
+    # errors of direction add up along an axis, so that the origin may be off by more the longer it is
     same_shape = sorted(axes) == [0, 1, 2] and tuple(np.array(stack.shape)[axes]) == volume.shape
     apart = np.abs(found - matrix)[:3]
     if not same_shape or apart[:, :3].max() > _SKEW or np.any(apart[:, 3] > _OFFSET + _SKEW * last):
@@ -182,7 +183,7 @@ def _placed_by_headers(volume: Volume, stack: Stack) -> Volume:
 
 
 def _valued_by_headers(volume: Volume, stack: Stack) -> Volume:
-    """The volume with slope x pixel + intercept of each frame; a warning where the converter gave others.
+    """The volume with values of slope x pixel + intercept by frame; a warning where the converter's differ.
 
     If pydicom cannot decompress a frame, the values stay as converted, with a warning.
     """

@@ -1,4 +1,4 @@
-"""All DICOM images below a folder, from their headers; other files, damaged ones and duplicates are reported.
+"""Finds all DICOM images below a folder by their headers; reports other files, damaged ones and duplicates.
 
 Files whose preamble and DICM mark (PS3.10 7.1) were cut off are read too.
 """
@@ -24,7 +24,7 @@ from cmb_jax.dicom.frames import HEADER_TAGS, Frame, NoImage, instance_frames
 from cmb_jax.errors import UserError
 from cmb_jax.io.outside import Unreadable, reading
 
-_META_BYTES = 2048  # file meta information lies in them
+_META_BYTES = 2048  # from the start of a file; they hold its meta information
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".iso")
 _MARK, _PREAMBLE = b"DICM", bytes(128)
 _MARKED, _REMEDY = 132, "copy it again"
@@ -35,7 +35,7 @@ _VALUE_REPRESENTATION = (b"UL", b"OB", b"CS", b"UI", b"DA", b"LO", b"SH")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FolderContent:
-    """What lies in a folder."""
+    """The frames in a folder, and what could not be used."""
 
     frames: tuple[Frame, ...]
     problems: tuple[Problem, ...]
@@ -73,6 +73,7 @@ def read_folder(folder: Path) -> FolderContent:
         except Unreadable as error:
             problems.append(Problem(where, f"{error.reason}; copy it again"))
             continue
+        # the UID names the image: a copy under another name would look like a repeated slice
         if found[0].instance.sop_uid in seen:
             ignored["is a second copy of an image"] += 1
             continue
@@ -110,7 +111,7 @@ def _read(path: Path) -> tuple[Frame, ...]:
 
 
 class _Bounded(io.BufferedReader):
-    """Reads no more than the file holds: a damaged length would ask for that much memory."""
+    """Reads no more than the file holds: pydicom allocates whatever a damaged length field says."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _LARGE_READ:
@@ -119,7 +120,7 @@ class _Bounded(io.BufferedReader):
 
 
 def open_whole(path: Path) -> BinaryIO:
-    """The file from its preamble on, which is added where it is missing.
+    """The file as a stream from its preamble on, which is added where it is missing.
 
     Raises:
         InvalidDicomError: the file does not start as DICOM does.
@@ -148,5 +149,7 @@ def _starts_with_element(start: bytes) -> bool:
     """Whether the bytes begin with an element of a first group, in explicit or implicit little endian."""
     if len(start) < 12 or int.from_bytes(start[:2], "little") not in _FIRST_GROUPS:
         return False
+    # Explicit: two letters of the value representation follow the tag. Implicit: a length of four bytes,
+    # which is short in these groups; random bytes hardly give one.
     length = int.from_bytes(start[4:8], "little")
     return start[4:6] in _VALUE_REPRESENTATION or length <= 64

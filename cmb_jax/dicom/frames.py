@@ -1,4 +1,4 @@
-"""What the headers of DICOM files say about each image in them; classic and multi-frame objects."""
+"""Reads what DICOM headers say about each image, in classic and multi-frame objects alike."""
 
 from __future__ import annotations
 
@@ -118,6 +118,8 @@ def _instance(dataset: Dataset, path: Path, rows: int, columns: int) -> Instance
     signed = number("PixelRepresentation") == 1
     stored = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     sequences = {*_words(dataset.get("ScanningSequence")), *_words(dataset.get("EchoPulseSequence"))}
+    # "=" separates a name's scripts and "^" its parts; initials are too short to be searched for in other
+    # texts
     name = str(dataset.get("PatientName", "") or "").replace("=", "^").replace(" ", "^")
     return Instance(
         path=path,
@@ -149,6 +151,7 @@ def _frame(instance: Instance, number: int, get: Callable[[str], Any], dataset: 
     spacing = _vector(get("PixelSpacing"), 2)
     if position is None or orientation is None or spacing is None or min(spacing) <= 0:
         raise NoImage("does not say where in space it lies")
+    # enhanced objects have their own names for some of the attributes
     image_type = _words(get("FrameType")) or _words(dataset.get("ImageType"))
     slope, intercept = _as(get("RescaleSlope"), float), _as(get("RescaleIntercept"), float)
     echo = _as(get("EffectiveEchoTime"), float)

@@ -48,7 +48,7 @@ def source_headers(instances: Sequence[Instance], keep_identifiers: bool) -> lis
 def without_identifiers(header: Dataset) -> Dataset:
     """The part of a header that results need, with a pseudonym for the patient.
 
-    It comes from the study's UID alone: all results of a study agree, and it says nothing about the patient.
+    The pseudonym is derived from the study's UID alone, so that all results of a study agree on it.
     """
     bare = _only(header, _KEPT)
     for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
@@ -87,5 +87,6 @@ def mark(result: Dataset, keep_identifiers: bool) -> None:
 
 def scrubbed(text: str, identifiers: Iterable[str]) -> str:
     """Text, such as the name of a series or a file, without parts of patients' names and IDs."""
+    # the longest first: a short part must not leave the rest of a longer one behind
     parts = sorted(map(re.escape, identifiers), key=len, reverse=True)
     return re.sub("|".join(parts), "[removed]", text, flags=re.IGNORECASE) if parts else text

@@ -1,4 +1,4 @@
-"""The chosen stacks of a scan as volumes, ready for the detector, whatever way their phase is stored."""
+"""Loads the chosen stacks of a scan as volumes for the detector, however their phase is stored."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from cmb_jax.scan.make_swi import OpenSignError, make_swi
 from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
 
 _GE_PEAKS = (0.9, 1.01)  # fraction of 1000 pi that GE's integers reach: wrapped phase fills its range
-_LEAST_PEAK = 7.0  # integers reach further: the converter has applied a mapping to radians
+_LEAST_PEAK = 7.0  # integers reach further; below it the values are radians already
 _ALTERNATES = -0.3  # coherence of neighboring slices below which their signs are opposite
-_MOST_PAIRS = 0.8
+_MOST_PAIRS = 0.8  # least share of pairs of slices with opposite signs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,7 @@ def load(
             check_same_grid(swi, stored)
             phase = loader.to_radians(stored, swi, choice.phase[0])
     else:
+        # a SWI that is made here settles the sign of the phase; where it stays open, phase would mislead
         magnitudes, phases = loader.read_echoes(choice)
         magnitude = magnitudes[0]
         progress("making the susceptibility-weighted image")
@@ -127,6 +128,7 @@ class _Loader:
 
     def to_radians(self, stored: Volume, weight: Volume, stack: Stack) -> Volume:
         """Stored phase as radians; `weight`: its magnitude or SWI."""
+        # the user's word, then the headers', then the values
         by_header = stated_phase_range(stack, float(np.abs(stored.data).max()))
         try:
             found = range_of(stored.data, self.phase_range or by_header)
@@ -174,10 +176,11 @@ def stated_phase_range(stack: Stack, peak: float) -> PhaseRange | None:
         peak: largest absolute value of the data, slope and intercept applied.
 
     Returns:
-        None where the headers do not say it: then the data must.
+        None where the headers do not determine it.
     """
     if peak < _LEAST_PEAK:
         return None
+    # sorted, because a slope may be negative
     low, high = sorted(
         value * stack.first.slope + stack.first.intercept for value in stack.instance.stored_range
     )

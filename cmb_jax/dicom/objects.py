@@ -37,7 +37,7 @@ _CAPTION_PX = 44
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A kept detection that can be tracked from object to object."""
+    """A kept detection with the UID that it has in all DICOM objects."""
 
     row: DetectionRow
     tracking_uid: str
@@ -56,7 +56,7 @@ def findings_of(rows: tuple[DetectionRow, ...]) -> tuple[Finding, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """What all objects of one result share: the images that they refer to, and who makes them."""
+    """What all objects of one result share: the images that they refer to, and what made them."""
 
     headers: Sequence[Dataset]  # of the source objects: one per frame, or the one multi-frame object
     series_number: int  # of the segmentation; report and key images take the next two
@@ -148,7 +148,7 @@ def _frames_of(header: Dataset, numbers: Sequence[int]) -> Dataset:
 
 
 def _refer_to(segmentation: seg.Segmentation, numbers: Sequence[int]) -> None:
-    """Turns references to frames of `_frames_of` into references to the object's own frames."""
+    """Turn references to frames of `_frames_of` into references to the object's own frames, from 1."""
     for frame in segmentation.PerFrameFunctionalGroupsSequence:
         for derivation in frame.DerivationImageSequence:
             for image in derivation.SourceImageSequence:

@@ -24,7 +24,7 @@ _SERIES_OFFSET = 9000  # results are numbered after their source, beyond the sca
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results:
-    """What DICOM results are made with; checked before minutes go into a prediction."""
+    """What DICOM results refer to; checked before the prediction, which takes minutes."""
 
     reference: Stack
     source: Source  # headers of its objects, in the order of its frames
@@ -105,7 +105,7 @@ def _no_results(reference: Stack, why: str) -> UserError:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """The libraries' remarks on odd values quote them, names included."""
+    """Silence the libraries' warnings: those about odd values quote them, names included."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Frames sorted into stacks: one image volume each, checked for missing and repeated slices."""
+"""Sorts frames into stacks, one image volume each, and checks them for missing and repeated slices."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class Stack:
 def sort_into_stacks(frames: Iterable[Frame]) -> tuple[Stack, ...]:
     """Stacks in the order of their series numbers.
 
-    What differs in series, image type, component, echo, orientation or matrix lies in different stacks. Where
-    positions repeat, acquisition numbers or temporal positions tell the repeats apart.
+    Frames that differ in series, image type, component, echo, orientation or matrix go to different stacks.
+    Where positions repeat, acquisition numbers or temporal positions tell the repeats apart.
     """
     stacks = []
     for members in sorted(_groups(frames, lambda frame: frame.instance.series_uid), key=_series_order):
-        # From what is certain to what is judged: what headers state, then what they round, then positions
-        # that repeat, which only other attributes can tell apart.
+        # From certain to uncertain: what headers state, then what they round, then positions that repeat,
+        # which only other attributes can tell apart.
         groups = [
             part
             for alike in _groups(members, _kind)
@@ -131,6 +131,7 @@ def _has_repeats(frames: Sequence[Frame]) -> bool:
 
 def _repeats(frames: list[Frame]) -> list[list[Frame]]:
     """The frames as one group, or one group per repeat if an attribute tells the repeats apart."""
+    # splitting must cure what is wrong, else the frames stay together and the fault is reported
     repeated = _has_repeats(frames)
     if not repeated and not _fault(np.sort(_offsets(frames))):
         return [frames]
@@ -188,6 +189,7 @@ def _affine(frames: Sequence[Frame]) -> np.ndarray:
     matrix[:3, 0] = np.array(first.orientation[:3]) * between_columns
     matrix[:3, 1] = np.array(first.orientation[3:]) * between_rows
     start, end = np.array(first.position_mm), np.array(last.position_mm)
+    # over all slices: the rounding of two positions is divided by their number
     matrix[:3, 2] = (end - start) / (len(frames) - 1)
     matrix[:3, 3] = start
     return _LPS_TO_RAS @ matrix

@@ -178,6 +178,7 @@ def name_by_mimic(points_mm: np.ndarray, mimics: MimicMap) -> list[str]:
     voxels = np.argwhere(mimics.codes > 0)
     if not len(voxels) or not len(points_mm):
         return [UNNAMED] * len(points_mm)
+    # a tree of all labeled voxels: mimics are long (veins) and have no useful center
     distances, nearest = cKDTree(apply_affine(mimics.affine, voxels)).query(points_mm)
     codes = mimics.codes[tuple(voxels[nearest].T)]
     return [
@@ -241,6 +242,7 @@ def rejected_by_reason(
     """
     if detections.status is None:
         return Counter()
+    # what a rule of place removed would often not have been reported anyway: that costs nothing
     status = np.array(detections.status)
     below = detections.scores[status == CANDIDATE]
     if threshold is None:

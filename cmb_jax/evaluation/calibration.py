@@ -113,6 +113,7 @@ def fit_platt(scores: np.ndarray, true: np.ndarray) -> tuple[float, float]:
 def platt_map(scores: np.ndarray, true: np.ndarray) -> CalibrationMap:
     """The logistic curve as knots, see `fit_platt`."""
     slope, offset = fit_platt(scores, true)
+    # even steps in the logit, where the curve is straight: steep ends get as many points as the middle
     grid = np.linspace(logit(_LEAST), logit(1 - _LEAST), 4001)
     return _with_few_knots(expit(grid), expit(slope * grid + offset))
 
@@ -252,6 +253,7 @@ def calibration_error(probabilities: np.ndarray, true: np.ndarray, bin_of: np.nd
         true: (n,) bool.
         bin_of: (n,) int, see `equal_mass_bins` and `equal_width_bins`.
     """
+    # a bin's share of detections times |mean p - mean truth| is |sum of (p - truth)| over all detections
     gaps = np.bincount(bin_of, weights=np.asarray(probabilities) - np.asarray(true, float))
     return float(np.abs(gaps).sum() / len(bin_of))
 
@@ -291,6 +293,8 @@ def reliability(
     """
     if not len(probabilities):
         return None
+    # An error is a sum over scans in each bin, so that a resample of scans is a weighting of these sums: all
+    # resamples are one matrix product.
     kinds = (equal_mass_bins(probabilities), equal_width_bins(probabilities))
     gaps = [_scan_gaps(probabilities, true, subject, scans, bin_of) for bin_of in kinds]
     counts = np.bincount(subject, minlength=scans)

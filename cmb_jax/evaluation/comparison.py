@@ -56,6 +56,7 @@ def compare(
     matching = RULES[rule]
     counts = [_counts(matching, found, truths) for found in (first, second)]
     curves = [froc_events(matching, found, truths) for found in (first, second)]
+    # the same seed, and with it the same resamples of scans, for both programs and for their difference
     points = [statistics.bootstrap_counts(each, samples=samples, seed=seed).values() for each in counts]
     rates = [statistics.bootstrap_froc(each, samples=samples, seed=seed) for each in curves]
     differences = [

@@ -29,7 +29,7 @@ from cmb_jax.evaluation.read import find_predictions, find_truth, listed
 from cmb_jax.evaluation.subsets import SIZES, ScanCells, SubsetResult, of_size, scan_cells, subset_results
 from cmb_jax.io.provenance import is_pseudonym
 
-# When the figures of a scan are doubtful, see `_doubts`.
+# Limits beyond which the figures of a scan are doubtful, see `_doubts`.
 _FEW_TIMES = 2  # lesions by one rule over those by another: touching lesions alone do not explain more
 _LARGEST_MM = 50.0  # of a microbleed, with room to spare
 _FEW_LESIONS, _NEAR_MM = 2, 5.0  # so many that lie so near to a position by no chance
@@ -269,6 +269,8 @@ def _score(
 ) -> _Scored:
     if detections.subject != truth.subject:
         raise ValueError(f"detections of {detections.subject} are compared with truth of {truth.subject}")
+    # Two sets of detections: all candidates, for curves over all thresholds, and those reported at the
+    # operating point, for everything else.
     candidates = detections.candidates()
     reported = detections.at(threshold)
     valdo = valdo_case(reported, truth)
@@ -336,6 +338,7 @@ def _calibration(scored: list[_Scored], samples: int, seed: int) -> Reliability 
     A detection is true by the rule of the breakdowns, which is not the headline's where that splits lesions
     anew.
     """
+    # one detection without a probability makes the set of those with one a selection: then there is no figure
     parts = [
         np.full(len(scan.true), np.nan) if scan.probabilities is None else scan.probabilities
         for scan in scored
@@ -373,6 +376,7 @@ def _doubts(
     Args:
         pieces: lesions of the truth by the challenge's rule, which splits voxels anew.
     """
+    # Each of these gives plausible figures that mean nothing: masks read as labels, another frame or unit.
     name = truth.subject
     for side, volume in (("truth", truth.volume), ("prediction", reported.volume)):
         if volume is not None and volume.note:
@@ -417,6 +421,7 @@ def _fitting_frame(reported: records.SubjectDetections, truth: records.SubjectTr
         distance = np.linalg.norm(truth.centers_mm[:, None] - positions[None], axis=-1)
         return float(np.mean(distance.min(axis=1) < _NEAR_MM))
 
+    # only where the positions as they are fit badly: a better frame may also fit by chance
     if near(points) > 0.25:
         return ""
     return next((name for name, moved in frames.items() if near(moved) > 0.5), "")

@@ -418,6 +418,7 @@ def _mean_dice(predicted: np.ndarray, reference: np.ndarray, found: Match) -> fl
     rows = np.flatnonzero(found.lesion >= 0)
     if not len(rows):
         return 0.0
+    # a table of shared voxels for all pairs of elements at once, label 0 included
     both = (predicted > 0) & (reference > 0)
     shared = np.zeros((len(found.lesion) + 1, len(found.found) + 1), int)
     np.add.at(shared, (predicted[both], reference[both]), 1)

@@ -1,4 +1,4 @@
-"""An evaluation for people: the same tables as text and for the HTML page."""
+"""Evaluation results for reading: the same tables as text and for the HTML page."""
 
 import dataclasses
 import math

@@ -282,6 +282,7 @@ def find_truth(folder: Path) -> list[TruthSource]:
             subjects of another version of CMB-Phantom.
     """
     _check_folder(folder, _TRUTH_LAYOUTS)
+    # from the most telling layout to the least: any folder of images would pass for the last
     for root in (folder / "derivatives" / "truth", folder):
         if any(root.glob("sub-*/anat/*_desc-lesions.tsv")):
             return _simulated_sources(root, folder)

@@ -133,6 +133,7 @@ def read_time_point(name: str, option: str, folder: Path, image: Path) -> TimePo
             f"{image}: is not the image that {folder} was made from ({shown}, sha256 {digest[:8]}...); "
             f"give the file that was --swi there as {option}"
         )
+    # not the mask of the prediction, which a result need not hold: the brain is found again
     brain = brain_mask_on(volume, predict_regions(volume))
     if not brain.any():
         raise UserError(f"{image}: no brain was found in it; give a scan of the head")
@@ -152,6 +153,7 @@ def read_time_point(name: str, option: str, folder: Path, image: Path) -> TimePo
 
 def protocol_warnings(first: TimePoint, second: TimePoint) -> tuple[str, ...]:
     """Differences between two acquisitions that affect counts, and what is not known, one line each."""
+    # each of these changes how many microbleeds show, so that a new one may only have become visible
     lines = []
     suffixes = [scan.record.subject_and_suffix[1] for scan in (first, second)]
     if None not in suffixes and suffixes[0] != suffixes[1]:
@@ -170,6 +172,7 @@ def protocol_warnings(first: TimePoint, second: TimePoint) -> tuple[str, ...]:
             lines.append(f"The {what} is not known for both scans (no JSON file beside an image says it).")
         elif abs(a - b) > tolerance:
             differing.append(f"{what} ({a:g} and {b:g} {unit})")
+    # sorted: another orientation of the slices is no other size
     sizes = np.sort(first.image.spacing_mm), np.sort(second.image.spacing_mm)
     if (np.abs(sizes[0] - sizes[1]) > _VOXEL_SHARE * np.maximum(*sizes)).any():
         texts = [" x ".join(f"{edge:.2g}" for edge in scan.image.spacing_mm) for scan in (first, second)]

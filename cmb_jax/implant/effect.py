@@ -126,6 +126,7 @@ def _pole_field(body: Implants, grid: Grid, at_mm: jax.Array, b: jax.Array, pole
     def add(field: jax.Array, point: jax.Array) -> tuple[jax.Array, None]:
         x, y, z = (axis - p for axis, p in zip(axes, point, strict=True))
         x, y = x[:, None, None], y[:, None]
+        # the field within a ball is not a dipole's: there it is only kept finite, and `_patch` replaces it
         square = jnp.maximum(x**2 + y**2 + z**2, a**2)
         along = b[0] * x + b[1] * y + b[2] * z
         return field + strength * (3 * along**2 / square - 1) * square**-1.5, None
@@ -207,6 +208,9 @@ def implant_effect(
         gain (E, *shape), 1 away from the bodies, and shift (E, *shape) in radians, both float32. The shift is
         meant modulo a turn.
     """
+    # First the dipoles of all bodies in the whole volume, then each body's patch on top of them (`_patch`
+    # holds only the difference). The volume is padded by half a patch, so that patches at its faces need no
+    # other shape.
     spacing = _triple([h * f for h, f in zip(plan.grid.spacing_mm, plan.factors, strict=True)])
     volume = Grid(shape, spacing, (0.0, 0.0, 0.0))
     radians = phase_sign * phase_per_ppm(te_ms, b0_t)

@@ -61,6 +61,7 @@ class Lesions:
 
     def groups(self) -> list[np.ndarray]:
         """Indices of bodies of one shape and similar size, which share static shapes."""
+        # the size of a body's patch is static: each group is one compiled program
         step = np.floor(np.log(self.radius_mm) / np.log(_SIZE_STEP)).astype(int)
         keys = np.stack([self.length_mm > 0, step], axis=1)
         return [np.flatnonzero((keys == key).all(axis=1)) for key in np.unique(keys, axis=0)]
@@ -102,6 +103,8 @@ def make_lesions(
         center_mm: (N, 3) array mm; None: not placed yet.
         chi_ppm: (N,), NaN where it is to be drawn.
     """
+    # All properties are drawn for all bodies, and the kind chooses among them: what one body gets does not
+    # depend on the kinds of those before it.
     n = len(kind)
     vein, calcification = np.isin(kind, VEIN_KINDS), np.isin(kind, CALCIFICATIONS)
     iron = np.clip(0.9 * np.exp(0.5 * rng.normal(size=n)), 0.3, MAX_CHI_PPM)
@@ -163,6 +166,8 @@ def place(
     Raises:
         UserError: they do not fit; says how large one may be, or how many found room.
     """
+    # Places are drawn among voxels that are deep enough for the body, by distances to the mask's border, to
+    # the faces of the volume and to bodies that have their place: no draw is ever refused.
     spacing = np.array(spacing_mm)
     depth = depth_mm(mask, spacing_mm)
     allowed = depth if centers is None else np.where(centers, depth, 0.0)
@@ -217,6 +222,7 @@ def lesions_for(
     Raises:
       UserError: a table that makes no sense, a lesion larger than the brain, no room for all.
     """
+    # one random stream per purpose: the drawn lesions stay the same whether or not there is a table
     like, te = scan.like, max(scan.te_ms)
     parts, widest, taken = [], [], []
     if table is not None:
@@ -260,6 +266,7 @@ def read_lesions(
     table = read_columns(path, required=needed)
     if not len(table):
         raise UserError(f"{path}: holds no lesion; give one a line with {', '.join(needed)}")
+    # lines are numbered as an editor shows them: the header is line 1
     world = np.stack([table.numbers(name) for name in needed[:3]], axis=1)
     index = apply_affine(np.linalg.inv(affine), world)
     outside = np.flatnonzero(((index < -1e-3) | (index > np.array(shape) - 1 + 1e-3)).any(axis=1))
@@ -279,6 +286,7 @@ def read_lesions(
             raise UserError(f"{path}: line {line}: kind is {name!r}; allowed: {', '.join(KINDS)}")
     kind = np.array([KINDS[name] for name in kinds], int)
     chi = table.numbers("chi_ppm") if table.has("chi_ppm") else np.full(len(table), np.nan)
+    # calcium is diamagnetic, blood paramagnetic; NaN, which is drawn later, fails no comparison
     wrong = np.flatnonzero((chi == 0) | (np.sign(chi) == np.where(np.isin(kind, CALCIFICATIONS), 1, -1)))
     if len(wrong) or np.any(np.abs(chi) > 10):
         row = wrong[0] if len(wrong) else int(np.nanargmax(np.abs(chi)))

@@ -97,6 +97,7 @@ def read_scan(
         decision = SignDecision(sign=int(sign), confident=True, reason="as given")
     else:
         direction = field_direction(like.affine)
+        # from the longest echo, in which veins are darkest and have turned the farthest
         decision = decide_phase_sign(radians[last], data[last], like.spacing_mm, direction)
         if not decision.confident:
             raise UserError(f"{phase}: its sign is open ({decision.reason}); give --phase-sign +1 or -1")
@@ -169,6 +170,7 @@ def find_brain(like: Volume, magnitude: np.ndarray, brain_mask: Path | None) -> 
     Raises:
       UserError: no brain, or a mask on another grid.
     """
+    # regions are named in the truth table also where the user gives the mask
     regions = predict_regions(dataclasses.replace(like, data=magnitude))
     code = region_code_on(like, regions)
     known = code if regions.trusted else None

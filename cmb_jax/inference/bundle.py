@@ -127,6 +127,7 @@ def load_bundle(
       UserError: no such name or file, a damaged file, weights that are not a detector's or are for another
         version of the network's input, several that are not of one network and working grid.
     """
+    # a file whose name holds a comma is one file
     parts = [str(weights)] if Path(weights).exists() else [part.strip() for part in str(weights).split(",")]
     first, *others = map(_load_one, parts)
     for other in others:
@@ -166,6 +167,7 @@ def _load_one(weights: str) -> WeightsBundle:
         if not path.exists():
             known = ", ".join(bundled_names()) or "none"
             raise UserError(f"{weights}: no such weights; give a file or one of the bundled names: {known}")
+    # read twice: the first time for the configuration, which says what shapes the second must find
     _, metadata = load_weights(path)
     if CONFIG_KEY not in metadata:
         raise UserError(f"{path}: these are not weights of a detector (no configuration inside); give others")

@@ -39,6 +39,7 @@ def instance_labels(prediction: Prediction) -> np.ndarray:
     swi = prediction.swi
     labels = np.zeros(swi.shape, np.uint16)
     inverse = np.linalg.inv(swi.affine)
+    # rows come in falling order of score: written from the end, better ones overwrite worse
     for row, edges_mm in reversed(list(zip(prediction.rows, prediction.boxes_mm, strict=True))):
         if row.status != "kept":
             continue
@@ -52,6 +53,7 @@ def instance_labels(prediction: Prediction) -> np.ndarray:
         inside = axes[0][:, None, None] + axes[1][None, :, None] + axes[2][None, None, :] <= 1.0
         window = labels[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
         window[inside] = row.id
+        # a body smaller than a voxel may contain no voxel's center
         middle = np.clip(np.rint(center).astype(int), 0, np.array(swi.shape) - 1)
         labels[tuple(middle)] = row.id
     return labels
@@ -249,6 +251,7 @@ def write_prediction(
                 code = prediction.region_code
                 write_volume(folder / "regions.nii.gz", code, prediction.swi, dtype=np.uint8)
                 atomic_write_text(folder / "regions.csv", region_names_csv())
+        # the provenance lists all files but itself, so it is written last
         outputs = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         atomic_write_text(
             folder / "prov.jsonld",

@@ -156,6 +156,7 @@ class CmbDetector:
 
     def _levels(self, scan: PreparedScan, threshold: float | None) -> InferenceConfig:
         """The thresholds for one scan."""
+        # whether a phase was used is known only now: one that is noise has been left out
         levels = self.config.inference.for_scan(phase=scan.phase_rad is not None)
         asked = self.options.threshold if threshold is None else threshold
         if asked is None:

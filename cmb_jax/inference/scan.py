@@ -1,4 +1,4 @@
-"""From the images of one scan to what the network sees: the same for prediction and for training."""
+"""Prepares the images of one scan for the network, in the same way for prediction and for training."""
 
 import dataclasses
 import time
@@ -58,7 +58,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Times the body of a `with`."""
+        """Time the body of a `with`."""
         tick = time.perf_counter()
         yield
         self.timings.append((name, round(time.perf_counter() - tick, 2)))
@@ -86,6 +86,7 @@ def read_phase(
     doubts = judge_phase(phase.data, radians, reference.data).enforce("phase")
     if doubts:
         return _left_out(*doubts)
+    # the sign is also determined where the user states it: a contradiction deserves a warning
     decision = decide_phase_sign(
         radians, reference.data, reference.spacing_mm, b0_direction=field_direction(reference.affine)
     )
@@ -158,6 +159,7 @@ def prepare_scan(
         mask = brain_mask_on(swi, region_map)
         code = region_code_on(swi, region_map)
     warnings.extend(region_map.messages)
+    # contrast is judged in regions, so this must wait until they are known, and trusted
     if region_map.trusted:
         region = region_of(code)
         fluid, tissue = region == Region.VENTRICLE, region == Region.DEEP_WHITE_MATTER
@@ -219,6 +221,8 @@ def _phase_in_content(
 
 def _of_unit_scale(volume: Volume) -> Volume:
     """The volume times the power of two that brings its bright tissue near 1: exact, and no scale matters."""
+    # a power of two changes exponents alone: the same image at another scale gives the same result, bit for
+    # bit
     top = float(np.percentile(volume.data[volume.data > 0], 99))
     factor = np.float32(2.0) ** -np.rint(np.log2(top))
     return dataclasses.replace(volume, data=volume.data * np.float32(factor))

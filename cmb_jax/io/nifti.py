@@ -42,7 +42,7 @@ Reduction = Literal["mean", "first"]
 
 
 def read_volume(path: str | Path, *, complex_ok: bool = False, reduced: Reduction | None = None) -> Volume:
-    """Reads one NIfTI image: 3D, or with further axes of length 1.
+    """Read one NIfTI image: 3D, or with further axes of length 1.
 
     Args:
         path: a .nii or .nii.gz file.
@@ -75,7 +75,7 @@ def read_volume(path: str | Path, *, complex_ok: bool = False, reduced: Reductio
 
 
 def read_echoes(path_or_paths: str | Path | Sequence[str | Path]) -> list[Volume]:
-    """Reads the echoes of one acquisition, in the order given.
+    """Read the echoes of one acquisition, in the order given.
 
     Args:
         path_or_paths: one 4D (or 3D) file, or one 3D file per echo.
@@ -105,6 +105,7 @@ def _blocks(file: NiftiFile, step: tuple[int, int, int], how: Reduction) -> np.n
     shape = file.image.shape[:3]
     small = tuple(-(-size // by) for size, by in zip(shape, step, strict=True))
     result = np.empty(small, np.float32)
+    # slabs end between blocks, so that none is split
     planes = max(1, _SLAB_VOXELS // (shape[0] * shape[1]) // step[2]) * step[2]
     for first in range(0, shape[2], planes):
         slab = decoded(file, np.float32, planes=slice(first, first + planes)).reshape(*shape[:2], -1)
@@ -112,6 +113,7 @@ def _blocks(file: NiftiFile, step: tuple[int, int, int], how: Reduction) -> np.n
         if how == "first":
             result[:, :, where] = slab[:: step[0], :: step[1], :: step[2]]
             continue
+        # one axis after another; the last block of an axis may hold fewer voxels
         for axis, by in enumerate(step):
             starts = np.arange(0, slab.shape[axis], by)
             counts = np.diff(np.append(starts, slab.shape[axis])).astype(np.float32)
@@ -142,6 +144,7 @@ def _to_volume(
     i, j, k = (int(size) for size in file.image.shape[:3])
     array = array.reshape(array.shape[:3])
     warnings = list(warnings)
+    # zeros, not an error: padding and failed reconstruction leave NaN in single voxels of usable images
     finite = np.isfinite(array)
     bad = array.size - int(np.count_nonzero(finite))
     if bad == array.size:
@@ -190,7 +193,7 @@ def native_index(points_xyz_index: np.ndarray, volume: Volume) -> np.ndarray:
 
 
 def check_same_grid(a: Volume, b: Volume) -> None:
-    """Checks that two volumes lie voxel on voxel.
+    """Check that two volumes lie voxel on voxel.
 
     Raises:
         UserError: their shapes differ, or their affines by more than 0.01 mm at any corner.
@@ -221,7 +224,7 @@ def write_volume(
     dtype: np.dtype | type | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes an array onto the native grid of `like`, voxel for voxel, whole or not at all.
+    """Write an array onto the native grid of `like`, voxel for voxel, whole or not at all.
 
     The same array gives the same bytes. qform and sform both carry the native affine.
 
@@ -248,6 +251,7 @@ def write_volume(
         if array.min() < limits.min or array.max() > limits.max:
             raise ValueError(f"{path}: values {array.min()} to {array.max()} do not fit {stored}")
         array = np.rint(array) if array.dtype.kind == "f" else array
+    # without an affine here, so that nibabel sets no transforms of its own
     image = nib.Nifti1Image(array.astype(stored), None)
     image.header.set_xyzt_units("mm")
     image.set_sform(like.native.affine, code=1)
@@ -305,7 +309,7 @@ def shifted_phase(file: NiftiFile, shift: np.ndarray, turn: tuple[float, float])
 def write_stored(
     path: Path, raw: np.ndarray, like: NiftiFile, *, keep_identifiers: bool = False, overwrite: bool = False
 ) -> None:
-    """Writes stored numbers under the header of `like`: type, slope, both transforms. Same input, same bytes.
+    """Write stored numbers under the header of `like`: type, slope, both transforms. Same input, same bytes.
 
     Args:
         path: ends in .nii.gz.
@@ -358,6 +362,8 @@ def _values(file: NiftiFile) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _stored(file: NiftiFile, raw: np.ndarray, values: np.ndarray) -> np.ndarray:
+    # Voxels that did not change keep their number: a way there and back through slope and intercept could
+    # round it to another.
     slope, inter = _scale(file)
     same = values == raw.astype(np.float64) * slope + inter
     numbers = (values - inter) / slope

@@ -145,6 +145,7 @@ def input_version_of(path: Path, metadata: Mapping[str, str]) -> int:
 
 def _file_of(arrays: dict[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
     """The same bytes each time: the library writes metadata in any order, so they are put in here."""
+    # the file begins with the header's length in 8 bytes, then comes the header, a JSON object of all arrays
     blob = save(arrays)
     end = 8 + int.from_bytes(blob[:8], "little")
     entry = json.dumps({"__metadata__": dict(metadata)}, sort_keys=True).encode()
@@ -160,6 +161,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         "give other weights"
     )
     with reading(path, todo, missing="no such weights file; check the path"):
+        # weights come from anywhere: their size and types are checked before anything is computed with them
         if check_is_file(path, todo) > _MAX_BYTES:
             raise ValueError("larger than weights ever are")
         with safe_open(path, framework="numpy") as file:

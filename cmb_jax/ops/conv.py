@@ -187,7 +187,7 @@ def _conv_saved(x, kernel, bias, coarse, strides: Triple, relu: bool, rounded: b
 
 def _conv_backward(strides: Triple, relu: bool, rounded: bool, saved, g: jax.Array):
     x, kernel, no_bias, no_coarse, y = saved
-    towards_x, towards_kernel, towards_bias, towards_coarse = lax.platform_dependent(
+    grad_x, grad_kernel, grad_bias, grad_coarse = lax.platform_dependent(
         x,
         kernel,
         y,
@@ -195,7 +195,7 @@ def _conv_backward(strides: Triple, relu: bool, rounded: bool, saved, g: jax.Arr
         cpu=functools.partial(_backward_on_cpu, strides=strides, coarse=not no_coarse, rounded=rounded),
         default=functools.partial(_backward_plain, strides=strides, coarse=not no_coarse, rounded=rounded),
     )
-    return towards_x, towards_kernel, None if no_bias else towards_bias, towards_coarse
+    return grad_x, grad_kernel, None if no_bias else grad_bias, grad_coarse
 
 
 _conv.defvjp(_conv_saved, _conv_backward)
@@ -208,12 +208,14 @@ def _finish(y: jax.Array, bias: jax.Array | None, coarse: jax.Array | None, relu
 
 
 def _precision(rounded: bool) -> lax.Precision:
-    """Of products on accelerators: the fastest, or that of float32."""
+    """Precision of products on accelerators: the compiler's default, or full float32."""
     return lax.Precision.DEFAULT if rounded else lax.Precision.HIGHEST
 
 
-def _bare(x: jax.Array, kernel: jax.Array, strides: Triple, rounded: bool = False) -> jax.Array:
+def _convolve(x: jax.Array, kernel: jax.Array, strides: Triple, rounded: bool = False) -> jax.Array:
+    """The convolution alone, without bias, coarse map and ReLU."""
     kernel = kernel.astype(x.dtype)
+    # a 1x1x1 kernel without strides is one matrix product over the channels
     if kernel.shape[:3] == strides == (1, 1, 1):
         return jnp.dot(x, kernel[0, 0, 0], precision=_precision(rounded))
     return lax.conv_general_dilated(
@@ -222,19 +224,19 @@ def _bare(x: jax.Array, kernel: jax.Array, strides: Triple, rounded: bool = Fals
 
 
 def _plain(x, kernel, bias, coarse, strides: Triple, relu: bool, rounded: bool) -> jax.Array:
-    return _finish(_bare(x, kernel, strides, rounded), bias, coarse, relu)
+    return _finish(_convolve(x, kernel, strides, rounded), bias, coarse, relu)
 
 
 def _after_convolution(g: jax.Array, y: jax.Array | None, coarse: bool, weights: np.dtype):
-    """Gradients towards the convolution's own result, the bias and the coarse map (None without one)."""
+    """Gradients of the convolution's own result, the bias and the coarse map (None without one)."""
     g = g if y is None else jnp.where(y > 0, g, 0)
     return g, g.sum(axis=(0, 1, 2, 3), dtype=weights), sum_blocks(g) if coarse else None
 
 
 def _backward_plain(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool, rounded: bool):
-    g, towards_bias, towards_coarse = _after_convolution(g, y, coarse, kernel.dtype)
-    (towards_x,) = jax.linear_transpose(lambda x: _bare(x, kernel, strides, rounded), x)(g)
-    return towards_x, _kernel_gradient(x, kernel, g, strides, rounded), towards_bias, towards_coarse
+    g, grad_bias, grad_coarse = _after_convolution(g, y, coarse, kernel.dtype)
+    (grad_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel, strides, rounded), x)(g)
+    return grad_x, _kernel_gradient(x, kernel, g, strides, rounded), grad_bias, grad_coarse
 
 
 def _kernel_gradient(
@@ -250,6 +252,8 @@ def _kernel_gradient(
         everywhere = (((0, 1, 2, 3), (0, 1, 2, 3)), ((), ()))
         product = lax.dot_general(x, g, everywhere, precision=precision, preferred_element_type=kernel.dtype)
         return product.reshape(kernel.shape)
+    # x is convolved with g as the kernel: the sum over channels becomes one over the batch ("C" is x's batch,
+    # "I" that of g), forward strides become dilation of g, and the padding leaves `edge` results per axis
     spanned = [(outputs - 1) * step + 1 for outputs, step in zip(g.shape[1:4], strides, strict=True)]
     before = [low for low, _ in lax.padtype_to_pads(x.shape[1:4], edges, strides, "SAME")]
     pads = [
@@ -269,7 +273,7 @@ def _kernel_gradient(
 
 
 def _in_float32(function, *arrays: jax.Array | None):
-    """`function` of the arrays in float32, for a kernel that knows nothing else."""
+    """`function` applied to the arrays in float32, for kernels that take no other type."""
     return function(*(None if array is None else array.astype(jnp.float32) for array in arrays))
 
 
@@ -303,41 +307,42 @@ def _backward_on_cpu(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool, 
         return _backward_portable(x, kernel, y, g, strides, coarse, rounded)
     # The ReLU is not undone first, which would be one more pass over a map: the kernels read the gradient
     # through the gate, that is where the forward result was positive.
-    gate = _nothing(g) if y is None else y
+    gate = _absent(g) if y is None else y
     of_kernel = (like(x, kernel.shape), like(x, kernel.shape[4:]))
     batch, *grid, outputs = g.shape
     halved = like(x, (batch, *(size // 2 for size in grid), outputs))
     if rounded and edges == strides == (1, 1, 1) and library.multiplies_bfloat16():
-        # bound by memory: all gradients in one pass over the maps
+        # a product over channels is bound by memory: all gradients in one pass over the maps
         results = (like(x, x.shape), *of_kernel, halved if coarse else like(x, (0,)))
         call = jax.ffi.ffi_call(library.POINTWISE_GRADIENT, results, vmap_method="sequential")
-        *towards, half = call(x, g, gate, kernel)
-        return (*towards, half if coarse else None)
+        *grads, grad_half = call(x, g, gate, kernel)
+        return (*grads, grad_half if coarse else None)
     call = jax.ffi.ffi_call(library.KERNEL_GRADIENT, of_kernel, vmap_method="sequential")
-    towards_kernel, towards_bias = call(x, g, gate, strides=np.array(strides, np.int64), rounded=rounded)
-    towards_coarse: jax.Array | None = None
+    grad_kernel, grad_bias = call(x, g, gate, strides=np.array(strides, np.int64), rounded=rounded)
+    grad_coarse: jax.Array | None = None
     if coarse:
-        towards_coarse = jax.ffi.ffi_call(library.BLOCK_SUM, halved, vmap_method="sequential")(g, gate)
+        grad_coarse = jax.ffi.ffi_call(library.BLOCK_SUM, halved, vmap_method="sequential")(g, gate)
     if strides != (1, 1, 1):
+        # the kernel now walks the input's grid in single steps; the gate lies on the strided one
         g = _spread(g if y is None else jnp.where(y > 0, g, 0), x.shape, edges, strides)
-        gate = _nothing(g)
-    towards_x = _call(g, kernel, gate=gate, mirrored=True, rounded=rounded)
-    return towards_x, towards_kernel, towards_bias, towards_coarse
+        gate = _absent(g)
+    grad_x = _call(g, kernel, gate=gate, mirrored=True, rounded=rounded)
+    return grad_x, grad_kernel, grad_bias, grad_coarse
 
 
 def _backward_portable(x, kernel, y, g: jax.Array, strides: Triple, coarse: bool, rounded: bool):
     """Without the compiled kernel."""
-    g, towards_bias, towards_coarse = _after_convolution(g, y, coarse, kernel.dtype)
+    g, grad_bias, grad_coarse = _after_convolution(g, y, coarse, kernel.dtype)
     if rounded:
         x, kernel, g = (_to_bfloat16(array) for array in (x, kernel, g))
     edges: Triple = (kernel.shape[0], kernel.shape[1], kernel.shape[2])
     if strides != (1, 1, 1) or edges == (1, 1, 1):
-        towards_x, towards_kernel, _, _ = _backward_plain(x, kernel, None, g, strides, False, rounded)
+        grad_x, grad_kernel, _, _ = _backward_plain(x, kernel, None, g, strides, False, rounded)
     else:
-        # With stride 1 the gradient towards the input is a convolution with the mirrored kernel.
-        towards_x = conv_portable.convolve(g, kernel[::-1, ::-1, ::-1].swapaxes(3, 4))
-        towards_kernel = conv_portable.kernel_gradient(x, g, edges)
-    return towards_x, towards_kernel, towards_bias, towards_coarse
+        # With stride 1 the gradient of the input is a convolution with the mirrored kernel.
+        grad_x = conv_portable.convolve(g, kernel[::-1, ::-1, ::-1].swapaxes(3, 4))
+        grad_kernel = conv_portable.kernel_gradient(x, g, edges)
+    return grad_x, grad_kernel, grad_bias, grad_coarse
 
 
 def _call(
@@ -352,17 +357,17 @@ def _call(
     relu: bool = False,
     rounded: bool = False,
 ) -> jax.Array:
-    """The compiled kernel; x counts where the gate is positive."""
+    """The compiled kernel; x is read as zero where the gate is not positive."""
     outputs = kernel.shape[3 if mirrored else 4]
     result = like(x, (x.shape[0], *_output_grid(x, strides), outputs))
     call = jax.ffi.ffi_call(library.CONVOLUTION, result, vmap_method="sequential")
-    gate, bias, coarse = (_nothing(x) if array is None else array for array in (gate, bias, coarse))
+    gate, bias, coarse = (_absent(x) if array is None else array for array in (gate, bias, coarse))
     options = {"mirrored": mirrored, "relu": relu, "rounded": rounded}
     return call(x, gate, kernel, bias, coarse, strides=np.array(strides, np.int64), **options)
 
 
-def _nothing(x: jax.Array) -> jax.Array:
-    """An array without elements, which stands for one that is left out; it varies over a mesh as x does."""
+def _absent(x: jax.Array) -> jax.Array:
+    """An empty array in place of one that is left out; it varies over a mesh as x does."""
     return lax.slice_in_dim(x, 0, 0, axis=0)
 
 
@@ -371,6 +376,8 @@ def _spread(g: jax.Array, shape: tuple[int, ...], edges: Triple, strides: Triple
     if strides == (1, 1, 1):
         return g
     margins = [(0, 0, 0)]
+    # "SAME" puts the smaller half of its padding first, which depends on the size once there are strides. The
+    # mirrored convolution that follows is centered, so the first value moves by the difference.
     for size, out, edge, step in zip(shape[1:4], g.shape[1:4], edges, strides, strict=True):
         before = max((out - 1) * step + edge - size, 0) // 2
         low = edge // 2 - before

@@ -1,6 +1,6 @@
 """3-D convolution on CPU in plain JAX: for machines on which the compiled kernel is missing.
 
-XLA:CPU runs its own 3-D convolution, and above all the gradient towards the kernel, several times slower than
+XLA:CPU runs its own 3-D convolution, and above all the gradient of the kernel, several times slower than
 2-D convolutions and matrix products of the same work; so it is written with those here. Kernel edges are 1 or
 3, strides 1.
 """
@@ -63,6 +63,7 @@ def _planes(x: jax.Array, kernel: jax.Array) -> jax.Array:
     kz, ky, kx, inputs, outputs = kernel.shape
     flat = kernel.transpose(1, 2, 3, 0, 4).reshape(ky, kx, inputs, kz * outputs)
     taps = lax.conv_general_dilated(x, flat, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    # channels [t * outputs, (t + 1) * outputs) of input plane z + t belong to output plane z
     depth = x.shape[0] - kz + 1
     out = taps[:depth, ..., :outputs]
     for tap in range(1, kz):
@@ -71,7 +72,7 @@ def _planes(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _gradient_by_planes(x: jax.Array, g: jax.Array, edges: Triple) -> jax.Array:
-    """Gradient of a 1x1x1 kernel: one product a plane; a single long one is many times slower."""
+    """Gradient of a 1x1x1 kernel: one product per plane; a single long one is many times slower."""
     batch, depth, height, width, inputs = x.shape
     shape = (batch * depth, height * width)
     products = lax.dot_general(
@@ -90,6 +91,7 @@ def _gradient_by_slabs(x: jax.Array, g: jax.Array, edges: Triple) -> jax.Array:
     outputs = g.shape[-1]
     kz, ky, kx = edges
     plane = batch * height * width
+    # a divisor of the depth, so that all slabs of the scan have one static shape
     planes = max(p for p in range(1, depth + 1) if depth % p == 0 and (p == 1 or p * plane <= _ROWS))
     x = _pad(x, (0, 0, kx // 2))
     g = _pad(g, (kz // 2, ky // 2, 0))
@@ -115,6 +117,7 @@ def _gradient_by_slabs(x: jax.Array, g: jax.Array, edges: Triple) -> jax.Array:
 
     start = _zeros((kx * inputs, kz * ky * outputs), x, g)
     total, _ = lax.scan(slab, start, jnp.arange(0, depth, planes))
+    # (kx, C_in, kz, ky, C_out) -> (kz, ky, kx, C_in, C_out)
     return total.reshape(kx, inputs, kz, ky, outputs).transpose(2, 3, 0, 1, 4)
 
 

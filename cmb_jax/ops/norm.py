@@ -1,4 +1,4 @@
-"""Normalization that looks at one voxel only."""
+"""Normalization over the channels of each voxel."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def channel_norm(
 
 def _plain(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, relu: bool) -> jax.Array:
     values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    # centered first: the mean of squares less the squared mean would lose digits where the mean is large
     centered = values - values.mean(axis=-1, keepdims=True)
     variance = jnp.square(centered).mean(axis=-1, keepdims=True)
     y = centered * lax.rsqrt(variance + epsilon) * scale + bias

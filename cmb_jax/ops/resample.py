@@ -35,6 +35,8 @@ def _max_pool(x: jax.Array, factors: Triple) -> jax.Array:
 
 def _largest(x: jax.Array, factors: Triple) -> tuple[jax.Array, jax.Array]:
     """Largest value of each block and its int8 number in the block; of equal ones the first."""
+    # Axis by axis on strided slices, so that no block is ever gathered. A voxel's number in its block counts
+    # z fastest: z + fz * (y + fy * x). Strictly greater keeps the first of equal values.
     number = jnp.zeros(x.shape, jnp.int8)
     weight = 1
     for axis, factor in enumerate(factors, start=1):
@@ -59,14 +61,16 @@ def _max_pool_backward(factors: Triple, number: jax.Array, g: jax.Array) -> tupl
     The choice is kept and not found again by comparing values: a compiler that recomputes one of them in
     another rounding would find none equal. It is also faster on CPU than differentiating the maximum.
     """
-    own = jnp.int8(0)
+    number_in_block = jnp.int8(0)  # of every voxel, counted as in `_largest`
     weight = 1
     for axis, factor in enumerate(factors):
         size = g.shape[1 + axis] * factor
         place = jnp.arange(size, dtype=jnp.int32) % factor * weight
-        own = own + place.astype(jnp.int8).reshape([-1 if i == axis else 1 for i in range(3)] + [1])
+        number_in_block = number_in_block + place.astype(jnp.int8).reshape(
+            [-1 if i == axis else 1 for i in range(3)] + [1]
+        )
         weight *= factor
-    chosen = upsample_nearest(number, factors) == own
+    chosen = upsample_nearest(number, factors) == number_in_block
     return (jnp.where(chosen, upsample_nearest(g, factors), 0),)
 
 

@@ -1,4 +1,4 @@
-"""The compiled kernels of every instruction set compared with sums in float64, a process each.
+"""Compares the compiled kernels of every instruction set with sums in float64, one process per set.
 
 `python -m cmb_jax.ops.self_test` is one of these processes and prints one line of JSON.
 """
@@ -57,6 +57,7 @@ class SelfTest:
 def run() -> list[SelfTest]:
     """Every instruction set in a process of its own, and no kernel."""
     found = []
+    # a process registers its kernels once, by the environment that it starts with
     for wish in (*SETS, NO_KERNEL):
         setting = {"CMB_JAX_CPU_ISA": wish} if wish != NO_KERNEL else {"CMB_JAX_CPU_KERNEL": "off"}
         done = subprocess.run(
@@ -113,6 +114,8 @@ def _test(products: Products) -> SelfTest:
     rng = np.random.default_rng(0)
     errors = np.zeros(3)
     count = 0
+    # every pair of channel counts; kernels, strides, ReLU and grids take turns, else there were 48 times as
+    # many
     kinds = itertools.cycle(itertools.product(_EDGES, _STRIDES, (False, True)))
     grids = itertools.cycle(_GRIDS)
     for (inputs, outputs), (edges, strides, relu), grid in zip(
@@ -141,7 +144,7 @@ def _errors(
     relu: bool,
     products: Products,
 ) -> np.ndarray:
-    """Of value, gradient towards the input, gradients towards kernel and bias."""
+    """Errors (3,) of the value, of the input's gradient, and of the gradients of kernel and bias."""
     x = rng.standard_normal(shape, np.float32)
     kernel = rng.standard_normal((*edges, shape[-1], outputs), np.float32)
     bias = rng.standard_normal(outputs, np.float32)
@@ -152,6 +155,8 @@ def _errors(
     g = rng.standard_normal(value.shape, np.float32)
     got = [np.asarray(array, np.float64) for array in (value, *pull(jnp.asarray(g)))]
     rounded = _rounded if products == "bfloat16" else _as_float64
+    # The reference is one matrix product in float64 per tap of the kernel. Where the result is 0 the ReLU's
+    # gradient is decided by rounding, so the gate is that of the result under test.
     gated = np.where(got[0] > 0, g, 0) if relu else g
     want_x, want_kernel = np.zeros(_padded(rounded(x), edges, strides).shape), np.zeros(kernel.shape)
     padded, want = _padded(rounded(x), edges, strides), np.zeros(value.shape) + bias
@@ -169,6 +174,7 @@ def _errors(
         _relative(got[1], want_x[(slice(None), *inside)]),
         max(_relative(got[2], want_kernel), _relative(got[3], want_bias)),
     ]
+    # a NaN would be lost in the caller's maximum, so it counts as infinite
     return np.array([error if np.isfinite(error) else np.inf for error in found])
 
 
@@ -203,6 +209,7 @@ def _rates(products: Products) -> tuple[float, float, float]:
     shape = (*_TIMED_GRID, _TIMED_CHANNELS)
     x, g = (jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(2))
     kernel = jnp.asarray(rng.standard_normal((3, 3, 3, *[_TIMED_CHANNELS] * 2), np.float32))
+    # a multiplication and an addition for each of 27 taps
     gflop = 2e-9 * x.size * 27 * _TIMED_CHANNELS
 
     def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -219,6 +226,7 @@ def _rates(products: Products) -> tuple[float, float, float]:
 
 
 def _least_seconds(function: Callable[[], jax.Array]) -> float:
+    # the first call compiles
     jax.block_until_ready(function())
     least = float("inf")
     for _ in range(_TIMED_RUNS):

@@ -1,4 +1,4 @@
-"""The largest of very many numbers."""
+"""Selecting the largest of very many numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ROW = 64
 
 
 def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """As `jax.lax.top_k` along the only axis, but quick on CPU where few of many numbers are asked for.
+    """As `jax.lax.top_k` of a vector, but quick on CPU where k is small compared with N.
 
     The k largest numbers lie in the k rows of the largest maxima, whatever the length of a row; in a tie the
     lower index wins among rows as among numbers. So only the rows' maxima and k rows are sorted.

@@ -121,6 +121,7 @@ _FAINT_CHI_PPM = (0.3, 1.0)
 def draw_count(key: jax.Array, mean_cmbs: jax.Array, patient_like: jax.Array) -> jax.Array:
     """How many microbleeds: as in patients (many none, heavy tail), or Poisson about the mean."""
     k_zero, k_rate, k_count, k_mean = jax.random.split(key, 4)
+    # a Poisson count whose rate is gamma-distributed: negative binomial, with the heavy tail of patients
     rate = jax.random.gamma(k_rate, _PATIENT_SHAPE) * (_PATIENT_MEAN / _PATIENT_SHAPE)
     patients = jnp.minimum(1 + jax.random.poisson(k_count, rate), _PATIENT_MAX)
     patients = jnp.where(jax.random.uniform(k_zero) < _PATIENT_ZERO, 0, patients)
@@ -184,6 +185,7 @@ def _accept(
 
 def _in_tissue(head: HeadMaps, points: jax.Array) -> jax.Array:
     """(P,) whether a point and at least four of six neighbors 1.2 mm away lie in gray or white matter."""
+    # two neighbors may lie outside: cortex is thin, and microbleeds occur in it
     around = jnp.concatenate([jnp.zeros((1, 3)), 1.2 * jnp.eye(3), -1.2 * jnp.eye(3)])
     probes = (points[:, None] + around).reshape(-1, 3)
     channels, code = sample_head(head.anatomy, to_pack(head.pose, probes), head.atrophy)
@@ -402,6 +404,7 @@ def draw_cavernoma(key: jax.Array, head: HeadMaps, tier: Tier) -> tuple[Bodies, 
     )  # fmt: skip
     direction = jax.random.normal(keys[3], (CAVERNS, 3))
     direction = direction / jnp.linalg.norm(direction, axis=1, keepdims=True)
+    # the cube root spreads places evenly over the volume of a ball; (1 - share) keeps each space inside it
     distance = jax.random.uniform(keys[4], (CAVERNS, 1)) ** (1 / 3)
     share = jax.random.uniform(keys[5], (CAVERNS,), minval=0.25, maxval=0.45)
     spaces = Bodies(

@@ -182,7 +182,7 @@ def vessel_labels(mimics: jax.Array, vessels: Vessels, *, grid: Grid) -> jax.Arr
     """Vessels written over the mimics of the tissue, uint8 (X, Y, Z)."""
     in_plane = max(grid.spacing_mm[:2]) / 2
     radius = jnp.maximum(vessels.radius_mm, max(MIN_TUBE_LABEL_MM, in_plane))
-    # a whole disc in the nearest slice: one that shrank towards the slice's face would cut a vein in two
+    # a whole disc in the nearest slice: one that shrank toward the slice's face would cut a vein in two
     radii = jnp.stack([radius, radius, jnp.full_like(radius, 1e3)], axis=1)
     half = stamp_half_width(MAX_RADIUS_MM * _WIDEST, (grid.spacing_mm[0], grid.spacing_mm[1], 1e3))
     label = jnp.where(vessels.valid, vessels.kind, 0)

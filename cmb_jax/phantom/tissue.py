@@ -204,6 +204,8 @@ def draw_tissue(
     tier: Tier,
 ) -> TissueValues:
     """A subject's values; R2* grows in proportion to the field, white-matter lesions with age."""
+    # The number of keys and the place of each are part of the phantom's version: another split changes every
+    # subject.
     keys = jax.random.split(key, 11)
     iron = _vary(keys[0], iron_mg(age), _IRON_SPREAD)
     shape = (*texture_shape(anatomy), 3)
@@ -211,6 +213,7 @@ def draw_tissue(
     coarse = smooth_noise(keys[2], shape, sigma=3.0)
     texture = fine * jnp.array([0.006, 0.012, 0.1]) + coarse * jnp.array([0.008, 0.02, 0.05])
     load = tier.hyperintensity * 0.5 * (_elderly(age) + jax.random.uniform(keys[3]))
+    # fast flow makes arteries bright, or dephases them to a void
     void = jax.random.uniform(keys[4]) < tier.artery_void
     bright = jax.random.uniform(keys[5])
     artery = jnp.where(void, 0.4 * bright, 1.0 + 0.4 * bright)
@@ -233,6 +236,7 @@ def draw_tissue(
 def _draw_siderosis(key: jax.Array, anatomy: head.PackedAnatomy, tier: Tier) -> dict[str, jax.Array]:
     """The two fields of `TissueValues`: a focus of superficial siderosis over the convexity."""
     k_present, k_place, k_radius, k_chi = jax.random.split(key, 4)
+    # upwards and to the sides, where superficial siderosis lies; scaled to about a brain's half axes in mm
     direction = jax.random.normal(k_place, (3,)) * jnp.array([1.0, 1.0, 0.5]) + jnp.array([0.0, 0.0, 0.7])
     direction = direction / jnp.linalg.norm(direction)
     center = anatomy.center_mm + direction * jnp.array([60.0, 78.0, 58.0])
@@ -249,6 +253,8 @@ def mix_tissue(
 
     texture (P, 3); siderotic (P,): how far the cortex' surface is stained there, 0..1.
     """
+    # Nuclei take their share of a voxel first, and gray, white, CSF, soft tissue and air divide the rest;
+    # fractions of nuclei that overlap in the atlas are scaled to 1.
     nuclei = channels[:, jnp.array(head.NUCLEI)]
     covered = jnp.minimum(jnp.sum(nuclei, axis=1, keepdims=True), 1.0)
     nuclei = nuclei / jnp.maximum(jnp.sum(nuclei, axis=1, keepdims=True), 1.0)
@@ -292,6 +298,7 @@ def _labels(
 ) -> tuple[jax.Array, jax.Array]:
     """Region code after atrophy, and the mimic that tissue makes: uint8 (P,) each."""
     region = region_of(code)
+    # later kinds overwrite earlier ones: the more specific structure names the voxel
     base = head.shrink_cortex(channels, atrophy)
     cortex = (region >= Region.FRONTAL) & (region <= Region.INSULA) | (region == Region.CEREBELLUM)
     now_csf = cortex & (base[:, Channel.CSF] > 0.5)
@@ -363,6 +370,7 @@ def label_maps(
 ) -> tuple[jax.Array, jax.Array]:
     """Region codes and the mimics that tissue makes on the acquired grid, uint8 (X, Y, Z) each; nearest."""
     nx, ny, nz = volume.code.shape
+    # both labels in one number, so that each voxel is looked up once
     both = volume.code.astype(jnp.uint16) + (volume.mimic.astype(jnp.uint16) << 8)
     rows = both.reshape(-1)
 

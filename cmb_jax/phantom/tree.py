@@ -138,6 +138,7 @@ def write_subject(subject: PhantomSubject, root: Path, name: str) -> None:
         _write_image(images / f"{name}_{suffix}.nii.gz", data, affine, slope)
         _write_json(images / f"{name}_{suffix}.json", sidecar | (notes or {}))
 
+    # the brightest voxel is stored as 2^14: noise spans many steps, and SWI, which is no brighter, fits too
     slope = float(subject.magnitude.data.max()) / 16384.0
     if subject.phase is None:
         write("T2starw", subject.magnitude.data, slope)
@@ -200,6 +201,7 @@ def _write_tree_files(root: Path, title: str, participants: Sequence[dict[str, s
         _write_json(folder / DESCRIPTION, description)
     kinds = {str(int(kind)): kind.name.lower() for kind in MimicKind}
     _write_json(truth / "desc-mimics_dseg.json", {"LabelMap": kinds})
+    # the BIDS validator does not know these suffixes
     (root / ".bidsignore").write_text("*_swi.nii.gz\n*_swi.json\n", encoding="utf-8")
     (truth / ".bidsignore").write_text("*_desc-lesions.tsv\n", encoding="utf-8")
     _write_tsv(root / "participants.tsv", tuple(participants[0]), [tuple(p.values()) for p in participants])

@@ -146,10 +146,13 @@ def branch(
     Those that are not `long_enough` are left out.
     """
     k_where, k_angle, k_way, k_length, k_grow = jax.random.split(key, 5)
+    # Slots are static: a branch whose mother is empty or too short at the drawn place grows like any other,
+    # and is marked as not alive.
     mother = jnp.arange(count) % mothers.alive.shape[0]
     length = jnp.sum(mothers.alive[mother], axis=1)
     at = (length * jax.random.uniform(k_where, (count,), minval=0.15, maxval=0.85)).astype(jnp.int32)
     heading = mothers.heading[mother, at]
+    # a random direction at a right angle to the mother
     aside = unit(jnp.cross(heading, jax.random.normal(k_way, (count, 3))))
     angle = jax.random.uniform(k_angle, (count, 1), minval=angle_rad[0], maxval=angle_rad[1])
     wanted = jax.random.randint(k_length, (count,), steps // 2, steps + 1)
@@ -171,7 +174,7 @@ def branch(
 def _as_vessels(
     walks: Walks, chi_ppm: jax.Array, signal: jax.Array, kind: int, *, towards_root: bool
 ) -> Vessels:
-    """All points of walks; chi_ppm and signal are (W,). Veins carry blood towards their root."""
+    """All points of walks; chi_ppm and signal are (W,). Veins carry blood toward their root."""
     count, steps = walks.alive.shape
     heading = walks.heading.reshape(-1, 3)
     return Vessels(
@@ -356,7 +359,7 @@ def _venous(key: jax.Array, generations: tuple[Walks, ...], chi_blood: jax.Array
 _Course = tuple[tuple[float, float, float], ...]
 
 # Courses in MNI mm, right side, with the radius in mm at the end nearer to the heart. Veins run as listed,
-# towards the great vein; arteries as listed, away from the heart. After standard atlases of neuroanatomy.
+# toward the great vein; arteries as listed, away from the heart. After standard atlases of neuroanatomy.
 _DEEP_VEINS: tuple[tuple[_Course, float], ...] = (
     (((2.5, 2, 9), (2.5, -10, 14), (2.5, -25, 13), (2, -36, 9), (0.5, -43, 10)), 0.9),  # internal cerebral
     (((24, -30, 18), (19, -16, 22), (12, -2, 18), (4, 2, 11), (2.5, 2, 9)), 0.6),  # thalamostriate

@@ -82,6 +82,8 @@ def visibility(
     swi and tissue (X, Y, Z); sigma () noise of one channel, in units of swi; center_mm (N, 3) image frame;
     apparent_mm (N,) diameters.
     """
+    # Every lesion is looked at in a window of one static size, which keeps the program small and its shapes
+    # fixed.
     spacing = jnp.asarray(grid.spacing_mm)
     size = [
         min(n, 2 * int(np.ceil(_WINDOW_MM / h)) + 1) for n, h in zip(grid.shape, grid.spacing_mm, strict=True)
@@ -97,6 +99,7 @@ def visibility(
         solid = jax.lax.dynamic_slice(tissue, start, size)
         offset = (start + steps - position) * spacing
         distance = jnp.linalg.norm(offset, axis=-1)
+        # at least the nearest voxel (and slice, below); 1e-4 mm is for rounding
         core = distance <= jnp.maximum(diameter / 4, jnp.min(distance) + 1e-4)
         through = jnp.abs(offset[..., 2])
         same_slices = through <= jnp.maximum(diameter / 4, jnp.min(through) + 1e-4)
@@ -117,6 +120,7 @@ def visibility(
             against_noise=darker / sigma * jnp.sqrt(voxels),
         )
 
+    # one after another: in a batch, the windows and their sorts would take much memory
     return jax.lax.map(lambda pair: one(*pair), (center_mm, apparent_mm))
 
 

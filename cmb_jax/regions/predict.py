@@ -42,7 +42,7 @@ _SMALLEST_VIEW_MM = 60.0  # below this along any axis a volume does not show whe
 _RECENTER_MM = 2.99
 
 # (Z, Y, X) image, weights -> region, region without OUTSIDE, side logit
-_Labeller = Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array, jax.Array]]
+_Labeler = Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array, jax.Array]]
 
 BRAIN_CM3 = (700.0, 2400.0)  # intracranial volumes of adults, with room to spare
 SMALLEST_ZONE_CM3 = {Zone.LOBAR: 300.0, Zone.DEEP: 40.0, Zone.INFRATENTORIAL: 50.0}
@@ -309,7 +309,7 @@ def _label(volume: Volume, center: np.ndarray, params: Any) -> tuple[np.ndarray,
     """Cleaned region and side and the field of view, (Z, Y, X) on the grid around `center`."""
     view = grid.field_of_view(volume.shape, volume.affine, center)
     image = grid.to_grid(volume.data, volume.affine, center)
-    region, inner, side_logit = (np.asarray(a) for a in _labeller()(image, params))
+    region, inner, side_logit = (np.asarray(a) for a in _labeler()(image, params))
     region, side = clean_labels(region, inner, side_logit, view)
     return region, side, view
 
@@ -342,7 +342,7 @@ def _template() -> Template[RegionNet]:
 
 
 @functools.cache
-def _labeller() -> _Labeller:
+def _labeler() -> _Labeler:
     template = _template()
 
     @jax.jit

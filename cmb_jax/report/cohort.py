@@ -1,4 +1,4 @@
-"""The HTML page of a cohort: a line per scan, to sort and filter; distributions; what stands out."""
+"""The HTML page of a cohort: a sortable table with a line per scan, distributions, and outliers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cmb_jax.report.summary import ZONES, Count
 
 DONE = "done"
 OUTLIER_SCORE = 3.5
-"""Modified z-score from which a scan is named (Iglewicz and Hoaglin 1993)."""
+"""Modified z-score above which a scan is an outlier (Iglewicz and Hoaglin 1993)."""
 FEWEST_FOR_OUTLIERS = 8
 _NORMAL_MAD = 0.6745  # median absolute deviation of the standard normal distribution
 
@@ -46,13 +46,13 @@ class Projection:
     to_pixel: tuple[np.ndarray, ...]  # of each plane (2, 4): RAS mm and 1 -> x, y in pixels
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the picture."""
+        """Everything but the picture, as JSON values."""
         matrices = [np.round(matrix, 4).tolist() for matrix in self.to_pixel]
         return {"Width": self.width, "Height": self.height, "ToPixel": matrices}
 
     @classmethod
     def from_json(cls, jpeg: bytes, record: Mapping[str, Any]) -> Projection:
-        """A projection from its picture and what `to_json` said of it.
+        """A projection from its picture and what `to_json` returned.
 
         Raises:
             ValueError, KeyError, TypeError: the record is damaged.
@@ -86,6 +86,8 @@ def make_projection(swi: Volume, brain_mask: np.ndarray) -> Projection:
         parts.append(
             drawing.to_gray(np.nan_to_num(drawing.sample_plane(lowest, frame), nan=window[0]), *window)
         )
+        # Pixels are an affine function of voxel indices: its columns are read off three points, then it is
+        # chained with RAS mm -> voxel index. `left` is where this plane begins in the joined picture.
         origin, column, row = (np.array(frame.to_px(*at)) for at in ((0, 0), (1, 0), (0, 1)))
         matrix = np.outer(column - origin, inverse[plane.column_axis])
         matrix += np.outer(row - origin, inverse[plane.row_axis])
@@ -100,7 +102,7 @@ def make_projection(swi: Volume, brain_mask: np.ndarray) -> Projection:
 
 
 def marked_picture(projection: Projection, rows: Sequence[DetectionRow], name: str) -> drawing.Picture:
-    """The projection with the symbols of reported microbleeds, one path for all of a zone and category."""
+    """The projection with the symbols of reported microbleeds; each zone and category is one path."""
     drawn: dict[tuple[str, str], str] = {}
     for row in rows:
         for matrix in projection.to_pixel:
@@ -125,6 +127,7 @@ def shrunk(projection: Projection, most_bytes: int, source: Path) -> Projection:
     Raises:
         UserError: what came from the file `source` is no picture.
     """
+    # always from the original picture: JPEGs of JPEGs would lose more each time
     jpeg, size = projection.jpeg, (projection.width, projection.height)
     while len(jpeg) > most_bytes and size[1] > _SMALLEST_PX:
         size = (size[0] * 3 // 4, size[1] * 3 // 4)
@@ -184,13 +187,13 @@ class Outlier:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Measure:
-    """A number by which a scan can stand out."""
+    """A number in which a scan can be an outlier."""
 
     words: str
     of: Callable[[CohortLine], float | None]
     unit: str = ""
-    root: bool = False  # counts: their spread grows with them, that of their square roots does not
-    least_spread: float = 0.0  # of a standard deviation, so that nearly equal scans have no outliers
+    root: bool = False  # for counts: their spread grows with them, that of their square roots does not
+    least_spread: float = 0.0  # lower limit of the spread, so that nearly equal scans have no outliers
 
 
 _MEASURES = (
@@ -225,7 +228,7 @@ def outliers(lines: Sequence[CohortLine]) -> tuple[Outlier, ...]:
 
 
 def render_cohort(content: CohortContent) -> str:
-    """The page as one string; one script sorts and filters its table, and nothing is fetched."""
+    """The page as one string; a script inside it sorts and filters the table, and nothing is fetched."""
     lines = content.lines
     counted = [line.counted for line in lines if line.counted is not None]
     found = outliers(lines)
@@ -248,6 +251,7 @@ def render_cohort(content: CohortContent) -> str:
                 frozenset(outlier.line for outlier in found),
             )
         )
+    # the page's security policy allows exactly this script, by its hash
     script = environment().get_template("cohort.js").render()
     return (
         environment()

@@ -1,4 +1,4 @@
-"""The self-contained HTML page of two time points, with the same planes of both scans side by side."""
+"""The self-contained HTML page of two time points, which shows the same planes of both scans side by side."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ class Change:
 
     @property
     def row(self) -> DetectionRow:
-        """The candidate that speaks for the lesion: a kept one, of the follow-up if both are."""
+        """The candidate that represents the lesion: a kept one, that of the follow-up if both are kept."""
         pair = [row for row in (self.followup, self.baseline) if row is not None]
         return next((row for row in pair if row.status == "kept"), pair[0])
 
@@ -84,6 +84,7 @@ class RegisteredPictures:
         self._content = content
         self._scans = (content.baseline, content.followup)
         self._windows = tuple(drawing.choose_windows(s.image.data, None, s.brain).swi for s in self._scans)
+        # (4, 4) per scan: voxel index of the follow-up -> voxel index of the scan
         to_baseline = np.linalg.inv(content.matrix)
         affine = content.followup.image.affine
         self._to_scan = (np.linalg.inv(content.baseline.image.affine) @ to_baseline @ affine, np.eye(4))
@@ -107,6 +108,7 @@ class RegisteredPictures:
         picture = _resampled(
             self._scans[n].image, frame, float(center[plane.through_axis]), self._to_scan[n], 1
         )
+        # the cross leaves the lesion and a rim around it free
         gap = (max(change.row.diameter_mm / 2, 1.0) + 1.5) / frame.mm_per_px
         middle = THUMBNAIL_PX / 2
         mark = drawing.crosshair(middle, middle, (gap, gap), arm=_ARM_MM / frame.mm_per_px)
@@ -121,7 +123,10 @@ class RegisteredPictures:
         )
 
     def check(self) -> tuple[tuple[drawing.Picture, drawing.Picture], ...]:
-        """(baseline, follow-up) of axial slices, each with the outline of the baseline's brain."""
+        """Pairs (baseline, follow-up) of axial slices from the top down, with the baseline's brain outline.
+
+        The outline is drawn on both: where it leaves the follow-up's brain, registration has failed.
+        """
         followup = self._content.followup
         bounds = drawing.mask_bounds(followup.brain)
         frame = drawing.fitted_frame(
@@ -157,7 +162,7 @@ class RegisteredPictures:
 def _resampled(
     volume: Volume, frame: drawing.Frame, depth: float, to_volume: np.ndarray, order: int
 ) -> np.ndarray:
-    """A plane of one grid as another volume shows it, (height, width) float32; NaN beyond the volume.
+    """A plane of one grid sampled from another volume, (height, width) float32; NaN beyond the volume.
 
     Args:
         volume: what is shown.

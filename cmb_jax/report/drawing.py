@@ -1,8 +1,8 @@
-"""Plane pictures of a volume in radiological display, in true aspect, and the drawings over them.
+"""Pictures of planes through a volume, in radiological display and true aspect, and drawings over them.
 
-All planes follow one rule: columns run against the plane's first array axis and rows against its second,
-because array axes run to the Right, Anterior and Superior. So the patient's right is on the left of axial and
-coronal pictures, sagittal pictures have the face on the left, and the top is anterior (axial) or superior.
+All planes follow one rule: columns run against the plane's first array axis and rows against its second. As
+array axes run to the Right, Anterior and Superior, the patient's right is on the left of axial and coronal
+pictures, sagittal pictures have the face on the left, and the top is anterior (axial) or superior.
 """
 
 import base64
@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 
 PlaneName = Literal["axial", "coronal", "sagittal"]
-OUTSIDE_GRAY = 38  # no data there: neither black nor anything that a tissue shows
+OUTSIDE_GRAY = 38  # where there is no data: not black, which would look like signal loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ PLANES: tuple[Plane, ...] = (AXIAL, CORONAL, SAGITTAL)
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """Which part of a plane a picture shows: pixel edges <-> voxel indices of the plane's two array axes."""
+    """The part of a plane that a picture shows: pixel edges <-> voxel indices of the plane's array axes."""
 
     plane: Plane
     spacing_mm: tuple[float, float]  # voxel edge along the column and row axes
@@ -53,12 +53,14 @@ class Frame:
 
     def to_px(self, column_index, row_index):
         """Pixel edge coordinates (x, y) of voxel indices; scalars or arrays."""
+        # minus: columns and rows run against the array axes
         x = self.width_px / 2 - (column_index - self.center[0]) * self.spacing_mm[0] / self.mm_per_px
         y = self.height_px / 2 - (row_index - self.center[1]) * self.spacing_mm[1] / self.mm_per_px
         return x, y
 
     def grid_index(self) -> tuple[np.ndarray, np.ndarray]:
         """Voxel indices at the pixel centers: along the column axis (width,) and the row axis (height,)."""
+        # edges of pixel n are n and n + 1, so that its center is n + 0.5
         x = np.arange(self.width_px) + 0.5 - self.width_px / 2
         y = np.arange(self.height_px) + 0.5 - self.height_px / 2
         column = self.center[0] - x * self.mm_per_px / self.spacing_mm[0]
@@ -91,7 +93,7 @@ def fitted_frame(
     mm_per_px: float,
     margin_mm: float = 4.0,
 ) -> Frame:
-    """A picture that holds the voxel box `bounds` ((start, stop) of each axis) with a margin."""
+    """A picture of the voxel box `bounds` ((start, stop) of each axis) with a margin."""
     axes = (plane.column_axis, plane.row_axis)
     spacing = (spacing_mm[axes[0]], spacing_mm[axes[1]])
     extent = [(bounds[a][1] - bounds[a][0]) * s + 2 * margin_mm for a, s in zip(axes, spacing, strict=True)]
@@ -120,6 +122,7 @@ def sample_plane(values: np.ndarray, frame: Frame, order: int = 1) -> np.ndarray
     Only the needed part of the slice is touched. When the picture is coarser than the slice, the slice is
     smoothed first so that nothing aliases. `order` is the spline's (1 for phase: higher ones ring at wraps).
     """
+    # the crop has a margin for the spline and the smoothing
     column, row = frame.grid_index()
     crop, offset = [], []
     for positions, size in ((column, values.shape[0]), (row, values.shape[1])):
@@ -128,6 +131,7 @@ def sample_plane(values: np.ndarray, frame: Frame, order: int = 1) -> np.ndarray
         crop.append(slice(low, high))
         offset.append(low)
     part = values[crop[0], crop[1]].astype(np.float32)
+    # half the excess of the pixel over the voxel: what a coarser sampling could alias is gone, detail is not
     sigma = [max(0.0, 0.5 * (frame.mm_per_px / s - 1.0)) for s in frame.spacing_mm]
     if max(sigma) > 0.1:
         part = ndimage.gaussian_filter(part, sigma, mode="nearest", truncate=2.0)
@@ -164,9 +168,9 @@ class Windows:
 
 
 def choose_windows(swi: np.ndarray, phase: np.ndarray | None, brain_mask: np.ndarray) -> Windows:
-    """Windows from the brain: SWI its 0.5th to 99.5th percentile, phase +- the 98th of its size.
+    """Windows from the brain: SWI from the 0.5th to the 99.5th percentile, phase +- the 98th of its size.
 
-    Not higher: near the skull base the phase is so steep that it would make every lesion pale.
+    Not a higher one: near the skull base the phase is so steep that every lesion would look pale.
     """
     step = (slice(None, None, 2), slice(None, None, 2))  # a quarter of the voxels is plenty
     inside = brain_mask[step]
@@ -232,12 +236,13 @@ def crosshair(x: float, y: float, gap: tuple[float, float], arm: float) -> str:
 
 
 def glyph(zone: str, x: float, y: float, r: float) -> str:
-    """The zone's symbol, so that color is never the only sign: circle, diamond, triangle, else square."""
+    """A zone's symbol, so that color is never the only sign: circle, diamond, triangle, otherwise square."""
     if zone == "lobar":
         return (
             f"M{x - r:.1f} {y:.1f}a{r:.1f} {r:.1f} 0 1 0 {2 * r:.1f} 0a{r:.1f} {r:.1f} 0 1 0 {-2 * r:.1f} 0Z"
         )
     if zone == "deep":
+        # corners reach beyond r, so that all symbols look equally large
         corners = [(0, -1.2), (1.2, 0), (0, 1.2), (-1.2, 0)]
     elif zone == "infratentorial":
         corners = [(0, -1.25), (1.2, 0.85), (-1.2, 0.85)]

@@ -81,7 +81,7 @@ class EvaluationContent:
 
 
 def cell_text(value: str | float | int | None) -> str:
-    """A table cell for people: floats with up to three significant decimals, a dash for what is not known."""
+    """The text of a table cell: floats with up to three decimals, a dash for what is not known."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, float):
@@ -90,7 +90,7 @@ def cell_text(value: str | float | int | None) -> str:
 
 
 def numeric_columns(table: Table) -> list[bool]:
-    """Which columns hold no text: they are set flush right."""
+    """Which columns hold no text, and are therefore aligned right."""
     return [all(not isinstance(row[n], str) for row in table.rows) for n in range(len(table.columns))]
 
 
@@ -144,7 +144,7 @@ class View:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """Something found in a scan, with pictures of it and of what it is compared with."""
+    """A place in a scan, with pictures of it and of what it is compared with."""
 
     title: str
     note: str
@@ -166,6 +166,8 @@ def example_picture(
         spacing_mm: z, y, x.
         brief: one plane.
     """
+    # the network's arrays are (Z, Y, X), pictures expect (X, Y, Z); voxel 0 has its center half a voxel
+    # inside
     spacing = (spacing_mm[2], spacing_mm[1], spacing_mm[0])
     center = np.array([center_mm[axis] / spacing_mm[axis] for axis in (2, 1, 0)]) - 0.5
     planes = (AXIAL,) if brief else PLANES
@@ -195,9 +197,9 @@ def example_picture(
 
 
 def embedding_plot(shown: EmbeddingMap) -> Picture:
-    """Small spots for the samples (circles and diamonds by class), large outlined ones for the prototypes.
+    """Samples as small symbols (circle or diamond by class), prototypes as large outlined ones.
 
-    Both axes have one scale; they carry no numbers because the embedding has no unit.
+    Both axes have the same scale, and no numbers because the embedding has no unit.
     """
     together = np.concatenate([shown.points, shown.prototypes])
     low, high = together.min(axis=0), together.max(axis=0)
@@ -251,9 +253,10 @@ class AblationContent:
 
 def curve_groups(curves: tuple[FrocLine, ...]) -> list[tuple[FrocLine, ...]]:
     """The curves in groups, one per plot; each begins with the first curve, the reference, for comparison."""
-    room = _CURVES_PER_PLOT - 1
+    others_per_plot = _CURVES_PER_PLOT - 1
     reference, others = curves[:1], curves[1:]
-    return [(*reference, *others[start : start + room]) for start in range(0, max(1, len(others)), room)]
+    starts = range(0, max(1, len(others)), others_per_plot)
+    return [(*reference, *others[start : start + others_per_plot]) for start in starts]
 
 
 def render_ablation(content: AblationContent) -> str:

@@ -11,7 +11,7 @@ from cmb_jax.report.drawing import choose_windows
 from cmb_jax.report.statements import bombs_table, statements
 
 MAX_DRAWN = 100
-"""Kept detections with pictures; further ones are listed without."""
+"""Kept detections that get pictures; further ones are listed without."""
 MAX_REJECTED_DRAWN = 24
 """Rejected candidates with a thumbnail, the highest scores first."""
 
@@ -25,7 +25,7 @@ def without_turns(text: str) -> str:
 
 @functools.cache
 def environment() -> jinja2.Environment:
-    """The templates; everything that is put into them is escaped, because file names may hold anything."""
+    """The page templates; every value put into them is escaped, because file names may contain anything."""
     env = jinja2.Environment(
         loader=jinja2.PackageLoader("cmb_jax.report"),
         autoescape=True,
@@ -41,7 +41,7 @@ def environment() -> jinja2.Environment:
 
 
 def content_hash(text: str) -> str:
-    """A script or style sheet as a page's content security policy names it."""
+    """The hash of a script or style sheet as it stands in a page's content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
@@ -56,6 +56,7 @@ def render_report(content: summary.ReportContent, *, max_drawn: int = MAX_DRAWN)
         content.swi.data, None if content.phase is None else content.phase.data, content.brain_mask
     )
     kept, rejected = summary.kept_rows(content.rows), summary.rejected_rows(content.rows)
+    # chosen by score, shown by id: the order of detections.csv
     drawn = sorted(sorted(kept, key=lambda row: (-row.score, row.id))[:max_drawn], key=lambda row: row.id)
     maker = pictures.ThumbnailMaker(content, windows)
     mars = summary.mars_table(kept)

@@ -1,4 +1,4 @@
-"""A contact sheet of true lesions: three planes of each, to see whether the centers lie on dark spots."""
+"""A contact sheet of true lesions in three planes, to check that the stated centers lie on dark spots."""
 
 import dataclasses
 import io
@@ -39,7 +39,7 @@ class LesionTile:
 
 
 class LesionSheet:
-    """Collects lesions case by case, some of each, and writes one PNG or HTML page."""
+    """Collects some lesions of every case and writes them as one PNG or HTML page."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -109,6 +109,7 @@ class LesionSheet:
             top = 60 + number // columns * height
             sheet.paste(Image.fromarray(tile.gray), (left, top))
             caption = tile.caption
+            # the end of a caption, with the numbers, matters more than the start of a long name
             while draw.textlength(caption, font=font) > width - _GAP_PX:
                 caption = "…" + caption[2:]
             draw.text((left, top + TILE_PX + 2), caption, fill=220, font=font)
@@ -118,7 +119,7 @@ class LesionSheet:
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse what is neither PNG nor HTML, before hours of reading.
+    """Refuse a file that is neither PNG nor HTML before the images are read, which may take hours.
 
     Raises:
         UserError: another suffix.

@@ -1,4 +1,4 @@
-"""The pictures of a subject's page: the whole brain with all detections, and each detection close up."""
+"""The pictures of a subject's page: the whole brain with all detections, and a close-up of each."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ DRAWN_REGIONS: tuple[Region, ...] = tuple(r for r in Region if r not in (Region.
 
 
 def shown_zone(row: DetectionRow, content: ReportContent) -> str:
-    """The zone that colors a row: none when the region map is not trusted."""
+    """The zone by which a row is colored: none when the region map is not trusted."""
     return row.zone if content.regions_trusted else "none"
 
 
@@ -35,7 +35,9 @@ def voxel_indices(content: ReportContent, rows: Sequence[DetectionRow]) -> np.nd
 
 
 def glass_brain(content: ReportContent, rows: Sequence[DetectionRow]) -> tuple[drawing.Picture, ...]:
-    """The brain's outline seen along three axes, with every given row as its zone's symbol. Pure drawing."""
+    """Outlines of the brain along three axes, with a symbol for every row; drawings without an image."""
+    # outlines are smooth at this size: a mask of about 1.5 mm gives the same curves from a fraction of the
+    # voxels
     step = tuple(max(1, round(1.5 / s)) for s in content.swi.spacing_mm)
     coarse = tuple(slice(None, None, n) for n in step)
     mask = content.brain_mask[coarse]
@@ -110,14 +112,15 @@ def slabs(
         inside = mask[:, :, z]
         lowest = np.min(data[:, :, z], axis=2, initial=np.inf, where=inside)
         lowest = np.where(inside.any(axis=2), lowest, windows.swi[0])
-        mine = [i for i in range(len(rows)) if slab_of_row[i] == n]
+        in_slab = [i for i in range(len(rows)) if slab_of_row[i] == n]
         shapes, labels = [], list(drawing.edge_labels(frame))
-        for i in mine:
+        for i in in_slab:
             x, y = frame.to_px(indices[i, 0], indices[i, 1])
             r = (rows[i].diameter_mm / 2 + 3.0) / frame.mm_per_px
             ring = _dot(rows[i], content, x, y, r, style="ring")
             shapes += [drawing.Shape(ring.d, "halo"), ring]
             labels.append(_number(rows[i].id, x, y - r + 3, r, frame, "ring-text"))
+        # faces of slices, not their centers
         bottom_mm, top_mm = (_z_mm(content, edge - 0.5) for edge in edges[n : n + 2])
         height = f"z {bottom_mm:.0f} to {top_mm:.0f} mm"
         thickness = (edges[n + 1] - edges[n]) * content.swi.spacing_mm[2]
@@ -128,7 +131,7 @@ def slabs(
                 uri=drawing.data_uri(
                     drawing.to_gray(drawing.sample_plane(lowest, frame), *windows.swi), quality=82
                 ),
-                alt=f"Minimum intensity projection, {height}, {len(mine)} reported",
+                alt=f"Minimum intensity projection, {height}, {len(in_slab)} reported",
                 shapes=tuple(shapes),
                 labels=tuple(labels),
                 caption=f"{height} ({thickness:.0f} mm)",
@@ -138,7 +141,7 @@ def slabs(
 
 
 def _z_mm(content: ReportContent, z: float) -> float:
-    """Superior millimeters of a slice, at the center of the grid (an oblique slice has no single height)."""
+    """RAS z of a slice in mm, at the center of the grid (an oblique slice has no single height)."""
     x, y = (n / 2 for n in content.swi.shape[:2])
     return float((content.swi.affine @ np.array([x, y, z, 1.0]))[2])
 
@@ -185,7 +188,7 @@ def _number(number: int, x: float, y: float, r: float, frame: drawing.Frame, sty
 
 
 def _without_sulci(region: np.ndarray) -> np.ndarray:
-    """Sulcal CSF given to the nearest region of the slice: else every sulcus would outline the lobes anew."""
+    """Sulcal CSF given to the nearest region of the slice: otherwise every sulcus would be outlined."""
     sulcal = region == Region.SULCAL_CSF
     named = ~sulcal & (region != Region.OUTSIDE)
     if not sulcal.any() or not named.any():
@@ -219,7 +222,7 @@ class DetectionPictures:
 
 
 class ThumbnailMaker:
-    """Draws detections of one subject; holds what all of them share."""
+    """Draws the detections of one subject; holds what all pictures share."""
 
     def __init__(self, content: ReportContent, windows: drawing.Windows) -> None:
         self._content = content
@@ -250,6 +253,7 @@ class ThumbnailMaker:
         )
 
     def _tile(self, row: DetectionRow, modality: str, plane: drawing.Plane) -> drawing.Picture:
+        # SWI by a cubic spline, phase linearly: higher splines ring at wraps
         center = self.center_index(row)
         frame = drawing.centered_frame(plane, self._spacing, center, FIELD_OF_VIEW_MM, THUMBNAIL_PX)
         if modality == "SWI":
@@ -275,7 +279,7 @@ class ThumbnailMaker:
 
     @staticmethod
     def _gap_mm(row: DetectionRow, spacing_mm: float) -> float:
-        """Half the marker's gap: clear of the lesion, which thick slices stretch, yet in the picture."""
+        """Half the marker's gap: beyond the lesion, which thick slices stretch, but within the picture."""
         return min(max(row.diameter_mm / 2, 1.0) + 0.7 + spacing_mm, 0.42 * FIELD_OF_VIEW_MM)
 
     def _context(self, row: DetectionRow) -> drawing.Picture:
@@ -288,6 +292,7 @@ class ThumbnailMaker:
         )
         x, y = frame.to_px(center[0], center[1])
         half = FIELD_OF_VIEW_MM / 2 / frame.mm_per_px
+        # the square symbol reaches 0.9 r from its center
         box = drawing.glyph("none", x, y, half / 0.9)
         return drawing.Picture(
             width=frame.width_px,

@@ -1,4 +1,4 @@
-"""Line and scatter plots as drawings, so that they follow the page's colors and print crisply."""
+"""Line and scatter plots as SVG drawings, which follow the page's colors and print crisply."""
 
 import dataclasses
 import itertools
@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 560, 400
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 50
 FROC_TICKS: tuple[float, ...] = (0.125, 0.25, 0.5, 1, 2, 4, 8)
 FEWEST_IN_A_BIN = 5
-"""Detections; smaller bins are drawn as spots alone, because their shares are chance."""
+"""Detections; with smaller bins no curve is drawn, because their shares are mostly chance."""
 COUNT_BINS: tuple[int, ...] = (0, 1, 2, 3, 5, 10, 20, 50)
 """First count of each bar; the last one is open."""
 _FRACTIONS = {0.125: "1/8", 0.25: "1/4", 0.5: "1/2"}
@@ -127,6 +127,7 @@ def froc_plot(curves: Sequence[FrocLine]) -> Picture:
     shapes, labels = axes.frame(
         FROC_TICKS, np.linspace(0, 1, 6).tolist(), "False positives per scan", "Sensitivity"
     )
+    # all bands first: a later one would cover the curves before it
     for n, curve in enumerate(curves):
         if curve.band_fp_per_scan is not None and curve.band_low is not None and curve.band_high is not None:
             x, low = _clip_to(axes.x, curve.band_fp_per_scan, curve.band_low)
@@ -165,8 +166,8 @@ def _froc_value(axes: _Axes, curve: FrocLine, rate: float, style: str) -> Shape:
 
 
 def _froc_words(curve: FrocLine) -> str:
-    one = sensitivity_at(curve, 1.0)
-    return f"{curve.name}, sensitivity {one:.2f} at 1 false positive per scan"
+    sensitivity = sensitivity_at(curve, 1.0)
+    return f"{curve.name}, sensitivity {sensitivity:.2f} at 1 false positive per scan"
 
 
 def sensitivity_at(curve: FrocLine, rate: float) -> float:
@@ -230,6 +231,7 @@ def reliability_plot(line: ReliabilityLine) -> Picture:
 
 def count_plot(subjects: Sequence[SubjectLine]) -> Picture:
     """Detections against true lesions, one spot per scan; scans with the same numbers share a larger spot."""
+    # many scans share the same small numbers: a spot's area grows with the scans on it
     pairs = Counter((s.lesions, s.detections) for s in subjects)
     top = _round_up(max((max(pair) for pair in pairs), default=1))
     axes = _Axes((0.0, top), (0.0, top))
@@ -252,6 +254,7 @@ def difference_plot(subjects: Sequence[SubjectLine], agreement: CountAgreementTe
     """Bland-Altman plot of the counts: difference against mean, with bias and 95 % limits of agreement."""
     pairs = Counter(((s.lesions + s.detections) / 2, s.detections - s.lesions) for s in subjects)
     limits = [v for v in (agreement.limit_low, agreement.limit_high) if math.isfinite(v)]
+    # symmetric about 0, so that over- and undercounting look alike
     half = _round_up(max([abs(d) for _, d in pairs] + [abs(v) for v in limits] + [1.0]))
     right = _round_up(max((m for m, _ in pairs), default=1.0))
     axes = _Axes((0.0, right), (-half, half))
@@ -333,6 +336,7 @@ def scan_plot(points: Sequence[tuple[str, int, int]], marked: frozenset[int]) ->
     axes = _Axes((0.0, last + 1.0), (0.0, top))
     ticks = [tick for tick in _linear_ticks(0.0, last + 1.0) if tick > 0]
     shapes, labels = axes.frame(ticks, _linear_ticks(0.0, top), "Scan, as listed", "Microbleeds")
+    # outliers last, on top of the others
     for name, position, count in sorted(points, key=lambda point: point[1] in marked):
         x, y = axes.at(position + 1.0, float(count))
         if position in marked:
@@ -355,8 +359,9 @@ def _round_up(value: float) -> float:
 
 
 def _linear_ticks(low: float, high: float) -> list[float]:
-    steps = (high - low) / 5
-    size = 10.0 ** math.floor(math.log10(steps))
-    step = max(1.0, next(size * m for m in (1, 2, 5, 10) if size * m >= steps))
+    # at most six ticks, 1, 2 or 5 times a power of ten apart; counts need none between whole numbers
+    least = (high - low) / 5
+    size = 10.0 ** math.floor(math.log10(least))
+    step = max(1.0, next(size * m for m in (1, 2, 5, 10) if size * m >= least))
     first = math.ceil(low / step) * step
     return [first + n * step for n in range(int((high - first) / step + 1e-9) + 1)]

@@ -1,4 +1,4 @@
-"""Sentences that results carry: what published criteria say about the counts, and methods.md for papers.
+"""Texts that go with results: what published criteria say about the counts, and methods.md for papers.
 
 Statements are never a diagnosis.
 
@@ -40,10 +40,10 @@ def statements(rows: Sequence[DetectionRow], partial_field_of_view: bool = False
 
 
 def boston(rows: Sequence[DetectionRow], partial_field_of_view: bool = False) -> Statement:
-    """The microbleeds' part of the Boston criteria 2.0.
+    """The part of the Boston criteria 2.0 that concerns microbleeds.
 
-    Definite microbleeds count. Those of the cerebellum are neither lobar nor deep; those of the brainstem
-    count with the deep ones.
+    Only definite ones count. Those of the cerebellum are neither lobar nor deep; those of the brainstem count
+    as deep.
     """
     definite = [row for row in rows if row.category == "definite"]
     cerebellar = sum(row.region == Region.CEREBELLUM.name.lower() for row in definite)
@@ -81,7 +81,7 @@ def boston(rows: Sequence[DetectionRow], partial_field_of_view: bool = False) ->
 
 
 def aria(rows: Sequence[DetectionRow], partial_field_of_view: bool = False) -> Statement:
-    """Whether there are more microbleeds than recommendations for antibodies against amyloid accept."""
+    """Whether there are more microbleeds than recommendations for anti-amyloid antibodies accept."""
     counted = count(rows)
     noun = "microbleed" if counted.total == 1 else "microbleeds"
     counts = f"{counted.total} {noun}, {counted.definite} definite"
@@ -121,7 +121,8 @@ class BombsLine:
         return sum(part.total for part in parts)
 
 
-# Cortex and subcortical white matter, two lines of the form, are one here: the region map does not part them.
+# Cortex and subcortical white matter, two lines of the form, are one here: the region map does not divide
+# them.
 BOMBS_LOCATIONS: tuple[tuple[str, tuple[Region, ...]], ...] = (
     (
         "Lobes: cortex, gray-white junction, subcortical white matter",
@@ -184,7 +185,7 @@ _SCANS_NAMED = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodsFacts:
-    """What the sentences depend on, of one scan or of all that were made in one way."""
+    """The facts that the sentences depend on, for one scan or for all scans processed in the same way."""
 
     version: str
     weights_name: str
@@ -202,13 +203,14 @@ class MethodsFacts:
 
 
 def methods_text(ways: Sequence[MethodsFacts]) -> str:
-    """Markdown that may be put into a paper as it is; every sentence holds for the results that are there.
+    """Markdown that can go into a paper as it is; every sentence is true of the results at hand.
 
     Args:
         ways: the ways in which results were made, one for most cohorts; with several, each names its scans.
     """
     used: list[str] = []
 
+    # references are numbered in the order of their first mention, over all paragraphs
     def cite(name: str) -> str:
         if name not in used:
             used.append(name)

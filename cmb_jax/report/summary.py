@@ -1,4 +1,4 @@
-"""What a report on one subject is made from; its counts, MARS table and plain statements."""
+"""The content of a report on one subject: its counts, MARS table and plain sentences."""
 
 import dataclasses
 import enum
@@ -157,7 +157,7 @@ def _pattern_words(rows: Sequence[DetectionRow]) -> str:
 
 
 def region_title(name: str) -> str:
-    """A region's name for people, e.g. "Basal ganglia"; unknown names are only tidied."""
+    """The title of a region, e.g. "Basal ganglia"; unknown names are only tidied."""
     try:
         region = Region[name.upper()]
     except KeyError:
@@ -183,8 +183,9 @@ def mars_table(rows: Sequence[DetectionRow]) -> tuple[MarsLine, ...]:
         in_zone = [row for row in rows if row.zone == zone]
         lines.append(_line(zone.capitalize(), zone, "zone", in_zone))
         named = [Region(i).name.lower() for i in Region if ZONE_OF_REGION[i] == Zone[zone.upper()]]
-        strays = sorted({row.region for row in in_zone} - set(named))
-        for name in (*named, *strays):
+        # a region that the form lacks still gets a line, so that the lines add up to the zone
+        unlisted = sorted({row.region for row in in_zone} - set(named))
+        for name in (*named, *unlisted):
             in_region = [row for row in in_zone if row.region == name]
             lines.append(_line(region_title(name), zone, "region", in_region))
     if unplaced := [row for row in rows if row.zone not in ZONES]:
@@ -206,14 +207,14 @@ def _line(name: str, zone: str, kind: str, rows: Sequence[DetectionRow]) -> Mars
 
 
 def reason_text(reason: str) -> str:
-    """A reason for people: codes such as IN_VENTRICLE become words, sentences stay as they are."""
+    """The text of a reason: codes such as IN_VENTRICLE become words, sentences stay as they are."""
     if not reason:
         return "no reason recorded"
     return reason if " " in reason else reason.replace("_", " ").lower().replace("csf", "CSF")
 
 
 def probability_text(probability: float | None) -> str:
-    """A probability for people; a dash where there is none."""
+    """The text of a probability; a dash where there is none."""
     return "–" if probability is None else f"{probability:.2f}"
 
 

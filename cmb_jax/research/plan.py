@@ -181,7 +181,7 @@ class StepPlan:
 
     @property
     def utilisation(self) -> float:
-        """Model FLOP utilisation that is predicted."""
+        """Predicted model FLOP utilization (the key in JSON files keeps its first spelling)."""
         peak = self.hardware.flops(self.config.train.precision) * self.devices
         return self.model_flops / self.seconds.total / peak
 

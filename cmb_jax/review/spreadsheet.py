@@ -26,7 +26,7 @@ from cmb_jax.report.summary import location_text
 from cmb_jax.review.result import Result, positions_mm
 from cmb_jax.review.verdicts import MIMIC_KINDS, Mark, Verdict, parse_verdict
 
-SHEET = "MCH-microhemorrage"  # spelt so by the viewer
+SHEET = "MCH-microhemorrage"  # spelled so by the viewer
 ID, SUBJECT, VERDICT, MIMIC, DIAMETER = "id", "subjectid", "verdict", "mimic", "diameter_mm"
 POSITION = ("RAS L-R L", "RAS P-A A", "RAS I-S S")
 VERIFY = "verify (yes=1)"
@@ -155,6 +155,8 @@ def _mark(row: dict[str, Cell], path: Path, line: int, subject: str) -> Mark:
             "give the file of this scan (or the --subject that it was exported with)"
         )
     verdict, mimic = parse_verdict(text_of(row[VERDICT]), text_of(row.get(MIMIC)), where)
+    # VERIFY is what Microbleed-review-viewer writes: it counts if our own column is empty, and must not
+    # contradict it
     verified = text_of(row.get(VERIFY))
     if verified not in ("", "0", "1"):
         raise UserError(f"{where}: {VERIFY} is {verified!r}; allowed: 1, 0, or empty")

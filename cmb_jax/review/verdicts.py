@@ -159,6 +159,7 @@ def _mark(entry: object, where: str, judges: bool) -> Mark:
     """One entry; `judges`: it is about a candidate, else about a lesion that the reader added."""
     if not isinstance(entry, dict):
         raise UserError(f"{where}: is no entry; save it again in the viewer")
+    # `type` and not isinstance: in Python True is an int
     candidate = entry.get("candidate")
     if judges and (type(candidate) is not int or candidate < 1):
         raise UserError(f"{where}: its candidate is {shown(candidate)}, but must be a number from 1 on")

@@ -3,10 +3,11 @@
 from typing import Literal
 
 VERSION = 2
-"""Of what is taken, left out or refused: prepared scans of another version are made anew."""
+"""Version of the rules by which images are taken, left out or refused; scans that were prepared by another
+version are prepared again."""
 
 PhaseSign = Literal["auto", "+1", "-1"]
-"""What the stored phase is multiplied with, so that paramagnetic is positive; auto: read from the data."""
+"""Factor that makes paramagnetic phase positive; auto: determined from the images."""
 
 StoredPhase = tuple[str, ...]
 """How phase is stored, as typed: auto, a name, or two numbers; see `phase_range.asked_range`."""

@@ -37,9 +37,8 @@ _PLATEAU = 0.25  # share of voxels at the top of the scale: probability maps, ma
 # Beside the top tenth of the range, values of its lowest tenth to those of a tenth in its middle: the ends of
 # a phase meet (1 in its noise, more at wraps), those of an intensity lie farthest apart (below 0.2).
 _ENDS_MEET = 0.5
-_MEETINGS = (
-    0.06  # of the neighbors of the top tenth; at the sharp rim of a small bright ball in the dark: 0.04
-)
+# Least share of the top tenth's neighbors; at the sharp rim of a small bright ball in the dark: 0.04.
+_MEETINGS = 0.06
 _ENDS_ALIKE = 0.2  # the emptier of the two ends over the fuller
 _CENTERED = 0.1  # of the range, the median from its middle: high-passed phase
 # A masked image goes down to nothing in vessels and at its rim; a high-passed phase that was stored above 0
@@ -52,35 +51,34 @@ _MASKED, _EVEN = 0.1, 0.25  # share of zeros; of neighbors that are equal
 # (slices of 1 to 6 mm), at a signal to noise of 3 up to 0.82, shuffled slices 0.8 to 1.3. So do two passes of
 # an interleaved scan between which the head moved; but then the next but one still resembles it.
 _OUT_OF_ORDER, _DISPLACED = 0.75, 0.9
-_NO_ORDER = (
-    0.72  # differences of the next but one over those half a stack away: 0.25 to 0.7, shuffled 0.8 to 1.1
-)
+# Differences of the next but one over those half a stack away: 0.25 to 0.7, shuffled 0.8 to 1.1.
+_NO_ORDER = 0.72
 _APART = 0.05  # of the spread of all: smoothed slices of noise differ by less, of heads by 0.1 and more
-_IN_TURN = (
-    0.1,
-    0.4,
-)  # by how much every other slice is darker: told from, and refused, as no crosstalk does it
-_FEWEST_BLOCKS = 12  # of a slice, to tell
+# By how much every other slice is darker: reported from the first on, refused from the second on, which no
+# crosstalk between slices reaches.
+_IN_TURN = (0.1, 0.4)
+_FEWEST_BLOCKS = 12  # per slice; with fewer its order is not judged
 # A stack that was rolled round has one step that is 3.8 to 11 times those beside it, and its ends differ by
 # at most 0.65 of that step; simulated scans and slabs of them have no step above 1.5 times those beside it,
 # and their ends differ by 1.1 of it and more.
 _JUMP, _ENDS_FIT = 2.5, 0.7
 _MOST_EMPTY = 0.1  # share of slices without content between others ...
 _FILLED = 0.3  # ... that hold so much of what the fullest does
-_ENOUGH_VOXELS = 2**22  # of larger images the slices in the middle tell
+_ENOUGH_VOXELS = 2**22  # larger images are judged by their middle slices
 _LEAST_CORRELATION = 0.1  # of neighbors: less is noise; a brain alone at a signal to noise of 5 has 0.3
 _LEAST_COHERENCE = 0.4  # of neighboring phases in tissue
 _BLOCK = 8  # voxels; within them a phase may turn evenly
 # Correlation of the steps in two images of one scan: 0.4 and more however smoothed; mirrored or of another
 # head at most 0.08, other contrasts less than 0.
 _LEAST_IN_COMMON = 0.15
-# Words of names, BIDS suffixes above all; where one of the second kind stands, the first mean something else.
+# Words of file names, BIDS suffixes above all. Beside a word of the second kind, one of the first means
+# something else.
 _OTHER_KINDS = re.compile(
     r"(?<![a-z0-9])(t1w|mprage|t2w|pdw|flair|dwi|adc|bold|sbref|fieldmap|phasediff|ct|pet|asl|angio|qsm|chimap"
     r"|r[12](?:star)?(?:map)?|t[12]s?(?:star)?map)(?![a-z0-9])"
 )
 _WEIGHTED = re.compile(r"swi|swan|ven|t2star|t2s|gre|medic|mag")
-_SAME = 0.98  # correlation of two images that are one
+_SAME = 0.98  # correlation from which two images are one and the same
 # Ventricles over deep white matter: 0.5 to 2 on simulated scans, 0.45 and more by the signal equation of
 # gradient echoes up to 25 degrees; T1-weighted 0.2 to 0.35, FLAIR and R2* about 0.1, and the map errs.
 _DARK_FLUID = (0.25, 0.4)
@@ -184,6 +182,7 @@ def judge_phase(data: np.ndarray, radians: np.ndarray, intensity: np.ndarray) ->
     """
     middle = _middle(intensity)
     data, radians, intensity = data[middle], radians[middle], intensity[middle]
+    # in the air every phase is noise, so that only tissue can tell
     tissue = intensity > 0.5 * np.percentile(intensity[intensity > 0], 75)
     if _flatness(data, tissue).min() > _FLAT:
         return Judgement(reasons=("it holds labels or a mask, no phase",))
@@ -199,7 +198,7 @@ def judge_phase(data: np.ndarray, radians: np.ndarray, intensity: np.ndarray) ->
 def judge_magnitude(data: np.ndarray, intensity: np.ndarray) -> Judgement:
     """Whether a magnitude shows what an intensity image on the same grid shows; both (X, Y, Z).
 
-    Detail tells: bias fields, masks and smoothing leave it.
+    Only steps between neighbors are compared: they survive bias fields, masks and smoothing.
     """
     middle = _middle(intensity)
     data, intensity = data[middle], intensity[middle]
@@ -220,21 +219,23 @@ def judge_fluid(volume: Volume, fluid: np.ndarray, tissue: np.ndarray) -> Judgem
         tissue: bool, white matter near them.
     """
     box = tuple(slice(low, high) for low, high in content_bounds(fluid))
+    # the fluid touches its box on all sides: without a margin of background the box's faces were no rim
     core = ndimage.distance_transform_edt(np.pad(fluid[box], 1), sampling=volume.spacing_mm) > _RIM_MM
     inside = volume.data[box][core[1:-1, 1:-1, 1:-1]]
     if min(inside.size, np.count_nonzero(tissue)) < _FEWEST_VOXELS:
         return Judgement()
     ratio = float(np.median(inside)) / max(float(np.median(volume.data[tissue])), 1e-30)
     contrast = "as on T1-weighted and FLAIR images and R2 maps"
-    said = f"ventricles have {ratio:.0%} of white matter's signal, {contrast}"
+    text = f"ventricles have {ratio:.0%} of white matter's signal, {contrast}"
     if ratio < _DARK_FLUID[0]:
-        return Judgement(reasons=(said,))
-    return Judgement(warnings=(said,) if ratio < _DARK_FLUID[1] else ())
+        return Judgement(reasons=(text,))
+    return Judgement(warnings=(text,) if ratio < _DARK_FLUID[1] else ())
 
 
 def judge_brain(volume: Volume, brain: np.ndarray) -> Judgement:
     """Whether the brain and what surrounds it look as on a T2*-weighted image; `brain` is bool (X, Y, Z)."""
     spacing = np.array(volume.spacing_mm)
+    # every n-th voxel is fine enough for bone, and keeps the distance transform of a whole head quick
     steps = np.maximum((_THINNED_MM / spacing).astype(int), 1)
     thin = tuple(slice(None, None, step) for step in steps)
     data, inside = volume.data[thin], brain[thin]
@@ -248,23 +249,26 @@ def judge_brain(volume: Volume, brain: np.ndarray) -> Judgement:
     bright_bone = dark_quarter > _BRIGHT_BONE * typical and brightest > _BRIGHTER_THAN_BRAIN * bright
     if bright_bone or dark_quarter > typical:
         return Judgement(reasons=("the bone around the brain is bright: it is CT or an inverted image",))
+    # Detail is what a Gaussian takes away, where the mask, smoothed by a Gaussian twice as wide, says that
+    # all around lies brain: at its rim the filter mixes in skull, which is dark and would pass for veins.
     middle = _middle(volume.data)
     data, inside = volume.data[middle], brain[middle].astype(np.float32)
     detail = data - ndimage.gaussian_filter(data, _FINE_MM / spacing)
     detail = detail[ndimage.gaussian_filter(inside, 2 * _FINE_MM / spacing) > 0.99]
     spread = float(detail.std()) if detail.size else 0.0
-    detail = np.clip((detail - detail.mean()) / max(spread, 1e-30), -9, 9)  # a few wild voxels
+    detail = np.clip((detail - detail.mean()) / max(spread, 1e-30), -9, 9)  # outliers
     skewness = float(np.mean(detail**3)) if spread else 0.0
-    said = "small structures are brighter than the tissue around them, where veins should be dark"
+    text = "small structures are brighter than the tissue around them, where veins should be dark"
     if skewness > _BRIGHT_DETAIL and bright > _BRIGHT_TAIL * typical:
-        return Judgement(reasons=(f"{said}: an inverted image or a map",))
+        return Judgement(reasons=(f"{text}: an inverted image or a map",))
     if skewness > _BRIGHT_VESSELS:
-        return Judgement(warnings=(f"{said}: too short an echo time, or an inverted image",))
+        return Judgement(warnings=(f"{text}: too short an echo time, or an inverted image",))
     return Judgement()
 
 
 def coherence(radians: np.ndarray, tissue: np.ndarray) -> float:
     """How alike the steps from voxel to voxel are in tissue (X, Y, Z): 1 if smooth, near 0 in noise."""
+    # steps as unit vectors, which wraps do not disturb: in a block of smooth phase they add up, noise cancels
     step = np.exp(1j * np.diff(radians, axis=0))
     both = tissue[1:] & tissue[:-1]
     step = np.where(both, step, 0)
@@ -286,6 +290,7 @@ def content_bounds(data: np.ndarray) -> np.ndarray:
 
 
 def _other_than_intensity(data: np.ndarray) -> str | None:
+    # masks leave zeros, which say nothing about the kind of image
     values = data[data != 0]
     if not values.size:
         return "the slices in its middle are empty"
@@ -305,8 +310,8 @@ def _other_than_intensity(data: np.ndarray) -> str | None:
     if (values >= 0.99 * np.percentile(values, 99.9)).mean() > _PLATEAU:
         return "most values lie at the top of its scale: it is a mask, a probability map or clipped"
     if _wraps(data):
-        said = "its values wrap round from one end of their range to the other"
-        return f"{said}: it is a phase, or they overflowed"
+        text = "its values wrap round from one end of their range to the other"
+        return f"{text}: it is a phase, or they overflowed"
     masked = values.size < (1 - _MASKED) * data.size or flat.min() > _EVEN
     darkest, lower, upper = np.percentile(values, [1, 25, 75])
     if masked and darkest > _DARKEST * upper and upper - lower < _NARROW * upper:
@@ -325,10 +330,10 @@ def _of_slices(data: np.ndarray, middle: np.ndarray) -> Judgement:
         ends = np.flatnonzero(filled > _FILLED * filled.max())[[0, -1]]
         empty = int(np.count_nonzero(filled[slice(*ends)] == 0))
         if empty:
-            said = reasons if empty > _MOST_EMPTY * (ends[1] - ends[0]) else warnings
-            said.append(f"slices without content lie between others ({empty}): what was there is lost")
+            lines = reasons if empty > _MOST_EMPTY * (ends[1] - ends[0]) else warnings
+            lines.append(f"slices without content lie between others ({empty}): what was there is lost")
         slices = np.moveaxis(middle, axis, -1)
-        slices = slices[..., slices.any(axis=(0, 1))]  # those that were lost are told above
+        slices = slices[..., slices.any(axis=(0, 1))]  # those that were lost are reported above
         in_turn = _alternation(slices)
         unlike, far = _unlikeness(slices)
         if in_turn > _IN_TURN[1]:
@@ -380,7 +385,7 @@ def _tissue_widths(data: np.ndarray) -> np.ndarray:
 
 
 def _alternation(slices: np.ndarray) -> float:
-    """By how much every other slice is darker than those beside it, (X, Y, Z) along Z: 0 to 2."""
+    """By how much every other slice of (X, Y, Z) along Z is darker than those beside it: 0 to 2."""
     means = np.clip(slices, 0, np.percentile(slices, 99.9)).mean(axis=(0, 1))
     if len(means) < _BLOCK:
         return 0.0
@@ -390,12 +395,10 @@ def _alternation(slices: np.ndarray) -> float:
 
 
 def _unlikeness(slices: np.ndarray) -> tuple[float, float]:
-    """How neighbors differ over how the next but one do, and these over those half a stack away.
+    """Differences of neighboring slices of (X, Y, Z) along Z, relative to those of more distant slices.
 
-    Args:
-        slices: (X, Y, Z) along Z; the first ratio is also taken with all slices scaled to one mean, and the
-            smaller counts: a bias from slice to slice is no disorder, and in the air scaling makes much of
-            little.
+    Returns:
+        Neighbors over next but one; next but one over those half a stack away.
     """
     count, edge = slices.shape[-1], min(2 * _BLOCK, *slices.shape[:2])
     if count < _BLOCK or slices[..., 0].size < _FEWEST_BLOCKS * edge**2:
@@ -403,7 +406,10 @@ def _unlikeness(slices: np.ndarray) -> tuple[float, float]:
     slices = np.clip(slices, *np.percentile(slices, [0.1, 99.9]))
     smooth = _block_sums(slices, edge).reshape(-1, count) / edge**2
     if _differences(smooth, 2) <= _APART * slices.std():
-        return 0.0, 0.0  # what is alike throughout has no order
+        return 0.0, 0.0  # slices that are all alike have no order
+    # The first ratio is taken with and without scaling all slices to one mean, and the smaller counts:
+    # brightness that changes from slice to slice is no disorder, but in the air scaling would make much of
+    # little.
     scaled = smooth / np.maximum(smooth.mean(axis=0), np.finfo(np.float32).tiny)
     ratios = [_differences(each, 1) / max(_differences(each, 2), 1e-30) for each in (smooth, scaled)]
     return min(ratios), _differences(scaled, 2) / max(_differences(scaled, count // 2), 1e-30)
@@ -471,6 +477,7 @@ def _neighbor_correlation(data: np.ndarray) -> float:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    # scaled first, so that squares of huge or tiny values neither overflow nor vanish
     scale = float(np.abs(a).max(initial=0.0)), float(np.abs(b).max(initial=0.0))
     if not min(scale):
         return 0.0
@@ -481,6 +488,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _block_sums(data: np.ndarray, edge: int = _BLOCK) -> np.ndarray:
+    """Sums over in-plane blocks of `edge` voxels: (X, Y, Z) -> (X // edge, Y // edge, Z)."""
     x, y = (size // edge for size in data.shape[:2])
     cut = data[: x * edge, : y * edge]
     return cut.reshape(x, edge, y, edge, -1).sum(axis=(1, 3))

@@ -24,7 +24,7 @@ _SAME_TE_MS = 0.05
 
 
 class OpenSignError(UserError):
-    """The images do not tell the sign of the phase, and a mask with the wrong one hides microbleeds."""
+    """The sign of the phase cannot be determined, and a mask with the wrong sign hides microbleeds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def make_swi(
     phase_sign: PhaseSign = "auto",
     phase_range: PhaseRange | None = None,
 ) -> MadeSwi:
-    """Makes a susceptibility-weighted image of volumes; no files.
+    """Make a susceptibility-weighted image from volumes; reads and writes no files.
 
     Args:
         magnitudes: one volume per echo.
@@ -56,12 +56,12 @@ def make_swi(
         te_ms: echo times in ms, one per echo; needed to combine several.
         echo: use this echo alone, counted from 1; None combines all there are.
         phase_sign: "auto", "+1" or "-1": the sign of paramagnetic phase as stored.
-        phase_range: how phase is stored; None: told from its extremes.
+        phase_range: how phase is stored; None: determined from its values.
 
     Raises:
         UserError: images that do not fit together, echo times that are missing or do not fit.
-        NotAnalysableError: images that are not what they are called.
-        OpenSignError: the sign of the phase cannot be told.
+        NotAnalysableError: images of another kind than they are given as.
+        OpenSignError: the sign of the phase cannot be determined.
     """
     if phase_sign not in ("auto", "+1", "-1"):
         raise UserError(f"phase sign {phase_sign!r} is unknown; use auto, +1 or -1")
@@ -98,7 +98,7 @@ def make_swi(
 def _check_echoes(
     magnitudes: Sequence[Volume], phases: Sequence[Volume], te_ms: Sequence[float], echo: int | None
 ) -> None:
-    """Refuses echoes that do not fit each other, their times or the one that is asked for."""
+    """Refuse echoes that do not fit each other, their echo times, or the echo asked for."""
     names, count = f"{magnitudes[0].source} and {phases[0].source}", len(magnitudes)
     if len(phases) != count:
         raise UserError(
@@ -139,6 +139,7 @@ def _one_echo(
     magnitudes: np.ndarray, radians: np.ndarray, te_ms: Sequence[float], spacing_mm: Sequence[float]
 ) -> tuple[jax.Array, jax.Array]:
     """Magnitude and high-passed phase (X, Y, Z) of echoes (E, X, Y, Z), combined; sign as stored."""
+    # each echo is high-passed by itself: that removes wraps and offsets, so that phase grows linearly with TE
     echoes = jnp.asarray(magnitudes)
     filtered = [
         homodyne_phase(jnp.asarray(phase), magnitude, spacing_mm)
@@ -150,13 +151,13 @@ def _one_echo(
 
 
 def check_number(name: str, value: float, limits: tuple[float, float], unit: str, hint: str = "") -> None:
-    """Refuses a number outside of its limits. Raises UserError with its unit and what is allowed."""
+    """Refuse a number outside its limits. Raises UserError with its unit and what is allowed."""
     if not (math.isfinite(value) and limits[0] <= value <= limits[1]):
         raise UserError(f"{name} {value:g}: allowed are {limits[0]:g} to {limits[1]:g} {unit}{hint}")
 
 
 def check_echo_times(te_ms: Sequence[float]) -> None:
-    """Refuses echo times (ms) that no gradient echo has, or that do not rise. Raises UserError."""
+    """Refuse echo times (ms) that no gradient echo has, or that do not rise. Raises UserError."""
     for te in te_ms:
         hint = "; give milliseconds, not seconds" if 0 < te < TE_MS[0] else ""
         check_number("--te-ms", te, TE_MS, "ms", hint)

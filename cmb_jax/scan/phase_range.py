@@ -1,4 +1,4 @@
-"""Stored phase to radians: any linear storage, believed only where the values bear it out."""
+"""Stored phase to radians: any linear scaling, believed only where the values support it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from cmb_jax.errors import NotAnalysableError, UserError
 
 _TOLERANCE = 0.01  # relative to the width; stored extremes are rounded
 _BINS = 32
-# A wrapped phase has no ends: the two bins beside the seam hold alike, and not much less than others do.
-# Where most of it lies about the seam (0 to 2 pi about 0), both are full, but may fall off steeply.
+# A wrapped phase has no ends: the two bins beside the seam hold about as many values as each other, and not
+# much fewer than other bins. Where most values lie about the seam (0 to 2 pi, with phases about 0), both are
+# full, but may differ.
 _LEAST_AT_SEAM = 0.3  # of the median bin
 _ALIKE = 0.5  # the emptier over the fuller
 _FULL = 2.0  # times the median bin
@@ -24,7 +25,7 @@ _NARROWEST = 0.9  # share of a stated range that filled values may span at the l
 
 @dataclasses.dataclass(frozen=True)
 class PhaseRange:
-    """A linear storage of phase: `low` to `high` is one turn."""
+    """How phase is scaled in a file: `low` to `high` is one turn."""
 
     name: str  # as typed, or the two numbers
     low: float
@@ -79,7 +80,7 @@ def asked_range(words: Sequence[str]) -> PhaseRange | None:
     """The range that `--phase-range` names: "auto" (None), a name, or two numbers.
 
     Raises:
-        UserError: it names none.
+        UserError: it is none of these.
     """
     if tuple(words) in ((), ("auto",)):
         return None
@@ -118,7 +119,7 @@ def fills(data: np.ndarray) -> bool:
     inner = values[(values > low) & (values < high)]
     step = (high - low) / _BINS
     if bool(np.all(inner == np.rint(inner))) and step < 1:
-        return False  # fewer levels than bins
+        return False  # fewer integer levels than bins: some bins are empty by rounding alone
     counts = np.histogram(inner, _BINS, (low, high))[0].astype(float)
     middle = max(float(np.median(counts)), 1.0)
     ends = counts[[0, -1]]
@@ -127,10 +128,11 @@ def fills(data: np.ndarray) -> bool:
 
 
 def detect_phase_range(data: np.ndarray) -> PhaseRange:
-    """Tells the range of stored phase from how its values fill it.
+    """Determine the range of stored phase from how its values fill it.
 
-    A range is believed only if the values fill it from end to end, as noise and wraps make any raw or
-    high-passed phase do unless the air around the head was cut away; then only its unit is known to the user.
+    A range is believed only if the values fill it from end to end, as they do in any raw or high-passed phase
+    because of noise and wraps. Where the air around the head was masked they may not; then only the user can
+    know the unit.
 
     Args:
         data: stored phase, any shape; slope and intercept applied.

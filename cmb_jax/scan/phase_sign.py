@@ -1,8 +1,8 @@
-"""Which sign of the stored phase is paramagnetic: read from the images themselves.
+"""Which sign of the stored phase is paramagnetic, determined from the images themselves.
 
-A susceptibility-weighted image tells it best: it is the magnitude times a mask that falls with paramagnetic
-phase, so that even the noise of its tissue goes with the phase, on that side alone. In a magnitude the noise
-of size and angle is independent, and this says nothing. Then the veins must tell.
+A susceptibility-weighted image shows it best: it is the magnitude times a mask that falls with paramagnetic
+phase, so that even the noise in tissue follows the phase, on that side alone. In a plain magnitude the noise
+of magnitude and phase is independent, and this shows nothing. Then the veins must decide.
 
 Veins, iron-rich nuclei and microbleeds are dark and paramagnetic. Taken as a susceptibility map, thin dark
 structures predict a field pattern (the dipole kernel); the measured high-passed phase follows that pattern
@@ -45,7 +45,7 @@ class SignDecision:
     """The sign of paramagnetic phase in an image as stored."""
 
     sign: int  # +1: paramagnetic is positive as stored; -1: negative
-    confident: bool  # False: the data do not tell, and sign means nothing
+    confident: bool  # False: the data leave it open, and sign means nothing
     reason: str  # one line for people
 
 
@@ -55,7 +55,7 @@ def decide_phase_sign(
     spacing_mm: Sequence[float],
     b0_direction: Sequence[float] = (0.0, 0.0, 1.0),
 ) -> SignDecision:
-    """Finds the sign by the mask in a susceptibility-weighted image; without one by its veins.
+    """Find the sign by the phase mask in a susceptibility-weighted image; without a mask by the veins.
 
     For the latter, high-passed phase is correlated with the field that thin dark structures would make. Each
     of up to 64 blocks of the brain gives one correlation; their mean must stand out from their spread.
@@ -79,6 +79,8 @@ def decide_phase_sign(
     smooth = np.maximum(low_pass(jnp.asarray(magnitude), spacing_mm, 12.0), np.finfo(np.float32).tiny)
     darkest, contrast = _darkness(magnitude, smooth, inside, spacing_mm)
 
+    # the predicted field goes through the same high-pass as the measured phase, or slow fields would not
+    # match
     def expected(susceptibility: np.ndarray) -> np.ndarray:
         field = _field(susceptibility, spacing_mm, b0_direction)
         brain = jnp.asarray(inside, jnp.float32)
@@ -91,6 +93,8 @@ def decide_phase_sign(
     votes = _block_correlations(measured, expected(darkest), expected(contrast), weights)
     if len(votes) < _MIN_VOTES:
         return SignDecision(sign=1, confident=False, reason="too little tissue to tell")
+    # A one-sample t test over the blocks, and with it a least effect and a majority: with 64 blocks a trace
+    # of contrast between tissues alone could be significant.
     mean, spread = float(votes.mean()), float(votes.std(ddof=1))
     t = mean / max(spread / len(votes) ** 0.5, 1e-6)
     share = float(np.mean(votes > 0))
@@ -112,14 +116,16 @@ def _sign_of_mask(
     # together on both sides, a mask makes their noise go together on one side alone.
     filtered = np.asarray(homodyne_phase(jnp.asarray(phase_rad, jnp.float32), jnp.asarray(image), spacing_mm))
     tissue = ndimage.uniform_filter(image, _FINE_VOXELS)
-    dark = np.where(tissue > 0, 1 - image / np.where(tissue > 0, tissue, 1), 0)
-    turned = filtered - ndimage.uniform_filter(filtered, _FINE_VOXELS)
-    usable = inside & (tissue > 0) & (np.abs(dark) < _LARGEST_DETAIL[0])
-    usable &= (np.abs(turned) < _LARGEST_DETAIL[1]) & (np.abs(filtered) < _LARGEST_RAD)
+    darkness = np.where(tissue > 0, 1 - image / np.where(tissue > 0, tissue, 1), 0)
+    phase_detail = filtered - ndimage.uniform_filter(filtered, _FINE_VOXELS)
+    usable = inside & (tissue > 0) & (np.abs(darkness) < _LARGEST_DETAIL[0])
+    usable &= (np.abs(phase_detail) < _LARGEST_DETAIL[1]) & (np.abs(filtered) < _LARGEST_RAD)
     slopes, correlations, of_slice = {}, {}, {}
     for side in (1, -1):
         here = usable & (side * filtered > _LEAST_RAD)
-        x, y = np.where(here, side * turned, 0), np.where(here, dark, 0)
+        # regression through the origin, as both details have mean 0; of each slice too, since some
+        # reconstructions turn the sign from slice to slice
+        x, y = np.where(here, side * phase_detail, 0), np.where(here, darkness, 0)
         products, powers = (x * y).sum(axis=(0, 1)), (x * x).sum(axis=(0, 1))
         counts, power = np.count_nonzero(here, axis=(0, 1)), float(powers.sum())
         if counts.sum() < _MIN_VOXELS or not power:
@@ -131,8 +137,8 @@ def _sign_of_mask(
     other = abs(slopes[-sign])
     if slopes[sign] < _MIN_SLOPE or correlations[sign] < _MIN_CORRELATION:
         return None
-    turned_over = (of_slice[-sign] > _MIN_SLOPE) & (of_slice[sign] < _MAX_OTHER_SIDE * of_slice[-sign])
-    if turned_over.any():
+    flipped_slices = (of_slice[-sign] > _MIN_SLOPE) & (of_slice[sign] < _MAX_OTHER_SIDE * of_slice[-sign])
+    if flipped_slices.any():
         reason = "the mask of some slices lies on the other side of the phase than that of others"
         return SignDecision(sign=1, confident=False, reason=reason)
     if other > _MAX_OTHER_SIDE * slopes[sign]:
@@ -182,6 +188,7 @@ def _darkness(
     magnitude: np.ndarray, smooth: np.ndarray, inside: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """How dark the darkest thin structures are, and the ordinary contrast between tissues, both (X, Y, Z)."""
+    # boxes with odd edges are centered on their voxel
     odd = [max(1, int(_CLOSING_MM / spacing) // 2 * 2 + 1) for spacing in spacing_mm]
     # A closing fills what is dark and thinner than its box: by how much, is how dark it was.
     closed = ndimage.grey_closing(magnitude, (odd[0], odd[1], min(odd[2], 3)))
@@ -201,6 +208,7 @@ def _field(
     kx, ky, kz = np.meshgrid(*[axis.astype(np.float32) for axis in axes], indexing="ij", sparse=True)
     square = kx**2 + ky**2 + kz**2
     along = kx * b0_direction[0] + ky * b0_direction[1] + kz * b0_direction[2]
+    # at k = 0 the kernel depends on the direction of approach; its mean over them is 0
     square[0, 0, 0] = 1.0
     dipole = 1.0 / 3.0 - along**2 / square
     dipole[0, 0, 0] = 0.0

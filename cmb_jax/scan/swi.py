@@ -31,7 +31,7 @@ def _hann(length: int, spacing: jax.Array | float, width_mm: jax.Array | float) 
 def low_pass(
     volume: jax.Array, spacing_mm: Sequence[float] | jax.Array, width_mm: float | jax.Array = DEFAULT_WIDTH_MM
 ) -> jax.Array:
-    """Smooths every slice; beyond the volume's edges lie zeros.
+    """Smooth every slice in plane; beyond the volume's edges lie zeros.
 
     Args:
         volume: (X, Y, Z), real or complex; the result is of its type.
@@ -39,6 +39,7 @@ def low_pass(
         width_mm: of the kernel.
     """
     nx, ny, _ = volume.shape
+    # padded by a margin, and further to lengths that factor into small primes
     px, py = next_fast_len(nx + _MARGIN, real=True), next_fast_len(ny + _MARGIN, real=True)
     window_x = _hann(px, spacing_mm[0], width_mm)
     window_y = _hann(py, spacing_mm[1], width_mm)
@@ -73,6 +74,8 @@ def homodyne_phase(
     Returns:
         (X, Y, Z) float32 in [-pi, pi], with the sign of the input.
     """
+    # times the conjugate and not a difference of angles: the result is wrapped once, whatever the input's
+    # wraps
     image = (magnitude * jnp.exp(1j * phase_rad.astype(jnp.float32))).astype(jnp.complex64)
     return jnp.angle(image * jnp.conj(low_pass(image, spacing_mm, width_mm)))
 
@@ -84,7 +87,7 @@ _TRUSTED_SIGNAL = 0.25
 
 @jax.jit
 def phase_trust(filtered: jax.Array, spacing_mm: Sequence[float] | jax.Array) -> jax.Array:
-    """How much a high-passed phase means, from 0 in noise to 1 in tissue.
+    """How reliable a high-passed phase is, from 0 in noise to 1 in tissue.
 
     The in-plane mean of the complex image over a few millimeters: noise cancels in it and tissue does not,
     whatever the level of the noise is. A microbleed keeps its phase, since the tissue around it counts.
@@ -120,6 +123,8 @@ def high_pass(
     """
     weights = jnp.ones_like(phase_rad) if weights is None else weights.astype(phase_rad.dtype)
     weights = weights / jnp.maximum(jnp.max(weights), jnp.finfo(weights.dtype).tiny)
+    # normalized convolution: the low-pass of phase times weight over that of the weight, so that voxels
+    # without weight (air, masked) do not pull the mean
     near = low_pass(weights, spacing_mm, width_mm)
     smooth = low_pass(weights * phase_rad, spacing_mm, width_mm)
     return jnp.where(near > 1e-3, phase_rad - smooth / jnp.maximum(near, 1e-3), 0.0)
@@ -198,9 +203,9 @@ def minimum_intensity_projection(swi: jax.Array, slab_voxels: int, axis: int = 2
 def combine_echoes(
     magnitudes: jax.Array, phases: jax.Array, te_ms: Sequence[float] | jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Several echoes to one, weighted by how much each says about susceptibility.
+    """Combine several echoes into one, weighted by how sensitive each is to susceptibility.
 
-    Phase is linear in echo time with noise of 1 / magnitude: the least-squares slope weighs by
+    Phase is linear in echo time with noise of 1 / magnitude: the least-squares slope has weights of
     magnitude^2 TE. The magnitude is the root of the TE-weighted mean square: an echo's sensitivity to R2*
     grows with its TE.
 

@@ -151,15 +151,18 @@ def region_loss(
     log_probability = jax.nn.log_softmax(regions)
     target = jax.nn.one_hot(batch.region, NUM_REGIONS)
     weight = jnp.where(batch.region == Region.OUTSIDE, outside_weight, 1.0)
+    # divided by the sum of weights and not by the number of voxels: its size does not depend on the brain's
     picked = jnp.sum(log_probability * target, axis=-1)
     cross_entropy = -jnp.sum(weight * picked) / jnp.sum(weight)
     probability = jnp.exp(log_probability)
     space = (0, 1, 2, 3)
     overlap = 2 * jnp.sum(probability * target, axis=space)
     size = jnp.sum(probability, axis=space) + jnp.sum(target, axis=space)
+    # 1 voxel on either side: a region that is neither there nor predicted scores 1, not 0 / 0
     dice = 1 - jnp.mean((overlap + 1.0) / (size + 1.0))
     sided = batch.side != Side.NONE
     side_each = optax.sigmoid_binary_cross_entropy(side_logit, (batch.side == Side.RIGHT).astype(jnp.float32))
+    # only where the truth has a side
     side = jnp.sum(side_each * sided) / jnp.maximum(jnp.sum(sided), 1)
     total = cross_entropy + dice_weight * dice + side_weight * side
     return RegionLoss(total=total, cross_entropy=cross_entropy, dice=dice, side=side)

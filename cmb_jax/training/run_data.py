@@ -136,6 +136,8 @@ def _members(phantom: PhantomConfig, which: str) -> tuple[int, list[tuple[Subjec
 
 def _digest(spacing_mm: tuple[float, float, float], settings: SubjectSettings, anatomy: str) -> str:
     """Hash of all that a stored subject of a given seed depends on."""
+    # a change of what is stored, of the phantom or of the network's input must not find subjects made before
+    # it
     versions = [STORE_VERSION, VERSION, INPUT_VERSION]
     described = json.dumps([*versions, spacing_mm, dataclasses.asdict(settings), anatomy])
     return hashlib.sha256(described.encode()).hexdigest()[:12]
@@ -318,6 +320,8 @@ def prepare_cases(
     hashes: list[str] = []
     skipped: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
+    # the prepared image is cropped to the brain that the region network finds, so its weights are part of the
+    # key
     region_weights = sha256_file(REGION_WEIGHTS)
     for case in track(cases, what):
         try:
@@ -397,6 +401,7 @@ def _prepare_case(
         affine=images.swi.affine,
         seed=seed,
     )
+    # reported, not refused: one lesion outside should not cost the others of the scan
     centers = edge_coordinates(lesions.centers_mm, scan.prepared.affine)
     lost = int((~((centers >= 0) & (centers < scan.prepared.image.shape[:3])).all(axis=1)).sum())
     notes = [*scan.warnings, *lesions.notes]

@@ -262,7 +262,7 @@ def test_a_region_network_that_tells_nothing_is_said_and_no_place_given(bundle, 
     """No brain at all, or nothing but one lobe."""
     region = np.full(GRID_SHAPE, int(label))
     found = region, np.full(GRID_SHAPE, int(Region.FRONTAL)), np.ones(GRID_SHAPE, np.float32)
-    monkeypatch.setattr("cmb_jax.regions.predict._labeller", lambda: lambda image, params: found)
+    monkeypatch.setattr("cmb_jax.regions.predict._labeler", lambda: lambda image, params: found)
     monkeypatch.setattr("cmb_jax.regions.predict._confidence", lambda: lambda image, params: 0.5)
     monkeypatch.setattr("cmb_jax.regions.predict._SMALLEST_VIEW_MM", 0.0)
     prediction = CmbDetector(bundle).predict(read_volume(files[0]))

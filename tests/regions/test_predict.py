@@ -221,8 +221,8 @@ def test_the_mirror_image_gives_the_mirrored_map():
     """Left and right carry no other mark than the mirror, whatever the weights."""
     params = params_of(RegionNet(nnx.Rngs(1)))
     image = np.random.default_rng(2).random(GRID_SHAPE).astype(np.float32)
-    region, inner, side = inference._labeller()(image, params)
-    flipped = inference._labeller()(image[:, :, ::-1].copy(), params)
+    region, inner, side = inference._labeler()(image, params)
+    flipped = inference._labeler()(image[:, :, ::-1].copy(), params)
     # The percentile of `normalize` is taken on a lattice that the mirror shifts: not exactly equal.
     agree = np.asarray(region) == np.asarray(flipped[0])[:, :, ::-1]
     assert agree.mean() > 0.99

@@ -150,7 +150,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(run, coarse, tmp_path, monkeypat
         return make_sample(*drawn)
 
     with monkeypatch.context() as patch:
-        patch.setattr(regions, "make_sample", stopping)
+        patch.setattr(regions.samples, "make_sample", stopping)
         with pytest.raises(RunStopped, match="step 1 is saved"):
             regions.train_regions(part)
     assert not part.out.exists()

@@ -1,4 +1,4 @@
-"""Which images of a scan are taken, and why: the best kind first, ties broken by rules that are stated."""
+"""Chooses the images of a scan and says why: the best kind first, ties broken by stated rules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cmb_jax.io.outside import reading
 Part = Literal["swi", "mag", "phase"]
 
 _CONTRAST_OF = {contrast.casefold(): contrast for contrast in CONTRASTS} | {layout.OLD_PHASE: "GRE"}
-# Entities of images as they were acquired; all others (rec, proc, desc, ce, space, mt, ...) name variants.
+# Entities of images as acquired; all others (rec, proc, desc, ce, space, mt, ...) name variants of them.
 _PLAIN = ("sub", "ses", "run", "chunk", "acq", "part", "echo")
 _PHASES = ("phase", "pha", "ph")
 _SAME_GRID_VOXELS = 0.01  # practically the same header: the detector does not resample one onto the other
@@ -27,7 +27,7 @@ _SAME_TE_MS = 0.05
 
 
 class ChoiceKind(enum.Enum):
-    """What a result is made from, the best first. The values are for people."""
+    """What a result is made from, the best first. The values are shown to users."""
 
     SWI_AND_PHASE = "SWI with phase"
     MAGNITUDE_AND_PHASE = "magnitude and phase, from which SWI is made"
@@ -137,7 +137,7 @@ class ImageSet:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choice(ImageSet):
-    """What is taken of a scan."""
+    """The images taken from a scan, and why."""
 
     scan: Scan
     why: str
@@ -189,7 +189,7 @@ def choose(scan: Scan, root: Path) -> Choice:
 
 
 def _read_candidates(scan: Scan, root: Path) -> tuple[list[Candidate], list[NotTaken]]:
-    """What could be taken by headers and sidecars, and what cannot; both in the order of their names."""
+    """Images that could be taken, by headers and sidecars, and those that could not; in order of names."""
     taken: dict[tuple[object, ...], Candidate] = {}
     left = [NotTaken(file=file, why="not among the images asked for") for file in scan.excluded]
     for file in scan.files:
@@ -235,6 +235,7 @@ def part_of(name: BidsName) -> Part:
 def _grid(path: Path) -> Grid:
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path}: is a link to a file that is not here; fetch it (such as datalad get)")
+    # DataLad and Git LFS leave links or small text files in place of images that were not fetched
     with reading(path), open(path, "rb") as stream:
         if stream.read(32).startswith((b"/annex/objects/", b"version https://git-lfs")):
             raise UserError(f"{path}: points to a file that is not here; fetch it (such as datalad get)")
@@ -264,6 +265,7 @@ def _by_echo(images: Iterable[Candidate], part: Part) -> dict[str, Candidate]:
 
 
 def _sets(series: list[_Series]) -> Iterator[ImageSet]:
+    """Every set of images that could make a result."""
     for each in series:
         if each.swi is not None:
             phase, magnitude = _companions(each.swi, each, series)
@@ -273,10 +275,11 @@ def _sets(series: list[_Series]) -> Iterator[ImageSet]:
                 magnitudes=(magnitude,) if magnitude else (),
                 phases=(phase,) if phase else (),
             )
-        # the magnitude and phase of a SWI can also make a result by themselves
+        # the magnitude and phase beside a SWI can also make a result by themselves
         if each.pairs:
             yield _magnitude_and_phase(each)
         elif each.magnitudes:
+            # the longest echo shows susceptibility best
             last = max(each.magnitudes.values(), key=_echo_order)
             yield ImageSet(kind=ChoiceKind.MAGNITUDE_ALONE, magnitudes=(last,))
 

@@ -1,4 +1,4 @@
-"""BIDS data sets by names: file names, participants, sessions and scans, filters. No image is opened here."""
+"""BIDS data sets by their file names: participants, sessions, scans, filters. No image is opened here."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ DATATYPES = ("anat", "swi")
 """Folders that are searched; swi is that of the proposal BEP004, in which many data sets are laid out."""
 
 NO_IMAGES = "no susceptibility images in anat or swi"
-"""What is said of a participant without scans."""
+"""Message for a participant without scans."""
 
 CONTRASTS = ("MEGRE", "GRE", "T2starw", "swi")
-"""Suffixes that are read, in any case of letters."""
+"""Suffixes that are read, whether in upper or lower case."""
 
 OLD_PHASE = "phase"
 """Suffix of a phase image before BIDS 1.5 introduced part-phase."""
@@ -143,7 +143,7 @@ class Scan:
     run: str | None = None
     chunk: str | None = None  # a part of the brain that was scanned by itself
     files: tuple[BidsFile, ...] = ()
-    excluded: tuple[BidsFile, ...] = ()  # by what the user asks for
+    excluded: tuple[BidsFile, ...] = ()  # by the user's selection
     elsewhere: tuple[BidsFile, ...] = ()  # images of the session's other scans
 
     @property
@@ -166,7 +166,7 @@ class Scan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BidsLayout:
-    """A data set."""
+    """The participants of a data set, and how to find their scans."""
 
     root: Path
     participants: tuple[str, ...]  # labels that have a folder, sorted

@@ -27,14 +27,14 @@ from cmb_jax.errors import UserError
 from cmb_jax.io.outside import read_json_object, reading
 
 RESULTS_OF = "cmb-jax bids"
-"""The name of this program in dataset_description.json; its results are never taken for a truth."""
+"""Name of this program in dataset_description.json; its results are never taken for truth."""
 
-_TRUTH_SUFFIXES = {"mask": False, "dseg": False, "probseg": True}  # and whether values are soft
+_TRUTH_SUFFIXES = {"mask": False, "dseg": False, "probseg": True}  # suffix -> whether values are soft
 _TRUTH_LABELS = {"cmb", "cmbs", "microbleed", "microbleeds"}  # of desc- or label-
 
 
 def find(root: Path) -> DatasetIndex:
-    """The scans of a data set; those without truth are kept, because predictions can be made on them.
+    """The scans of a data set. Those without truth are kept: predictions can be made on them.
 
     Raises:
         UserError: the folder is missing or empty, or has no folder sub-*.

@@ -67,7 +67,7 @@ def facts_beside(image: Path, called: str) -> ImageFacts:
 
 def _applicable(image: Path, name: BidsName, root: Path) -> Iterator[Path]:
     """The JSON files that apply, from the farthest and most general to the nearest."""
-    # the root first: values of nearer files replace those of farther ones
+    # from the root down, because `read_facts` lets later files replace values of earlier ones
     levels = [folder for folder in image.parents if folder == root or root in folder.parents]
     for folder in reversed(levels):
         fitting = []

@@ -33,6 +33,7 @@ TARGETS = (
     CHANNEL_NORM_GRADIENT,
 )
 
+# as in config.py, which this folder does not import
 Precision = Literal["float32", "mixed", "bfloat16"]
 
 _log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def instruction_set() -> str:
             "it was not built (no C++ compiler when the package was installed?); to put it right, install "
             "g++ or clang++, then run: pip install --force-reinstall --no-deps --no-cache-dir cmb-jax"
         )
+    # builds of other Python versions may lie beside it in a checkout; the newest is of this source
     return load(max(built, key=lambda path: path.stat().st_mtime))
 
 
@@ -89,15 +91,15 @@ def _without(reason: str) -> str:
 
 
 def usable_precision(wish: Precision, setting: str, device: jax.Device | None = None) -> Precision:
-    """The precision that is wished for, or float32 and a line in the log where the device has no better.
+    """The precision asked for, or float32 and a line in the log where the device gains nothing by it.
 
     Accelerators always have one: TensorFloat-32 or bfloat16. A processor needs instructions for bfloat16;
     `conv3d` rounds without them too, but gains nothing by it.
 
     Args:
-        wish: one of the three of `config.Precision`.
-        setting: its name, for the line.
-        device: that is to work; default: JAX's first.
+        wish: one of `config.Precision`.
+        setting: name of the setting, for the line in the log.
+        device: the one that computes; default: JAX's first.
     """
     platform = jax.devices()[0].platform if device is None else device.platform
     if wish == "float32" or platform != "cpu" or multiplies_bfloat16():
