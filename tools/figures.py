@@ -30,7 +30,7 @@ from cmb_jax.evaluation.breakdown import ALONE, WITH_PHASE
 from cmb_jax.evaluation.subsets import COUNTED, LEFT_OUT, READERS_SIZE
 from cmb_jax.inference.options import DEFAULT_WEIGHTS
 from cmb_jax.research.runs import Verdict, grid_from_file
-from cmb_jax.research.scores import AVERAGE_PRECISION, FP_MATCHED
+from cmb_jax.research.scores import AVERAGE_PRECISION, FP_MATCHED, LOCALIZED
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "cmb_jax" / "weights"
@@ -276,10 +276,13 @@ def _study_table(rows: list[dict[str, str]], rule: Verdict) -> str:
         numbers = [row[name] for name in (value, low, high)]
         return "{:.2f} [{:.2f}, {:.2f}]".format(*map(float, numbers)) if all(numbers) else "-"
 
-    precision = {row["variant"]: row for row in rows if row["metric"] == AVERAGE_PRECISION}
+    precision, localized = (
+        {row["variant"]: row for row in rows if row["metric"] == metric}
+        for metric in (AVERAGE_PRECISION, FP_MATCHED + LOCALIZED)
+    )
     lines = [
-        "| variant | seeds | FP per scan | average precision | over | ratio of FP | reduction |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| variant | seeds | FP per scan | with localization | average precision | over | ratio of FP | reduction |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     compared = [row for row in rows if row["metric"] == FP_MATCHED]
     compared.sort(key=lambda row: row["reference"] != rows[0]["reference"])
@@ -289,6 +292,7 @@ def _study_table(rows: list[dict[str, str]], rule: Verdict) -> str:
             f"`{row['variant']}`",
             row["seeds"],
             estimate(row, "mean", "low", "high"),
+            estimate(localized[row["variant"]], "mean", "low", "high"),
             estimate(precision[row["variant"]], "mean", "low", "high"),
             f"`{row['reference']}`" if row["ratio"] else "-",
             estimate(row, "ratio", "ratio_low", "ratio_high"),

@@ -98,8 +98,8 @@ def froc_lines(study: Study) -> tuple[FrocLine, ...]:
 def sentences(study: Study, validation: findings.SubjectSet) -> tuple[str, ...]:
     """What was done, in words."""
     return (
-        f"{study.scans} prepared test subjects with {study.lesions} microbleeds, without localization. "
-        f"Hit: {CENTER3.title} (Hungarian). False positives are over all test subjects.",
+        f"{study.scans} prepared test subjects with {study.lesions} microbleeds, without localization unless "
+        f"it is named. Hit: {CENTER3.title} (Hungarian). False positives are over all test subjects.",
         f"Threshold of each run: the highest sensitivity at no more than {OPERATING_FP_RATE:g} false "
         f"positives per scan on {len(validation.subjects)} validation subjects.",
         f"Reference: {study.reference}. Matched sensitivity: {study.matched_sensitivity:.3f}.",
@@ -159,6 +159,7 @@ def write_study(
     grid: Grid,
     runs: Sequence[Run],
     study: Study,
+    localized: Study,
     validation: findings.SubjectSet,
     test: findings.SubjectSet,
     say: Say,
@@ -177,7 +178,7 @@ def write_study(
             maps += findings.maps_of(run.name, embedded) if first else []
         if first and course.kept_steps(run) and training is not None:
             gradients[run.name] = (run.config, course.gradient_course(run, training, say))
-    tables = study_tables(study, costs, grid.verdict)
+    tables = study_tables(study, localized, costs, grid.verdict)
     if grid.longest_rise is not None and (rises := course.rises_of(runs, validation, say)):
         tables += (course.length_table(rises, grid.longest_rise),)
     tables += (findings.separation_table(embeddings),) * bool(embeddings)
@@ -215,7 +216,7 @@ def write_study(
         version=cmb_jax.__version__,
     )
     # written by this command alone, anew each time
-    atomic_write_text(out / "table.csv", csv_text(study), overwrite=True)
+    atomic_write_text(out / "table.csv", csv_text(study, localized), overwrite=True)
     notes = [f"Warning: {warning}" for warning in warnings]
     atomic_write_text(
         out / "table.md",
@@ -226,15 +227,20 @@ def write_study(
 
 
 def scores_of(
-    runs: Sequence[Run], validation: findings.SubjectSet, test: findings.SubjectSet, say: Say
-) -> dict[str, list[RunScores]]:
-    """Scores of the runs by variant."""
-    scores: dict[str, list[RunScores]] = defaultdict(list)
+    runs: Sequence[Run], sets: Sequence[findings.SubjectSet], workdir: Path, say: Say
+) -> tuple[dict[str, list[RunScores]], dict[str, list[RunScores]]]:
+    """Scores of the runs by variant on the validation and the test set, without and with localization."""
+    plain, localized = defaultdict[str, list[RunScores]](list), defaultdict[str, list[RunScores]](list)
+    maps = [findings.region_maps(workdir, subjects, say) for subjects in sets]
+    truths = [subjects.truths for subjects in sets]
     for run in runs:
-        found = [findings.detections_of(run.weights, subjects, say) for subjects in (validation, test)]
-        scored = score_run(run.name, found[0], validation.truths, found[1], test.truths, OPERATING_FP_RATE)
-        scores[run.variant.name].append(scored)
-    return scores
+        found = [findings.detections_of(run.weights, subjects, say) for subjects in sets]
+        inside = [findings.localized(*pair) for pair in zip(found, maps, strict=True)]
+        for scores, pair in ((plain, found), (localized, inside)):
+            scores[run.variant.name].append(
+                score_run(run.name, pair[0], truths[0], pair[1], truths[1], OPERATING_FP_RATE)
+            )
+    return plain, localized
 
 
 def run_study(
@@ -275,17 +281,20 @@ def run_study(
     runs = complete(runs_of(grid, workdir), say, training=training)
     if not any(run.variant.name == grid.reference for run in runs):
         raise UserError(f"{workdir}: no run of the reference {grid.reference} is finished; train it first")
-    scores = scores_of(runs, sets["validation"], sets["test"], say)
+    scores = scores_of(runs, (sets["validation"], sets["test"]), workdir, say)
     say("comparing")
-    study = compare_variants(
-        scores,
-        grid.reference,
-        matched_sensitivity=grid.matched_sensitivity,
-        pairs=grid.pairs,
-        samples=samples,
+    study, localized = (
+        compare_variants(
+            each,
+            grid.reference,
+            matched_sensitivity=grid.matched_sensitivity,
+            pairs=grid.pairs,
+            samples=samples,
+        )
+        for each in scores
     )
     out = workdir if out is None else out
     out.mkdir(parents=True, exist_ok=True)
-    write_study(workdir, out, grid, runs, study, sets["validation"], sets["test"], say)
+    write_study(workdir, out, grid, runs, study, localized, sets["validation"], sets["test"], say)
     print(f"written: {out / 'ablation.html'}, table.md, table.csv")
     return study

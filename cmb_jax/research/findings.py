@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.util
 import io
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from cmb_jax.anatomy.lookup import look_up
+from cmb_jax.anatomy.regions import RegionMap
 from cmb_jax.config import PROPOSAL_STRIDE, Config, DataConfig
 from cmb_jax.data.patches import PatchBatch, drawn_start, padded_patch, patch_at
 from cmb_jax.data.subjects import StoredSubject
@@ -29,10 +32,13 @@ from cmb_jax.errors import UserError
 from cmb_jax.evaluation.breakdown import name_by_mimic
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 from cmb_jax.inference.bundle import WeightsBundle, load_bundle
+from cmb_jax.inference.predict import MAP_ERROR_MM
 from cmb_jax.inference.proposals import ProposalFinder, detect, mimics_of, truth_of
 from cmb_jax.io.atomic import atomic_write_bytes, sha256_file
 from cmb_jax.io.outside import read_arrays
+from cmb_jax.io.volume import Volume
 from cmb_jax.progress import Say, track
+from cmb_jax.regions.predict import BUNDLED_WEIGHTS, predict_regions
 from cmb_jax.report.evaluation import EmbeddingMap, Table
 from cmb_jax.research.runs import Run
 from cmb_jax.training.detector import DeviceBatch, init_state, put_batch, template_of
@@ -171,6 +177,54 @@ def kept_detections(
             for truth, c, d, s in zip(subjects.truths, centers, diameters, scores, strict=True)
         ),
         mimics=tuple(tuple(map(str, part)) for part in mimics),
+    )
+
+
+def region_maps(folder: Path, subjects: SubjectSet, say: Say) -> tuple[RegionMap, ...]:
+    """The bundled region network's map of each subject in the working frame, kept in a file of `folder`.
+
+    The working frame is RAS with its origin at the first corner of the prepared image.
+    """
+
+    def label() -> dict[str, np.ndarray]:
+        say(f"finding the regions of {len(subjects.subjects)} {subjects.name} subjects")
+        maps = [_region_map(each, subjects.spacing_mm) for each in track(subjects.subjects, "regions")]
+        return {
+            "codes": np.stack([each.code for each in maps]),
+            "affines": np.stack([each.affine for each in maps]),
+            "trusted": np.array([each.trusted for each in maps]),
+        }
+
+    path = folder / f"regions-{subjects.name}-{subjects.sha256[:12]}.npz"
+    arrays = kept(path, f"{sha256_file(BUNDLED_WEIGHTS)} {subjects.sha256}", label)
+    return tuple(
+        RegionMap(code=code, affine=affine, trusted=bool(trusted))
+        for code, affine, trusted in zip(
+            *(arrays[name] for name in ("codes", "affines", "trusted")), strict=True
+        )
+    )
+
+
+def _region_map(stored: StoredSubject, spacing_mm: tuple[float, float, float]) -> RegionMap:
+    spacing = np.array(spacing_mm)[::-1]  # x, y, z
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = spacing / 2
+    return predict_regions(Volume.from_array(stored.image()[..., 0].T, affine))
+
+
+def localized(found: SetDetections, maps: Sequence[RegionMap]) -> SetDetections:
+    """Only the detections that anatomy does not reject; untrusted maps reject nothing."""
+
+    def allowed(scan: SubjectDetections, region_map: RegionMap) -> np.ndarray:
+        located = look_up(scan.centers_mm[:, ::-1], scan.diameters_mm + 2 * MAP_ERROR_MM, region_map)
+        return np.asarray(located.keep) | (not region_map.trusted)
+
+    keep = [allowed(scan, region_map) for scan, region_map in zip(found.scans, maps, strict=True)]
+    return SetDetections(
+        scans=tuple(scan.select(mask) for scan, mask in zip(found.scans, keep, strict=True)),
+        mimics=tuple(
+            tuple(itertools.compress(names, mask)) for names, mask in zip(found.mimics, keep, strict=True)
+        ),
     )
 
 

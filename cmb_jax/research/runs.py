@@ -185,8 +185,8 @@ def is_finished(run: Run) -> bool:
     Raises:
         UserError: see `stored_config`.
     """
-    stored, record = stored_config(run), _record(run)
-    return stored is not None and record is not None and record.get("steps", 0) >= stored.train.steps
+    stored = stored_config(run)
+    return stored is not None and _record(run) is not None and _steps(run) >= stored.train.steps
 
 
 def other_settings(run: Run) -> tuple[str, ...]:
@@ -208,7 +208,11 @@ def complete(runs: tuple[Run, ...], say: Say, *, training: bool) -> tuple[Run, .
     Raises:
         UserError: a folder holds another run, or a training cannot go on.
     """
-    states = [(run, is_finished(run)) for run in runs]  # all checked before hours are spent on the first
+    # All are checked before hours are spent on the first. A grid that asks for more steps than a finished run
+    # was started for lets it go on: a study may be found too short.
+    states = [
+        (run, is_finished(run) and not (training and _steps(run) < run.config.train.steps)) for run in runs
+    ]
     finished = []
     for run, done in states:
         if done:
@@ -244,12 +248,11 @@ def cost_of(run: Run) -> Cost:
     template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
     sizes = {name: int(np.prod(leaf.shape)) for name, leaf in named_leaves(template.shapes())}
     seconds, hours = _times(run.folder / "metrics.csv")
-    record: dict[str, Any] = _record(run) or {}
     return Cost(
         parameters=sum(sizes.values()),
         parameters_at_inference=sum(n for name, n in sizes.items() if not name.startswith(TRAINING_ONLY)),
         gflop=forward_gflop(template.shapes(), config.data.patch_shape),
-        steps=int(record.get("steps", 0)),
+        steps=_steps(run),
         seconds_per_step=seconds,
         hours=hours,
     )
@@ -271,6 +274,11 @@ def _times(path: Path) -> tuple[float, float]:
     steps = np.array(sorted(rates))
     seconds = 1.0 / np.array([rates[int(step)] for step in steps])
     return float(np.median(seconds)), float((np.diff(steps, prepend=0) * seconds).sum() / 3600)
+
+
+def _steps(run: Run) -> int:
+    """Of the weights; 0 without any."""
+    return int((_record(run) or {}).get("steps", 0))
 
 
 def _record(run: Run) -> dict[str, Any] | None:

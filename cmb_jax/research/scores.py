@@ -25,6 +25,7 @@ from cmb_jax.research.runs import Cost, Verdict
 BAND_RATES: tuple[float, ...] = tuple(np.geomspace(0.125, 8.0, 49).tolist())
 AVERAGE_PRECISION = "average_precision"
 FP_MATCHED = "fp_per_scan_at_matched_sensitivity"
+LOCALIZED = "_with_localization"
 AT_RATES: tuple[str, ...] = tuple(f"sensitivity_at_{rate:g}_fp" for rate in FROC_RATES)
 # Metrics in the order of the tables.
 NAMES: tuple[str, ...] = (*statistics.METRICS, *AT_RATES, AVERAGE_PRECISION, FP_MATCHED)
@@ -241,12 +242,13 @@ def _p_text(p_value: float) -> str:
 
 
 def study_tables(
-    study: Study, costs: Mapping[str, Sequence[Cost]], verdict: Verdict | None = None
+    study: Study, localized: Study, costs: Mapping[str, Sequence[Cost]], verdict: Verdict | None = None
 ) -> tuple[Table, ...]:
     """All tables.
 
     Args:
       study: what was found.
+      localized: the same without what anatomy rejects.
       costs: of each variant's runs.
       verdict: what the plan of the study says of ratios.
     """
@@ -254,6 +256,7 @@ def study_tables(
         _operating_table(study),
         _matched_table(study),
         *([_ratio_table(study, verdict)] if verdict or study.ratios else []),
+        _localized_table(study, localized),
         _froc_table(study),
         _difference_table(study),
         _mimic_table(study),
@@ -300,16 +303,6 @@ def _matched_table(study: Study) -> Table:
         )
         return (variant.name, _metric_text(metric, 2), *compared)
 
-    short = [
-        run.name
-        for variant in study.variants
-        for run in variant.runs
-        if not run.reaches(study.matched_sensitivity)
-    ]
-    unreached = (
-        f"{', '.join(short)} never reached it: the false positives of the whole list count, the least that "
-        "it would take. "
-    )
     return Table(
         title=f"False positives per scan at sensitivity {study.matched_sensitivity:.3f}",
         columns=(
@@ -322,8 +315,24 @@ def _matched_table(study: Study) -> Table:
         rows=tuple(row(variant) for variant in study.variants),
         note=(
             "The fewest false positives at which a run's own curve on the test subjects reaches this "
-            f"sensitivity. {unreached if short else ''}{_spread_note(study)}"
+            f"sensitivity. {_unreached(study)}{_spread_note(study)}"
         ),
+    )
+
+
+def _unreached(study: Study) -> str:
+    """Names the runs whose whole list does not have the matched sensitivity; empty if there are none."""
+    short = [
+        run.name
+        for variant in study.variants
+        for run in variant.runs
+        if not run.reaches(study.matched_sensitivity)
+    ]
+    if not short:
+        return ""
+    return (
+        f"{', '.join(short)} never reached it: the false positives of the whole list count, the least that "
+        "it would take. "
     )
 
 
@@ -353,6 +362,33 @@ def _ratio_table(study: Study, verdict: Verdict | None) -> Table:
         columns=("variant", "over", "ratio of the means", "reduction"),
         rows=tuple(rows),
         note=f"In brackets: 95 % interval of {study.samples} paired resamples of scans and seeds.{rule}",
+    )
+
+
+def _localized_table(study: Study, localized: Study) -> Table:
+    def row(variant: VariantScores, with_regions: VariantScores) -> tuple[str, ...]:
+        ratio = with_regions.metrics[FP_MATCHED].ratio
+        return (
+            variant.name,
+            *(_metric_text(each.metrics[FP_MATCHED], 2) for each in (variant, with_regions)),
+            "-" if ratio is None else statistics.estimate_text(ratio, 2),
+            _metric_text(with_regions.metrics[AVERAGE_PRECISION]),
+        )
+
+    return Table(
+        title=f"With localization, at sensitivity {localized.matched_sensitivity:.3f}",
+        columns=(
+            "variant",
+            "FP per scan without",
+            "FP per scan with",
+            f"ratio to {localized.reference}",
+            "average precision",
+        ),
+        rows=tuple(row(*pair) for pair in zip(study.variants, localized.variants, strict=True)),
+        note=(
+            "Without and with the rejection of what lies where no microbleed can be, by the bundled region "
+            f"network. {_unreached(localized)}{_spread_note(localized)}"
+        ),
     )
 
 
@@ -451,15 +487,18 @@ def _run_table(study: Study) -> Table:
     )
 
 
-def csv_text(study: Study) -> str:
+def csv_text(study: Study, localized: Study) -> str:
     """One line per variant and metric; a cell is empty where its number is undefined.
 
     A further pair of the grid has a line of its own, with its ratio, and its reference in the last column.
+    Metrics with localization end in `LOCALIZED`.
     """
     nothing = statistics.Estimate(math.nan)
     rows = []
 
-    def add(variant: VariantScores, name: str, reference: str, ratio: statistics.Estimate | None) -> None:
+    def add(
+        variant: VariantScores, name: str, reference: str, ratio: statistics.Estimate | None, suffix: str = ""
+    ) -> None:
         metric = variant.metrics[name]
         compared = metric.difference if reference == study.reference else None
         difference = nothing if compared is None else compared.difference
@@ -471,14 +510,16 @@ def csv_text(study: Study) -> str:
             *(ratio.value, ratio.low, ratio.high),
         )
         cells = [f"{number:.6g}" if math.isfinite(number) else "" for number in numbers]
-        rows.append((variant.name, name, len(variant.runs), *cells, reference))
+        rows.append((variant.name, name + suffix, len(variant.runs), *cells, reference))
 
-    for variant in study.variants:
+    for variant, with_regions in zip(study.variants, localized.variants, strict=True):
         for name in NAMES:
             add(variant, name, study.reference, variant.metrics[name].ratio)
         for (name, reference), ratio in study.ratios.items():
             if name == variant.name:
                 add(variant, FP_MATCHED, reference, ratio)
+        for name in (AVERAGE_PRECISION, FP_MATCHED):
+            add(with_regions, name, study.reference, with_regions.metrics[name].ratio, LOCALIZED)
     columns = ("variant", "metric", "seeds", "mean", "sd", "low", "high")
     compared = ("difference", "difference_low", "difference_high", "p", "ratio", "ratio_low", "ratio_high")
     return table_text((*columns, *compared, "reference"), rows)

@@ -174,6 +174,8 @@ def test_the_outcome_of_the_study_is_read_from_its_table(monkeypatch, tmp_path):
     rows = (
         "rpn,fp_per_scan_at_matched_sensitivity,3,8,7,9,,,,rpn",
         "rpn,average_precision,3,0.8,0.7,0.9,,,,rpn",
+        "rpn,fp_per_scan_at_matched_sensitivity_with_localization,3,5,4,6,,,,rpn",
+        "hspl,fp_per_scan_at_matched_sensitivity_with_localization,3,1.5,1,2,0.3,0.2,0.4,rpn",
         "hspl,fp_per_scan_at_matched_sensitivity,3,2,1,3,0.25,0.2,0.4,rpn",
         "hspl,average_precision,3,0.9,0.8,0.95,1.1,1,1.2,rpn",
         "hspl,fp_per_scan_at_matched_sensitivity,3,2,1,3,0.95,0.9,1.1,hard",
@@ -181,9 +183,9 @@ def test_the_outcome_of_the_study_is_read_from_its_table(monkeypatch, tmp_path):
     (folder / "prototype_study_hard.csv").write_text("\n".join([columns, *rows]))
     lines = figures.prototype_study().splitlines()
     assert lines[0].startswith("Hard test subjects")
-    row = "| `hspl` | 3 | 2.00 [1.00, 3.00] | 0.90 [0.80, 0.95] |"
+    row = "| `hspl` | 3 | 2.00 [1.00, 3.00] | 1.50 [1.00, 2.00] | 0.90 [0.80, 0.95] |"
     assert lines[4:] == [
-        "| `rpn` | 3 | 8.00 [7.00, 9.00] | 0.80 [0.70, 0.90] | - | - | - |",
+        "| `rpn` | 3 | 8.00 [7.00, 9.00] | 5.00 [4.00, 6.00] | 0.80 [0.70, 0.90] | - | - | - |",
         f"{row} `rpn` | 0.25 [0.20, 0.40] | as in the paper |",
         f"{row} `hard` | 0.95 [0.90, 1.10] | absent |",
     ]

@@ -146,6 +146,22 @@ def test_other_settings_of_an_adopted_run_are_named(grid, tmp_path, no_training)
     assert said == ["rpn-seed0: finished, trained with other settings than the grid's: train.learning_rate"]
 
 
+def test_a_finished_run_goes_on_when_the_grid_asks_for_more_steps(grid, tmp_path, monkeypatch):
+    finish(runs_of(grid, tmp_path)[0])
+    longer = dataclasses.replace(grid.variants[0].config, train=dataclasses.replace(BASE.train, steps=5))
+    run = runs_of(
+        dataclasses.replace(grid, variants=(dataclasses.replace(grid.variants[0], config=longer),)), tmp_path
+    )[0]
+    trained = []
+    monkeypatch.setattr(
+        "cmb_jax.research.runs.train_run", lambda config, _: trained.append(config.train.steps)
+    )
+    assert complete((run,), print, training=False) == (run,)
+    assert trained == []
+    assert complete((run,), print, training=True) == (run,)
+    assert trained == [5]
+
+
 def test_a_study_without_its_reference_or_without_lesions_is_refused(
     grid, tmp_path, subject_folder, no_training
 ):

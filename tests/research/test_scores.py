@@ -1,18 +1,22 @@
 """Scores against counting by hand and loops."""
 
 import csv
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
+from cmb_jax.anatomy.regions import Region, RegionMap
 from cmb_jax.evaluation.froc import collect_events
 from cmb_jax.evaluation.records import SubjectDetections, SubjectTruth
 from cmb_jax.evaluation.statistics import Counts
-from cmb_jax.research.findings import SetDetections
+from cmb_jax.research.findings import SetDetections, localized
 from cmb_jax.research.runs import Cost, Verdict
 from cmb_jax.research.scores import (
+    AVERAGE_PRECISION,
     FP_MATCHED,
+    LOCALIZED,
     NAMES,
     RunScores,
     compare_variants,
@@ -71,6 +75,23 @@ def drawn_run(name, rng, lesions, quality):
         events=collect_events(happened, lesions),
         false_positives={"none": int(np.sum(fp))},
     )
+
+
+def test_localization_takes_what_lies_in_the_ventricle_and_trusts_no_doubtful_map():
+    # the working frame: detections are z, y, x from the corner; the ventricle is where x exceeds 20 mm
+    code = np.full((20, 20, 20), Region.FRONTAL, np.uint8)
+    code[10:] = Region.VENTRICLE
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = 1.0
+    centers = np.array([[20.0, 20.0, 8.0], [8.0, 20.0, 32.0], [20.0, 8.0, 30.0]])
+    one = SubjectDetections(
+        subject="a", centers_mm=centers, scores=np.array([0.9, 0.8, 0.7]), diameters_mm=np.full(3, 3.0)
+    )
+    found = SetDetections(scans=(one, one), mimics=(("none", "artery", "sinus"),) * 2)
+    maps = [RegionMap(code=code, affine=affine, trusted=trusted) for trusted in (True, False)]
+    inside = localized(found, maps)
+    assert [list(each.scores) for each in inside.scans] == [[0.9], [0.9, 0.8, 0.7]]
+    assert inside.mimics == (("none",), ("none", "artery", "sinus"))
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +157,7 @@ def test_a_sensitivity_that_is_not_reached_is_said(study):
     result = compare_variants(runs, "rpn", matched_sensitivity=1.0, samples=50)
     whole_lists = [(~run.events.true).sum() / 20 for run in runs["rpn"]]
     assert result.variants[0].metrics[FP_MATCHED].mean.value == pytest.approx(np.mean(whole_lists))
-    table = study_tables(result, {name: [COST] for name in runs})[1]
+    table = study_tables(result, result, {name: [COST] for name in runs})[1]
     assert "rpn-seed0, rpn-seed1, rpn-seed2" in table.note
     assert "never reached it" in table.note
 
@@ -156,7 +177,7 @@ def test_another_pair_has_the_ratio_that_it_has_as_reference(study):
     paired = compare_variants(runs, "rpn", pairs=(("same", "full"), ("full", "missing")), **options)
     turned = compare_variants({name: runs[name] for name in ("full", "same")}, "full", **options)
     assert paired.ratios == {("same", "full"): turned.variants[1].metrics[FP_MATCHED].ratio}
-    rows = list(csv.DictReader(csv_text(paired).splitlines()))
+    rows = list(csv.DictReader(csv_text(paired, paired).splitlines()))
     (row,) = (row for row in rows if row["reference"] == "full")
     assert (row["variant"], row["metric"], row["p"]) == ("same", FP_MATCHED, "")
     assert float(row["ratio"]) == pytest.approx(paired.ratios["same", "full"].value, rel=1e-5)
@@ -170,17 +191,32 @@ def test_the_verdict_is_by_the_ends_of_the_interval(study):
         "absent",
         *["undecided"] * 3,
     ]
-    table = study_tables(result, {name: [COST] for name in runs}, rule)[2]
+    table = study_tables(result, result, {name: [COST] for name in runs}, rule)[2]
     assert table.rows[1] == ("same", "rpn", "1.00 [1.00, 1.00]", "absent")
+
+
+def better_run(run):
+    """The run without its false positives, and with every lesion found."""
+    found = [(np.ones(count), np.zeros(0)) for count in run.counts.lesions]
+    return dataclasses.replace(run, events=collect_events(found, run.counts.lesions))
 
 
 def test_tables_hold_every_metric(study):
     runs, result = study
-    lines = csv_text(result).splitlines()
-    assert len(lines) == 1 + 3 * len(NAMES)
+    with_regions = compare_variants(
+        {name: [better_run(run) for run in each] for name, each in runs.items()}, "rpn", samples=50
+    )
+    lines = csv_text(result, with_regions).splitlines()
+    assert len(lines) == 1 + 3 * (len(NAMES) + 2)
+    (row,) = (
+        row
+        for row in csv.DictReader(lines)
+        if (row["variant"], row["metric"]) == ("full", AVERAGE_PRECISION + LOCALIZED)
+    )
+    assert float(row["mean"]) == pytest.approx(1.0)
     assert all(line.count(",") == lines[0].count(",") for line in lines)
     text = markdown_text(
-        "Title", ["Research use only."], study_tables(result, {name: [COST] for name in runs})
+        "Title", ["Research use only."], study_tables(result, with_regions, {name: [COST] for name in runs})
     )
     sensitivity = result.variants[1].metrics["sensitivity"]
     assert f"{sensitivity.mean.value:.3f} ± {sensitivity.deviation:.3f}" in text
