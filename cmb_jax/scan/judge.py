@@ -62,6 +62,9 @@ _FEWEST_BLOCKS = 12  # per slice; with fewer its order is not judged
 # at most 0.65 of that step; simulated scans and slabs of them have no step above 1.5 times those beside it,
 # and their ends differ by 1.1 of it and more.
 _JUMP, _ENDS_FIT = 2.5, 0.7
+_LEAST_JUMP = (
+    0.1  # of the brightest slice's mean: in an even slab one dark spot is such a step, but a small one
+)
 _MOST_EMPTY = 0.1  # share of slices without content between others ...
 _FILLED = 0.3  # ... that hold so much of what the fullest does
 _ENOUGH_VOXELS = 2**22  # larger images are judged by their middle slices
@@ -369,7 +372,9 @@ def _is_rolled(data: np.ndarray) -> bool:
     jumps = np.flatnonzero(steps > _JUMP * ndimage.median_filter(steps, 7))
     if len(jumps) != 1 or jumps[0] in (0, len(steps) - 1) or min(means[0], means[-1]) < _FILLED * means.max():
         return False
-    return bool(np.abs(smooth[:, 0] - smooth[:, -1]).mean() < _ENDS_FIT * steps[jumps[0]])
+    jump = steps[jumps[0]]
+    ends_fit = np.abs(smooth[:, 0] - smooth[:, -1]).mean() < _ENDS_FIT * jump
+    return bool(ends_fit and jump > _LEAST_JUMP * means.max())
 
 
 def _tissue_widths(data: np.ndarray) -> np.ndarray:
