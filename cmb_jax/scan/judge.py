@@ -62,9 +62,9 @@ _FEWEST_BLOCKS = 12  # per slice; with fewer its order is not judged
 # at most 0.65 of that step; simulated scans and slabs of them have no step above 1.5 times those beside it,
 # and their ends differ by 1.1 of it and more.
 _JUMP, _ENDS_FIT = 2.5, 0.7
-_LEAST_JUMP = (
-    0.1  # of the brightest slice's mean: in an even slab one dark spot is such a step, but a small one
-)
+# Least such step, of the brightest slice's mean: 0.17 and more where a head breaks off. A dark spot in an
+# even slab is a step as well, but a small one.
+_LEAST_JUMP = 0.1
 _MOST_EMPTY = 0.1  # share of slices without content between others ...
 _FILLED = 0.3  # ... that hold so much of what the fullest does
 _ENOUGH_VOXELS = 2**22  # larger images are judged by their middle slices
