@@ -65,6 +65,8 @@ _JUMP, _ENDS_FIT = 2.5, 0.7
 # Least such step, of the brightest slice's mean: 0.17 and more where a head breaks off. A dark spot in an
 # even slab is a step as well, but a small one.
 _LEAST_JUMP = 0.1
+_MOST_COPIES, _FEWEST_COPIES = 0.3, 2  # share of all slices; number from which what shows twice is refused
+_SAMPLED, _SHOWN_VALUES = 64, 32  # pixels along each side that tell slices apart; least values among them
 _MOST_EMPTY = 0.1  # share of slices without content between others ...
 _FILLED = 0.3  # ... that hold so much of what the fullest does
 _ENOUGH_VOXELS = 2**22  # larger images are judged by their middle slices
@@ -337,6 +339,13 @@ def _of_slices(data: np.ndarray, middle: np.ndarray) -> Judgement:
             lines.append(f"slices without content lie between others ({empty}): what was there is lost")
         slices = np.moveaxis(middle, axis, -1)
         slices = slices[..., slices.any(axis=(0, 1))]  # those that were lost are reported above
+        copies, count = _copies(np.moveaxis(data, axis, -1))
+        if 0 < copies < _MOST_COPIES * count:
+            lines = reasons if copies >= _FEWEST_COPIES else warnings
+            lines.append(
+                f"{copies} slice(s) along {'xyz'[axis]} occur twice: was a slice stored again, or do slabs "
+                "overlap? What lies there would be counted twice; convert it again"
+            )
         in_turn = _alternation(slices)
         unlike, far = _unlikeness(slices)
         if in_turn > _IN_TURN[1]:
@@ -354,6 +363,15 @@ def _of_slices(data: np.ndarray, middle: np.ndarray) -> Judgement:
             "convert it again"
         )
     return Judgement(reasons=tuple(reasons), warnings=tuple(warnings))
+
+
+def _copies(data: np.ndarray) -> tuple[int, int]:
+    """How many slices of (X, Y, Z) along Z equal an earlier one, of how many that show something."""
+    x, y, _ = data.shape
+    sample = data[:: -(-x // _SAMPLED), :: -(-y // _SAMPLED)].reshape(-1, data.shape[2])
+    # Slices of air that was set to a constant are equal, too, also where an artifact crosses them.
+    shown = [column.tobytes() for column in sample.T if len(np.unique(column)) >= _SHOWN_VALUES]
+    return len(shown) - len(set(shown)), len(shown)
 
 
 def _is_rolled(data: np.ndarray) -> bool:
