@@ -2,6 +2,9 @@
 
 cmb-jax ablate --config configs/prototype_study.py --workdir runs/prototype-study
 
+To make the runs anew, train with 5000 steps first and then run the command again with 8000: the plan's rule of
+length asked for more steps, and every run went on from its checkpoint.
+
 The network is the one of the plan: no semantic head, no tower for the boxes, anchors assigned by overlap.
 """
 
@@ -35,11 +38,11 @@ def get_config() -> Config:
             test_seed=7_300_000,
         ),
         train=TrainConfig(
-            steps=5000,
+            steps=8000,
             warmup_steps=200,
             ema_decay=0.998,
             checkpoint_every=1000,
-            keep_checkpoints=5,  # the rule of length looks at the curve of validation
+            keep_checkpoints=8,  # the rule of length looks at the curve of validation
             evaluate_every=100_000,
         ),
     )
