@@ -2,8 +2,8 @@
 
 cmb-jax ablate --config configs/prototype_study.py --workdir runs/prototype-study
 
-To make the runs anew, train with 5000 steps first and then run the command again with 8000: the plan's rule of
-length asked for more steps, and every run went on from its checkpoint.
+To make the runs anew, train with 5000 steps first and then run the command again with 8000: the plan's rule
+of length asked for more steps, and every run went on from its checkpoint.
 
 The network is the one of the plan: no semantic head, no tower for the boxes, anchors assigned by overlap.
 """
