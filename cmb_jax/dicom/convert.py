@@ -161,7 +161,7 @@ def frame_mapping(volume: Volume, stack: Stack) -> FrameMapping:
 
 def _affine(stack: Stack) -> np.ndarray:
     if stack.affine is None:
-        raise ValueError(f"stack {stack.key} is no volume: {stack.fault}")
+        raise ValueError(f"stack {stack.key} is not a volume: {stack.fault}")
     return stack.affine
 
 

@@ -65,7 +65,7 @@ def read_folder(folder: Path) -> FolderContent:
         try:
             found = _read(path)
         except InvalidDicomError:
-            ignored["is no DICOM file"] += 1
+            ignored["is not a DICOM file"] += 1
             continue
         except NoImage as error:
             ignored[str(error)] += 1

@@ -27,7 +27,7 @@ class Stack:
     key: str  # series number, with .1, .2, ... where the series holds several stacks; typed after --series
     frames: tuple[Frame, ...]
     affine: np.ndarray | None  # (4, 4): (column, row, slice) index -> RAS mm; None with a fault
-    fault: str = ""  # why the stack is no volume
+    fault: str = ""  # why the stack is not a volume
 
     @property
     def first(self) -> Frame:
@@ -155,7 +155,7 @@ def _stack(key: str, frames: Sequence[Frame]) -> Stack:
 
 
 def _fault(offsets: np.ndarray) -> str:
-    """Why slices at these ascending positions (mm) are no volume; empty if they are."""
+    """Why slices at these ascending positions (mm) do not form a volume; empty if they do."""
     if len(offsets) < 2:
         return "it is a single slice"
     steps = np.diff(offsets)

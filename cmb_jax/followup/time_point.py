@@ -172,7 +172,7 @@ def protocol_warnings(first: TimePoint, second: TimePoint) -> tuple[str, ...]:
             lines.append(f"The {what} is not known for both scans (no JSON file beside an image says it).")
         elif abs(a - b) > tolerance:
             differing.append(f"{what} ({a:g} and {b:g} {unit})")
-    # sorted: another orientation of the slices is no other size
+    # sorted: the same size in another order of the axes is the same size
     sizes = np.sort(first.image.spacing_mm), np.sort(second.image.spacing_mm)
     if (np.abs(sizes[0] - sizes[1]) > _VOXEL_SHARE * np.maximum(*sizes)).any():
         texts = [" x ".join(f"{edge:.2g}" for edge in scan.image.spacing_mm) for scan in (first, second)]

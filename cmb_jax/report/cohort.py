@@ -125,7 +125,7 @@ def shrunk(projection: Projection, most_bytes: int, source: Path) -> Projection:
     """The projection with its JPEG shrunk to at most `most_bytes`; coordinates stay those of the full size.
 
     Raises:
-        UserError: what came from the file `source` is no picture.
+        UserError: what came from the file `source` is not a picture.
     """
     # always from the original picture: JPEGs of JPEGs would lose more each time
     jpeg, size = projection.jpeg, (projection.width, projection.height)

@@ -103,7 +103,7 @@ def parse(text: str) -> Program:
                 is_root=root is not None,
             )
     if entry is None:
-        raise ValueError("this is no text of a compiled program: it has no entry computation")
+        raise ValueError("this is not the text of a compiled program: it has no entry computation")
     return Program(computations, entry)
 
 

@@ -286,7 +286,7 @@ def _record(run: Run) -> dict[str, Any] | None:
     path = run.folder / "weights.json"
     if not (path.exists() and run.weights.exists()):
         return None
-    record = read_json_object(path, "is no training record; train again")
+    record = read_json_object(path, "is not a training record; train again")
     with reading(path, "train again"):
         a_number(record.get("steps", 0), "steps", 0)
     return record
