@@ -134,7 +134,7 @@ def test_an_older_phantom_is_refused_by_its_version(tmp_path, below):
     assert "\n" not in str(error.value)
     for folder in (tmp_path, tmp_path / "derivatives" / "truth"):
         (folder / "dataset_description.json").write_text('{"PhantomVersion": "two"}')
-    with pytest.raises(UserError, match="no whole number"):
+    with pytest.raises(UserError, match="not a whole number"):
         find_truth(tmp_path / below)
     write_version(tmp_path, VERSION)
     write_version(tmp_path / "derivatives" / "truth", VERSION)
