@@ -281,7 +281,8 @@ def _study_table(rows: list[dict[str, str]], rule: Verdict) -> str:
         for metric in (AVERAGE_PRECISION, FP_MATCHED + LOCALIZED)
     )
     lines = [
-        "| variant | seeds | FP per scan | with localization | average precision | over | ratio of FP | reduction |",
+        "| variant | seeds | FP per scan | with localization | average precision | over | ratio of FP "
+        "| reduction |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     compared = [row for row in rows if row["metric"] == FP_MATCHED]

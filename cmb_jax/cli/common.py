@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import math
 import os
 import select
 import sys
@@ -187,7 +188,8 @@ def check(given: Mapping[str, Any]) -> None:
     """Refuse values that cannot be right; an option means the same in every command that has it.
 
     Raises:
-      UserError: no such file, folder or weights; output that exists; a threshold that no score has.
+      UserError: no such file, folder or weights; output that exists; a number that is infinite or none; a
+        threshold that no score has.
     """
     for name, role in (_FILES | _FOLDERS).items():
         value = given.get(name)
@@ -196,6 +198,10 @@ def check(given: Mapping[str, Any]) -> None:
                 existing_file(path, role)
             elif isinstance(path, Path) and not path.exists():
                 raise UserError(f"{path}: no such folder; check the path of the {role}")
+    for name, value in given.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"--{name.replace('_', '-')} {number}: give a finite number")
     threshold = given.get("threshold")
     if threshold is not None and not 0.0 <= threshold <= 1.0:
         raise UserError(f"--threshold {threshold}: scores lie between 0 and 1; choose a number there")

@@ -62,6 +62,11 @@ _FEWEST_BLOCKS = 12  # per slice; with fewer its order is not judged
 # at most 0.65 of that step; simulated scans and slabs of them have no step above 1.5 times those beside it,
 # and their ends differ by 1.1 of it and more.
 _JUMP, _ENDS_FIT = 2.5, 0.7
+# Least such step, of the brightest slice's mean: 0.17 and more where a head breaks off. A dark spot in an
+# even slab is a step as well, but a small one.
+_LEAST_JUMP = 0.1
+_MOST_COPIES, _FEWEST_COPIES = 0.3, 2  # share of all slices; number from which what shows twice is refused
+_SAMPLED, _SHOWN_VALUES = 64, 32  # pixels along each side that tell slices apart; least values among them
 _MOST_EMPTY = 0.1  # share of slices without content between others ...
 _FILLED = 0.3  # ... that hold so much of what the fullest does
 _ENOUGH_VOXELS = 2**22  # larger images are judged by their middle slices
@@ -334,6 +339,13 @@ def _of_slices(data: np.ndarray, middle: np.ndarray) -> Judgement:
             lines.append(f"slices without content lie between others ({empty}): what was there is lost")
         slices = np.moveaxis(middle, axis, -1)
         slices = slices[..., slices.any(axis=(0, 1))]  # those that were lost are reported above
+        copies, count = _copies(np.moveaxis(data, axis, -1))
+        if 0 < copies < _MOST_COPIES * count:
+            lines = reasons if copies >= _FEWEST_COPIES else warnings
+            lines.append(
+                f"{copies} slice(s) along {'xyz'[axis]} occur twice: was a slice stored again, or do slabs "
+                "overlap? What lies there would be counted twice; convert it again"
+            )
         in_turn = _alternation(slices)
         unlike, far = _unlikeness(slices)
         if in_turn > _IN_TURN[1]:
@@ -353,6 +365,15 @@ def _of_slices(data: np.ndarray, middle: np.ndarray) -> Judgement:
     return Judgement(reasons=tuple(reasons), warnings=tuple(warnings))
 
 
+def _copies(data: np.ndarray) -> tuple[int, int]:
+    """How many slices of (X, Y, Z) along Z equal an earlier one, of how many that show something."""
+    x, y, _ = data.shape
+    sample = data[:: -(-x // _SAMPLED), :: -(-y // _SAMPLED)].reshape(-1, data.shape[2])
+    # Slices of air that was set to a constant are equal, too, also where an artifact crosses them.
+    shown = [column.tobytes() for column in sample.T if len(np.unique(column)) >= _SHOWN_VALUES]
+    return len(shown) - len(set(shown)), len(shown)
+
+
 def _is_rolled(data: np.ndarray) -> bool:
     """Whether a head (X, Y, Z) leaves the stack at one end of Z and comes in at the other.
 
@@ -369,7 +390,9 @@ def _is_rolled(data: np.ndarray) -> bool:
     jumps = np.flatnonzero(steps > _JUMP * ndimage.median_filter(steps, 7))
     if len(jumps) != 1 or jumps[0] in (0, len(steps) - 1) or min(means[0], means[-1]) < _FILLED * means.max():
         return False
-    return bool(np.abs(smooth[:, 0] - smooth[:, -1]).mean() < _ENDS_FIT * steps[jumps[0]])
+    jump = steps[jumps[0]]
+    ends_fit = np.abs(smooth[:, 0] - smooth[:, -1]).mean() < _ENDS_FIT * jump
+    return bool(ends_fit and jump > _LEAST_JUMP * means.max())
 
 
 def _tissue_widths(data: np.ndarray) -> np.ndarray:

@@ -244,6 +244,8 @@ def test_numbers_out_of_range(monkeypatch, capsys, tmp_path, good):
         ("--protocol", ["x"], "iso05"),
         ("--tier", ["x"], "easy, hard"),
         ("--te-ms", ["0", "0"], "1 to 100 ms"),
+        ("--te-ms", ["nan", "5"], "--te-ms nan: give a finite number"),
+        ("--b0-t", ["-inf"], "--b0-t -inf: give a finite number"),
         ("--snr", ["-1", "5"], "allowed: 1"),
         ("--diameters-mm", ["2", "200"], "0.2 to 10 mm"),
         ("--anatomy", ["x"], "mni2009c"),

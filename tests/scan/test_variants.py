@@ -199,6 +199,8 @@ BAD = {
     "rows shuffled": lambda: whole()[np.random.default_rng(0).permutation(240)],
     "every other slice halved": lambda: swi() * np.where(np.arange(12) % 2, 1.0, 0.5),
     "every fourth slice lost": lambda: np.where(np.arange(12) % 4 == 1, 0, swi()),
+    "slabs that overlap": lambda: np.concatenate([whole()[:, :, :40], whole()[:, :, 34:]], 2),
+    "two slices stored again": lambda: whole()[:, :, np.sort([*range(77), 30, 45])],
     "rolled by half": lambda: np.roll(whole(), 38, 2),
     "rolled by a quarter the other way": lambda: np.roll(whole(), -19, 2),
     "noise": lambda: np.abs(noise(1.0)),

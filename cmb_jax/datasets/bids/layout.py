@@ -16,7 +16,7 @@ from cmb_jax.io.provenance import stem
 
 _LABEL = re.compile(r"[0-9A-Za-z+]+")
 _ENTITY = re.compile(r"([A-Za-z]+)-([0-9A-Za-z+]+)")
-_INDICES = ("run", "echo", "chunk", "split")  # entities whose labels are numbers
+_INDICES = ("run", "echo", "chunk")  # entities whose labels are numbers
 
 DATATYPES = ("anat", "swi")
 """Folders that are searched; swi is that of the proposal BEP004, in which many data sets are laid out."""
@@ -115,6 +115,10 @@ def why_not_read(name: BidsName) -> str | None:
     reason = _NOT_READ.get(name.suffix.casefold())
     if reason is not None:
         return reason
+    if name.get("split"):
+        return (
+            "a part of an image by its split-, which BIDS does not have for MRI; join the parts to one image"
+        )
     for key in ("rec", "proc", "desc", "acq"):
         label = (name.get(key) or "").casefold()
         if _PROJECTION.search(label):

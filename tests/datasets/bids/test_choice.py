@@ -187,6 +187,14 @@ def test_nothing_to_take(chosen, tmp_path):
         chosen("minIP")
 
 
+def test_a_part_of_a_split_image_is_not_taken_for_the_whole(tmp_path):
+    for part in "12":
+        tree.image(tmp_path, f"sub-01/anat/sub-01_split-{part}_swi")
+    with pytest.raises(UserError) as error:
+        choose(read_layout(tmp_path).scans("01")[0], tmp_path)
+    assert str(error.value).count("join the parts to one image") == 2
+
+
 def test_every_image_that_is_left_has_its_own_reason(tmp_path):
     tree.image(tmp_path, "sub-01/anat/sub-01_part-phase_GRE", tree.phase())
     tree.image(tmp_path, "sub-01/anat/sub-01_rec-mip_swi")
