@@ -193,6 +193,7 @@ def convention_doubt(as_named: np.ndarray, counted_from_0: np.ndarray) -> str | 
     """
     both = np.isfinite(as_named) & np.isfinite(counted_from_0)
     gain = median(counted_from_0) - median(as_named)
+    # a hint, never a correction: the user decides by looking at the contact sheet
     if both.sum() < _MIN_CENTERS or not gain >= _MIN_GAIN:
         return None
     return (

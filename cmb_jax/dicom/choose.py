@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from cmb_jax.dicom.stacks import SAME_ECHO_MS, Stack, same_grid
 from cmb_jax.errors import UserError
 
-_LEAST_T2STAR_ECHO_MS = 10.0
+_LEAST_T2STAR_ECHO_MS = 10.0  # gradient echoes with a shorter TE, such as localizers, are not T2*-weighted
 
 
 class Role(enum.Enum):

@@ -98,7 +98,7 @@ def _kind(frame: Frame) -> Hashable:
 
 
 def _geometries(frames: Sequence[Frame]) -> list[list[Frame]]:
-    """Frames of one echo, orientation and pixel size together, up to the rounding of headers."""
+    """Groups of frames with the same echo, orientation and pixel size, up to the rounding of headers."""
     groups: list[list[Frame]] = []
     for frame in frames:
         group = next((group for group in groups if _alike(group[0], frame)), None)
@@ -130,8 +130,8 @@ def _has_repeats(frames: Sequence[Frame]) -> bool:
 
 
 def _repeats(frames: list[Frame]) -> list[list[Frame]]:
-    """The frames as one group, or one group per repeat if an attribute tells the repeats apart."""
-    # splitting must cure what is wrong, else the frames stay together and the fault is reported
+    """The frames as one group, or one group per repeat if an attribute separates the repeats."""
+    # split only if that removes the fault; otherwise the frames stay together and the fault is reported
     repeated = _has_repeats(frames)
     if not repeated and not _fault(np.sort(_offsets(frames))):
         return [frames]

@@ -104,7 +104,9 @@ def spot_at(scan: Surveyed, point_mm: np.ndarray, diameter_mm: float) -> Spot | 
     distance = np.linalg.norm((index - place) @ affine[:3, :3].T, axis=-1)
     nearest = float(distance.min()) + 1e-4
     values, brain = scan.image.data[window], scan.brain[window]
+    # a rim of 1 mm is left out, which blooming and partial volume darken
     shell = (distance >= radius + _SHELL_MM[0]) & (distance <= radius + _SHELL_MM[1])
+    # outside the brain it is dark anyway; used only if no brain is near
     ring = values[shell & brain] if (shell & brain).any() else values[shell]
     level = float(np.median(ring)) if ring.size else 0.0
     return Spot(
@@ -123,6 +125,7 @@ def expected_contrast(spot: Spot, diameter_mm: float, shown: Surveyed, other: Su
     dilutes the loss. A lesion is never expected to be more visible than it was seen.
     """
     decay = -np.log(1.0 - spot.contrast)
+    # at most 1: a longer echo at the other scan could only make the lesion more visible
     for here, there in (
         (shown.echo_time_ms, other.echo_time_ms),
         (shown.field_strength_t, other.field_strength_t),

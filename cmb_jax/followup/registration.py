@@ -23,6 +23,7 @@ _SAMPLED = (0.5, 0.2, 0.05)  # fraction of the voxels, at each resolution
 _BINS = 32
 _FIRST_STEP_MM, _LAST_STEP_MM, _MOST_STEPS = 2.0, 0.01, 150
 
+# Limits that two scans of one head meet easily and scans of two different heads do not (docs/compare.md).
 MIN_DICE = 0.85
 MIN_CORRELATION = 0.6
 MIN_SHARED = 0.3

@@ -19,7 +19,7 @@ from cmb_jax.io.outside import reading
 from cmb_jax.io.volume import Volume
 from cmb_jax.report import drawing
 from cmb_jax.report.html import content_hash, environment
-from cmb_jax.report.plots import BarSeries, count_histogram, scan_plot
+from cmb_jax.report.plots import count_histogram, scan_plot
 from cmb_jax.report.summary import ZONES, Count
 
 DONE = "done"
@@ -234,12 +234,8 @@ def render_cohort(content: CohortContent) -> str:
     found = outliers(lines)
     plots = []
     if counted:
-        plots.append(
-            count_histogram((BarSeries("All", [count.total for count in counted]),), "Microbleeds per scan")
-        )
-        by_zone = tuple(
-            BarSeries(zone, [dict(line.zones)[zone].total for line in lines if line.zones]) for zone in ZONES
-        )
+        plots.append(count_histogram({"All": [count.total for count in counted]}, "Microbleeds per scan"))
+        by_zone = {zone: [dict(line.zones)[zone].total for line in lines if line.zones] for zone in ZONES}
         plots.append(count_histogram(by_zone, "Microbleeds per scan, by zone"))
         plots.append(
             scan_plot(

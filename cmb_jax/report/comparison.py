@@ -93,6 +93,7 @@ class RegisteredPictures:
         """(name of the scan, its axial, coronal and sagittal picture) of one lesion, baseline first."""
         image = self._content.followup.image
         inverse = np.linalg.inv(image.affine)
+        # planes of one grid for both scans: only then do equal places look equal
         center = inverse[:3, :3] @ change.followup_mm + inverse[:3, 3]
         return tuple(
             (

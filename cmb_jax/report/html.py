@@ -30,7 +30,7 @@ def environment() -> jinja2.Environment:
         loader=jinja2.PackageLoader("cmb_jax.report"),
         autoescape=True,
         finalize=lambda value: show_bidi_marks(value) if isinstance(value, str) else value,
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.StrictUndefined,  # a misspelled name must fail, not print nothing
         trim_blocks=True,
         lstrip_blocks=True,
     )

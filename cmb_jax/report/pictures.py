@@ -227,12 +227,7 @@ class ThumbnailMaker:
         self._content = content
         self._windows = windows
         self._spacing = content.swi.spacing_mm
-        self._to_index = np.linalg.inv(content.swi.affine)
         self._bounds = drawing.mask_bounds(content.brain_mask)
-
-    def center_index(self, row: DetectionRow) -> np.ndarray:
-        """Continuous voxel index (x, y, z) of a row on swi's RAS grid, from its RAS millimeters."""
-        return (self._to_index @ np.array([row.x_mm, row.y_mm, row.z_mm, 1.0]))[:3]
 
     def full(self, row: DetectionRow) -> DetectionPictures:
         """All pictures of a kept detection."""
@@ -253,7 +248,7 @@ class ThumbnailMaker:
 
     def _tile(self, row: DetectionRow, modality: str, plane: drawing.Plane) -> drawing.Picture:
         # SWI with a cubic spline, phase linearly: higher orders ring at wraps
-        center = self.center_index(row)
+        center = voxel_indices(self._content, [row])[0]
         frame = drawing.centered_frame(plane, self._spacing, center, FIELD_OF_VIEW_MM, THUMBNAIL_PX)
         if modality == "SWI":
             data, window, order = self._content.swi.data, self._windows.swi, 3
@@ -282,7 +277,7 @@ class ThumbnailMaker:
         return min(max(row.diameter_mm / 2, 1.0) + 0.7 + spacing_mm, 0.42 * FIELD_OF_VIEW_MM)
 
     def _context(self, row: DetectionRow) -> drawing.Picture:
-        center = self.center_index(row)
+        center = voxel_indices(self._content, [row])[0]
         frame = drawing.fitted_frame(
             drawing.AXIAL, self._spacing, self._bounds, CONTEXT_MM_PER_PX, margin_mm=6.0
         )

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -65,14 +65,6 @@ class CountAgreementText:
     bias: float  # mean of detections - lesions
     limit_low: float  # 95 % limits of agreement
     limit_high: float
-
-
-@dataclasses.dataclass(frozen=True)
-class BarSeries:
-    """Counts per scan, drawn as bars of one color."""
-
-    name: str
-    values: Sequence[int]  # one per scan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,30 +272,30 @@ def difference_plot(subjects: Sequence[SubjectLine], agreement: CountAgreementTe
     )
 
 
-def count_histogram(series: Sequence[BarSeries], caption: str) -> Picture:
-    """Histogram of microbleeds per scan; bars of several series are side by side."""
+def count_histogram(series: Mapping[str, Sequence[int]], caption: str) -> Picture:
+    """Histogram of microbleeds per scan; bars of several series (name: counts) are side by side."""
     starts = np.array(COUNT_BINS)
     names = [
         str(low) if high == low + 1 else f"{low} to {high - 1}"
         for low, high in itertools.pairwise(COUNT_BINS)
     ] + [f"{COUNT_BINS[-1]} or more"]
     heights = [
-        np.bincount(np.searchsorted(starts, each.values, side="right") - 1, minlength=len(starts))
-        for each in series
+        np.bincount(np.searchsorted(starts, counts, side="right") - 1, minlength=len(starts))
+        for counts in series.values()
     ]
-    top = _round_up(max(int(each.max()) for each in heights))
+    top = _round_up(max(int(height.max()) for height in heights))
     axes = _Axes((0.0, len(starts)), (0.0, top))
     shapes, labels = axes.frame((), _linear_ticks(0.0, top), "Microbleeds", "Scans")
     width = 0.8 / len(series)
-    for n, (each, height) in enumerate(zip(series, heights, strict=True)):
+    for n, (title, height) in enumerate(zip(series, heights, strict=True)):
         for position, scans in enumerate(height):
             if not scans:
                 continue
             left = position + 0.1 + n * width
             corners = [left, left, left + width * 0.94, left + width * 0.94]
-            title = f"{each.name}: {scans} scan{'s' if scans > 1 else ''} with {names[position]} microbleeds"
+            tooltip = f"{title}: {scans} scan{'s' if scans > 1 else ''} with {names[position]} microbleeds"
             bar = axes.line(corners, [0.0, float(scans), float(scans), 0.0]) + "Z"
-            shapes.append(Shape(bar, f"bar {'all' if len(series) == 1 else f's{n}'}", title=title))
+            shapes.append(Shape(bar, f"bar {'all' if len(series) == 1 else f's{n}'}", title=tooltip))
             if len(series) == 1:
                 x, y = axes.at(left + width / 2, float(scans))
                 labels.append(Label(x, y - 5, str(scans), "middle"))
@@ -311,9 +303,8 @@ def count_histogram(series: Sequence[BarSeries], caption: str) -> Picture:
         shown = name.replace(" to ", "–").replace(" or more", "+")
         labels.append(Label(axes.at(position + 0.5, 0.0)[0], HEIGHT - BOTTOM + 18, shown, "middle"))
     words = "; ".join(
-        f"{each.name}: "
-        + ", ".join(f"{scans} with {name}" for scans, name in zip(height, names, strict=True))
-        for each, height in zip(series, heights, strict=True)
+        f"{title}: " + ", ".join(f"{scans} with {name}" for scans, name in zip(height, names, strict=True))
+        for title, height in zip(series, heights, strict=True)
     )
     return _plot(
         shapes,

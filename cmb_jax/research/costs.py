@@ -120,7 +120,7 @@ def operations(instruction: Instruction, program: Program) -> float:
         contracted = instruction.attribute(r"lhs_contracting_dims={([\d,]*)}").split(",")
         summed = math.prod(shapes[0].sizes[int(axis)] for axis in contracted if axis)
         return 2 * math.prod(instruction.results[0].sizes) * summed
-    # operands and results as in `ops.conv`; the kernels multiply the zeros at the border like other values
+    # operands and results as in `ops.conv`; our kernels also multiply the zeros at the border, so all count
     target = instruction.attribute(r'custom_call_target="([^"]*)"')
     if target == library.CONVOLUTION:
         return 2 * math.prod(instruction.results[0].sizes[:4]) * math.prod(shapes[2].sizes)
@@ -259,6 +259,7 @@ def _walk(program: Program, name: str, times: int) -> Iterator[tuple[Instruction
             inner = instruction.called("to_apply") or instruction.called("calls")
             yield from _walk(program, inner, times)
         elif opcode == "conditional":
+            # which branch runs depends on the data: both count, an upper bound
             for branch in _branches(instruction):
                 yield from _walk(program, branch, times)
         else:

@@ -183,6 +183,7 @@ def gradient_course(run: Run, training: SubjectSet, say: Say) -> dict[str, np.nd
         say(f"{run.name}: gradients at {len(steps)} checkpoints")
         data = dataclasses.replace(run.config.data, workers=0)
         stream = patch_batches(training.subjects, data, seed=GRADIENT_SEED)
+        # fixed batches: differences between checkpoints must not come from different patches
         batches = [put_batch(batch, make_mesh()) for batch in islice(stream, GRADIENT_BATCHES)]
         gradients_of = term_gradients(run.config, batches)
         norms, cosines = [], []

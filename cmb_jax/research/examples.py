@@ -53,6 +53,7 @@ class Reported:
 def threshold_at(events: FrocEvents, sensitivity: float) -> float:
     """The highest threshold that reaches the sensitivity, or the lowest threshold if none does."""
     curve = froc_curve(events)
+    # tp is a whole number, and the product may exceed it by rounding
     reached = int(np.searchsorted(curve.tp, sensitivity * curve.lesions - 1e-9))
     return float(curve.thresholds[min(reached, len(curve.thresholds) - 1)]) if len(curve.thresholds) else 0.0
 
@@ -63,6 +64,8 @@ def reported(
     """False positives and detected microbleeds at a threshold (3 mm rule)."""
     false: list[Reported] = []
     true: list[Reported] = []
+    # a second box on a microbleed is a false positive under one-to-one matching; it is named, not blamed on a
+    # mimic
     for subject, (scan, kinds, truth) in enumerate(zip(found.scans, found.mimics, truths, strict=True)):
         kept = scan.select(scan.scores >= threshold)
         names = [kind for kind, score in zip(kinds, scan.scores, strict=True) if score >= threshold]
@@ -226,6 +229,7 @@ def explain(embedding: np.ndarray, library: Embedded, count: int = NEAREST) -> E
 
     def of_class(number: int) -> tuple[Neighbor, ...]:
         chosen: list[int] = []
+        # neighboring anchors on one lesion have nearly equal embeddings: take only one of them
         for row in np.argsort(distances, kind="stable"):
             same = [other for other in chosen if library.subjects[other] == library.subjects[row]]
             near = np.linalg.norm(library.centers_mm[same] - library.centers_mm[row], axis=1) < APART_MM

@@ -208,13 +208,14 @@ def region_maps(folder: Path, subjects: SubjectSet, say: Say) -> tuple[RegionMap
 def _region_map(stored: StoredSubject, spacing_mm: tuple[float, float, float]) -> RegionMap:
     spacing = np.array(spacing_mm)[::-1]  # x, y, z
     affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = spacing / 2
+    affine[:3, 3] = spacing / 2  # voxel 0 is centered half a voxel inside the corner
     return predict_regions(Volume.from_array(stored.image()[..., 0].T, affine))
 
 
 def localized(found: SetDetections, maps: Sequence[RegionMap]) -> SetDetections:
     """The detections that anatomy does not reject; an untrusted map rejects nothing."""
 
+    # the same tolerance around a center as in inference.predict, whose rejections are simulated here
     def allowed(scan: SubjectDetections, region_map: RegionMap) -> np.ndarray:
         located = look_up(scan.centers_mm[:, ::-1], scan.diameters_mm + 2 * MAP_ERROR_MM, region_map)
         return np.asarray(located.keep) | (not region_map.trusted)
@@ -264,6 +265,7 @@ def separation(embeddings: np.ndarray, classes: np.ndarray) -> Separation:
     from sklearn.metrics import silhouette_score
 
     points = np.asarray(embeddings, np.float64)
+    # squared singular values of the centered samples are proportional to the variances along principal axes
     variances = np.linalg.svd(points - points.mean(axis=0), compute_uv=False) ** 2
     carried = np.cumsum(variances) / max(variances.sum(), 1e-300)
     dimensions = int(np.searchsorted(carried, CARRIED) + 1) if variances.sum() > 0 else 0

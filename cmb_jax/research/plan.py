@@ -243,6 +243,7 @@ def measure_step(config: Config, repeats: int = 5) -> float:
     noise = jnp.asarray(rng.standard_normal(batch.image.shape, np.float32))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), batch)
     batch = jax.device_put(dataclasses.replace(zeros, image=noise), jax.tree.map(lambda a: a.sharding, batch))
+    # the minimum: other load on the machine can only make a step slower
     seconds = []
     for _ in range(repeats + 1):  # the first warms up
         tick = time.perf_counter()

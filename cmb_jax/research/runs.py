@@ -262,7 +262,7 @@ def _times(path: Path) -> tuple[float, float]:
     """Median seconds per step and total hours, from a run's log; a resumed run repeats some steps."""
     if not path.exists():
         return float("nan"), 0.0
-    rates: dict[int, float] = {}
+    rates: dict[int, float] = {}  # by step, so that a repeated step counts once, with its last rate
     with reading(path, "the run's log is damaged: move it away"):
         names, *lines = read_rows(path, ",") or [[]]
         for line in lines:

@@ -52,6 +52,7 @@ class RunScores:
 
     def reaches(self, sensitivity: float) -> bool:
         """Whether all detections together reach this sensitivity."""
+        # minus a little, because the product may exceed a whole number by rounding
         return bool(self.events.true.sum() >= sensitivity * self.counts.lesions.sum() - 1e-9)
 
 

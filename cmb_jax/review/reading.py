@@ -130,6 +130,7 @@ def added_groups(readings: Sequence[Reading]) -> list[list[Mark]]:
     """Added lesions: marks of different readers less than 3 mm apart, matched one to one, are one lesion."""
     groups: list[list[Mark]] = []
     for each in readings:
+        # one to one, so that two marks of one reader never fall into one group
         centers = np.array([np.mean([mark.position_mm for mark in group], axis=0) for group in groups])
         new = np.array([mark.position_mm for mark in each.added])
         distance = center_distances(new, centers)
@@ -177,6 +178,7 @@ def _check_move(mark: Mark, centers: Mapping[int, np.ndarray]) -> None:
     if apart <= MAX_MOVE_MM:
         return
     text = f"{mark.where}: lies {apart:.0f} mm from candidate {mark.candidate} (at most {MAX_MOVE_MM:g})"
+    # the commonest mistake: a file in LPS read as RAS or the reverse
     if float(np.linalg.norm(mark.position_mm * _LPS_RAS - center_mm)) <= MAX_MOVE_MM:
         raise UserError(f"{text}, but fits with x and y negated: it is in the other system (LPS, RAS)")
     raise UserError(f"{text}; give the file of this scan; a new lesion must not have a candidate's number")

@@ -182,6 +182,7 @@ def _confusion(a: Mark, b: Mark) -> np.ndarray:
 
 def _kappa(tables: np.ndarray) -> statistics.Estimate:
     """Cohen's kappa of the summed tables (U, 3, 3) with a percentile interval over the U."""
+    # unweighted: microbleed, mimic and uncertain have no order
     value = statistics.cohen_kappa(tables.sum(axis=0))
     if len(tables) < 2:
         return statistics.Estimate(float(value))

@@ -179,6 +179,7 @@ def write_truth_labels(
         voxels = np.stack(np.meshgrid(*map(np.arange, low, high), indexing="ij"), axis=-1)
         away = np.linalg.norm(apply_affine(affine, voxels) - center_mm, axis=-1)
         if away.size:
+            # a lesion smaller than a voxel would otherwise vanish
             inside = away <= max(line.diameter_mm / 2, float(away.min()))
             array[tuple(voxels[inside].T)] = number
     write_stored(path, array.reshape(file.image.shape), file, overwrite=overwrite)

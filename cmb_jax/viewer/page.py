@@ -87,6 +87,7 @@ def viewer_images(scan: ScanOnGrid, levels: int = LEVELS[0]) -> ViewerImages:
     arrays["labels"] = scan.labels[window].astype(np.int16)
     if scan.region_code is not None:
         arrays["regions"] = scan.region_code[window].astype(np.uint8)
+    # from the stored integers, because the page sets windows in them
     shown = choose_windows(arrays["swi"], arrays.get("phase"), inside)
     windows = {"swi": shown.swi} | ({"phase": shown.phase} if "phase" in arrays else {})
     return ViewerImages(
@@ -131,6 +132,7 @@ def _step(values: np.ndarray, inside: np.ndarray, levels: int) -> float:
     """The scan's units per stored step."""
     low, high = float(values.min()), float(np.percentile(values[inside], _BRIGHTEST))
     step = max(high - low, 1e-12) / levels
+    # a scan of integers that is coarser than the levels is stored losslessly
     if step < 1 and bool(np.all(values == np.rint(values))):
         step = 1.0
     # int16 must also hold what is brighter than the brain

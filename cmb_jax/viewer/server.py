@@ -118,6 +118,7 @@ class VerdictFolder:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
         if verdicts.reader != reader:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, f"{name}: the file is by {verdicts.reader}")
+        # the server has several threads: between comparison and writing no other request may write
         with self._lock:
             current = tag(read_bytes(path, limit=MAX_BYTES)) if path.exists() else None
             if current != known:
