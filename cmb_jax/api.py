@@ -64,13 +64,13 @@ def as_volume(image: Image, role: str = "image") -> Volume:
         array, affine = np.asarray(image[0]), np.asarray(image[1], np.float64)
     else:
         raise UserError(
-            f"{role}: {type(image).__name__} is no image; give a file's name, a nibabel image, or (array, "
-            "affine)"
+            f"{role}: {type(image).__name__} is not an image; give a file's name, a nibabel image, or "
+            "(array, affine)"
         )
     if affine.shape != (4, 4) or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise UserError(f"{role}: its affine is no invertible 4 x 4 matrix to RAS mm")
+        raise UserError(f"{role}: its affine is not an invertible 4 x 4 matrix to RAS mm")
     if array.dtype.kind not in "fiub" or array.squeeze().ndim != 3:
-        raise UserError(f"{role}: {array.dtype} of shape {array.shape} is no volume; give a 3D array")
+        raise UserError(f"{role}: {array.dtype} of shape {array.shape} is not a volume; give a 3D array")
     data = np.nan_to_num(np.asarray(array.squeeze(), np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     if np.all(data == data.flat[0]):
         raise UserError(f"{role}: every voxel is {data.flat[0]:g}, so there is nothing to see")

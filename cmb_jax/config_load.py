@@ -212,12 +212,12 @@ def _loss_from_json(values: Any, where: str) -> PrototypeLoss | None:
             return build(prototype_losses()[name], settings, where)
         if re.fullmatch(r"[\w.]{1,200}:[\w.]{1,200}", name):
             return ForeignLoss(name, tuple((key, _frozen(value)) for key, value in sorted(settings.items())))
-    raise ValueError(f"{where} names {shortened(ascii(name), 40)}, which is no loss")
+    raise ValueError(f"{where} names {shortened(ascii(name), 40)}, which is not a loss")
 
 
 def _mapping(values: Any, where: str) -> dict[str, Any]:
     if not isinstance(values, dict):
-        raise ValueError(f"{where} is no JSON object")
+        raise ValueError(f"{where} is not a JSON object")
     return values
 
 

@@ -95,9 +95,9 @@ def test_files_images_arrays_and_volumes_give_the_same(detector, images, region_
 def test_what_is_no_image_is_refused(detector, images):
     swi = images[0]
     for wrong, match in (
-        (3, "int is no image"),
+        (3, "int is not an image"),
         ((np.zeros(SHAPE), np.eye(4)), "every voxel is 0"),
-        ((np.ones((3, 3)), np.eye(4)), "is no volume"),
+        ((np.ones((3, 3)), np.eye(4)), "is not a volume"),
         ((np.asarray(swi.dataobj), np.zeros((4, 4))), "affine"),
         ("nowhere.nii.gz", "nowhere.nii.gz"),
     ):

@@ -194,9 +194,9 @@ def part_table(evaluations: list[Evaluation]) -> Table:
         title="By phase and size",
         columns=("data", "scans", "size", *_PART_COLUMNS),
         rows=tuple(rows),
-        note="Lesions of other sizes are ignored: never missed, and a detection on one is no false positive. "
-        "Calcifications left out: in scans without a phase, where nobody can tell them from microbleeds, a "
-        "detection on one is no false positive.",
+        note="Lesions of other sizes are ignored: never missed, and a detection on one is not a false "
+        "positive. Calcifications left out: in scans without a phase, where nobody can tell them from "
+        "microbleeds, a detection on one is not a false positive.",
     )
 
 

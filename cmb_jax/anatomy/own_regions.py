@@ -145,7 +145,7 @@ def _translate(data: np.ndarray, table: LabelTable, name: str) -> tuple[np.ndarr
     """Kind and side of every voxel, uint8."""
     labels = np.rint(data).astype(np.int64)
     if np.abs(data - labels).max() > 1e-3 or labels.min() < 0:
-        raise UserError(f"{name}: holds values that are no labels; give whole numbers from 0 on")
+        raise UserError(f"{name}: holds values that are not labels; give whole numbers from 0 on")
     # translated once per label, not per voxel
     values, inverse = np.unique(labels, return_inverse=True)
     unknown = values[~np.isin(values, table.labels)]

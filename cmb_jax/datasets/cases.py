@@ -1,7 +1,7 @@
-"""What a reader of a data set finds: cases with images by role and their truth, and problems.
+"""What a reader of a data set returns: cases with their images and truth, and problems.
 
-The functions at the top look for files and folders by name, whatever the case of their letters; nothing is
-opened here.
+The functions at the top find files and folders by name, ignoring upper and lower case; nothing is opened
+here.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ def check_root(root: Path) -> Path:
     """The folder of a data set.
 
     Raises:
-        UserError: it is missing, a file, unreadable or empty.
+        UserError: it is missing, not a folder, unreadable or empty.
     """
     root = Path(root)
     if root.is_file():
@@ -34,7 +34,7 @@ def check_root(root: Path) -> Path:
 
 
 def visible(folder: Path) -> list[Path]:
-    """Entries of a folder sorted by name, without hidden ones (macOS leaves a ._x beside each x)."""
+    """Entries of a folder sorted by name, without hidden ones (macOS adds a ._x beside each x)."""
     entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     return sorted(entries, key=lambda entry: (entry.name.casefold(), entry.name))
 
@@ -50,7 +50,7 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def child(folder: Path, name: str) -> Path | None:
-    """The entry with this name, or else one whose name differs only in the case of letters."""
+    """The entry with this name, or else one that differs only in upper and lower case."""
     if (folder / name).exists():
         return folder / name
     return next((entry for entry in visible(folder) if entry.name.casefold() == name.casefold()), None)
@@ -62,7 +62,7 @@ def is_nifti(path: Path) -> bool:
 
 
 def relative(path: Path, root: Path) -> str:
-    """A path below the root as an index stores it."""
+    """A path below the root as stored in an index."""
     return path.relative_to(root).as_posix()
 
 
@@ -81,16 +81,16 @@ Level = Literal["skipped", "left out", "note"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PointTruth:
-    """Centers of the lesions; an empty list is a scan that was read and has no microbleed.
+    """Centers of the lesions; an empty list means that the scan was read and has no microbleed.
 
-    Conventions: `voxel-1` is (i, j, k) of the file's array, counted from 1; `slice-column-row-1` is (k, i, j)
-    of it, counted from 1; `ras-mm` is the world of the file's header.
+    Conventions: `voxel-1` is (i, j, k) in the file's array, counted from 1; `slice-column-row-1` is (k, i, j)
+    in it, counted from 1; `ras-mm` is the world space of the file's header.
     """
 
     convention: Convention
     points: tuple[tuple[float, float, float], ...]
-    diameters_mm: tuple[float, ...] | None = None  # one per point, where the source has measured them
-    source: str = ""  # path of the table below the root, empty if the folder's name says that there are none
+    diameters_mm: tuple[float, ...] | None = None  # one per point, if the source measured them
+    source: str = ""  # path of the table below the root; empty if the folder's name implies no lesions
     mimics: tuple[tuple[float, float, float], ...] = ()  # spots that a reader judged not to be microbleeds
 
 
@@ -108,30 +108,30 @@ class Case:
     """One scan. Paths are relative to the root, with forward slashes."""
 
     case_id: str
-    patient_id: str  # all scans of a patient go to one side of a split
+    patient_id: str  # all scans of a patient go to the same split
     cohort: str
     images: Mapping[Role, str]
-    truth: MaskTruth | PointTruth | None  # None: nobody has looked
+    truth: MaskTruth | PointTruth | None  # None: nobody has read the scan
     notes: tuple[str, ...] = ()
 
     @property
     def reference(self) -> Role:
-        """The role of the image that lesions are given on."""
+        """The role of the image that lesions are marked on."""
         return next(role for role in ROLES if role in self.images)
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Something that is not as it should be."""
+    """Something wrong with a case or a file."""
 
     where: str  # case, or path below the root
     what: str  # one line: what is wrong and what to do
-    level: Level = "skipped"  # the case was skipped, a part of it was left out, or for information only
+    level: Level = "skipped"  # the case was skipped, a part was left out, or for information only
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetIndex:
-    """What one data set holds, cases in the order of their IDs."""
+    """The cases of a data set, in the order of their IDs, and its problems."""
 
     kind: Kind
     cases: tuple[Case, ...]
@@ -139,35 +139,35 @@ class DatasetIndex:
 
     @property
     def patients(self) -> tuple[str, ...]:
-        """The different patients, sorted."""
+        """The distinct patients, sorted."""
         return tuple(sorted({case.patient_id for case in self.cases}))
 
 
 @dataclasses.dataclass
 class Collector:
-    """Cases and problems while a reader collects them."""
+    """Collects cases and problems for a reader."""
 
     cases: list[Case] = dataclasses.field(default_factory=list)
     problems: list[Problem] = dataclasses.field(default_factory=list)
 
     @contextlib.contextmanager
     def skipping(self, where: str, level: Level = "skipped") -> Iterator[None]:
-        """An error in the body, which is about one case or a part of it, becomes a problem."""
+        """Turn a UserError in the body into a problem of one case or of a part of it."""
         try:
             yield
         except UserError as error:
             self.problems.append(Problem(where, str(error), level))
 
     def skip(self, where: str, what: str) -> None:
-        """A case that cannot be used."""
+        """Report a case that cannot be used."""
         self.problems.append(Problem(where, what))
 
     def note(self, where: str, what: str) -> None:
-        """For information only."""
+        """Report something for information only."""
         self.problems.append(Problem(where, what, "note"))
 
     def one_each(self, paths: Iterable[Path], root: Path, what: str) -> dict[str, Path]:
-        """Files by stem in lower case; where two share one, such as 3.nii and 3.nii.gz, neither is taken.
+        """Files by stem in lower case; if two share one, such as 3.nii and 3.nii.gz, neither is used.
 
         Args:
             paths: the files.
@@ -184,7 +184,7 @@ class Collector:
         return {name: group[0] for name, group in groups.items() if len(group) == 1}
 
     def index(self, kind: Kind) -> DatasetIndex:
-        """The cases sorted by ID; those that share an ID (in lower case) become a problem instead."""
+        """The cases sorted by ID; those that share an ID (in lower case) are reported instead."""
         groups: dict[str, list[Case]] = {}
         for case in self.cases:
             groups.setdefault(case.case_id.casefold(), []).append(case)

@@ -7,10 +7,10 @@
                          rCMBInformationInfo.xlsx, sCMBInformationInfo.xlsx,
                          sCMBLocationInformationInfoNocmb.xlsx
 
-A row of a table is a file name followed by x, y, z triplets, voxels counted from 1. Only the first column of
-a triplet has a heading, unused cells hold blanks, and some triplets are repeated. A file name is made of
-patient and time point, and for synthetic microbleeds of what was added: all scans of a patient, real or not,
-belong on one side of a split.
+A row of a table is a file name followed by x, y, z triplets of voxel indices from 1. Only the first column of
+a triplet has a heading, unused cells hold blanks, and some triplets are repeated. A file name consists of
+patient and time point, and for synthetic microbleeds of what was added: all scans of a patient, real or
+synthetic, belong to one part of a split.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ TABLES = {
     "sCMB_DefiniteSubject": "sCMBInformationInfo.xlsx",
     "sCMB_NoCMBSubject": "sCMBLocationInformationInfoNocmb.xlsx",
 }
-"""Folders, and the table of each; empty: its scans have no microbleeds."""
+"""Folders and their tables; empty: the scans have no microbleeds."""
 _REAL, _ADDED_TO_REAL = "rCMB_DefiniteSubject", "sCMB_DefiniteSubject"
 
 Triplet = tuple[float, float, float]
@@ -36,7 +36,7 @@ Table = dict[str, list[Triplet] | UserError]
 
 
 def looks_like(root: Path) -> bool:
-    """Whether one of the four folders is there."""
+    """Whether one of the four folders exists."""
     top = top_folder(root)
     return any(cases.child(top, name) is not None for name in TABLES)
 
@@ -45,7 +45,7 @@ def find(root: Path) -> cases.DatasetIndex:
     """The cases below PublicDataShare_2020, or below a folder that holds it (also in its folder data).
 
     Raises:
-        UserError: the folder is missing or empty, or a table is no workbook or lacks its columns.
+        UserError: the folder is missing or empty, or a table is not a workbook or lacks its columns.
     """
     root = cases.check_root(root)
     top = top_folder(root)
@@ -65,8 +65,8 @@ def find(root: Path) -> cases.DatasetIndex:
 
 
 def top_folder(root: Path) -> Path:
-    """The folder that holds the four folders and the tables, the root itself if nothing else fits."""
-    # archives unpack with one or two folders above the data
+    """The folder of the four folders and the tables; the root itself if nothing else fits."""
+    # archives unpack with one or two levels of folders above the data
     for parts in (("PublicDataShare_2020",), ("data", "PublicDataShare_2020")):
         folder: Path | None = root
         for part in parts:
@@ -77,10 +77,10 @@ def top_folder(root: Path) -> Path:
 
 
 def read_table(path: Path) -> Table:
-    """Triplets of each scan, the rows of one file joined.
+    """Triplets of each scan; several rows of one file are joined.
 
     Raises:
-        UserError: no workbook, or no column of file names followed by triplets.
+        UserError: not a workbook, or no column of file names followed by triplets.
     """
     rows = read_sheet(path)
     heading = [str(cell or "").casefold() for cell in rows[0]] if rows else []
@@ -141,7 +141,7 @@ def _collect(
 
 
 def _case(key: str, path: Path, name: str, root: Path, tables: Mapping[str, Table]) -> cases.Case:
-    """One scan; to synthetic microbleeds in a scan with real ones, the real ones are added.
+    """One scan. If synthetic microbleeds were added to a scan with real ones, the truth has both.
 
     Raises:
         UserError: the scan has no row, or a row that belongs to it cannot be read.
@@ -150,8 +150,8 @@ def _case(key: str, path: Path, name: str, root: Path, tables: Mapping[str, Tabl
         raise UserError(f"has no row in {TABLES[name]}")
     stated = _triplets_of(key, tables.get(name, {}))
     real = _triplets_of(key.partition("_rscmb")[0], tables[_REAL]) if name == _ADDED_TO_REAL else []
-    # The table of synthetic microbleeds lists only those; taken alone, it would make the real ones in the
-    # same image background, and a detector would be trained not to find them.
+    # The table of synthetic microbleeds lists only those. Used alone, it would label the real ones in the
+    # same image as background, and a detector would learn not to find them.
     points = tuple(dict.fromkeys([*stated, *real]))
     repeats = len(stated) - len(set(stated))
     added = len(points) - len(set(stated))

@@ -15,7 +15,7 @@ from cmb_jax.io.provenance import stem
 
 
 def looks_like(root: Path) -> bool:
-    """Whether the two folders are there."""
+    """Whether the folder has the two subfolders of this set."""
     return cases.child(root, "nii") is not None and cases.child(root, "ground_truth") is not None
 
 
@@ -59,10 +59,10 @@ def _case(scan: Path, table: Path, root: Path) -> cases.Case:
 
 
 def read_centers(path: Path) -> tuple[tuple[tuple[float, float, float], ...], tuple[str, ...]]:
-    """The different centers of a .mat file, and notes on repeats and on a count that differs.
+    """The distinct centers of a .mat file, and notes on repeats and on a wrong count.
 
     Raises:
-        UserError: no readable MATLAB 5 file, no `cen`, or not three finite numbers per center.
+        UserError: not a readable MATLAB 5 file, no `cen`, or not three finite numbers per center.
     """
     found = read_mat(path, ("cen", "gt_num"))
     if "cen" not in found:

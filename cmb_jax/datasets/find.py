@@ -1,4 +1,4 @@
-"""Which reader a folder is for, by its layout."""
+"""Finds the reader for a folder by its layout."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,15 +25,15 @@ _SIGNS: dict[cases.Kind, Callable[[Path], bool]] = {
 
 
 def find(root: Path, kind: cases.Kind | None = None) -> cases.DatasetIndex:
-    """What a data set holds, by names and tables; images are not opened.
+    """The cases of a data set, from names and tables; images are not opened.
 
     Args:
         root: its folder.
-        kind: guessed from the layout if None.
+        kind: None: guessed from the layout.
 
     Raises:
-        UserError: the folder is missing or empty, of no known or of two layouts, a table that the whole set
-            depends on is bad, or no case can be used: then the first reason is given.
+        UserError: the folder is missing or empty, its layout is unknown or ambiguous, a table that the whole
+            set depends on is bad, or no case can be used: the message gives the first reason.
     """
     root = cases.check_root(root)
     try:
@@ -46,7 +46,7 @@ def find(root: Path, kind: cases.Kind | None = None) -> cases.DatasetIndex:
 
 
 def _printable(index: cases.DatasetIndex) -> cases.DatasetIndex:
-    """The index without cases whose names cannot be written down: undecodable bytes, line ends."""
+    """The index without cases whose names cannot be written as text: undecodable bytes, line breaks."""
     kept, problems = [], list(index.problems)
     for case in index.cases:
         names = _names(case)
@@ -59,18 +59,14 @@ def _printable(index: cases.DatasetIndex) -> cases.DatasetIndex:
 
 
 def _names(case: cases.Case) -> str:
-    truth = (
-        case.truth.path
-        if isinstance(case.truth, cases.MaskTruth)
-        else case.truth.source
-        if case.truth
-        else ""
-    )
+    truth = ""
+    if case.truth is not None:
+        truth = case.truth.path if isinstance(case.truth, cases.MaskTruth) else case.truth.source
     return " ".join([case.case_id, case.patient_id, *case.images.values(), truth])
 
 
 def nothing_usable(root: Path, index: cases.DatasetIndex) -> str:
-    """The message about a folder without a single usable case."""
+    """The error message for a folder without a single usable case."""
     skipped = [problem for problem in index.problems if problem.level == "skipped"]
     if not skipped:
         return (
@@ -81,20 +77,20 @@ def nothing_usable(root: Path, index: cases.DatasetIndex) -> str:
 
 
 def guess_kind(root: Path) -> cases.Kind:
-    """The kind whose layout a folder has.
+    """The kind of data set that has the layout of a folder.
 
     Raises:
-        UserError: it has none, or more than one.
+        UserError: none has, or more than one.
     """
-    # Each public set has a sign of its own; a folder without any is an own one, if it holds images.
+    # each public set has a distinctive sign; a folder of images without any is the user's own
     fitting: list[cases.Kind] = [kind for kind, looks_like in _SIGNS.items() if looks_like(root)]
     if "csiro" in fitting and "yonsei" in fitting:
-        fitting.remove("yonsei")  # CSIRO has workbooks beside SWI too
+        fitting.remove("yonsei")  # CSIRO also has workbooks beside SWI
     if len(fitting) > 1:
         raise UserError(f"{root}: has the layout of {' and of '.join(fitting)}; say which with --kind")
     if fitting:
         return fitting[0]
-    # after the others: dataset_description.json beside VALDO's folders does not make them BIDS
+    # after the public sets: VALDO comes with a dataset_description.json and is not BIDS
     if (root / "dataset_description.json").is_file() and any(root.glob("sub-*/")):
         return "bids"
     if any(cases.is_nifti(path) for path in cases.walk(root)):

@@ -1,12 +1,14 @@
-"""Own folders: images by role, and masks or CSV tables of centers, told apart by the last word of a name.
+"""A user's folders: images by role, and masks or CSV tables of centers, recognized by the last word of a
+name.
 
     sub-01_swi.nii.gz, sub-01_phase.nii.gz, sub-01_mask.nii.gz      flat
     anna/swi.nii.gz, anna/points.csv                                one folder per case
     sub-01/ses-2/swi/sub-01_ses-2_part-mag_T2starw.nii.gz           BIDS
-    patients.csv: case_id, patient_id                               optional, where names do not say
+    patients.csv: case_id, patient_id                               optional, if names do not identify
+    patients
 
-A table has the columns x_mm, y_mm, z_mm (RAS mm) and, where measured, diameter_mm. With a column kind, rows
-of kind cmb are lesions and rows of kind mimic are known not to be; other rows are background.
+A table has the columns x_mm, y_mm, z_mm (RAS mm) and optionally diameter_mm. If it has a column kind, rows of
+kind cmb are lesions, rows of kind mimic are known not to be, and other rows are background.
 """
 
 import math
@@ -30,13 +32,13 @@ _MASK_WORDS = {"cmb", "mask", "seg", "dseg", "label", "labels", "lesions"}
 _POINT_WORDS = {"points", "centres", "centers", "lesions", "cmb"}
 _PATIENTS = "patients.csv"
 LESION_KIND, MIMIC_KIND = "cmb", "mimic"
-"""In a table's column kind: a microbleed, and a spot that a reader judged not to be one."""
+"""Values of a table's column kind: a microbleed, and a spot that a reader judged not to be one."""
 
 _SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)", re.IGNORECASE)
 
 
 def find(root: Path) -> cases.DatasetIndex:
-    """The scans of a folder; those without truth are kept, because predictions can be made on them.
+    """The scans of a folder, including those without truth, which can still be searched.
 
     Raises:
         UserError: the folder is missing or empty, or patients.csv cannot be read.
@@ -61,23 +63,23 @@ def find(root: Path) -> cases.DatasetIndex:
 
 
 def case_and_word(path: Path, root: Path) -> tuple[str, str | None]:
-    """Case ID of a file, and its role, `mask` or `points`; None if its name has none of the known words."""
+    """Case ID of a file, and its role, "mask" or "points"; None if its last word is unknown."""
     is_table = path.suffix.lower() == ".csv"
     if not is_table and not cases.is_nifti(path):
         return "", None
-    # The last word says what the file is, the words before it name the case. Entities of BIDS that differ
-    # between the images of one scan are not part of the case's name.
+    # The last word says what the file is; the words before it name the case, without the BIDS entities that
+    # differ between the images of one scan.
     before, _, last = stem(path.name).rpartition("_")
     last = last.casefold()
     word: str | None
     if is_table:
         word = "points" if last in _POINT_WORDS else None
-    elif last in _MASK_WORDS:  # simulated data sets have labels of mimics too
+    elif last in _MASK_WORDS:  # simulated data sets also have labels of mimics
         word = None if "mimics" in before.casefold() else "mask"
     else:
         word = _ROLE_WORDS.get(last)
     part = re.search(r"(^|_)part-(mag|phase)(?=_|$)", before, re.IGNORECASE)
-    if part and word not in (None, "mask", "points"):  # BIDS names the part apart from the contrast
+    if part and word not in (None, "mask", "points"):  # in BIDS the suffix gives the contrast, not the part
         word = _ROLE_WORDS[part.group(2).casefold()]
     case_id = re.sub(r"(^|_)(part|desc|echo|run)-[A-Za-z0-9]+(?=_|$)", "", before, flags=re.IGNORECASE)
     folder = path.parent.relative_to(root).as_posix()
@@ -136,7 +138,7 @@ def _read_points(path: Path, source: str) -> cases.PointTruth:
     """Centers in RAS mm from a CSV table with x_mm, y_mm, z_mm and perhaps diameter_mm and kind.
 
     Raises:
-        UserError: see `read_csv`; a value that is no finite number, a diameter of 0 or less, an empty kind.
+        UserError: see `read_csv`; a value that is not a finite number, a diameter of 0 or less, no kind.
     """
     rows = read_csv(path, ("x_mm", "y_mm", "z_mm"))
     for line, row in enumerate(rows, start=2):

@@ -1,7 +1,7 @@
 """An index as a JSON file, and its split by patient.
 
-Paths are relative to the data root, and the root to the file, so that both can be moved together. No
-patient's scans, synthetic or repeated, are ever on two sides of a split.
+Paths are relative to the data root, and the root to the file, so that both can be moved together. All scans
+of a patient, synthetic or repeated, belong to the same part of a split.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ VERSION = 1
 FORMAT = "cmb-jax data index"
 
 SPLITS = ("train", "val", "test")
-"""To learn from, to choose the operating point on, and for nothing but the final evaluation."""
+"""For training, for choosing the operating point, and for the final evaluation only."""
 
 
 def write_index(path: Path, index: DatasetIndex, root: Path, *, overwrite: bool = False) -> None:
-    """Write an index, whole or not at all; the same index gives the same bytes.
+    """Write an index atomically; the same index gives the same bytes.
 
     Args:
-        path: JSON file to make.
-        index: its problems are not written: they belong to the check, not to the data.
+        path: JSON file.
+        index: its problems are not written: they describe the check, not the data.
         root: of the data set.
         overwrite: replace an existing file.
 
@@ -59,14 +59,14 @@ def read_index(path: Path, root: Path | None = None) -> tuple[DatasetIndex, Path
 
     Args:
         path: JSON file of `write_index`.
-        root: of the data set, if it has been moved; else as the file says.
+        root: of the data set, if it has been moved; None: as stored in the file.
 
     Returns:
         The index and the root that its paths are relative to.
 
     Raises:
         UserError: missing or damaged file, another version, an invalid value, two cases with one ID, a path
-            that leaves the root, or a file that is gone.
+            that leaves the root, or a missing file.
     """
     path = Path(path)
     content = _load(path)
@@ -85,7 +85,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such index; make it with cmb-jax data index")
     content = read_json(path, "make the index again")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: is no data index; make one with cmb-jax data index")
+        raise UserError(f"{path}: is not a data index; make one with cmb-jax data index")
     if content.get("version") != VERSION:
         raise UserError(
             f"{path}: has version {shown(content.get('version'))}, but {VERSION} is needed; "
@@ -168,7 +168,7 @@ def _truth_from_json(entry: dict[str, Any] | None) -> MaskTruth | PointTruth | N
 
 def _point(values: Sequence[object]) -> tuple[float, float, float]:
     if len(values) != 3:
-        raise ValueError("a center has not three coordinates")
+        raise ValueError("a center does not have three coordinates")
     x, y, z = (a_number(value, "a center") for value in values)
     return x, y, z
 
@@ -204,8 +204,8 @@ def split_by_patient(
         cohorts.setdefault(case.patient_id, set()).add(case.cohort)
     patients = sorted(cohorts)
     order = np.random.default_rng(seed).permutation(len(patients))
-    # Patients of one cohort come one after another: as each goes to the split that is furthest behind, every
-    # cohort is spread over the splits in proportion, and not only the whole.
+    # Sorted by cohort, so that giving each patient to the split furthest behind keeps the proportions within
+    # every cohort, not only overall.
     queue = sorted((tuple(sorted(cohorts[patients[i]])), rank, patients[i]) for rank, i in enumerate(order))
     names, shares = list(fractions), np.array(list(fractions.values()))
     counts = np.zeros(len(names))
@@ -220,8 +220,7 @@ def split_by_patient(
 def read_split(path: Path, cases: Sequence[Case]) -> dict[str, tuple[Case, ...]]:
     """A split from a CSV table with the columns case_id and split (train, val or test).
 
-    Further columns are ignored, as is the case of letters. Cases that the table does not name are in no
-    split.
+    Other columns and the case of letters are ignored. Cases that the table does not list are in no split.
 
     Args:
         path: the table.
@@ -231,8 +230,8 @@ def read_split(path: Path, cases: Sequence[Case]) -> dict[str, tuple[Case, ...]]
         Cases of each of `SPLITS` in order of their IDs.
 
     Raises:
-        UserError: an unreadable table, a case that the index lacks or that is listed twice, another name of a
-            split, or a patient in two splits.
+        UserError: an unreadable table, an unknown or repeated case, an unknown split, or a patient in two
+            splits.
     """
     known = {case.case_id.casefold(): case for case in cases}
     parts: dict[str, list[Case]] = {name: [] for name in SPLITS}
@@ -249,7 +248,7 @@ def read_split(path: Path, cases: Sequence[Case]) -> dict[str, tuple[Case, ...]]
                 "index again"
             )
         if name.casefold() in listed:
-            raise UserError(f"{path}: line {line}: case {name} stands there twice; keep one line")
+            raise UserError(f"{path}: line {line}: case {name} is listed twice; keep one line")
         listed.add(name.casefold())
         if side_of_patient.setdefault(case.patient_id, side) != side:
             raise UserError(

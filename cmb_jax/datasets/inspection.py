@@ -1,4 +1,4 @@
-"""Looks into the files of an index: which cases hold what they claim, and how many lesions they have."""
+"""Opens the files of an index: checks that cases hold what they claim, and counts their lesions."""
 
 import dataclasses
 from collections import Counter
@@ -15,20 +15,20 @@ from cmb_jax.io.nifti import read_volume
 from cmb_jax.io.volume import Volume
 from cmb_jax.scan.judge import judge_grid, judge_intensity
 
-_REACH_VOXELS = 6
-_MIN_CENTERS = 5  # fewer say nothing about a convention
-_MIN_GAIN = 1.0  # standard deviations by which another reading must be darker
+_REACH_VOXELS = 6  # half the edge of the cube around a center
+_MIN_CENTERS = 5  # fewer cannot show which convention a table has
+_MIN_GAIN = 1.0  # standard deviations by which the other convention must be darker
 
 OnCase = Callable[[Case, Volume, Lesions], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """An index without its bad cases, and what the good ones hold."""
+    """An index without its bad cases, and statistics of the good ones."""
 
     index: DatasetIndex  # problems: the reader's, then those found in the files, then notes
     lesions: dict[str, int]  # by case ID, of cases with a truth
-    counted: tuple[str, ...]  # how lesions were counted
+    counted: tuple[str, ...]  # the ways in which lesions were counted
     default_diameters: int  # lesions whose diameter is the default, not measured
     contrast: np.ndarray  # (n,) `darkness` at each center
 
@@ -53,10 +53,10 @@ def inspect(
         index: of a reader.
         root: of the data set.
         connectivity: of components of masks.
-        read_images: decode every image too, which finds NaN, constant and damaged ones.
+        read_images: also decode every image, to find NaN, constant and damaged ones.
         on_case: called with each good case that has lesions, its reference image and its lesions; needs
             `read_images`.
-        progress: wraps the cases, such as a progress bar.
+        progress: wraps the iteration over cases, such as a progress bar.
     """
     found = Collector(problems=list(index.problems))
     lesions: dict[str, int] = {}
@@ -65,8 +65,8 @@ def inspect(
     defaults = 0
     contrast: list[float] = []
     from_0: list[float] = []
-    # One bad file costs its case, or only an image of it, and never the whole check: a data set of thousands
-    # has some, and all are listed in one go.
+    # A bad file excludes its case, or only one image of it, and never stops the check: among thousands of
+    # scans there are always some, and the user should see all of them at once.
     for case in progress(index.cases):
         try:
             reference = read_grid(Path(root) / case.images[case.reference])
@@ -110,7 +110,7 @@ def inspect(
 
 
 def _check_grids(case: Case, root: Path, reference: Grid) -> tuple[Case, Collector]:
-    """The case without images that lie elsewhere than its reference, and what is wrong with its headers."""
+    """The case without images that do not lie on its reference, and the problems of its headers."""
     found = Collector()
     for text in reference.warnings:
         found.note(case.case_id, f"{case.reference}: {text}")
@@ -153,7 +153,7 @@ def _read_images(case: Case, root: Path, reference: Grid) -> tuple[Volume, list[
         f"{role}: {text}"
         for role, volume in volumes.items()
         for text in volume.warnings
-        if role != case.reference or text not in reference.warnings  # these are known from the header
+        if role != case.reference or text not in reference.warnings  # those were found in the header
     ]
     return swi, warnings
 
@@ -163,10 +163,10 @@ def darkness(data: np.ndarray, index: np.ndarray) -> np.ndarray:
 
     Args:
         data: (X, Y, Z) image on which microbleeds are dark.
-        index: (n, 3) voxel indices of it; rounded.
+        index: (n, 3) its voxel indices; rounded.
 
     Returns:
-        (n,) float64; the surroundings are the cube of 13 voxels. NaN outside the volume and in flat places.
+        (n,) float64, within a cube of 13 voxels. NaN outside the volume and where the image is constant.
     """
     result = np.full(len(index), np.nan)
     for row, center in enumerate(np.rint(index).astype(int)):
@@ -187,12 +187,13 @@ def median(values: Sequence[float] | np.ndarray) -> float:
 
 
 def convention_doubt(as_named: np.ndarray, counted_from_0: np.ndarray) -> str | None:
-    """A message if the centers are clearly darker when the table is taken to count from 0, else None.
+    """A message if the centers are clearly darker when indices are read as starting at 0, else None.
 
-    No header says from where a table counts, but microbleeds are dark: one voxel beside them is not.
+    No header states where a table starts counting, but microbleeds are dark and the next voxel is not.
     """
     both = np.isfinite(as_named) & np.isfinite(counted_from_0)
     gain = median(counted_from_0) - median(as_named)
+    # a hint, never a correction: the user decides by looking at the contact sheet
     if both.sum() < _MIN_CENTERS or not gain >= _MIN_GAIN:
         return None
     return (
@@ -202,11 +203,10 @@ def convention_doubt(as_named: np.ndarray, counted_from_0: np.ndarray) -> str | 
 
 
 def _darkness_both(case: Case, truth: Lesions, volume: Volume) -> tuple[np.ndarray, np.ndarray]:
-    """Darkness at the centers as named, and as if a table of voxels counted from 0; NaN for other truths."""
+    """Darkness at the centers as given, and as if voxel indices started at 0; NaN for truth in mm."""
     as_named = darkness(volume.data, truth.grid.to_index(truth.centers_mm))
     if not isinstance(case.truth, PointTruth) or case.truth.convention == "ras-mm":
         return as_named, np.full(len(as_named), np.nan)
-    # One voxel further along an axis of the file may be one voxel forth or back in the turned array, so the
-    # step is made on the file's own grid.
+    # The step of one voxel is taken on the file's grid: reordering to RAS may flip its axes.
     step_mm = volume.native.affine[:3, :3].sum(axis=1)
     return as_named, darkness(volume.data, truth.grid.to_index(truth.centers_mm + step_mm))

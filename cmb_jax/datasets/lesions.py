@@ -1,4 +1,4 @@
-"""Truth of any kind as lesions: the one place where voxel conventions, masks and millimeters meet."""
+"""Converts any kind of truth (points in voxels or mm, masks) to lesions."""
 
 import dataclasses
 from pathlib import Path
@@ -15,11 +15,11 @@ from cmb_jax.io.labels import components, instances, is_whole
 from cmb_jax.io.outside import reading
 
 DEFAULT_DIAMETER_MM = 3.0
-"""Of a lesion given as a point only: in the middle of the 2 to 5 mm that microbleeds usually measure."""
+"""Of a lesion that is given only as a point: within the usual 2 to 5 mm of microbleeds."""
 
 CONNECTIVITY = 26
 SAME_GRID_VOXELS = 0.5
-"""Headers that were copied or rounded differ by less."""
+"""Copied or rounded headers differ by less."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ class Lesions:
     diameters_mm: np.ndarray  # (n,) float64
     measured: bool  # False: every diameter is the default
     boxes: np.ndarray  # (n, 6) float64, (z0, y0, x0, z1, y1, x1) half-open, voxels of `grid`
-    grid: Grid  # of the reference image, axes turned to Right, Anterior, Superior
-    counted: str  # how: points, labels, or components with threshold and connectivity
-    labels: np.ndarray | None = None  # (X, Y, Z) int32 on `grid`: lesion n is label n + 1; None of points
+    grid: Grid  # of the reference image, axes to Right, Anterior, Superior
+    counted: str  # how they were counted: points, labels, or components with threshold and connectivity
+    labels: np.ndarray | None = None  # (X, Y, Z) int32 on `grid`: lesion n is label n + 1; None for points
     mimics_mm: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3)))  # (k, 3), RAS mm
     notes: tuple[str, ...] = ()
 
@@ -41,10 +41,10 @@ class Lesions:
 
 
 def lesions_of(case: Case, root: Path, *, connectivity: int = CONNECTIVITY) -> Lesions:
-    """Turn a case's truth into lesions.
+    """The lesions of a case.
 
-    A lesion of a mask has the unweighted center of its voxels, the diameter of the sphere of its volume, and
-    the box that holds its voxels. A point becomes a cube of its diameter.
+    A lesion of a mask has the unweighted center of its voxels, the diameter of the sphere of equal volume,
+    and the bounding box of its voxels. A point becomes a cube of its diameter.
 
     Args:
         case: with a truth.
@@ -67,7 +67,7 @@ def lesions_of(case: Case, root: Path, *, connectivity: int = CONNECTIVITY) -> L
 
 
 def voxel_index(points: np.ndarray, convention: Convention, grid: Grid) -> np.ndarray:
-    """Points (n, 3) of a convention as voxel indices (i, j, k) from 0 of a file's own grid, fractional."""
+    """Points (n, 3) in a convention as fractional voxel indices (i, j, k) from 0 on the file's grid."""
     points = np.asarray(points, np.float64).reshape(-1, 3)
     if convention == "voxel-1":
         return points - 1.0
@@ -80,16 +80,16 @@ def _from_points(truth: PointTruth, grid: Grid) -> Lesions:
     centers, mimics = (_places_mm(points, truth.convention, grid) for points in (truth.points, truth.mimics))
     measured = truth.diameters_mm is not None
     diameters = np.array(truth.diameters_mm if measured else [DEFAULT_DIAMETER_MM] * len(centers), np.float64)
-    # Indices of a table belong to the file's own axes; boxes belong to the axes that volumes are read on.
-    turned = grid.to_ras()
-    middle = turned.to_index(centers)[:, ::-1] + 0.5  # voxel i spans [i, i + 1)
-    half = 0.5 * diameters[:, None] / voxel_sizes(turned.affine)[::-1]
+    # A table's indices refer to the axes of the file; boxes refer to the RAS axes that volumes are read with.
+    ras = grid.to_ras()
+    middle = ras.to_index(centers)[:, ::-1] + 0.5  # voxel i spans [i, i + 1)
+    half = 0.5 * diameters[:, None] / voxel_sizes(ras.affine)[::-1]
     return Lesions(
         centers_mm=centers,
         diameters_mm=diameters,
         measured=measured,
         boxes=np.concatenate([middle - half, middle + half], axis=1),
-        grid=turned,
+        grid=ras,
         counted="points",
         mimics_mm=mimics,
     )
@@ -98,7 +98,7 @@ def _from_points(truth: PointTruth, grid: Grid) -> Lesions:
 def _places_mm(
     listed: tuple[tuple[float, float, float], ...], convention: Convention, grid: Grid
 ) -> np.ndarray:
-    """Points of a table in RAS mm (n, 3), all of them inside the volume."""
+    """Points of a table in RAS mm (n, 3); all must lie inside the volume."""
     points = np.array(listed, np.float64).reshape(-1, 3)
     index = voxel_index(points, convention, grid)
     outside = ~grid.inside(index)
@@ -108,7 +108,7 @@ def _places_mm(
 
 
 def _outside_message(points: np.ndarray, convention: Convention, outside: np.ndarray, grid: Grid) -> str:
-    """What is wrong with points outside the volume, and which other reading would put them all inside."""
+    """The error message, with the other convention, if any, under which all points would lie inside."""
     shown = ", ".join(f"{value:g}" for value in points[outside][0])
     size = " x ".join(map(str, grid.shape))
     text = f"{int(outside.sum())} of {len(points)} centers lie outside the {size} voxels, such as ({shown})"
@@ -125,19 +125,19 @@ def _outside_message(points: np.ndarray, convention: Convention, outside: np.nda
 
 def _from_mask(truth: MaskTruth, path: Path, reference: Path, connectivity: int) -> Lesions:
     values, grid, notes = _read_mask(path)
-    image, turned = read_grid(reference).to_ras(), grid.to_ras()
-    if turned.shape != image.shape:
+    image, mask = read_grid(reference).to_ras(), grid.to_ras()
+    if mask.shape != image.shape:
         raise UserError(
-            f"{path}: mask and {reference.name} have different shapes, {turned.shape} and {image.shape}"
+            f"{path}: mask and {reference.name} have different shapes, {mask.shape} and {image.shape}"
         )
-    apart = image.apart_voxels(turned)
+    apart = image.apart_voxels(mask)
     if apart > SAME_GRID_VOXELS:
         raise UserError(
             f"{path}: mask and {reference.name} lie up to {apart:.1f} voxels apart; copy the right header"
         )
-    spacing_mm = voxel_sizes(turned.affine)
+    spacing_mm = voxel_sizes(mask.affine)
     labels, count, counted = _label(turn_to_ras(values, grid), truth, path, connectivity, spacing_mm)
-    # Sums by label over the few voxels that have one: a loop over lesions would scan the volume each time.
+    # sums per label over the few labeled voxels: a loop over lesions would scan the volume each time
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     voxels = np.nonzero(labels)
     sums = [np.bincount(labels[voxels] - 1, weights=axis, minlength=count) for axis in voxels]
@@ -175,12 +175,12 @@ def _read_mask(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
 def _label(
     values: np.ndarray, truth: MaskTruth, path: Path, connectivity: int, spacing_mm: np.ndarray
 ) -> tuple[np.ndarray, int, str]:
-    """Labels 1..n without gaps, n, and how they were counted."""
+    """Labels 1..n without gaps, n, and how the lesions were counted."""
     if values.min(initial=0.0) < 0:
         raise UserError(f"{path}: holds negative values; give labels, a mask or probabilities")
     largest = float(values.max(initial=0.0))
-    # Whole numbers above 1 are labels of instances (or a mask stored as 255, which `instances` tells apart);
-    # anything else is a mask or a probability, of which connected components count.
+    # Integers above 1 are instance labels (or a mask stored as 255, which `instances` recognizes). Anything
+    # else is a mask or a probability map, whose connected components are the lesions.
     whole = is_whole(values)
     if largest > 1 and (truth.soft or not whole):
         raise UserError(f"{path}: a soft mask must lie in 0 to 1, but its largest value is {largest:g}")

@@ -1,8 +1,8 @@
 """Tables of data sets: Excel and CSV files as plain rows, and matrices of MATLAB files.
 
-Values only: no formula, macro or link is run. MATLAB files are not read by SciPy, because some damaged files
-make it end the whole process. Their layout is the one published as "MAT-File Format" (MathWorks): a header of
-128 bytes, then elements of a tag and data.
+Values only: formulas, macros and links are not executed. SciPy does not read the MATLAB files here, because
+some damaged ones crash its whole process. Their layout is published as "MAT-File Format" (MathWorks): a
+header of 128 bytes, then elements of a tag and data.
 """
 
 import math
@@ -27,7 +27,7 @@ Row = tuple[Cell, ...]
 
 _MAX_ROWS, _MAX_COLUMNS = 20_000, 300
 _MAX_ELEMENTS, _MAX_OTHER_ELEMENTS = 800_000, 200_000
-_MAX_UNPACKED = 2**26  # a workbook is a zip file, and a small one may unpack to anything
+_MAX_UNPACKED = 2**26  # a workbook is a zip file; a tiny one may unpack to gigabytes
 _WORKBOOK_ERRORS = (
     zipfile.BadZipFile,
     InvalidFileException,
@@ -39,7 +39,7 @@ _WORKBOOK_ERRORS = (
     AttributeError,
     IndexError,
     EOFError,
-    RuntimeError,  # zipfile: an encrypted part, or a kind of compression that it cannot read
+    RuntimeError,  # zipfile: an encrypted part, or an unknown compression
 )
 
 
@@ -48,8 +48,8 @@ def read_csv(path: Path, required: tuple[str, ...], delimiter: str | None = None
 
     Args:
         path: the file.
-        required: columns that must be there.
-        delimiter: between the cells; None: comma or semicolon, whichever the first line has more of.
+        required: names of columns that must exist.
+        delimiter: between cells; None: comma or semicolon, whichever is more frequent in the first line.
 
     Raises:
         UserError: missing or unreadable file, no header line, missing columns, or a line of another length.
@@ -60,7 +60,7 @@ def read_csv(path: Path, required: tuple[str, ...], delimiter: str | None = None
 def read_sheet(path: Path) -> list[Row]:
     """The rows of the first sheet of an .xlsx file, cells as text (trimmed), number or None (blank).
 
-    Rows end at their last cell that is not blank.
+    Rows end at their last nonblank cell.
 
     Raises:
         UserError: missing, not a readable .xlsx file, or far larger than any table of lesions.
@@ -83,7 +83,7 @@ def read_sheet(path: Path) -> list[Row]:
 
 
 def _check_parts(path: Path) -> None:
-    """The elements of each part are counted before a parser makes objects of them."""
+    """Count the XML elements of each part before openpyxl makes objects of them, which are far larger."""
     with reading(path, but=_WORKBOOK_ERRORS), zipfile.ZipFile(path) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > _MAX_UNPACKED:
@@ -113,7 +113,7 @@ def _cells(path: Path) -> list[Row]:
 
 
 def _row(values: tuple[object, ...]) -> Row:
-    """Cells up to the last that is not blank."""
+    """Cells up to the last nonblank one."""
     cells = [_cell(value) for value in values]
     while cells and cells[-1] is None:
         cells.pop()
@@ -132,7 +132,7 @@ def number(value: Cell, path: Path, row: int, name: str) -> float:
     """A cell as a finite number.
 
     Raises:
-        UserError: it holds none; file, row (from 1) and column are named.
+        UserError: it is not; the message names file, row (from 1) and column.
     """
     try:
         result = math.nan if value is None else float(value)
@@ -144,7 +144,7 @@ def number(value: Cell, path: Path, row: int, name: str) -> float:
     return result
 
 
-_MAX_MAT_BYTES = 2**24  # of the file, and of what a compressed element unpacks to
+_MAX_MAT_BYTES = 2**24  # of the file, and of a compressed element once unpacked
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _MATRIX, _COMPRESSED, _INT32, _UINT32 = 14, 15, 5, 6
 _STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
@@ -156,11 +156,10 @@ _Element = tuple[int, bytes]  # kind, data
 
 
 def read_mat(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Real matrices (float64) of a MATLAB file of version 5 to 7 by name; those that it lacks are left out.
+    """Real matrices (float64) of a MATLAB file of version 5 to 7, by name; absent names are left out.
 
     Raises:
-        UserError: missing or damaged file, one of version 7.3 (HDF5) or 4, or a name that holds no real
-            numbers.
+        UserError: missing or damaged file, version 7.3 (HDF5) or 4, or a variable that is not a real matrix.
     """
     with reading(path, "is it a MATLAB file of version 5 to 7?", missing="no such file"):
         size = check_is_file(path, "give a MATLAB file")
@@ -179,7 +178,7 @@ def read_mat(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def _arrays(content: bytes, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Raises ValueError or zlib.error on anything that is not as the format says."""
+    """Raises ValueError or zlib.error if the content violates the format."""
     if len(content) < 128 or content[126:128] not in (b"IM", b"MI"):
         raise ValueError("it has no header")
     order: _Order = "little" if content[126:128] == b"IM" else "big"
@@ -195,8 +194,8 @@ def _arrays(content: bytes, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def _elements(data: bytes, order: _Order) -> Iterator[_Element]:
-    # A tag is 8 bytes: kind and length. Data of up to 4 bytes are packed into the tag itself, with the length
-    # in the upper half of the first word; all others are padded to 8 bytes, except compressed ones.
+    # A tag is 8 bytes: kind and length. Up to 4 bytes of data are packed into the tag itself, with the length
+    # in the upper half of the first word. All others are padded to 8 bytes, except compressed ones.
     start = 0
     while start < len(data):
         if start + 8 > len(data):
@@ -229,7 +228,7 @@ def _inflate(packed: bytes, order: _Order) -> _Element:
 
 
 def _matrix(data: bytes, order: _Order, names: tuple[str, ...]) -> tuple[str, np.ndarray | None]:
-    """Name and value of a matrix; None for one that is not asked for."""
+    """Name and value of a matrix; the value is None if the name is not among `names`."""
     parts = _elements(data, order)
     flags, sizes, label = (next(parts, (0, b"")) for _ in range(3))
     name = label[1].decode("latin-1")

@@ -19,7 +19,7 @@ _ROLES: dict[str, cases.Role] = {"desc-masked_t2s": "t2s", "desc-masked_t1": "t1
 
 
 def looks_like(root: Path) -> bool:
-    """Whether a folder holds images in the space of a T2*-weighted one."""
+    """Whether a subfolder has images resampled to a T2*-weighted image, by their names."""
     tops = [root, cases.child(root, "Task2")]
     folders = [entry for top in tops if top is not None and top.is_dir() for entry in cases.visible(top)]
     return any(

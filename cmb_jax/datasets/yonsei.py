@@ -3,9 +3,9 @@
     HR/Data/S001/SWI.nii.gz, Phase.nii.gz, Mag.nii.gz      or HR/Data/S001_SWI.nii.gz, ...
     HR/Label/S001.xlsx                                     or beside the images
 
-Each row of a table is one microbleed: slice, column, row. The authors state neither where counting starts nor
-any heading; counting from 1 is assumed, because their programs are written in MATLAB. A subject without a
-table is not taken to be free of microbleeds.
+Each row of a table is one microbleed: slice, column, row. The authors document neither headings nor whether
+indices start at 0 or 1; 1 is assumed because their programs are written in MATLAB. A subject without a table
+is not taken to be free of microbleeds.
 """
 
 import re
@@ -33,7 +33,7 @@ _HEADINGS = {
 
 
 def looks_like(root: Path) -> bool:
-    """Whether there are an image named SWI and a workbook."""
+    """Whether the folder has an image named SWI and a workbook."""
     files = list(cases.walk(root))
     swi = any(cases.is_nifti(path) and subject_and_role(path, root)[1] == "swi" for path in files)
     return swi and any(path.suffix.lower() == ".xlsx" for path in files)
@@ -83,9 +83,9 @@ def _subject_folder(path: Path, root: Path) -> str | None:
 
 
 def subject_and_role(path: Path, root: Path) -> tuple[str, cases.Role | None]:
-    """Subject (in lower case) and role of an image, by its name or else by the names of its folders."""
-    # Copies of the set differ: a role may be the file's name, a part of it, or a folder's name, and the
-    # subject is then what is left of the name, or the nearest folder that is no role.
+    """Subject (in lower case) and role of an image, from its name or else from its folders."""
+    # Copies of the set differ: the role may be the file name, a part of it, or a folder name. The subject is
+    # then the rest of the file name, or the nearest folder that is not a role.
     name = stem(path.name)
     for word, role in _WORDS.items():
         rest = re.sub(rf"(^|[_\-. ]){word}($|[_\-. ])", "", name, count=1, flags=re.IGNORECASE)
@@ -132,10 +132,10 @@ def _case(
 
 
 def read_table(path: Path) -> list[tuple[float, float, float]]:
-    """(slice, column, row) of each row, with repeats. An empty table has none.
+    """(slice, column, row) of each row, including repeats; none for an empty table.
 
     Raises:
-        UserError: no workbook, or other columns than slice, column, row (a first line may name them).
+        UserError: not a workbook, or other columns than slice, column, row (a first line may name them).
     """
     lines = [(line, row) for line, row in enumerate(read_sheet(path), start=1) if row]
     if lines and _is_heading(lines[0][1], path):

@@ -38,7 +38,7 @@ class Truths:
     """True boxes padded to a fixed number. Ignored ones are neither to be found nor background."""
 
     boxes: jax.Array  # (..., M, 6) float32, convention as above
-    valid: jax.Array  # (..., M) bool: the box is no padding
+    valid: jax.Array  # (..., M) bool: the box is not padding
     ignored: jax.Array | None = None  # (..., M) bool; None: all valid boxes count
 
     @property

@@ -175,7 +175,7 @@ def _matched_patch(
         )
     if not config.ignore_mm and truth.ignored is None:
         return found
-    # An evaluation counts a hit some millimeters off, so an anchor that near is no background: with
+    # An evaluation counts a hit some millimeters off, so an anchor that near is not background: with
     # `ignore_mm` it is left out instead of being pushed down. About truths that do not count (too faint, or
     # centered outside the patch) the anchors are left out in any case, at least where their boxes are: a
     # radius of 0 means the box itself, and one below 0 nothing at all.

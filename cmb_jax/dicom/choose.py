@@ -1,12 +1,12 @@
-"""Recognizes what kind of image each stack of a folder is, and chooses those that make one scan.
+"""Recognizes the kind of image in each stack of a folder, and chooses the stacks of one scan.
 
 The evidence for a kind, strongest first: the attribute Complex Image Component (PS3.3 C.8.13.3.1.1) and GE's
 private image type, values of Image Type that vendors use, then words in the names of series, protocol and
 sequence.
 
 BIDS data sets have their own chooser (datasets/bids/choice.py), which ranks all images and always takes the
-best. Here two candidates of one kind are an error that lists them, because headers say too little to prefer
-one; and a SWI without phase goes before magnitude with phase, because it is the scanner's own image.
+best. Here, two candidates of one kind are an error that lists them, because headers say too little to prefer
+one. A SWI without phase is preferred to magnitude with phase, because the scanner itself made it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from cmb_jax.dicom.stacks import SAME_ECHO_MS, Stack, same_grid
 from cmb_jax.errors import UserError
 
-_LEAST_T2STAR_ECHO_MS = 10.0
+_LEAST_T2STAR_ECHO_MS = 10.0  # gradient echoes with a shorter TE, such as localizers, are not T2*-weighted
 
 
 class Role(enum.Enum):
-    """What a stack can be used for."""
+    """The use of a stack."""
 
     SWI = "swi"
     MAGNITUDE = "magnitude"  # of a gradient echo
@@ -35,7 +35,7 @@ class Role(enum.Enum):
 
 
 def _whole_words(words: str) -> re.Pattern[str]:
-    """Any of the words, not inside a longer one; digits and signs may follow or precede."""
+    """Any of the words, but not inside a longer one; digits and punctuation may be adjacent."""
     return re.compile(rf"(?<![a-z])(?:{words})(?![a-z])")
 
 
@@ -58,7 +58,7 @@ _T2STAR = re.compile(r"t2 ?\*|t2 ?s(?:tar)?(?![a-z])|(?<![a-z])(?:gre|hemo|haemo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A stack with what it can be used for, and why."""
+    """A stack with its role, and why."""
 
     stack: Stack
     role: Role
@@ -69,7 +69,7 @@ class Candidate:
 class Choice:
     """The stacks of one scan. Tuples hold one stack per echo, in the order of echo times."""
 
-    swi: Stack | None  # None: it is made from magnitude and phase, or from real and imaginary parts
+    swi: Stack | None  # None: to be made from magnitude and phase, or from real and imaginary parts
     magnitude: tuple[Stack, ...] = ()
     phase: tuple[Stack, ...] = ()
     real: tuple[Stack, ...] = ()
@@ -92,10 +92,10 @@ def candidates(stacks: Sequence[Stack]) -> tuple[Candidate, ...]:
 
 
 def _role_and_reason(stack: Stack) -> tuple[Role, str]:
-    """The role of a stack, and why; OTHER if nothing shows susceptibility weighting."""
-    # Exclusions come first: the names of maps, projections and field maps contain the words of what they are
-    # made from. Then a component stated in the header outranks any word, and a series name that says
-    # magnitude outranks the image type SWI.
+    """The role of a stack, and why; OTHER if nothing indicates susceptibility weighting."""
+    # Exclusions come first: names of maps, projections and field maps contain the names of their sources.
+    # Then a component stated in the header outranks any word, and a series name that says magnitude outranks
+    # the image type SWI.
     instance, frame = stack.instance, stack.first
     types = set(frame.image_type)
     series = _lower(instance.description)
@@ -140,7 +140,7 @@ def _lower(text: str) -> str:
 
 
 def described(candidate: Candidate, name: str) -> str:
-    """One line about a candidate; `name` is the series' name as it may be shown."""
+    """One line about a candidate; `name` is the series' name without identifiers of the patient."""
     stack = candidate.stack
     columns, rows, slices = stack.shape
     echo = "" if stack.first.echo_ms is None else f", TE {stack.first.echo_ms:g} ms"
@@ -152,18 +152,17 @@ def described(candidate: Candidate, name: str) -> str:
 
 
 def choose(found: Sequence[Candidate], wanted: Sequence[str] = ()) -> Choice:
-    """The stacks of the one scan in `found`, or of the series that the user asks for.
+    """The stacks of the only scan in `found`, or of the series that the user asks for.
 
-    A susceptibility-weighted stack comes first; without one, SWI is made from magnitude and phase; a
-    magnitude alone is taken as it is. When the user names a SWI, its phase and magnitude are found among the
-    other series.
+    A susceptibility-weighted stack is preferred; without one, SWI is made from magnitude and phase; magnitude
+    alone is used as it is. If the user names a SWI, its phase and magnitude are found among the other series.
 
     Args:
         found: all stacks of a folder.
         wanted: series numbers, keys of stacks (5.2) or series UIDs; empty: any.
 
     Raises:
-        UserError: nothing fits, or several stacks do: the message lists them.
+        UserError: no stack fits, or several do: the message lists them.
     """
     if wanted:
         found = _with_partners(_wanted(found, wanted), found)
@@ -172,14 +171,14 @@ def choose(found: Sequence[Candidate], wanted: Sequence[str] = ()) -> Choice:
     if len(swi) > 1:
         raise UserError(_ambiguous("susceptibility-weighted series", swi))
     if swi:
-        return _around(swi[0].stack, usable)
+        return _with_companions(swi[0].stack, usable)
     broken = _with_role(found, Role.SWI)
     if broken:
         raise UserError(f"series {broken[0].stack.key}: {broken[0].stack.fault}; export the series again")
-    # a series that the headers do not show to be susceptibility-weighted is believed if the user names it
+    # the user may name a series whose headers do not show that it is susceptibility-weighted
     as_asked = _with_role(usable, Role.OTHER) if wanted else []
     if len(as_asked) == 1:
-        choice = _around(as_asked[0].stack, usable)
+        choice = _with_companions(as_asked[0].stack, usable)
         note = f"series {as_asked[0].stack.key} is taken as asked ({as_asked[0].reason})"
         return dataclasses.replace(choice, notes=(note, *choice.notes))
     choice_of_echoes = _from_complex(usable)
@@ -210,12 +209,12 @@ def _wanted(found: Sequence[Candidate], wanted: Sequence[str]) -> list[Candidate
 
 
 def _names(stack: Stack) -> tuple[str, str, str]:
-    """What a user may call a stack."""
+    """The names that a user may give to --series for a stack."""
     return stack.key, stack.key.split(".")[0], stack.instance.series_uid
 
 
 def _with_partners(chosen: list[Candidate], found: Sequence[Candidate]) -> list[Candidate]:
-    """The chosen candidates, and all candidates of the roles that complete them."""
+    """The chosen candidates plus all candidates for the roles that they lack."""
     roles = {candidate.role for candidate in chosen}
     missing: set[Role] = set()
     if roles & {Role.SWI, Role.MAGNITUDE, Role.OTHER} and Role.PHASE not in roles:
@@ -228,8 +227,8 @@ def _with_partners(chosen: list[Candidate], found: Sequence[Candidate]) -> list[
     return chosen + [candidate for candidate in found if candidate.role in missing]
 
 
-def _around(swi: Stack, usable: Sequence[Candidate]) -> Choice:
-    """The SWI with the phase and the magnitude that lie on its grid."""
+def _with_companions(swi: Stack, usable: Sequence[Candidate]) -> Choice:
+    """The SWI with the phase and the magnitude on its grid."""
     notes: list[str] = []
     phases = _partners(swi, usable, Role.PHASE)
     if len(phases) > 1:
@@ -252,15 +251,15 @@ def _around(swi: Stack, usable: Sequence[Candidate]) -> Choice:
 
 
 def _partners(stack: Stack, usable: Sequence[Candidate], role: Role) -> list[Candidate]:
-    """Candidates of a role on the stack's grid; of its own study and of its own echo, if any are."""
-    # The grid is what the detector needs; UIDs only break ties, because anonymization may have changed them.
+    """Candidates of a role on the stack's grid, preferably of its study and of its echo."""
+    # the detector needs the grid; UIDs only break ties, because anonymization may have changed them
     on_grid = [each for each in _with_role(usable, role) if same_grid(each.stack, stack)]
     on_grid = [each for each in on_grid if _same_study(each.stack, stack)] or on_grid
     return [each for each in on_grid if _same_echo(each.stack, stack)] or on_grid
 
 
 def _same_study(a: Stack, b: Stack) -> bool:
-    """Whether the UIDs say that two stacks belong to one study and one position of the patient."""
+    """Whether two stacks have the same study and the same position of the patient, by their UIDs."""
     first, second = a.instance, b.instance
     return (first.study_uid, first.frame_of_reference) == (second.study_uid, second.frame_of_reference)
 
@@ -271,7 +270,7 @@ def _same_echo(a: Stack, b: Stack) -> bool:
 
 
 def _notes_on_uids(stack: Stack, partners: Sequence[Candidate]) -> list[str]:
-    """Notes on partners whose voxels fit and whose UIDs do not, as after anonymization."""
+    """Notes on partners whose voxels match although their UIDs differ, as after anonymization."""
     return [
         f"series {partner.stack.key} lies voxel on voxel with series {stack.key} and is used with it, though "
         "their study or frame of reference UIDs differ (anonymized?)"
@@ -320,7 +319,7 @@ def _echo_pairs(usable: Sequence[Candidate], whole: Role, part: Role) -> list[tu
 
 
 def _is_difference(pairs: Sequence[tuple[Candidate, Candidate]], usable: Sequence[Candidate]) -> bool:
-    """Whether the only phase beside several echoes of magnitude is their phase difference (field mapping)."""
+    """Whether a single phase beside several magnitude echoes is a phase difference, from field mapping."""
     if len(pairs) > 1:
         return False
     series_uid = pairs[0][0].stack.instance.series_uid

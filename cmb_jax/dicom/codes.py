@@ -47,7 +47,7 @@ REGIONS: dict[str, Code] = {
     Region.OCCIPITAL.name.lower(): codes.SCT.OccipitalLobe,
     Region.INSULA.name.lower(): codes.SCT.Insula,
 }
-"""Finding site of each region of `detections.csv`; a region that is not here is coded as brain."""
+"""Finding site for each region of `detections.csv`; other regions are coded as brain."""
 
 CATEGORIES: dict[str, Code] = {
     "definite": Code("255545003", "SCT", "Definite"),
@@ -55,36 +55,36 @@ CATEGORIES: dict[str, Code] = {
 }
 
 
-def own(value: str, meaning: str) -> Code:
+def own_code(value: str, meaning: str) -> Code:
     """A code of our own scheme."""
     return Code(value, SCHEME, meaning)
 
 
-CATEGORY = own("CATEGORY", "Microbleed rating (MARS)")
-ZONE = own("ZONE", "Microbleed zone (MARS)")
-REGION = own("REGION", "Microbleed region (MARS)")
+CATEGORY = own_code("CATEGORY", "Microbleed rating (MARS)")
+ZONE = own_code("ZONE", "Microbleed zone (MARS)")
+REGION = own_code("REGION", "Microbleed region (MARS)")
 ZONES: dict[str, Code] = {
-    "lobar": own("Z-LOBAR", "Lobar"),
-    "deep": own("Z-DEEP", "Deep"),
-    "infratentorial": own("Z-INFRA", "Infratentorial"),
-    "none": own("Z-NONE", "Not determined"),
+    "lobar": own_code("Z-LOBAR", "Lobar"),
+    "deep": own_code("Z-DEEP", "Deep"),
+    "infratentorial": own_code("Z-INFRA", "Infratentorial"),
+    "none": own_code("Z-NONE", "Not determined"),
 }
 COUNTS: dict[str, Code] = {
-    "all": own("COUNT", "Number of microbleeds"),
-    "lobar": own("COUNT-LOBAR", "Number of lobar microbleeds"),
-    "deep": own("COUNT-DEEP", "Number of deep microbleeds"),
-    "infratentorial": own("COUNT-INFRA", "Number of infratentorial microbleeds"),
+    "all": own_code("COUNT", "Number of microbleeds"),
+    "lobar": own_code("COUNT-LOBAR", "Number of lobar microbleeds"),
+    "deep": own_code("COUNT-DEEP", "Number of deep microbleeds"),
+    "infratentorial": own_code("COUNT-INFRA", "Number of infratentorial microbleeds"),
 }
 MARS_REGIONS: dict[str, Code] = {
-    region.name.lower(): own(f"R-{region:02d}", region.name.replace("_", " ").capitalize())
+    region.name.lower(): own_code(f"R-{region:02d}", region.name.replace("_", " ").capitalize())
     for region in Region
     if region is not Region.OUTSIDE
-} | {"none": own("R-NONE", "Not determined")}
-"""The MARS region by its own name, beside the finding site: the map's labels are not SNOMED's structures."""
+} | {"none": own_code("R-NONE", "Not determined")}
+"""The MARS region, in addition to the finding site: the map's labels are not SNOMED's structures."""
 
 
 def scheme_identification() -> CodingSchemeIdentificationItem:
-    """What declares our scheme in an object."""
+    """The declaration of our scheme in an object."""
     return CodingSchemeIdentificationItem(
         designator=SCHEME, name="cmb-jax microbleed terms", responsible_organization="cmb_jax maintainers"
     )

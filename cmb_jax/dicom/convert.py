@@ -1,7 +1,7 @@
 """Converts one stack of DICOM frames to one volume by dcm2niix, and checks it against the headers.
 
-Converters take the slice distance from two slices, and one slope for a whole series. Headers give a position
-and a slope for every frame, so the volume's place and values are taken from them.
+Converters use the slice distance of two slices, and one slope for a whole series. Headers give position and
+slope of every frame, so the volume's affine and values are taken from them.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from cmb_jax.io.outside import Unreadable, read_json_object, reading
 from cmb_jax.io.volume import Volume
 
 _SUFFIXES = {"_ph": "PHASE", "_real": "REAL", "_imaginary": "IMAGINARY"}  # of dcm2niix's file names
-# -g i: ignore the defaults file; -p n: the standard's slope and intercept instead of Philips's own;
-# -ba y: nothing about the patient in the sidecar.
+# -g i: ignore the defaults file; -p n: the standard slope and intercept instead of Philips's private ones;
+# -ba y: nothing about the patient in the sidecar
 _OPTIONS = ("-g", "i", "-p", "n", "-z", "n", "-b", "y", "-ba", "y", "-f", "volume")
 
-# dcm2niix takes the slice distance from the first two slices, whose positions may be rounded to 0.1 mm.
+# generous, because dcm2niix uses the distance of the first two slices, which may be rounded to 0.1 mm
 _SKEW = 0.1  # of a voxel, per voxel
 _OFFSET = 0.5  # voxels, at the origin
 _REPORTED_MM = 0.1
-_TOLERANCE = 1e-4  # of a frame's largest value; float32 rounds
+_TOLERANCE = 1e-4  # relative to a frame's largest value; float32 rounds
 
 
 def convert(stack: Stack) -> Volume:
-    """The volume of a stack, with the place and the values that the headers give.
+    """The volume of a stack, with affine and values from the headers.
 
-    Its `source` is a neutral name of the stack, its `sha256` the hash of the hashes of all files in order.
+    Its `source` is a neutral name of the stack; its `sha256` is the hash of the ordered hashes of all files.
 
     Raises:
         UserError: dcm2niix fails, gives no or several volumes, or a volume that lies elsewhere.
@@ -80,7 +80,7 @@ def stack_name(stack: Stack) -> str:
 
 
 def _is_of(path: Path, stack: Stack) -> bool:
-    """Whether a converted file holds the stack's component and echo: multi-frame objects may hold several."""
+    """Whether a converted file has the stack's component and echo; a multi-frame object may give several."""
     if not stack.instance.multi_frame:
         return True
     component = next((name for suffix, name in _SUFFIXES.items() if path.stem.endswith(suffix)), "MAGNITUDE")
@@ -93,7 +93,7 @@ def _is_of(path: Path, stack: Stack) -> bool:
 
 
 def _hand_over(source: Path, target: Path) -> None:
-    """Put the file under another name, with the preamble and the mark that dcm2niix looks for."""
+    """Link or copy the file to `target`, adding the preamble and the mark that dcm2niix requires."""
     if not has_mark(source):
         with reading(source), open_whole(source) as whole:
             dcmread(whole, force=True).save_as(target, enforce_file_format=True)
@@ -106,14 +106,14 @@ def _hand_over(source: Path, target: Path) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameMapping:
-    """Which axis of a stack (columns, rows, slices) each axis of its volume (X, Y, Z) is, and its sign."""
+    """The stack axis (column, row, slice) and the sign of each volume axis (X, Y, Z)."""
 
     orientation: np.ndarray  # (3, 2) nibabel's: for each axis of the volume, the stack's axis and its sign
     matrix: np.ndarray  # (4, 4) exact: (x, y, z) index -> (column, row, slice) index
 
     @property
     def slice_axis(self) -> int:
-        """The axis of the volume along which the frames lie."""
+        """The axis of the volume that runs through the frames."""
         return int(np.flatnonzero(self.orientation[:, 0] == 2)[0])
 
     def to_frames(self, volume_xyz: np.ndarray) -> np.ndarray:
@@ -131,13 +131,13 @@ class FrameMapping:
 def frame_mapping(volume: Volume, stack: Stack) -> FrameMapping:
     """The mapping from a converted volume to the frames of its stack.
 
-    The affines of both say where voxels lie; nothing is assumed about what the converter permutes and flips.
+    It follows from both affines; nothing is assumed about how the converter permutes and flips axes.
 
     Raises:
-        UserError: the volume is not voxel for voxel what the headers say.
+        UserError: the volume does not match the headers voxel for voxel.
     """
-    # A converter may only permute and flip axes: the nearest matrix that does just that is the exact mapping,
-    # and the distance from it is rounding in positions, or a volume that lies elsewhere.
+    # A converter may only permute and flip axes, so the exact mapping is the nearest matrix of that form. A
+    # small distance from it is rounding of positions; a large one means that the volume lies elsewhere.
     found = np.linalg.inv(_affine(stack)) @ volume.affine
     axes = np.argmax(np.abs(found[:3, :3]), axis=0)
     signs = np.sign(found[axes, range(3)])
@@ -148,7 +148,7 @@ def frame_mapping(volume: Volume, stack: Stack) -> FrameMapping:
     last = np.array(stack.shape) - 1
     flipped = axes[signs < 0]
     matrix[flipped, 3] = last[flipped]
-    # errors of direction add up along an axis, so that the origin may be off by more the longer it is
+    # errors of direction accumulate along an axis: the longer it is, the more the origin may be off
     same_shape = sorted(axes) == [0, 1, 2] and tuple(np.array(stack.shape)[axes]) == volume.shape
     apart = np.abs(found - matrix)[:3]
     if not same_shape or apart[:, :3].max() > _SKEW or np.any(apart[:, 3] > _OFFSET + _SKEW * last):
@@ -161,12 +161,12 @@ def frame_mapping(volume: Volume, stack: Stack) -> FrameMapping:
 
 def _affine(stack: Stack) -> np.ndarray:
     if stack.affine is None:
-        raise ValueError(f"stack {stack.key} is no volume: {stack.fault}")
+        raise ValueError(f"stack {stack.key} is not a volume: {stack.fault}")
     return stack.affine
 
 
 def _placed_by_headers(volume: Volume, stack: Stack) -> Volume:
-    """The converted volume with the affine that follows from the positions of all frames."""
+    """The converted volume with the affine from the positions of all frames."""
     affine = _affine(stack) @ frame_mapping(volume, stack).matrix
     corners = np.array(list(itertools.product(*((0, n - 1) for n in volume.shape))))
     moved = apply_affine(affine, corners) - apply_affine(volume.affine, corners)
@@ -183,9 +183,9 @@ def _placed_by_headers(volume: Volume, stack: Stack) -> Volume:
 
 
 def _valued_by_headers(volume: Volume, stack: Stack) -> Volume:
-    """The volume with values of slope x pixel + intercept by frame; a warning where the converter's differ.
+    """The volume with the values slope * pixel + intercept of each frame, and a warning if dcm2niix's differ.
 
-    If pydicom cannot decompress a frame, the values stay as converted, with a warning.
+    If pydicom cannot decompress a frame, the converted values stay, with a warning.
     """
     mapping = frame_mapping(volume, stack)
     converted = mapping.to_frames(volume.data)
@@ -194,7 +194,7 @@ def _valued_by_headers(volume: Volume, stack: Stack) -> Volume:
     for index, frame in enumerate(stack.frames):
         try:
             pixels = _pixels(frame.instance.path, cache)[frame.number]
-        except Unreadable as error:  # a codec that is missing, or damaged data
+        except Unreadable as error:  # a missing codec, or damaged data
             warning = f"series {stack.key}: values were not compared with the headers: {error.reason}"
             return dataclasses.replace(volume, warnings=(*volume.warnings, warning))
         expected[index] = pixels * frame.slope + frame.intercept
@@ -211,7 +211,7 @@ def _valued_by_headers(volume: Volume, stack: Stack) -> Volume:
 
 
 def _pixels(path: Path, cache: dict[Path, np.ndarray]) -> np.ndarray:
-    """(frames, rows, columns) as stored; the last file is kept, for objects of many frames."""
+    """Stored pixels (frames, rows, columns); the last file is cached, for objects with many frames."""
     if path not in cache:
         cache.clear()
         with reading(path), open_whole(path) as stream, warnings.catch_warnings():

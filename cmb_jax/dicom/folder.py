@@ -1,6 +1,6 @@
 """Finds all DICOM images below a folder by their headers; reports other files, damaged ones and duplicates.
 
-Files whose preamble and DICM mark (PS3.10 7.1) were cut off are read too.
+Files that lost their preamble and DICM mark (PS3.10 7.1) are read too.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from cmb_jax.dicom.frames import HEADER_TAGS, Frame, NoImage, instance_frames
 from cmb_jax.errors import UserError
 from cmb_jax.io.outside import Unreadable, reading
 
-_META_BYTES = 2048  # from the start of a file; they hold its meta information
+_META_BYTES = 2048  # enough for the file meta information at the start of a file
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".iso")
 _MARK, _PREAMBLE = b"DICM", bytes(128)
 _MARKED, _REMEDY = 132, "copy it again"
 _LARGE_READ = 2**16
-_FIRST_GROUPS = (0x0002, 0x0008)  # of file meta information, or of a data set without it
+_FIRST_GROUPS = (0x0002, 0x0008)  # file meta information, or a data set without it
 _VALUE_REPRESENTATION = (b"UL", b"OB", b"CS", b"UI", b"DA", b"LO", b"SH")
 
 
@@ -58,14 +58,14 @@ def read_folder(folder: Path) -> FolderContent:
     for path in _files(folder):
         where = path.relative_to(folder).as_posix()
         if path.name.upper() == "DICOMDIR":
-            continue  # an index of the files that are read anyway
+            continue  # an index of files that are read anyway
         if path.suffix.lower() in _ARCHIVES:
             problems.append(Problem(where, "is an archive, which is not opened; unpack it first"))
             continue
         try:
             found = _read(path)
         except InvalidDicomError:
-            ignored["is no DICOM file"] += 1
+            ignored["is not a DICOM file"] += 1
             continue
         except NoImage as error:
             ignored[str(error)] += 1
@@ -73,7 +73,7 @@ def read_folder(folder: Path) -> FolderContent:
         except Unreadable as error:
             problems.append(Problem(where, f"{error.reason}; copy it again"))
             continue
-        # the UID names the image: a copy under another name would look like a repeated slice
+        # images are identified by UID: a copy under another name would look like a repeated slice
         if found[0].instance.sop_uid in seen:
             ignored["is a second copy of an image"] += 1
             continue
@@ -88,7 +88,7 @@ def read_folder(folder: Path) -> FolderContent:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Plain files in a fixed order: neither pipes nor devices, which would block."""
+    """Regular files in a fixed order; reading pipes or devices would block."""
     for parent, folders, names in os.walk(folder):
         folders.sort()
         yield from (path for name in sorted(names) if (path := Path(parent) / name).is_file())
@@ -101,9 +101,9 @@ def _read(path: Path) -> tuple[Frame, ...]:
         warnings.catch_warnings(),
         np.errstate(all="ignore"),
     ):
-        warnings.simplefilter("ignore")  # odd values are judged where they are used
+        warnings.simplefilter("ignore")  # odd values are checked where they are used
         if DeflatedExplicitVRLittleEndian.encode() in stream.read(_META_BYTES):
-            # dcm2niix does not read these, and their size once inflated is unknown
+            # dcm2niix does not read these, and they may inflate to any size
             raise NoImage("is deflated, which is not read; convert it to another transfer syntax")
         stream.seek(0)
         dataset = dcmread(stream, stop_before_pixels=True, specific_tags=list(HEADER_TAGS), force=True)
@@ -111,7 +111,7 @@ def _read(path: Path) -> tuple[Frame, ...]:
 
 
 class _Bounded(io.BufferedReader):
-    """Reads no more than the file holds: pydicom allocates whatever a damaged length field says."""
+    """Limits reads to the size of the file: pydicom allocates whatever a damaged length field says."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _LARGE_READ:
@@ -120,7 +120,7 @@ class _Bounded(io.BufferedReader):
 
 
 def open_whole(path: Path) -> BinaryIO:
-    """The file as a stream from its preamble on, which is added where it is missing.
+    """The file as a stream that starts with the preamble, which is added if missing.
 
     Raises:
         InvalidDicomError: the file does not start as DICOM does.
@@ -140,16 +140,16 @@ def open_whole(path: Path) -> BinaryIO:
 
 
 def has_mark(path: Path) -> bool:
-    """Whether the file has its preamble and mark. Raises UserError."""
+    """Whether the file has preamble and mark. Raises UserError."""
     with reading(path, _REMEDY), open(path, "rb") as stream:
         return stream.read(_MARKED)[len(_PREAMBLE) :] == _MARK
 
 
 def _starts_with_element(start: bytes) -> bool:
-    """Whether the bytes begin with an element of a first group, in explicit or implicit little endian."""
+    """Whether the bytes start with an element of a first group, in explicit or implicit little endian."""
     if len(start) < 12 or int.from_bytes(start[:2], "little") not in _FIRST_GROUPS:
         return False
-    # Explicit: two letters of the value representation follow the tag. Implicit: a length of four bytes,
-    # which is short in these groups; random bytes hardly give one.
+    # Explicit: the tag is followed by the two letters of the value representation. Implicit: by a length of
+    # four bytes, which is small in these groups and hardly ever small in other files.
     length = int.from_bytes(start[4:8], "little")
     return start[4:6] in _VALUE_REPRESENTATION or length <= 64

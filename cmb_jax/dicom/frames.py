@@ -1,4 +1,4 @@
-"""Reads what DICOM headers say about each image, in classic and multi-frame objects alike."""
+"""Reads the DICOM headers of images, in classic and multi-frame objects."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pydicom.tag import BaseTag, Tag
 
 GE_CREATOR = Tag(0x0043, 0x0010)
 # "Image Type (real, imaginary, phase, magnitude)" of GEMS_PARM_01 in pydicom's private dictionary: 0
-# magnitude, 1 phase, 2 real, 3 imaginary. The next element, (0043,1030), is the "Vas collapse flag", which
-# tells the directions of diffusion apart.
+# magnitude, 1 phase, 2 real, 3 imaginary. Not to be confused with the next element, (0043,1030), the "Vas
+# collapse flag", which numbers the directions of diffusion.
 GE_IMAGE_TYPE = Tag(0x0043, 0x102F)
 _GE_COMPONENTS = ("MAGNITUDE", "PHASE", "REAL", "IMAGINARY")
 
@@ -28,14 +28,14 @@ _KEYWORDS = (
     "PerFrameFunctionalGroupsSequence PatientName PatientID"
 )
 HEADER_TAGS: list[BaseTag] = [Tag(word) for word in _KEYWORDS.split()] + [GE_CREATOR, GE_IMAGE_TYPE]
-"""All that `instance_frames` reads."""
+"""All tags that `instance_frames` reads."""
 
 _T = TypeVar("_T")
 Vector = tuple[float, ...]
 
 
 class NoImage(Exception):
-    """The object holds no image that has a place in space; the message says why, after the file's name."""
+    """The object has no image with a position in space; the message continues after the file's name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Instance:
     stored_range: tuple[int, int]  # smallest and largest number that the stored bits can hold
     multi_frame: bool
     patient_id: str
-    identifiers: tuple[str, ...]  # parts of the patient's name and ID, never written unless asked for
+    identifiers: tuple[str, ...]  # parts of the patient's name and ID; written only on request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Frame:
     instance: Instance
     number: int  # from 0 within its object
     image_type: tuple[str, ...]
-    component: str  # MAGNITUDE, PHASE, REAL, IMAGINARY, or "" if the header does not say
+    component: str  # MAGNITUDE, PHASE, REAL, IMAGINARY; "" if not in the header
     echo_ms: float | None
     acquisition: int | None
     temporal: int | None
@@ -82,14 +82,14 @@ class Frame:
 
 
 def instance_frames(dataset: Dataset, path: Path) -> tuple[Frame, ...]:
-    """The frames of one object that have a place in space, in their stored order.
+    """The frames of one object, in their stored order.
 
     Args:
         dataset: header with (at least) `HEADER_TAGS`.
         path: file that it was read from.
 
     Raises:
-        NoImage: no image, or nothing that places it in space.
+        NoImage: no image, or no position in space.
     """
     rows, columns = _number(dataset, "Rows", int), _number(dataset, "Columns", int)
     if not rows or not columns:
@@ -99,8 +99,8 @@ def instance_frames(dataset: Dataset, path: Path) -> tuple[Frame, ...]:
         return (_frame(instance, 0, dataset.get, dataset),)
     shared = _items(dataset, "SharedFunctionalGroupsSequence")
     frames = [
-        _frame(instance, number, functools.partial(_grouped, (own, *shared)), dataset)
-        for number, own in enumerate(_items(dataset, "PerFrameFunctionalGroupsSequence"))
+        _frame(instance, number, functools.partial(_grouped, (group, *shared)), dataset)
+        for number, group in enumerate(_items(dataset, "PerFrameFunctionalGroupsSequence"))
     ]
     if not frames:
         raise NoImage("is multi-frame without a place for each frame")
@@ -118,8 +118,8 @@ def _instance(dataset: Dataset, path: Path, rows: int, columns: int) -> Instance
     signed = number("PixelRepresentation") == 1
     stored = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     sequences = {*_words(dataset.get("ScanningSequence")), *_words(dataset.get("EchoPulseSequence"))}
-    # "=" separates a name's scripts and "^" its parts; initials are too short to be searched for in other
-    # texts
+    # "=" separates the scripts of a name and "^" its parts. Initials are left out: removing such short texts
+    # from other names would mutilate them.
     name = str(dataset.get("PatientName", "") or "").replace("=", "^").replace(" ", "^")
     return Instance(
         path=path,
@@ -145,13 +145,13 @@ def _instance(dataset: Dataset, path: Path, rows: int, columns: int) -> Instance
 
 
 def _frame(instance: Instance, number: int, get: Callable[[str], Any], dataset: Dataset) -> Frame:
-    # of multi-frame objects `get` looks into the functional groups: the frame's own, then the shared ones
+    # for multi-frame objects, `get` searches the functional groups: the frame's, then the shared ones
     position = _vector(get("ImagePositionPatient"), 3)
     orientation = _vector(get("ImageOrientationPatient"), 6)
     spacing = _vector(get("PixelSpacing"), 2)
     if position is None or orientation is None or spacing is None or min(spacing) <= 0:
         raise NoImage("does not say where in space it lies")
-    # enhanced objects have their own names for some of the attributes
+    # enhanced objects use other names for some attributes
     image_type = _words(get("FrameType")) or _words(dataset.get("ImageType"))
     slope, intercept = _as(get("RescaleSlope"), float), _as(get("RescaleIntercept"), float)
     echo = _as(get("EffectiveEchoTime"), float)
@@ -172,7 +172,7 @@ def _frame(instance: Instance, number: int, get: Callable[[str], Any], dataset: 
 
 
 def _component(stated: Any, dataset: Dataset, image_type: tuple[str, ...]) -> str:
-    """MAGNITUDE, PHASE, REAL or IMAGINARY by the standard's attribute, GE's private one, or ImageType."""
+    """MAGNITUDE, PHASE, REAL or IMAGINARY, from the standard attribute, GE's private one, or ImageType."""
     word = str(stated or "").upper()
     if word in _GE_COMPONENTS:
         return word

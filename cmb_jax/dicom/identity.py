@@ -1,8 +1,8 @@
-"""What DICOM results say about the patient.
+"""The identity of the patient in DICOM results.
 
 A result must name the study, the frame of reference and the instances that it refers to, so UIDs are kept.
 Name, ID, birth date and the other attributes of patient and study are kept only if the user asks for it.
-Otherwise, what results take from their source follows the Basic Application Level Confidentiality Profile of
+Otherwise, what results copy from their source follows the Basic Application Level Confidentiality Profile of
 PS3.15 Annex E, with the option to retain UIDs.
 """
 
@@ -24,20 +24,20 @@ _EMPTIED = (
     "PatientBirthDate PatientSex AccessionNumber ReferringPhysicianName StudyDate StudyTime StudyID "
     "PositionReferenceIndicator"
 )
-# What names the images and places their voxels, and the scanner's manufacturer: nothing else is copied.
+# identifies the images, the position of their voxels and the manufacturer; nothing else is copied
 _KEPT = (
     "SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID Modality Manufacturer StudyInstanceUID "
     "SeriesInstanceUID SeriesNumber InstanceNumber FrameOfReferenceUID SliceThickness SpacingBetweenSlices "
     "ImagePositionPatient ImageOrientationPatient NumberOfFrames Rows Columns PixelSpacing BitsAllocated "
     "BitsStored HighBit PixelRepresentation SamplesPerPixel PhotometricInterpretation"
 )
-# Of the functional groups of multi-frame objects.
+# of the functional groups of multi-frame objects
 _KEPT_GROUPS = "PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence"
 _METHOD = "cmb-jax: PS3.15 Annex E Basic Profile, UIDs retained"
 
 
 def source_headers(instances: Sequence[Instance], keep_identifiers: bool) -> list[Dataset]:
-    """Headers of source objects (in the order of the frames), without pixels, that results may copy from."""
+    """Headers of the source objects, in the order of the frames, from which results may copy."""
     headers: list[Dataset] = []
     for instance in instances:
         with reading(instance.path, "copy it again"):
@@ -63,7 +63,7 @@ def without_identifiers(header: Dataset) -> Dataset:
 
 
 def _only(dataset: Dataset, keywords: str) -> Dataset:
-    """A new dataset with those of these attributes that are present."""
+    """A new dataset with only these attributes, as far as present."""
     kept = Dataset()
     for keyword in keywords.split():
         if keyword in dataset:
@@ -72,7 +72,7 @@ def _only(dataset: Dataset, keywords: str) -> Dataset:
 
 
 def mark(result: Dataset, keep_identifiers: bool) -> None:
-    """State in a result that the patient's identity was removed (PS3.3 C.7.1.1), if it was."""
+    """Declare in a result that the patient's identity was removed (PS3.3 C.7.1.1), unless it was kept."""
     if keep_identifiers:
         return
     result.PatientIdentityRemoved = "YES"
@@ -86,7 +86,7 @@ def mark(result: Dataset, keep_identifiers: bool) -> None:
 
 
 def scrubbed(text: str, identifiers: Iterable[str]) -> str:
-    """Text, such as the name of a series or a file, without parts of patients' names and IDs."""
-    # the longest first: a short part must not leave the rest of a longer one behind
+    """The text, such as the name of a series or file, without parts of patients' names and IDs."""
+    # longest first: otherwise removing a short part would leave the rest of a longer one
     parts = sorted(map(re.escape, identifiers), key=len, reverse=True)
     return re.sub("|".join(parts), "[removed]", text, flags=re.IGNORECASE) if parts else text

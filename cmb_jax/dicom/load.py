@@ -1,4 +1,4 @@
-"""Loads the chosen stacks of a scan as volumes for the detector, however their phase is stored."""
+"""Loads the chosen stacks of a scan as volumes for the detector; phase becomes radians."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from cmb_jax.scan import PhaseSign
 from cmb_jax.scan.make_swi import OpenSignError, make_swi
 from cmb_jax.scan.phase_range import PhaseRange, phase_to_radians, range_of
 
-_GE_PEAKS = (0.9, 1.01)  # fraction of 1000 pi that GE's integers reach: wrapped phase fills its range
-_LEAST_PEAK = 7.0  # integers reach further; below it the values are radians already
-_ALTERNATES = -0.3  # coherence of neighboring slices below which their signs are opposite
-_MOST_PAIRS = 0.8  # least share of pairs of slices with opposite signs
+_GE_PEAKS = (0.9, 1.01)  # peak of GE's integers over 1000 pi: wrapped phase fills its range
+_LEAST_PEAK = 7.0  # stored integers exceed it; smaller values are already radians
+_ALTERNATES = -0.3  # median coherence of neighboring slices; more negative means opposite signs
+_MOST_PAIRS = 0.8  # minimum fraction of neighboring slices with opposite signs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DicomImages:
-    """Volumes of one scan on one grid, and the stack that results refer to."""
+    """The volumes of one scan on one grid, and the stack that results refer to."""
 
     swi: Volume
     phase: Volume | None  # radians, sign as stored unless the SWI was made here
     magnitude: Volume | None
-    paramagnetic_positive: bool  # the sign of the phase has been settled
+    paramagnetic_positive: bool  # whether the sign of the phase is known to be this one
     reference: Stack
     mapping: FrameMapping  # from swi's grid to the reference's frames
-    inputs: tuple[tuple[str, str, str], ...]  # (role, neutral name, sha256) of what was converted
+    inputs: tuple[tuple[str, str, str], ...]  # (role, neutral name, sha256) of the converted stacks
     steps: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -50,8 +50,8 @@ def load(
 
     Args:
         choice: stacks of one scan.
-        phase_range: how the phase is stored; None: detected from headers and data.
-        phase_sign: "auto", "+1" or "-1"; used here only if the SWI has to be made.
+        phase_range: unit of the stored phase; None: detected from headers and data.
+        phase_sign: "auto", "+1" or "-1"; used here only if the SWI must be made.
         progress: called with a line about each step.
 
     Raises:
@@ -70,7 +70,7 @@ def load(
             check_same_grid(swi, stored)
             phase = loader.to_radians(stored, swi, choice.phase[0])
     else:
-        # a SWI that is made here settles the sign of the phase; where it stays open, phase would mislead
+        # making the SWI determines the sign of the phase; if that fails, phase is dropped: it would mislead
         magnitudes, phases = loader.read_echoes(choice)
         magnitude = magnitudes[0]
         progress("making the susceptibility-weighted image")
@@ -95,7 +95,7 @@ def load(
 
 
 class _Loader:
-    """Converts stacks and keeps what was read (`inputs`) and what was done (`steps`)."""
+    """Converts stacks, and records what was read (`inputs`) and what was done (`steps`)."""
 
     def __init__(self, phase_range: PhaseRange | None, progress: Callable[[str], None]):
         self.phase_range = phase_range
@@ -128,7 +128,7 @@ class _Loader:
 
     def to_radians(self, stored: Volume, weight: Volume, stack: Stack) -> Volume:
         """Stored phase as radians; `weight`: its magnitude or SWI."""
-        # the user's word, then the headers', then the values
+        # precedence: the user's option, the headers, the values
         by_header = stated_phase_range(stack, float(np.abs(stored.data).max()))
         try:
             found = range_of(stored.data, self.phase_range or by_header)
@@ -152,7 +152,7 @@ class _Loader:
 def _made_swi(
     magnitudes: list[Volume], phases: list[Volume], te_ms: tuple[float, ...], phase_sign: PhaseSign
 ) -> tuple[Volume, Volume]:
-    """SWI and its high-passed phase (paramagnetic positive) on the grid of the magnitude."""
+    """SWI and high-passed phase (paramagnetic positive) on the grid of the magnitude."""
     made = make_swi(
         magnitudes,
         phases,
@@ -165,11 +165,11 @@ def _made_swi(
 
 
 def stated_phase_range(stack: Stack, peak: float) -> PhaseRange | None:
-    """The unit of stored phase, from what bits, slope and intercept can hold at most.
+    """The unit of stored phase, from the range that bits, slope and intercept allow.
 
     Siemens: 12 bits with slope 2 and intercept -4096, or without rescaling. Philips: rescaled to thousandths
     of a radian. GE: integers in thousandths of a radian, in 16 bits. High-passed phase does not fill its
-    range, so the headers are more reliable than the data.
+    range, so headers are more reliable than values.
 
     Args:
         stack: phase stack.
@@ -201,16 +201,16 @@ def _near(value: float, target: float) -> bool:
 
 
 def alternates(magnitude: np.ndarray, phase: np.ndarray, slice_axis: int) -> bool:
-    """Whether the complex signal changes its sign from slice to slice, as some reconstructions leave it.
+    """Whether the complex signal changes sign from slice to slice, as some reconstructions leave it.
 
-    A shift that was omitted after the Fourier transform along slices multiplies every second slice by -1.
-    Neighboring slices of a head are alike, so the product of one with the conjugate of the next is then
+    Omitting the shift (fftshift) after the Fourier transform along slices multiplies every second slice by
+    -1. Neighboring slices of a head are alike, so the product of one with the conjugate of the next is then
     mostly negative.
 
     Args:
         magnitude: (X, Y, Z), weight of each voxel; an SWI will do.
         phase: (X, Y, Z) radians.
-        slice_axis: axis along which the slices lie.
+        slice_axis: the axis through the slices.
     """
     slices = np.moveaxis(magnitude * np.exp(1j * phase), slice_axis, 0)
     products = slices[:-1] * slices[1:].conj()

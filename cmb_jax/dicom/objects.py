@@ -27,7 +27,7 @@ from cmb_jax.report.lesion_sheet import FIELD_OF_VIEW_MM, marked_plane
 from cmb_jax.report.summary import location_text
 
 MOST_KEY_IMAGES = 50
-"""Findings with a picture, the highest scores first; all are in the segmentation and the report."""
+"""Findings that get a picture, by descending score; all are in the segmentation and the report."""
 
 _NOTICE = "Research use only, not a diagnosis"
 _MANUFACTURER, _MODEL, _VERSION = "cmb_jax maintainers", "cmb-jax", cmb_jax.__version__
@@ -37,14 +37,14 @@ _CAPTION_PX = 44
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A kept detection with the UID that it has in all DICOM objects."""
+    """A kept detection, with its UID in all DICOM objects."""
 
     row: DetectionRow
     tracking_uid: str
 
     @property
     def name(self) -> str:
-        """Its identifier for people, by the id of detections.csv."""
+        """Its human-readable identifier, by the id of detections.csv."""
         return f"Microbleed {self.row.id}"
 
 
@@ -56,12 +56,12 @@ def findings_of(rows: tuple[DetectionRow, ...]) -> tuple[Finding, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """What all objects of one result share: the images that they refer to, and what made them."""
+    """Shared by all objects of one result: the referenced images, and the device."""
 
     headers: Sequence[Dataset]  # of the source objects: one per frame, or the one multi-frame object
     series_number: int  # of the segmentation; report and key images take the next two
     keep_identifiers: bool  # whether `headers` still name the patient
-    serial_number: str = ""  # start of the weights' sha256: the device is program and weights
+    serial_number: str = ""  # start of the weights' sha256: the device is program plus weights
 
     @property
     def multi_frame(self) -> bool:
@@ -69,7 +69,7 @@ class Source:
         return "PerFrameFunctionalGroupsSequence" in self.headers[0]
 
     def attributes(self, offset: int, description: str) -> dict[str, Any]:
-        """Keyword arguments that name the series, the object and its maker."""
+        """Keyword arguments for the series, the object and its manufacturer."""
         return {
             "series_number": self.series_number + offset,
             "sop_instance_uid": highdicom.UID(),
@@ -87,7 +87,7 @@ def make_segmentation(
 
     Args:
         source: of the result.
-        frame_numbers: for a multi-frame source the number (from 0) of each plane of `labels` in it.
+        frame_numbers: for a multi-frame source, the frame (from 0) of each plane of `labels`.
         labels: (frames, rows, columns) with the findings' ids.
         findings: at least one.
     """
@@ -136,9 +136,9 @@ def make_segmentation(
 
 
 def _frames_of(header: Dataset, numbers: Sequence[int]) -> Dataset:
-    """The header of a multi-frame object as if it held only these frames.
+    """The header of a multi-frame object reduced to these frames.
 
-    An object with magnitude and phase repeats its positions, and highdicom takes an object as one volume.
+    highdicom expects one volume per object, but an object with magnitude and phase has every position twice.
     """
     part = copy.copy(header)
     groups = header.PerFrameFunctionalGroupsSequence
@@ -165,7 +165,7 @@ def make_report(
         segmentation: of the findings, in their order; None if there are none.
         findings: may be empty: the report then says that none was kept.
     """
-    # the same UID for the same version and weights
+    # the same version and weights always give the same UID
     device_uid = str(generate_uid(entropy_srcs=[_MODEL, _VERSION, source.serial_number]))
     observer = sr.ObserverContext(
         observer_type=standard.DCM.Device,
@@ -187,7 +187,7 @@ def make_report(
         observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=codes.MRI,
         imaging_measurements=groups,
-        # highdicom's image library describes single-frame images only; the evidence lists all
+        # highdicom's image library supports only single-frame images; the evidence lists all
         referenced_images=None if source.multi_frame else source.headers,
     )
     result = sr.ComprehensiveSR(
@@ -207,7 +207,7 @@ def make_report(
 def _counts(
     findings: Sequence[Finding], algorithm: sr.AlgorithmIdentification
 ) -> sr.MeasurementsAndQualitativeEvaluations:
-    """Numbers of microbleeds in the brain, in all and by zone (TID 1501)."""
+    """Numbers of microbleeds in the brain, overall and by zone (TID 1501)."""
     zones = Counter[str](finding.row.zone for finding in findings)
     numbers = {name: zones.total() if name == "all" else zones[name] for name in codes.COUNTS}
     return sr.MeasurementsAndQualitativeEvaluations(
@@ -229,7 +229,7 @@ def _measurements(
     source: Source,
     algorithm: sr.AlgorithmIdentification,
 ) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
-    """One microbleed (TID 1411): its segment, place, size, score and rating."""
+    """One microbleed (TID 1411): segment, location, size, score and rating."""
     row = finding.row
     site = sr.FindingSite(
         anatomic_location=codes.REGIONS.get(row.region, codes.BRAIN), laterality=codes.SIDES.get(row.side)
@@ -273,7 +273,7 @@ def make_key_images(
         swi: (X, Y, Z) image that was searched.
         brain_mask: (X, Y, Z) bool on its grid.
         findings: the highest scores first; at most `MOST_KEY_IMAGES` are drawn.
-        trusted: whether the regions are, so that they are named.
+        trusted: whether the region map is trusted; otherwise regions are not named.
     """
     window = choose_windows(swi.data, None, brain_mask).swi
     series_uid = highdicom.UID()
@@ -289,9 +289,9 @@ def make_key_images(
             instance_number=number,
             **source.attributes(2, " key images"),
         )
-        image.add_new("PatientOrientation", "CS", "")  # three planes in one picture have none
+        image.add_new("PatientOrientation", "CS", "")  # a picture of three planes has none
         image.BodyPartExamined = "BRAIN"
-        image.BurnedInAnnotation = "NO"  # none that names the patient
+        image.BurnedInAnnotation = "NO"  # nothing that identifies the patient
         image.ImageComments = f"{finding.name}. {_NOTICE}"
         identity.mark(image, source.keep_identifiers)
         yield image

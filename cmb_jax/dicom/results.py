@@ -1,4 +1,4 @@
-"""The DICOM files of a result."""
+"""Writes the DICOM files of a result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SERIES_OFFSET = 9000  # results are numbered after their source, beyond the sca
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results:
-    """What DICOM results refer to; checked before the prediction, which takes minutes."""
+    """The source of DICOM results. It is checked before the prediction, which takes minutes."""
 
     reference: Stack
     source: Source  # headers of its objects, in the order of its frames
@@ -51,7 +51,7 @@ class Results:
             weights_sha256: of the detector.
             swi: (X, Y, Z) image that was searched.
             brain_mask: (X, Y, Z) bool on its grid.
-            trusted: whether the regions are, so that they are named.
+            trusted: whether the region map is trusted; otherwise regions are not named.
         """
         findings = findings_of(rows)
         source = dataclasses.replace(self.source, serial_number=weights_sha256[:16])
@@ -72,14 +72,14 @@ class Results:
 
 
 def prepare_results(reference: Stack, *, keep_identifiers: bool) -> Results:
-    """Read what results take over from the stack that they refer to.
+    """Read the headers that results copy from the stack that they refer to.
 
     Args:
         reference: the stack.
-        keep_identifiers: take over name, ID and the rest about patient and study.
+        keep_identifiers: also copy name, ID and other attributes of patient and study.
 
     Raises:
-        UserError: its headers are too incomplete or too odd for results that refer to them.
+        UserError: its headers are too incomplete or inconsistent for results.
     """
     with _without_warnings():
         source = Source(
@@ -91,7 +91,7 @@ def prepare_results(reference: Stack, *, keep_identifiers: bool) -> Results:
         if missing:
             raise _no_results(reference, f"without {' and '.join(missing)}")
         try:
-            make_report(source, None, ())  # a trial, for what else the headers may lack
+            make_report(source, None, ())  # a trial run, to find whatever else the headers may lack
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise _no_results(reference, f"{type(error).__name__} while reading them") from error
     return Results(reference=reference, source=source)
@@ -99,13 +99,13 @@ def prepare_results(reference: Stack, *, keep_identifiers: bool) -> Results:
 
 def _no_results(reference: Stack, why: str) -> UserError:
     return UserError(
-        f"series {reference.key}: DICOM results cannot refer to its headers ({why}); leave --dicom-out away"
+        f"series {reference.key}: DICOM results cannot refer to its headers ({why}); leave out --dicom-out"
     )
 
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silence the libraries' warnings: those about odd values quote them, names included."""
+    """Silence the libraries' warnings: they quote odd values, which may include the patient's name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Sorts frames into stacks, one image volume each, and checks them for missing and repeated slices."""
+"""Sorts frames into stacks, one volume each, and checks them for missing and repeated slices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _ROUNDED_MM = 0.15  # some scanners round positions to 0.1 mm
 _SAME_PLACE_MM = 0.01
 _SAME_GRID_MM = 0.01  # at any corner
-SAME_ECHO_MS = 0.1  # headers round, and differ in the last digits
+SAME_ECHO_MS = 0.1  # rounding in headers
 _SAME_DIRECTION, _SAME_SPACING_MM = 2e-3, 2e-3
 
 
@@ -24,19 +24,19 @@ _SAME_DIRECTION, _SAME_SPACING_MM = 2e-3, 2e-3
 class Stack:
     """Frames of one series that form one volume, in the order of the slice normal."""
 
-    key: str  # series number, with .1, .2, ... where the series holds several stacks; typed after --series
+    key: str  # series number, plus .1, .2, ... if the series has several stacks; used with --series
     frames: tuple[Frame, ...]
     affine: np.ndarray | None  # (4, 4): (column, row, slice) index -> RAS mm; None with a fault
-    fault: str = ""  # why the stack is no volume
+    fault: str = ""  # why the stack is not a volume
 
     @property
     def first(self) -> Frame:
-        """Its first frame, for what all frames share."""
+        """Its first frame, for attributes that all frames share."""
         return self.frames[0]
 
     @property
     def instance(self) -> Instance:
-        """The object of its first frame, for what the series shares."""
+        """The object of its first frame, for attributes of the series."""
         return self.frames[0].instance
 
     @property
@@ -46,7 +46,7 @@ class Stack:
 
     @property
     def instances(self) -> tuple[Instance, ...]:
-        """The different objects that its frames come from, in the order of the frames."""
+        """The distinct objects of its frames, in the order of the frames."""
         return tuple({frame.instance.sop_uid: frame.instance for frame in self.frames}.values())
 
 
@@ -54,12 +54,12 @@ def sort_into_stacks(frames: Iterable[Frame]) -> tuple[Stack, ...]:
     """Stacks in the order of their series numbers.
 
     Frames that differ in series, image type, component, echo, orientation or matrix go to different stacks.
-    Where positions repeat, acquisition numbers or temporal positions tell the repeats apart.
+    If positions repeat, acquisition numbers or temporal positions separate the repeats.
     """
     stacks = []
     for members in sorted(_groups(frames, lambda frame: frame.instance.series_uid), key=_series_order):
-        # From certain to uncertain: what headers state, then what they round, then positions that repeat,
-        # which only other attributes can tell apart.
+        # in order of certainty: exact header values, then rounded ones, then repeated positions, which only
+        # other attributes can separate
         groups = [
             part
             for alike in _groups(members, _kind)
@@ -73,7 +73,7 @@ def sort_into_stacks(frames: Iterable[Frame]) -> tuple[Stack, ...]:
 
 
 def same_grid(a: Stack, b: Stack) -> bool:
-    """Whether two stacks lie voxel on voxel; UIDs do not matter, as anonymization may change them."""
+    """Whether two stacks have the same voxels; UIDs are ignored, because anonymization may change them."""
     if a.affine is None or b.affine is None or a.shape != b.shape:
         return False
     corners = np.array(list(itertools.product(*((0, n - 1) for n in a.shape))))
@@ -98,7 +98,7 @@ def _kind(frame: Frame) -> Hashable:
 
 
 def _geometries(frames: Sequence[Frame]) -> list[list[Frame]]:
-    """Frames of one echo, orientation and pixel size together, up to the rounding of headers."""
+    """Groups of frames with the same echo, orientation and pixel size, up to the rounding of headers."""
     groups: list[list[Frame]] = []
     for frame in frames:
         group = next((group for group in groups if _alike(group[0], frame)), None)
@@ -130,8 +130,8 @@ def _has_repeats(frames: Sequence[Frame]) -> bool:
 
 
 def _repeats(frames: list[Frame]) -> list[list[Frame]]:
-    """The frames as one group, or one group per repeat if an attribute tells the repeats apart."""
-    # splitting must cure what is wrong, else the frames stay together and the fault is reported
+    """The frames as one group, or one group per repeat if an attribute separates the repeats."""
+    # split only if that removes the fault; otherwise the frames stay together and the fault is reported
     repeated = _has_repeats(frames)
     if not repeated and not _fault(np.sort(_offsets(frames))):
         return [frames]
@@ -155,7 +155,7 @@ def _stack(key: str, frames: Sequence[Frame]) -> Stack:
 
 
 def _fault(offsets: np.ndarray) -> str:
-    """Why slices at these ascending positions (mm) are no volume; empty if they are."""
+    """Why slices at these ascending positions (mm) do not form a volume; empty if they do."""
     if len(offsets) < 2:
         return "it is a single slice"
     steps = np.diff(offsets)
@@ -165,8 +165,8 @@ def _fault(offsets: np.ndarray) -> str:
             f"{repeated} of its {len(offsets)} slices lie where another one lies (two acquisitions in one "
             "series?), and nothing in the headers tells them apart"
         )
-    # Positions may be rounded, so only a step beyond the rounding is a gap. A gap of whole steps means that
-    # slices are missing, any other that they are not evenly spaced.
+    # Positions may be rounded, so only a step beyond the rounding is a gap. A gap of several whole steps
+    # means missing slices; any other gap means uneven spacing.
     step = float(np.median(steps))
     gaps = np.flatnonzero(steps > step + _ROUNDED_MM)
     if len(gaps):
@@ -189,14 +189,14 @@ def _affine(frames: Sequence[Frame]) -> np.ndarray:
     matrix[:3, 0] = np.array(first.orientation[:3]) * between_columns
     matrix[:3, 1] = np.array(first.orientation[3:]) * between_rows
     start, end = np.array(first.position_mm), np.array(last.position_mm)
-    # over all slices: the rounding of two positions is divided by their number
+    # from the first and the last slice: the rounding of positions is divided by the number of slices
     matrix[:3, 2] = (end - start) / (len(frames) - 1)
     matrix[:3, 3] = start
     return _LPS_TO_RAS @ matrix
 
 
 def _on_a_line(frames: Sequence[Frame], affine: np.ndarray) -> bool:
-    """Whether the first pixel of every frame lies where the affine says, within the rounding of headers."""
+    """Whether the positions of all frames agree with the affine, within the rounding of headers."""
     expected = affine[:3, 3] + np.arange(len(frames))[:, None] * affine[:3, 2]
     stated = np.array([frame.position_mm for frame in frames]) * np.diag(_LPS_TO_RAS)[:3]
     return bool(np.abs(expected - stated).max() <= _ROUNDED_MM)

@@ -1,14 +1,14 @@
-"""From a detector's score to a probability: how the map is fitted, chosen and judged.
+"""Calibration: maps from a detector's score to a probability, and how they are fitted, chosen and evaluated.
 
 Two maps are fitted to validation detections: a logistic curve in the score's logit with slope and offset
 (Platt 1999; temperature scaling with a bias, Guo et al. 2017) and isotonic regression (Zadrozny & Elkan
-2002). The one with the lower log loss on scans that it was not fitted on is taken.
+2002). The one with the lower log loss on held-out scans is used.
 
-Probabilities are judged by the expected calibration error: the mean over bins of |mean probability - share of
-true detections|, weighted by the number of detections in each bin (Naeini et al. 2015, AAAI; Guo et al. 2017,
-ICML). It depends on the bins: here 10, once of equal numbers of detections, once of equal width. Perfect
-probabilities of few detections have an error above 0 by chance alone (Bröcker & Smith 2007, Weather and
-Forecasting): `error_by_chance` gives its size.
+Probabilities are evaluated by the expected calibration error: the mean over bins of |mean probability -
+fraction of true detections|, weighted by the number of detections per bin (Naeini et al. 2015, AAAI; Guo et
+al. 2017, ICML). It depends on the bins; we use 10, with equal numbers of detections and with equal widths.
+With few detections, even perfect probabilities have an error above 0 by chance (Bröcker & Smith 2007, Weather
+and Forecasting): `error_by_chance` gives its size.
 """
 
 import dataclasses
@@ -23,25 +23,26 @@ from cmb_jax.evaluation.froc import FrocEvents
 from cmb_jax.evaluation.statistics import Estimate, estimates, resampled
 
 FOLDS = 5
-# From this probability on a detection is called definite: four of five such detections are microbleeds.
+# Detections with at least this probability are called definite: at least four of five are microbleeds.
 DEFINITE_PROBABILITY = 0.8
 UNCALIBRATED = "uncalibrated"
-# A knot is left out if the map stays within this much without it.
+# a knot is left out if the map changes by no more than this
 KNOT_TOLERANCE = 0.005
-# Scores are written with four digits: beyond this their logits mean nothing.
+# scores are written with four digits, so logits of more extreme values are meaningless
 _LEAST = 1e-5
 BINS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrationMap:
-    """A piecewise linear map, as it travels with the weights: constant beyond its ends, never falling.
+    """A piecewise linear, nondecreasing map, stored with the weights; constant beyond its ends.
 
     Raises:
-        ValueError: fewer than two knots, scores that do not rise, probabilities that fall or leave 0..1.
+        ValueError: fewer than two knots, scores that do not increase, probabilities that decrease or leave
+        0..1.
     """
 
-    scores: tuple[float, ...]  # of the knots, rising, 0..1
+    scores: tuple[float, ...]  # of the knots, increasing, 0..1
     probabilities: tuple[float, ...]  # that a detection with such a score is a true microbleed
 
     def __post_init__(self) -> None:
@@ -57,7 +58,7 @@ class CalibrationMap:
         return np.interp(np.asarray(scores, np.float64), self.scores, self.probabilities)
 
     def score_at(self, probability: float) -> float:
-        """The lowest score with at least this probability; infinite if there is none."""
+        """The lowest score with at least this probability; infinite if no score has it."""
         knots = np.array(self.probabilities)
         if probability > knots[-1]:
             return math.inf
@@ -71,20 +72,20 @@ class CalibrationMap:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A fitted map, and how it and its rivals did on scans that they were not fitted on."""
+    """The chosen map, and the performance of all maps on held-out scans."""
 
     method: str
     map: CalibrationMap
-    log_loss: dict[str, float]  # held out, by method; that of `UNCALIBRATED` is of the score itself
-    held_out: np.ndarray  # (E,) probability of each event by a map fitted without its scan's fold
+    log_loss: dict[str, float]  # held out, by method; `UNCALIBRATED`: of the score itself
+    held_out: np.ndarray  # (E,) probability of each event, by a map fitted without the fold of its scan
     folds: int
 
 
 def fit_platt(scores: np.ndarray, true: np.ndarray) -> tuple[float, float]:
-    """Slope (not negative) and offset of probability = sigmoid(slope * logit(score) + offset).
+    """Nonnegative slope, and offset, of probability = sigmoid(slope * logit(score) + offset).
 
-    The targets are Platt's, (n + 1) / (n + 2) and 1 / (m + 2) for n true and m false detections, so that the
-    slope stays finite where scores separate them perfectly.
+    The targets are Platt's, (n + 1) / (n + 2) and 1 / (m + 2) for n true and m false detections, which keeps
+    the slope finite even if scores separate them perfectly.
 
     Args:
         scores: (E,) in 0..1.
@@ -102,7 +103,8 @@ def fit_platt(scores: np.ndarray, true: np.ndarray) -> tuple[float, float]:
         error = expit(z) - target
         return float(value), np.array([(error * x).mean(), error.mean()])
 
-    # The loss is convex in both parameters; the bound keeps the map from falling where scores mean nothing.
+    # The loss is convex in both parameters; the bound keeps the map nondecreasing if scores are
+    # uninformative.
     found = minimize(
         loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0.0, None), (None, None)],
         options={"ftol": 1e-12, "gtol": 1e-8},
@@ -113,7 +115,7 @@ def fit_platt(scores: np.ndarray, true: np.ndarray) -> tuple[float, float]:
 def platt_map(scores: np.ndarray, true: np.ndarray) -> CalibrationMap:
     """The logistic curve as knots, see `fit_platt`."""
     slope, offset = fit_platt(scores, true)
-    # even steps in the logit, where the curve is straight: steep ends get as many points as the middle
+    # evenly spaced in the logit, where the curve is a straight line: both steep ends get enough points
     grid = np.linspace(logit(_LEAST), logit(1 - _LEAST), 4001)
     return _with_few_knots(expit(grid), expit(slope * grid + offset))
 
@@ -121,7 +123,7 @@ def platt_map(scores: np.ndarray, true: np.ndarray) -> CalibrationMap:
 def isotonic_map(scores: np.ndarray, true: np.ndarray) -> CalibrationMap:
     """Isotonic regression as knots: the ends of its steps, joined by straight lines.
 
-    Probabilities stay 1 / (E + 2) away from 0 and 1: E detections cannot show more.
+    Probabilities keep a distance of 1 / (E + 2) from 0 and 1: E detections are no evidence for more.
 
     Args:
         scores: (E,) in 0..1.
@@ -129,7 +131,7 @@ def isotonic_map(scores: np.ndarray, true: np.ndarray) -> CalibrationMap:
     """
     from scipy.optimize import isotonic_regression
 
-    # Detections of equal score are one point with their weight: isotonic regression needs rising scores.
+    # isotonic regression needs increasing scores: equal ones are merged into one weighted point
     x, first, count = np.unique(scores, return_inverse=True, return_counts=True)
     share = np.bincount(first, weights=np.asarray(true, float)) / count
     margin = 1.0 / (len(scores) + 2)
@@ -152,18 +154,18 @@ def log_loss(probabilities: np.ndarray, true: np.ndarray) -> float:
 
 
 def calibrate(events: FrocEvents, *, folds: int = FOLDS, seed: int = 0) -> Calibration:
-    """Fit both maps, choose one by cross-validation over scans, fit it on all.
+    """Fit both maps, choose one by cross-validation over scans, and refit it on all scans.
 
     Args:
         events: true and false detections of S scans with their scores, see `matching.events`.
-        folds: parts that the scans with detections are split into (fewer if there are fewer scans).
+        folds: for the scans with detections; fewer if there are fewer scans.
 
     Raises:
         ValueError: fewer than two scans have a detection.
     """
-    # Folds are of scans, not of detections: those of one scan share its quality and would make a map look
-    # better on held-out data than it is on new scans. Only scans with detections are split, so that no fold
-    # is empty.
+    # Folds are split by scan, not by detection: detections of one scan are correlated, so a map would look
+    # better on held-out data than on new scans. Scans without detections are left out, so that no fold is
+    # empty.
     scores, true = events.scores, events.true
     names, scan = np.unique(events.subject, return_inverse=True)
     folds = min(folds, len(names))
@@ -188,9 +190,9 @@ def calibrate(events: FrocEvents, *, folds: int = FOLDS, seed: int = 0) -> Calib
 
 
 def _with_few_knots(x: np.ndarray, y: np.ndarray) -> CalibrationMap:
-    """The curve through points (P,) of rising x with fewer knots, kept within `KNOT_TOLERANCE`.
+    """The curve through points (P,) of increasing x with fewer knots, accurate to `KNOT_TOLERANCE`.
 
-    The point that is farthest off is added until none is off by more (Ramer 1972; Douglas & Peucker 1973).
+    Adds the point with the largest error until none exceeds it (Ramer 1972; Douglas & Peucker 1973).
     """
     knots = [0, len(x) - 1]
     while True:
@@ -204,7 +206,7 @@ def _with_few_knots(x: np.ndarray, y: np.ndarray) -> CalibrationMap:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReliabilityBin:
-    """Detections of similar probability; there is at least one."""
+    """A nonempty bin of detections of similar probability."""
 
     low: float  # the lowest and the highest probability in it
     high: float
@@ -214,7 +216,7 @@ class ReliabilityBin:
 
     @property
     def share(self) -> float:
-        """Share of true detections."""
+        """Fraction of true detections."""
         return self.true / self.detections
 
 
@@ -235,13 +237,13 @@ class Reliability:
 
 
 def equal_mass_bins(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Bin (n,) of each detection, of equal numbers; equal probabilities share a bin."""
+    """Bin (n,) of each detection; bins have equal numbers, and equal probabilities share a bin."""
     edges = np.quantile(probabilities, np.arange(1, bins) / bins)
     return np.searchsorted(edges, probabilities, side="right")
 
 
 def equal_width_bins(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Bin (n,) of each detection, [k / bins, (k + 1) / bins); 1 belongs to the last."""
+    """Bin (n,) of each detection, [k / bins, (k + 1) / bins); 1 belongs to the last bin."""
     return np.minimum((np.asarray(probabilities) * bins).astype(int), bins - 1)
 
 
@@ -253,16 +255,16 @@ def calibration_error(probabilities: np.ndarray, true: np.ndarray, bin_of: np.nd
         true: (n,) bool.
         bin_of: (n,) int, see `equal_mass_bins` and `equal_width_bins`.
     """
-    # a bin's share of detections times |mean p - mean truth| is |sum of (p - truth)| over all detections
+    # (size of a bin / n) * |mean p - mean truth| = |sum of (p - truth)| / n
     gaps = np.bincount(bin_of, weights=np.asarray(probabilities) - np.asarray(true, float))
     return float(np.abs(gaps).sum() / len(bin_of))
 
 
 def error_by_chance(probabilities: np.ndarray, bin_of: np.ndarray) -> float:
-    """Expected calibration error that n detections would have if their probabilities were perfect.
+    """Expected calibration error of n detections if their probabilities were perfect.
 
-    The gap of a bin is then a sum of independent terms of mean 0 and variance p (1 - p), close to normal, and
-    the mean absolute value of a normal variable is sqrt(2 / pi) standard deviations.
+    The gap of a bin is then a sum of independent terms with mean 0 and variance p (1 - p), nearly normal; the
+    mean absolute value of a normal variable is sqrt(2 / pi) standard deviations.
 
     Args:
         probabilities: (n,).
@@ -282,25 +284,25 @@ def reliability(
     samples: int = 2000,
     seed: int = 0,
 ) -> Reliability | None:
-    """Reliability of n detections, None without any.
+    """Reliability of n detections; None if there are none.
 
     Args:
         probabilities: (n,).
         true: (n,) bool, whether each is a true lesion.
         subject: (n,) int, index of its scan.
         scans: number of scans, including those without detections.
-        samples: resamples of the scans for the 95 % intervals; the bins stay those of all detections.
+        samples: resamples of the scans for the 95 % intervals; the bins stay fixed.
     """
     if not len(probabilities):
         return None
-    # An error is a sum over scans in each bin, so that a resample of scans is a weighting of these sums: all
-    # resamples are one matrix product.
+    # The gap of a bin is a sum over scans, so a resample of scans is a weighted sum, and all resamples
+    # together are one matrix product.
     kinds = (equal_mass_bins(probabilities), equal_width_bins(probabilities))
     gaps = [_scan_gaps(probabilities, true, subject, scans, bin_of) for bin_of in kinds]
     counts = np.bincount(subject, minlength=scans)
 
     def errors(weights: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore"):  # a resample without any detection has no error
+        with np.errstate(invalid="ignore"):  # the error of a resample without detections is undefined
             return np.stack([np.abs(weights @ gap).sum(axis=1) / (weights @ counts) for gap in gaps], axis=1)
 
     values = np.array([calibration_error(probabilities, true, bin_of) for bin_of in kinds])

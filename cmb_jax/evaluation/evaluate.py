@@ -361,7 +361,7 @@ def _valdo_summary(cases: list[ValdoCase]) -> ValdoSummary:
 
 
 def _odd_scores(scored: list[_Scored]) -> tuple[str, ...]:
-    """A warning if scores are no numbers from 0 to 1; order decides all figures but those at a threshold."""
+    """A warning if scores are not numbers from 0 to 1; order decides all figures but those at a threshold."""
     low, high = min(scan.scores[0] for scan in scored), max(scan.scores[1] for scan in scored)
     if low >= 0.0 and high <= 1.0:
         return ()

@@ -311,7 +311,7 @@ def match_nearest(distance: np.ndarray, limit: float, excused: np.ndarray | None
     Args:
         distance: (K, M) between the centers of mass of predictions and references.
         limit: matches are strictly closer.
-        excused: (K,) bool, predictions that are no false positives if unmatched; None: none are.
+        excused: (K,) bool, predictions that are not false positives if unmatched; None: none are.
     """
     k, m = distance.shape
     lesion = np.full(k, -1)

@@ -148,9 +148,9 @@ def _subset_tables(result: EvaluationResult) -> tuple[Table, Table]:
         ),
         note=(
             f"At the operating point, by the rule {RULES[result.breakdown_rule].title}. Lesions of other "
-            "sizes are ignored: never missed, and a detection on one is no false positive. Calcified, left "
-            "out: in scans without a phase, where nobody can tell a calcification from a microbleed, a "
-            "detection on one is no false positive."
+            "sizes are ignored: never missed, and a detection on one is not a false positive. Calcified, "
+            "left out: in scans without a phase, where nobody can tell a calcification from a microbleed, a "
+            "detection on one is not a false positive."
         ),
     )
     curve = Table(

@@ -87,7 +87,9 @@ def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
     affine, _ = world_affine(file)
     array = decoded(file)
     if np.prod(array.shape[3:]) != 1 or array.dtype.kind not in "iufb":
-        raise UserError(f"{path}: is no volume of labels but {array.dtype} {array.shape}; give one 3D image")
+        raise UserError(
+            f"{path}: is not a volume of labels but {array.dtype} {array.shape}; give one 3D image"
+        )
     if array.dtype.kind == "f":
         array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
     if array.min(initial=0) < 0:

@@ -123,7 +123,7 @@ class SubjectTruth:
     has_phase: bool | None = None  # whether the scan has a phase; None: unknown
     volume: LabeledVolume | None = None  # when there are voxels: the touch, box and VALDO rules use them
     mimics: MimicMap | None = None
-    # Lesions that a reader might not see: missing one is no error, and neither is finding it.
+    # Lesions that a reader might not see: missing one is not an error, and neither is finding it.
     ignored_centers_mm: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3)))  # (I, 3)
     ignored_diameters_mm: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))  # (I,) as seen
 

@@ -1,6 +1,6 @@
 """The same evaluation of a part: scans with or without a phase, lesions of one size, calcifications left out.
 
-* Lesions of other sizes are ignored: they are never missed, and a detection on one of them is no mistake.
+* Lesions of other sizes are ignored: they are never missed, and a detection on one is not a false positive.
 * On the magnitude alone nobody can tell a calcification from a microbleed. So figures of scans without a
   phase are also given with detections on calcifications left out of the count, unless they hit a microbleed.
 """

@@ -1,6 +1,6 @@
-"""Which lesion of one scan is which of the other, and what that says.
+"""Matches the lesions of two scans and classifies them as new, resolved, stable or uncertain.
 
-A lesion that only one scan shows is new or gone only if the other scan could have shown it.
+A lesion that only one scan shows is new or resolved only if the other scan could have shown it.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from cmb_jax.report.comparison import STATUSES, Change, Status
 MIN_SIGNAL = 0.4
 """Surroundings darker than this fraction of the brain's median are signal loss, as in the phantom's truth."""
 MIN_DISTINCTNESS = 2.5
-"""Contrast that is needed, in robust standard deviations of the surroundings."""
+"""Minimum contrast, in robust standard deviations of the surroundings."""
 STILL_DARK = 0.5
-"""A spot with at least this fraction of the expected contrast may be the lesion, missed by the detector."""
+"""A spot with at least this fraction of the expected contrast may be a lesion that the detector missed."""
 MATCH_MM = 4.0
-"""Greatest distance of one lesion at two times: the detector's error, twice, and that of registration."""
+"""Maximum distance between matched lesions: twice the detector's error plus that of the registration."""
 MOVED_SHARE = 2.0
-"""Lesions without a partner within the match, but within this multiple of it, may be one that moved."""
+"""Unmatched lesions within this multiple of the matching distance may be one lesion that moved."""
 UNREGISTERED = "the registration is not trusted"
 
 _SHELL_MM = (1.0, 3.5)  # beyond the apparent radius
@@ -32,7 +32,7 @@ _NEAR_BRAIN_MM = 2.0  # the brain mask is right to about its 2 mm voxels
 
 
 def settings(match_mm: float) -> tuple[tuple[str, str], ...]:
-    """(name, value) of all limits, for the record."""
+    """(name, value) of all thresholds, for the record."""
     values = {
         "match_mm": match_mm,
         "moved_mm": MOVED_SHARE * match_mm,
@@ -45,7 +45,7 @@ def settings(match_mm: float) -> tuple[tuple[str, str], ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Surveyed:
-    """An image with what is needed to say whether a lesion would show on it."""
+    """An image with what is needed to decide whether a lesion would be visible on it."""
 
     name: str  # "baseline" or "follow-up"
     image: Volume
@@ -54,7 +54,7 @@ class Surveyed:
     field_strength_t: float | None = None
 
     def median(self) -> float:
-        """Of the brain's values, estimated on some of its voxels."""
+        """Median of the brain, estimated from a subset of its voxels."""
         values = self.image.data[self.brain]
         return float(np.median(values[:: max(1, len(values) // 100_000)])) if len(values) else 0.0
 
@@ -66,23 +66,23 @@ class Surveyed:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spot:
-    """What an image shows at a place."""
+    """The intensities of an image at a position."""
 
-    core: float  # mean of the middle
+    core: float  # mean of the central voxels
     level: float  # median of the surroundings in the brain
     spread: float  # robust standard deviation of the surroundings
     near_brain: bool
 
     @property
     def contrast(self) -> float:
-        """Loss of signal, 0..1, against the surroundings."""
+        """Loss of signal relative to the surroundings, 0..1."""
         return float(np.clip(1.0 - self.core / self.level, 0.0, 0.99)) if self.level > 0 else 0.0
 
 
 def spot_at(scan: Surveyed, point_mm: np.ndarray, diameter_mm: float) -> Spot | None:
-    """The place of a lesion in an image; None outside its field of view.
+    """The intensities at the position of a lesion; None outside the field of view.
 
-    The core lies within half the radius (the nearest voxel at least), the surroundings 1 to 3.5 mm beyond the
+    The core is within half the radius (at least the nearest voxel), the surroundings 1 to 3.5 mm beyond the
     radius, as in the phantom's measure of visibility.
 
     Args:
@@ -95,7 +95,7 @@ def spot_at(scan: Surveyed, point_mm: np.ndarray, diameter_mm: float) -> Spot | 
     if (place < -0.5).any() or (place > shape - 0.5).any():
         return None
     radius = diameter_mm / 2
-    # Only a window that holds the surroundings is looked at; distances in it are from the place in mm.
+    # compute distances (mm) only in a window that includes the surroundings
     reach = (radius + _SHELL_MM[1]) / np.array(scan.image.spacing_mm)
     low = np.maximum(np.floor(place - reach).astype(int), 0)
     high = np.minimum(np.ceil(place + reach).astype(int) + 1, shape)
@@ -104,7 +104,9 @@ def spot_at(scan: Surveyed, point_mm: np.ndarray, diameter_mm: float) -> Spot | 
     distance = np.linalg.norm((index - place) @ affine[:3, :3].T, axis=-1)
     nearest = float(distance.min()) + 1e-4
     values, brain = scan.image.data[window], scan.brain[window]
+    # a rim of 1 mm is left out, which blooming and partial volume darken
     shell = (distance >= radius + _SHELL_MM[0]) & (distance <= radius + _SHELL_MM[1])
+    # outside the brain it is dark anyway; used only if no brain is near
     ring = values[shell & brain] if (shell & brain).any() else values[shell]
     level = float(np.median(ring)) if ring.size else 0.0
     return Spot(
@@ -116,13 +118,14 @@ def spot_at(scan: Surveyed, point_mm: np.ndarray, diameter_mm: float) -> Spot | 
 
 
 def expected_contrast(spot: Spot, diameter_mm: float, shown: Surveyed, other: Surveyed) -> float:
-    """The loss of signal that a lesion of one scan would cause in another, 0..1.
+    """The loss of signal that a lesion of one scan should cause in another, 0..1.
 
-    Signal falls as exp(-k), k in proportion to echo time and field strength (Yablonskiy & Haacke 1994, static
-    dephasing), where both are known and the other's are lower. A voxel larger than the lesion dilutes the
-    loss. No lesion is expected to show better than it was seen.
+    Signal falls as exp(-k) with k proportional to echo time and field strength (Yablonskiy & Haacke 1994,
+    static dephasing); unknown or higher values of the other scan are ignored. A voxel larger than the lesion
+    dilutes the loss. A lesion is never expected to be more visible than it was seen.
     """
     decay = -np.log(1.0 - spot.contrast)
+    # at most 1: a longer echo at the other scan could only make the lesion more visible
     for here, there in (
         (shown.echo_time_ms, other.echo_time_ms),
         (shown.field_strength_t, other.field_strength_t),
@@ -137,17 +140,17 @@ def expected_contrast(spot: Spot, diameter_mm: float, shown: Surveyed, other: Su
 def why_not_shown(
     shown: Surveyed, at_mm: np.ndarray, diameter_mm: float, other: Surveyed, there_mm: np.ndarray
 ) -> str:
-    """Why the absence of a lesion from another scan proves nothing; empty if that scan would have shown it.
+    """Why the absence of a lesion in another scan proves nothing; empty if that scan would have shown it.
 
     Args:
         shown: the scan that shows the lesion.
-        at_mm: (3,) its place in RAS mm of that scan.
+        at_mm: (3,) its position in RAS mm of that scan.
         diameter_mm: its apparent diameter.
         other: the scan without it.
-        there_mm: (3,) the same place in RAS mm of the other scan.
+        there_mm: (3,) the same position in RAS mm of the other scan.
     """
-    # From what the other scan cannot show at all to what it may show but did not report. Only a lesion that
-    # passes every test is called new or resolved.
+    # from places that the other scan cannot show at all, to spots that it shows but did not report; only a
+    # lesion that passes every test is called new or resolved
     there = spot_at(other, there_mm, diameter_mm)
     if there is None:
         return f"outside the field of view of the {other.name}"
@@ -166,12 +169,12 @@ def why_not_shown(
 
 @dataclasses.dataclass(frozen=True)
 class _Side:
-    """Candidates of one scan, where the other scan should show them, and which have no partner yet."""
+    """Candidates of one scan, with their positions in both scans."""
 
     rows: tuple[DetectionRow, ...]
-    own_mm: np.ndarray  # (n, 3) RAS mm of the scan
-    other_mm: np.ndarray  # (n, 3) RAS mm of the other
-    free: np.ndarray  # (n,) bool, changed by `_pair`
+    here_mm: np.ndarray  # (n, 3) RAS mm of the scan
+    there_mm: np.ndarray  # (n, 3) RAS mm of the other scan
+    unmatched: np.ndarray  # (n,) bool, updated by `_pair`
 
 
 def _sides(rows: Sequence[DetectionRow], to_other: np.ndarray) -> tuple[_Side, _Side]:
@@ -179,19 +182,19 @@ def _sides(rows: Sequence[DetectionRow], to_other: np.ndarray) -> tuple[_Side, _
     sides = []
     for kept in (True, False):
         part = tuple(row for row in rows if (row.status == "kept") == kept)
-        own_mm = np.array([[row.x_mm, row.y_mm, row.z_mm] for row in part], np.float64).reshape(-1, 3)
-        sides.append(_Side(part, own_mm, apply_affine(to_other, own_mm), np.ones(len(part), bool)))
+        here_mm = np.array([[row.x_mm, row.y_mm, row.z_mm] for row in part], np.float64).reshape(-1, 3)
+        sides.append(_Side(part, here_mm, apply_affine(to_other, here_mm), np.ones(len(part), bool)))
     return sides[0], sides[1]
 
 
 def _pair(baseline: _Side, followup: _Side, limit_mm: float) -> list[tuple[int, int, float]]:
-    """(baseline, follow-up, mm) of free candidates one to one: as many as possible, then the least total."""
-    distance = center_distances(baseline.other_mm, followup.own_mm)
-    allowed = (distance <= limit_mm) & baseline.free[:, None] & followup.free[None, :]
+    """(baseline, follow-up, mm) of unmatched candidates: most pairs first, then least total distance."""
+    distance = center_distances(baseline.there_mm, followup.here_mm)
+    allowed = (distance <= limit_mm) & baseline.unmatched[:, None] & followup.unmatched[None, :]
     partner = match(Pairs(allowed=allowed, cost=distance, one_to_one=True)).lesion
     pairs = [(int(n), int(m), float(distance[n, m])) for n, m in enumerate(partner) if m >= 0]
     for n, m, _ in pairs:
-        baseline.free[n] = followup.free[m] = False
+        baseline.unmatched[n] = followup.unmatched[m] = False
     return pairs
 
 
@@ -204,24 +207,24 @@ def find_changes(
     *,
     match_mm: float = MATCH_MM,
 ) -> tuple[Change, ...]:
-    """Each lesion that was kept in either scan, once: new, resolved, stable or uncertain with its reason.
+    """Each lesion that was kept in either scan, once: new, resolved, stable, or uncertain with a reason.
 
-    Kept lesions are matched first, one to one within `match_mm`. Those left are matched with kept lesions
-    up to twice as far, then with candidates that the other scan rejected; both are uncertain. A lesion
-    without any partner is new or resolved if the other scan could have shown it.
+    Kept lesions are matched first, one to one within `match_mm`. The rest are matched with kept lesions up to
+    twice as far away, then with rejected candidates of the other scan; both are uncertain. A lesion without
+    any partner is new or resolved if the other scan could have shown it.
 
     Args:
         baseline_rows: all candidates of the first scan, rejected ones too.
         followup_rows: all candidates of the second scan.
-        registration: of the two; where it is not trusted, every lesion is uncertain and none is matched.
+        registration: if it is not trusted, every lesion is uncertain and none is matched.
         baseline: the first image.
         followup: the second image.
-        match_mm: greatest distance of a match.
+        match_mm: maximum distance of a match.
     """
     first, first_rejected = _sides(baseline_rows, registration.matrix)
     second, second_rejected = _sides(followup_rows, inverse(registration.matrix))
-    # In the order of how sure a match is: each pair that is found takes its lesions out of the later rounds.
-    # Rejected candidates come last, so that they never take the place of a kept one.
+    # The surest matches come first: each pair removes its lesions from later rounds. Rejected candidates come
+    # last, so that they never take the partner of a kept one.
     found: list[Change] = []
     if registration.trusted:
         for n, m, apart_mm in _pair(first, second, match_mm):
@@ -236,11 +239,11 @@ def find_changes(
             reason = _why_rejected(first_rejected.rows[n], baseline)
             found.append(_matched(first_rejected, n, second, m, apart_mm, reason))
     for side, shown, other in ((first, baseline, followup), (second, followup, baseline)):
-        for n in np.flatnonzero(side.free).tolist():
+        for n in np.flatnonzero(side.unmatched).tolist():
             reason = UNREGISTERED
             if registration.trusted:
                 diameter_mm = side.rows[n].diameter_mm
-                reason = why_not_shown(shown, side.own_mm[n], diameter_mm, other, side.other_mm[n])
+                reason = why_not_shown(shown, side.here_mm[n], diameter_mm, other, side.there_mm[n])
             found.append(_alone(side, n, is_baseline=side is first, reason=reason))
     order = sorted(found, key=lambda change: (STATUSES.index(change.status), -change.row.score))
     return tuple(dataclasses.replace(change, id=number) for number, change in enumerate(order, start=1))
@@ -253,23 +256,23 @@ def _matched(baseline: _Side, n: int, followup: _Side, m: int, distance_mm: floa
         reason=reason,
         baseline=baseline.rows[n],
         followup=followup.rows[m],
-        baseline_mm=baseline.own_mm[n],
-        followup_mm=followup.own_mm[m],
+        baseline_mm=baseline.here_mm[n],
+        followup_mm=followup.here_mm[m],
         distance_mm=round(distance_mm, 2),
     )
 
 
 def _alone(side: _Side, n: int, *, is_baseline: bool, reason: str) -> Change:
     status: Status = "resolved" if is_baseline else "new"
-    own_mm, other_mm = side.own_mm[n], side.other_mm[n]
+    here_mm, there_mm = side.here_mm[n], side.there_mm[n]
     return Change(
         id=0,
         status="uncertain" if reason else status,
         reason=reason,
         baseline=side.rows[n] if is_baseline else None,
         followup=None if is_baseline else side.rows[n],
-        baseline_mm=own_mm if is_baseline else other_mm,
-        followup_mm=other_mm if is_baseline else own_mm,
+        baseline_mm=here_mm if is_baseline else there_mm,
+        followup_mm=there_mm if is_baseline else here_mm,
         distance_mm=None,
     )
 

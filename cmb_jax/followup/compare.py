@@ -1,4 +1,4 @@
-"""Two time points to what changed between them, in plain sentences and in files."""
+"""Compares two time points: what changed, in plain sentences and in files."""
 
 import dataclasses
 import json
@@ -35,8 +35,8 @@ COLUMNS: tuple[str, ...] = (
     *("baseline_score", "followup_score", "baseline_diameter_mm", "followup_diameter_mm"),
     *("category", "zone", "region", "side"),
 )
-"""`baseline_*_mm` and `followup_*_mm`: RAS mm of that scan, as detected; empty where it has no candidate.
-`mapped_*_mm`: the place in the other scan's RAS mm, mapped from the scan that `mapped_from` names."""
+"""`baseline_*_mm` and `followup_*_mm`: RAS mm of that scan, as detected; empty without a candidate there.
+`mapped_*_mm`: the position in RAS mm of the other scan, mapped from the scan named in `mapped_from`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,12 +56,12 @@ def compare(
     match_mm: float = MATCH_MM,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
-    """Register, match, judge.
+    """Register the scans, match their lesions and classify the changes.
 
     Args:
         baseline: the earlier scan with its result.
         followup: the later one.
-        match_mm: greatest distance of one lesion at two times, after registration.
+        match_mm: maximum distance between matched lesions, after registration.
         progress: called with a line about each step.
 
     Raises:
@@ -71,8 +71,7 @@ def compare(
         raise UserError(
             f"{followup.image.source}: is the same image as {baseline.image.source}; give two time points"
         )
-    # Lesions are matched in the follow-up's space by their places alone; what the images show decides only
-    # about those without a partner.
+    # lesions are matched by position alone; the images matter only for those without a partner
     progress("registering the follow-up to the baseline")
     found = register(baseline.image, baseline.brain, followup.image, followup.brain)
     progress("matching lesions")
@@ -108,16 +107,16 @@ def compare(
 
 
 def count_class(new: int) -> str:
-    """The ARIA-H class of a number of new microhemorrhages (`ARIA_SOURCE`): none, mild, moderate, severe."""
+    """The ARIA-H class for a number of new microhemorrhages (`ARIA_SOURCE`): none, mild, moderate, severe."""
     return next((name for below, name in _CLASSES if new < below), "severe (>= 10)")
 
 
 def statement(changes: Sequence[Change], trusted: bool) -> tuple[str, ...]:
-    """What changed, in plain sentences, among them the ARIA-H class of the new lesions.
+    """What changed, in plain sentences, including the ARIA-H class of the new lesions.
 
     Args:
         changes: of `find_changes`.
-        trusted: whether the registration is; otherwise no class is given.
+        trusted: whether the registration is trusted; otherwise no class is given.
     """
     if not trusted:
         return (
@@ -174,8 +173,8 @@ def write_comparison(comparison: Comparison, out: Path, *, overwrite: bool = Fal
 def _line(change: Change, matrix: np.ndarray, back: np.ndarray) -> dict[str, Any]:
     """One line of comparison.csv; `matrix` (4, 4) maps baseline to follow-up RAS mm, `back` the other way."""
     from_baseline = change.baseline is not None
-    to_other, own_mm = (matrix, change.baseline_mm) if from_baseline else (back, change.followup_mm)
-    mapped_mm = apply_affine(to_other, own_mm)
+    to_other, center_mm = (matrix, change.baseline_mm) if from_baseline else (back, change.followup_mm)
+    mapped_mm = apply_affine(to_other, center_mm)
     line: dict[str, Any] = {
         "id": change.id,
         "status": change.status,
@@ -191,7 +190,7 @@ def _line(change: Change, matrix: np.ndarray, back: np.ndarray) -> dict[str, Any
 
 
 def _record(comparison: Comparison, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """comparison.json: everything but the pictures, and what it was made from."""
+    """The content of comparison.json: everything but the pictures, with provenance."""
     found, content = comparison.registration, comparison.content
     return {
         "notice": NOTICE,

@@ -1,6 +1,6 @@
 """Rigid registration of two scans of one head, as 4 x 4 matrices of RAS mm, and whether it can be trusted.
 
-Both images are brought to 1 mm along the axes of RAS. Mattes mutual information within the baseline's brain
+Both images are resampled to 1 mm along the RAS axes. Mattes mutual information within the baseline's brain
 (Mattes et al. 2003, IEEE Trans Med Imaging 22:120) is maximized by regular-step gradient descent over three
 resolutions, with SimpleITK. Samples lie on a regular lattice and are summed by one thread, so that the same
 images give the same matrix up to rounding.
@@ -19,10 +19,11 @@ _GRID_MM = 1.0
 _MARGIN_MM = 6.0
 _SHRINK = (4, 2, 1)
 _SMOOTHING_MM = (3.0, 1.5, 0.0)
-_SAMPLED = (0.5, 0.2, 0.05)  # of the voxels, at each resolution
+_SAMPLED = (0.5, 0.2, 0.05)  # fraction of the voxels, at each resolution
 _BINS = 32
 _FIRST_STEP_MM, _LAST_STEP_MM, _MOST_STEPS = 2.0, 0.01, 150
 
+# Limits that two scans of one head meet easily and scans of two different heads do not (docs/compare.md).
 MIN_DICE = 0.85
 MIN_CORRELATION = 0.6
 MIN_SHARED = 0.3
@@ -31,7 +32,7 @@ MAX_SHIFT_MM = 25.0
 
 
 def inverse(matrix: np.ndarray) -> np.ndarray:
-    """The inverse of a rigid motion (4, 4), exactly rigid too."""
+    """The inverse of a rigid motion (4, 4), which is exactly rigid too."""
     back = np.eye(4)
     back[:3, :3] = matrix[:3, :3].T
     back[:3, 3] = -matrix[:3, :3].T @ matrix[:3, 3]
@@ -46,16 +47,16 @@ def rotation_deg(matrix: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Registration:
-    """Where the head of the follow-up lies as seen from the baseline, and how well that is known."""
+    """The position of the head at follow-up relative to the baseline, and how reliable it is."""
 
     matrix: np.ndarray  # (4, 4) rigid, baseline RAS mm -> follow-up RAS mm
-    dice: float  # of the two brain masks, where both scans have a field of view
-    correlation: float  # Pearson's, of the two images in the brain that both show
-    shared: float  # part of the baseline's brain that lies in the follow-up's field of view
+    dice: float  # of the two brain masks, within the field of view of both scans
+    correlation: float  # Pearson's, of the two images within both brain masks
+    shared: float  # fraction of the baseline's brain within the follow-up's field of view
     rotation_deg: float
-    shift_mm: float  # of the brain's middle, after the brains' middles were put on each other
+    shift_mm: float  # of the center of the brain, after both centers were aligned
     mutual_information: float  # in nats, of the finest resolution
-    faults: tuple[str, ...] = ()  # why it must not be believed, one clause each
+    faults: tuple[str, ...] = ()  # why it must not be trusted, one clause each
 
     @property
     def trusted(self) -> bool:
@@ -65,19 +66,19 @@ class Registration:
 
 @dataclasses.dataclass(frozen=True)
 class _Lattice:
-    """An image and its brain on a grid along RAS whose voxels are cubes."""
+    """An image and its brain mask on an isotropic grid along RAS."""
 
     data: np.ndarray  # (X, Y, Z) float32
     mask: np.ndarray  # (X, Y, Z) bool
     affine: np.ndarray
 
     @property
-    def middle_mm(self) -> np.ndarray:
+    def center_mm(self) -> np.ndarray:
         """(3,) center of the brain, RAS mm."""
         return apply_affine(self.affine, np.argwhere(self.mask).mean(axis=0))
 
     def image(self, values: np.ndarray) -> sitk.Image:
-        """For SimpleITK, with RAS mm as its physical space."""
+        """A SimpleITK image with RAS mm as its physical space."""
         image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))
         image.SetOrigin(self.affine[:3, 3].tolist())
         image.SetSpacing([_GRID_MM] * 3)
@@ -97,10 +98,10 @@ def register(
     """
     fixed, moving = _lattice(baseline, baseline_brain), _lattice(followup, followup_brain)
     # The centers of both brains are aligned first: two scans of one head may lie centimeters apart, farther
-    # than the optimizer reaches. Samples are regular, not random, for the same matrix every time.
+    # than the optimizer can move. Samples are regular, not random, to give the same matrix every time.
     start = sitk.Euler3DTransform()
-    start.SetCenter(fixed.middle_mm.tolist())
-    start.SetTranslation((moving.middle_mm - fixed.middle_mm).tolist())
+    start.SetCenter(fixed.center_mm.tolist())
+    start.SetTranslation((moving.center_mm - fixed.center_mm).tolist())
     method = sitk.ImageRegistrationMethod()
     method.SetNumberOfThreads(1)
     method.SetMetricAsMattesMutualInformation(_BINS)
@@ -117,7 +118,7 @@ def register(
         numberOfIterations=_MOST_STEPS,
         gradientMagnitudeTolerance=1e-8,
     )
-    # a radian moves the skull by centimeters: a step is measured by how far it moves the image
+    # radians and mm are not comparable: scale each parameter by how far it moves the image
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(start, inPlace=True)
     try:
@@ -133,8 +134,8 @@ def register(
 
 
 def _lattice(volume: Volume, brain: np.ndarray) -> _Lattice:
-    """The brain and a margin around it; smoothed first along axes that are finer than the new grid."""
-    # The new axes are RAS and those of the volume may be oblique: all eight corners of the brain's box count.
+    """The brain and a margin around it, smoothed first along axes that are finer than the new grid."""
+    # the axes of the volume may be oblique to RAS, so all eight corners of the brain's box are needed
     inside = np.argwhere(brain)
     box = np.array([inside.min(axis=0), inside.max(axis=0)])
     corners = apply_affine(volume.affine, box[np.indices((2, 2, 2)).reshape(3, -1).T, np.arange(3)])
@@ -152,7 +153,7 @@ def _lattice(volume: Volume, brain: np.ndarray) -> _Lattice:
 
 
 def _resampled(values: np.ndarray, to_voxel: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
-    """Values on a grid of this shape whose indices `to_voxel` (4, 4) maps to indices of `values`."""
+    """`values` resampled to a grid of this shape; `to_voxel` (4, 4) maps its indices to those of `values`."""
     return ndimage.affine_transform(
         values, to_voxel[:3, :3], to_voxel[:3, 3], output_shape=shape, order=order
     )
@@ -161,21 +162,21 @@ def _resampled(values: np.ndarray, to_voxel: np.ndarray, shape: tuple[int, ...],
 def _judged(
     matrix: np.ndarray, information: float, fixed: _Lattice, moving: _Lattice, followup: Volume
 ) -> Registration:
-    """A matrix with measures of how well it fits."""
+    """The matrix with measures of its fit."""
     shape = fixed.mask.shape
     to_moving = np.linalg.inv(moving.affine) @ matrix @ fixed.affine
     to_followup = np.linalg.inv(followup.affine) @ matrix @ fixed.affine
     data = _resampled(moving.data, to_moving, shape, order=1)
     mask = _resampled(moving.mask.astype(np.uint8), to_moving, shape, order=0) > 0
     seen = _resampled(np.ones(followup.shape, np.uint8), to_followup, shape, order=0) > 0
-    # Both brains are cut to the follow-up's field of view: a slab must not look like a bad registration.
+    # compare only within the follow-up's field of view: a slab must not look like a bad registration
     first, second = fixed.mask & seen, mask & seen
     both = first & second
     dice = 2 * both.sum() / max(int(first.sum() + second.sum()), 1)
     correlation = float(np.corrcoef(fixed.data[both], data[both])[0, 1]) if both.sum() > 1 else 0.0
     shared = first.sum() / fixed.mask.sum()
     rotation = rotation_deg(matrix)
-    shift = float(np.linalg.norm(apply_affine(matrix, fixed.middle_mm) - moving.middle_mm))
+    shift = float(np.linalg.norm(apply_affine(matrix, fixed.center_mm) - moving.center_mm))
     faults = {
         f"the brains overlap by a Dice of {dice:.2f} (needed: {MIN_DICE:g})": dice < MIN_DICE,
         f"the images correlate by {correlation:.2f} (needed: {MIN_CORRELATION:g})": (

@@ -1,4 +1,4 @@
-"""One time point: what `cmb-jax predict` wrote, the image that it searched, its brain; and how two differ."""
+"""One time point: a result of `cmb-jax predict`, its image and its brain; and how two time points differ."""
 
 import dataclasses
 import re
@@ -19,7 +19,7 @@ from cmb_jax.review.result import ResultPaths, load_result
 from cmb_jax.review.result import read_record as read_any_record
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_ECHO_SHARE = 0.1  # echo times that differ by less are alike
+_ECHO_SHARE = 0.1  # relative difference of echo times that is tolerated
 _FIELD_T = 0.2  # 2.89 T is called 3 T
 _VOXEL_SHARE = 0.1
 _RULE = "more microbleeds show at longer echo times, higher fields and smaller voxels"
@@ -27,7 +27,7 @@ _RULE = "more microbleeds show at longer echo times, higher fields and smaller v
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """What detections.json says of a prediction besides its rows."""
+    """The content of detections.json, apart from its rows."""
 
     version: str
     weights_name: str
@@ -35,11 +35,11 @@ class Record:
     threshold: str
     inputs: tuple[tuple[str, str, str], ...]  # (role, file name as shown, sha256)
     regions_trusted: bool
-    phase: bool = True  # whether one was used; results of earlier versions do not say it
+    phase: bool = True  # whether one was used; earlier versions do not record it
 
     @property
     def roles(self) -> frozenset[str]:
-        """What kinds of images the detector saw."""
+        """The kinds of images that the detector used."""
         return frozenset(role for role, _, _ in self.inputs)
 
     @property
@@ -49,7 +49,7 @@ class Record:
 
     @property
     def subject_and_suffix(self) -> tuple[str | None, str | None]:
-        """Label sub and suffix, such as T2starw, of the searched image; None where its name has none."""
+        """BIDS subject and suffix, such as T2starw, of the searched image; None if its name has none."""
         name = stem(self.searched[0])
         if not is_bids_name(name):
             return None, None
@@ -68,12 +68,12 @@ class TimePoint(Surveyed):
 
     @property
     def kept(self) -> tuple[DetectionRow, ...]:
-        """What was reported."""
+        """The reported detections."""
         return tuple(row for row in self.rows if row.status == "kept")
 
     @property
     def content(self) -> ScanContent:
-        """For the report."""
+        """The content for the report."""
         return ScanContent(
             name=self.name,
             subject=self.subject,
@@ -90,7 +90,7 @@ def read_record(paths: ResultPaths) -> Record:
     """The record beside the table of a result.
 
     Raises:
-        UserError: it cannot be read, or is not that of a result.
+        UserError: it cannot be read, or is not the record of a result.
     """
     with reading(paths.record, "give the folder that cmb-jax predict wrote"):
         content = read_any_record(paths)
@@ -117,12 +117,12 @@ def read_time_point(name: str, option: str, folder: Path, image: Path) -> TimePo
 
     Args:
         name: "baseline" or "follow-up".
-        option: of the command line that gives the image.
-        folder: that `cmb-jax predict` wrote, or a file of a result of `cmb-jax bids`.
-        image: the file that was given to it as --swi; recognized by its content.
+        option: the command line option for the image, for messages.
+        folder: written by `cmb-jax predict`, or a file of a result of `cmb-jax bids`.
+        image: the file that was searched (--swi); checked by its hash.
 
     Raises:
-        UserError: no result, a file that cannot be read, another image, or no brain in it.
+        UserError: no result, an unreadable file, another image, or no brain in it.
     """
     result = load_result(folder)
     record = read_record(result.paths)
@@ -133,7 +133,7 @@ def read_time_point(name: str, option: str, folder: Path, image: Path) -> TimePo
             f"{image}: is not the image that {folder} was made from ({shown}, sha256 {digest[:8]}...); "
             f"give the file that was --swi there as {option}"
         )
-    # not the mask of the prediction, which a result need not hold: the brain is found again
+    # the brain is segmented again: a result does not necessarily include its mask
     brain = brain_mask_on(volume, predict_regions(volume))
     if not brain.any():
         raise UserError(f"{image}: no brain was found in it; give a scan of the head")
@@ -152,8 +152,8 @@ def read_time_point(name: str, option: str, folder: Path, image: Path) -> TimePo
 
 
 def protocol_warnings(first: TimePoint, second: TimePoint) -> tuple[str, ...]:
-    """Differences between two acquisitions that affect counts, and what is not known, one line each."""
-    # each of these changes how many microbleeds show, so that a new one may only have become visible
+    """Differences between two acquisitions that affect counts, and unknown parameters, one line each."""
+    # each of these affects how many microbleeds are visible: a new one may have been there, invisible, before
     lines = []
     suffixes = [scan.record.subject_and_suffix[1] for scan in (first, second)]
     if None not in suffixes and suffixes[0] != suffixes[1]:
@@ -172,7 +172,7 @@ def protocol_warnings(first: TimePoint, second: TimePoint) -> tuple[str, ...]:
             lines.append(f"The {what} is not known for both scans (no JSON file beside an image says it).")
         elif abs(a - b) > tolerance:
             differing.append(f"{what} ({a:g} and {b:g} {unit})")
-    # sorted: another orientation of the slices is no other size
+    # sorted: slices may have another orientation
     sizes = np.sort(first.image.spacing_mm), np.sort(second.image.spacing_mm)
     if (np.abs(sizes[0] - sizes[1]) > _VOXEL_SHARE * np.maximum(*sizes)).any():
         texts = [" x ".join(f"{edge:.2g}" for edge in scan.image.spacing_mm) for scan in (first, second)]
@@ -186,7 +186,7 @@ def protocol_warnings(first: TimePoint, second: TimePoint) -> tuple[str, ...]:
 
 
 def provenance_warnings(first: TimePoint, second: TimePoint) -> tuple[str, ...]:
-    """Whether the two results were made alike, and signs of another patient or of a wrong order."""
+    """Differences in how the two results were made, and signs of different patients or a wrong order."""
     lines = []
     for what, one, other in (
         ("versions of cmb-jax", first.record.version, second.record.version),

@@ -110,7 +110,7 @@ def sidecar(images: Sequence[Path]) -> dict[str, Any]:
     """The JSON object beside the first of these images that has one; {} without.
 
     Raises:
-      UserError: it is no JSON object.
+      UserError: it is not a JSON object.
     """
     for image in images:
         path = image.with_name(image.name.removesuffix(".gz").removesuffix(".nii") + ".json")

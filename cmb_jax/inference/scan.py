@@ -79,7 +79,7 @@ def read_phase(
       stored: the storage range, if it must not be found from the data.
 
     Raises:
-      NotAnalysableError: it is no phase, or its unit cannot be told.
+      NotAnalysableError: it is not a phase, or its unit cannot be determined.
     """
     phase_range = range_of(phase.data, stored)
     radians = phase_to_radians(phase.data, phase_range)

@@ -263,7 +263,7 @@ def world_affine(file: NiftiFile) -> tuple[np.ndarray, list[str]]:
             unit = header.get_xyzt_units()[0]
         except KeyError:
             unit = "unknown"
-            warnings.append("the unit of length is no known one; mm is taken")
+            warnings.append("the unit of length is unknown; mm is assumed")
         scale = _MM_PER_UNIT[unit]
         if scale != 1.0:
             warnings.append(f"lengths are stored in {unit}s and were converted to mm")

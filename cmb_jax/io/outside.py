@@ -114,7 +114,7 @@ def check_is_file(path: Path, todo: str) -> int:
     if stat.S_ISDIR(status.st_mode):
         raise Unreadable(path, "is a folder", todo)
     if not stat.S_ISREG(status.st_mode):
-        raise Unreadable(path, "is no plain file", todo)
+        raise Unreadable(path, "is not a plain file", todo)
     return status.st_size
 
 
@@ -169,7 +169,7 @@ def read_json(path: Path, todo: str = _TODO, *, limit: int = MAX_TEXT_BYTES) -> 
     try:
         return parse_json(text)
     except ValueError as error:
-        raise Unreadable(path, f"is no readable JSON ({shortened(str(error))})", todo) from error
+        raise Unreadable(path, f"is not readable JSON ({shortened(str(error))})", todo) from error
 
 
 def read_json_object(path: Path, todo: str = _TODO, *, limit: int = MAX_TEXT_BYTES) -> dict[str, Any]:

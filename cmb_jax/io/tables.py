@@ -41,7 +41,7 @@ class TextTable:
         """A column (n,) as float64.
 
         Raises:
-            UserError: a value is no finite number, or is below the minimum.
+            UserError: a value is not a finite number, or is below the minimum.
         """
         cells = enumerate(self.text(column))
         return np.array([self._number(row, column, text, minimum) for row, text in cells], np.float64)
@@ -64,7 +64,7 @@ class TextTable:
         """A column (n,) as float64, NaN where nothing (or n/a, as in BIDS) stands or without such a column.
 
         Raises:
-            UserError: another value is no finite number, or is below the minimum.
+            UserError: another value is not a finite number, or is below the minimum.
         """
         cells = self.text(column) if self.has(column) else ("",) * len(self)
         return np.array(

@@ -43,7 +43,7 @@ def phantom_version(folder: Path) -> int:
         return 1
     version = read_json_object(path, "simulate the tree again").get(_VERSION_KEY, 1)
     if not isinstance(version, int) or isinstance(version, bool):
-        raise UserError(f"{path}: {_VERSION_KEY} is {version!r}, no whole number; simulate the tree again")
+        raise UserError(f"{path}: {_VERSION_KEY} is {version!r}, not a whole number; simulate the tree again")
     return version
 
 

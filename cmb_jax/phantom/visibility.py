@@ -14,7 +14,7 @@ darker by `OBVIOUS_CONTRAST` or more.
 All other simulated microbleeds, those in a signal void and those at the border of what can be seen among
 them, are ignored: neither truth nor negative.
 
-At the end of the file: spots of a finished scan that look like microbleeds and are none, which tell how hard
+At the end of the file: spots of a finished scan that look like microbleeds but are not, which tell how hard
 a subject is.
 """
 

@@ -1,4 +1,4 @@
-"""The HTML page of a cohort: a sortable table with a line per scan, distributions, and outliers."""
+"""The HTML page of a cohort: a sortable table with one line per scan, distributions and outliers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cmb_jax.io.outside import reading
 from cmb_jax.io.volume import Volume
 from cmb_jax.report import drawing
 from cmb_jax.report.html import content_hash, environment
-from cmb_jax.report.plots import BarSeries, count_histogram, scan_plot
+from cmb_jax.report.plots import count_histogram, scan_plot
 from cmb_jax.report.summary import ZONES, Count
 
 DONE = "done"
@@ -30,7 +30,7 @@ _NORMAL_MAD = 0.6745  # median absolute deviation of the standard normal distrib
 
 _PLANES = (drawing.AXIAL, drawing.SAGITTAL)
 _MM_PER_PX = 0.8
-_RIM_MM = 4.0  # edge of the brain mask that is left out, for the skull's partial volume
+_RIM_MM = 4.0  # of the brain mask that is left out, because of partial volume with the skull
 _MARK_PX = 6.0
 _QUALITY = 70
 _SMALLEST_PX = 40
@@ -38,7 +38,7 @@ _SMALLEST_PX = 40
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """Axial and sagittal projections side by side."""
+    """Axial and sagittal minimum intensity projections side by side."""
 
     jpeg: bytes
     width: int
@@ -52,7 +52,7 @@ class Projection:
 
     @classmethod
     def from_json(cls, jpeg: bytes, record: Mapping[str, Any]) -> Projection:
-        """A projection from its picture and what `to_json` returned.
+        """A projection from its picture and the result of `to_json`.
 
         Raises:
             ValueError, KeyError, TypeError: the record is damaged.
@@ -62,14 +62,14 @@ class Projection:
 
 
 def make_projection(swi: Volume, brain_mask: np.ndarray) -> Projection:
-    """Minimum intensity over the brain along two axes.
+    """Minimum intensity projections of the brain along two axes.
 
     Args:
         swi: (X, Y, Z) with axes to Right, Anterior, Superior.
         brain_mask: (X, Y, Z) bool on its grid.
     """
     window = drawing.choose_windows(swi.data, None, brain_mask).swi
-    # the lowest value along each line of sight wins: one dark voxel of the skull would hide all behind it
+    # without the rim: a single dark voxel of the skull would hide everything on its line of sight
     box = [2 * round(_RIM_MM / edge) + 1 for edge in swi.spacing_mm]
     inner = ndimage.minimum_filter(brain_mask.view(np.uint8), size=box, mode="constant").astype(bool)
     if not inner.any():
@@ -86,8 +86,8 @@ def make_projection(swi: Volume, brain_mask: np.ndarray) -> Projection:
         parts.append(
             drawing.to_gray(np.nan_to_num(drawing.sample_plane(lowest, frame), nan=window[0]), *window)
         )
-        # Pixels are an affine function of voxel indices: its columns are read off three points, then it is
-        # chained with RAS mm -> voxel index. `left` is where this plane begins in the joined picture.
+        # Pixels are an affine function of voxel indices, determined by three points, and chained here with
+        # RAS mm -> voxel index. `left` is where this plane starts in the joined picture.
         origin, column, row = (np.array(frame.to_px(*at)) for at in ((0, 0), (1, 0), (0, 1)))
         matrix = np.outer(column - origin, inverse[plane.column_axis])
         matrix += np.outer(row - origin, inverse[plane.row_axis])
@@ -102,7 +102,7 @@ def make_projection(swi: Volume, brain_mask: np.ndarray) -> Projection:
 
 
 def marked_picture(projection: Projection, rows: Sequence[DetectionRow], name: str) -> drawing.Picture:
-    """The projection with the symbols of reported microbleeds; each zone and category is one path."""
+    """The projection with symbols of the reported microbleeds, one path per zone and category."""
     drawn: dict[tuple[str, str], str] = {}
     for row in rows:
         for matrix in projection.to_pixel:
@@ -122,12 +122,12 @@ def marked_picture(projection: Projection, rows: Sequence[DetectionRow], name: s
 
 
 def shrunk(projection: Projection, most_bytes: int, source: Path) -> Projection:
-    """The projection with its JPEG shrunk to at most `most_bytes`; coordinates stay those of the full size.
+    """The projection with its JPEG reduced to at most `most_bytes`; coordinates still refer to the full size.
 
     Raises:
-        UserError: what came from the file `source` is no picture.
+        UserError: what came from the file `source` is not a picture.
     """
-    # always from the original picture: JPEGs of JPEGs would lose more each time
+    # always from the original: recompressing a JPEG repeatedly degrades it
     jpeg, size = projection.jpeg, (projection.width, projection.height)
     while len(jpeg) > most_bytes and size[1] > _SMALLEST_PX:
         size = (size[0] * 3 // 4, size[1] * 3 // 4)
@@ -144,7 +144,7 @@ def _jpeg(image: Image.Image) -> bytes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Link:
-    """A page that belongs to a scan; `href` is relative to the cohort's page."""
+    """A page of a scan; `href` is relative to the cohort's page."""
 
     text: str
     href: str
@@ -152,13 +152,13 @@ class Link:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CohortLine:
-    """One scan, or a participant without any."""
+    """One scan, or a participant without scans."""
 
     name: str  # sub-01_ses-2_run-1
     details: str = ""  # e.g. "acq-hi, 3 T"
     status: str  # done, failed, not analysable, ...
     reason: str = ""
-    counted: Count | None = None  # None: nothing was counted, which is not zero
+    counted: Count | None = None  # None: not counted, which is different from zero
     zones: tuple[tuple[str, Count], ...] = ()  # lobar, deep, infratentorial, none
     rejected: int | None = None
     brain_ml: float | None = None
@@ -169,17 +169,17 @@ class CohortLine:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CohortContent:
-    """Everything that the page shows. Nothing is read from disk to render it."""
+    """Everything on the page; rendering reads nothing from disk."""
 
     title: str
     lines: tuple[CohortLine, ...]
-    notes: tuple[str, ...] = ()  # why counts should not be compared as they stand
+    notes: tuple[str, ...] = ()  # reasons not to compare the counts as they are
     version: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outlier:
-    """A scan that is unlike the others."""
+    """A scan that differs from the others."""
 
     line: int  # index
     why: str
@@ -187,13 +187,13 @@ class Outlier:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Measure:
-    """A number in which a scan can be an outlier."""
+    """A quantity in which a scan can be an outlier."""
 
     words: str
     of: Callable[[CohortLine], float | None]
     unit: str = ""
-    root: bool = False  # for counts: their spread grows with them, that of their square roots does not
-    least_spread: float = 0.0  # lower limit of the spread, so that nearly equal scans have no outliers
+    root: bool = False  # use square roots of counts, whose spread does not grow with the count
+    least_spread: float = 0.0  # lower limit of the spread, so that nearly equal values have no outliers
 
 
 _MEASURES = (
@@ -209,13 +209,13 @@ _MEASURES = (
 
 
 def outliers(lines: Sequence[CohortLine]) -> tuple[Outlier, ...]:
-    """Scans far from the median, by the median absolute deviation; nothing for fewer than 8 scans."""
+    """Scans far from the median, in median absolute deviations; none among fewer than 8 scans."""
     found = []
     for measure in _MEASURES:
         known = [(n, float(v)) for n, line in enumerate(lines) if (v := measure.of(line)) is not None]
         if len(known) < FEWEST_FOR_OUTLIERS:
             continue
-        # median and its absolute deviation, not mean and SD: one extreme scan would hide itself in the SD
+        # median and its absolute deviation: an extreme scan would inflate an SD and hide itself
         values = np.array([value for _, value in known])
         shown = np.sqrt(values) if measure.root else values
         middle = np.median(shown)
@@ -228,18 +228,14 @@ def outliers(lines: Sequence[CohortLine]) -> tuple[Outlier, ...]:
 
 
 def render_cohort(content: CohortContent) -> str:
-    """The page as one string; a script inside it sorts and filters the table, and nothing is fetched."""
+    """The page as one string; its inline script sorts and filters the table, and nothing is fetched."""
     lines = content.lines
     counted = [line.counted for line in lines if line.counted is not None]
     found = outliers(lines)
     plots = []
     if counted:
-        plots.append(
-            count_histogram((BarSeries("All", [count.total for count in counted]),), "Microbleeds per scan")
-        )
-        by_zone = tuple(
-            BarSeries(zone, [dict(line.zones)[zone].total for line in lines if line.zones]) for zone in ZONES
-        )
+        plots.append(count_histogram({"All": [count.total for count in counted]}, "Microbleeds per scan"))
+        by_zone = {zone: [dict(line.zones)[zone].total for line in lines if line.zones] for zone in ZONES}
         plots.append(count_histogram(by_zone, "Microbleeds per scan, by zone"))
         plots.append(
             scan_plot(
@@ -251,7 +247,7 @@ def render_cohort(content: CohortContent) -> str:
                 frozenset(outlier.line for outlier in found),
             )
         )
-    # the page's security policy allows exactly this script, by its hash
+    # the page's content security policy allows only this script, by its hash
     script = environment().get_template("cohort.js").render()
     return (
         environment()

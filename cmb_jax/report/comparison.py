@@ -1,4 +1,4 @@
-"""The self-contained HTML page of two time points, which shows the same planes of both scans side by side."""
+"""The self-contained HTML page of two time points, with the same planes of both scans side by side."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from cmb_jax.report.summary import location_text
 Status = Literal["stable", "new", "resolved", "uncertain"]
 STATUSES: tuple[Status, ...] = ("new", "resolved", "stable", "uncertain")
 MAX_DRAWN = 60
-"""Changed lesions with pictures; all are listed."""
+"""Changed lesions that get pictures; all are listed."""
 CHECK_SLICES = 4
 CHECK_MM_PER_PX = 0.8
 _ARM_MM = 3.0
@@ -29,16 +29,16 @@ class Change:
 
     id: int
     status: Status
-    reason: str  # of an uncertain one; empty otherwise
-    baseline: DetectionRow | None  # None: the baseline's result has nothing there
+    reason: str  # why it is uncertain; otherwise empty
+    baseline: DetectionRow | None  # None: no candidate there at baseline
     followup: DetectionRow | None
-    baseline_mm: np.ndarray  # (3,) in the baseline's RAS mm; brought there from the follow-up where it is new
-    followup_mm: np.ndarray  # (3,) in the follow-up's RAS mm, likewise
-    distance_mm: float | None  # between the two after registration; None where one is missing
+    baseline_mm: np.ndarray  # (3,) RAS mm of the baseline; mapped from the follow-up if it is new
+    followup_mm: np.ndarray  # (3,) RAS mm of the follow-up; mapped from the baseline if it is resolved
+    distance_mm: float | None  # between the two after registration; None if one is missing
 
     @property
     def row(self) -> DetectionRow:
-        """The candidate that represents the lesion: a kept one, that of the follow-up if both are kept."""
+        """The candidate that represents the lesion: a kept one, preferably that of the follow-up."""
         pair = [row for row in (self.followup, self.baseline) if row is not None]
         return next((row for row in pair if row.status == "kept"), pair[0])
 
@@ -59,26 +59,26 @@ class ScanContent:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComparisonContent:
-    """Everything that the page shows. Nothing is read from disk to render it."""
+    """Everything on the page; rendering reads nothing from disk."""
 
     baseline: ScanContent
     followup: ScanContent
     changes: tuple[Change, ...]
     matrix: np.ndarray  # (4, 4) baseline RAS mm -> follow-up RAS mm
-    trusted: bool  # of the registration
-    quality: tuple[tuple[str, str], ...]  # (name, value) of the registration
+    trusted: bool  # whether the registration is trusted
+    quality: tuple[tuple[str, str], ...]  # (name, value) of measures of the registration
     statement: tuple[str, ...]  # plain sentences
     warnings: tuple[str, ...]
     settings: tuple[tuple[str, str], ...]
     version: str
 
     def count(self, status: Status) -> int:
-        """Lesions of a status."""
+        """Number of lesions with a status."""
         return sum(change.status == status for change in self.changes)
 
 
 class RegisteredPictures:
-    """Draws both scans of a comparison on the planes of the follow-up."""
+    """Draws both scans of a comparison in the planes of the follow-up."""
 
     def __init__(self, content: ComparisonContent) -> None:
         self._content = content
@@ -90,9 +90,10 @@ class RegisteredPictures:
         self._to_scan = (np.linalg.inv(content.baseline.image.affine) @ to_baseline @ affine, np.eye(4))
 
     def thumbnails(self, change: Change) -> tuple[tuple[str, tuple[drawing.Picture, ...]], ...]:
-        """(scan's name, its axial, coronal and sagittal picture) of one lesion, baseline first."""
+        """(name of the scan, its axial, coronal and sagittal picture) of one lesion, baseline first."""
         image = self._content.followup.image
         inverse = np.linalg.inv(image.affine)
+        # planes of one grid for both scans: only then do equal places look equal
         center = inverse[:3, :3] @ change.followup_mm + inverse[:3, 3]
         return tuple(
             (
@@ -108,7 +109,7 @@ class RegisteredPictures:
         picture = _resampled(
             self._scans[n].image, frame, float(center[plane.through_axis]), self._to_scan[n], 1
         )
-        # the cross leaves the lesion and a rim around it free
+        # the gap of the cross shows the lesion and a rim around it
         gap = (max(change.row.diameter_mm / 2, 1.0) + 1.5) / frame.mm_per_px
         middle = THUMBNAIL_PX / 2
         mark = drawing.crosshair(middle, middle, (gap, gap), arm=_ARM_MM / frame.mm_per_px)
@@ -125,7 +126,7 @@ class RegisteredPictures:
     def check(self) -> tuple[tuple[drawing.Picture, drawing.Picture], ...]:
         """Pairs (baseline, follow-up) of axial slices from the top down, with the baseline's brain outline.
 
-        The outline is drawn on both: where it leaves the follow-up's brain, registration has failed.
+        The outline is drawn on both: if it does not fit the follow-up's brain, registration has failed.
         """
         followup = self._content.followup
         bounds = drawing.mask_bounds(followup.brain)
@@ -162,16 +163,16 @@ class RegisteredPictures:
 def _resampled(
     volume: Volume, frame: drawing.Frame, depth: float, to_volume: np.ndarray, order: int
 ) -> np.ndarray:
-    """A plane of one grid sampled from another volume, (height, width) float32; NaN beyond the volume.
+    """A plane of one grid sampled from another volume, (height, width) float32; NaN outside the volume.
 
     Args:
-        volume: what is shown.
-        frame: which part of the plane, in voxels of the grid.
+        volume: to sample.
+        frame: the part of the plane, in voxels of the grid.
         depth: voxel index of the plane through the grid.
         to_volume: (4, 4) voxel index of the grid -> voxel index of the volume.
         order: 0 nearest, 1 linear.
     """
-    # one resampling straight from the volume: a second one would blur small lesions
+    # a single resampling directly from the volume: a second one would blur small lesions
     columns, rows = frame.grid_index()
     index = np.empty((3, frame.height_px, frame.width_px))
     index[frame.plane.column_axis] = columns[None, :]

@@ -1,7 +1,7 @@
-"""Pictures of planes through a volume, in radiological display and true aspect, and drawings over them.
+"""Pictures of planes through a volume, in radiological display and true aspect ratio, and overlays on them.
 
-All planes follow one rule: columns run against the plane's first array axis and rows against its second. As
-array axes run to the Right, Anterior and Superior, the patient's right is on the left of axial and coronal
+All planes follow one rule: columns run against the plane's first array axis and rows against its second.
+Array axes run to Right, Anterior and Superior, so the patient's right is on the left of axial and coronal
 pictures, sagittal pictures have the face on the left, and the top is anterior (axial) or superior.
 """
 
@@ -22,13 +22,13 @@ OUTSIDE_GRAY = 38  # where there is no data: not black, which would look like si
 
 @dataclasses.dataclass(frozen=True)
 class Plane:
-    """One anatomical plane: which array axes its columns and rows follow, and its edge letters."""
+    """One anatomical plane: the array axes of its columns and rows, and its edge letters."""
 
     name: PlaneName
     column_axis: int
     row_axis: int
     through_axis: int
-    left: str  # what lies at the picture's left edge
+    left: str  # letter at the left edge of the picture
     right: str
     top: str
     bottom: str
@@ -42,7 +42,7 @@ PLANES: tuple[Plane, ...] = (AXIAL, CORONAL, SAGITTAL)
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """The part of a plane that a picture shows: pixel edges <-> voxel indices of the plane's array axes."""
+    """The part of a plane in a picture: maps pixel edges to voxel indices of the plane's axes, and back."""
 
     plane: Plane
     spacing_mm: tuple[float, float]  # voxel edge along the column and row axes
@@ -53,14 +53,14 @@ class Frame:
 
     def to_px(self, column_index, row_index):
         """Pixel edge coordinates (x, y) of voxel indices; scalars or arrays."""
-        # minus: columns and rows run against the array axes
+        # minus, because columns and rows run against the array axes
         x = self.width_px / 2 - (column_index - self.center[0]) * self.spacing_mm[0] / self.mm_per_px
         y = self.height_px / 2 - (row_index - self.center[1]) * self.spacing_mm[1] / self.mm_per_px
         return x, y
 
     def grid_index(self) -> tuple[np.ndarray, np.ndarray]:
         """Voxel indices at the pixel centers: along the column axis (width,) and the row axis (height,)."""
-        # edges of pixel n are n and n + 1, so that its center is n + 0.5
+        # pixel n extends from n to n + 1, so its center is at n + 0.5
         x = np.arange(self.width_px) + 0.5 - self.width_px / 2
         y = np.arange(self.height_px) + 0.5 - self.height_px / 2
         column = self.center[0] - x * self.mm_per_px / self.spacing_mm[0]
@@ -117,10 +117,11 @@ def take_plane(data: np.ndarray, plane: Plane, index: float) -> np.ndarray:
 
 
 def sample_plane(values: np.ndarray, frame: Frame, order: int = 1) -> np.ndarray:
-    """A slice (column axis, row axis) as a picture (height, width) float32; NaN where the slice has no voxel.
+    """A slice (column axis, row axis) as a picture (height, width) float32; NaN outside the slice.
 
-    Only the needed part of the slice is touched. When the picture is coarser than the slice, the slice is
-    smoothed first so that nothing aliases. `order` is the spline's (1 for phase: higher ones ring at wraps).
+    Only the necessary part of the slice is processed. If the picture is coarser than the slice, the slice is
+    smoothed first to avoid aliasing. `order` is that of the spline (1 for phase: higher orders ring at
+    wraps).
     """
     # the crop has a margin for the spline and the smoothing
     column, row = frame.grid_index()
@@ -131,7 +132,7 @@ def sample_plane(values: np.ndarray, frame: Frame, order: int = 1) -> np.ndarray
         crop.append(slice(low, high))
         offset.append(low)
     part = values[crop[0], crop[1]].astype(np.float32)
-    # half the excess of the pixel over the voxel: what a coarser sampling could alias is gone, detail is not
+    # half of (pixel size / voxel size - 1) voxels: enough against aliasing without losing visible detail
     sigma = [max(0.0, 0.5 * (frame.mm_per_px / s - 1.0)) for s in frame.spacing_mm]
     if max(sigma) > 0.1:
         part = ndimage.gaussian_filter(part, sigma, mode="nearest", truncate=2.0)
@@ -146,7 +147,7 @@ def _within(positions: np.ndarray, size: int) -> np.ndarray:
 
 
 def to_gray(picture: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Gray values 0..255 of a picture in the window [low, high]; NaN becomes a flat dark gray."""
+    """Gray values 0..255 of a picture in the window [low, high]; NaN becomes a uniform dark gray."""
     scaled = (np.nan_to_num(picture, nan=low) - low) / max(high - low, 1e-12)
     gray = np.round(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
     return np.where(np.isnan(picture), np.uint8(OUTSIDE_GRAY), gray)
@@ -168,11 +169,11 @@ class Windows:
 
 
 def choose_windows(swi: np.ndarray, phase: np.ndarray | None, brain_mask: np.ndarray) -> Windows:
-    """Windows from the brain: SWI from the 0.5th to the 99.5th percentile, phase +- the 98th of its size.
+    """Windows from the brain: SWI from the 0.5th to the 99.5th percentile, phase +- the 98th of |phase|.
 
-    Not a higher one: near the skull base the phase is so steep that every lesion would look pale.
+    A higher percentile would be set by the steep phase near the skull base, and lesions would look pale.
     """
-    step = (slice(None, None, 2), slice(None, None, 2))  # a quarter of the voxels is plenty
+    step = (slice(None, None, 2), slice(None, None, 2))  # a quarter of the voxels is enough
     inside = brain_mask[step]
     if not inside.any():
         inside = np.ones_like(inside)
@@ -184,7 +185,7 @@ def choose_windows(swi: np.ndarray, phase: np.ndarray | None, brain_mask: np.nda
 
 
 def mask_bounds(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """Smallest box ((start, stop) of each axis) around the mask; the whole array when the mask is empty."""
+    """Bounding box ((start, stop) of each axis) of the mask; the whole array if the mask is empty."""
     bounds = []
     for axis in range(mask.ndim):
         others = tuple(a for a in range(mask.ndim) if a != axis)
@@ -215,7 +216,7 @@ class Label:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A gray picture (or none) with its drawings."""
+    """A gray picture (or none) with an overlay of shapes and labels."""
 
     width: int
     height: int
@@ -236,13 +237,13 @@ def crosshair(x: float, y: float, gap: tuple[float, float], arm: float) -> str:
 
 
 def glyph(zone: str, x: float, y: float, r: float) -> str:
-    """A zone's symbol, so that color is never the only sign: circle, diamond, triangle, otherwise square."""
+    """A zone's symbol (circle, diamond, triangle, or square), so that color is never the only cue."""
     if zone == "lobar":
         return (
             f"M{x - r:.1f} {y:.1f}a{r:.1f} {r:.1f} 0 1 0 {2 * r:.1f} 0a{r:.1f} {r:.1f} 0 1 0 {-2 * r:.1f} 0Z"
         )
     if zone == "deep":
-        # corners reach beyond r, so that all symbols look equally large
+        # corners extend beyond r, so that all symbols look equally large
         corners = [(0, -1.2), (1.2, 0), (0, 1.2), (-1.2, 0)]
     elif zone == "infratentorial":
         corners = [(0, -1.25), (1.2, 0.85), (-1.2, 0.85)]
@@ -252,20 +253,20 @@ def glyph(zone: str, x: float, y: float, r: float) -> str:
 
 
 def outline(mask: np.ndarray, smooth_px: float = 0.8, tolerance_px: float = 1.2) -> str:
-    """The borders of a picture-sized mask (height, width) as closed curves, thinned to the tolerance."""
+    """The outlines of a picture-sized mask (height, width) as closed curves, thinned to the tolerance."""
     if not mask.any():
         return ""
     padded = ndimage.gaussian_filter(np.pad(mask.astype(np.float32), 2), smooth_px)
-    # Samples sit at pixel centers; the padding moved them by two pixels.
+    # samples lie at pixel centers (+ 0.5), and the padding shifted them by two pixels
     lines = contourpy.contour_generator(z=padded).lines(0.5)
     curves = [_thin(np.asarray(line) - 1.5, tolerance_px) for line in lines]
     return "".join(_polygon(curve) for curve in curves if len(curve) >= 4)
 
 
 def _thin(points: np.ndarray, tolerance_px: float) -> list[tuple[float, float]]:
-    """Keep a point only when it is `tolerance_px` along the curve from the last one kept."""
-    traveled = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
-    _, first = np.unique(np.floor(traveled / tolerance_px), return_index=True)
+    """Keep about one point per `tolerance_px` of the length of the curve."""
+    length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    _, first = np.unique(np.floor(length / tolerance_px), return_index=True)
     return [(float(x), float(y)) for x, y in points[first]]
 
 

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages of an evaluation and of an ablation, from plain numbers and arrays."""
+"""Self-contained HTML pages for an evaluation and for an ablation, from plain numbers and arrays."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ class Headline:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of texts and numbers."""
+    """A table of text and numbers."""
 
     title: str
     columns: tuple[str, ...]
@@ -60,7 +60,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationContent:
-    """Everything that the evaluation page shows."""
+    """Everything on the evaluation page."""
 
     title: str
     subtitle: str = ""  # e.g. matching rule, operating point, number of scans
@@ -81,7 +81,7 @@ class EvaluationContent:
 
 
 def cell_text(value: str | float | int | None) -> str:
-    """The text of a table cell: floats with up to three decimals, a dash for what is not known."""
+    """The text of a table cell: floats with up to three decimals, a dash for unknown values."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, float):
@@ -90,7 +90,7 @@ def cell_text(value: str | float | int | None) -> str:
 
 
 def numeric_columns(table: Table) -> list[bool]:
-    """Which columns hold no text, and are therefore aligned right."""
+    """Which columns contain only numbers, and are therefore right-aligned."""
     return [all(not isinstance(row[n], str) for row in table.rows) for n in range(len(table.columns))]
 
 
@@ -144,7 +144,7 @@ class View:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """A place in a scan, with pictures of it and of what it is compared with."""
+    """A place in a scan, with pictures of it and of the places that it is compared with."""
 
     title: str
     note: str
@@ -166,8 +166,8 @@ def example_picture(
         spacing_mm: z, y, x.
         brief: one plane.
     """
-    # the network's arrays are (Z, Y, X), pictures expect (X, Y, Z); voxel 0 has its center half a voxel
-    # inside
+    # the network's arrays are (Z, Y, X), pictures expect (X, Y, Z); the center of voxel 0 is half a voxel
+    # from the corner
     spacing = (spacing_mm[2], spacing_mm[1], spacing_mm[0])
     center = np.array([center_mm[axis] / spacing_mm[axis] for axis in (2, 1, 0)]) - 0.5
     planes = (AXIAL,) if brief else PLANES
@@ -177,8 +177,8 @@ def example_picture(
         rows.append([])
         for plane in planes:
             frame = centered_frame(plane, spacing, center, _EXAMPLE_MM, _EXAMPLE_PX)
-            seen = sample_plane(take_plane(data, plane, center[plane.through_axis]), frame)
-            rows[-1].append(to_gray(seen, *window))
+            picture = sample_plane(take_plane(data, plane, center[plane.through_axis]), frame)
+            rows[-1].append(to_gray(picture, *window))
     gray = np.hstack([row[0] for row in rows]) if brief else np.vstack([np.hstack(row) for row in rows])
     height, width = gray.shape
     marks = "".join(
@@ -199,7 +199,7 @@ def example_picture(
 def embedding_plot(shown: EmbeddingMap) -> Picture:
     """Samples as small symbols (circle or diamond by class), prototypes as large outlined ones.
 
-    Both axes have the same scale, and no numbers because the embedding has no unit.
+    Both axes have the same scale, without numbers, because the embedding has no unit.
     """
     together = np.concatenate([shown.points, shown.prototypes])
     low, high = together.min(axis=0), together.max(axis=0)
@@ -212,7 +212,7 @@ def embedding_plot(shown: EmbeddingMap) -> Picture:
 
     shapes = [Shape(f"M1 1H{_MAP_PX - 1}V{_MAP_PX - 1}H1Z", "axis")]
     for kind in np.unique(shown.classes):
-        # one path per class: hundreds of single elements make a page slow
+        # one path per class: hundreds of elements would make the page slow
         spots = (
             glyph(_CLASS_GLYPHS[kind], *place(point), 2.6) for point in shown.points[shown.classes == kind]
         )
@@ -236,7 +236,7 @@ def embedding_plot(shown: EmbeddingMap) -> Picture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AblationContent:
-    """Everything that the page shows."""
+    """Everything on the ablation page."""
 
     title: str
     sentences: tuple[str, ...]  # rule, thresholds, subjects, reference
@@ -252,7 +252,7 @@ class AblationContent:
 
 
 def curve_groups(curves: tuple[FrocLine, ...]) -> list[tuple[FrocLine, ...]]:
-    """The curves in groups, one per plot; each begins with the first curve, the reference, for comparison."""
+    """The curves in groups, one per plot; each group starts with the reference, the first curve."""
     others_per_plot = _CURVES_PER_PLOT - 1
     reference, others = curves[:1], curves[1:]
     starts = range(0, max(1, len(others)), others_per_plot)

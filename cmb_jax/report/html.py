@@ -1,4 +1,4 @@
-"""The self-contained HTML page of one subject."""
+"""The self-contained HTML page of one subject, and what all pages share."""
 
 import base64
 import functools
@@ -11,26 +11,26 @@ from cmb_jax.report.drawing import choose_windows
 from cmb_jax.report.statements import bombs_table, statements
 
 MAX_DRAWN = 100
-"""Kept detections that get pictures; further ones are listed without."""
+"""Kept detections that get pictures; the rest are only listed."""
 MAX_REJECTED_DRAWN = 24
-"""Rejected candidates with a thumbnail, the highest scores first."""
+"""Rejected candidates that get a thumbnail, by descending score."""
 
-_TURNS = {mark: f"\\u{mark:04x}" for mark in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+_BIDI_MARKS = {mark: f"\\u{mark:04x}" for mark in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
-def without_turns(text: str) -> str:
-    """The text with its marks that turn the direction of text as codes: a name is shown as it is stored."""
-    return text if text.isascii() else text.translate(_TURNS)
+def show_bidi_marks(text: str) -> str:
+    """The text with bidirectional control characters as visible codes: they can disguise a file's name."""
+    return text if text.isascii() else text.translate(_BIDI_MARKS)
 
 
 @functools.cache
 def environment() -> jinja2.Environment:
-    """The page templates; every value put into them is escaped, because file names may contain anything."""
+    """The page templates; every value is escaped, because file names may contain anything."""
     env = jinja2.Environment(
         loader=jinja2.PackageLoader("cmb_jax.report"),
         autoescape=True,
-        finalize=lambda value: without_turns(value) if isinstance(value, str) else value,
-        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: show_bidi_marks(value) if isinstance(value, str) else value,
+        undefined=jinja2.StrictUndefined,  # a misspelled name must fail, not print nothing
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -41,7 +41,7 @@ def environment() -> jinja2.Environment:
 
 
 def content_hash(text: str) -> str:
-    """The hash of a script or style sheet as it stands in a page's content security policy."""
+    """The hash of a script or style sheet in the notation of a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 

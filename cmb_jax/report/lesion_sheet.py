@@ -1,4 +1,4 @@
-"""A contact sheet of true lesions in three planes, to check that the stated centers lie on dark spots."""
+"""A contact sheet of true lesions in three planes, to check that their centers lie on dark spots."""
 
 import dataclasses
 import io
@@ -22,7 +22,7 @@ _COLUMNS = 3
 _CAPTION_PX = 18
 _GAP_PX = 10
 _MARK = 255
-_READING = "the marks at the edges point at the stated center; number in its case, diameter, RAS mm"
+_LEGEND = "the marks at the edges point at the stated center; number in its case, diameter, RAS mm"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class LesionTile:
 
 
 class LesionSheet:
-    """Collects some lesions of every case and writes them as one PNG or HTML page."""
+    """Collects some lesions of every case and writes them as one PNG or HTML file."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -47,7 +47,7 @@ class LesionSheet:
         self.tiles: list[LesionTile] = []
 
     def add(self, name: str, volume: Volume, centers_mm: np.ndarray, diameters_mm: np.ndarray) -> None:
-        """Draw up to `MAX_PER_CASE` lesions of a case, spread evenly over its list.
+        """Draw up to `MAX_PER_CASE` lesions of a case, evenly spread over its list.
 
         Args:
             name: of the case.
@@ -71,8 +71,8 @@ class LesionSheet:
 
     @property
     def legend(self) -> str:
-        """What the pictures show, in one line."""
-        return f"{self._shown}; {_READING}"
+        """The legend of the pictures, in one line."""
+        return f"{self._shown}; {_LEGEND}"
 
     @property
     def _shown(self) -> str:
@@ -80,7 +80,7 @@ class LesionSheet:
         return f"{len(self.tiles)} of {self.seen} lesions; {planes}"
 
     def write(self, path: Path, *, overwrite: bool = False) -> None:
-        """Write the sheet as PNG or HTML, by the suffix.
+        """Write the sheet as PNG or HTML, depending on the suffix.
 
         Raises:
             UserError: another suffix, no lesion to show, or the file exists or cannot be written.
@@ -102,14 +102,14 @@ class LesionSheet:
         draw = ImageDraw.Draw(sheet)
         font = ImageFont.load_default(size=12)
         draw.text((_GAP_PX, 8), f"{self.title}: research use only", fill=255, font=font)
-        for line, text in enumerate((self._shown, _READING)):
+        for line, text in enumerate((self._shown, _LEGEND)):
             draw.text((_GAP_PX, 24 + 15 * line), text, fill=190, font=font)
         for number, tile in enumerate(self.tiles):
             left = _GAP_PX + number % columns * width
             top = 60 + number // columns * height
             sheet.paste(Image.fromarray(tile.gray), (left, top))
             caption = tile.caption
-            # the end of a caption, with the numbers, matters more than the start of a long name
+            # shorten at the start: the numbers at the end matter more than a long name
             while draw.textlength(caption, font=font) > width - _GAP_PX:
                 caption = "…" + caption[2:]
             draw.text((left, top + TILE_PX + 2), caption, fill=220, font=font)
@@ -119,7 +119,7 @@ class LesionSheet:
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse a file that is neither PNG nor HTML before the images are read, which may take hours.
+    """Refuse a file that is neither PNG nor HTML, before hours are spent on reading images.
 
     Raises:
         UserError: another suffix.
@@ -136,7 +136,7 @@ def marked_plane(
     picture = drawing.sample_plane(drawing.take_plane(volume.data, plane, center[plane.through_axis]), frame)
     gray = drawing.to_gray(picture, low, high)
     middle, arm = px // 2, px // 6
-    for line in (gray[middle], gray[:, middle]):  # the center itself stays free
+    for line in (gray[middle], gray[:, middle]):  # leave the center free
         line[:arm] = line[-arm:] = _MARK
-    gray[:, -1] = 0  # planes stand side by side
+    gray[:, -1] = 0  # a line between adjacent planes
     return gray

@@ -1,4 +1,4 @@
-"""The pictures of a subject's page: the whole brain with all detections, and a close-up of each."""
+"""The pictures on a subject's page: the whole brain with all detections, and close-ups of each."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ MOSAIC_MM_PER_PX = 0.65
 MOSAIC_SLICES = 9
 SLABS = 12
 
-# Regions that are drawn in the quality control; outside and sulcal CSF would only cover the picture.
+# drawn in the quality control; outside and sulcal CSF would only clutter the picture
 DRAWN_REGIONS: tuple[Region, ...] = tuple(r for r in Region if r not in (Region.OUTSIDE, Region.SULCAL_CSF))
 
 
 def shown_zone(row: DetectionRow, content: ReportContent) -> str:
-    """The zone by which a row is colored: none when the region map is not trusted."""
+    """The zone that determines the color of a row: "none" if the region map is not trusted."""
     return row.zone if content.regions_trusted else "none"
 
 
@@ -35,9 +35,8 @@ def voxel_indices(content: ReportContent, rows: Sequence[DetectionRow]) -> np.nd
 
 
 def glass_brain(content: ReportContent, rows: Sequence[DetectionRow]) -> tuple[drawing.Picture, ...]:
-    """Outlines of the brain along three axes, with a symbol for every row; drawings without an image."""
-    # outlines are smooth at this size: a mask of about 1.5 mm gives the same curves from a fraction of the
-    # voxels
+    """Outlines of the brain along three axes, with a symbol for every row; drawings only, no image."""
+    # at this size a mask with 1.5 mm voxels gives the same outlines at a fraction of the time
     step = tuple(max(1, round(1.5 / s)) for s in content.swi.spacing_mm)
     coarse = tuple(slice(None, None, n) for n in step)
     mask = content.brain_mask[coarse]
@@ -96,7 +95,7 @@ def slabs(
 ) -> tuple[drawing.Picture, ...]:
     """Minimum intensity projections of axial slabs that cover the brain, from the vertex down.
 
-    Voxels outside the brain mask do not take part, or skull and air would hide everything.
+    Voxels outside the brain mask are ignored, because dark skull and air would hide everything.
     """
     mask, data = content.brain_mask, content.swi.data
     bounds = drawing.mask_bounds(mask)
@@ -104,7 +103,7 @@ def slabs(
     start, stop = bounds[2]
     edges = np.linspace(start, stop, min(SLABS, stop - start) + 1).round().astype(int)
     indices = voxel_indices(content, rows)
-    # A row just above or below the mask belongs to the outermost slab, not to none.
+    # a row just above or below the mask belongs to the outermost slab
     slab_of_row = np.clip(np.searchsorted(edges, indices[:, 2] + 0.5, side="right") - 1, 0, len(edges) - 2)
     pictures = []
     for n in reversed(range(len(edges) - 1)):
@@ -120,7 +119,7 @@ def slabs(
             ring = _dot(rows[i], content, x, y, r, style="ring")
             shapes += [drawing.Shape(ring.d, "halo"), ring]
             labels.append(_number(rows[i].id, x, y - r + 3, r, frame, "ring-text"))
-        # faces of slices, not their centers
+        # from face to face of the slices, not from center to center
         bottom_mm, top_mm = (_z_mm(content, edge - 0.5) for edge in edges[n : n + 2])
         height = f"z {bottom_mm:.0f} to {top_mm:.0f} mm"
         thickness = (edges[n + 1] - edges[n]) * content.swi.spacing_mm[2]
@@ -152,7 +151,7 @@ def quality_mosaic(content: ReportContent, windows: drawing.Windows) -> tuple[dr
     start, stop = bounds[2]
     count = min(MOSAIC_SLICES, stop - start)
     frame = drawing.fitted_frame(drawing.AXIAL, content.swi.spacing_mm, bounds, MOSAIC_MM_PER_PX)
-    # Slice centers of equal slabs: neither the first nor the last slice, which show next to nothing.
+    # middle slices of equal slabs: the first and the last slice of the brain show next to nothing
     places = (start + (np.arange(count) + 0.5) * (stop - start) / count).astype(int)
     pictures = []
     for z in places[::-1]:
@@ -181,14 +180,14 @@ def _inside(mask_slice: np.ndarray, frame: drawing.Frame) -> np.ndarray:
 
 
 def _number(number: int, x: float, y: float, r: float, frame: drawing.Frame, style: str) -> drawing.Label:
-    """A candidate's number at height y beside its mark at x, on the side where there is room."""
+    """A candidate's number at height y beside its mark at x, on the side that has room."""
     if x + r + 16 < frame.width_px:
         return drawing.Label(x + r + 2, y, str(number), style)
     return drawing.Label(x - r - 2, y, str(number), f"{style} end")
 
 
 def _without_sulci(region: np.ndarray) -> np.ndarray:
-    """Sulcal CSF given to the nearest region of the slice: otherwise every sulcus would be outlined."""
+    """The map with sulcal CSF assigned to the nearest region: otherwise every sulcus would be outlined."""
     sulcal = region == Region.SULCAL_CSF
     named = ~sulcal & (region != Region.OUTSIDE)
     if not sulcal.any() or not named.any():
@@ -217,23 +216,18 @@ class DetectionPictures:
 
     row: DetectionRow
     context: drawing.Picture | None  # the whole axial slice with a frame around the thumbnail's field of view
-    swi: tuple[drawing.Picture, ...]  # axial, coronal, sagittal; a rejected candidate has the axial one alone
+    swi: tuple[drawing.Picture, ...]  # axial, coronal, sagittal; only axial for a rejected candidate
     phase: tuple[drawing.Picture, ...]  # the same planes; empty without a phase image
 
 
 class ThumbnailMaker:
-    """Draws the detections of one subject; holds what all pictures share."""
+    """Draws the detections of one subject; holds the data that all pictures share."""
 
     def __init__(self, content: ReportContent, windows: drawing.Windows) -> None:
         self._content = content
         self._windows = windows
         self._spacing = content.swi.spacing_mm
-        self._to_index = np.linalg.inv(content.swi.affine)
         self._bounds = drawing.mask_bounds(content.brain_mask)
-
-    def center_index(self, row: DetectionRow) -> np.ndarray:
-        """Continuous voxel index (x, y, z) of a row on swi's RAS grid, from its RAS millimeters."""
-        return (self._to_index @ np.array([row.x_mm, row.y_mm, row.z_mm, 1.0]))[:3]
 
     def full(self, row: DetectionRow) -> DetectionPictures:
         """All pictures of a kept detection."""
@@ -253,8 +247,8 @@ class ThumbnailMaker:
         )
 
     def _tile(self, row: DetectionRow, modality: str, plane: drawing.Plane) -> drawing.Picture:
-        # SWI by a cubic spline, phase linearly: higher splines ring at wraps
-        center = self.center_index(row)
+        # SWI with a cubic spline, phase linearly: higher orders ring at wraps
+        center = voxel_indices(self._content, [row])[0]
         frame = drawing.centered_frame(plane, self._spacing, center, FIELD_OF_VIEW_MM, THUMBNAIL_PX)
         if modality == "SWI":
             data, window, order = self._content.swi.data, self._windows.swi, 3
@@ -279,11 +273,11 @@ class ThumbnailMaker:
 
     @staticmethod
     def _gap_mm(row: DetectionRow, spacing_mm: float) -> float:
-        """Half the marker's gap: beyond the lesion, which thick slices stretch, but within the picture."""
+        """Half the marker's gap: larger than the lesion, even in thick slices, but within the picture."""
         return min(max(row.diameter_mm / 2, 1.0) + 0.7 + spacing_mm, 0.42 * FIELD_OF_VIEW_MM)
 
     def _context(self, row: DetectionRow) -> drawing.Picture:
-        center = self.center_index(row)
+        center = voxel_indices(self._content, [row])[0]
         frame = drawing.fitted_frame(
             drawing.AXIAL, self._spacing, self._bounds, CONTEXT_MM_PER_PX, margin_mm=6.0
         )

@@ -1,10 +1,10 @@
-"""Line and scatter plots as SVG drawings, which follow the page's colors and print crisply."""
+"""Line and scatter plots as SVG, which follow the page's colors and print sharply."""
 
 import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 560, 400
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 50
 FROC_TICKS: tuple[float, ...] = (0.125, 0.25, 0.5, 1, 2, 4, 8)
 FEWEST_IN_A_BIN = 5
-"""Detections; with smaller bins no curve is drawn, because their shares are mostly chance."""
+"""Detections; if any bin has fewer, no curve is drawn, because its fraction is mostly chance."""
 COUNT_BINS: tuple[int, ...] = (0, 1, 2, 3, 5, 10, 20, 50)
 """First count of each bar; the last one is open."""
 _FRACTIONS = {0.125: "1/8", 0.25: "1/4", 0.5: "1/2"}
@@ -68,16 +68,8 @@ class CountAgreementText:
 
 
 @dataclasses.dataclass(frozen=True)
-class BarSeries:
-    """Counts of scans that are drawn as bars of one color."""
-
-    name: str
-    values: Sequence[int]  # one per scan
-
-
-@dataclasses.dataclass(frozen=True)
 class _Axes:
-    """Data coordinates to drawing coordinates, with grid lines and ticks."""
+    """Converts data coordinates to drawing coordinates; draws grid lines and ticks."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -127,7 +119,7 @@ def froc_plot(curves: Sequence[FrocLine]) -> Picture:
     shapes, labels = axes.frame(
         FROC_TICKS, np.linspace(0, 1, 6).tolist(), "False positives per scan", "Sensitivity"
     )
-    # all bands first: a later one would cover the curves before it
+    # all bands first, so that none covers a curve
     for n, curve in enumerate(curves):
         if curve.band_fp_per_scan is not None and curve.band_low is not None and curve.band_high is not None:
             x, low = _clip_to(axes.x, curve.band_fp_per_scan, curve.band_low)
@@ -154,7 +146,7 @@ def froc_plot(curves: Sequence[FrocLine]) -> Picture:
 
 
 def _froc_value(axes: _Axes, curve: FrocLine, rate: float, style: str) -> Shape:
-    """A spot on the curve at one rate, with its value on hover."""
+    """A dot on the curve at one rate; its value is shown on hover."""
     value = sensitivity_at(curve, rate)
     title = f"{curve.name}: sensitivity {value:.2f} at {rate:g} false positives per scan"
     if curve.band_fp_per_scan is not None and curve.band_low is not None and curve.band_high is not None:
@@ -171,7 +163,7 @@ def _froc_words(curve: FrocLine) -> str:
 
 
 def sensitivity_at(curve: FrocLine, rate: float) -> float:
-    """The highest sensitivity at no more than `rate` false positives per scan; 0 without such a point."""
+    """The highest sensitivity at up to `rate` false positives per scan; 0 without such a point."""
     reached = np.asarray(curve.sensitivity)[np.asarray(curve.fp_per_scan) <= rate]
     return float(reached.max()) if reached.size else 0.0
 
@@ -181,8 +173,8 @@ def _clip_to(
 ) -> tuple[list[float], list[float]]:
     """The part of a curve within the limits of x.
 
-    Points left of the axis collapse onto its start. With `step` the curve is a staircase, as an FROC is (each
-    point needs its false positives in full), and continues flat to the end of the axis.
+    Points left of the axis collapse onto its start. With `step`, the curve is a staircase that continues flat
+    to the end of the axis: an FROC has no operating points between its own.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     known = np.isfinite(x) & np.isfinite(y)
@@ -203,12 +195,12 @@ def _clip_to(
 
 
 def reliability_plot(line: ReliabilityLine) -> Picture:
-    """Share of true detections against probability; a spot's area grows with the detections in its bin."""
+    """Fraction of true detections against probability; larger dots are bins with more detections."""
     axes = _Axes((0.0, 1.0), (0.0, 1.0))
     ticks = np.linspace(0, 1, 6).round(1).tolist()
     shapes, labels = axes.frame(ticks, ticks, "Mean probability", "Share of true detections")
     shapes.append(Shape(axes.line([0, 1], [0, 1]), "identity"))
-    if line.detections.min() >= FEWEST_IN_A_BIN:  # else a zigzag of chance
+    if line.detections.min() >= FEWEST_IN_A_BIN:  # otherwise a zigzag of chance
         shapes.append(Shape(axes.line(line.probability.tolist(), line.share.tolist()), "curve s0"))
     largest = int(line.detections.max())
     for probability, share, detections in zip(line.probability, line.share, line.detections, strict=True):
@@ -230,8 +222,7 @@ def reliability_plot(line: ReliabilityLine) -> Picture:
 
 
 def count_plot(subjects: Sequence[SubjectLine]) -> Picture:
-    """Detections against true lesions, one spot per scan; scans with the same numbers share a larger spot."""
-    # many scans share the same small numbers: a spot's area grows with the scans on it
+    """Detections against true lesions per scan; the area of a dot is the number of scans on it."""
     pairs = Counter((s.lesions, s.detections) for s in subjects)
     top = _round_up(max((max(pair) for pair in pairs), default=1))
     axes = _Axes((0.0, top), (0.0, top))
@@ -254,7 +245,7 @@ def difference_plot(subjects: Sequence[SubjectLine], agreement: CountAgreementTe
     """Bland-Altman plot of the counts: difference against mean, with bias and 95 % limits of agreement."""
     pairs = Counter(((s.lesions + s.detections) / 2, s.detections - s.lesions) for s in subjects)
     limits = [v for v in (agreement.limit_low, agreement.limit_high) if math.isfinite(v)]
-    # symmetric about 0, so that over- and undercounting look alike
+    # symmetric about 0, so that over- and undercounting can be compared
     half = _round_up(max([abs(d) for _, d in pairs] + [abs(v) for v in limits] + [1.0]))
     right = _round_up(max((m for m, _ in pairs), default=1.0))
     axes = _Axes((0.0, right), (-half, half))
@@ -281,30 +272,30 @@ def difference_plot(subjects: Sequence[SubjectLine], agreement: CountAgreementTe
     )
 
 
-def count_histogram(series: Sequence[BarSeries], caption: str) -> Picture:
-    """How many scans have how many microbleeds; the bars of several series stand side by side."""
+def count_histogram(series: Mapping[str, Sequence[int]], caption: str) -> Picture:
+    """Histogram of microbleeds per scan; bars of several series (name: counts) are side by side."""
     starts = np.array(COUNT_BINS)
     names = [
         str(low) if high == low + 1 else f"{low} to {high - 1}"
         for low, high in itertools.pairwise(COUNT_BINS)
     ] + [f"{COUNT_BINS[-1]} or more"]
     heights = [
-        np.bincount(np.searchsorted(starts, each.values, side="right") - 1, minlength=len(starts))
-        for each in series
+        np.bincount(np.searchsorted(starts, counts, side="right") - 1, minlength=len(starts))
+        for counts in series.values()
     ]
-    top = _round_up(max(int(each.max()) for each in heights))
+    top = _round_up(max(int(height.max()) for height in heights))
     axes = _Axes((0.0, len(starts)), (0.0, top))
     shapes, labels = axes.frame((), _linear_ticks(0.0, top), "Microbleeds", "Scans")
     width = 0.8 / len(series)
-    for n, (each, height) in enumerate(zip(series, heights, strict=True)):
+    for n, (title, height) in enumerate(zip(series, heights, strict=True)):
         for position, scans in enumerate(height):
             if not scans:
                 continue
             left = position + 0.1 + n * width
             corners = [left, left, left + width * 0.94, left + width * 0.94]
-            title = f"{each.name}: {scans} scan{'s' if scans > 1 else ''} with {names[position]} microbleeds"
+            tooltip = f"{title}: {scans} scan{'s' if scans > 1 else ''} with {names[position]} microbleeds"
             bar = axes.line(corners, [0.0, float(scans), float(scans), 0.0]) + "Z"
-            shapes.append(Shape(bar, f"bar {'all' if len(series) == 1 else f's{n}'}", title=title))
+            shapes.append(Shape(bar, f"bar {'all' if len(series) == 1 else f's{n}'}", title=tooltip))
             if len(series) == 1:
                 x, y = axes.at(left + width / 2, float(scans))
                 labels.append(Label(x, y - 5, str(scans), "middle"))
@@ -312,9 +303,8 @@ def count_histogram(series: Sequence[BarSeries], caption: str) -> Picture:
         shown = name.replace(" to ", "–").replace(" or more", "+")
         labels.append(Label(axes.at(position + 0.5, 0.0)[0], HEIGHT - BOTTOM + 18, shown, "middle"))
     words = "; ".join(
-        f"{each.name}: "
-        + ", ".join(f"{scans} with {name}" for scans, name in zip(height, names, strict=True))
-        for each, height in zip(series, heights, strict=True)
+        f"{title}: " + ", ".join(f"{scans} with {name}" for scans, name in zip(height, names, strict=True))
+        for title, height in zip(series, heights, strict=True)
     )
     return _plot(
         shapes,
@@ -325,11 +315,11 @@ def count_histogram(series: Sequence[BarSeries], caption: str) -> Picture:
 
 
 def scan_plot(points: Sequence[tuple[str, int, int]], marked: frozenset[int]) -> Picture:
-    """Count of each scan in the order of the table: sites and scanners that differ show as steps.
+    """The count of each scan in the order of the table: differences between sites or scanners show as steps.
 
     Args:
         points: (name, position in the table from 0, count) of each scan.
-        marked: positions that are drawn as outliers.
+        marked: positions to draw as outliers.
     """
     last = max(position for _, position, _ in points) + 1
     top = _round_up(max(count for _, _, count in points))
@@ -352,14 +342,14 @@ def scan_plot(points: Sequence[tuple[str, int, int]], marked: frozenset[int]) ->
 
 
 def _round_up(value: float) -> float:
-    """The next number with a round first digit, at least 1, with room above the value."""
+    """The next round number above the value, with some room, at least 1."""
     value = max(value * 1.05, 1.0)
     size = 10.0 ** math.floor(math.log10(value))
     return next(size * m for m in (1, 2, 3, 4, 5, 6, 8, 10) if size * m >= value)
 
 
 def _linear_ticks(low: float, high: float) -> list[float]:
-    # at most six ticks, 1, 2 or 5 times a power of ten apart; counts need none between whole numbers
+    # at most six ticks, spaced by 1, 2 or 5 times a power of ten; counts need no ticks between integers
     least = (high - low) / 5
     size = 10.0 ** math.floor(math.log10(least))
     step = max(1.0, next(size * m for m in (1, 2, 5, 10) if size * m >= least))

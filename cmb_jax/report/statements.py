@@ -1,4 +1,4 @@
-"""Texts that go with results: what published criteria say about the counts, and methods.md for papers.
+"""Texts for results: what published criteria say about the counts, and methods.md for papers.
 
 Statements are never a diagnosis.
 
@@ -15,7 +15,7 @@ from cmb_jax.core.detection import DetectionRow
 from cmb_jax.report.summary import Count, count
 
 NOT_A_DIAGNOSIS = "Not a diagnosis."
-ARIA_LIMIT = 4  # microhemorrhages at baseline; more speak against treatment in the recommendations
+ARIA_LIMIT = 4  # microhemorrhages at baseline; the recommendations advise against treatment with more
 BOMBS_BORDER_MM = 5.0  # between its two classes of size
 BOMBS_LARGEST_MM = 10.0
 
@@ -30,11 +30,11 @@ class Statement:
 
 
 def statements(rows: Sequence[DetectionRow], partial_field_of_view: bool = False) -> tuple[Statement, ...]:
-    """What the criteria say about kept rows whose zones are trusted.
+    """What the criteria say about kept detections whose zones are trusted.
 
     Args:
         rows: kept detections.
-        partial_field_of_view: counts are lower bounds then, and absence proves nothing.
+        partial_field_of_view: counts are then lower bounds, and absence proves nothing.
     """
     return (boston(rows, partial_field_of_view), aria(rows, partial_field_of_view))
 
@@ -42,8 +42,8 @@ def statements(rows: Sequence[DetectionRow], partial_field_of_view: bool = False
 def boston(rows: Sequence[DetectionRow], partial_field_of_view: bool = False) -> Statement:
     """The part of the Boston criteria 2.0 that concerns microbleeds.
 
-    Only definite ones count. Those of the cerebellum are neither lobar nor deep; those of the brainstem count
-    as deep.
+    Only definite ones count. Cerebellar ones are neither lobar nor deep; those in the brainstem count as
+    deep.
     """
     definite = [row for row in rows if row.category == "definite"]
     cerebellar = sum(row.region == Region.CEREBELLUM.name.lower() for row in definite)
@@ -116,13 +116,12 @@ class BombsLine:
 
     @property
     def total(self) -> int:
-        """All of the line."""
+        """All microbleeds of the line."""
         parts = (self.right_small, self.right_large, self.left_small, self.left_large, self.unsided)
         return sum(part.total for part in parts)
 
 
-# Cortex and subcortical white matter, two lines of the form, are one here: the region map does not divide
-# them.
+# the form has separate lines for cortex and subcortical white matter, which the region map does not separate
 BOMBS_LOCATIONS: tuple[tuple[str, tuple[Region, ...]], ...] = (
     (
         "Lobes: cortex, gray-white junction, subcortical white matter",
@@ -138,9 +137,9 @@ BOMBS_LOCATIONS: tuple[tuple[str, tuple[Region, ...]], ...] = (
 
 
 def bombs_table(rows: Sequence[DetectionRow]) -> tuple[BombsLine, ...]:
-    """The form of the Brain Observer Microbleed Scale, with its sum as the last line.
+    """The form of the Brain Observer Microbleed Scale; the last line is the total.
 
-    Rows above 10 mm, which the scale does not count, and rows without a region are left out.
+    Detections above 10 mm, which the scale excludes, and those without a region are left out.
     """
     lines = []
     counted: list[DetectionRow] = []
@@ -185,7 +184,7 @@ _SCANS_NAMED = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodsFacts:
-    """The facts that the sentences depend on, for one scan or for all scans processed in the same way."""
+    """The facts behind the sentences, for one scan or for all scans processed in the same way."""
 
     version: str
     weights_name: str
@@ -193,24 +192,25 @@ class MethodsFacts:
     threshold: float
     calibrated: bool  # probabilities are given
     bundled: bool  # the weights come with the package
-    phase: bool | None  # a phase was used; None: where a scan had one
-    threshold_without_phase: float | None = None  # where some scans had a phase and some not; None: the same
-    options: tuple[str, ...] = ()  # settings other than the usual ones, e.g. "flips xyz"
-    own_regions: bool = False  # a label volume took the place of the region network
+    phase: bool | None  # whether a phase was used; None: only for scans that had one
+    threshold_without_phase: float | None = None  # if only some scans had a phase; None: the same threshold
+    options: tuple[str, ...] = ()  # settings other than the defaults, e.g. "flips xyz"
+    own_regions: bool = False  # label volumes were used instead of the region network
     made_swi: bool = False  # SWI was made here from magnitude and phase
     mni: bool = True  # MNI coordinates are given
-    scans: tuple[str, ...] = ()  # names, where other scans of the cohort were made in another way
+    scans: tuple[str, ...] = ()  # names, if other scans of the cohort were processed differently
 
 
 def methods_text(ways: Sequence[MethodsFacts]) -> str:
-    """Markdown that can go into a paper as it is; every sentence is true of the results at hand.
+    """Markdown to be used in a paper as it is; every sentence is true of these results.
 
     Args:
-        ways: the ways in which results were made, one for most cohorts; with several, each names its scans.
+        ways: how the results were made. Most cohorts have one way; if there are several, each names its
+        scans.
     """
     used: list[str] = []
 
-    # references are numbered in the order of their first mention, over all paragraphs
+    # references are numbered in order of first mention across all paragraphs
     def cite(name: str) -> str:
         if name not in used:
             used.append(name)

@@ -14,7 +14,7 @@ from cmb_jax.io.volume import Volume
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportContent:
-    """Everything that the page of one subject shows. Nothing is read from disk to render it."""
+    """Everything on the page of one subject; rendering reads nothing from disk."""
 
     subject: str
     rows: tuple[DetectionRow, ...]  # kept and rejected alike
@@ -157,7 +157,7 @@ def _pattern_words(rows: Sequence[DetectionRow]) -> str:
 
 
 def region_title(name: str) -> str:
-    """The title of a region, e.g. "Basal ganglia"; unknown names are only tidied."""
+    """The title of a region, e.g. "Basal ganglia"; of an unknown name, the name without underscores."""
     try:
         region = Region[name.upper()]
     except KeyError:
@@ -176,14 +176,14 @@ def location_text(row: DetectionRow, trusted: bool) -> str:
 def mars_table(rows: Sequence[DetectionRow]) -> tuple[MarsLine, ...]:
     """The rating form of the kept rows: regions with subtotals by zone, then the whole brain.
 
-    Rows without a zone get a line of their own when there are any, so that the totals add up.
+    Rows without a zone, if any, get a line of their own, so that the totals add up.
     """
     lines: list[MarsLine] = []
     for zone in MARS_ORDER:
         in_zone = [row for row in rows if row.zone == zone]
         lines.append(_line(zone.capitalize(), zone, "zone", in_zone))
         named = [Region(i).name.lower() for i in Region if ZONE_OF_REGION[i] == Zone[zone.upper()]]
-        # a region that the form lacks still gets a line, so that the lines add up to the zone
+        # regions that are not on the form also get lines, so that the lines add up to the zone
         unlisted = sorted({row.region for row in in_zone} - set(named))
         for name in (*named, *unlisted):
             in_region = [row for row in in_zone if row.region == name]
@@ -207,24 +207,24 @@ def _line(name: str, zone: str, kind: str, rows: Sequence[DetectionRow]) -> Mars
 
 
 def reason_text(reason: str) -> str:
-    """The text of a reason: codes such as IN_VENTRICLE become words, sentences stay as they are."""
+    """A reason in words: codes such as IN_VENTRICLE are spelled out, sentences are kept."""
     if not reason:
         return "no reason recorded"
     return reason if " " in reason else reason.replace("_", " ").lower().replace("csf", "CSF")
 
 
 def probability_text(probability: float | None) -> str:
-    """The text of a probability; a dash where there is none."""
+    """A probability as text; a dash without one."""
     return "–" if probability is None else f"{probability:.2f}"
 
 
 def reason_counts(rows: Iterable[DetectionRow]) -> tuple[tuple[str, int], ...]:
-    """How many rejected rows have each reason, the commonest first."""
+    """The number of rejected rows per reason, the most common first."""
     return tuple(Counter(reason_text(row.reason) for row in rejected_rows(rows)).most_common())
 
 
 def setting(content: ReportContent, name: str) -> str | None:
-    """The value of a setting by its last name, e.g. score_threshold for inference.score_threshold."""
+    """The value of a setting by the last part of its name, e.g. score_threshold."""
     for key, value in content.settings:
         if key.rsplit(".", 1)[-1] == name:
             return value
@@ -232,7 +232,7 @@ def setting(content: ReportContent, name: str) -> str | None:
 
 
 def empty_explanation(content: ReportContent) -> tuple[str, ...]:
-    """Why a report shows no microbleed; empty when it shows some. One sentence each."""
+    """Why a report shows no microbleed, in sentences; empty if it shows any."""
     if kept_rows(content.rows):
         return ()
     threshold = setting(content, "score_threshold")
@@ -257,19 +257,19 @@ def empty_explanation(content: ReportContent) -> tuple[str, ...]:
 
 
 def all_warnings(content: ReportContent) -> tuple[str, ...]:
-    """The standing warnings that follow from the content, then its own, without repeats."""
-    standing = []
+    """General warnings that follow from the content, then those of the scan, without repeats."""
+    general = []
     if content.partial_field_of_view:
-        standing.append(
+        general.append(
             "Partial field of view: the scan does not cover the whole brain, so every count is a lower bound."
         )
     if not content.regions_trusted:
-        standing.append(
+        general.append(
             "The region map is not trusted for this scan: zones, regions, sides and pattern are not reported."
         )
     if content.phase is None:
-        standing.append(
+        general.append(
             "No phase image: calcifications cannot be told from microbleeds by their phase, "
             "so expect more false positives."
         )
-    return tuple(dict.fromkeys((*standing, *content.warnings)))
+    return tuple(dict.fromkeys((*general, *content.warnings)))

@@ -39,10 +39,10 @@ FALSE_EXPLAINED, FOUND_EXPLAINED = 4, 2
 
 
 def prepared_set(name: str, folder: Path | None, grid: Grid, workdir: Path) -> findings.SubjectSet:
-    """The subjects of "validation" or "test": those of a folder, else simulated ones kept in the workdir.
+    """The subjects named "validation" or "test": from a folder, or else simulated and stored in the workdir.
 
     Raises:
-        UserError: the folder holds none, or none has a microbleed.
+        UserError: the folder has none, or none has a microbleed.
     """
     base = grid.variants[0].config
     subjects = phantom_subjects(base, workdir, name) if folder is None else subjects_in(folder)
@@ -53,7 +53,7 @@ def prepared_set(name: str, folder: Path | None, grid: Grid, workdir: Path) -> f
 
 
 def training_set(run: Run) -> findings.SubjectSet | None:
-    """The subjects that a run was trained on; None where simulated ones are not kept any more."""
+    """The subjects that a run was trained on; None if simulated ones are no longer stored."""
     config = run.config
     if config.data.index is not None:
         subjects = training_data(config, run.folder).training
@@ -65,7 +65,7 @@ def training_set(run: Run) -> findings.SubjectSet | None:
 
 
 def with_one_cache(grid: Grid, workdir: Path) -> Grid:
-    """The grid with its simulated subjects in one place, so that not every run simulates its own."""
+    """The grid with one shared cache of simulated subjects, so that not every run simulates its own."""
     variants = []
     for variant in grid.variants:
         phantom = variant.config.phantom
@@ -115,7 +115,7 @@ def examples_of(
     embeddings: Mapping[str, findings.Embedded],
     say: Say,
 ) -> tuple[tuple[Table, ...], tuple[tuple[str, str, tuple[Example, ...]], ...]]:
-    """Where two variants differ and what prototypes see, at the matched sensitivity: table, pictures."""
+    """Where two variants differ and what prototypes match, at the matched sensitivity: table, pictures."""
     events = {run.name: run.events for variant in study.variants for run in variant.runs}
 
     def at_matched(run: Run) -> tuple[tuple[examples.Reported, ...], tuple[examples.Reported, ...]]:
@@ -135,7 +135,7 @@ def examples_of(
         sections += [
             (title, explanation, shown) for title, shown in examples.difference_examples(found, test) if shown
         ]
-    # of one run: the contrasted variant, else the first with prototypes
+    # prototypes of one run: preferably the contrasted variant, else the first with prototypes
     embedded = [run for run in runs if run.name in embeddings]
     embedded.sort(key=lambda run: run.variant.name not in names[1:])
     if embedded and training is not None:
@@ -169,7 +169,7 @@ def write_study(
     maps: list[EmbeddingMap] = []
     embeddings: dict[str, findings.Embedded] = {}
     gradients: dict[str, tuple[Config, dict[str, np.ndarray]]] = {}
-    training = training_set(runs[0])  # the same for all, so that gradients compare
+    training = training_set(runs[0])  # the same for all runs, so that their gradients can be compared
     for run in runs:
         costs[run.variant.name].append(cost_of(run))
         first = run.seed == min(other.seed for other in runs if other.variant == run.variant)
@@ -215,7 +215,7 @@ def write_study(
         inputs=tuple((run.name, run.weights.name, sha256_file(run.weights)) for run in runs),
         version=cmb_jax.__version__,
     )
-    # written by this command alone, anew each time
+    # overwritten by every run of this command
     atomic_write_text(out / "table.csv", csv_text(study, localized), overwrite=True)
     notes = [f"Warning: {warning}" for warning in warnings]
     atomic_write_text(
@@ -266,7 +266,7 @@ def run_study(
     Raises:
         UserError: folders that hold other runs, subjects that cannot be used, or no finished reference.
     """
-    # whatever can be wrong is checked before hours are spent on training
+    # check everything that can go wrong before spending hours on training
     findings.require_scikit_learn()
     if samples < 1:
         raise UserError(f"--samples {samples}: give 1 or more")

@@ -1,9 +1,10 @@
-"""What one device of a compiled program does in one call, loops counted as often as they run.
+"""The work of one device in one call of a compiled program, with the body of a loop counted once per
+iteration.
 
-XLA's own `cost_analysis()` is not enough here: it counts the body of a loop once however often it runs (a
-step that accumulates is such a loop), counts nothing for our own kernels on CPUs, and gives only sums, which
-show neither the time of each instruction nor the messages between devices. So the text of the
-compiled program (HLO) is read; `tests/research/test_costs.py` holds the counts to XLA's where both count.
+XLA's own `cost_analysis()` is not enough: it counts the body of a loop once, however often it runs (gradient
+accumulation is such a loop), counts nothing for our own CPU kernels, and returns only sums, which give
+neither the time of each instruction nor the messages between devices. So we parse the text of the compiled
+program (HLO); `tests/research/test_costs.py` holds the counts to XLA's where both count.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ class Shape:
 
     @property
     def bytes(self) -> float:
-        """Without the padding of a device's layout."""
+        """Size without the padding of a device's layout."""
         digits = re.search(r"\d+", self.dtype)
         bits = _BITS.get(self.dtype, int(digits[0]) if digits else 0)
         return math.prod(self.sizes) * bits / 8
@@ -45,23 +46,23 @@ class Instruction:
     opcode: str
     results: tuple[Shape, ...]  # several where the result is a tuple
     operands: tuple[str, ...]  # names of instructions of the same computation
-    operand_shapes: tuple[Shape, ...]  # of all operands in turn, tuples flattened
+    operand_shapes: tuple[Shape, ...]  # of all operands in order, tuples flattened
     attributes: str  # the rest of the line
     is_root: bool
 
     @property
     def result_bytes(self) -> float:
-        """Of all results."""
+        """Total size of the results."""
         return sum(shape.bytes for shape in self.results)
 
-    def found(self, pattern: str) -> str:
-        """What the first group of a pattern matches among the attributes; empty if nothing does."""
+    def attribute(self, pattern: str) -> str:
+        """The first group of a pattern searched in the attributes; empty without a match."""
         match = re.search(pattern, self.attributes)
         return match[1] if match else ""
 
     def called(self, role: str) -> str:
-        """Name of the computation that an attribute such as `body` or `calls` names; empty without one."""
-        return self.found(rf"\b{role}=%?([\w.\-]+)")
+        """Name of the computation in an attribute such as `body` or `calls`; empty without one."""
+        return self.attribute(rf"\b{role}=%?([\w.\-]+)")
 
 
 Computation = dict[str, Instruction]  # by name, in order
@@ -69,14 +70,14 @@ Computation = dict[str, Instruction]  # by name, in order
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A module: what one device of a partitioned program runs."""
+    """A module: the program of one device of a partition."""
 
     computations: dict[str, Computation]
     entry: str
 
 
 def parse(text: str) -> Program:
-    """Read what `jax.stages.Compiled.as_text()` gives.
+    """Parse the text from `jax.stages.Compiled.as_text()`.
 
     Raises:
         ValueError: the text has no entry computation.
@@ -90,7 +91,7 @@ def parse(text: str) -> Program:
             entry = header[2] if header[1] else entry
         elif found := _INSTRUCTION.match(re.sub(r"/\*.*?\*/", "", line)):
             root, name, results, opcode, arguments, attributes = found.groups()
-            operands = tuple(_NAME.findall(arguments))  # each stands in a line above
+            operands = tuple(_NAME.findall(arguments))  # all are defined above
             lines[name] = Instruction(
                 opcode=opcode,
                 results=tuple(
@@ -103,12 +104,12 @@ def parse(text: str) -> Program:
                 is_root=root is not None,
             )
     if entry is None:
-        raise ValueError("this is no text of a compiled program: it has no entry computation")
+        raise ValueError("this is not the text of a compiled program: it has no entry computation")
     return Program(computations, entry)
 
 
 def operations(instruction: Instruction, program: Program) -> float:
-    """Of convolutions, matrix products and our own kernels, also those inside a fusion; else 0."""
+    """FLOPs of convolutions, matrix products and our own kernels, including those inside a fusion; else 0."""
     shapes, opcode = instruction.operand_shapes, instruction.opcode
     if opcode == "fusion":
         inside = program.computations[instruction.called("calls")]
@@ -116,11 +117,11 @@ def operations(instruction: Instruction, program: Program) -> float:
     if opcode == "convolution":
         return _convolution(instruction)
     if opcode == "dot":
-        contracted = instruction.found(r"lhs_contracting_dims={([\d,]*)}").split(",")
+        contracted = instruction.attribute(r"lhs_contracting_dims={([\d,]*)}").split(",")
         summed = math.prod(shapes[0].sizes[int(axis)] for axis in contracted if axis)
         return 2 * math.prod(instruction.results[0].sizes) * summed
-    # operands and results as in `ops.conv`; the kernels multiply the zeros at the border like other values
-    target = instruction.found(r'custom_call_target="([^"]*)"')
+    # operands and results as in `ops.conv`; our kernels also multiply the zeros at the border, so all count
+    target = instruction.attribute(r'custom_call_target="([^"]*)"')
     if target == library.CONVOLUTION:
         return 2 * math.prod(instruction.results[0].sizes[:4]) * math.prod(shapes[2].sizes)
     if target == library.KERNEL_GRADIENT:
@@ -129,35 +130,35 @@ def operations(instruction: Instruction, program: Program) -> float:
 
 
 def _convolution(instruction: Instruction) -> float:
-    """Products of values, not of padding or of holes.
+    """FLOPs of the products of two real values, without those with padding or dilation zeros.
 
-    Along each axis of space an output and a tap of the kernel meet a value of the input where their place, in
-    the input with holes between its values (lhs_dilate), is inside it and no hole; such pairs are counted.
-    The gradients of a convolution are convolutions with holes or with a kernel as large as an image, for
-    which outputs times kernel size would be far too many.
+    Gradients of a convolution are convolutions with a dilated input or with a kernel as large as the image,
+    for which outputs times kernel size would be far too many. So we count, along each spatial axis, the pairs
+    of an output and a kernel tap that meet a value of the input: their position in the dilated input is
+    inside it and not one of the zeros between its values.
     """
     left, right = instruction.operand_shapes[:2]
-    lhs, rhs, out = re.split("_|->", instruction.found(r"dim_labels=(\w+_\w+->\w+)"))
+    lhs, rhs, out = re.split("_|->", instruction.attribute(r"dim_labels=(\w+_\w+->\w+)"))
     result = instruction.results[0].sizes
     space = sorted(label for label in lhs if label.isdigit())
-    size, stride, holes_left, holes_right, before = (
+    size, stride, lhs_dilation, rhs_dilation, padding = (
         _window(instruction, field, len(space), default)
         for field, default in (("size", 1), ("stride", 1), ("lhs_dilate", 1), ("rhs_dilate", 1), ("pad", 0))
     )
     pairs = 1
     for axis, label in enumerate(space):
         outputs = np.arange(result[out.index(label)])[:, None] * stride[axis]
-        place = outputs + np.arange(size[axis])[None] * holes_right[axis] - before[axis]
-        last = (left.sizes[lhs.index(label)] - 1) * holes_left[axis]
-        pairs *= int(((place >= 0) & (place <= last) & (place % holes_left[axis] == 0)).sum())
+        position = outputs + np.arange(size[axis])[None] * rhs_dilation[axis] - padding[axis]
+        last = (left.sizes[lhs.index(label)] - 1) * lhs_dilation[axis]
+        pairs *= int(((position >= 0) & (position <= last) & (position % lhs_dilation[axis] == 0)).sum())
     channels = right.sizes[rhs.index("i")] * result[out.index("f")]
-    batch = left.sizes[lhs.index("b")] / int(instruction.found(r"batch_group_count=(\d+)") or 1)
+    batch = left.sizes[lhs.index("b")] / int(instruction.attribute(r"batch_group_count=(\d+)") or 1)
     return 2.0 * batch * channels * pairs
 
 
 def _window(instruction: Instruction, field: str, axes: int, default: int) -> list[int]:
     """A field of `window={size=3x3x3 pad=1_1x1_1x1_1}`: the first number of each axis."""
-    text = instruction.found(rf"window={{[^}}]*\b{field}=([\dx_\-]+)")
+    text = instruction.attribute(rf"window={{[^}}]*\b{field}=([\dx_\-]+)")
     return [int(part.split("_")[0]) for part in text.split("x")] if text else [default] * axes
 
 
@@ -168,7 +169,7 @@ COLLECTIVES = (
     "all-to-all",
     "collective-permute",
 )
-# Nothing is computed or moved by these.
+# these neither compute nor move data
 _FREE = {
     "parameter",
     "constant",
@@ -186,7 +187,7 @@ _SLICES = {"dynamic-slice", "slice", "gather"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Operation:
-    """An instruction that computes or moves."""
+    """An instruction that computes or moves data."""
 
     times: int  # how often it runs
     flops: float  # each time
@@ -199,17 +200,17 @@ class Collective:
 
     kind: str  # one of COLLECTIVES
     times: int
-    bytes: float  # that a device holds of it before, each time
+    bytes: float  # on one device before the message, each time
     devices: int  # in a group
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Costs:
-    """All that a device does in one call."""
+    """Everything that one device does in one call."""
 
     operations: tuple[Operation, ...]
     collectives: tuple[Collective, ...]
-    unknown_loops: int  # whose length depends on the data; counted once
+    unknown_loops: int  # loops whose length depends on the data; their bodies are counted once
 
     @property
     def flops(self) -> float:
@@ -218,24 +219,24 @@ class Costs:
 
     @property
     def bytes(self) -> float:
-        """Read from and written to memory, were there no caches."""
+        """Read from and written to memory, assuming no caches."""
         return sum(o.times * o.bytes for o in self.operations)
 
 
 def costs_of(program: Program, devices: int = 1) -> Costs:
-    """Walk through a program that runs on this many devices."""
-    found: list[Operation] = []
+    """The costs of a program that runs on this many devices."""
+    work: list[Operation] = []
     messages: list[Collective] = []
     for instruction, times in _walk(program, program.entry, 1):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in COLLECTIVES:
             flops, moved = operations(instruction, program), _bytes(instruction, program)
-            found.append(Operation(times=times, flops=flops, bytes=moved))
+            work.append(Operation(times=times, flops=flops, bytes=moved))
         elif (group := _group(instruction, devices)) > 1:  # a group of one sends nothing
             held = sum(shape.bytes for shape in instruction.operand_shapes)
             messages.append(Collective(kind=kind, times=times, bytes=held, devices=group))
     return Costs(
-        operations=tuple(found),
+        operations=tuple(work),
         collectives=tuple(messages),
         unknown_loops=sum(
             instruction.opcode == "while" and not _trips(instruction)
@@ -246,7 +247,7 @@ def costs_of(program: Program, devices: int = 1) -> Costs:
 
 
 def _walk(program: Program, name: str, times: int) -> Iterator[tuple[Instruction, int]]:
-    """Instructions that compute or move something, with how often they run."""
+    """Instructions that compute or move data, with the number of times that they run."""
     for instruction in program.computations[name].values():
         opcode = instruction.opcode
         if opcode in _FREE or opcode.endswith(("-done", "-update")):
@@ -258,6 +259,7 @@ def _walk(program: Program, name: str, times: int) -> Iterator[tuple[Instruction
             inner = instruction.called("to_apply") or instruction.called("calls")
             yield from _walk(program, inner, times)
         elif opcode == "conditional":
+            # which branch runs depends on the data: both count, an upper bound
             for branch in _branches(instruction):
                 yield from _walk(program, branch, times)
         else:
@@ -265,12 +267,12 @@ def _walk(program: Program, name: str, times: int) -> Iterator[tuple[Instruction
 
 
 def _trips(loop: Instruction) -> str:
-    """How often a loop runs; empty if that depends on the data."""
-    return loop.found(r'"known_trip_count":{"n":"(\d+)"')
+    """Number of iterations of a loop; empty if it depends on the data."""
+    return loop.attribute(r'"known_trip_count":{"n":"(\d+)"')
 
 
 def _branches(instruction: Instruction) -> list[str]:
-    listed = instruction.found(r"branch_computations={([^}]*)}")
+    listed = instruction.attribute(r"branch_computations={([^}]*)}")
     if listed:
         return [name.strip().lstrip("%") for name in listed.split(",")]
     return [name for role in ("true_computation", "false_computation") if (name := instruction.called(role))]
@@ -292,7 +294,7 @@ def _group(instruction: Instruction, devices: int) -> int:
 
 
 def _bytes(instruction: Instruction, program: Program) -> float:
-    """Read and written; of an array that is only cut into or written to in part, that part."""
+    """Bytes read and written; for slices and updates in place, only the part concerned."""
     shapes, opcode = instruction.operand_shapes, instruction.opcode
     if opcode in _SLICES:
         return 2 * instruction.result_bytes
@@ -304,7 +306,7 @@ def _bytes(instruction: Instruction, program: Program) -> float:
 
 
 def _fusion_bytes(inside: Computation) -> float:
-    """Of a fusion's inputs and result alone: what passes between its instructions stays in registers."""
+    """Bytes of a fusion's inputs and result: what passes between its instructions stays in registers."""
     total = 0.0
     for name, part in inside.items():
         if part.opcode == "parameter":
@@ -317,8 +319,8 @@ def _fusion_bytes(inside: Computation) -> float:
 
 def _read(parameter: str, inside: Computation) -> float:
     """Bytes of a fusion's input that are read."""
-    # A fusion reads what its instructions ask for: of an input that is only sliced, the slices; of one that
-    # is only updated in place, nothing. This is what loops over slices of a large array look like.
+    # Loops over slices of a large array become fusions that only slice their input, and read just the slices,
+    # or that only update it in place, and read nothing of it.
     users = [other for other in inside.values() if parameter in other.operands]
     if users and all(user.operands[0] == parameter for user in users):
         if all(user.opcode in _SLICES for user in users):

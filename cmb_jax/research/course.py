@@ -1,6 +1,7 @@
-"""The course of runs, from their kept checkpoints: validation near the end, each loss in the gradient.
+"""The course of runs, from their stored checkpoints: validation near the end, the share of each loss in the
+gradient.
 
-Nothing is trained; folders of runs are only read, apart from files with results that are kept there.
+Nothing is trained; the only files written to the folders of runs are cached results.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from cmb_jax.training.distributed import make_mesh
 from cmb_jax.training.state import TrainState
 
 GRADIENT_BATCHES = 4
-GRADIENT_SEED = 20  # of patches that no run was trained in the order of
+GRADIENT_SEED = 20  # of the patches; no run was trained with this order
 PER_STEPS = 1000
 
 
@@ -49,7 +50,7 @@ def state_at(run: Run, step: int) -> TrainState:
 
 
 def detections_at(run: Run, step: int, subjects: SubjectSet, say: Say) -> SetDetections:
-    """What the averaged parameters of a kept checkpoint find in a set, kept in a file beside the weights."""
+    """Detections in a set by the averaged parameters of a stored checkpoint, cached beside the weights."""
     bundle = load_bundle(run.weights)
     return kept_detections(
         run.folder,
@@ -70,7 +71,7 @@ class Rise:
 
     @property
     def per_1000(self) -> float:
-        """Rise over so many steps."""
+        """Rise per `PER_STEPS` steps."""
         return (self.precision[1] - self.precision[0]) / (self.steps[1] - self.steps[0]) * PER_STEPS
 
 
@@ -81,7 +82,7 @@ def precision_of(found: SetDetections, subjects: SubjectSet) -> float:
 
 
 def rises_of(runs: Sequence[Run], validation: SubjectSet, say: Say) -> dict[str, list[Rise]]:
-    """Of the runs that keep a checkpoint before their end, by variant."""
+    """Rises of the runs that have a checkpoint before their end, by variant."""
     rises: dict[str, list[Rise]] = defaultdict(list)
     for run in runs:
         last = load_bundle(run.weights).config.train.steps
@@ -97,7 +98,7 @@ def rises_of(runs: Sequence[Run], validation: SubjectSet, say: Say) -> dict[str,
 
 
 def length_table(rises: Mapping[str, Sequence[Rise]], longest_rise: float) -> Table:
-    """Whether the runs are long enough, by the mean over the seeds of each variant."""
+    """Whether training was long enough, by the mean over the seeds of each variant."""
 
     def row(name: str, each: Sequence[Rise]) -> tuple[str | int, ...]:
         steps = {rise.steps for rise in each}
@@ -130,7 +131,7 @@ def length_table(rises: Mapping[str, Sequence[Rise]], longest_rise: float) -> Ta
 
 
 def loss_weights(config: Config) -> dict[str, float]:
-    """Weight of each term of the total loss that a configuration has, the objectness first."""
+    """Weights of the terms in the total loss of a configuration, objectness first."""
     loss = config.loss
     weights = {"objectness": 1.0, "box": loss.box_weight}
     if config.model.use_prototypes and loss.prototype is not None:
@@ -141,9 +142,10 @@ def loss_weights(config: Config) -> dict[str, float]:
 
 
 def term_gradients(config: Config, batches: Sequence[DeviceBatch]) -> Callable[[TrainState], np.ndarray]:
-    """Gradients (T, N) of the weighted loss terms by the N parameters of the U-Net, mean over the batches.
+    """Gradients (T, N) of the weighted loss terms with respect to the N parameters of the U-Net, averaged
+    over batches.
 
-    The terms are those of `loss_weights`; parameters and samples of earlier steps are those of the state.
+    The terms are those of `loss_weights`; parameters and sample bank come from the state.
     """
     weights, template = loss_weights(config), template_of(config)
 
@@ -155,7 +157,7 @@ def term_gradients(config: Config, batches: Sequence[DeviceBatch]) -> Callable[[
             )
             return jnp.stack([weight * getattr(found, name) for name, weight in weights.items()])
 
-        # One forward pass, then one backward pass for each term.
+        # one forward pass, then one backward pass per term
         _, back = jax.vjp(terms, params["unet"])
         rows = [jax.tree.leaves(back(one)[0]) for one in jnp.eye(len(weights))]
         return jnp.stack([jnp.concatenate([leaf.ravel() for leaf in row]) for row in rows])
@@ -170,17 +172,18 @@ def term_gradients(config: Config, batches: Sequence[DeviceBatch]) -> Callable[[
 
 
 def gradient_course(run: Run, training: SubjectSet, say: Say) -> dict[str, np.ndarray]:
-    """Norms (K, T) and cosines to the objectness (K, T) at K kept checkpoints, kept in a file.
+    """Norms (K, T) and cosines to the objectness gradient (K, T) at K stored checkpoints, cached in a file.
 
-    The patches are of the training subjects, the same at every checkpoint and, but for their shape, for
-    every run.
+    The patches come from the training subjects, the same for every checkpoint and, apart from their shape,
+    for every run.
     """
     sha256, steps = load_bundle(run.weights).sha256, kept_steps(run)
 
-    def look() -> dict[str, np.ndarray]:
+    def compute() -> dict[str, np.ndarray]:
         say(f"{run.name}: gradients at {len(steps)} checkpoints")
         data = dataclasses.replace(run.config.data, workers=0)
         stream = patch_batches(training.subjects, data, seed=GRADIENT_SEED)
+        # fixed batches: differences between checkpoints must not come from different patches
         batches = [put_batch(batch, make_mesh()) for batch in islice(stream, GRADIENT_BATCHES)]
         gradients_of = term_gradients(run.config, batches)
         norms, cosines = [], []
@@ -192,8 +195,8 @@ def gradient_course(run: Run, training: SubjectSet, say: Say) -> dict[str, np.nd
                 cosines.append(gradients @ gradients[0] / (size * size[0]))
         return {"steps": np.array(steps), "norms": np.array(norms), "cosines": np.array(cosines)}
 
-    made_of = f"{sha256} {steps} {training.sha256} {GRADIENT_BATCHES}"
-    return kept(run.folder / "gradients.npz", made_of, look)
+    inputs = f"{sha256} {steps} {training.sha256} {GRADIENT_BATCHES}"
+    return kept(run.folder / "gradients.npz", inputs, compute)
 
 
 def gradient_table(courses: Mapping[str, tuple[Config, Mapping[str, np.ndarray]]]) -> Table:

@@ -1,4 +1,4 @@
-"""Examples behind the numbers of an ablation: what one variant alone reports, what prototypes see."""
+"""Examples behind the numbers of an ablation: what only one variant reports, and what prototypes match."""
 
 import dataclasses
 import functools
@@ -35,8 +35,8 @@ from cmb_jax.training.distributed import make_mesh
 ON_A_MICROBLEED = "beside a microbleed"
 MOST_SHOWN = 12
 NEAREST = 3
-APART_MM = 3.0  # two samples of one subject that are nearer are of the same thing
-REACH_MM = 2.0  # of the anchors about a place
+APART_MM = 3.0  # samples of one subject closer than this show the same thing
+REACH_MM = 2.0  # anchors this close to a place are considered
 CLASS_NAMES = (MICROBLEED, "hard negative")
 
 
@@ -51,8 +51,9 @@ class Reported:
 
 
 def threshold_at(events: FrocEvents, sensitivity: float) -> float:
-    """The highest threshold at which the sensitivity is reached, or the lowest of all where it never is."""
+    """The highest threshold that reaches the sensitivity, or the lowest threshold if none does."""
     curve = froc_curve(events)
+    # tp is a whole number, and the product may exceed it by rounding
     reached = int(np.searchsorted(curve.tp, sensitivity * curve.lesions - 1e-9))
     return float(curve.thresholds[min(reached, len(curve.thresholds) - 1)]) if len(curve.thresholds) else 0.0
 
@@ -60,9 +61,11 @@ def threshold_at(events: FrocEvents, sensitivity: float) -> float:
 def reported(
     found: SetDetections, truths: Sequence[SubjectTruth], threshold: float
 ) -> tuple[tuple[Reported, ...], tuple[Reported, ...]]:
-    """False positives and found microbleeds at a threshold (3 mm rule)."""
+    """False positives and detected microbleeds at a threshold (3 mm rule)."""
     false: list[Reported] = []
     true: list[Reported] = []
+    # a second box on a microbleed is a false positive under one-to-one matching; it is named, not blamed on a
+    # mimic
     for subject, (scan, kinds, truth) in enumerate(zip(found.scans, found.mimics, truths, strict=True)):
         kept = scan.select(scan.scores >= threshold)
         names = [kind for kind, score in zip(kinds, scan.scores, strict=True) if score >= threshold]
@@ -79,7 +82,7 @@ def reported(
 
 
 def only_in(first: Sequence[Reported], second: Sequence[Reported]) -> tuple[Reported, ...]:
-    """Those of the first list that have none of the second within 3 mm in the same subject."""
+    """Detections of the first list without one of the second within 3 mm in the same subject."""
     places: dict[int, list[tuple[float, float, float]]] = defaultdict(list)
     for other in second:
         places[other.subject].append(other.center_mm)
@@ -92,7 +95,7 @@ def only_in(first: Sequence[Reported], second: Sequence[Reported]) -> tuple[Repo
 
 
 def a_few(each: Sequence[Reported], count: int) -> tuple[Reported, ...]:
-    """Some of a list: every kind in turn, the most frequent first, of each kind the highest scores first."""
+    """A selection that cycles through the kinds, the most frequent first, each by descending score."""
     by_kind: dict[str, list[Reported]] = defaultdict(list)
     for one in sorted(each, key=lambda one: -one.score):
         by_kind[one.kind].append(one)
@@ -103,7 +106,7 @@ def a_few(each: Sequence[Reported], count: int) -> tuple[Reported, ...]:
 
 
 def once_each(each: Sequence[Reported]) -> tuple[Reported, ...]:
-    """Without those that lie within 3 mm of one with a higher score; of several seeds one is left."""
+    """Without those within 3 mm of one with a higher score: a place found from several seeds counts once."""
     chosen: list[Reported] = []
     for one in sorted(each, key=lambda one: -one.score):
         chosen += only_in([one], chosen)
@@ -112,7 +115,7 @@ def once_each(each: Sequence[Reported]) -> tuple[Reported, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """False positives of two variants at one sensitivity, of K pairs of runs from the same seeds."""
+    """False positives of two variants at the same sensitivity, from pairs of runs with the same seed."""
 
     names: tuple[str, str]
     alone: tuple[
@@ -125,7 +128,7 @@ def difference_of(
     names: tuple[str, str],
     false: Mapping[tuple[str, int], Sequence[Reported]],
 ) -> Difference | None:
-    """What each of two variants reports alone, seed by seed; None without a common seed.
+    """What only one of two variants reports, seed by seed; None without a common seed.
 
     Args:
         names: of the variants.
@@ -143,7 +146,7 @@ def difference_of(
 
 
 def difference_table(found: Difference, scans: int, sensitivity: float) -> Table:
-    """False positives per scan that one of two variants has alone, by kind."""
+    """False positives per scan that only one of two variants has, by kind."""
     counts = [Counter(one.kind for one in each) for each in found.alone]
     kinds = sorted(set(counts[0]) | set(counts[1]), key=lambda kind: -(counts[0][kind] + counts[1][kind]))
     share = 1 / (scans * len(found.seeds))
@@ -163,7 +166,7 @@ def difference_table(found: Difference, scans: int, sensitivity: float) -> Table
 def difference_examples(
     found: Difference, subjects: SubjectSet
 ) -> tuple[tuple[str, tuple[Example, ...]], ...]:
-    """Pictures of them, at most `MOST_SHOWN` each way, by kind."""
+    """Pictures of the difference, at most `MOST_SHOWN` per variant, by kind."""
 
     def example(one: Reported) -> Example:
         stored = subjects.subjects[one.subject]
@@ -203,7 +206,7 @@ class Neighbor:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What prototypes and training samples lie next to an embedding."""
+    """The prototype and the training samples nearest to an embedding."""
 
     prototype_class: int  # 0 = CMB, 1 = hard negative
     prototype: int  # number within its class
@@ -212,12 +215,12 @@ class Explanation:
 
 
 def explain(embedding: np.ndarray, library: Embedded, count: int = NEAREST) -> Explanation:
-    """Nearest prototype and, of each class, the nearest samples on different things.
+    """The nearest prototype and, per class, the nearest samples of distinct places.
 
     Args:
         embedding: (E,) of a candidate, by the same run as the library.
         library: samples of the training subjects, with the run's prototypes.
-        count: of samples of each class.
+        count: samples per class.
     """
     apart = np.linalg.norm(library.prototypes - embedding, axis=1)
     nearest = int(apart.argmin())
@@ -226,6 +229,7 @@ def explain(embedding: np.ndarray, library: Embedded, count: int = NEAREST) -> E
 
     def of_class(number: int) -> tuple[Neighbor, ...]:
         chosen: list[int] = []
+        # neighboring anchors on one lesion have nearly equal embeddings: take only one of them
         for row in np.argsort(distances, kind="stable"):
             same = [other for other in chosen if library.subjects[other] == library.subjects[row]]
             near = np.linalg.norm(library.centers_mm[same] - library.centers_mm[row], axis=1) < APART_MM
@@ -244,9 +248,9 @@ def explain(embedding: np.ndarray, library: Embedded, count: int = NEAREST) -> E
 
 
 def embed_places(run: Run, subjects: SubjectSet, places: Sequence[Reported]) -> np.ndarray:
-    """Embeddings (N, E) of the anchors of the highest objectness about some places.
+    """Embeddings (N, E) of the anchors with the highest objectness near some places.
 
-    Each is read in a training patch about the place, so that scores may differ slightly from those of a
+    Each is computed in a training patch around the place, so scores may differ slightly from those of the
     whole scan.
     """
     bundle = load_bundle(run.weights)
@@ -277,7 +281,7 @@ def _embed_best(
 def prototype_examples(
     run: Run, subjects: SubjectSet, places: Sequence[Reported], training: SubjectSet, library: Embedded
 ) -> tuple[Example, ...]:
-    """For some candidates the nearest prototype and the nearest training samples, with pictures."""
+    """The nearest prototype and training samples of some candidates, with pictures."""
     examples = []
     for place, embedding in zip(places, embed_places(run, subjects, places), strict=True):
         found = explain(embedding, library)

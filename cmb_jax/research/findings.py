@@ -1,7 +1,7 @@
-"""What a run finds in prepared subjects (detections, embeddings of anchors), kept in files beside it.
+"""Detections and embeddings of anchors by a run in prepared subjects, cached in files beside its weights.
 
-A kept file names its inputs: it saves inference until they change, and is then made again. PCA and
-t-SNE of the embeddings are scikit-learn's, which only the ablation needs: pip install -e '.[ablation]'.
+A cached file names its inputs and is recomputed when they change. PCA and t-SNE of the embeddings need
+scikit-learn, which only the ablation uses: pip install -e '.[ablation]'.
 """
 
 import dataclasses
@@ -44,17 +44,17 @@ from cmb_jax.research.runs import Run
 from cmb_jax.training.detector import DeviceBatch, init_state, put_batch, template_of
 from cmb_jax.training.distributed import make_mesh
 
-FORMAT = 2  # of the kept embeddings
+FORMAT = 2  # of the cached embeddings
 PATCHES = 48
 SHOWN_PER_CLASS = 300
 PERPLEXITY = 30.0
-CARRIED = 0.95
+CARRIED = 0.95  # fraction of the variance that counts as all of it
 MICROBLEED = "microbleed"
 _INPUTS = "made_of"
 
 
 def write_kept(path: Path, inputs: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays in the place of older ones.
+    """Write arrays, replacing older ones.
 
     Raises:
         UserError: the file cannot be written.
@@ -66,7 +66,7 @@ def write_kept(path: Path, inputs: str, arrays: Mapping[str, np.ndarray]) -> Non
 
 
 def read_kept(path: Path, inputs: str) -> dict[str, np.ndarray] | None:
-    """What `write_kept` wrote; None if there is no file, or it is damaged or has other inputs."""
+    """The arrays of `write_kept`; None if the file is missing, damaged or has other inputs."""
     try:
         arrays = read_arrays(path)
     except UserError:
@@ -75,7 +75,7 @@ def read_kept(path: Path, inputs: str) -> dict[str, np.ndarray] | None:
 
 
 def kept(path: Path, inputs: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of a kept file, made and written first if necessary."""
+    """The arrays of a cached file, which is computed and written first if necessary."""
     arrays = read_kept(path, inputs)
     if arrays is None:
         arrays = make()
@@ -97,7 +97,7 @@ class SubjectSet:
 def subject_set(
     name: str, subjects: Sequence[StoredSubject], spacing_mm: tuple[float, float, float]
 ) -> SubjectSet:
-    """A set with its truth read."""
+    """A set of subjects, with their truth."""
     truths = tuple(truth_of(stored, spacing_mm) for stored in subjects)
     digest = hashlib.sha256(repr((1, spacing_mm)).encode())
     for truth in truths:
@@ -113,14 +113,14 @@ def subject_set(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SetDetections:
-    """What one run found in S subjects."""
+    """Detections of one run in S subjects."""
 
     scans: tuple[SubjectDetections, ...]
     mimics: tuple[tuple[str, ...], ...]  # of each scan's detections: the kind of the mimic there, or "none"
 
 
 def detections_of(weights: Path, subjects: SubjectSet, say: Say) -> SetDetections:
-    """What weights find in a set, kept in a file beside them.
+    """Detections in a set, cached in a file beside the weights.
 
     Raises:
         UserError: weights that cannot be read, or a file that cannot be written.
@@ -137,15 +137,15 @@ def kept_detections(
     say: Say,
     suffix: str = "",
 ) -> SetDetections:
-    """What a run finds in a set, kept in a file of its folder.
+    """Detections of a run in a set, cached in a file of its folder.
 
     Args:
         folder: of the run.
-        made_by: tells its parameters apart from others.
-        make_finder: makes what searches with them.
-        subjects: to search in.
-        say: progress.
-        suffix: of the file's name.
+        made_by: identifies its parameters.
+        make_finder: called only if there is no cached file.
+        subjects: to search.
+        say: reports progress.
+        suffix: of the file name.
     """
 
     def search() -> dict[str, np.ndarray]:
@@ -181,7 +181,7 @@ def kept_detections(
 
 
 def region_maps(folder: Path, subjects: SubjectSet, say: Say) -> tuple[RegionMap, ...]:
-    """The bundled region network's map of each subject in the working frame, kept in a file of `folder`.
+    """The bundled region network's map of each subject in the working frame, cached in a file of `folder`.
 
     The working frame is RAS with its origin at the first corner of the prepared image.
     """
@@ -208,13 +208,14 @@ def region_maps(folder: Path, subjects: SubjectSet, say: Say) -> tuple[RegionMap
 def _region_map(stored: StoredSubject, spacing_mm: tuple[float, float, float]) -> RegionMap:
     spacing = np.array(spacing_mm)[::-1]  # x, y, z
     affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = spacing / 2
+    affine[:3, 3] = spacing / 2  # voxel 0 is centered half a voxel inside the corner
     return predict_regions(Volume.from_array(stored.image()[..., 0].T, affine))
 
 
 def localized(found: SetDetections, maps: Sequence[RegionMap]) -> SetDetections:
-    """Only the detections that anatomy does not reject; untrusted maps reject nothing."""
+    """The detections that anatomy does not reject; an untrusted map rejects nothing."""
 
+    # the same tolerance around a center as in inference.predict, whose rejections are simulated here
     def allowed(scan: SubjectDetections, region_map: RegionMap) -> np.ndarray:
         located = look_up(scan.centers_mm[:, ::-1], scan.diameters_mm + 2 * MAP_ERROR_MM, region_map)
         return np.asarray(located.keep) | (not region_map.trusted)
@@ -230,7 +231,7 @@ def localized(found: SetDetections, maps: Sequence[RegionMap]) -> SetDetections:
 
 @functools.lru_cache(maxsize=1)
 def _finder_of(weights: Path, sha256: str) -> ProposalFinder:
-    """Compiled once for both sets of a run; `sha256` tells apart weights that were rewritten."""
+    """Compiled once for both sets of a run; `sha256` distinguishes weights that were rewritten."""
     bundle = load_bundle(weights)
     return ProposalFinder(bundle.config, bundle.params)
 
@@ -240,7 +241,7 @@ class Embedded:
     """Mined anchors of a set and the prototypes of a run. S samples, E numbers, P prototypes."""
 
     embeddings: np.ndarray  # (S, E)
-    initial: np.ndarray  # (S, E) of the same anchors, by the parameters that the run began with
+    initial: np.ndarray  # (S, E) of the same anchors, by the initial parameters of the run
     classes: np.ndarray  # (S,) 0 = CMB, 1 = hard negative
     subjects: np.ndarray  # (S,) number of the subject in its set
     centers_mm: np.ndarray  # (S, 3) z, y, x from the first corner of the subject's working grid
@@ -251,19 +252,20 @@ class Embedded:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Separation:
-    """How far apart the classes of an embedding are, and whether it has collapsed; Euclidean distances."""
+    """Separation of the classes in an embedding, and its dimension (collapse); Euclidean distances."""
 
     silhouette: float  # mean over the samples (Rousseeuw 1987), -1 to 1
-    gap: float  # distance between the class means over the root mean square distance to the own mean
+    gap: float  # distance between the class means over the root mean square distance to the class mean
     dimensions: int  # fewest principal axes that carry `CARRIED` of the variance
-    share: float  # of all dimensions
+    share: float  # `dimensions` over all dimensions
 
 
 def separation(embeddings: np.ndarray, classes: np.ndarray) -> Separation:
-    """Of samples (S, E) with classes (S,); NaN where there is one class or no spread."""
+    """Separation of samples (S, E) with classes (S,); NaN for a single class or without spread."""
     from sklearn.metrics import silhouette_score
 
     points = np.asarray(embeddings, np.float64)
+    # squared singular values of the centered samples are proportional to the variances along principal axes
     variances = np.linalg.svd(points - points.mean(axis=0), compute_uv=False) ** 2
     carried = np.cumsum(variances) / max(variances.sum(), 1e-300)
     dimensions = int(np.searchsorted(carried, CARRIED) + 1) if variances.sum() > 0 else 0
@@ -281,7 +283,7 @@ def separation(embeddings: np.ndarray, classes: np.ndarray) -> Separation:
 
 
 def separation_table(embedded: Mapping[str, Embedded]) -> Table:
-    """Before and after training, one row per run."""
+    """Separation before and after training, one row per run."""
     rows = []
     for name, each in embedded.items():
         before, after = (separation(points, each.classes) for points in (each.initial, each.embeddings))
@@ -310,23 +312,23 @@ def _columns(before: Separation, after: Separation) -> tuple[tuple[float, float]
 
 
 def require_scikit_learn() -> None:
-    """Ask for the library before hours are spent on training.
+    """Check that the library is installed before spending hours on training.
 
     Raises:
-        UserError: it is not installed.
+        UserError: it is not.
     """
     if importlib.util.find_spec("sklearn") is None:
         raise UserError("the ablation draws embeddings with scikit-learn: pip install -e '.[ablation]'")
 
 
 def embedded_of(run: Run, subjects: SubjectSet, say: Say, patches: int = PATCHES) -> Embedded | None:
-    """Embeddings of the anchors that the run's own miner takes from patches of a set, kept in a file.
+    """Embeddings of the anchors that the run's own miner selects in patches of a set, cached in a file.
 
     Args:
         run: finished.
-        subjects: to cut patches from, in turn, as training does but without augmentation.
-        say: progress.
-        patches: how many.
+        subjects: patches are drawn from each in turn, as in training but without augmentation.
+        say: reports progress.
+        patches: their number.
 
     Returns:
         None for a run without prototype loss.
@@ -347,7 +349,7 @@ def embedded_of(run: Run, subjects: SubjectSet, say: Say, patches: int = PATCHES
 
 
 def initial_params(run: Run, config: Config) -> Any:
-    """The parameters that a run began with: drawn from its seed, or those of its starting weights."""
+    """The initial parameters of a run: drawn from its seed, or its starting weights."""
     if run.config.train.init_from is not None:
         return load_bundle(run.config.train.init_from).params
     return init_state(config, make_mesh()).params
@@ -387,14 +389,14 @@ def _embed(bundle: WeightsBundle, initial: Any, subjects: SubjectSet, patches: i
 
 
 def one_patch(stored: StoredSubject, config: DataConfig, start: np.ndarray) -> PatchBatch:
-    """The patch at a first voxel (3,) as a batch of one, without augmentation."""
+    """The patch with first voxel `start` (3,) as a batch of one, without augmentation."""
     image, boxes, ignored, mimics = patch_at(stored, config, start)
     patch = padded_patch(image, boxes, ignored, mimics, config)
     return PatchBatch(**{name: array[None] for name, array in patch.items()})
 
 
 def cell_centers_mm(indices: np.ndarray, config: Config) -> np.ndarray:
-    """Centers (N, 3) z, y, x in mm from a patch's first corner of flat anchors (N,)."""
+    """Centers (N, 3), z, y, x mm from the first corner of a patch, of flat anchor indices (N,)."""
     anchors = len(config.model.anchor_diameters_mm)
     cells = [size // step for size, step in zip(config.data.patch_shape, PROPOSAL_STRIDE, strict=True)]
     cell = np.stack(np.unravel_index(indices // anchors, cells), axis=-1)
@@ -404,7 +406,7 @@ def cell_centers_mm(indices: np.ndarray, config: Config) -> np.ndarray:
 def _samples(
     template: Template[Detector], config: Config, params: Any, initial: Any, batch: DeviceBatch
 ) -> tuple[Mined, jax.Array, jax.Array]:
-    """Anchors that the miner takes, and their embeddings (B, S, E) by both sets of parameters."""
+    """Anchors that the miner selects, and their embeddings (B, S, E) by both sets of parameters."""
     detector = template.bind(params)
     maps = detector(batch.image)
     sizes = anchor_sizes(config.model.anchor_diameters_mm, config.data.spacing_mm)
@@ -419,7 +421,7 @@ def _samples(
 
 
 def maps_of(name: str, embedded: Embedded) -> tuple[EmbeddingMap, ...]:
-    """PCA and t-SNE of equally many samples of each class together with the prototypes."""
+    """PCA and t-SNE of at most `SHOWN_PER_CLASS` samples per class together with the prototypes."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
@@ -434,7 +436,7 @@ def maps_of(name: str, embedded: Embedded) -> tuple[EmbeddingMap, ...]:
     count = len(chosen)
     points = np.concatenate([embedded.embeddings[chosen], embedded.prototypes]).astype(np.float64)
     perplexity = min(PERPLEXITY, (len(points) - 1) / 3)
-    # One thread gives the same picture everywhere; several would spin for minutes waiting for busy cores.
+    # One thread gives the same picture everywhere; several would busy-wait for minutes on a loaded machine.
     with threadpool_limits(1):
         plane = PCA(2).fit(points[:count])
         neighbors = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(points)

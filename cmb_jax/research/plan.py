@@ -1,7 +1,7 @@
-"""A training step on a mesh of devices: what it costs each of them and how long it should take.
+"""A training step on a mesh of devices: its cost per device and its predicted time.
 
-The step is lowered and compiled without values. Its time on a device is the sum over instructions of what the
-roofline allows.
+The step is lowered and compiled without data. Its time on a device is the sum of the roofline times of its
+instructions.
 """
 
 import dataclasses
@@ -56,11 +56,11 @@ def _placed(leaf: Any, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
 def export_step(
     config: Config, mesh: Mesh, platforms: tuple[str, ...] = PLATFORMS, *, anywhere: bool = False
 ) -> export.Exported:
-    """The training step lowered for other platforms than this machine's.
+    """The training step, lowered for platforms other than this machine's.
 
     Args:
-        config: the experiment; `data.batch_size` is of the whole mesh.
-        mesh: only its shape counts, its devices may be simulated.
+        config: the experiment; `data.batch_size` is for the whole mesh.
+        mesh: only its shape matters; its devices may be simulated.
         platforms: "cuda", "tpu".
         anywhere: allow calls on any platform, so that an accelerator's program can be compiled here.
     """
@@ -75,22 +75,22 @@ def compile_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
 
 
 def compile_accelerator_step(config: Config, mesh: Mesh, platform: str = "tpu") -> jax.stages.Compiled:
-    """The step as accelerators get it, partitioned over the mesh and compiled by this machine's XLA.
+    """The step lowered for accelerators, partitioned over the mesh and compiled by this machine's XLA.
 
-    Partitioning, and with it the messages, comes before the compiler's device-specific part; fusion and
-    layout are those of a processor.
+    XLA partitions the program, which determines the messages, before its device-specific passes; fusion and
+    layout are those of a CPU.
     """
     exported = export_step(config, mesh, (platform,), anywhere=True)
     call = jax.jit(exported.call, donate_argnums=0)
     return call.lower(*step_arguments(config, mesh)).compile()
 
 
-# What is reached of the stated memory and link bandwidth; assumed.
+# assumed fraction of the nominal memory and link bandwidth
 BANDWIDTH_SHARE = 0.8
-# Of one collective, on top of its bytes; assumed.
+# assumed, of one collective, in addition to its bytes
 LATENCY_S = 5e-6
 
-# Bytes over each device's link in a ring of n devices, per byte that the device held before.
+# bytes over each device's link in a ring of n devices, per byte on the device before the message
 _RING = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: n - 1,
@@ -104,13 +104,13 @@ _RING = {
 class Seconds:
     """Predicted seconds of one call."""
 
-    computing: float  # of instructions bounded by the peak of operations
-    moving: float  # of instructions bounded by the memory
-    messages: float  # none hidden behind computation
+    computing: float  # of compute-bound instructions
+    moving: float  # of memory-bound instructions
+    messages: float  # assumed not to overlap with computation
 
     @property
     def total(self) -> float:
-        """Of all three, one after the other."""
+        """Sum of all three, which are assumed not to overlap."""
         return self.computing + self.moving + self.messages
 
 
@@ -133,7 +133,7 @@ def predict(costs: Costs, hardware: Hardware, precision: str) -> Seconds:
 
 
 def message_seconds(collective: Collective, hardware: Hardware) -> float:
-    """Of one collective: a ring over the links, or over the network if the group is larger than a domain."""
+    """Time of one collective: a ring over the links, or over the network if the group exceeds a domain."""
     inside = collective.devices <= hardware.domain
     bandwidth = BANDWIDTH_SHARE * (hardware.link_bandwidth if inside else hardware.network_bandwidth)
     return LATENCY_S + _RING[collective.kind](collective.devices) * collective.bytes / bandwidth
@@ -144,7 +144,7 @@ CPU = "cpu"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one device, as the compiler lays them out."""
+    """Bytes on one device, as allocated by the compiler."""
 
     arguments: float  # state and batch
     temporaries: float
@@ -152,7 +152,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Of all; the results take the place of the state."""
+        """Sum; results are not counted, because they reuse the memory of the state."""
         return self.arguments + self.temporaries + self.code
 
 
@@ -160,10 +160,10 @@ class Memory:
 class StepPlan:
     """One training step on a mesh."""
 
-    config: Config  # `data.batch_size` is of the whole mesh
-    mesh: tuple[int, int]  # devices that share the batch, the depth
+    config: Config  # `data.batch_size` is for the whole mesh
+    mesh: tuple[int, int]  # devices that share the batch, devices that share the depth
     hardware: Hardware
-    model_flops: float  # what one step of the model needs, over all devices
+    model_flops: float  # needed for one step of the model, over all devices
     costs: Costs  # of one device
     memory: Memory
     seconds: Seconds
@@ -176,7 +176,7 @@ class StepPlan:
 
     @property
     def weak_scaling(self) -> float:
-        """Time of the whole work on one device, over the number of devices, over the time of the mesh."""
+        """Efficiency: time on one device, divided by the number of devices and by the time of the mesh."""
         return self.one_device_seconds.total / self.devices / self.seconds.total
 
     @property
@@ -187,10 +187,10 @@ class StepPlan:
 
 
 def plan_step(config: Config, mesh: tuple[int, int], hardware: str) -> StepPlan:
-    """Compile a step for the mesh and for a single device, and read the costs of both programs.
+    """Compile a step for the mesh and for a single device, and derive the costs of both programs.
 
     Args:
-        config: the experiment; `data.batch_size` counts for each of the devices that share the batch.
+        config: the experiment; `data.batch_size` is per device among those that share the batch.
         mesh: devices that share the batch, devices that share the depth; they may be simulated.
         hardware: "cpu" or a key of `devices.ACCELERATORS`.
 
@@ -217,7 +217,7 @@ def plan_step(config: Config, mesh: tuple[int, int], hardware: str) -> StepPlan:
 
 
 def _costs(config: Config, shape: tuple[int, int], hardware: str) -> tuple[Costs, Memory]:
-    """What one device of a mesh does in a step, and the memory that it needs."""
+    """Work and memory of one device of a mesh in a step."""
     mesh = make_mesh(*shape)
     if hardware == CPU:
         compiled = compile_step(config, mesh)
@@ -235,7 +235,7 @@ def _costs(config: Config, shape: tuple[int, int], hardware: str) -> tuple[Costs
 
 
 def measure_step(config: Config, repeats: int = 5) -> float:
-    """Least seconds of a step on one device of this machine, on noise without lesions."""
+    """Shortest time (s) of a step on one device of this machine, on noise without lesions."""
     mesh = make_mesh()
     step = compile_step(config, mesh)
     state, batch = init_state(config, mesh), step_arguments(config, mesh)[1]
@@ -243,6 +243,7 @@ def measure_step(config: Config, repeats: int = 5) -> float:
     noise = jnp.asarray(rng.standard_normal(batch.image.shape, np.float32))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), batch)
     batch = jax.device_put(dataclasses.replace(zeros, image=noise), jax.tree.map(lambda a: a.sharding, batch))
+    # the minimum: other load on the machine can only make a step slower
     seconds = []
     for _ in range(repeats + 1):  # the first warms up
         tick = time.perf_counter()

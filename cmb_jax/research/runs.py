@@ -1,6 +1,6 @@
 """The variants of an ablation, each trained from several seeds.
 
-A run is adopted when it is finished, continued when it was begun, and trained otherwise.
+Finished runs are used as they are, interrupted ones are continued, and missing ones are trained.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NAME = re.compile(r"[a-z0-9_.]+(-[a-z0-9_.]+)*")
 class Variant:
     """One configuration of the comparison; its seed is set by the grid."""
 
-    name: str  # of its runs' folders: NAME-seed0, NAME-seed1, ...
+    name: str  # its runs are in folders NAME-seed0, NAME-seed1, ...
     config: Config
     seeds: tuple[int, ...] | None = None  # None: those of the grid
 
@@ -47,13 +47,13 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """In words, what the interval of a ratio of false positives says of a claim that they become fewer."""
+    """Judges a claimed reduction of false positives by the interval of their ratio."""
 
     claimed_below: float  # the upper end of the interval is below this: as in the paper
     absent_above: float  # the lower end is above this: absent
 
     def of(self, low: float, high: float) -> str:
-        """On the interval from `low` to `high`."""
+        """The judgment, in words, for the interval from `low` to `high`."""
         if high < self.claimed_below:
             return "as in the paper"
         return "absent" if low > self.absent_above else "undecided"
@@ -61,18 +61,18 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Variants x seeds, and what they are compared with."""
+    """Variants x seeds, and which are compared."""
 
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     reference: str = "rpn"  # name of the variant that the others are compared with
-    # at which false positives are compared; None: the reference's sensitivity at its operating point
+    # sensitivity for the comparison of false positives; None: that of the reference at its operating point
     matched_sensitivity: float | None = None
     pairs: tuple[tuple[str, str], ...] = ()  # further (variant, reference) whose false positives are compared
-    contrast: tuple[str, str] | None = None  # variants whose false positives are shown where they differ
-    # what the plan of a study fixes beforehand; None: nothing
+    contrast: tuple[str, str] | None = None  # variants whose differing false positives are shown
+    # fixed in the plan of a study before the first run; None: not fixed
     verdict: Verdict | None = None  # on ratios of false positives
-    longest_rise: float | None = None  # of validation AP over 1000 steps: a variant that rises more goes on
+    longest_rise: float | None = None  # of validation AP over 1000 steps; beyond it training continues
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]
@@ -107,10 +107,10 @@ def four_configurations(base: Config) -> tuple[Variant, ...]:
 
 
 def grid_from_file(path: Path) -> Grid:
-    """What `get_grid()` of a Python file returns.
+    """The result of `get_grid()` in a Python file.
 
     Raises:
-        UserError: no such file, or it has no `get_grid` that returns a Grid.
+        UserError: no such file, or no `get_grid` in it that returns a Grid.
     """
     return made_by_file(path, "get_grid", Grid)
 
@@ -128,23 +128,23 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return self.folder.name
 
     @property
     def config(self) -> Config:
-        """What it is trained with."""
+        """The configuration that it is trained with."""
         config = self.variant.config
         return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=self.seed))
 
     @property
     def weights(self) -> Path:
-        """Where `train_run` puts them."""
+        """The file that `train_run` writes."""
         return self.folder / "weights.safetensors"
 
 
 def runs_of(grid: Grid, workdir: Path) -> tuple[Run, ...]:
-    """All runs, all variants of one seed before the next: a study that is cut short has every variant."""
+    """All runs, ordered by seed, so that a study that is cut short still has every variant."""
     seeds_of = {variant.name: variant.seeds or grid.seeds for variant in grid.variants}
     seeds = dict.fromkeys(seed for each in (grid.seeds, *seeds_of.values()) for seed in each)
     return tuple(
@@ -156,10 +156,10 @@ def runs_of(grid: Grid, workdir: Path) -> tuple[Run, ...]:
 
 
 def stored_config(run: Run) -> Config | None:
-    """The configuration that the folder's run was started with; None if none was.
+    """The configuration that the run was started with; None if it was not started.
 
     Raises:
-        UserError: it is not a configuration, or that of another variant or seed.
+        UserError: it is not a configuration, or belongs to another variant or seed.
     """
     path = run.folder / "config.json"
     if not path.exists():
@@ -167,7 +167,7 @@ def stored_config(run: Run) -> Config | None:
     stored = read_config(path, "move the folder away, or use the version that wrote it")
     wanted = run.config
     differs = incompatible_changes(stored, wanted)
-    # a user's own loss is not an object when it is read from a file: its values are compared
+    # a user's own loss is stored as values, not as an object, so values are compared
     theirs, ours = (config_values(config)["loss"] for config in (stored, wanted))
     differs += ["another loss"] * (theirs != ours)
     differs += ["another seed"] * (stored.train.seed != wanted.train.seed)
@@ -180,7 +180,7 @@ def stored_config(run: Run) -> Config | None:
 
 
 def is_finished(run: Run) -> bool:
-    """Whether the weights are those of the last step that the run was started for.
+    """Whether the weights have all the steps that the run was started with.
 
     Raises:
         UserError: see `stored_config`.
@@ -190,7 +190,7 @@ def is_finished(run: Run) -> bool:
 
 
 def other_settings(run: Run) -> tuple[str, ...]:
-    """Dotted names of settings in which a run differs from the grid, names of files left out."""
+    """Dotted names of the settings in which a run differs from the grid, apart from paths and inference."""
     stored = stored_config(run)
     if stored is None:
         return ()
@@ -200,16 +200,16 @@ def other_settings(run: Run) -> tuple[str, ...]:
 
 
 def complete(runs: tuple[Run, ...], say: Say, *, training: bool) -> tuple[Run, ...]:
-    """Train what is not finished; returns the finished runs.
+    """Train the unfinished runs; returns all finished ones.
 
     Args:
-        training: False leaves out what is not finished.
+        training: False: leave unfinished runs out.
 
     Raises:
-        UserError: a folder holds another run, or a training cannot go on.
+        UserError: a folder holds another run, or training cannot continue.
     """
-    # All are checked before hours are spent on the first. A grid that asks for more steps than a finished run
-    # was started for lets it go on: a study may be found too short.
+    # Check all before spending hours on the first. If the grid asks for more steps than a finished run has,
+    # the run continues: a study may turn out to be too short.
     states = [
         (run, is_finished(run) and not (training and _steps(run) < run.config.train.steps)) for run in runs
     ]
@@ -225,14 +225,14 @@ def complete(runs: tuple[Run, ...], say: Say, *, training: bool) -> tuple[Run, .
         else:
             say(f"{run.name}: {'continuing' if stored_config(run) else 'training'}")
             train_run(run.config, run.folder)
-            jax.clear_caches()  # the next variant is another program
+            jax.clear_caches()  # the next variant compiles another program
         finished.append(run)
     return tuple(finished)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a run costs."""
+    """The cost of a run."""
 
     parameters: int
     parameters_at_inference: int
@@ -243,7 +243,7 @@ class Cost:
 
 
 def cost_of(run: Run) -> Cost:
-    """Cost of a finished run by its network and its log."""
+    """Cost of a finished run, from its network and its log."""
     config = run.config
     template = Template.of(lambda: Detector(config.model, rngs=nnx.Rngs(0)))
     sizes = {name: int(np.prod(leaf.shape)) for name, leaf in named_leaves(template.shapes())}
@@ -259,10 +259,10 @@ def cost_of(run: Run) -> Cost:
 
 
 def _times(path: Path) -> tuple[float, float]:
-    """Median seconds per step and hours of all steps by a run's log; a run that was stopped repeats steps."""
+    """Median seconds per step and total hours, from a run's log; a resumed run repeats some steps."""
     if not path.exists():
         return float("nan"), 0.0
-    rates: dict[int, float] = {}
+    rates: dict[int, float] = {}  # by step, so that a repeated step counts once, with its last rate
     with reading(path, "the run's log is damaged: move it away"):
         names, *lines = read_rows(path, ",") or [[]]
         for line in lines:
@@ -277,7 +277,7 @@ def _times(path: Path) -> tuple[float, float]:
 
 
 def _steps(run: Run) -> int:
-    """Of the weights; 0 without any."""
+    """Steps of the weights; 0 without weights."""
     return int((_record(run) or {}).get("steps", 0))
 
 
@@ -286,7 +286,7 @@ def _record(run: Run) -> dict[str, Any] | None:
     path = run.folder / "weights.json"
     if not (path.exists() and run.weights.exists()):
         return None
-    record = read_json_object(path, "is no training record; train again")
+    record = read_json_object(path, "is not a training record; train again")
     with reading(path, "train again"):
         a_number(record.get("steps", 0), "steps", 0)
     return record

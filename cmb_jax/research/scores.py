@@ -1,8 +1,8 @@
-"""What the runs of each variant found, over seeds and scans, whether variants differ, and the tables of that.
+"""Scores of the runs of each variant over seeds and scans, comparisons between variants, and their tables.
 
 Hit: centers less than 3 mm apart, one to one (Hungarian). Each run's threshold is chosen on the validation
-subjects; everything else is of the test subjects. Intervals: scans and seeds are both drawn with replacement,
-the same scans for every variant.
+subjects; everything else is measured on the test subjects. For intervals, scans and seeds are both resampled,
+with the same scans for every variant.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ AVERAGE_PRECISION = "average_precision"
 FP_MATCHED = "fp_per_scan_at_matched_sensitivity"
 LOCALIZED = "_with_localization"
 AT_RATES: tuple[str, ...] = tuple(f"sensitivity_at_{rate:g}_fp" for rate in FROC_RATES)
-# Metrics in the order of the tables.
+# in the order of the tables
 NAMES: tuple[str, ...] = (*statistics.METRICS, *AT_RATES, AVERAGE_PRECISION, FP_MATCHED)
 
 
@@ -39,10 +39,10 @@ class RunScores:
     threshold: float  # chosen on validation subjects
     counts: statistics.Counts  # at the threshold
     events: FrocEvents
-    false_positives: Counter[str]  # at the threshold, by the kind of the mimic there
+    false_positives: Counter[str]  # at the threshold, by the kind of mimic there
 
     def metrics(self, weights: np.ndarray, matched: float) -> np.ndarray:
-        """`NAMES`, then the sensitivity at `BAND_RATES`: (B, N) of weighted scans (B, S)."""
+        """`NAMES`, then the sensitivity at `BAND_RATES`: (B, N), for weights of the scans (B, S)."""
         curve = statistics.froc_metrics(self.events, weights, (*FROC_RATES, *BAND_RATES))
         at_rates, band, precision = np.split(curve, [len(FROC_RATES), -1], axis=1)
         at_matched = statistics.fp_at_sensitivity(self.events, weights, matched)[:, None]
@@ -51,7 +51,8 @@ class RunScores:
         )
 
     def reaches(self, sensitivity: float) -> bool:
-        """Whether the whole list of detections has this sensitivity."""
+        """Whether all detections together reach this sensitivity."""
+        # minus a little, because the product may exceed a whole number by rounding
         return bool(self.events.true.sum() >= sensitivity * self.counts.lesions.sum() - 1e-9)
 
 
@@ -62,7 +63,7 @@ class Metric:
     mean: statistics.Estimate  # over the seeds, with the interval over seeds and scans
     deviation: float  # standard deviation over the seeds; NaN for one seed
     difference: statistics.PairedDifference | None  # from the reference; None for the reference itself
-    ratio: statistics.Estimate | None  # to the reference's mean, likewise
+    ratio: statistics.Estimate | None  # to the mean of the reference; None for the reference itself
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class VariantScores:
     band: tuple[statistics.Estimate, ...]  # sensitivity at `BAND_RATES`
 
     def false_positives(self, kind: str) -> float:
-        """Of one kind, per scan at the operating point, mean over the seeds."""
+        """False positives of one kind per scan at the operating point, mean over the seeds."""
         scans = len(self.runs[0].counts.lesions)
         return sum(run.false_positives[kind] for run in self.runs) / len(self.runs) / scans
 
@@ -103,7 +104,7 @@ def score_run(
     test_truths: Sequence[SubjectTruth],
     max_fp_per_scan: float,
 ) -> RunScores:
-    """Threshold by the validation subjects, counts and events of the test subjects.
+    """Threshold from the validation subjects, counts and events from the test subjects.
 
     The threshold gives the highest sensitivity at no more than `max_fp_per_scan`.
     """
@@ -139,8 +140,8 @@ def compare_variants(
 
     Args:
         runs: by variant, all on the same test scans.
-        matched_sensitivity: at which false positives are compared; None: the reference's mean sensitivity at
-            its operating points.
+        matched_sensitivity: for the comparison of false positives; None: the mean sensitivity of the
+            reference at its operating points.
         pairs: further (variant, reference) for `Study.ratios`; those without runs are left out.
     """
     lesions = runs[reference][0].counts.lesions
@@ -148,10 +149,10 @@ def compare_variants(
     if matched_sensitivity is None:
         found = [statistics.count_metrics(run.counts, once)[0, 0] for run in runs[reference]]
         matched_sensitivity = float(np.mean(found))
-    # The same draws of scans for every variant and seed make the differences paired: a hard scan that was
+    # The same draws of scans for every variant and seed make the differences paired: a hard scan that is
     # drawn often is hard for all of them.
     weights = np.concatenate(list(statistics.resample_weights(len(lesions), samples, seed)))
-    # of each seed (K, N) and of each resample (B, N), by variant
+    # by variant: of each seed (K, N), and of each resample (B, N)
     values = {
         name: (
             np.stack([run.metrics(once, matched_sensitivity)[0] for run in runs[name]]),
@@ -211,7 +212,7 @@ def _over_drawn_seeds(metrics: Sequence[np.ndarray], seed: int) -> np.ndarray:
     """Means (B, N) over seeds drawn with replacement in each resample, from (B, N) of each of K seeds."""
     values, count = np.stack(metrics, axis=1), len(metrics)
     times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=len(values))
-    # A seed that was not drawn may be undefined: 0 times NaN would spoil the sum.
+    # metrics of a seed that was not drawn may be NaN, and 0 times NaN would spoil the sum
     drawn = np.where(times[..., None] > 0, values, 0.0)
     return (times[..., None] * drawn).sum(axis=1) / count
 
@@ -321,7 +322,7 @@ def _matched_table(study: Study) -> Table:
 
 
 def _unreached(study: Study) -> str:
-    """Names the runs whose whole list does not have the matched sensitivity; empty if there are none."""
+    """A sentence that names the runs that never reach the matched sensitivity; empty if all do."""
     short = [
         run.name
         for variant in study.variants

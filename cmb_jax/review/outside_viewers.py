@@ -1,7 +1,7 @@
-"""Candidates for readers in other viewers, and what a reader left of them.
+"""Candidates for readers in other viewers, and their edits read back.
 
-3D Slicer: markups (.mrk.json, schema version 1.0.3), points in LPS by default, although Slicer's own world is
-RAS; both are millimeters of the patient. ITK-SNAP: a label image, and the file that names its labels.
+3D Slicer: markups (.mrk.json, schema version 1.0.3), points in LPS mm by default, although Slicer itself
+works in RAS. ITK-SNAP: a label image, and the file that names its labels.
 """
 
 import json
@@ -21,22 +21,22 @@ from cmb_jax.report.summary import location_text
 from cmb_jax.review.result import Result, positions_mm
 from cmb_jax.review.verdicts import Mark, Verdict, parse_verdict
 
-# an identifier, which Slicer compares; its address need not exist
+# an identifier that Slicer compares as text; nothing is fetched
 SCHEMA = (
     "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
     "markups-schema-v1.0.3.json#"
 )
 _KNOWN_SCHEMA = re.compile(r".*markups-schema-v1\.[0-9]+\.[0-9]+\.json#*$", re.IGNORECASE)
-# more digits than any id has are no other name, but an unknown id
+# a number too long for an id is still a candidate, an unknown one, and not a new lesion
 _LABEL = re.compile(r"cmb-([0-9]{1,18})[0-9]*(?:\.\.\.)?", re.ASCII)
 _TO_RAS = {"LPS": np.array([-1.0, -1.0, 1.0]), "RAS": np.ones(3)}
 _STATUS = ("kept", "rejected")
 
 
 def markups(result: Result) -> str:
-    """The candidates as JSON text: one list of points in LPS mm, selected where kept.
+    """The candidates as JSON text: one list of points in LPS mm; kept ones are selected.
 
-    A point is called cmb-ID. Its description begins with the status, which a reader replaces by a verdict.
+    A point is named cmb-ID. Its description begins with the status, which a reader replaces with a verdict.
     """
     document = {
         "@schema": SCHEMA,
@@ -82,10 +82,10 @@ def _point(row: DetectionRow) -> dict[str, Any]:
 
 
 def read_markups(path: Path, result: Result) -> tuple[list[Mark], set[int]]:
-    """What a reader left of the points, and the ids of kept candidates that were removed.
+    """The points as edited by a reader, and the ids of kept candidates that were removed.
 
-    A verdict at the beginning of a description counts. Without one a selected point is a microbleed, and one
-    that was kept but is no longer selected a mimic; a rejected candidate that is not selected was not read.
+    A verdict at the start of a description counts. Without one, a selected point is a microbleed, and a kept
+    candidate that is no longer selected is a mimic; a rejected candidate that is not selected was not read.
 
     Raises:
         UserError: no Slicer markups, another coordinate system or unit, an invalid position, or a
@@ -93,7 +93,7 @@ def read_markups(path: Path, result: Result) -> tuple[list[Mark], set[int]]:
     """
     marks = []
     status = {row.id: row.status for row in result.rows}
-    for number, (point, turn) in enumerate(_points(path), start=1):
+    for number, (point, to_ras) in enumerate(_points(path), start=1):
         label = shortened(str(point.get("label", "")), 60)
         where = f"{path}: point {number} ({label or 'no label'})"
         named = _LABEL.fullmatch(label)
@@ -104,7 +104,7 @@ def read_markups(path: Path, result: Result) -> tuple[list[Mark], set[int]]:
             verdict = Verdict.MICROBLEED
         elif verdict is None and (candidate is None or status.get(candidate) == "kept"):
             verdict = Verdict.MIMIC
-        x, y, z = _position(point.get("position"), where) * turn
+        x, y, z = _position(point.get("position"), where) * to_ras
         marks.append(
             Mark(
                 candidate=candidate,
@@ -118,7 +118,7 @@ def read_markups(path: Path, result: Result) -> tuple[list[Mark], set[int]]:
 
 
 def _points(path: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
-    """Every defined point with the signs (3,) that turn it to RAS."""
+    """Every defined point, with the signs (3,) that convert its position to RAS."""
     document = read_json(path, "save it again in the viewer or in Slicer")
     lists = document.get("markups") if isinstance(document, dict) else None
     if not isinstance(lists, list) or not _KNOWN_SCHEMA.match(str(document.get("@schema", ""))):
@@ -135,7 +135,7 @@ def _points(path: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
             raise UserError(f"{path}: coordinateUnits is {shown(units)}; allowed: mm")
         inside = each.get("controlPoints", [])
         if not isinstance(inside, list) or not all(isinstance(point, dict) for point in inside):
-            raise UserError(f"{path}: its controlPoints are no list of points; save it again in Slicer")
+            raise UserError(f"{path}: its controlPoints are not a list of points; save it again in Slicer")
         defined = [point for point in inside if point.get("positionStatus", "defined") == "defined"]
         points += [(point, _TO_RAS[system]) for point in defined]
     return points
@@ -149,7 +149,7 @@ def _position(value: object, where: str) -> np.ndarray:
 
 
 def _verdict(description: str, where: str) -> tuple[Verdict | None, str]:
-    """Verdict at the beginning of a description, up to the first semicolon; None where there is none."""
+    """Verdict at the start of a description, before the first semicolon; None without one."""
     first = description.partition(";")[0].strip()
     if not first or first.casefold() in _STATUS:
         return None, ""
@@ -166,7 +166,7 @@ PAINTED: dict[int, Verdict] = {
     60002: Verdict.UNCERTAIN,
     60003: Verdict.MIMIC,
 }
-"""Labels that a reader paints with: over a candidate to judge it, elsewhere to add a lesion."""
+"""Labels for readers to paint with: over a candidate to judge it, elsewhere to add a lesion."""
 
 _HEADER = """\
 ################################################
@@ -187,7 +187,7 @@ _HEADER = """\
 _CATEGORY_COLORS = {"definite": (230, 60, 60), "possible": (255, 180, 0)}
 _PAINT_COLORS = {60001: (0, 220, 90), 60002: (120, 120, 255), 60003: (160, 160, 160)}
 _SAME_GRID_VOXELS = 0.5
-_LARGEST_LABEL = 65535
+_LARGEST_LABEL = 65535  # ITK-SNAP stores labels as uint16
 _TOUCHING = ndimage.generate_binary_structure(3, 3)
 
 
@@ -206,17 +206,17 @@ def label_descriptions(rows: tuple[DetectionRow, ...]) -> str:
 def _line(index: int, color: tuple[int, int, int], text: str, *, shown: bool = True) -> str:
     red, green, blue = color
     seen = int(shown)
-    # the reader of this format ends a text at the next quotation mark, and a line at the line's end
+    # ITK-SNAP's parser ends a text at the next quotation mark, and an entry at the end of the line
     text = " ".join(text.replace('"', "'").split())
     return f'  {index:3d}   {red:3d}  {green:3d}  {blue:3d}  {seen:7d}  {seen:1d}  {seen:1d}    "{text}"\n'
 
 
 def read_painted(path: Path, result: Result) -> tuple[list[Mark], set[int]]:
-    """What a reader left of the labels, and the ids of those that were removed.
+    """The labels as edited by a reader, and the ids of those that were removed.
 
-    A component that overlaps candidate n's label and carries n is that candidate, kept; one that carries a
-    label of `PAINTED` gives the candidate under it that verdict. All other components are lesions that the
-    reader added, whatever their label: ITK-SNAP paints with the label that was used last.
+    A component with label n that overlaps candidate n is that candidate, kept; one with a label of `PAINTED`
+    gives that verdict to the candidate under it. All other components are lesions that the reader added,
+    whatever their label: ITK-SNAP paints with the label that was used last.
 
     Raises:
         UserError: see `evaluation.read.read_labels`; fractions; another grid than the result's labels.
@@ -233,7 +233,7 @@ def read_painted(path: Path, result: Result) -> tuple[list[Mark], set[int]]:
     for value, where in enumerate(ndimage.find_objects(labels), start=1):
         if where is None:
             continue
-        # a label may lie in several pieces: those that still overlap the candidate of that number are it
+        # a label may have several components; only those that overlap the candidate of that number are it
         inside, before = labels[where] == value, result.labels[where]
         pieces, count = ndimage.label(inside, _TOUCHING)
         kept = set(np.unique(pieces[before == value])) - {0} if value not in PAINTED else set()
@@ -246,7 +246,7 @@ def read_painted(path: Path, result: Result) -> tuple[list[Mark], set[int]]:
             over = int(np.bincount(under).argmax()) if len(under) and value in PAINTED else None
             found.setdefault(over, []).append(_mark(drawn, where, value, over, result, sizes))
     added = [mark for _, mark in found.pop(None, [])]
-    # where a candidate was painted over in part, the larger part decides
+    # a candidate that was only partly painted over gets the verdict of the larger part
     judged = [max(parts, key=lambda part: part[0])[1] for parts in found.values()]
     visible = set(np.flatnonzero(sizes).tolist()) - {0}
     return [*judged, *added], visible - {mark.candidate for mark in judged if mark.candidate is not None}
@@ -260,15 +260,16 @@ def _mark(
     result: Result,
     sizes: np.ndarray,
 ) -> tuple[int, Mark]:
-    """Number of voxels of `drawn` (bool, in the window `where`), and its mark; `sizes`: voxels by old id."""
+    """Number of voxels of `drawn` (bool, in the window `where`), and its mark; `sizes`: voxels by id."""
     size = int(drawn.sum())
     corner = np.array([part.start for part in where])
     index = np.argwhere(drawn).mean(axis=0) + corner
     x, y, z = result.grid.to_mm(index[None])[0]
     diameter: float | None
     diameter = float(np.cbrt(6.0 / np.pi * size * abs(np.linalg.det(result.grid.affine[:3, :3]))))
-    untouched = candidate is not None and size == sizes[candidate]
-    if untouched and np.all(result.labels[where][drawn] == candidate):
+    unchanged = candidate is not None and size == sizes[candidate]
+    if unchanged and np.all(result.labels[where][drawn] == candidate):
+        # the exact position of the table, not the center of its voxels
         row = next(row for row in result.rows if row.id == candidate)
         (x, y, z), diameter = positions_mm((row,))[0], None
     mark = Mark(

@@ -1,4 +1,4 @@
-"""A reader's marks brought to the candidates of one result, whatever file they came in."""
+"""A reader's marks, from any kind of file, assigned to the candidates of one result."""
 
 import dataclasses
 from collections import Counter
@@ -17,10 +17,10 @@ from cmb_jax.review.spreadsheet import is_spreadsheet_of_ours, read_spreadsheet,
 from cmb_jax.review.verdicts import Mark, Verdict, is_verdicts, read_verdicts
 
 MAX_MOVE_MM = 10.0
-"""A microbleed is at most 10 mm wide: a center that was moved farther belongs to something else."""
+"""A microbleed is at most 10 mm wide: a center that was moved farther is on something else."""
 
 _SAME_PLACE_MM = 0.05  # tables have two decimals
-_TURN = np.array([-1.0, -1.0, 1.0])  # LPS to RAS and back
+_LPS_RAS = np.array([-1.0, -1.0, 1.0])  # LPS to RAS and back
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,11 +29,11 @@ class Reading:
 
     marks: tuple[Mark, ...]  # one for each candidate, in the order of the result's rows
     added: tuple[Mark, ...] = ()  # lesions that the reader added, each with a verdict
-    reader: str = ""  # initials, where the file says them; never written out
+    reader: str = ""  # initials, if the file has them; never written out
 
     @property
     def microbleeds(self) -> tuple[Mark, ...]:
-        """All that the reader calls a microbleed."""
+        """All marks that the reader calls microbleeds."""
         return tuple(mark for mark in (*self.marks, *self.added) if mark.verdict is Verdict.MICROBLEED)
 
 
@@ -71,7 +71,7 @@ def read_readings(path: Path, result: Result) -> list[Reading]:
 
 
 def _holds_verdicts(path: Path) -> bool:
-    """Whether a JSON file is the viewer's; damaged ones are left to the reader of markups to complain of."""
+    """Whether a JSON file is the viewer's; a damaged one is not, and the reader of markups reports it."""
     try:
         return is_verdicts(read_json(path))
     except UserError:
@@ -96,40 +96,41 @@ def check_readers(readings: Sequence[Reading]) -> None:
 def settle(path: Path, marks: Sequence[Mark], removed: set[int], result: Result) -> Reading:
     """One mark for each candidate, and the added lesions.
 
-    An added mark within 3 mm of a candidate without a verdict of its own is that candidate's. Candidates that
+    An added mark within 3 mm of a candidate that has no verdict is taken as that candidate's. Candidates that
     were removed from the file are mimics of unknown kind; others without a mark were not read.
 
     Raises:
-        UserError: an unknown candidate or one twice, a position outside the volume, or farther than
-            `MAX_MOVE_MM` from the candidate.
+        UserError: an unknown or repeated candidate, or a position outside the volume or more than
+            `MAX_MOVE_MM` from its candidate.
     """
     judged = _marks_by_candidate(path, marks, result)
     added = [mark for mark in marks if mark.candidate is None]
     centers = dict(zip((row.id for row in result.rows), positions_mm(result.rows), strict=True))
-    # the detector may put a center a little beyond the edge: only what a reader has moved is to be checked
+    # the detector may place a center slightly outside the volume: check only what a reader moved
     moved = [
         mark for n, mark in judged.items() if np.linalg.norm(mark.position_mm - centers[n]) > _SAME_PLACE_MM
     ]
     _check_inside(path, [*moved, *added], result)
     for mark in moved:
         _check_move(mark, centers)
-    free = [n for n in centers if n not in judged or judged[n].verdict is None]
-    places = np.array([centers[n] for n in free])
-    distance = center_distances(np.array([mark.position_mm for mark in added]), places)
-    taken = match(Pairs(allowed=distance < CENTER3.limit, cost=distance, one_to_one=True)).lesion
-    for mark, column in zip(added, taken, strict=True):
+    unjudged = [n for n in centers if n not in judged or judged[n].verdict is None]
+    unjudged_mm = np.array([centers[n] for n in unjudged])
+    distance = center_distances(np.array([mark.position_mm for mark in added]), unjudged_mm)
+    partner = match(Pairs(allowed=distance < CENTER3.limit, cost=distance, one_to_one=True)).lesion
+    for mark, column in zip(added, partner, strict=True):
         if column >= 0:
-            judged[free[column]] = dataclasses.replace(mark, candidate=free[column])
+            judged[unjudged[column]] = dataclasses.replace(mark, candidate=unjudged[column])
     return Reading(
         marks=tuple(judged.get(row.id) or _unmarked(row, row.id in removed) for row in result.rows),
-        added=tuple(mark for mark, column in zip(added, taken, strict=True) if column < 0),
+        added=tuple(mark for mark, column in zip(added, partner, strict=True) if column < 0),
     )
 
 
 def added_groups(readings: Sequence[Reading]) -> list[list[Mark]]:
-    """Added lesions by place: marks of different readers less than 3 mm apart, one to one, are one lesion."""
+    """Added lesions: marks of different readers less than 3 mm apart, matched one to one, are one lesion."""
     groups: list[list[Mark]] = []
     for each in readings:
+        # one to one, so that two marks of one reader never fall into one group
         centers = np.array([np.mean([mark.position_mm for mark in group], axis=0) for group in groups])
         new = np.array([mark.position_mm for mark in each.added])
         distance = center_distances(new, centers)
@@ -156,7 +157,7 @@ def _marks_by_candidate(path: Path, marks: Sequence[Mark], result: Result) -> di
             )
         if mark.candidate in judged:
             raise UserError(
-                f"{mark.where}: candidate {mark.candidate} stands there twice; keep one in {path.name}"
+                f"{mark.where}: candidate {mark.candidate} is listed twice; keep one in {path.name}"
             )
         judged[mark.candidate] = mark
     return judged
@@ -177,7 +178,8 @@ def _check_move(mark: Mark, centers: Mapping[int, np.ndarray]) -> None:
     if apart <= MAX_MOVE_MM:
         return
     text = f"{mark.where}: lies {apart:.0f} mm from candidate {mark.candidate} (at most {MAX_MOVE_MM:g})"
-    if float(np.linalg.norm(mark.position_mm * _TURN - center_mm)) <= MAX_MOVE_MM:
+    # the commonest mistake: a file in LPS read as RAS or the reverse
+    if float(np.linalg.norm(mark.position_mm * _LPS_RAS - center_mm)) <= MAX_MOVE_MM:
         raise UserError(f"{text}, but fits with x and y negated: it is in the other system (LPS, RAS)")
     raise UserError(f"{text}; give the file of this scan; a new lesion must not have a candidate's number")
 
@@ -190,7 +192,7 @@ def _check_inside(path: Path, marks: Sequence[Mark], result: Result) -> None:
     first = marks[int(np.flatnonzero(outside)[0])]
     shown = ", ".join(f"{value:.1f}" for value in first.position_mm)
     text = f"{first.where}: ({shown}) RAS mm does not lie in the volume"
-    if result.grid.inside(result.grid.to_index(points * _TURN)).all():
+    if result.grid.inside(result.grid.to_index(points * _LPS_RAS)).all():
         raise UserError(
             f"{text}, but all points do with x and y negated: {path.name} is in the other system (LPS, RAS)"
         )

@@ -1,4 +1,4 @@
-"""A result as `cmb-jax predict` or `cmb-jax bids` left it: where its files lie, and what they hold."""
+"""A result of `cmb-jax predict` or `cmb-jax bids`: the paths of its files, and their content."""
 
 import dataclasses
 import re
@@ -22,7 +22,7 @@ _BIDS = re.compile(r"(sub-.+_desc-cmb_)(detections\.(json|tsv)|dseg\.(json|nii\.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResultPaths:
-    """The files of a result; not all of them need be there."""
+    """The files of a result; some may be missing."""
 
     shown: Path  # as the user named the result
     table: Path
@@ -33,10 +33,10 @@ class ResultPaths:
 
 
 def result_paths(result: Path) -> ResultPaths:
-    """The files of a result by its folder, or by one of its files in BIDS derivatives.
+    """The files of a result, given its folder or one of its files in BIDS derivatives.
 
     Raises:
-        UserError: nothing there, or several results.
+        UserError: no result, or several.
     """
     if result.is_dir():
         in_bids = (
@@ -63,7 +63,7 @@ def result_paths(result: Path) -> ResultPaths:
 def _named(path: Path) -> ResultPaths:
     found = _BIDS.fullmatch(path.name)
     if found is None:
-        raise UserError(f"{path}: is no file of a result; {MADE_BY}")
+        raise UserError(f"{path}: is not a file of a result; {MADE_BY}")
     start = found[1]
     return ResultPaths(
         shown=path,
@@ -76,7 +76,7 @@ def _named(path: Path) -> ResultPaths:
 
 
 def read_record(paths: ResultPaths) -> dict[str, Any]:
-    """The record beside the table, in the form of detections.json.
+    """The record beside the table, in the layout of detections.json.
 
     Raises:
         UserError: missing, or damaged.
@@ -110,11 +110,11 @@ class Result:
     swi_sha256: str  # of the image that was searched
     rows: tuple[DetectionRow, ...]
     labels: np.ndarray  # (X, Y, Z) int32 on `grid`: ids of kept candidates
-    grid: Grid  # of the labels, axes turned to Right, Anterior, Superior
+    grid: Grid  # of the labels, axes to Right, Anterior, Superior
 
     @property
     def kept(self) -> tuple[DetectionRow, ...]:
-        """What was reported as microbleeds."""
+        """The reported microbleeds."""
         return tuple(row for row in self.rows if row.status == "kept")
 
     @property
@@ -133,20 +133,20 @@ def load_result(result: Path, subject: str | None = None) -> Result:
 
     Args:
         result: folder of the prediction, or a file of it in BIDS derivatives.
-        subject: what the scan is called in files for readers; default: its BIDS name, else a name made from
-            the image's hash, so that no patient's name gets out.
+        subject: name of the scan in files for readers; default: its BIDS name, else a name derived from the
+            image's hash, because a file name may contain the patient's name.
 
     Raises:
-        UserError: a file is missing or unreadable, or they do not fit each other.
+        UserError: a file is missing or unreadable, or the files contradict each other.
     """
     paths = result_paths(Path(result))
     rows = read_rows(paths.table)
     labels, affine = read_labels(paths.labels)
     kept = [row.id for row in rows if row.status == "kept"]
-    strange = np.setdiff1d(np.unique(labels[labels > 0]), kept)
-    if len(strange):
+    unknown = np.setdiff1d(np.unique(labels[labels > 0]), kept)
+    if len(unknown):
         raise UserError(
-            f"{paths.labels}: label {strange[0]:g} is no kept candidate of {paths.table.name}; {MADE_BY}"
+            f"{paths.labels}: label {unknown[0]:g} is not a kept candidate of {paths.table.name}; {MADE_BY}"
         )
     x, y, z = labels.shape
     name, digest = _searched_image(paths)
@@ -164,7 +164,7 @@ def read_rows(path: Path) -> tuple[DetectionRow, ...]:
     """The candidates of a detections.csv, or of the .tsv of BIDS derivatives.
 
     Raises:
-        UserError: a file that is missing, or a value that no result has.
+        UserError: the file is missing, or has a value that no result can have.
     """
     required = [column.name for column in COLUMNS if column.since is None]
     return _rows(read_columns(path, required=required, delimiter="\t" if path.suffix == ".tsv" else ","))
@@ -186,7 +186,7 @@ def _rows(table: TextTable) -> tuple[DetectionRow, ...]:
 
 
 def _values(table: TextTable, column: Column) -> Sequence[Any]:
-    """The values of a column as its field has them."""
+    """The values of a column, in the type of its field."""
     if column.kind is int:
         return table.whole_numbers(column.name)
     if column.may_be_empty:
@@ -204,7 +204,7 @@ def _values(table: TextTable, column: Column) -> Sequence[Any]:
 
 
 def checked_row(values: Mapping[str, Any]) -> DetectionRow:
-    """A row of JSON values, each of the type that it must be. Raises ValueError or KeyError."""
+    """A row from JSON values, whose types are checked. Raises ValueError or KeyError."""
     checked: dict[str, Any] = {}
     for column in COLUMNS:
         name = column.name
@@ -213,7 +213,7 @@ def checked_row(values: Mapping[str, Any]) -> DetectionRow:
         value = values[name]
         if column.kind is int:
             if type(value) is not int or abs(value) >= 10**9:
-                raise ValueError(f"{name} is no whole number")
+                raise ValueError(f"{name} is not a whole number")
             checked[name] = value
         elif column.kind is float:
             checked[name] = a_number(value, name, -1e6, 1e6)
@@ -225,10 +225,10 @@ def checked_row(values: Mapping[str, Any]) -> DetectionRow:
 
 
 def _searched_image(paths: ResultPaths) -> tuple[str, str]:
-    """The BIDS name of the image that was searched, else a name of its hash; and that hash."""
+    """Name of the searched image (its BIDS name, else one derived from its hash), and its hash."""
     inputs = read_record(paths)["inputs"]
     with reading(paths.record, MADE_BY):
-        # where the SWI was made from echoes, the first of them stands for the scan
+        # if the SWI was made from echoes, the first of them identifies the scan
         searched = next((each for each in inputs if each["role"] == "swi"), None) or inputs[0]
         name, digest = a_text(searched["file"], "file", 255), a_text(searched["sha256"], "sha256", 64)
     return pseudonym(name, digest), digest

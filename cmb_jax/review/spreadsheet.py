@@ -1,7 +1,7 @@
 """Workbooks: the review spreadsheet, and what Microbleed-review-viewer exports.
 
-In the spreadsheet a reader fills in verdicts. Sheet and columns are those that Microbleed-review-viewer reads
-as installed (its examples/README.md, 2025), with further columns that it ignores.
+Readers fill in verdicts in the spreadsheet. Its sheet and columns are those that Microbleed-review-viewer
+reads by default (its examples/README.md, 2025), plus columns that it ignores.
 
 That viewer exports a sheet `findings` with the columns case_id, origin (Source or Manual), ras_l, ras_p,
 ras_s (RAS mm as imported) and, for each reader, "NAME · verify" (1, 0 or empty), "NAME · mimic" and
@@ -26,18 +26,18 @@ from cmb_jax.report.summary import location_text
 from cmb_jax.review.result import Result, positions_mm
 from cmb_jax.review.verdicts import MIMIC_KINDS, Mark, Verdict, parse_verdict
 
-SHEET = "MCH-microhemorrage"  # spelled so by the viewer
+SHEET = "MCH-microhemorrage"  # the viewer's spelling
 ID, SUBJECT, VERDICT, MIMIC, DIAMETER = "id", "subjectid", "verdict", "mimic", "diameter_mm"
 POSITION = ("RAS L-R L", "RAS P-A A", "RAS I-S S")
 VERIFY = "verify (yes=1)"
-_COLUMNS: dict[str, int] = {  # with their widths
+_COLUMNS: dict[str, int] = {  # name: width
     **{ID: 5, SUBJECT: 24, VERDICT: 13, MIMIC: 22, "comments": 30},
     **dict.fromkeys(POSITION, 11),
     **{column.name: column.sheet_width for column in COLUMNS if column.sheet_width},
     **{"zone": 14, "atlasregions": 30, "slicecount": 10, "readers": 10, VERIFY: 13},
 }
 _TO_FILL = PatternFill("solid", fgColor="FFF7D6")
-_SPARE_ROWS = 50  # below the candidates, prepared for lesions that a reader adds
+_SPARE_ROWS = 50  # below the candidates, formatted for lesions that a reader adds
 _HELP = (
     "Research use only; not a diagnosis.",
     "One row per candidate; kept ones are what the program reports, rejected ones say why they are not.",
@@ -52,7 +52,7 @@ _EXPORT_POSITION = ("ras_l", "ras_p", "ras_s")
 _EXPORT_COLUMNS = ("case_id", "origin", *_EXPORT_POSITION)
 _SEPARATOR = " · "
 _EXPORT_VERIFY = f"{_SEPARATOR}verify"
-_SAME_PLACE_MM = 0.05  # the viewer hands on what it read; numbers may have been rounded on the way
+_SAME_PLACE_MM = 0.05  # the viewer exports the coordinates that it imported, perhaps rounded
 
 
 def spreadsheet(result: Result) -> bytes:
@@ -71,7 +71,7 @@ def spreadsheet(result: Result) -> bytes:
         for row_number, values in enumerate(lines, start=2):
             _write(sheet.cell(row_number, column), values[name])
         if name in (VERDICT, MIMIC):
-            _let_choose(sheet, column, name, len(rows) + _SPARE_ROWS + 1)
+            _add_choices(sheet, column, name, len(rows) + _SPARE_ROWS + 1)
     sheet.freeze_panes = "C2"
     guide: Worksheet = book.create_sheet("how to review")
     guide.column_dimensions["A"].width = 110
@@ -93,14 +93,14 @@ def _values(row: DetectionRow, subject: str) -> dict[str, Cell | int]:
 
 
 def _write(cell: SheetCell, value: Cell | int) -> None:
-    """A value as it is: text that looks like a formula stays text, also when a reader edits it."""
+    """Set the value; text that looks like a formula stays text, even after a reader edits the cell."""
     cell.value = value
     if isinstance(value, str):
         cell.data_type = "s"
         cell.quotePrefix = True
 
 
-def _let_choose(sheet: Worksheet, column: int, name: str, last: int) -> None:
+def _add_choices(sheet: Worksheet, column: int, name: str, last: int) -> None:
     words = list(Verdict) if name == VERDICT else MIMIC_KINDS
     rule = DataValidation(
         type="list", formula1=f'"{",".join(words)}"', allow_blank=True, showErrorMessage=True
@@ -124,11 +124,11 @@ def is_spreadsheet_of_ours(path: Path) -> bool:
 
 
 def read_spreadsheet(path: Path, result: Result) -> list[Mark]:
-    """The rows as marks; a row without an id is a lesion that the reader added.
+    """The rows as marks; a row without id is a lesion that the reader added.
 
     Raises:
-        UserError: see `read_sheet`; a row of another subject, a word that is no verdict, a coordinate that is
-            no number, an added lesion without verdict.
+        UserError: see `read_sheet`; a row of another subject, a word that is not a verdict, a coordinate that
+            is not a number, an added lesion without verdict.
     """
     header, *rows = read_sheet(path)
     names = [str(name) for name in header]
@@ -155,8 +155,7 @@ def _mark(row: dict[str, Cell], path: Path, line: int, subject: str) -> Mark:
             "give the file of this scan (or the --subject that it was exported with)"
         )
     verdict, mimic = parse_verdict(text_of(row[VERDICT]), text_of(row.get(MIMIC)), where)
-    # VERIFY is what Microbleed-review-viewer writes: it counts if our own column is empty, and must not
-    # contradict it
+    # Microbleed-review-viewer writes VERIFY: it counts if our own column is empty, and must not contradict it
     verified = text_of(row.get(VERIFY))
     if verified not in ("", "0", "1"):
         raise UserError(f"{where}: {VERIFY} is {verified!r}; allowed: 1, 0, or empty")
@@ -192,12 +191,12 @@ def text_of(cell: Cell) -> str:
 def read_viewer_export(path: Path, result: Result) -> list[list[Mark]]:
     """The marks of each reader, in the order of their names, from the rows of this result's subject.
 
-    A finding is the candidate at the place that it was imported with; row numbers say nothing once
-    workbooks of several scans were joined.
+    Findings are matched to candidates by the position that was imported: row numbers mean nothing once
+    workbooks of several scans have been joined.
 
     Raises:
-        UserError: see `read_sheet`; not such a workbook, no row of the subject, no reader, a finding at no
-            candidate's place, an invalid verdict.
+        UserError: see `read_sheet`; another kind of workbook, no row of the subject, no reader, a finding
+            that is not at a candidate's position, an invalid verdict.
     """
     header, *rows = read_sheet(path) or [()]
     names = [text_of(name) for name in header]
@@ -228,7 +227,7 @@ def read_viewer_export(path: Path, result: Result) -> list[list[Mark]]:
 
 
 def _imported_candidate(row: dict[str, Cell], path: Path, line: int, result: Result) -> int | None:
-    """Id of the candidate at the imported place; None for a finding that a reader added."""
+    """Id of the candidate at the imported position; None for a finding that a reader added."""
     if text_of(row["origin"]).casefold() == "manual":
         return None
     place = [number(row[name], path, line, name) for name in _EXPORT_POSITION]

@@ -1,4 +1,4 @@
-"""How readers agree with the detector and with each other, over one scan or many, and the JSON of it."""
+"""Agreement of readers with the detector and with each other, over one scan or many, and its JSON."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ _WORDS = tuple(Verdict)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScanReview:
-    """One scan's candidates with the readings of all readers, in the same order of readers in every scan."""
+    """One scan's candidates with the readings of all readers, who come in the same order in every scan."""
 
     subject: str
     rows: tuple[DetectionRow, ...]
@@ -70,8 +70,8 @@ class DetectorAgreement:
     by_category: tuple[Group, ...]
     by_zone: tuple[Group, ...]
     rejected_microbleeds: int  # rejected candidates that the reader calls microbleeds
-    added_microbleeds: int  # microbleeds that were no candidate
-    found: Share  # kept ones among the reader's microbleeds
+    added_microbleeds: int  # microbleeds that were not among the candidates
+    found: Share  # fraction of the reader's microbleeds that the detector kept
     counts: statistics.CountAgreement  # kept candidates and the reader's microbleeds per scan
 
 
@@ -90,7 +90,7 @@ class ReaderAgreement:
 
 
 def share(count: int, of: int) -> Share:
-    """`count` of `of` with its interval."""
+    """The proportion count / of with its interval."""
     if of == 0:
         return Share(count=0, of=0, value=np.nan, low=np.nan, high=np.nan)
     interval = binomtest(count, of).proportion_ci(method="wilson")
@@ -98,18 +98,18 @@ def share(count: int, of: int) -> Share:
 
 
 def detector_agreement(scans: Sequence[ScanReview], reader: int) -> DetectorAgreement:
-    """How often the reader confirms what the detector keeps, in all and by category and zone.
+    """How often the reader confirms what the detector keeps, overall and by category and zone.
 
-    The reader saw the detector's marks, so that both numbers favor the detector against a blinded reading.
+    The reader saw the detector's marks, so all figures favor the detector compared with a blinded reading.
     """
     pairs = [pair for scan in scans for pair in zip(scan.rows, scan.readings[reader].marks, strict=True)]
     added = [mark for scan in scans for mark in scan.readings[reader].added]
     kept = [pair for pair in pairs if pair[0].status == "kept"]
-    everything = _group("kept", [mark for _, mark in kept])
+    overall = _group("kept", [mark for _, mark in kept])
     rejected = sum(mark.verdict is Verdict.MICROBLEED for row, mark in pairs if row.status == "rejected")
-    new = sum(mark.verdict is Verdict.MICROBLEED for mark in added)
+    missed = sum(mark.verdict is Verdict.MICROBLEED for mark in added)
     return DetectorAgreement(
-        kept=everything,
+        kept=overall,
         by_category=tuple(
             _group(name, [mark for row, mark in kept if row.category == name])
             for name in ("definite", "possible")
@@ -118,8 +118,8 @@ def detector_agreement(scans: Sequence[ScanReview], reader: int) -> DetectorAgre
             _group(name, [mark for row, mark in kept if row.zone == name]) for name in (*ZONES, "none")
         ),
         rejected_microbleeds=rejected,
-        added_microbleeds=new,
-        found=share(everything.microbleed, everything.microbleed + rejected + new),
+        added_microbleeds=missed,
+        found=share(overall.microbleed, overall.microbleed + rejected + missed),
         counts=statistics.count_agreement(
             np.array([sum(row.status == "kept" for row in scan.rows) for scan in scans]),
             _microbleeds(scans, reader),
@@ -129,15 +129,15 @@ def detector_agreement(scans: Sequence[ScanReview], reader: int) -> DetectorAgre
 
 def _group(name: str, marks: Sequence[Mark]) -> Group:
     number = {word: sum(mark.verdict is word for mark in marks) for word in (*_WORDS, None)}
-    yes, no = number[Verdict.MICROBLEED], number[Verdict.MIMIC]
+    microbleed, mimic = number[Verdict.MICROBLEED], number[Verdict.MIMIC]
     return Group(
         name=name,
         kept=len(marks),
-        microbleed=yes,
-        mimic=no,
+        microbleed=microbleed,
+        mimic=mimic,
         uncertain=number[Verdict.UNCERTAIN],
         not_read=number[None],
-        precision=share(yes, yes + no),
+        precision=share(microbleed, microbleed + mimic),
     )
 
 
@@ -146,7 +146,7 @@ def _microbleeds(scans: Sequence[ScanReview], reader: int) -> np.ndarray:
 
 
 def reader_agreement(scans: Sequence[ScanReview], first: int, second: int) -> ReaderAgreement:
-    """Agreement of two readers. The interval of kappa resamples scans, or of a single scan its candidates."""
+    """Agreement of two readers. The interval of kappa resamples scans, or candidates if there is one scan."""
     by_scan = [
         [
             _confusion(a, b)
@@ -154,7 +154,7 @@ def reader_agreement(scans: Sequence[ScanReview], first: int, second: int) -> Re
         ]
         for scan in scans
     ]
-    # candidates of one scan are alike, so with several scans whole scans are drawn
+    # candidates of one scan are correlated: with several scans, whole scans are resampled
     units = [sum(tables, np.zeros((3, 3), int)) for tables in by_scan] if len(scans) > 1 else by_scan[0]
     tables = np.array(units, int).reshape(-1, 3, 3)
     total = tables.sum(axis=0)
@@ -173,7 +173,7 @@ def reader_agreement(scans: Sequence[ScanReview], first: int, second: int) -> Re
 
 
 def _confusion(a: Mark, b: Mark) -> np.ndarray:
-    """One candidate as a table (3, 3); empty if one of the two did not read it."""
+    """One candidate as a table (3, 3); all zero if one of the two did not read it."""
     table = np.zeros((3, 3), int)
     if a.verdict is not None and b.verdict is not None:
         table[_WORDS.index(a.verdict), _WORDS.index(b.verdict)] = 1
@@ -182,6 +182,7 @@ def _confusion(a: Mark, b: Mark) -> np.ndarray:
 
 def _kappa(tables: np.ndarray) -> statistics.Estimate:
     """Cohen's kappa of the summed tables (U, 3, 3) with a percentile interval over the U."""
+    # unweighted: microbleed, mimic and uncertain have no order
     value = statistics.cohen_kappa(tables.sum(axis=0))
     if len(tables) < 2:
         return statistics.Estimate(float(value))
@@ -193,7 +194,7 @@ def _kappa(tables: np.ndarray) -> statistics.Estimate:
 
 
 def agreement(scans: Sequence[ScanReview]) -> dict[str, Any]:
-    """Statistics of every reader against the detector and of every two readers, as JSON values."""
+    """Statistics of every reader against the detector and of every pair of readers, as JSON values."""
     readers = range(len(scans[0].readings))
     content = {
         "scans": len(scans),
@@ -210,7 +211,7 @@ def agreement(scans: Sequence[ScanReview]) -> dict[str, Any]:
 
 
 def review_json(scan: ScanReview) -> str:
-    """Candidates, readings and statistics of one scan as text. Readers are numbered, comments left out."""
+    """Candidates, readings and statistics of one scan as JSON text, without names of readers and comments."""
     content = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -233,7 +234,7 @@ def review_json(scan: ScanReview) -> str:
 
 
 def agreement_json(scans: Sequence[ScanReview]) -> str:
-    """Statistics over several scans as text."""
+    """Statistics over several scans as JSON text."""
     content = {
         "notice": NOTICE,
         "version": cmb_jax.__version__,
@@ -250,7 +251,7 @@ def read_review(path: Path) -> ScanReview:
         UserError: missing, damaged, or another kind of file.
     """
     path = Path(path)
-    todo = "it is no file of cmb-jax review import: import it again"
+    todo = "it is not a file of cmb-jax review import: import it again"
     with reading(path, todo, missing="no such file; make it with cmb-jax review import"):
         content = read_json_object(path, todo)
         if content["format"] != FORMAT or content["format_version"] != VERSION:

@@ -1,4 +1,4 @@
-"""Truth of one scan: what readers agree on, as files for training, evaluation and calibration."""
+"""Truth of one scan from the agreement of readers, as files for training, evaluation and calibration."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ from cmb_jax.review.statistics import ScanReview, review_json
 from cmb_jax.review.verdicts import Mark, Verdict
 
 KIND_OF_VERDICT = {Verdict.MICROBLEED: LESION_KIND, Verdict.MIMIC: "mimic", Verdict.UNCERTAIN: "uncertain"}
-"""The column `kind`: only rows of kind cmb are lesions to `datasets.folder`."""
+"""Values of the column `kind`: `datasets.folder` reads only rows of kind cmb as lesions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,17 +35,17 @@ class TruthRow:
     z_mm: float
     diameter_mm: float  # drawn by a reader, else the detector's, else the default of datasets.lesions
     kind: str
-    mimic: str  # what a mimic is, where readers said it
-    certainty: str  # of a microbleed: definite or possible, where readers said it; a tie is possible
+    mimic: str  # kind of mimic, if readers stated it
+    certainty: str  # of a microbleed: definite or possible, if readers stated it; a tie gives possible
     candidate: str  # id in detections.csv; empty: added by readers
-    readers: int  # who judged it
+    readers: int  # number who judged it
 
 
 def truth_rows(rows: Sequence[DetectionRow], readings: Sequence[Reading]) -> tuple[TruthRow, ...]:
-    """The verdict of more than half of those who judged a candidate; `uncertain` without such a majority.
+    """The majority verdict of the readers who judged a candidate; `uncertain` without a majority.
 
-    Candidates that nobody read are left out. A lesion that at most half of all readers added is uncertain:
-    the others saw the scan and did not mark it.
+    Candidates that nobody read are left out. A lesion added by at most half of all readers is uncertain: the
+    others saw the scan and did not mark it.
     """
     lines = []
     for index, row in enumerate(rows):
@@ -81,22 +81,22 @@ def _line(marks: Sequence[Mark], judges: int, row: DetectionRow | None) -> Truth
 
 
 def _certainty(marks: Sequence[Mark]) -> str:
-    """Definite if more than half of those who said so call it that; empty if nobody said it."""
-    said = [mark.certainty for mark in marks if mark.certainty]
-    if not said:
+    """Definite if more than half of the readers who stated a certainty say so; empty if none stated one."""
+    stated = [mark.certainty for mark in marks if mark.certainty]
+    if not stated:
         return ""
-    return "definite" if 2 * said.count("definite") > len(said) else "possible"
+    return "definite" if 2 * stated.count("definite") > len(stated) else "possible"
 
 
 def truth_csv(lines: Sequence[TruthRow]) -> str:
-    """The table as text; numbers and fixed words only."""
+    """The table as text: numbers and fixed words, nothing that a reader typed."""
     names = [field.name for field in dataclasses.fields(TruthRow)]
     return table_text(names, (dataclasses.astuple(line) for line in lines))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Truth:
-    """What was written, to be reported."""
+    """What was written, for the report to the user."""
 
     scan: ScanReview
     lines: tuple[TruthRow, ...]
@@ -105,7 +105,7 @@ class Truth:
 
     @property
     def counts(self) -> str:
-        """How many of each kind, in words."""
+        """Rows of each kind, in words."""
         kinds = {
             kind: sum(line.kind == kind for line in self.lines) for kind in ("cmb", "mimic", "uncertain")
         }
@@ -115,11 +115,11 @@ class Truth:
 def write_truth(
     files: Sequence[Path], result: Result, out: Path, labels: Path | None = None, *, overwrite: bool = False
 ) -> Truth:
-    """Read what readers saved and write the table of truth, the record beside it and perhaps a label image.
+    """Read the readers' files; write the table of truth, its record and optionally a label image.
 
     Args:
         files: of the readers, see `reading.read_readings`.
-        result: that they read.
+        result: the result that they read.
         out: CSV file for own folders (docs/datasets.md); readings and agreement go beside it as .json.
         labels: NIfTI image (.nii.gz) of the lesions on the scan's grid, for evaluation and calibration.
         overwrite: replace files that exist.
@@ -134,10 +134,10 @@ def write_truth(
     record = out.with_suffix(".json")
     written = (out, record) if labels is None else (out, record, labels)
     text = review_json(scan)
-    # The table is written last: this record without it is what a killed run of the same command has left.
+    # The table is written last: the same record without a table was left by a killed run of this command.
     overwrite = overwrite or (not out.exists() and _holds(record, text))
     if not overwrite:
-        for path in written:  # before any is written, so that none stands alone
+        for path in written:  # check all before writing any
             if path.exists():
                 raise UserError(f"{path}: exists already; choose another name or add --overwrite")
     atomic_write_text(record, text, overwrite=overwrite)
@@ -158,10 +158,10 @@ def _holds(path: Path, text: str) -> bool:
 def write_truth_labels(
     path: Path, lines: Sequence[TruthRow], result: Result, *, overwrite: bool = False
 ) -> None:
-    """Spheres of the lesions, numbered from 1, on the grid of the result's labels.
+    """The lesions as spheres, numbered from 1, on the grid of the result's labels.
 
-    Each has at least the voxel nearest to its center. A sphere says where a lesion is and how wide; its
-    border is nobody's drawing.
+    Each has at least the voxel nearest to its center. A sphere gives position and size; its border was not
+    drawn by anybody.
     """
     file = open_nifti(result.paths.labels)
     affine, _ = world_affine(file)
@@ -172,13 +172,14 @@ def write_truth_labels(
     for number, line in enumerate((each for each in lines if each.kind == LESION_KIND), start=1):
         center_mm = np.array([line.x_mm, line.y_mm, line.z_mm])
         index = inverse[:3, :3] @ center_mm + inverse[:3, 3]
-        # generous: a sheared grid needs more voxels along an axis than its edge lengths say
+        # one voxel more: on a sheared grid a sphere spans more voxels along an axis than its edges suggest
         reach = np.ceil(line.diameter_mm / spacing).astype(int) + 1
         low = np.clip(np.floor(index).astype(int) - reach, 0, array.shape)
         high = np.clip(np.ceil(index).astype(int) + reach + 1, 0, array.shape)
         voxels = np.stack(np.meshgrid(*map(np.arange, low, high), indexing="ij"), axis=-1)
         away = np.linalg.norm(apply_affine(affine, voxels) - center_mm, axis=-1)
         if away.size:
+            # a lesion smaller than a voxel would otherwise vanish
             inside = away <= max(line.diameter_mm / 2, float(away.min()))
             array[tuple(voxels[inside].T)] = number
     write_stored(path, array.reshape(file.image.shape), file, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""What readers say about candidates and about lesions that they add; the JSON files of the viewer."""
+"""Readers' verdicts on candidates, and the lesions that they add; the JSON files of the viewer."""
 
 import dataclasses
 import enum
@@ -16,14 +16,14 @@ FORMAT = "cmb-jax verdicts"
 VERSION = 1
 MAX_BYTES = 4_000_000
 FOLDER = "verdicts"
-"""Where the local server keeps them in a result's folder, as READER.json."""
+"""The folder within a result where the local server saves them, as READER.json."""
 
 _READER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,14}[A-Za-z0-9])?", re.ASCII)
 READER_RULE = "1 to 16 letters and digits, hyphens between them"
 
 
 class Verdict(enum.StrEnum):
-    """A reader's word on a candidate."""
+    """A reader's judgment of a candidate."""
 
     MICROBLEED = "microbleed"
     MIMIC = "mimic"
@@ -40,8 +40,8 @@ MIMIC_KINDS: tuple[str, ...] = (
     "hemorrhagic lesion",
     "other",
 )
-"""What readers are told to exclude (MARS: Gregoire et al. 2009; BOMBS: Cordonnier et al. 2009), in the words
-of Microbleed-review-viewer."""
+"""What the rating scales exclude (MARS: Gregoire et al. 2009; BOMBS: Cordonnier et al. 2009), in the terms of
+Microbleed-review-viewer."""
 
 CERTAINTIES: tuple[str, ...] = ("definite", "possible")
 """How sure a reader is of a microbleed (MARS)."""
@@ -51,27 +51,27 @@ VERDICT_WORDS = ", ".join(Verdict)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mark:
-    """One candidate or added lesion as a reader left it."""
+    """One candidate or added lesion, as judged by a reader."""
 
     candidate: int | None  # id in detections.csv; None: added by the reader
     verdict: Verdict | None  # None: not read
     position_mm: tuple[float, float, float]  # RAS
     mimic: str = ""  # one of MIMIC_KINDS, or empty
-    certainty: str = ""  # of a microbleed: one of CERTAINTIES, or empty: the reader did not say
+    certainty: str = ""  # of a microbleed: one of CERTAINTIES; empty: not stated
     diameter_mm: float | None = None  # as the reader measured or drew it
     where: str = ""  # row, point or label, for messages
 
 
 def parse_verdict(text: str, mimic: str, where: str) -> tuple[Verdict | None, str]:
-    """Verdict and kind of mimic from what was typed; "mimic: vessel" in one is read as both.
+    """Verdict and kind of mimic as typed by a reader; the text "mimic: vessel" gives both.
 
     Args:
-        text: verdict, in any case of letters; empty: not read.
+        text: verdict, upper or lower case; empty: not read.
         mimic: kind of mimic, or empty.
         where: file and row, for the message.
 
     Raises:
-        UserError: another word, or a kind of mimic for what is said to be none.
+        UserError: an unknown word, or a kind of mimic with another verdict than mimic.
     """
     word, _, kind = (part.strip().casefold() for part in text.partition(":"))
     kind = kind or mimic.strip().casefold()
@@ -90,7 +90,7 @@ def parse_verdict(text: str, mimic: str, where: str) -> tuple[Verdict | None, st
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdicts:
-    """What one file says. Comments stay in the file."""
+    """The content of one file. Comments stay in the file: they may name the patient."""
 
     reader: str  # initials or another pseudonym
     swi_sha256: str  # of the image that was searched
@@ -99,12 +99,12 @@ class Verdicts:
 
 
 def is_reader_name(name: str) -> bool:
-    """Whether a reader may be called this; such a name is also safe as a file's."""
+    """Whether the name is allowed for a reader; such a name is also safe as a file name."""
     return _READER.fullmatch(name) is not None
 
 
 def is_verdicts(content: object) -> bool:
-    """Whether JSON says that it is a file of this format, whatever else is in it."""
+    """Whether JSON content claims to be of this format; nothing else is checked."""
     return isinstance(content, dict) and content.get("format") == FORMAT
 
 
@@ -116,12 +116,12 @@ def parse_verdicts(text: str, where: str) -> Verdicts:
         where: file, for messages.
 
     Raises:
-        UserError: damaged, of another version, or with invalid values; says which.
+        UserError: damaged, another version, or invalid values; says which.
     """
     try:
         content = parse_json(text)
     except ValueError as error:
-        raise UserError(f"{where}: is no JSON file ({shortened(str(error))}); save it again") from error
+        raise UserError(f"{where}: is not a JSON file ({shortened(str(error))}); save it again") from error
     if not is_verdicts(content):
         raise UserError(f"{where}: holds no verdicts of the viewer; give the file that it saved")
     if content.get("format_version") != VERSION:
@@ -139,7 +139,7 @@ def parse_verdicts(text: str, where: str) -> Verdicts:
     for name in ("marks", "added"):
         entries = content.get(name)
         if not isinstance(entries, list):
-            raise UserError(f"{where}: its {name} are no list; save it again in the viewer")
+            raise UserError(f"{where}: its {name} are not a list; save it again in the viewer")
         for number, entry in enumerate(entries, start=1):
             marks.append(_mark(entry, f"{where}: {name} {number}", judges=name == "marks"))
     ids = [mark.candidate for mark in marks if mark.candidate is not None]
@@ -151,14 +151,14 @@ def parse_verdicts(text: str, where: str) -> Verdicts:
 def _hash(content: dict[str, Any], name: str, where: str) -> str:
     value = content.get(name)
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise UserError(f"{where}: its {name} is no SHA-256, so that nobody knows its scan; save it again")
+        raise UserError(f"{where}: its {name} is not a SHA-256 hash, so its scan is unknown; save it again")
     return value
 
 
 def _mark(entry: object, where: str, judges: bool) -> Mark:
-    """One entry; `judges`: it is about a candidate, else about a lesion that the reader added."""
+    """One entry: about a candidate (`judges`), or about a lesion that the reader added."""
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: is no entry; save it again in the viewer")
+        raise UserError(f"{where}: is not an entry; save it again in the viewer")
     # `type` and not isinstance: in Python True is an int
     candidate = entry.get("candidate")
     if judges and (type(candidate) is not int or candidate < 1):
@@ -214,7 +214,7 @@ def check_belongs(verdicts: Verdicts, where: str, swi_sha256: str, detections_sh
 
 
 def read_verdicts(path: Path, result: Result) -> Verdicts:
-    """The verdicts in a file, which must be of this result.
+    """The verdicts in a file, which must belong to this result.
 
     Raises:
         UserError: see `parse_verdicts` and `check_belongs`; a file that cannot be read or is far too large.

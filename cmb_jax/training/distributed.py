@@ -61,8 +61,8 @@ def check_fit(config: Config, mesh: Mesh) -> None:
     """Refuse batches and patches that the mesh cannot share evenly.
 
     Raises:
-      UserError: the batch is no multiple of the mesh's "data" times the parts that it is computed in, or the
-        depth no multiple of its "space" times the network's stride along z.
+      UserError: the batch is not a multiple of the mesh's "data" times `train.accumulate`, or the depth not
+        a multiple of its "space" times the network's stride along z.
     """
     data, space = mesh.devices.shape
     batch, parts = config.data.batch_size, config.train.accumulate

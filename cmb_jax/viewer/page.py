@@ -1,4 +1,4 @@
-"""viewer.html: one file with the program, the candidates and, where they are small enough, the images."""
+"""viewer.html: one file that holds the program, the candidates and, if small enough, the images."""
 
 import base64
 import dataclasses
@@ -20,39 +20,39 @@ from cmb_jax.core.detection import DetectionRow
 from cmb_jax.io.outside import parse_json
 from cmb_jax.io.volume import Volume
 from cmb_jax.report.drawing import choose_windows, mask_bounds
-from cmb_jax.report.html import content_hash, without_turns
+from cmb_jax.report.html import content_hash, show_bidi_marks
 from cmb_jax.report.summary import location_text, reason_text, region_title
 from cmb_jax.review.verdicts import CERTAINTIES, FORMAT, MIMIC_KINDS, READER_RULE, VERSION, Verdict
 
 MARGIN_MM = 12.0
-"""What is shown around the brain mask, in case the mask is wrong."""
+"""Shown around the brain mask, in case the mask misses part of the brain."""
 LEVELS = (1000, 250)
-"""Steps in the gray values of the brain: as fine as a screen shows through a narrow window, then coarser."""
+"""Gray levels of the brain: first as fine as a narrow window needs, then coarser to save space."""
 MAX_EMBEDDED = 40_000_000
 """Bytes of gzipped images in a page; base64 adds a third, and the page stays below 60 MB."""
 
 _COMPRESSION = 4
-_BRIGHTEST = 99.9  # percentile in the brain that the gray levels reach up to; brighter voxels lie beyond
+_BRIGHTEST = 99.9  # percentile of the brain that the gray levels span; brighter voxels get further levels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScanOnGrid:
-    """What is to be shown of one scan, all on one grid (X, Y, Z), axes to Right, Anterior, Superior."""
+    """The arrays to show of one scan, all on one grid (X, Y, Z), axes to Right, Anterior, Superior."""
 
     swi: Volume
     phase: np.ndarray | None  # radians, paramagnetic positive
     labels: np.ndarray  # ids of kept candidates
-    brain_mask: np.ndarray | None = None  # bool; None: nothing is cropped
+    brain_mask: np.ndarray | None = None  # bool; None: no cropping
     region_code: np.ndarray | None = None  # uint8, 16 * side + region
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewerImages:
-    """The files of a page, with what is needed to show them."""
+    """The image files of a page, and how to display them."""
 
-    files: Mapping[str, bytes]  # swi, phase, labels, regions (what there is): gzipped NIfTI
-    windows: Mapping[str, tuple[float, float]]  # gray values of black and white, in the files' own numbers
-    units: Mapping[str, float]  # what a step of the file is worth: the scan's own numbers, radians
+    files: Mapping[str, bytes]  # swi, phase, labels, regions, if available: gzipped NIfTI
+    windows: Mapping[str, tuple[float, float]]  # stored values of black and white
+    units: Mapping[str, float]  # of one stored step: in the scan's own units, or radians
 
     @property
     def size(self) -> int:
@@ -63,30 +63,31 @@ class ViewerImages:
 def viewer_images(scan: ScanOnGrid, levels: int = LEVELS[0]) -> ViewerImages:
     """The scan as small files.
 
-    Gray values are whole numbers (int16): of the SWI, `levels` between the lowest and the brightest in the
-    brain, or the scan's own if those are whole and no finer; of the phase, `levels` in 2 pi. Phase outside
-    the brain's surroundings is noise that takes half of the space, and is left out.
+    Gray values are stored as int16. The SWI gets `levels` steps from its minimum to the brightest values of
+    the brain, or keeps its own integers if those are coarser; the phase gets `levels` steps per 2 pi. Phase
+    far from the brain is noise, which hardly compresses and would double the size, so it is set to 0.
     """
     brain = scan.brain_mask
     window = tuple(slice(0, n) for n in scan.swi.shape)
     if brain is not None and brain.any():
-        window = _around(brain, scan.swi.spacing_mm)
+        window = _padded_box(brain, scan.swi.spacing_mm)
         brain = brain[window]
     affine = scan.swi.affine.copy()
-    # the crop moves the first voxel; world coordinates stay
+    # the crop changes which voxel is the first; world coordinates must not move
     affine[:3, 3] += affine[:3, :3] @ [part.start for part in window]
     swi = scan.swi.data[window]
     inside = np.ones(swi.shape, bool) if brain is None or not brain.any() else brain
     step = _step(swi, inside, levels)
-    arrays: dict[str, np.ndarray] = {"swi": _whole(swi / step)}
+    arrays: dict[str, np.ndarray] = {"swi": _to_int16(swi / step)}
     units = {"swi": step}
     if scan.phase is not None:
         units["phase"] = 2 * np.pi / levels
         phase = scan.phase[window]
-        arrays["phase"] = _whole(np.where(_near(inside, scan.swi.spacing_mm), phase, 0) / units["phase"])
+        arrays["phase"] = _to_int16(np.where(_near(inside, scan.swi.spacing_mm), phase, 0) / units["phase"])
     arrays["labels"] = scan.labels[window].astype(np.int16)
     if scan.region_code is not None:
         arrays["regions"] = scan.region_code[window].astype(np.uint8)
+    # from the stored integers, because the page sets windows in them
     shown = choose_windows(arrays["swi"], arrays.get("phase"), inside)
     windows = {"swi": shown.swi} | ({"phase": shown.phase} if "phase" in arrays else {})
     return ViewerImages(
@@ -112,8 +113,8 @@ def nifti_bytes(array: np.ndarray, affine: np.ndarray) -> bytes:
     return gzip.compress(image.to_bytes(), _COMPRESSION, mtime=0)
 
 
-def _around(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[slice, ...]:
-    """The window of the mask's box and `MARGIN_MM` more, within the array."""
+def _padded_box(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[slice, ...]:
+    """The bounding box of the mask plus `MARGIN_MM`, clipped to the array."""
     margins = [int(np.ceil(MARGIN_MM / edge)) for edge in spacing_mm]
     return tuple(
         slice(max(start - margin, 0), min(stop + margin, size))
@@ -122,28 +123,30 @@ def _around(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[s
 
 
 def _near(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """Voxels within about `MARGIN_MM` of the mask, by boxes, which take no time."""
+    """Voxels within about `MARGIN_MM` of the mask. A box is separable; a true distance is slow."""
     size = [2 * int(np.ceil(MARGIN_MM / 2 / edge)) + 1 for edge in spacing_mm]
     return ndimage.maximum_filter(mask.view(np.uint8), size=size).astype(bool)
 
 
 def _step(values: np.ndarray, inside: np.ndarray, levels: int) -> float:
+    """The scan's units per stored step."""
     low, high = float(values.min()), float(np.percentile(values[inside], _BRIGHTEST))
     step = max(high - low, 1e-12) / levels
+    # a scan of integers that is coarser than the levels is stored losslessly
     if step < 1 and bool(np.all(values == np.rint(values))):
         step = 1.0
     # int16 must also hold what is brighter than the brain
     return max(step, float(np.abs(values).max()) / np.iinfo(np.int16).max / 4)
 
 
-def _whole(values: np.ndarray) -> np.ndarray:
+def _to_int16(values: np.ndarray) -> np.ndarray:
     limits = np.iinfo(np.int16)
     return np.clip(np.rint(values), limits.min, limits.max).astype(np.int16)
 
 
 NAME = "viewer.html"
 MODULES = ("state", "verdicts", "store", "volumes", "scene", "marks", "agreement", "list", "tools", "main")
-"""In the order in which each needs only what stands before it."""
+"""In order of dependency: each uses only those before it."""
 
 _IMPORT = re.compile(r"^import\s[^;]*?\sfrom\s*'\./[a-z]+\.js';\n", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(async function|function|const|let|class) )", re.MULTILINE)
@@ -156,8 +159,8 @@ _IMAGE = re.compile(
 class ViewerCase:
     """What the page shows beside the images."""
 
-    title: str  # what the report calls the scan
-    subject: str  # pseudonym for files of verdicts
+    title: str  # the name of the scan in the report
+    subject: str  # pseudonym, for the files of verdicts
     swi_sha256: str
     detections_sha256: str  # of detections.csv
     rows: Sequence[DetectionRow]
@@ -166,14 +169,14 @@ class ViewerCase:
 
 
 def render_viewer(case: ViewerCase, images: ViewerImages | None, *, embed: bool = True) -> str:
-    """The page as one string; it fetches nothing but, from its own local server, what `embed` leaves out.
+    """The page as one string. It fetches nothing, except from its own local server what `embed` leaves out.
 
     Args:
         case: the scan's result.
-        images: None: the page says how to give them.
-        embed: put the images into the page, as it must be to open from disk.
+        images: None: the page explains how to add them.
+        embed: put the images into the page, so that it can be opened from disk.
     """
-    title = without_turns(case.title)
+    title = show_bidi_marks(case.title)
     facts = {
         "title": title,
         "subject": case.subject,
@@ -181,7 +184,7 @@ def render_viewer(case: ViewerCase, images: ViewerImages | None, *, embed: bool 
         "swi_sha256": case.swi_sha256,
         "detections_sha256": case.detections_sha256,
         "regions_trusted": case.regions_trusted,
-        "warnings": [without_turns(warning) for warning in case.warnings],
+        "warnings": [show_bidi_marks(warning) for warning in case.warnings],
         "candidates": [_candidate(row, case.regions_trusted) for row in case.rows],
         "images": [] if images is None else sorted(images.files),
         "windows": {} if images is None else dict(images.windows),
@@ -207,19 +210,20 @@ def render_viewer(case: ViewerCase, images: ViewerImages | None, *, embed: bool 
         "TITLE": html.escape(f"{title}: microbleeds"),
         "STYLE": style,
         "DATA": "\n".join(blocks),
-        # its license asks to go along with every copy
+        # NiiVue's license must accompany every copy
         "LICENSES": html.escape(_read("vendor/LICENSES.txt")),
         "LIBRARY": library,
         "PROGRAM": program,
     }
-    # one pass, so that nothing put in is taken for a place to put something
+    # a single pass: a placeholder within inserted text must not be replaced in turn
     return re.sub(r"\{\{([A-Z]+)\}\}", lambda place: parts[place.group(1)], page)
 
 
 def policy() -> str:
-    """The page's content security policy: its own two scripts and style sheet by hash, and nothing else.
+    """The page's content security policy: only its own two scripts and style sheet, by their hashes.
 
-    `connect-src 'self'` lets a page of the local server save verdicts there; from disk it allows nothing.
+    `connect-src 'self'` lets a page from the local server save verdicts there; a page opened from disk may
+    not connect to anything.
     """
     scripts = " ".join(content_hash(_script(text)) for text in (_read("vendor/niivue.umd.js"), _program()))
     return (
@@ -229,14 +233,14 @@ def policy() -> str:
 
 
 def embedded_in(page: bytes) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The images in a page of `render_viewer` (name: gzipped NIfTI), and the facts about them.
+    """The images embedded in a page of `render_viewer` (name: gzipped NIfTI), and the facts about them.
 
     Raises:
         ValueError: the page was not written by this program, or is damaged.
     """
     found = re.search(rb'<script type="application/json" id="case">(.*?)</script>', page, re.DOTALL)
     if found is None:
-        raise ValueError("no page of the viewer")
+        raise ValueError("not a page of the viewer")
     facts = parse_json(found.group(1))
     files = {
         name.decode("ascii"): base64.b64decode(content, validate=True)
@@ -265,18 +269,19 @@ def _region_name(region: Region) -> str:
 
 
 def _program() -> str:
-    """Our modules as one: imports of each other go, exports become plain names of one scope."""
+    """Our modules as one script, without their imports and exports."""
+    # browsers refuse to load modules into a page that was opened from disk
     texts = [_EXPORT.sub("", _IMPORT.sub("", _read(f"js/{name}.js"))) for name in MODULES]
     return "'use strict';\n" + "\n".join(texts)
 
 
 def _json(value: object) -> str:
-    """JSON in which no text can end the element that holds it."""
+    """JSON for an inline element; no string in it can end that element."""
     return json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
 
 
 def _script(text: str) -> str:
-    """JavaScript for an inline element: the two texts that HTML would take as its own get a backslash."""
+    """JavaScript for an inline element, with the two sequences escaped that HTML would interpret."""
     return re.sub("<!--", r"<\!--", re.sub("</script", r"<\/script", text, flags=re.IGNORECASE))
 
 

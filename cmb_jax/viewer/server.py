@@ -1,9 +1,9 @@
 """The local server of `cmb-jax view`: one page, its images, and readers' verdicts in the result's folder.
 
-It listens on the loopback address alone. Every address begins with a random token, so that no other page or
-person on the machine can guess it, and requests under another host's name (DNS rebinding) are refused. Only
-what is listed here is ever answered; the only files written are RESULT/verdicts/READER.json and, when asked
-for, the truth in RESULT/truth.
+It listens on the loopback address only. Every path begins with a random token, so that no other page or user
+of the machine can guess it, and requests for another host name (DNS rebinding) are refused. Nothing is served
+but the paths below; the only files written are RESULT/verdicts/READER.json and, on request, the truth in
+RESULT/truth.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ from cmb_jax.viewer.page import policy
 HOST = "127.0.0.1"
 
 WriteTruth = Callable[[Sequence[Path]], dict[str, Any]]
-"""From files of verdicts: writes truth, returns what the page says of it."""
+"""Writes truth from files of verdicts; returns what the page then shows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Site:
-    """What is served."""
+    """What the server serves."""
 
     page: bytes
     images: Mapping[str, bytes]
@@ -46,7 +46,7 @@ class Site:
 
 
 class Refused(Exception):
-    """An answer other than success."""
+    """The request is refused with this status."""
 
     def __init__(self, status: HTTPStatus, text: str = "") -> None:
         super().__init__(text)
@@ -54,7 +54,7 @@ class Refused(Exception):
 
 
 class VerdictFolder:
-    """Files of verdicts of one result; each save is checked and whole, and replaces only what it had read."""
+    """Files of verdicts of one result. A save is checked, atomic, and never overwrites an unseen change."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -65,14 +65,14 @@ class VerdictFolder:
         """Where a reader's verdicts are.
 
         Raises:
-            Refused: no reader's name, which could be a path.
+            Refused: the name is not allowed; it could be a path.
         """
         if not is_reader_name(reader):
             raise Refused(HTTPStatus.NOT_FOUND)
         return self._folder / f"{reader}.json"
 
-    def listed(self) -> list[dict[str, Any]]:
-        """Readers with what they have done; other files are ignored."""
+    def readers(self) -> list[dict[str, Any]]:
+        """Each reader with the number of verdicts; other files are ignored."""
         found = []
         for path in sorted(self._folder.glob("*.json")):
             with contextlib.suppress(UserError), reading(path):
@@ -90,10 +90,10 @@ class VerdictFolder:
         return found
 
     def read(self, reader: str) -> bytes | None:
-        """A reader's file; None: there is none yet.
+        """A reader's file; None if there is none yet.
 
         Raises:
-            Refused: no reader's name.
+            Refused: the name is not allowed.
         """
         path = self.path(reader)
         return read_bytes(path, limit=MAX_BYTES) if path.exists() else None
@@ -102,12 +102,12 @@ class VerdictFolder:
         """Save a file; returns its tag.
 
         Args:
-            reader: whose.
-            content: of the file, which must be of this result and reader.
-            known: tag of the file that this one follows; None: there should be none yet.
+            reader: whose verdicts.
+            content: of the file, which must belong to this result and reader.
+            known: tag of the version that this one is based on; None: there should be no file yet.
 
         Raises:
-            Refused: another file lies there by now, or the content is not to be saved; says why.
+            Refused: the file was changed in the meantime, or the content cannot be saved; says why.
         """
         path = self.path(reader)
         name = f"verdicts of {reader}"
@@ -117,10 +117,11 @@ class VerdictFolder:
         except (UserError, UnicodeDecodeError) as error:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
         if verdicts.reader != reader:
-            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, f"{name}: the file is of {verdicts.reader}")
+            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, f"{name}: the file is by {verdicts.reader}")
+        # the server has several threads: between comparison and writing no other request may write
         with self._lock:
-            there = tag(read_bytes(path, limit=MAX_BYTES)) if path.exists() else None
-            if there != known:
+            current = tag(read_bytes(path, limit=MAX_BYTES)) if path.exists() else None
+            if current != known:
                 raise Refused(HTTPStatus.PRECONDITION_FAILED)
             try:
                 atomic_write_bytes(path, content, overwrite=True)
@@ -162,11 +163,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """What follows the token in the address."""
         assert isinstance(self.server, ViewerServer)
         port = self.server.server_port
+        # another name that resolves to this machine is how a foreign page would reach us (DNS rebinding)
         if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
             raise Refused(HTTPStatus.FORBIDDEN)
         if self.headers.get("Origin", f"http://{self.headers['Host']}") != f"http://{self.headers['Host']}":
             raise Refused(HTTPStatus.FORBIDDEN)
         start, _, rest = self.path.partition("?")[0].removeprefix("/").partition("/")
+        # a comparison in constant time: how long it takes must not tell how much of a guess was right
         if not secrets.compare_digest(start.encode(), self.token.encode()):
             raise Refused(HTTPStatus.NOT_FOUND)
         return rest
@@ -176,7 +179,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if path == "":
             self._send(self.site.page, "text/html; charset=utf-8")
         elif path == "verdicts":
-            self._send(json.dumps(self.folder.listed()).encode(), "application/json")
+            self._send(json.dumps(self.folder.readers()).encode(), "application/json")
         elif kind == "verdicts":
             content = self.folder.read(name)
             if content is None:
@@ -205,7 +208,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             readers = parse_json(content)["readers"]
             files = [self.folder.path(str(reader)) for reader in readers]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Refused(HTTPStatus.BAD_REQUEST, "no list of readers") from error
+            raise Refused(HTTPStatus.BAD_REQUEST, "not a list of readers") from error
         if not files:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "Choose at least one reader.")
         try:
@@ -217,7 +220,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch(r"[0-9]{1,9}", length) or int(length) > MAX_BYTES:
-            self.close_connection = True
+            self.close_connection = True  # the body stays unread and would be taken for the next request
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         return self.rfile.read(int(length))
 
@@ -236,15 +239,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing is logged: the address is a secret."""
+        """Log nothing: the address is a secret."""
 
 
 class ViewerServer(http.server.ThreadingHTTPServer):
-    """The server, listening from the start; `serve_forever` answers.
+    """The server, which listens from the start; `serve_forever` answers.
 
     Args:
         site: what is served.
-        port: 0: one that is free.
+        port: 0 for any free port.
 
     Raises:
         OSError: the port is taken.
@@ -258,11 +261,11 @@ class ViewerServer(http.server.ThreadingHTTPServer):
         super().__init__((HOST, port), handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that closes its page in the middle of an answer is no error."""
+        """Ignore browsers that close the page in the middle of an answer."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:
-        """To be opened in a browser on this machine."""
+        """URL for a browser on this machine."""
         return f"http://{HOST}:{self.server_port}/{self._token}/"

@@ -113,7 +113,7 @@ def test_bad_volumes_are_named(brain):
     table = freesurfer_table()
     with pytest.raises(UserError, match="labels 999999 are not in the table"):
         regions_from_labels(volume(np.where(brain == 4, 999_999, brain)), table, SCAN)
-    with pytest.raises(UserError, match="no labels"):
+    with pytest.raises(UserError, match="not labels"):
         regions_from_labels(volume(brain + 0.5), table, SCAN)
     with pytest.raises(UserError, match="cortex without lobes"):
         regions_from_labels(volume(np.where(brain > 1000, 3, brain)), table, SCAN)

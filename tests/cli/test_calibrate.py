@@ -272,7 +272,7 @@ def test_weights_show_without_the_record(calibrated, run, tmp_path):
     (tmp_path / "alone.json").write_text("{")
     code, _, err = run("weights", "show", alone)
     assert code == 2
-    assert "alone.json: is no readable JSON" in err
+    assert "alone.json: is not readable JSON" in err
 
 
 @pytest.fixture

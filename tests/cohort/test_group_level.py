@@ -200,7 +200,7 @@ def test_a_result_of_bids_is_read_as_one_of_predict(bids, study, tmp_path):
     with pytest.raises(UserError, match="holds 2 results; name the file of one"):
         load_result(folder)
     assert load_result(out / "sub-01" / "ses-b" / "anat").subject == "sub-01_ses-b_T2starw"
-    with pytest.raises(UserError, match="is no file of a result"):
+    with pytest.raises(UserError, match="is not a file of a result"):
         load_result(out / "README.md")
 
 

@@ -100,7 +100,7 @@ SKIPPED = {
     ),
     "no voxel holds a number": dou_image(np.full(trees.SHAPE, np.nan, np.float32)),
     "every voxel is 3": dou_image(np.full(trees.SHAPE, 3, np.float32)),
-    "is no 3D image but": dou_image(np.zeros((8, 8, 8, 3), np.float32)),
+    "is not a 3D image but": dou_image(np.zeros((8, 8, 8, 3), np.float32)),
     "a soft mask must lie in 0 to 1, but its largest value is 1.5": valdo_soft,
     "row 2: z of triplet 1 is blank": csiro_row("122_T1.nii.gz", 1, 2, " "),
     "row 2: y of triplet 1 is '2 or 3'": csiro_row("122_T1.nii.gz", 1, "2 or 3", 4),

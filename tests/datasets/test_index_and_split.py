@@ -61,7 +61,7 @@ BAD = {
     "two subjects with one ID, 01": lambda c: c["cases"].append(c["cases"][0]),
     "version 2": lambda c: c.update(version=2),
     "kind is 'brats'": lambda c: c.update(kind="brats"),
-    "no data index": lambda c: c.update(format="other"),
+    "not a data index": lambda c: c.update(format="other"),
     "lacks 'truth'": lambda c: c["cases"][0].pop("truth"),
     "convention is": lambda c: c["cases"][0]["truth"].update(convention="voxel-0"),
     "damaged": lambda c: c["cases"][0]["truth"].update(points=[[1, 2]]),
@@ -84,10 +84,10 @@ def test_an_index_that_is_none(tmp_path):
     with pytest.raises(UserError, match="no such index"):
         read_index(tmp_path / "none.json")
     (tmp_path / "a.json").write_text('{"format": ')
-    with pytest.raises(UserError, match="no readable JSON"):
+    with pytest.raises(UserError, match="not readable JSON"):
         read_index(tmp_path / "a.json")
     (tmp_path / "a.json").write_text("[1]")
-    with pytest.raises(UserError, match="no data index"):
+    with pytest.raises(UserError, match="not a data index"):
         read_index(tmp_path / "a.json")
 
 

@@ -32,7 +32,7 @@ def test_the_table_says_which_part(tmp_path):
         ("a1,train\nd,test", "line 3: the index has no case 'd'"),
         ("a1,train\nb,testing", "line 3: split is 'testing'; write train, val, test"),
         ("a1,train\na2,test", "patient anna is in train and in test"),
-        ("b,train\nB,train", "case B stands there twice"),
+        ("b,train\nB,train", "case B is listed twice"),
         ("a1", "line 2 has 1 values for 2 columns"),
     ],
 )

@@ -146,7 +146,7 @@ def test_what_is_no_image_is_named(siemens):
     content = read_folder(siemens)
     said = {f"{problem.where}: {problem.what}" for problem in content.problems}
     assert "more.zip: is an archive, which is not opened; unpack it first" in said
-    assert "1 file: is no DICOM file" in said
+    assert "1 file: is not a DICOM file" in said
     assert "1 file: is a second copy of an image" in said
     assert any(line.startswith("1 file: is deflated, which is not read") for line in said)
     assert any("cut.dcm" in line or "UID" in line or "holds no image" in line for line in said)
@@ -159,7 +159,7 @@ def test_folders_without_images_are_refused(tmp_path):
     with pytest.raises(UserError, match="it is empty"):
         read_folder(tmp_path)
     (tmp_path / "x.dcm").write_text("no DICOM")
-    with pytest.raises(UserError, match=r"1 file: is no DICOM file"):
+    with pytest.raises(UserError, match=r"1 file: is not a DICOM file"):
         read_folder(tmp_path)
     with pytest.raises(UserError, match="is a file"):
         read_folder(tmp_path / "x.dcm")

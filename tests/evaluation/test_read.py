@@ -134,7 +134,7 @@ def test_an_older_phantom_is_refused_by_its_version(tmp_path, below):
     assert "\n" not in str(error.value)
     for folder in (tmp_path, tmp_path / "derivatives" / "truth"):
         (folder / "dataset_description.json").write_text('{"PhantomVersion": "two"}')
-    with pytest.raises(UserError, match="no whole number"):
+    with pytest.raises(UserError, match="not a whole number"):
         find_truth(tmp_path / below)
     write_version(tmp_path, VERSION)
     write_version(tmp_path / "derivatives" / "truth", VERSION)
@@ -338,7 +338,7 @@ def test_images_that_are_no_labels(tmp_path):
     with pytest.raises(UserError, match="negative values"):
         read_labels(tmp_path / "negative.nii.gz")
     save(tmp_path / "series.nii.gz", np.zeros((*SHAPE, 2), np.uint8))
-    with pytest.raises(UserError, match="no volume of labels"):
+    with pytest.raises(UserError, match="not a volume of labels"):
         read_labels(tmp_path / "series.nii.gz")
     (tmp_path / "text.nii.gz").write_text("text")
     with pytest.raises(UserError, match=r"text\.nii\.gz"):

@@ -149,7 +149,7 @@ def test_other_things_than_plain_files(tmp_path):
     with pytest.raises(Unreadable, match="is a folder"):
         read_bytes(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(Unreadable, match="no plain file"):
+    with pytest.raises(Unreadable, match="not a plain file"):
         read_bytes(tmp_path / "pipe")
     with pytest.raises(UserError, match="no such file"):
         read_bytes(tmp_path / "none")

@@ -25,7 +25,7 @@ from cmb_jax.report.cohort import (
     render_cohort,
     shrunk,
 )
-from cmb_jax.report.plots import BarSeries, count_histogram
+from cmb_jax.report.plots import count_histogram
 from cmb_jax.report.summary import ZONES, Count
 from tests.report.test_html import Page
 
@@ -86,7 +86,7 @@ def test_outliers_are_those_of_the_robust_score():
 
 def test_histogram_counts_scans():
     values = [0, 0, 1, 2, 3, 4, 4, 9, 10, 50, 200]
-    picture = count_histogram((BarSeries("All", values),), "Microbleeds per scan")
+    picture = count_histogram({"All": values}, "Microbleeds per scan")
     titles = [shape.title for shape in picture.shapes if shape.title]
     said = {int(t.split()[1]): t.partition(" with ")[2] for t in titles}
     assert sum(int(t.split()[1]) for t in titles) == len(values)

@@ -42,10 +42,10 @@ SHEETS = {
     "mimic of a microbleed": ({(3, "verdict"): "microbleed", (3, "mimic"): "vessel"}, "verdict is not mimic"),
     "another subject": ({(4, "subjectid"): "sub-99_swi"}, ("row 4", "'sub-99_swi'", "'sub-07_ses-1_swi'")),
     "no subject": ({(4, "subjectid"): None}, "row 4"),
-    "an id twice": ({(3, "id"): 1}, "candidate 1 stands there twice"),
+    "an id twice": ({(3, "id"): 1}, "candidate 1 is listed twice"),
     "an unknown id": ({(3, "id"): 44}, "candidate 44 is not in"),
     "an id that is text": ({(3, "id"): "three"}, "id is 'three'"),
-    "an id that is no whole number": ({(3, "id"): 2.5}, "id is 2.5"),
+    "an id that is not a whole number": ({(3, "id"): 2.5}, "id is 2.5"),
     "a coordinate that is text": ({(2, "RAS P-A A"): "left"}, ("row 2", "RAS P-A A", "must be a number")),
     "a blank coordinate": ({(2, "RAS I-S S"): None}, "RAS I-S S is blank"),
     "outside the volume": ({(2, "RAS I-S S"): 900}, ("row 2", "does not lie in the volume")),
@@ -120,7 +120,7 @@ MARKUPS = {
         "candidate 777",
     ),
     "a list where a word belongs": (lambda m, _: m["controlPoints"][1].update(description=[]), "descr"),
-    "no list": (lambda m, _: m.update(controlPoints={"a": 1}), "no list of points"),
+    "no list": (lambda m, _: m.update(controlPoints={"a": 1}), "not a list of points"),
     "outside": (
         lambda m, _: m["controlPoints"].append({"label": "new-1", "position": [999, 0, 0]}),
         "does not lie in the volume",
@@ -149,7 +149,7 @@ def test_labels(refused, exported, tmp_path):
     refused(save(labels, shifted), match="voxels from")
     refused(save(labels * np.float32(0.5)), match="fractions")
     refused(save(-labels.astype(np.int16)), match="negative")
-    refused(save(np.stack([labels] * 2, axis=-1)), match="no volume of labels")
+    refused(save(np.stack([labels] * 2, axis=-1)), match="not a volume of labels")
 
 
 def test_exports_of_the_viewer(refused, result, tmp_path):
@@ -183,7 +183,7 @@ def test_results_that_are_none(refused, exported, result, tmp_path):
     (wrong / "detections.csv").write_text(text.replace("\n2,", "\n1,"))
     refused(sheet, match="each once", result=wrong)
     (wrong / "detections.csv").write_text(text.replace(",kept,", ",rejected,"))
-    refused(sheet, match="is no kept candidate", result=wrong)
+    refused(sheet, match="is not a kept candidate", result=wrong)
     refused(sheet, match="--subject", more=("--subject", "other"))
 
 

@@ -165,7 +165,7 @@ def test_a_record_that_is_damaged(tmp_path, change):
     content = json.loads(review_json(scan(reading(M, N, U, None, M))))
     path = tmp_path / "a.json"
     path.write_text(json.dumps(content | change))
-    with pytest.raises(UserError, match=r"a\.json: .*no file of cmb-jax review import: import it"):
+    with pytest.raises(UserError, match=r"a\.json: .*not a file of cmb-jax review import: import it"):
         read_review(path)
 
 
@@ -200,7 +200,7 @@ def test_the_agreement_command(run, exported, result, tmp_path):
     for files, match in (
         ([first, first], "two of the files are of this scan"),
         ([first, single.with_suffix(".json")], "1 and 2 readers"),
-        ([single], "no file of cmb-jax review import"),
+        ([single], "not a file of cmb-jax review import"),
         ([tmp_path / "no.json"], "no such file"),
         ([], "no file was given"),
     ):

@@ -127,7 +127,7 @@ def test_images_come_back_out(made):
     files, facts = embedded_in(made.page.read_bytes())
     assert sorted(files) == facts["images"] == ["labels", "phase", "regions", "swi"]
     assert {content[:2] for content in files.values()} == {b"\x1f\x8b"}
-    with pytest.raises(ValueError, match="no page"):
+    with pytest.raises(ValueError, match="not a page"):
         embedded_in(b"<html>")
 
 

@@ -112,7 +112,7 @@ def test_saves_whole_files_and_replaces_only_what_was_read(served, made):
     [
         ({"swi_sha256": "cd" * 32}, "was read on another scan"),
         ({"detections_sha256": "cd" * 32}, "was read on another run"),
-        ({"reader": "CD"}, "the file is of CD"),
+        ({"reader": "CD"}, "the file is by CD"),
         ({"reader": "../x"}, "its reader is"),
         ({"marks": [{"candidate": 1, "verdict": "yes", "position_mm": [0, 0, 0]}]}, "verdict is 'yes'"),
         ({"format": "x"}, "holds no verdicts"),

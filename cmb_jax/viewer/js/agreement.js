@@ -1,8 +1,8 @@
-// Two or more readers side by side, on the candidates that they judged, and what they agree on.
+// Two or more readers side by side on the candidates that they judged, and where they agree.
 // The intervals and the counts over many scans come from `cmb-jax review import` and `review agreement`.
 import { candidateKey } from './state.js';
 
-const NEAR_MM = 3; // as in review/consensus.py: nearer marks of two readers are one lesion
+const NEAR_MM = 3; // as in review/reading.py: marks of two readers closer than this are one lesion
 
 /**
  * Cohen's kappa, unweighted, over the verdicts of the candidates that both readers judged.
@@ -19,7 +19,7 @@ export function kappa(facts, first, second) {
   return { both: pairs.length, same, kappa: chance < 1 ? (observed - chance) / (1 - chance) : NaN };
 }
 
-/** One row for each candidate that somebody judged and for each added lesion: what every reader says. */
+/** One row per candidate that somebody judged and per added lesion, with every reader's verdict. */
 export function sideBySide(facts, readings) {
   const rows = [];
   for (const candidate of facts.candidates) {
@@ -37,7 +37,7 @@ export function sideBySide(facts, readings) {
 
 function row(name, place, position_mm, entries, key) {
   const words = entries.map((entry) => entry?.verdict ?? '');
-  const judged = key ? words.filter(Boolean) : words; // whoever did not add a lesion looked and saw none
+  const judged = key ? words.filter(Boolean) : words; // a reader who did not add a lesion looked and saw none
   return { name, place, position_mm, entries, key, agreed: judged.length > 1 && judged.every((word) => word === judged[0]) };
 }
 
@@ -60,14 +60,14 @@ function addedGroups(readings) {
   return groups;
 }
 
-/** What the readers agree on, as the beginning of a reading together; the rest is left open. */
+/** What the readers agree on, as the start of a consensus reading; the rest is left open. */
 export function consensusState(facts, readings) {
   const state = { marks: {}, added: [] };
   for (const each of sideBySide(facts, readings)) {
     if (!each.agreed) continue;
-    const said = each.entries.filter((entry) => entry?.verdict);
-    const common = (field) => (said.every((entry) => entry[field] === said[0][field]) ? said[0][field] : '');
-    const entry = { verdict: said[0].verdict, certainty: common('certainty'), mimic: common('mimic'), comment: '' };
+    const judged = each.entries.filter((entry) => entry?.verdict);
+    const common = (field) => (judged.every((entry) => entry[field] === judged[0][field]) ? judged[0][field] : '');
+    const entry = { verdict: judged[0].verdict, certainty: common('certainty'), mimic: common('mimic'), comment: '' };
     if (each.key) state.marks[each.key] = entry;
     else state.added.push({ ...entry, key: `a${state.added.length + 1}`, position_mm: each.position_mm, diameter_mm: null });
   }

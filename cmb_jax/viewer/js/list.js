@@ -1,4 +1,4 @@
-// The list of candidates: which are shown, in what order, and how a row reads.
+// The list of candidates: which are shown, in what order, and the text of a row.
 
 const ZONES = ['lobar', 'deep', 'infratentorial', 'none'];
 const ORDERS = {
@@ -8,7 +8,7 @@ const ORDERS = {
   size: (a, b) => b.diameter_mm - a.diameter_mm,
 };
 
-/** Items with a status, in order; added lesions are always among them, before the rest. */
+/** Items with a status, sorted; added lesions are always included and come first. */
 export function arrange(items, { status, sort }) {
   const shown = items.filter((item) => status === 'all' || item.status === status || item.status === 'added');
   return shown
@@ -17,7 +17,7 @@ export function arrange(items, { status, sort }) {
     .map(([item]) => item);
 }
 
-/** How sure the detector is, in words. */
+/** The detector's confidence, in words. */
 export function scoreText(item) {
   if (item.score === null) return '';
   return item.probability === null
@@ -75,9 +75,9 @@ export function showList(box, items, entryOf, selected, choose) {
 }
 
 export function element(tag, className = '', attributes = {}, text = '') {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  if (text) made.textContent = text;
-  return made;
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  if (text) node.textContent = text;
+  return node;
 }

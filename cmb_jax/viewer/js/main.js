@@ -1,4 +1,4 @@
-// The page: what is selected, what is shown, and what each control does.
+// The page: the selection, the display, and what each control does.
 import { Review, candidateKey } from './state.js';
 import { isReader, parseVerdicts, verdictsText } from './verdicts.js';
 import { Store } from './store.js';
@@ -15,10 +15,10 @@ const review = new Review(facts.candidates);
 const store = new Store(facts, showSaved);
 const view = { status: 'kept', sort: 'id', unread: false, selected: '', adding: false, rings: true };
 let scene = null;
-let saving = false; // false while a saved state is taken over
-let afterReader = null; // what was about to be done when the initials were missing
-let opening = null; // a promise while the server is looked for or a reader's verdicts are fetched
-let known = []; // readers with verdicts here
+let saving = false; // off while a saved state is loaded
+let afterReader = null; // what to do once the initials are entered
+let opening = null; // a promise while looking for the server or fetching a reader's verdicts
+let known = []; // readers with saved verdicts
 let others = []; // files of other readers, for the comparison
 
 // ---- Candidates
@@ -96,7 +96,7 @@ function showDetail() {
   byId('undo').disabled = !review.past.length;
 }
 
-/** Mark the button of a group that is chosen; Tab reaches that one, or the first. */
+/** Mark the chosen button of a group; Tab reaches that one, or the first. */
 function check(group, field, value, enabled) {
   const buttons = [...byId(group).querySelectorAll('button')];
   const chosen = buttons.find((button) => button.dataset[field] === value);
@@ -109,7 +109,7 @@ function check(group, field, value, enabled) {
 
 // ---- Verdicts
 
-/** Do something that is kept under the reader's initials; ask for them first. */
+/** Do something that is saved under the reader's initials; ask for them first if necessary. */
 function asReader(work) {
   afterOpening(() => {
     if (store.reader) work();
@@ -117,9 +117,9 @@ function asReader(work) {
   });
 }
 
-/** Do something at once, or as soon as the verdicts are there that are being fetched. */
+/** Do something now, or as soon as the verdicts that are being fetched have arrived. */
 function afterOpening(work) {
-  if (opening) opening.then(() => afterOpening(work), () => {}); // whoever fetches them tells what went wrong
+  if (opening) opening.then(() => afterOpening(work), () => {}); // the code that fetches them reports errors
   else work();
 }
 
@@ -193,7 +193,7 @@ function openReader(reader, start = null) {
   return hold(() => takeReader(reader, start));
 }
 
-/** Let verdicts that are given during `work` wait for its end. */
+/** Make verdicts that are given during `work` wait for its end. */
 function hold(work) {
   const held = (opening ?? Promise.resolve()).catch(() => {}).then(work);
   opening = held;
@@ -268,7 +268,7 @@ async function loadFiles(files) {
   }
 }
 
-/** Go on with a loaded file, unless that would replace other verdicts of the same reader. */
+/** Continue with a loaded file, unless that would replace newer verdicts of the same reader. */
 async function takeOver(found) {
   const here = await store.text(found.reader);
   if (here !== null && JSON.parse(here).saved > found.saved) {
@@ -311,14 +311,14 @@ async function showPlace() {
 }
 
 function showWindow() {
-  const [least, most] = facts.windows[scene.modality === 'phase' ? 'phase' : 'swi'];
-  const [low, high] = scene.windowOf();
+  const [least, most] = scene.initialWindow;
+  const [low, high] = scene.window;
   byId('level').value = Math.round((100 * ((low + high) / 2 - least)) / (most - least));
   byId('width').value = Math.round((100 * (high - low)) / (most - least));
 }
 
 function slideWindow() {
-  const [least, most] = facts.windows[scene.modality === 'phase' ? 'phase' : 'swi'];
+  const [least, most] = scene.initialWindow;
   const middle = least + (byId('level').value / 100) * (most - least);
   const half = ((byId('width').value / 100) * (most - least)) / 2;
   scene.setWindow(middle - half, middle + half);
@@ -330,7 +330,7 @@ function setModality(name) {
   byId('slab-box').hidden = name !== 'minip';
   scene.setModality(name).then(drawOver, (error) => {
     notice(error.message);
-    if (name !== 'swi') setModality('swi'); // nothing may be taken for another image
+    if (name !== 'swi') setModality('swi'); // the label must match the image
   });
 }
 
@@ -549,7 +549,7 @@ function wireControls() {
   for (const name of ['labels', 'regions']) on(name, 'input', (event) => setOpacity(name, event.target.value));
 }
 
-/** Arrow keys go through the buttons of a radio group, as WAI-ARIA has it. */
+/** Arrow keys move through the buttons of a radio group, as WAI-ARIA requires. */
 function moveInGroup(event, group) {
   const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
   if (!by) return;
@@ -559,7 +559,7 @@ function moveInGroup(event, group) {
   event.stopPropagation();
 }
 
-/** A browser leaves the focus in a closed dialog until it draws again, or gives it to nothing: back to the images. */
+/** Return the focus to the images: browsers leave it in a closed dialog until the next frame, or drop it. */
 function leaveDialog(dialog) {
   const focused = document.activeElement;
   if (focused === document.body || dialog.contains(focused)) byId('over').focus({ preventScroll: true });
@@ -570,7 +570,7 @@ function wireDialogs() {
   on('initials', 'input', hintInitials);
   for (const dialog of document.querySelectorAll('dialog')) dialog.addEventListener('close', () => leaveDialog(dialog));
   on('reader-cancel', 'click', () => byId('reader-dialog').close());
-  // at once, not when the dialog tells that it is closed: keys may come before that
+  // on submit, not on the later close event: keys may arrive in between
   on('reader-dialog', 'submit', async () => {
     const name = byId('initials').value.trim();
     const work = afterReader;
@@ -597,10 +597,10 @@ function wireDialogs() {
   });
   on('readers', 'click', openReaders);
   on('readers-close', 'click', () => byId('readers-dialog').close());
-  const tell = (work) => () => work().catch((error) => (byId('comparison').textContent = error.message));
-  on('compare', 'click', tell(compare));
-  on('consensus', 'click', tell(readTogether));
-  on('truth', 'click', tell(writeTruth));
+  const showingErrors = (work) => () => work().catch((error) => (byId('comparison').textContent = error.message));
+  on('compare', 'click', showingErrors(compare));
+  on('consensus', 'click', showingErrors(readTogether));
+  on('truth', 'click', showingErrors(writeTruth));
   on('help', 'click', () => byId('help-dialog').showModal());
   on('help-close', 'click', () => byId('help-dialog').close());
   for (const [keys, words] of KEYS) {
@@ -672,11 +672,11 @@ async function openImages() {
     return '';
   } catch (error) {
     scene = null;
-    return `${error.message}\nIf that is no help, load the page again, or close other pages with images.`;
+    return `${error.message}\nIf that does not help, load the page again, or close other pages with images.`;
   }
 }
 
-/** Find the server, and go on with the reader of before a reload. */
+/** Find the server, and continue with the reader from before a reload. */
 async function connect() {
   await store.connect();
   if (store.lastReader) await takeReader(store.lastReader, null).catch((error) => notice(error.message));

@@ -1,4 +1,5 @@
-// Rings around candidates, cross-hair, letters of orientation and scale, drawn on the canvas above the images.
+// Rings around candidates, cross-hair, orientation letters and scale bar, drawn on the canvas above the images.
+import { THROUGH } from './scene.js';
 
 export const COLORS = {
   microbleed: '#ff8f6b',
@@ -11,11 +12,10 @@ const EDGES = {
   coronal: ['R', 'L', 'S', 'I'],
   sagittal: ['A', 'P', 'S', 'I'],
 };
-const THROUGH_AXIS = { axial: 2, coronal: 1, sagittal: 0 };
 
 /**
  * @param {Scene} scene
- * @param {{item: object, verdict: string}[]} marked what gets a ring
+ * @param {{item: object, verdict: string}[]} marked what to draw a ring around
  * @param {string} selected key
  * @param {boolean} rings whether rings are shown
  */
@@ -41,7 +41,7 @@ export function drawMarks(scene, marked, selected, rings) {
 
 function ring(context, scene, tile, { item, verdict }, scale, selected) {
   const voxel = scene.voxelOf(item.position_mm);
-  const axis = THROUGH_AXIS[tile.plane];
+  const axis = THROUGH[tile.plane];
   const away_mm = Math.abs(voxel[axis] - scene.voxel[axis]) * scene.spacing[axis];
   if (away_mm > item.diameter_mm / 2 + scene.spacing[axis]) return;
   const at = scene.pixel(tile, voxel);

@@ -1,11 +1,12 @@
-// The images on the screen: NiiVue draws slices, a second canvas above it takes the mouse and shows the marks.
+// The images on the screen: NiiVue draws the slices; a second canvas above them shows the marks and takes the mouse.
 import { applyAffine, imageBytes, invertAffine, parseNifti, slabSlices, slidingMinimum } from './volumes.js';
 
 const { Niivue, NVImage } = globalThis.niivue;
 
 export const PLANES = ['axial', 'coronal', 'sagittal']; // in NiiVue's order
-const THROUGH = { axial: 2, coronal: 1, sagittal: 0 };
-const GAP = 0.004; // between tiles, a part of the width
+export const THROUGH = { axial: 2, coronal: 1, sagittal: 0 }; // the volume axis perpendicular to a plane
+export const IN_PLANE = { axial: [0, 1], coronal: [0, 2], sagittal: [1, 2] }; // its columns and rows
+const GAP = 0.004; // between tiles, as a fraction of the width
 const REGION_COLORS = {
   1: [125, 227, 160], 2: [47, 182, 140], 3: [255, 138, 61], 4: [255, 93, 93], 5: [255, 193, 77],
   6: [255, 224, 138], 7: [245, 143, 208], 8: [217, 179, 140], 9: [74, 163, 255], 10: [157, 140, 255],
@@ -13,7 +14,7 @@ const REGION_COLORS = {
 }; // prettier-ignore
 const LABEL_COLOR = [255, 122, 89];
 
-/** @returns {boolean} whether the browser can draw volumes on this canvas, on which NiiVue will find the same context */
+/** @returns {boolean} whether the browser can draw volumes on this canvas; NiiVue later gets the same context */
 export function hasWebGL(canvas) {
   try {
     return canvas.getContext('webgl2', { alpha: true, antialias: false }) !== null;
@@ -24,10 +25,10 @@ export function hasWebGL(canvas) {
 
 export class Scene {
   /**
-   * @param facts of the page
+   * @param facts the JSON in the page
    * @param {HTMLCanvasElement} canvas for NiiVue
-   * @param {HTMLCanvasElement} over above it
-   * @param {() => void} redrawn is called after each drawing
+   * @param {HTMLCanvasElement} over the canvas above it
+   * @param {() => void} redrawn called after each drawing
    */
   constructor(facts, canvas, over, redrawn) {
     this.facts = facts;
@@ -35,7 +36,7 @@ export class Scene {
     this.over = over;
     this.redrawn = redrawn;
     this.layout = 'three';
-    this.plane = 'axial'; // which one keys scroll
+    this.plane = 'axial'; // the one that keys scroll
     this.modality = 'swi';
     this.slab_mm = 10;
     this.windows = structuredClone(facts.windows);
@@ -44,7 +45,7 @@ export class Scene {
     this.overlays = {};
     this.nv = new Niivue({
       isResizeCanvas: false,
-      interactive: false, // the canvas above it takes mouse, touch and keys
+      interactive: false, // the canvas above takes mouse, touch and keys
       dragAndDropEnabled: false,
       isRadiologicalConvention: true,
       sagittalNoseLeft: true,
@@ -58,7 +59,7 @@ export class Scene {
     });
   }
 
-  /** Draw the SWI; the other images follow when they are wanted. */
+  /** Draw the SWI; the other images are loaded when first needed. */
   async open() {
     await this.nv.attachToCanvas(this.canvas, false);
     const swi = await this.volume('swi');
@@ -74,10 +75,10 @@ export class Scene {
     this.setLayout(this.layout);
   }
 
-  /** An image by name; whoever asks while it is unpacked waits for the same one. */
+  /** An image by name. Callers share one promise, so that an image is unpacked only once. */
   volume(name) {
     this.volumes[name] ??= imageBytes(name).then(parseNifti);
-    this.volumes[name].catch(() => delete this.volumes[name]); // a server that is back is asked again
+    this.volumes[name].catch(() => delete this.volumes[name]); // so that the next call tries again
     return this.volumes[name];
   }
 
@@ -85,8 +86,18 @@ export class Scene {
     return this.facts.images.includes(name === 'minip' ? 'swi' : name);
   }
 
-  windowOf(modality = this.modality) {
-    return this.windows[modality === 'phase' ? 'phase' : 'swi'];
+  /** The stored image that is shown: a minimum intensity projection has window and unit of the SWI. */
+  get source() {
+    return this.modality === 'phase' ? 'phase' : 'swi';
+  }
+
+  get window() {
+    return this.windows[this.source];
+  }
+
+  /** The window as it was chosen for the scan. */
+  get initialWindow() {
+    return this.facts.windows[this.source];
   }
 
   /** Show 'swi', 'phase' or 'minip'. */
@@ -98,23 +109,23 @@ export class Scene {
 
   async showBase() {
     const wanted = this.modality;
-    const shown = wanted === 'minip' ? await this.minimum() : await this.volume(wanted);
-    if (wanted !== this.modality) return; // another was asked for meanwhile
+    const shown = wanted === 'minip' ? await this.projection() : await this.volume(wanted);
+    if (wanted !== this.modality) return; // the user has chosen another one meanwhile
     this.base.img = shown.data;
-    this.setWindow(...this.windowOf());
+    this.setWindow(...this.window);
   }
 
-  /** The projection across the slices of the plane that is looked at. */
-  async minimum() {
+  /** The minimum intensity projection through the slices of the current plane. */
+  async projection() {
     const swi = await this.volume('swi');
     const axis = THROUGH[this.layout === 'three' ? 'axial' : this.layout];
     const slices = slabSlices(this.slab_mm, this.spacing[axis]);
     const name = `minip ${axis} ${slices}`;
-    if (this.minimumName !== name) {
-      this.minimumData = { data: slidingMinimum(swi.data, this.dims, axis, slices) };
-      this.minimumName = name;
+    if (this.projectionName !== name) {
+      this.projectionData = { data: slidingMinimum(swi.data, this.dims, axis, slices) };
+      this.projectionName = name;
     }
-    return this.minimumData;
+    return this.projectionData;
   }
 
   async setSlab(thickness_mm) {
@@ -123,27 +134,27 @@ export class Scene {
   }
 
   setWindow(low, high) {
-    const [least, most] = this.facts.windows[this.modality === 'phase' ? 'phase' : 'swi'];
+    const [least, most] = this.initialWindow;
     const narrowest = (most - least) / 200;
     if (high - low < narrowest) high = low + narrowest;
-    this.windows[this.modality === 'phase' ? 'phase' : 'swi'] = [low, high];
+    this.windows[this.source] = [low, high];
     this.base.cal_min = low;
     this.base.cal_max = high;
     this.nv.updateGLVolume();
     this.redrawn();
   }
 
-  /** Move level and width by parts of the window as it was chosen for the scan. */
+  /** Change level and width by fractions of the initial window. */
   changeWindow(level, width) {
-    const [least, most] = this.facts.windows[this.modality === 'phase' ? 'phase' : 'swi'];
-    const [low, high] = this.windowOf();
+    const [least, most] = this.initialWindow;
+    const [low, high] = this.window;
     const middle = (low + high) / 2 - level * (most - least);
     const half = Math.max(((high - low) / 2) * (1 + width), (most - least) / 400);
     this.setWindow(middle - half, middle + half);
   }
 
   resetWindow() {
-    this.setWindow(...this.facts.windows[this.modality === 'phase' ? 'phase' : 'swi']);
+    this.setWindow(...this.initialWindow);
   }
 
   /** 'three', or one of PLANES. */
@@ -161,7 +172,7 @@ export class Scene {
     else this.draw();
   }
 
-  /** A large axial plane with the other two beside it, or under it where the screen is upright. */
+  /** A large axial plane with the other two beside it, or below it on a portrait screen. */
   arrangeThree() {
     const wide = this.canvas.width >= this.canvas.height;
     const [large, small] = [0.62, 0.38 - GAP];
@@ -219,13 +230,13 @@ export class Scene {
     this.goToVoxel(voxel);
   }
 
-  /** Number of the slice shown, from 1, and how many there are. */
+  /** Number of the slice shown, from 1, and the number of slices. */
   slice(plane = this.plane) {
     const axis = THROUGH[plane];
     return [this.voxel[axis] + 1, this.dims[axis]];
   }
 
-  /** Zoom by a factor; the given place (fractions of the volume) stays where it is on the screen. */
+  /** Zoom by a factor about a point (fractions of the volume), which keeps its place on the screen. */
   zoom(factor, about = this.fraction(this.voxel)) {
     const pan = this.nv.scene.pan2Dxyzmm;
     const after = Math.min(Math.max(pan[3] * factor, 1), 16);
@@ -236,7 +247,7 @@ export class Scene {
     this.draw();
   }
 
-  /** Bring the cross-hair to the middle of its planes. */
+  /** Pan so that the cross-hair is in the middle of its planes. */
   center() {
     const pan = this.nv.scene.pan2Dxyzmm;
     const here = this.nv.frac2mm(this.fraction(this.voxel));
@@ -290,7 +301,7 @@ export class Scene {
     return image;
   }
 
-  /** Name of the region at the cross-hair, '' where there is none. */
+  /** Name of the region at the cross-hair; '' without a trusted region map. */
   async regionHere() {
     if (!this.has('regions') || !this.facts.regions_trusted) return '';
     const { data } = await this.volume('regions');
@@ -303,7 +314,7 @@ export class Scene {
   /** The gray value at the cross-hair in the scan's own numbers. */
   valueHere() {
     const [x, y, z] = this.voxel;
-    const unit = this.facts.units[this.modality === 'phase' ? 'phase' : 'swi'];
+    const unit = this.facts.units[this.source];
     return this.base.img[x + this.dims[0] * (y + this.dims[1] * z)] * unit;
   }
 
@@ -336,7 +347,7 @@ export class Scene {
   /** Pixel of a voxel (fractional) in a tile, and pixels per mm. */
   pixel(tile, voxel) {
     const place = this.nv.frac2mm(this.fraction(voxel));
-    const [column, row] = { axial: [0, 1], coronal: [0, 2], sagittal: [1, 2] }[tile.plane];
+    const [column, row] = IN_PLANE[tile.plane];
     const across = (place[column] - tile.origin[0]) / tile.extent[0];
     const up = (place[row] - tile.origin[1]) / tile.extent[1];
     return {
@@ -346,11 +357,11 @@ export class Scene {
     };
   }
 
-  /** Fractional voxel under a pixel of a tile; through the plane the slice shown. Null beyond the image. */
+  /** Fractional voxel under a pixel of a tile, on the slice shown; null outside the image. */
   voxelAt(tile, x, y) {
     const across = (x - tile.left) / tile.width;
     const up = 1 - (y - tile.top) / tile.height;
-    const [column, row] = { axial: [0, 1], coronal: [0, 2], sagittal: [1, 2] }[tile.plane];
+    const [column, row] = IN_PLANE[tile.plane];
     const low = this.nv.frac2mm([0, 0, 0]);
     const high = this.nv.frac2mm([1, 1, 1]);
     const voxel = [...this.voxel];

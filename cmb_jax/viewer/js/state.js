@@ -1,10 +1,10 @@
-// What a reader has said so far, with undo. Pure data: nothing here knows the page, the server or the images.
+// A reader's verdicts so far, with undo. Pure data: nothing here knows the page, the server or the images.
 
 export const EMPTY = Object.freeze({ verdict: '', certainty: '', mimic: '', comment: '' });
 
 export const candidateKey = (id) => `c${id}`;
 
-/** The verdicts of one reader. Each change makes a new snapshot, so that undo is going back to an old one. */
+/** The verdicts of one reader. Each change makes a new snapshot, so that undo returns to an earlier one. */
 export class Review {
   /** @param {object[]} candidates as in the page's facts */
   constructor(candidates) {
@@ -13,30 +13,30 @@ export class Review {
     this.replace({ marks: {}, added: [] });
   }
 
-  /** Take over a whole state, such as a saved one; there is nothing to undo then. */
+  /** Replace the whole state, such as by a saved one; this cannot be undone. */
   replace(state) {
     this.now = state;
     this.past = [];
     this.future = [];
-    this.tell();
+    this.notify();
   }
 
   onChange(listener) {
     this.listeners.push(listener);
   }
 
-  tell() {
+  notify() {
     for (const listener of this.listeners) listener(this.now);
   }
 
-  /** What is said of a candidate or an added lesion. */
+  /** The verdict on a candidate or an added lesion. */
   entry(key) {
     return this.now.marks[key] ?? this.now.added.find((each) => each.key === key) ?? EMPTY;
   }
 
   /** Candidates and added lesions alike, each with its key. */
   items() {
-    const own = this.candidates.map((each) => ({ ...each, key: candidateKey(each.id), name: String(each.id) }));
+    const candidates = this.candidates.map((each) => ({ ...each, key: candidateKey(each.id), name: String(each.id) }));
     const added = this.now.added.map((each, index) => ({
       key: each.key,
       name: `+${index + 1}`,
@@ -49,10 +49,10 @@ export class Review {
       reason: '',
       category: '',
     }));
-    return [...own, ...added];
+    return [...candidates, ...added];
   }
 
-  /** Change fields of an entry; `joined` merges with the step before if that was of the same kind. */
+  /** Change fields of an entry; consecutive changes with the same `joined` are undone together. */
   set(key, fields, joined = '') {
     const entry = tidy({ ...this.entry(key), ...fields });
     if (same(entry, this.entry(key))) return;
@@ -82,10 +82,10 @@ export class Review {
     this.joined = joined;
     this.future = [];
     this.now = next;
-    this.tell();
+    this.notify();
   }
 
-  /** @returns {string|null} key of the first entry that differs, '' if none is left; null: nothing to undo */
+  /** @returns {string|null} key of the first entry that changes, '' if none does; null if there is nothing to undo */
   undo() {
     return this.move(this.past, this.future);
   }
@@ -100,7 +100,7 @@ export class Review {
     to.push(before);
     this.now = from.pop();
     this.joined = '';
-    this.tell();
+    this.notify();
     const keys = new Set([...Object.keys(before.marks), ...Object.keys(this.now.marks)]);
     for (const each of [...before.added, ...this.now.added]) keys.add(each.key);
     const entryIn = (state, key) => state.marks[key] ?? state.added.find((each) => each.key === key);

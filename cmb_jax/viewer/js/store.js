@@ -1,17 +1,18 @@
-// Where verdicts are kept: every change goes to the browser's own storage at once, and to the local server if the
-// page came from one. From disk there is no server; the reader downloads the file instead.
+// Where verdicts are stored: every change goes to the browser's storage at once, and to the local server if the page
+// came from one. A page opened from disk has no server; the reader downloads the file instead.
 import { parseVerdicts, verdictsText } from './verdicts.js';
 
 const RETRY_MS = 3000;
 
 export class Store {
-  /** @param {(status: string, text: string) => void} report is told how the last change is kept */
+  /** @param {(status: string, text: string) => void} report called with the state of saving */
   constructor(facts, report) {
     this.facts = facts;
     this.report = report;
     this.server = false;
     this.reader = '';
     this.etag = null;
+    this.pending = null; // text that the server does not have yet
     this.stopped = false;
     addEventListener('storage', (event) => {
       if (this.reader && event.key === this.key(this.reader) && !this.server) {
@@ -48,39 +49,34 @@ export class Store {
           added: content.added.length,
         });
       } catch {
-        // not ours, or half written: not offered
+        // not ours, or damaged: leave it out
       }
     }
     return found;
   }
 
-  /** The file's text of a reader, null if there is none. */
+  /** The text of a reader's file; null if there is none yet. */
   async text(reader) {
     if (!this.server) return this.local(reader);
     const answer = await fetch(`verdicts/${reader}`, { cache: 'no-store' });
-    if (answer.status === 204) return null; // nothing yet
+    if (answer.status === 204) return null;
     if (!answer.ok) throw new Error(await answer.text());
     this.etagOfText = answer.headers.get('ETag');
     return answer.text();
   }
 
-  /** Open a reader's verdicts, those that were kept here when the server could not be reached included. */
+  /** Open a reader's verdicts; changes that the server has not received yet take precedence. */
   async open(reader) {
     await this.settled();
-    this.reader = ''; // until the verdicts are here, nothing can be judged
+    this.reader = ''; // no verdicts can be given until these are here
     this.etagOfText = null;
     let text = await this.text(reader);
     this.etag = this.etagOfText;
     this.stopped = false;
     this.tried = [];
-    let unsent = false;
-    if (this.server) {
-      const here = this.local(reader);
-      if (here && localStorage.getItem(`${this.key(reader)} unsent`) === '1') {
-        text = here;
-        unsent = true;
-      }
-    }
+    const stored = this.server ? this.local(reader) : null;
+    const unsent = Boolean(stored) && localStorage.getItem(`${this.key(reader)} unsent`) === '1';
+    if (unsent) text = stored;
     const found = text === null ? null : parseVerdicts(this.facts, text, `The file of ${reader}`);
     this.reader = reader;
     if (unsent) this.save(found.state);
@@ -88,7 +84,7 @@ export class Store {
     return found;
   }
 
-  /** Wait until the last change is saved; another reader's verdicts must not be opened over it. */
+  /** Wait until the last change is saved: opening another reader's verdicts would lose it. */
   async settled() {
     for (let waited = 0; this.sending && waited < RETRY_MS; waited += 50) {
       await new Promise((resolve) => setTimeout(resolve, 50));
@@ -96,7 +92,7 @@ export class Store {
     if (this.sending) throw new Error(`The verdicts of ${this.reader} are not saved yet. Download them first.`);
   }
 
-  /** Keep a state, now. */
+  /** Save a state. */
   save(state) {
     if (!this.reader || this.stopped) return;
     const text = verdictsText(this.facts, this.reader, state, new Date().toISOString());
@@ -113,7 +109,7 @@ export class Store {
 
   async send() {
     this.sending = true;
-    while (this.pending !== null && this.pending !== undefined && !this.stopped) {
+    while (this.pending !== null && !this.stopped) {
       const text = this.pending;
       let answer = null;
       this.tried = [...this.tried, text].slice(-2);
@@ -139,7 +135,7 @@ export class Store {
           this.report('saved', this.where());
         }
       } else if (answer.status === 412 && (await this.isOurs())) {
-        // an earlier answer was lost on its way: what lies there is what we had sent
+        // the answer to an earlier request was lost: the server has what we sent
       } else if (answer.status === 412) {
         this.stop(
           `Someone else saved verdicts as ${this.reader}, in another window or under the same initials. ` +
@@ -152,22 +148,22 @@ export class Store {
     this.sending = false;
   }
 
-  /** Whether the server holds one of the files that we tried to save; then the next one may follow it. */
+  /** Whether the server has one of the versions that we tried to save, so that the next may replace it. */
   async isOurs() {
-    const there = await this.text(this.reader).catch(() => null);
-    if (!this.tried.slice(0, -1).includes(there)) return false;
+    const current = await this.text(this.reader).catch(() => null);
+    if (!this.tried.slice(0, -1).includes(current)) return false;
     this.etag = this.etagOfText;
     return true;
   }
 
-  /** Nothing more is saved, so that nothing of another is written over. */
+  /** Save nothing more, so that someone else's verdicts are not overwritten. */
   stop(text) {
     this.stopped = true;
     this.report('stopped', text);
   }
 
   get unsaved() {
-    return this.stopped || (this.pending !== null && this.pending !== undefined);
+    return this.stopped || (this.pending !== null);
   }
 
   where() {
@@ -194,7 +190,7 @@ export class Store {
     withStorage(() => localStorage.removeItem(`${this.key(this.reader)} unsent`));
   }
 
-  /** Who was reading in this window before it was reloaded, '' if nobody was. */
+  /** The reader in this window before it was reloaded, or ''. */
   get lastReader() {
     return withStorage(() => sessionStorage.getItem(this.key('last')) ?? '', '');
   }
@@ -204,7 +200,7 @@ export class Store {
   }
 }
 
-/** The browser's storage may be switched off or full: `otherwise` then. */
+/** Returns `otherwise` if the browser's storage is off or full. */
 function withStorage(work, otherwise = null) {
   try {
     return work();

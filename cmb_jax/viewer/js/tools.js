@@ -1,7 +1,8 @@
 // Mouse, touch and keys on the images, and the keys of the whole page.
+import { IN_PLANE } from './scene.js';
 
 const SLICES_PER_PAGE = 5;
-const WHEEL_STEP = 40; // of a trackpad's many small turns, this much is one slice
+const WHEEL_STEP = 40; // wheel distance of one slice; a trackpad sends many small events
 
 /** What each key does: [keys shown, what it does]. */
 export const KEYS = [
@@ -31,12 +32,12 @@ export const KEYS = [
   ['?', 'this help'],
 ];
 
-/** Wire the canvas; `add` is asked first with the voxel that was clicked, and says whether it took it. */
+/** Wire the canvas; a click first goes to `add` (with its voxel), which returns whether it used it. */
 export function listenToPointer(scene, add) {
   const canvas = scene.over;
   const pointers = new Map();
   let drag = null;
-  let turned = 0;
+  let wheel = 0; // distance not yet scrolled
   const at = (event) => {
     const box = canvas.getBoundingClientRect();
     const scale = canvas.width / box.width;
@@ -47,7 +48,7 @@ export function listenToPointer(scene, add) {
     if (voxel) scene.goToVoxel(voxel);
   };
   const panBy = (tile, from, to) => {
-    const [column, row] = { axial: [0, 1], coronal: [0, 2], sagittal: [1, 2] }[tile.plane];
+    const [column, row] = IN_PLANE[tile.plane];
     const pan = scene.nv.scene.pan2Dxyzmm;
     const perPixel = (Math.abs(tile.extent[0]) / tile.width) * pan[3];
     pan[column] += (to.x - from.x) * perPixel * (tile.mirrored ? -1 : 1);
@@ -115,9 +116,9 @@ export function listenToPointer(scene, add) {
         return;
       }
       if (scene.layout === 'three') scene.plane = tile.plane;
-      turned += event.deltaMode === 0 ? event.deltaY : event.deltaY * WHEEL_STEP;
-      const steps = Math.trunc(turned / WHEEL_STEP);
-      turned -= steps * WHEEL_STEP;
+      wheel += event.deltaMode === 0 ? event.deltaY : event.deltaY * WHEEL_STEP;
+      const steps = Math.trunc(wheel / WHEEL_STEP);
+      wheel -= steps * WHEEL_STEP;
       if (steps) scene.scroll(-steps, tile.plane);
     },
     { passive: false },
@@ -127,14 +128,14 @@ export function listenToPointer(scene, add) {
 /**
  * Keys of the page.
  * @param {object} actions by name, as `perform` below calls them
- * @param {() => boolean} lettersOn whether keys without Ctrl or Alt count
+ * @param {() => boolean} lettersOn whether single-letter keys are on
  */
 export function listenToKeys(actions, lettersOn) {
   document.addEventListener('keydown', (event) => {
     if (event.metaKey || document.querySelector('dialog[open]')) return;
-    const bracket = event.altKey && '[]'.includes(event.key); // many keyboards have it on AltGr or Option
+    const bracket = event.altKey && '[]'.includes(event.key); // on many keyboards AltGr or Option types brackets
     if ((event.ctrlKey || event.altKey) && !bracket) return;
-    // until the browser draws again, the focus may still be in a dialog that was closed: those keys are the page's
+    // until the next frame the focus may still be in a dialog that was just closed; its keys belong to the page
     const target = event.target.closest('dialog') ? document.body : event.target;
     if (target.matches('input[type="text"], select, textarea')) {
       if (event.key === 'Escape' || (event.key === 'Enter' && target.id === 'comment')) actions.leave();
@@ -142,7 +143,7 @@ export function listenToKeys(actions, lettersOn) {
     }
     const onRange = target.matches('input[type="range"], input[type="radio"]');
     const moves = ['ArrowUp', 'ArrowDown', 'ArrowLeft', 'ArrowRight', 'PageUp', 'PageDown', ' '].includes(event.key);
-    if (moves && onRange) return; // the control's own keys
+    if (moves && onRange) return; // the control handles them
     if (event.key === ' ' && target.matches('button, summary, input')) return;
     const single = event.key.length === 1 || event.key === 'Backspace';
     if (single && !lettersOn()) return;

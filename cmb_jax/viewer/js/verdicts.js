@@ -1,5 +1,5 @@
-// The file of verdicts, which `cmb-jax review import` reads: the same format on the server, in the browser's own
-// storage and as a download.
+// The file of verdicts, which `cmb-jax review import` reads: one format on the server, in the browser's storage and
+// as a download.
 import { EMPTY, candidateKey } from './state.js';
 
 /** @returns {string} the file's text */
@@ -44,14 +44,14 @@ export function verdictsText(facts, reader, state, saved) {
 /**
  * Read a file of verdicts.
  * @returns {{reader: string, saved: string, state: object}}
- * @throws {Error} with a sentence for people: what is wrong, what to do
+ * @throws {Error} with a message for the reader: what is wrong and what to do
  */
 export function parseVerdicts(facts, text, name = 'The file') {
   let content;
   try {
     content = JSON.parse(text);
   } catch {
-    throw new Error(`${name} is damaged or is no JSON file. Choose a file that this viewer saved.`);
+    throw new Error(`${name} is damaged or is not a JSON file. Choose a file that this viewer saved.`);
   }
   if (content?.format !== facts.format.name || !Array.isArray(content.marks) || !Array.isArray(content.added)) {
     throw new Error(`${name} holds no verdicts. Choose a file that this viewer saved.`);

@@ -1,8 +1,8 @@
-// Images as arrays: out of the page or from the local server, unpacked, and the sliding minimum.
+// Images as arrays, unpacked from the page or from the local server, and the sliding minimum.
 
 /**
  * The bytes of an image: embedded in the page, else from the server that the page came from.
- * @throws {Error} with a sentence for people
+ * @throws {Error} with a message for the reader
  */
 export async function imageBytes(name) {
   try {
@@ -18,7 +18,7 @@ async function unpacked(name) {
   let packed;
   if (block) {
     const text = atob(block.textContent);
-    block.remove(); // megabytes that nobody needs twice
+    block.remove(); // free the megabytes: it is read only once
     packed = new Uint8Array(text.length);
     for (let index = 0; index < text.length; index += 1) packed[index] = text.charCodeAt(index);
   } else {
@@ -42,8 +42,8 @@ export function parseNifti(buffer) {
 }
 
 /**
- * Minimum over a slab that slides along one axis: of slice i, over the slices at most half the slab away.
- * Windows of twice the length are made of two of the last, so the work grows with the logarithm of the slab.
+ * Minimum over a slab that slides along one axis: for each slice, over those at most half a slab away.
+ * A window is the minimum of two windows of half its length, so the work grows with the logarithm of the slab.
  * @param {Int16Array} data x fastest
  * @param {number[]} dims [x, y, z]
  * @param {number} axis 0, 1 or 2
@@ -55,7 +55,7 @@ export function slidingMinimum(data, dims, axis, slices) {
   const half = (length - 1) / 2;
   const stride = [1, dims[0], dims[0] * dims[1]][axis];
   const lines = data.length / size;
-  // `reach` slices from each slice on; beyond the end the last window counts, as if the image went no further
+  // each entry is the minimum over `reach` slices from its own; at the end of the image, over what is left
   let from = Int16Array.from(data);
   let reach = 1;
   const extend = (step) => {
@@ -83,7 +83,7 @@ export function slidingMinimum(data, dims, axis, slices) {
   const forward = from;
   const result = new Int16Array(from.length);
   eachSlice((index, at) => {
-    // the backward half is the forward window of a slice before it; near the edge it starts at slice 0
+    // the backward half is the forward window of the slice `half` before; near the edge, that of slice 0
     const before = Math.max(0, index - half);
     for (let line = 0; line < lines; line += 1) {
       const base = lineStart(line);

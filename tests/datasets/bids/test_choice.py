@@ -170,7 +170,7 @@ def test_what_cannot_be_read_is_left_with_the_reason(tmp_path):
     (anat / "sub-01_swi.nii").write_bytes(gzip.decompress((anat / "sub-01_swi.nii.gz").read_bytes()))
     choice = choose(read_layout(tmp_path).scans("01")[0], tmp_path)
     reasons = left(choice)
-    assert "no 3D image" in reasons["acq-4d_swi"]
+    assert "not a 3D image" in reasons["acq-4d_swi"]
     assert "part-real" in reasons["part-real_GRE"]
     assert "projection" in reasons["minIP"]
     assert "NIfTI" in reasons["acq-text_swi"]
