@@ -514,7 +514,7 @@ def read_verdict_folder(path: Path) -> object:
             page=b"", images={}, folder=path.parent, swi_sha256="", detections_sha256="", write_truth=dict
         )
         found = VerdictFolder(site)
-        return repr((found.readers(), found.read("AB")))
+        return repr((found.summaries(), found.read("AB")))
     finally:
         shutil.rmtree(folder)
 

@@ -71,7 +71,7 @@ class VerdictFolder:
             raise Refused(HTTPStatus.NOT_FOUND)
         return self._folder / f"{reader}.json"
 
-    def readers(self) -> list[dict[str, Any]]:
+    def summaries(self) -> list[dict[str, Any]]:
         """Each reader with the number of verdicts; other files are ignored."""
         found = []
         for path in sorted(self._folder.glob("*.json")):
@@ -179,7 +179,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if path == "":
             self._send(self.site.page, "text/html; charset=utf-8")
         elif path == "verdicts":
-            self._send(json.dumps(self.folder.readers()).encode(), "application/json")
+            self._send(json.dumps(self.folder.summaries()).encode(), "application/json")
         elif kind == "verdicts":
             content = self.folder.read(name)
             if content is None:
