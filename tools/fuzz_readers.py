@@ -1104,7 +1104,7 @@ KINDS: dict[str, Kind] = {
     "verdict_folder": Kind(
         exported("AB.json"),
         read_verdict_folder,
-        ("viewer.server:listed", "viewer.server:read", "viewer.server:write"),
+        ("viewer.server:summaries", "viewer.server:read", "viewer.server:write"),
         "json",
     ),
     "markups": Kind(exported("points.mrk.json"), read_reading, ("review.outside_viewers:_points",), "json"),
