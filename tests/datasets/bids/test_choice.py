@@ -245,6 +245,23 @@ def test_chunks_are_scans_of_their_own_and_say_so(tmp_path):
         assert any("part of the brain" in note for note in choice.notes)
 
 
+def test_pieces_of_an_image_are_never_counted_alone(tmp_path):
+    for piece in ("1", "2"):
+        tree.image(tmp_path, f"sub-01/anat/sub-01_split-{piece}_swi")
+    for part in ("real", "imag"):
+        tree.image(tmp_path, f"sub-02/anat/sub-02_part-{part}_T2starw")
+    for label, reason in (("01", "join the pieces"), ("02", "make magnitude and phase of it")):
+        (scan,) = read_layout(tmp_path).scans(label)
+        with pytest.raises(UserError, match=reason):
+            choose(scan, tmp_path)
+
+
+def test_a_piece_beside_a_whole_image_is_left(chosen):
+    choice = chosen("swi", "split-1_swi")
+    assert taken(choice) == ["swi"]
+    assert "only a piece" in left(choice)["split-1_swi"]
+
+
 def test_runs_are_numbers(tmp_path):
     tree.image(tmp_path, "sub-01/anat/sub-01_run-01_swi")
     tree.image(tmp_path, "sub-01/anat/sub-01_run-1_part-phase_GRE", tree.phase())
