@@ -1,7 +1,6 @@
 """The scan that lesions are put into, and the brain in it."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -157,9 +156,7 @@ def field_strength(given: float | None, notes: dict[str, Any], image: Path) -> f
 
 def _numbers(value: object, scale: float = 1.0) -> tuple[float, ...] | None:
     items: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
-    if not items or not all(
-        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in items
-    ):
+    if not items or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in items):
         return None
     return tuple(round(float(v) * scale, 6) for v in items)
 

@@ -158,7 +158,9 @@ def check_protocol(protocol: Protocol) -> None:
     check_range(f"{name}: tr_ms", protocol.scanner.tr_ms, 10.0, 5000.0, "ms")
     check_range(f"{name}: flip_deg", protocol.scanner.flip_deg, 1.0, 90.0, "degrees")
     if not protocol.b0_t or not all(0.1 <= b <= 14 for b in protocol.b0_t):
-        raise UserError(f"{name}: b0_t is {protocol.b0_t}; allowed: 0.1 to 14 T")
+        raise UserError(
+            f"{name}: b0_t is {', '.join(f'{each:g}' for each in protocol.b0_t)}; allowed: 0.1 to 14 T"
+        )
     if protocol.phase_sign not in (-1, 1):
         raise UserError(f"{name}: phase_sign is {protocol.phase_sign}; allowed: +1 or -1")
     if min(protocol.spacing_mm) < 0.2:

@@ -26,6 +26,8 @@ SPACING_MM = (0.1, 6.0)
 """Voxel edges that are believed: scanners interpolate to below 0.2 mm."""
 WIDEST_TISSUE_MM = (260.0, 300.0)
 """Largest extent of bright tissue from left to right and from back to front; one head has 140 to 230."""
+TALLEST_TISSUE_MM = 300.0
+"""Largest extent of bright tissue from foot to head; a head with its neck has up to 260."""
 COARSEST_MM = 3.0
 """Second longest voxel edge up to which microbleeds are counted; longest, up to which without a warning."""
 _MOST_SHEAR_DEG = 2.0
@@ -67,6 +69,12 @@ _JUMP, _ENDS_FIT = 2.5, 0.7
 _LEAST_JUMP = 0.1
 _MOST_COPIES, _FEWEST_COPIES = 0.3, 2  # share of all slices; number from which what shows twice is refused
 _SAMPLED, _SHOWN_VALUES = 64, 32  # pixels along each side that tell slices apart; least values among them
+# Two heads, one above the other: taller than most scans, and either broken off somewhere or with next to no
+# bright tissue between two heights that are full of it (a neck holds 0.4 of a head's).
+_STACKED_MM, _BETWEEN_HEADS, _HEADS = 200.0, 0.3, 0.6
+# Mean change from a slice to the next over the largest within three slices: 0.6 and more in simulated scans,
+# 0.3 and more however interpolated; repeated slices, even with new rounding or noise, have next to none.
+_REPEATED, _REPEATED_SHARE, _NEAR = 0.1, 0.25, 7
 _MOST_EMPTY = 0.1  # share of slices without content between others ...
 _FILLED = 0.3  # ... that hold so much of what the fullest does
 _ENOUGH_VOXELS = 2**22  # larger images are judged by their middle slices
@@ -147,10 +155,17 @@ def judge_grid(volume: Volume, *, head: bool = True) -> Judgement:
             f"by its header it is {size} cm large, which no image of a head is; repair the header "
             "(a placeholder, another unit of length?)"
         )
-    widths = _tissue_widths(volume.data) * spacing[:2]
-    if head and np.any(widths > WIDEST_TISSUE_MM):
-        wide = _by_x(widths / 10, "{:.0f}")
+    tissue = _tissue_extent(volume.data) * spacing
+    if head and np.any(tissue[:2] > WIDEST_TISSUE_MM):
+        wide = _by_x(tissue[:2] / 10, "{:.0f}")
         reasons.append(f"its tissue is {wide} cm wide, which no head is: are several heads in one image?")
+    elif head and tissue[2] > TALLEST_TISSUE_MM:
+        reasons.append(
+            f"its tissue is {tissue[2] / 10:.0f} cm tall, which no head is: are its slices too thick by the "
+            "header, or several heads in one image?"
+        )
+    elif head and tissue[2] > _STACKED_MM and _starts_again(volume.data):
+        reasons.append("a head ends in it and another one begins; give one image for each")
     shear = _shear_deg(volume.affine)
     if shear > _MOST_SHEAR_DEG:
         reasons.append(f"its axes are sheared by {shear:.0f} degrees; resample it to a right-angled grid")
@@ -330,6 +345,11 @@ def _of_slices(data: np.ndarray, middle: np.ndarray) -> Judgement:
     """Whether slices were lost, or lie in another order than they were taken, along any axis."""
     reasons: list[str] = []
     warnings: list[str] = []
+    repeated = [_has_repeats(np.moveaxis(data, axis, -1)) for axis in range(3)]
+    if repeated.count(True) == 1:  # along two axes: nearest neighbors in plane, as some scanners interpolate
+        reasons.append(
+            "its slices repeat their neighbors: some were stored twice; convert it again from DICOM"
+        )
     for axis in range(3):
         filled = np.count_nonzero(data, axis=tuple(other for other in range(3) if other != axis))
         ends = np.flatnonzero(filled > _FILLED * filled.max())[[0, -1]]
@@ -380,31 +400,68 @@ def _is_rolled(data: np.ndarray) -> bool:
     Converters that forget to shift the middle of k-space leave it so. Two ends in tissue that fit together
     are no proof alone, as in slabs of few slices: there must be one slice, too, where the head breaks off.
     """
+    smooth = _smoothed_slices(data)
+    means, at = smooth.mean(axis=0), _where_it_breaks_off(smooth)
+    if at is None or min(means[0], means[-1]) < _FILLED * means.max():
+        return False
+    jump = np.abs(smooth[:, at + 1] - smooth[:, at]).mean()
+    return bool(np.abs(smooth[:, 0] - smooth[:, -1]).mean() < _ENDS_FIT * jump)
+
+
+def _starts_again(data: np.ndarray) -> bool:
+    """Whether a head (X, Y, Z) ends along Z and another one begins."""
+    smooth = _smoothed_slices(data)
+    if smooth.size and _where_it_breaks_off(smooth / np.maximum(smooth.mean(axis=0), 1e-30)) is not None:
+        return True
+    area = (smooth > 0.4 * np.median(smooth[smooth > 0.5 * smooth.max()])).sum(axis=0)
+    full = np.flatnonzero(area > _HEADS * area.max())
+    return bool(area[full[0] : full[-1] + 1].min() < _BETWEEN_HEADS * area.max())
+
+
+def _smoothed_slices(data: np.ndarray) -> np.ndarray:
+    """Sums over blocks of the slices of (X, Y, Z) that are not empty: (block, Z)."""
     data = data[tuple(slice(*pair) for pair in content_bounds(data))]
     edge = min(2 * _BLOCK, *data.shape[:2])
     smooth = _block_sums(data, edge).reshape(-1, data.shape[2])
-    smooth = np.clip(smooth, *np.percentile(smooth, [0.1, 99.9]))[:, smooth.any(axis=0)]
+    return np.clip(smooth, *np.percentile(smooth, [0.1, 99.9]))[:, smooth.any(axis=0)]
+
+
+def _where_it_breaks_off(smooth: np.ndarray) -> int | None:
+    """The only slice of (block, Z) within a stack after which the head is another one."""
     if smooth.shape[1] < _BLOCK:
-        return False
-    means, steps = smooth.mean(axis=0), np.abs(np.diff(smooth, axis=1)).mean(axis=0)
+        return None
+    steps = np.abs(np.diff(smooth, axis=1)).mean(axis=0)
     jumps = np.flatnonzero(steps > _JUMP * ndimage.median_filter(steps, 7))
-    if len(jumps) != 1 or jumps[0] in (0, len(steps) - 1) or min(means[0], means[-1]) < _FILLED * means.max():
+    if len(jumps) != 1 or jumps[0] in (0, len(steps) - 1):
+        return None
+    return int(jumps[0]) if steps[jumps[0]] > _LEAST_JUMP * smooth.mean(axis=0).max() else None
+
+
+def _has_repeats(slices: np.ndarray) -> bool:
+    """Whether many slices of (X, Y, Z) along Z, where they hold tissue, are those beside them once more."""
+    if slices.shape[-1] < _BLOCK:
         return False
-    jump = steps[jumps[0]]
-    ends_fit = np.abs(smooth[:, 0] - smooth[:, -1]).mean() < _ENDS_FIT * jump
-    return bool(ends_fit and jump > _LEAST_JUMP * means.max())
+    # of large images every n-th voxel within a slice is enough
+    step = int(np.ceil(np.sqrt(slices.size / _ENOUGH_VOXELS)))
+    slices = slices[::step, ::step]
+    slices = np.clip(slices, *np.percentile(slices, [0, 99.9]))
+    means = slices.mean(axis=(0, 1))
+    changes = np.abs(np.diff(slices, axis=-1)).mean(axis=(0, 1))
+    tissue = np.minimum(means[1:], means[:-1]) > _FILLED * means.max()
+    small = changes < _REPEATED * ndimage.maximum_filter1d(changes, _NEAR)
+    return bool(small[tissue].mean() > _REPEATED_SHARE) if tissue.any() else False
 
 
-def _tissue_widths(data: np.ndarray) -> np.ndarray:
-    """(2,) voxels along X and Y from the first to the last block as bright as half of the tissue."""
+def _tissue_extent(data: np.ndarray) -> np.ndarray:
+    """(3,) voxels from the first to the last block (one slice thick) as bright as half of the tissue."""
     x, y, z = (slice(*pair) for pair in content_bounds(data))
     edge = min(_BLOCK, x.stop - x.start, y.stop - y.start)
     smooth = _block_sums(np.maximum(data[x, y, z], 0), edge)
     if not smooth.max() > 0:
-        return np.zeros(2)
+        return np.zeros(3)
     bright = smooth > 0.5 * np.median(smooth[smooth > 0.5 * smooth.max()])
-    ends = [np.flatnonzero(bright.any(axis=(1 - axis, 2)))[[0, -1]] for axis in (0, 1)]
-    return np.array([edge * (last - first + 1) for first, last in ends])
+    ends = [np.flatnonzero(bright.any(axis=axes))[[0, -1]] for axes in ((1, 2), (0, 2), (0, 1))]
+    return np.array([last - first + 1 for first, last in ends]) * (edge, edge, 1)
 
 
 def _alternation(slices: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """`cmb-jax bids ... participant` split over processes, resumed, interrupted."""
 
 import csv
+import gc
 import subprocess
 import sys
 import time
@@ -62,6 +63,16 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere(bids, cohort, study, tmp_path, 
     assert found == contents(tmp_path / "lines")
     code, stdout, _ = bids(study, tmp_path / "bar", "group")
     assert (code, stdout.splitlines()[0]) == (0, f"{COUNT} done")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted on Linux")
+def test_no_scan_leaves_a_file_open(cohort, tmp_path):
+    cohort(make_study(tmp_path / "first", 1), tmp_path / "warm")  # what is opened once for all
+    gc.collect()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert cohort(make_study(tmp_path / "study", 2 * COUNT), tmp_path / "out")[0] == 0
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_shares_are_the_whole(cohort, study, tmp_path, stub):

@@ -304,3 +304,12 @@ def test_says_how_many_candidates_are_not_listed(content):
     assert "of 132 candidates below it the 2 best are listed" in page.words("rejected")
     page = Page(render_report(dataclasses.replace(content, rows=rows, unlisted=0)))
     assert "best are listed" not in page.words("rejected")
+
+
+def test_300_microbleeds_are_all_listed(content):
+    kept = [dataclasses.replace(content.rows[0], id=number, score=0.99) for number in range(1, 301)]
+    rejected = [dataclasses.replace(content.rows[-1], id=number) for number in range(301, 341)]
+    page = Page(render_report(dataclasses.replace(content, rows=(*kept, *rejected))))
+    assert page.values("data-kept") == [str(number) for number in range(1, 301)]
+    assert len(page.values("data-rejected")) == 40
+    assert page.words("summary").startswith("300 microbleeds reported")

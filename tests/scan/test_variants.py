@@ -143,6 +143,10 @@ GOOD = {
     "every other slice a tenth darker": lambda: swi() * np.where(np.arange(12) % 2, 1.0, 0.9),
     "every other slice moved by 2 voxels": lambda: np.where(np.arange(12) % 2, np.roll(swi(), 2, 0), swi()),
     "nearest neighbors in plane": lambda: swi().repeat(2, 0).repeat(2, 1),
+    "interpolated in slices": lambda: np.abs(zero_filled(swi(), (1, 1, 2))),
+    "slices and the means between them": lambda: np.stack(
+        [swi()[:, :, :-1], (swi()[:, :, :-1] + swi()[:, :, 1:]) / 2], -1
+    ).reshape(240, 300, -1),
     "slices of 4 mm": lambda: swi().reshape(240, 300, -1, 2).mean(axis=-1),
     "slices of 4 mm, 8 bits": lambda: np.rint(swi().reshape(240, 300, -1, 2).mean(axis=-1) / top() * 255),
     "part of the field of view": lambda: swi()[60:-60, 75:-75],
@@ -190,6 +194,14 @@ BAD = {
     "minimum of 8 slices, 8 bits": lambda: np.rint(ndimage.minimum_filter(swi(), (1, 1, 8)) / top() * 255),
     "maximum of 8 slices": lambda: ndimage.maximum_filter(swi(), (1, 1, 8)),
     "each slice twice": lambda: swi().repeat(2, 2),
+    "each slice three times, smoothed": lambda: ndimage.gaussian_filter(swi(), (1, 1, 0)).repeat(3, 2),
+    "each slice twice, stored anew": lambda: (
+        swi().repeat(2, 2) + np.random.default_rng(0).normal(0, 0.002 * top(), (240, 300, 24))
+    ),
+    "half of the slices twice": lambda: whole()[:, :, np.r_[20:40, np.arange(40, 60).repeat(2)]],
+    "each row twice": lambda: (
+        swi().repeat(2, 0) + np.random.default_rng(0).normal(0, 0.002 * top(), (480, 300, 12))
+    ),
     "brain mask": lambda: masks()[1] * 1.0,
     "tissue classes": lambda: (
         np.digitize(ndimage.gaussian_filter(swi(), 2), np.percentile(swi(), [40, 60, 80])) * 1.0
@@ -228,6 +240,35 @@ def test_two_heads_in_one_image_are_refused(axis):
             "wide" in reason or "large" in reason
             for reason in judge_grid(Volume.from_array(both, affine)).reasons
         )
+
+
+def with_neck():
+    """The head on 10 cm of a neck that is narrower from slice to slice, down to a third of the area."""
+    base = whole()[:, :, 0]
+    middle = np.array(base.shape)[:, None, None] / 2
+    shrunk = [
+        ndimage.map_coordinates(base, (np.indices(base.shape) - middle) * factor + middle, order=1)
+        for factor in np.r_[np.full(40, 1.7), np.linspace(1.7, 1.0, 10)]
+    ]
+    return np.concatenate([np.stack(shrunk, -1), whole()], 2)
+
+
+def test_two_heads_above_each_other_are_refused():
+    one = whole()
+    slab, air = one[:, :, 15:-10], np.zeros((240, 300, 6), np.float32)
+    two = {
+        "tall": (np.concatenate([one, one], 2), 2.0),
+        "header of twice the thickness": (one, 4.0),
+        "slabs": (np.concatenate([slab, slab[::-1]], 2), 2.2),
+        "slabs of unlike brightness": (np.concatenate([slab, 1.5 * slab], 2), 2.2),
+        "with air between": (np.concatenate([slab, air, slab], 2), 2.2),
+        "with noise between": (np.concatenate([slab, air + 0.02 * top(), slab], 2), 2.2),
+    }
+    for name, (image, thickness) in two.items():
+        reasons = judge_grid(Volume.from_array(image, np.diag([0.8, 0.8, thickness, 1.0]))).reasons
+        assert "tall" in reasons[0] or "another one begins" in reasons[0], name
+    for image, thickness in ((one, 3.0), (with_neck(), 2.0), (np.concatenate([one, air], 2), 2.8)):
+        assert judge_grid(Volume.from_array(image, np.diag([0.8, 0.8, thickness, 1.0]))).reasons == ()
 
 
 ODD = {

@@ -228,7 +228,7 @@ def part_of(name: BidsName) -> Part:
     if stated in ("mag", "magnitude"):
         return "mag"
     if stated:
-        raise UserError(f"part-{stated} is not read; give magnitude and phase")
+        raise UserError(f"part-{stated} is not read; make magnitude and phase of it (part-mag, part-phase)")
     return "swi" if name.suffix.casefold() == "swi" else "mag"
 
 

@@ -115,10 +115,8 @@ def why_not_read(name: BidsName) -> str | None:
     reason = _NOT_READ.get(name.suffix.casefold())
     if reason is not None:
         return reason
-    if name.get("split"):
-        return (
-            "a part of an image by its split-, which BIDS does not have for MRI; join the parts to one image"
-        )
+    if (half := name.get("split")) is not None:
+        return f"only a piece of an image by its split-{half}; join the pieces to one image without split-"
     for key in ("rec", "proc", "desc", "acq"):
         label = (name.get(key) or "").casefold()
         if _PROJECTION.search(label):

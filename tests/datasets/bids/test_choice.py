@@ -187,14 +187,6 @@ def test_nothing_to_take(chosen, tmp_path):
         chosen("minIP")
 
 
-def test_a_part_of_a_split_image_is_not_taken_for_the_whole(tmp_path):
-    for part in "12":
-        tree.image(tmp_path, f"sub-01/anat/sub-01_split-{part}_swi")
-    with pytest.raises(UserError) as error:
-        choose(read_layout(tmp_path).scans("01")[0], tmp_path)
-    assert str(error.value).count("join the parts to one image") == 2
-
-
 def test_every_image_that_is_left_has_its_own_reason(tmp_path):
     tree.image(tmp_path, "sub-01/anat/sub-01_part-phase_GRE", tree.phase())
     tree.image(tmp_path, "sub-01/anat/sub-01_rec-mip_swi")
@@ -251,6 +243,23 @@ def test_chunks_are_scans_of_their_own_and_say_so(tmp_path):
         choice = choose(scan, tmp_path)
         assert choice.kind is ChoiceKind.SWI_AND_PHASE
         assert any("part of the brain" in note for note in choice.notes)
+
+
+def test_pieces_of_an_image_are_never_counted_alone(tmp_path):
+    for piece in ("1", "2"):
+        tree.image(tmp_path, f"sub-01/anat/sub-01_split-{piece}_swi")
+    for part in ("real", "imag"):
+        tree.image(tmp_path, f"sub-02/anat/sub-02_part-{part}_T2starw")
+    for label, reason in (("01", "join the pieces"), ("02", "make magnitude and phase of it")):
+        (scan,) = read_layout(tmp_path).scans(label)
+        with pytest.raises(UserError, match=reason):
+            choose(scan, tmp_path)
+
+
+def test_a_piece_beside_a_whole_image_is_left(chosen):
+    choice = chosen("swi", "split-1_swi")
+    assert taken(choice) == ["swi"]
+    assert "only a piece" in left(choice)["split-1_swi"]
 
 
 def test_runs_are_numbers(tmp_path):
