@@ -72,8 +72,8 @@ _SAMPLED, _SHOWN_VALUES = 64, 32  # pixels along each side that tell slices apar
 # Two heads, one above the other: taller than most scans, and either broken off somewhere or with next to no
 # bright tissue between two heights that are full of it (a neck holds 0.4 of a head's).
 _STACKED_MM, _BETWEEN_HEADS, _HEADS = 200.0, 0.3, 0.6
-# Mean change from a slice to the next over the largest within three slices: 0.6 and more in simulated scans,
-# 0.3 and more however interpolated; repeated slices, even with new rounding or noise, have next to none.
+# Mean change from a slice to the next over the largest within three slices: 0.6 and more in simulated scans;
+# repeated slices, even with new rounding or noise, have next to none.
 _REPEATED, _REPEATED_SHARE, _NEAR = 0.1, 0.25, 7
 _MOST_EMPTY = 0.1  # share of slices without content between others ...
 _FILLED = 0.3  # ... that hold so much of what the fullest does
