@@ -22,6 +22,7 @@ from cmb_jax.detector.network import Detector, Template
 from cmb_jax.devices import Hardware, peak_flops
 from cmb_jax.errors import UserError
 from cmb_jax.inference.proposals import best_of_windows, window_candidates
+from cmb_jax.ops.cpu import library
 from cmb_jax.research.costs import Collective, Costs, Operation
 from cmb_jax.research.plan import (
     BANDWIDTH_SHARE,
@@ -195,6 +196,14 @@ def test_the_command_writes_its_plan(tmp_path, capsys):
     assert written["measured_seconds"] > 0
     with pytest.raises(UserError, match="exists already"):
         run(PlanOptions(mesh="1x1", hardware="cpu", config=file, json=out))
+
+
+def test_a_step_is_planned_without_the_compiled_kernels(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(library, "available", lambda: False)
+    file = tmp_path / "config.py"
+    file.write_text(CONFIG_FILE)
+    run(PlanOptions(mesh="1x1", hardware="cpu", config=file))
+    assert "predicted, not measured" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["32", "0x4", "4x", "axb", "2x2x2"])
