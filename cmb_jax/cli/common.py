@@ -147,7 +147,7 @@ def _output_is_closed() -> bool:
 
 
 def existing_file(path: Path, role: str) -> None:
-    """Refuse a path that is no file.
+    """Refuse a path that is not a file.
 
     Raises:
       UserError: nothing is there, or a folder; `role` says in the message what the file should be.

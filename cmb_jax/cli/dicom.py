@@ -39,7 +39,7 @@ def read_candidates(folder: Path) -> tuple[FolderContent, tuple[Candidate, ...]]
 
 
 def problem_lines(problems: Sequence[Problem], found: Sequence[Candidate]) -> list[str]:
-    """Lines about what was left out of a folder: files, and series that are no volume."""
+    """Lines about what was left out of a folder: files, and series that do not make a volume."""
     from cmb_jax.dicom.choose import Role
     from cmb_jax.dicom.identity import scrubbed
 

@@ -239,7 +239,7 @@ def judge_fluid(volume: Volume, fluid: np.ndarray, tissue: np.ndarray) -> Judgem
         tissue: bool, white matter near them.
     """
     box = tuple(slice(low, high) for low, high in content_bounds(fluid))
-    # the fluid touches its box on all sides: without a margin of background the box's faces were no rim
+    # the fluid touches its box on all sides: without a margin of background the faces would not be its rim
     core = ndimage.distance_transform_edt(np.pad(fluid[box], 1), sampling=volume.spacing_mm) > _RIM_MM
     inside = volume.data[box][core[1:-1, 1:-1, 1:-1]]
     if min(inside.size, np.count_nonzero(tissue)) < _FEWEST_VOXELS:
@@ -398,7 +398,7 @@ def _is_rolled(data: np.ndarray) -> bool:
     """Whether a head (X, Y, Z) leaves the stack at one end of Z and comes in at the other.
 
     Converters that forget to shift the middle of k-space leave it so. Two ends in tissue that fit together
-    are no proof alone, as in slabs of few slices: there must be one slice, too, where the head breaks off.
+    prove nothing alone, as in slabs of few slices: there must also be one slice where the head breaks off.
     """
     smooth = _smoothed_slices(data)
     means, at = smooth.mean(axis=0), _where_it_breaks_off(smooth)
@@ -488,7 +488,7 @@ def _unlikeness(slices: np.ndarray) -> tuple[float, float]:
     if _differences(smooth, 2) <= _APART * slices.std():
         return 0.0, 0.0  # slices that are all alike have no order
     # The first ratio is taken with and without scaling all slices to one mean, and the smaller counts:
-    # brightness that changes from slice to slice is no disorder, but in the air scaling would make much of
+    # brightness that changes from slice to slice is not disorder, but in the air scaling would make much of
     # little.
     scaled = smooth / np.maximum(smooth.mean(axis=0), np.finfo(np.float32).tiny)
     ratios = [_differences(each, 1) / max(_differences(each, 2), 1e-30) for each in (smooth, scaled)]

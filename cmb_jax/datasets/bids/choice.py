@@ -293,7 +293,8 @@ def _companions(
 ) -> tuple[Candidate | None, Candidate | None]:
     """Single-echo phase and magnitude on the grid of a SWI: of its own series first, then by their names."""
     # A SWI and its phase often differ in more of their names than the part, so the grid decides which images
-    # fit, and names only which is taken. A series of several echoes is no companion: a SWI is made of all.
+    # fit, and names only which is taken. A series of several echoes does not go with it:
+    # a SWI is made of all echoes.
     nearest = sorted(
         series,
         key=lambda other: (

@@ -89,7 +89,7 @@ def parse_name(file_name: str) -> BidsName | None:
     matches = [_ENTITY.fullmatch(pair) for pair in pairs]
     entities = tuple((match.group(1), match.group(2)) for match in matches if match is not None)
     if not re.fullmatch(r"[0-9A-Za-z]+", suffix) or len(dict(entities)) < len(pairs):
-        return None  # no suffix, or a part that is no entity or a repeated one
+        return None  # no suffix, or a part that is not an entity or is repeated
     return BidsName(entities=entities, suffix=suffix)
 
 
@@ -106,12 +106,12 @@ def label_of(text: str, key: str) -> str:
     """
     label = text.removeprefix(f"{key}-")
     if not _LABEL.fullmatch(label):
-        raise UserError(f"{text!r}: is no label of BIDS; labels are letters and digits, such as {key}-01")
+        raise UserError(f"{text!r}: is not a BIDS label; labels are letters and digits, such as {key}-01")
     return label
 
 
 def why_not_read(name: BidsName) -> str | None:
-    """Why an image is no susceptibility image by its suffix or labels; None if it is one."""
+    """Why an image is not a susceptibility image by its suffix or labels; None if it is one."""
     reason = _NOT_READ.get(name.suffix.casefold())
     if reason is not None:
         return reason
