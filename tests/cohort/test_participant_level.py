@@ -184,7 +184,7 @@ def test_a_finished_scan_that_would_come_out_otherwise_is_said(bids, study, out,
     code, stdout, _ = bids(study, out, "participant", *more)
     assert code == 1  # the other participant is done
     assert "1 done" in stdout
-    assert what in stdout or "no readable JSON" in stdout
+    assert what in stdout or "not readable JSON" in stdout
     assert "--overwrite" in stdout
     assert (out / f"{STEM_1}_desc-cmb_detections.tsv").read_bytes() == before
     assert bids(study, out, "participant", *more, "--overwrite")[0] == 0
@@ -325,8 +325,8 @@ def test_refusals_before_any_work(bids, study, out, stub, tmp_path):
     refused(bids(study, other, "participant"), "did not write")
     refused(bids(study, file, "participant"), "is a file")
     refused(bids(study, out, "participant", "--participant-label", "99"), "no participant 99")
-    refused(bids(study, out, "participant", "--participant-label", "../01"), "no label")
-    refused(bids(study, out, "participant", "--session-label", "a b"), "no label")
+    refused(bids(study, out, "participant", "--participant-label", "../01"), "not a BIDS label")
+    refused(bids(study, out, "participant", "--session-label", "a b"), "not a BIDS label")
     refused(bids(study, out, "participant", "--threshold", "2"), "between 0 and 1")
     refused(bids(study, out, "group"), "run the participant level first")
     refused(bids(tmp_path / "none", out, "participant"), "no such folder")

@@ -242,7 +242,9 @@ def test_headers_that_results_cannot_refer_to_are_refused(tmp_path, phantom):
         del dataset.FrameOfReferenceUID
         dataset.save_as(path)
     stack = found_in(tmp_path)[0].stack
-    with pytest.raises(UserError, match=r"series 7: .* \(without FrameOfReferenceUID\); leave --dicom-out"):
+    with pytest.raises(
+        UserError, match=r"series 7: .* \(without FrameOfReferenceUID\); leave out --dicom-out"
+    ):
         prepare_results(stack, keep_identifiers=False)
 
 

@@ -31,7 +31,7 @@ def test_other_names_are_none(name):
 def test_labels_come_with_or_without_their_key():
     assert label_of("sub-01", "sub") == label_of("01", "sub") == "01"
     for wrong in ("", "sub-", "../01", "sub-0/1", "0 1", "ses-1"):
-        with pytest.raises(UserError, match="no label"):
+        with pytest.raises(UserError, match="not a BIDS label"):
             label_of(wrong, "sub")
 
 
