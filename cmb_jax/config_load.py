@@ -115,14 +115,14 @@ def config_from_json(text: str) -> Config:
     return build(Config, _with_prototype(_with_precision(parse_json(text))), "config")
 
 
-def read_config(path: Path, todo: str) -> Config:
+def read_config(path: Path, remedy: str) -> Config:
     """The configuration in a file of `config_to_json`.
 
     Raises:
       UserError: missing, damaged, or of another version.
     """
-    with reading(path, todo):
-        return config_from_json(read_text(path, todo))
+    with reading(path, remedy):
+        return config_from_json(read_text(path, remedy))
 
 
 def _with_precision(values: Any) -> dict[str, Any]:

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from nibabel.affines import apply_affine
 
-from cmb_jax.io.volume import Volume
-from cmb_jax.scan.judge import content_bounds
+from cmb_jax.io.volume import Volume, content_bounds
 from cmb_jax.scan.swi import low_pass, phase_trust
 
 # Intensity that becomes 1: this percentile of the brain, which lesions, veins and bright rims do not move.

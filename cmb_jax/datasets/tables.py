@@ -65,10 +65,10 @@ def read_sheet(path: Path) -> list[Row]:
     Raises:
         UserError: missing, not a readable .xlsx file, or far larger than any table of lesions.
     """
-    todo = "is it a readable Excel workbook? save it as .xlsx"
-    with reading(path, todo, missing="no such file"), warnings.catch_warnings():
+    remedy = "is it a readable Excel workbook? save it as .xlsx"
+    with reading(path, remedy, missing="no such file"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about styles and extensions
-        check_is_file(path, todo)
+        check_is_file(path, remedy)
         try:
             _check_parts(path)
             rows = _cells(path)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cmb_jax.detector.blocks import Conv, ConvBlock, at_least_float32
+from cmb_jax.detector.unet import Conv, ConvBlock, at_least_float32
 from cmb_jax.ops.conv import conv3d
 
 # Objectness of an untrained network (Lin et al. 2017): the many negatives then do not dominate the first

@@ -17,9 +17,8 @@ from flax import nnx
 from jax import lax
 
 from cmb_jax.config import PROPOSAL_STRIDE, ModelConfig, Precision, Triple
-from cmb_jax.detector.blocks import Conv, at_least_float32
 from cmb_jax.detector.heads import AnchorEmbedding, ProposalHead, initial_prototypes
-from cmb_jax.detector.unet import FeatureFusion, UNet, dependence_radius
+from cmb_jax.detector.unet import Conv, FeatureFusion, UNet, at_least_float32, dependence_radius
 from cmb_jax.ops.resample import max_pool, space_to_depth
 
 

@@ -10,11 +10,10 @@ import numpy as np
 from cmb_jax.anatomy.regions import Region, RegionMap, region_of
 from cmb_jax.data.prepare import PreparedVolume, prepare
 from cmb_jax.io.nifti import check_same_grid
-from cmb_jax.io.volume import ScanImages, Volume
+from cmb_jax.io.volume import ScanImages, Volume, content_bounds
 from cmb_jax.regions.predict import brain_mask_on, predict_regions, region_code_on
 from cmb_jax.scan import PhaseSign
 from cmb_jax.scan.judge import (
-    content_bounds,
     judge_brain,
     judge_fluid,
     judge_grid,

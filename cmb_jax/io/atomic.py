@@ -255,20 +255,20 @@ def _swap(new: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, todo: str) -> Iterator[None]:
+def locked(folder: Path, remedy: str) -> Iterator[None]:
     """Holds a folder for this process; children do not inherit the lock, so that it dies with the process.
 
     The file that the lock is on is removed at the end; a killed process leaves it.
 
     Args:
         folder: that exists.
-        todo: what the message of a second process tells to do.
+        remedy: what the message of a second process tells to do.
 
     Raises:
         UserError: another process holds it, or no file can be made there.
     """
     path = folder.resolve() / LOCK
-    taken = f"{folder}: another process is at work in it; {todo}"
+    taken = f"{folder}: another process is at work in it; {remedy}"
     if path in _held:
         raise UserError(taken)
     try:

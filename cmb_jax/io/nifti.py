@@ -199,12 +199,12 @@ def check_same_grid(a: Volume, b: Volume) -> None:
         UserError: their shapes differ, or their affines by more than 0.01 mm at any corner.
     """
     names = f"{a.source or 'first volume'} and {b.source or 'second volume'}"
-    todo = "give two images of one acquisition, or resample one onto the other first"
+    remedy = "give two images of one acquisition, or resample one onto the other first"
     if a.shape != b.shape:
-        raise UserError(f"{names}: shapes differ ({a.shape} and {b.shape} in RAS); {todo}")
+        raise UserError(f"{names}: shapes differ ({a.shape} and {b.shape} in RAS); {remedy}")
     apart = largest_distance(a.affine - b.affine, a.shape)
     if apart > _SAME_AFFINE_MM:
-        raise UserError(f"{names}: they lie up to {apart:.2f} mm apart in space; {todo}")
+        raise UserError(f"{names}: they lie up to {apart:.2f} mm apart in space; {remedy}")
 
 
 def _storage_type(data: np.ndarray, dtype: np.dtype | type | None) -> np.dtype:

@@ -32,7 +32,7 @@ MAX_ARRAYS_BYTES = 2**32
 MAX_ROWS = 1_000_000
 MAX_DEPTH = 64  # of JSON; what walks over it later recurses
 _LARGEST_WHOLE = 2**63
-_TODO = "copy or make it again"
+_REMEDY = "copy or make it again"
 _LONGEST_REASON = 200
 _LONGEST_NAME = 300
 
@@ -40,8 +40,8 @@ _LONGEST_NAME = 300
 class Unreadable(UserError):
     """A file that cannot be used. `reason` says why without naming the file: it may go into outputs."""
 
-    def __init__(self, where: str | Path, reason: str, todo: str):
-        super().__init__(f"{shortened(str(where), _LONGEST_NAME)}: {reason}; {todo}")
+    def __init__(self, where: str | Path, reason: str, remedy: str):
+        super().__init__(f"{shortened(str(where), _LONGEST_NAME)}: {reason}; {remedy}")
         self.reason = reason
 
 
@@ -59,7 +59,7 @@ def shown(value: object) -> str:
 @contextlib.contextmanager
 def reading(
     where: str | Path,
-    todo: str = _TODO,
+    remedy: str = _REMEDY,
     *,
     missing: str = "no such file; check the name",
     but: tuple[type[Exception], ...] = (),
@@ -68,7 +68,7 @@ def reading(
 
     Args:
         where: the file, as messages call it.
-        todo: what messages tell to do about a file that cannot be used.
+        remedy: what messages tell to do about a file that cannot be used.
         missing: what a message says if there is no such file.
         but: what the body raises for the caller to judge.
 
@@ -83,13 +83,15 @@ def reading(
     except FileNotFoundError as error:
         raise UserError(f"{shortened(str(where), _LONGEST_NAME)}: {missing}") from error
     except MemoryError as error:
-        raise Unreadable(where, "takes more memory than there is", todo) from error
+        raise Unreadable(where, "takes more memory than there is", remedy) from error
     except OSError as error:
-        raise Unreadable(where, f"cannot be read ({error.strerror or type(error).__name__})", todo) from error
+        raise Unreadable(
+            where, f"cannot be read ({error.strerror or type(error).__name__})", remedy
+        ) from error
     except RecursionError as error:
-        raise Unreadable(where, "cannot be read (nested too deeply)", todo) from error
+        raise Unreadable(where, "cannot be read (nested too deeply)", remedy) from error
     except Exception as error:  # a damaged file raises whatever its parser stumbles over
-        raise Unreadable(where, f"cannot be read ({_reason(error)})", todo) from error
+        raise Unreadable(where, f"cannot be read ({_reason(error)})", remedy) from error
 
 
 def _reason(error: Exception) -> str:
@@ -103,7 +105,7 @@ def _reason(error: Exception) -> str:
     return text if plain else f"{name}: {text}"
 
 
-def check_is_file(path: Path, todo: str) -> int:
+def check_is_file(path: Path, remedy: str) -> int:
     """The size in bytes of a plain file: a pipe or a device would block.
 
     Raises:
@@ -112,26 +114,26 @@ def check_is_file(path: Path, todo: str) -> int:
     """
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
-        raise Unreadable(path, "is a folder", todo)
+        raise Unreadable(path, "is a folder", remedy)
     if not stat.S_ISREG(status.st_mode):
-        raise Unreadable(path, "is not a plain file", todo)
+        raise Unreadable(path, "is not a plain file", remedy)
     return status.st_size
 
 
-def read_bytes(path: Path, todo: str = _TODO, *, limit: int = MAX_TEXT_BYTES) -> bytes:
+def read_bytes(path: Path, remedy: str = _REMEDY, *, limit: int = MAX_TEXT_BYTES) -> bytes:
     """The content of a file of at most `limit` bytes. Raises UserError."""
-    with reading(path, todo):
-        size = check_is_file(Path(path), todo)
+    with reading(path, remedy):
+        size = check_is_file(Path(path), remedy)
         if size > limit:
-            raise Unreadable(path, f"is {size / 1e6:.0f} MB long, more than such a file ever is", todo)
+            raise Unreadable(path, f"is {size / 1e6:.0f} MB long, more than such a file ever is", remedy)
         with open(path, "rb") as stream:
             return stream.read(limit)
 
 
-def read_text(path: Path, todo: str = _TODO, *, limit: int = MAX_TEXT_BYTES) -> str:
+def read_text(path: Path, remedy: str = _REMEDY, *, limit: int = MAX_TEXT_BYTES) -> str:
     """The content of a UTF-8 file, with or without a byte order mark. Raises UserError."""
-    with reading(path, todo):
-        return read_bytes(path, todo, limit=limit).decode("utf-8-sig")
+    with reading(path, remedy):
+        return read_bytes(path, remedy, limit=limit).decode("utf-8-sig")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -163,20 +165,20 @@ def _whole(text: str) -> int | float:
     return int(text) if abs(value) < _LARGEST_WHOLE else value
 
 
-def read_json(path: Path, todo: str = _TODO, *, limit: int = MAX_TEXT_BYTES) -> Any:
+def read_json(path: Path, remedy: str = _REMEDY, *, limit: int = MAX_TEXT_BYTES) -> Any:
     """The content of a JSON file. Raises UserError; see `parse_json`."""
-    text = read_text(path, todo, limit=limit)
+    text = read_text(path, remedy, limit=limit)
     try:
         return parse_json(text)
     except ValueError as error:
-        raise Unreadable(path, f"is not readable JSON ({shortened(str(error))})", todo) from error
+        raise Unreadable(path, f"is not readable JSON ({shortened(str(error))})", remedy) from error
 
 
-def read_json_object(path: Path, todo: str = _TODO, *, limit: int = MAX_TEXT_BYTES) -> dict[str, Any]:
+def read_json_object(path: Path, remedy: str = _REMEDY, *, limit: int = MAX_TEXT_BYTES) -> dict[str, Any]:
     """The JSON object that a file holds. Raises UserError; see `parse_json`."""
-    content = read_json(path, todo, limit=limit)
+    content = read_json(path, remedy, limit=limit)
     if not isinstance(content, dict):
-        raise Unreadable(path, "holds no JSON object", todo)
+        raise Unreadable(path, "holds no JSON object", remedy)
     return content
 
 
@@ -206,10 +208,10 @@ def read_arrays(path: Path, *, limit: int = MAX_ARRAYS_BYTES) -> dict[str, np.nd
     import numpy as np
 
     with reading(path):
-        check_is_file(Path(path), _TODO)
+        check_is_file(Path(path), _REMEDY)
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > limit:
-                raise Unreadable(path, f"unpacks to more than {limit / 1e9:.0f} GB", _TODO)
+                raise Unreadable(path, f"unpacks to more than {limit / 1e9:.0f} GB", _REMEDY)
             for entry in archive.infolist():
                 with archive.open(entry) as member:
                     _check_claim(member, entry.file_size)
@@ -230,12 +232,12 @@ def _check_claim(member: Any, size: int) -> None:
         raise ValueError("an array of another size than its header says")
 
 
-def read_array(path: Path, todo: str = _TODO, *, mapped: bool = False) -> np.ndarray:
+def read_array(path: Path, remedy: str = _REMEDY, *, mapped: bool = False) -> np.ndarray:
     """The array of an .npy file, `mapped`: left on disk. Raises UserError."""
     import numpy as np
 
-    with reading(path, todo):
-        size = check_is_file(Path(path), todo)
+    with reading(path, remedy):
+        size = check_is_file(Path(path), remedy)
         with open(path, "rb") as stream:
             _check_claim(stream, size)
         return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)

@@ -99,14 +99,14 @@ def table_text(
     return text.getvalue()
 
 
-def read_rows(path: Path, delimiter: str | None, todo: str = "give a CSV file") -> list[list[str]]:
+def read_rows(path: Path, delimiter: str | None, remedy: str = "give a CSV file") -> list[list[str]]:
     """The lines of a table as cells; `delimiter` None: comma or semicolon, as the first line has more of.
 
     Raises:
         UserError: missing, unreadable or far too large.
     """
-    with reading(path, todo):
-        text = read_text(path, todo)
+    with reading(path, remedy):
+        text = read_text(path, remedy)
         if delimiter is None:
             first = text.partition("\n")[0]
             delimiter = ";" if first.count(";") > first.count(",") else ","

@@ -81,3 +81,15 @@ class ScanImages:
     swi: Volume  # susceptibility-weighted, or another image on which microbleeds are dark
     phase: Volume | None = None  # as stored
     magnitude: Volume | None = None
+
+
+def content_bounds(data: np.ndarray) -> np.ndarray:
+    """Smallest box of an image (X, Y, Z) beyond which all is zero: (3, 2) half-open; of zeros, all of it."""
+    nonzero = data != 0
+    bounds = np.array([[0, size] for size in data.shape])
+    if not nonzero.any():
+        return bounds
+    for axis in range(3):
+        filled = np.flatnonzero(nonzero.any(axis=tuple(other for other in range(3) if other != axis)))
+        bounds[axis] = filled[0], filled[-1] + 1
+    return bounds

@@ -156,13 +156,13 @@ def _file_of(arrays: dict[str, np.ndarray], metadata: Mapping[str, str]) -> byte
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays by name as they are stored, and metadata."""
-    todo = (
+    remedy = (
         "not a readable safetensors file (damaged, truncated or of another kind): fetch it again, or "
         "give other weights"
     )
-    with reading(path, todo, missing="no such weights file; check the path"):
+    with reading(path, remedy, missing="no such weights file; check the path"):
         # weights come from anywhere: their size and types are checked before anything is computed with them
-        if check_is_file(path, todo) > _MAX_BYTES:
+        if check_is_file(path, remedy) > _MAX_BYTES:
             raise ValueError("larger than weights ever are")
         with safe_open(path, framework="numpy") as file:
             metadata = {str(name): text for name, text in (file.metadata() or {}).items()}

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cmb_jax.anatomy.regions import NUM_REGIONS
-from cmb_jax.detector.blocks import Conv
-from cmb_jax.detector.unet import UNet
+from cmb_jax.detector.unet import Conv, UNet
 from cmb_jax.ops.conv import Triple
 from cmb_jax.ops.resample import depth_to_space, space_to_depth
 

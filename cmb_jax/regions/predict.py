@@ -28,11 +28,10 @@ from cmb_jax.anatomy.regions import (
     region_of,
 )
 from cmb_jax.detector.network import Template
-from cmb_jax.io.volume import Volume
+from cmb_jax.io.volume import Volume, content_bounds
 from cmb_jax.io.weights import load_weights
 from cmb_jax.regions import grid
 from cmb_jax.regions.network import RegionNet
-from cmb_jax.scan.judge import content_bounds
 
 BUNDLED_WEIGHTS = Path(__file__).parent.parent / "weights" / "region.safetensors"
 

@@ -251,9 +251,9 @@ def read_review(path: Path) -> ScanReview:
         UserError: missing, damaged, or another kind of file.
     """
     path = Path(path)
-    todo = "it is not a file of cmb-jax review import: import it again"
-    with reading(path, todo, missing="no such file; make it with cmb-jax review import"):
-        content = read_json_object(path, todo)
+    remedy = "it is not a file of cmb-jax review import: import it again"
+    with reading(path, remedy, missing="no such file; make it with cmb-jax review import"):
+        content = read_json_object(path, remedy)
         if content["format"] != FORMAT or content["format_version"] != VERSION:
             raise ValueError("another format")
         rows = tuple(checked_row(row) for row in content["candidates"])
