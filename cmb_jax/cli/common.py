@@ -188,7 +188,7 @@ def check(given: Mapping[str, Any]) -> None:
     """Refuse values that cannot be right; an option means the same in every command that has it.
 
     Raises:
-      UserError: no such file, folder or weights; output that exists; a number that is infinite or none; a
+      UserError: no such file, folder or weights; output that exists; a number that is not finite; a
         threshold that no score has.
     """
     for name, role in (_FILES | _FOLDERS).items():

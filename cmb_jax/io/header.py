@@ -272,8 +272,8 @@ def world_affine(file: NiftiFile) -> tuple[np.ndarray, list[str]]:
         edges = _checked_edges(file.path, affine, shape)
         if np.array_equal(affine, np.eye(4)):
             warnings.append(
-                "the header holds no place and no voxel size but 1 mm, as programs write that know neither; "
-                "if that is wrong, so are sizes, zones and counts"
+                "the header looks like a placeholder: no position, and no voxel size but 1 mm; if it is "
+                "wrong, so are sizes, zones and counts"
             )
         zooms = np.array(header["pixdim"][1:4], np.float64) * scale
         if np.abs(zooms - edges).max() > 0.01 * edges.max():
