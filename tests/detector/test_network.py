@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from cmb_jax.config import ModelConfig
-from cmb_jax.detector import blocks
+from cmb_jax.detector import unet
 from cmb_jax.detector.heads import initial_prototypes
 from cmb_jax.detector.network import Detector, receptive_halo
 
@@ -240,13 +240,13 @@ def test_windows_give_the_values_of_the_whole(rng, low):
 def forward_gflop(config, monkeypatch, shape=(64, 128, 128)):
     """Multiplications and additions of the convolutions of one forward pass, in 1e9."""
     count = []
-    real = blocks.conv3d
+    real = unet.conv3d
 
     def counting(x, kernel, *rest, **options):
         count.append(2 * x.shape[0] * x.shape[1] * x.shape[2] * x.shape[3] * kernel.size)
         return real(x, kernel, *rest, **options)
 
-    monkeypatch.setattr(blocks, "conv3d", counting)
+    monkeypatch.setattr(unet, "conv3d", counting)
     jax.eval_shape(
         lambda image: Detector(config, rngs=nnx.Rngs(0))(image),
         jax.ShapeDtypeStruct((1, *shape, 2), jnp.float32),
